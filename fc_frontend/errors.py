@@ -1,0 +1,80 @@
+"""What can be wrong, as values that carry what an operator needs to put it right.
+
+A `Problem` is data: loader, planner, renderer and HAProxy's own verdict all speak in it, so that
+every command can print all of them in one go.  Exceptions come in two severities: `Refused` (the
+input must change) and `Unavailable` (the same input may work later).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Severity(StrEnum):
+    """How bad a problem is: an error refuses the configuration, a warning does not."""
+
+    ERROR = "error"
+    WARNING = "warning"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """One thing that is wrong, where it stands, and what to do about it.
+
+    `line` and `column` count from 1, as editors do.
+    """
+
+    message: str
+    remedy: str = ""
+    severity: Severity = Severity.ERROR
+    file: str | None = None
+    line: int | None = None
+    column: int | None = None
+    service: str | None = None
+    field: str | None = None
+
+    @property
+    def location(self) -> str:
+        """`file:line:column`, as much of it as is known; empty if nothing is."""
+        parts = [self.file] if self.file else []
+        if self.file and self.line is not None:
+            parts.append(str(self.line))
+            if self.column is not None:
+                parts.append(str(self.column))
+        return ":".join(parts)
+
+    def __str__(self) -> str:
+        where = f"{self.location}: " if self.file else ""
+        subject = ": ".join(
+            part for part in (f"service {self.service}" if self.service else "", self.field) if part
+        )
+        said = f"{where}{self.severity}: {subject + ': ' if subject else ''}{self.message}"
+        return f"{said} → {self.remedy}" if self.remedy else said
+
+
+def errors_in(problems: Iterable[Problem]) -> tuple[Problem, ...]:
+    """The problems that refuse the configuration."""
+    return tuple(p for p in problems if p.severity is Severity.ERROR)
+
+
+def warnings_in(problems: Iterable[Problem]) -> tuple[Problem, ...]:
+    """The problems that do not refuse the configuration."""
+    return tuple(p for p in problems if p.severity is Severity.WARNING)
+
+
+class FrontendError(Exception):
+    """The base of all errors that fc-frontend raises on purpose."""
+
+    def __init__(self, *problems: Problem) -> None:
+        super().__init__("; ".join(str(p) for p in problems))
+        self.problems = problems
+
+
+class Refused(FrontendError):
+    """The input is wrong: trying again with the same input gives the same answer."""
+
+
+class Unavailable(FrontendError):
+    """Something around us does not answer now: the same input may work later."""

@@ -1,0 +1,306 @@
+"""The values that flow through fc-frontend, one type a stage.
+
+    Settings, ServiceSpec, Fragment    what the operator declared
+    Answer                             what cluster DNS said of one service
+    ServicePlan, Plan                  what HAProxy should do
+
+All are frozen: a stage takes values and gives new ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from typing import Literal
+
+from fc_frontend.errors import Problem
+
+Address = IPv4Address | IPv6Address
+Network = IPv4Network | IPv6Network
+Family = Literal["ipv4", "ipv6"]
+Mode = Literal["tcp", "http"]
+
+
+class Kind(StrEnum):
+    """Where a service's servers come from."""
+
+    WILDCARD = "wildcard"
+    """A/AAAA of `*.svc.ns.svc.domain`: the pods, on CoreDNS before 1.9."""
+    HEADLESS = "headless"
+    """A/AAAA of `svc.ns.svc.domain`: the ready pods of a service without cluster IP."""
+    SRV = "srv"
+    """SRV of `_port._proto.svc.ns.svc.domain`: pods with the number of a named port."""
+    SERVICE = "service"
+    """A/AAAA of `svc.ns.svc.domain`: the cluster IP, behind which kube-proxy balances."""
+    NODES = "nodes"
+    """The addresses of `cluster.nodes`: no DNS."""
+
+
+class Discovery(StrEnum):
+    """What the operator may ask for; `auto` lets cluster DNS decide."""
+
+    AUTO = "auto"
+    WILDCARD = "wildcard"
+    HEADLESS = "headless"
+    SRV = "srv"
+
+
+class Target(StrEnum):
+    """What a service's port belongs to: which of the three port fields was given."""
+
+    POD = "pod_port"
+    SERVICE = "service_port"
+    NODE = "lb_service_port"
+
+
+class Transport(StrEnum):
+    """How a nameserver is asked."""
+
+    UDP = "udp"
+    TCP = "tcp"
+
+
+@dataclass(frozen=True, slots=True)
+class Bind:
+    """One address that a service listens on, in HAProxy's words (manual 5.1, `bind`).
+
+    `kind` is "ip", "unix" or "abns".  For "ip", `host` is a canonical address or `*`.
+    """
+
+    kind: Literal["ip", "unix", "abns"]
+    host: str
+    port: int | None = None
+
+    def __str__(self) -> str:
+        if self.kind != "ip":
+            return f"{self.kind}@{self.host}"
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    def overlaps(self, other: Bind) -> bool:
+        """True if both would take some connection: the same place, or a wildcard over it.
+
+        `[::]` takes IPv4 as well on Linux (net.ipv6.bindv6only=0, `v6only` in manual 5.1).
+        """
+        if self == other:
+            return True
+        if self.kind != "ip" or other.kind != "ip" or self.port != other.port:
+            return False
+        return self._covers(other) or other._covers(self)
+
+    def _covers(self, other: Bind) -> bool:
+        return self.host == "::" or (self.host == "*" and ":" not in other.host)
+
+
+@dataclass(frozen=True, slots=True)
+class Nameserver:
+    """A cluster DNS server and the transports over which it may be asked."""
+
+    address: Address
+    port: int = 53
+    transports: tuple[Transport, ...] = (Transport.UDP, Transport.TCP)
+
+    def __str__(self) -> str:
+        host = f"[{self.address}]" if self.address.version == 6 else str(self.address)
+        scheme = f"{self.transports[0]}://" if len(self.transports) == 1 else ""
+        return f"{scheme}{host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cluster:
+    """The cluster behind this frontend."""
+
+    domain: str = "cluster.local"
+    nameservers: tuple[Nameserver, ...] = ()
+    service_networks: tuple[Network, ...] = ()
+    pod_networks: tuple[Network, ...] = ()
+    nodes: Mapping[str, Address] = field(default_factory=dict)
+
+    def families(self, networks: tuple[Network, ...]) -> tuple[Family, ...]:
+        """The address families of `networks`, the operator's first one first."""
+        order = [("ipv4" if network.version == 4 else "ipv6") for network in networks]
+        return tuple(dict.fromkeys(order))  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Haproxy:
+    """How HAProxy is reached and what its global section says.  Times are in seconds."""
+
+    binary: str = "haproxy"
+    config_file: str = "/etc/haproxy/haproxy.cfg"
+    master_socket: str = "/run/haproxy/master.sock"
+    runtime_socket: str = "/run/haproxy/admin.sock"
+    reload_command: tuple[str, ...] | None = None
+    supervise: bool = False
+    stats: Bind | None = None
+    user: str | None = None
+    group: str | None = None
+    log: str | None = "/dev/log"
+    hard_stop_after: float = 3600.0
+    check_timeout: float = 30.0
+    reload_timeout: float = 30.0
+    global_extra: tuple[str, ...] = ()
+    defaults_extra: tuple[str, ...] = ()
+    templates: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Intervals:
+    """How often things happen.  In seconds."""
+
+    resolve: float = 1.0
+    rescan: float = 30.0
+    debounce: float = 0.2
+    reload: float = 2.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """All that is not a service."""
+
+    cluster: Cluster = field(default_factory=Cluster)
+    haproxy: Haproxy = field(default_factory=Haproxy)
+    state_directory: str = "/var/lib/fc-frontend"
+    listen: Bind | None = None
+    intervals: Intervals = field(default_factory=Intervals)
+
+    @property
+    def server_state_file(self) -> str:
+        """Where HAProxy reads its servers' last addresses from at each start."""
+        return f"{self.state_directory}/server-state"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tls:
+    """TLS to the pods."""
+
+    verify: bool = False
+    ca_file: str | None = None
+    sni: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where something was declared.  `line` and `column` count from 1."""
+
+    file: str
+    line: int | None = None
+    column: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServiceSpec:
+    """One declared service.  `name` is the HAProxy proxy's name, `service` the Kubernetes one's.
+
+    `slots` is None for `auto`.  `origin` takes no part in comparisons: moving a declaration to
+    another file changes nothing.
+    """
+
+    name: str
+    service: str
+    namespace: str = "default"
+    binds: tuple[Bind, ...]
+    mode: Mode = "tcp"
+    target: Target = Target.POD
+    port: int | str
+    protocol: Literal["tcp", "udp"] = "tcp"
+    discovery: Discovery = Discovery.AUTO
+    slots: int | None = None
+    fallback: bool = False
+    balance: str = "leastconn"
+    check: bool = True
+    tls: Tls | None = None
+    extra_config: tuple[str, ...] = ()
+    server_options: str = ""
+    bind_options: str = ""
+    origin: Origin | None = field(default=None, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Fragment:
+    """A raw piece of HAProxy configuration: `name` is its file's name without `.cfg`."""
+
+    name: str
+    text: str
+    origin: Origin = field(compare=False)
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Endpoint:
+    """A pod (or cluster IP, or node) that takes traffic: a canonical address and a port."""
+
+    address: str
+    port: int
+
+
+class Freshness(StrEnum):
+    """How much an answer is worth."""
+
+    FRESH = "fresh"
+    """Cluster DNS said so when it was last asked."""
+    STALE = "stale"
+    """The last good answer; DNS has not given a good one since."""
+    UNKNOWN = "unknown"
+    """DNS was not asked, or never gave a good answer."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What is known of one service's servers, and why its kind was chosen.
+
+    `rejected` are addresses outside the pod and service networks: said, never used.  `error` is
+    what DNS last said instead of an answer.  `slots` is the number of slots that the running
+    configuration has for it, 0 if unknown.
+    """
+
+    kind: Kind
+    reason: str
+    endpoints: tuple[Endpoint, ...] = ()
+    freshness: Freshness = Freshness.UNKNOWN
+    rejected: tuple[str, ...] = ()
+    error: str | None = None
+    remedy: str = ""
+    slots: int = 0
+
+
+Resolution = Mapping[str, Answer]
+"""Service name → answer."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServicePlan:
+    """What HAProxy should have for one service.
+
+    `query` is the DNS name that HAProxy resolves, None for nodes.  `slots` is the number of
+    servers in the template.  `fallback_query` names the cluster IP that serves as backup.
+    """
+
+    spec: ServiceSpec
+    kind: Kind
+    reason: str
+    query: str | None
+    slots: int
+    prefer: Family
+    endpoints: tuple[Endpoint, ...] = ()
+    fallback_query: str | None = None
+
+    @property
+    def slots_short(self) -> int:
+        """Pods that got no slot, and therefore no traffic."""
+        return max(0, len(self.endpoints) - self.slots) if self.query else 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What HAProxy should do, all of it, and what the operator should know about it."""
+
+    settings: Settings
+    services: tuple[ServicePlan, ...]
+    fragments: tuple[Fragment, ...] = ()
+    problems: tuple[Problem, ...] = ()
+
+    @property
+    def slot_count(self) -> int:
+        """The number of servers that HAProxy will have for the declared services."""
+        return sum(service.slots + bool(service.fallback_query) for service in self.services)
