@@ -8,7 +8,7 @@ input must change) and `Unavailable` (the same input may work later).
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from enum import StrEnum
 
 
@@ -44,6 +44,10 @@ class Problem:
             if self.column is not None:
                 parts.append(str(self.column))
         return ":".join(parts)
+
+    def as_json(self) -> dict[str, str | int | None]:
+        """The problem in the shape of all JSON output: no field is ever missing."""
+        return {**asdict(self), "severity": self.severity.value}
 
     def __str__(self) -> str:
         where = f"{self.location}: " if self.file else ""

@@ -173,9 +173,8 @@ class Settings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tls:
-    """TLS to the pods."""
+    """TLS to the pods.  Their certificates are verified if there is a `ca_file` to do it with."""
 
-    verify: bool = False
     ca_file: str | None = None
     sni: str | None = None
 
@@ -204,7 +203,6 @@ class ServiceSpec:
     mode: Mode = "tcp"
     target: Target = Target.POD
     port: int | str
-    protocol: Literal["tcp", "udp"] = "tcp"
     discovery: Discovery = Discovery.AUTO
     slots: int | None = None
     fallback: bool = False
@@ -228,10 +226,14 @@ class Fragment:
 
 @dataclass(frozen=True, slots=True, order=True)
 class Endpoint:
-    """A pod (or cluster IP, or node) that takes traffic: a canonical address and a port."""
+    """A pod (or cluster IP, or node) that takes traffic: a canonical address and a port.
+
+    `name` is the DNS name that an SRV record gave for it, else empty.
+    """
 
     address: str
     port: int
+    name: str = ""
 
 
 class Freshness(StrEnum):

@@ -1,0 +1,70 @@
+"""The command line: one module a command, imported only when that command is run."""
+
+from __future__ import annotations
+
+import importlib
+
+import click
+
+from fc_frontend import __version__
+
+COMMANDS = {
+    "check": "Judge the configuration; changes nothing and needs no network.",
+    "render": "Print the haproxy.cfg that follows from the configuration.",
+    "apply": "Ask cluster DNS, check, install, reload and confirm, once.",
+    "run": "Run the daemon: keep HAProxy in step with files and cluster DNS.",
+    "resolve": "Show what cluster DNS says now of each service.",
+    "demo": "Show the whole thing on loopback, with nothing set up.",
+}
+
+
+class LazyGroup(click.Group):
+    """A group that knows its commands' names and imports a command when it is called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"fc_frontend.cli.{cmd_name}")
+        command: click.Command = module.command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+EPILOG = """\
+Settings are read from /etc/fc-frontend/config.yaml (or .json), else from --config or
+FC_FRONTEND_CONFIG; services from there and from services.d/*.yaml, *.json and *.cfg beside it.
+"""
+
+
+@click.command(
+    cls=LazyGroup,
+    epilog=EPILOG,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.version_option(__version__, message="fc-frontend %(version)s")
+@click.option(
+    "-c",
+    "--config",
+    metavar="PATH",
+    help="The settings file. Also an option of each command.",
+)
+@click.pass_context
+def cli(ctx: click.Context, config: str | None) -> None:
+    """HAProxy in front of a Kubernetes cluster.
+
+    Declare services in a few lines; fc-frontend finds their pods by cluster DNS, writes haproxy.cfg,
+    lets HAProxy check it, and reloads without losing a request. HAProxy serves on without it.
+
+    \b
+    First steps:
+      fc-frontend demo      see it work, on loopback, with nothing set up
+      fc-frontend check     judge /etc/fc-frontend/config.yaml
+      fc-frontend run       the daemon
+    """
+    ctx.obj = config

@@ -1,0 +1,98 @@
+"""`fc-frontend check`: the gate before a reload."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import click
+
+from fc_frontend.cli.common import (
+    Exit,
+    config_option,
+    print_problems,
+    style,
+    summary,
+)
+from fc_frontend.errors import Problem, Unavailable, errors_in, warnings_in
+
+
+@click.command("check")
+@config_option
+@click.option(
+    "--format",
+    "shape",
+    type=click.Choice(["text", "json", "nagios"]),
+    default="text",
+    help="text for people, json for scripts, nagios for Sensu, Nagios and Icinga.",
+)
+def command(config: str, shape: str) -> None:
+    """Judge the configuration, without changing anything.
+
+    Loads settings, services and fragments, plans and renders them, and lets `haproxy -c` judge the
+    result. Needs no network, no daemon and no write access, so it fits ExecStartPre= and
+    ExecReload=. Services of which cluster DNS has never said anything are judged with 10 slots.
+
+    \b
+    Exit code  text, json                            nagios
+    0          good; there may be warnings           good
+    1          refused                               warnings
+    2          wrong usage                           refused
+    3          cannot tell, e.g. no haproxy found    cannot tell
+    """
+    from fc_frontend.pipeline import judged, prepare_offline
+
+    prepared = prepare_offline(config)
+    problems = prepared.problems
+    unknown: tuple[Problem, ...] = ()
+    try:
+        problems = judged(prepared).problems
+    except Unavailable as exc:
+        unknown = exc.problems
+    refused = bool(errors_in(problems))
+    code = Exit.PROBLEMS if refused else Exit.CANNOT_TELL if unknown else Exit.GOOD
+    services = len(prepared.plan.services)
+    fragments = len(prepared.plan.fragments)
+    if shape == "json":
+        document = {
+            "version": 1,
+            "status": {0: "good", 1: "refused", 3: "unknown"}[code],
+            "config": config,
+            "hash": prepared.config.hash if prepared.config else None,
+            "services": services,
+            "fragments": fragments,
+            "problems": [problem.as_json() for problem in (*problems, *unknown)],
+        }
+        click.echo(json.dumps(document, indent=2, ensure_ascii=False))
+        sys.exit(code)
+    if shape == "nagios":
+        sys.exit(_nagios(problems, unknown, services))
+    if refused:
+        click.echo(style(summary(problems), "red"), err=True)
+    print_problems((*problems, *unknown))
+    if code is Exit.GOOD:
+        slots = prepared.plan.slot_count
+        said = f"{services} services, {slots} slots"
+        said += f", {fragments} fragments" if fragments else ""
+        click.echo(f"{style('good', 'green')}: {said}, accepted by HAProxy")
+    elif unknown and not refused:
+        click.echo(f"cannot tell: {unknown[0].message}", err=True)
+    sys.exit(code)
+
+
+def _nagios(problems: tuple[Problem, ...], unknown: tuple[Problem, ...], services: int) -> int:
+    errors, warnings = errors_in(problems), warnings_in(problems)
+    if errors:
+        word, code, said = "CRITICAL", 2, summary(problems)
+    elif unknown:
+        word, code, said = "UNKNOWN", 3, unknown[0].message
+    elif warnings:
+        more = f" (and {len(warnings) - 1} more)" if len(warnings) > 1 else ""
+        word, code, said = "WARNING", 1, f"{warnings[0].message}{more}"
+    else:
+        word, code, said = "OK", 0, f"{services} services, accepted by HAProxy"
+    said = " ".join(said.replace("|", "/").split())
+    click.echo(f"FC-FRONTEND {word} - {said} | errors={len(errors)} warnings={len(warnings)}")
+    for problem in (*errors, *warnings, *unknown):
+        click.echo(" ".join(str(problem).replace("|", "/").split()))
+    return code

@@ -1,0 +1,86 @@
+"""What the commands share: options, the way problems are printed, and exit codes."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from enum import IntEnum
+from typing import Any, NoReturn, TypeVar
+
+import click
+
+from fc_frontend.errors import Problem, Severity, errors_in, warnings_in
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Exit(IntEnum):
+    """Exit codes of commands that judge (2, usage, is click's)."""
+
+    GOOD = 0
+    PROBLEMS = 1
+    USAGE = 2
+    CANNOT_TELL = 3
+
+
+def config_option(function: F) -> F:
+    """The option `--config`, here or before the command's name; the command gets `config`."""
+
+    def chosen(ctx: click.Context, _param: click.Parameter, value: str | None) -> str:
+        from fc_frontend.config.loader import settings_path
+
+        given = value or ctx.obj
+        return settings_path(given if isinstance(given, str) else None)
+
+    return click.option(
+        "-c",
+        "--config",
+        metavar="PATH",
+        callback=chosen,
+        help="The settings file [default: $FC_FRONTEND_CONFIG, else /etc/fc-frontend/config.yaml]",
+    )(function)
+
+
+def style(text: str, color: str) -> str:
+    """`text` in colour; click takes the colour away where the output is no terminal."""
+    import os
+
+    return text if os.environ.get("NO_COLOR") else click.style(text, fg=color, bold=True)
+
+
+def print_problems(problems: Iterable[Problem], *, to_stderr: bool = True) -> None:
+    """One line a problem, errors first, then a line with its remedy."""
+    found = tuple(problems)
+    for problem in (*errors_in(found), *warnings_in(found)):
+        color = "red" if problem.severity is Severity.ERROR else "yellow"
+        where = f"{problem.location}: " if problem.location else ""
+        subject = ": ".join(
+            part
+            for part in (problem.service and f"service {problem.service}", problem.field)
+            if part
+        )
+        click.echo(
+            f"{where}{style(problem.severity, color)}: "
+            f"{subject + ': ' if subject else ''}{problem.message}",
+            err=to_stderr,
+        )
+        if problem.remedy:
+            click.echo(f"    → {problem.remedy}", err=to_stderr)
+
+
+def summary(problems: Iterable[Problem]) -> str:
+    """Why it is refused, in one line; empty if there is no error."""
+    errors = errors_in(problems)
+    if not errors:
+        return ""
+    first = errors[0]
+    said = str(replace(first, remedy="")).replace("error: ", "", 1)
+    more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
+    return f"refused: {' '.join(said.split())}{more}"
+
+
+def fail(problems: Iterable[Problem], code: Exit) -> NoReturn:
+    """Print problems and end with `code`."""
+    print_problems(problems)
+    sys.exit(code)

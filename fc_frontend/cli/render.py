@@ -1,0 +1,40 @@
+"""`fc-frontend render`: haproxy.cfg, to be looked at."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from fc_frontend.cli.common import Exit, config_option, fail, print_problems, style, summary
+from fc_frontend.errors import Unavailable, errors_in
+
+
+@click.command("render")
+@config_option
+@click.option(
+    "-o", "--output", metavar="FILE", help="Write to FILE, atomically, instead of stdout."
+)
+def command(config: str, output: str | None) -> None:
+    """Print the haproxy.cfg that follows from the configuration.
+
+    Uses the last answers that the daemon had from cluster DNS, if there are any, and asks nobody
+    now. HAProxy does not judge it: that is what `check` is for. Exits with 1 if the configuration
+    has errors, and prints nothing then.
+    """
+    from fc_frontend.pipeline import prepare_offline
+
+    prepared = prepare_offline(config)
+    print_problems(prepared.problems)
+    if prepared.config is None or errors_in(prepared.problems):
+        click.echo(style(summary(prepared.problems), "red"), err=True)
+        sys.exit(Exit.PROBLEMS)
+    if output is None:
+        click.echo(prepared.config.text, nl=False)
+        return
+    from fc_frontend.haproxy.install import atomic_write
+
+    try:
+        atomic_write(output, prepared.config.text.encode())
+    except Unavailable as exc:
+        fail(exc.problems, Exit.CANNOT_TELL)

@@ -1,0 +1,1 @@
+"""What the operator declares: settings, services and raw fragments, read from files."""

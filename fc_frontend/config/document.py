@@ -1,0 +1,350 @@
+"""YAML and JSON texts as plain values, with the place of each value found when it is asked for.
+
+YAML is read with the rules of YAML 1.2's core schema (`on`, `yes` and `12:30` are texts), since
+1.1's surprise people; JSON by the standard library, since YAML parsers refuse some of it.
+Positions cost time, so they are computed only once there is an error to report.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from json.decoder import WHITESPACE  # type: ignore[attr-defined]
+from json.decoder import scanstring as scan_json_string
+from typing import Any
+
+import yaml
+
+try:
+    from yaml import CLoader as _Parser
+except ImportError:  # PyYAML built without libyaml: slower, the same events
+    from yaml import Loader as _Parser  # type: ignore[assignment]
+
+Path = tuple[str | int, ...]
+Position = tuple[int, int]
+
+MAX_BYTES = 4 * 1024 * 1024
+MAX_DEPTH = 50
+
+
+@dataclass(frozen=True, slots=True)
+class Flaw:
+    """What is wrong with a text as YAML or JSON.  Line and column count from 1."""
+
+    message: str
+    remedy: str
+    line: int | None = None
+    column: int | None = None
+
+
+class Unreadable(ValueError):
+    """A text that is not YAML or JSON."""
+
+    def __init__(self, flaw: Flaw) -> None:
+        super().__init__(flaw.message)
+        self.flaw = flaw
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A value, the flaws that did not prevent reading it, and the way to find places in it."""
+
+    value: Any
+    flaws: tuple[Flaw, ...]
+    _positions: Callable[[], dict[Path, Position]]
+
+    def locate(self, path: Path) -> Position | None:
+        """Line and column of the value at `path`, or of the nearest thing around it."""
+        positions = self._positions()
+        while path and path not in positions:
+            path = path[:-1]
+        return positions.get(path)
+
+
+def read_document(text: str, *, is_json: bool) -> Document:
+    """The value of `text`.  Raises Unreadable for what is not YAML or JSON."""
+    return _read_json(text) if is_json else _read_yaml(text)
+
+
+def _duplicate(key: str, first: Position, second: Position) -> Flaw:
+    return Flaw(
+        f"{key!r} stands twice in the same mapping, first in line {first[0]}",
+        "keep one of the two",
+        *second,
+    )
+
+
+# JSON
+
+
+def _read_json(text: str) -> Document:
+    duplicates = False
+
+    def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
+        nonlocal duplicates
+        mapping = dict(items)
+        duplicates = duplicates or len(mapping) != len(items)
+        return mapping
+
+    def constant(name: str) -> Any:
+        raise Unreadable(Flaw(f"{name} is not JSON", "give a number"))
+
+    text = text.removeprefix("\ufeff")
+    try:
+        value = json.loads(text, object_pairs_hook=pairs, parse_constant=constant)
+    except json.JSONDecodeError as exc:
+        raise Unreadable(
+            Flaw(f"not JSON: {exc.msg}", "mend the syntax there", exc.lineno, exc.colno)
+        ) from None
+    except (RecursionError, ValueError) as exc:
+        if isinstance(exc, Unreadable):
+            raise
+        raise Unreadable(Flaw("not JSON that can be read", "make it simpler")) from None
+    flaws: list[Flaw] = []
+    if duplicates:
+        seen: dict[Path, Position] = {}
+        for path, offset in _json_places(text):
+            position = _line_and_column(text, offset)
+            if path in seen and path and isinstance(path[-1], str):
+                flaws.append(_duplicate(path[-1], seen[path], position))
+            else:
+                seen[path] = position
+
+    def positions() -> dict[Path, Position]:
+        places: dict[Path, Position] = {}
+        for path, offset in _json_places(text):
+            places.setdefault(path, _line_and_column(text, offset))
+        return places
+
+    return Document(value, tuple(flaws), positions)
+
+
+def _line_and_column(text: str, offset: int) -> Position:
+    return text.count("\n", 0, offset) + 1, offset - text.rfind("\n", 0, offset)
+
+
+def _json_places(text: str) -> Iterator[tuple[Path, int]]:
+    """Path and offset of each key and list item of a text that is known to be JSON."""
+    decoder = json.JSONDecoder()
+    blank: Callable[[str, int], Any] = WHITESPACE.match
+
+    def skip(at: int) -> int:
+        return int(blank(text, at).end())
+
+    def walk(at: int, path: Path) -> Iterator[tuple[Path, int]]:
+        if text[at] not in "{[":
+            end = decoder.raw_decode(text, at)[1]
+            yield (*path, _END), end
+            return
+        is_mapping = text[at] == "{"
+        at, index = skip(at + 1), 0
+        while text[at] not in "}]":
+            start = at
+            if is_mapping:
+                key, at = scan_json_string(text, at + 1)
+                at = skip(skip(at) + 1)
+            else:
+                key, index = index, index + 1
+            yield (*path, key), start
+            for place, offset in walk(at, (*path, key)):
+                if place[-1] is _END and len(place) == len(path) + 2:
+                    at = offset
+                else:
+                    yield place, offset
+            at = skip(at)
+            if text[at] == ",":
+                at = skip(at + 1)
+        yield (*path, _END), at + 1
+
+    for place, offset in walk(skip(0), ()):
+        if not (place and place[-1] is _END):
+            yield place, offset
+
+
+_END: Any = object()
+
+
+# YAML
+
+_NULL = frozenset(("", "~", "null", "Null", "NULL"))
+_BOOL = {
+    word: word.lower() == "true" for word in ("true", "True", "TRUE", "false", "False", "FALSE")
+}
+_INT = re.compile(r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+")
+_FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
+_MAYBE_NUMBER = frozenset("+-.0123456789")
+_LONGEST_NUMBER = 40
+
+
+def _plain(text: str) -> Any:
+    """The value of an unquoted scalar (YAML 1.2.2, 10.3.2, the core schema)."""
+    if text in _NULL:
+        return None
+    if text in _BOOL:
+        return _BOOL[text]
+    if text[0] in _MAYBE_NUMBER and len(text) <= _LONGEST_NUMBER:
+        if _INT.fullmatch(text):
+            base = {"0o": 8, "0x": 16}.get(text[:2], 10)
+            return int(text if base == 10 else text[2:], base)
+        if _FLOAT.fullmatch(text):
+            return float(text)
+    return text
+
+
+def _mark(event: yaml.Event) -> Position:
+    return event.start_mark.line + 1, event.start_mark.column + 1
+
+
+@dataclass(slots=True)
+class _Level:
+    """A mapping or sequence under construction."""
+
+    value: Any
+    path: Path
+    anchor: str | None
+    key: str | None = None
+
+    @property
+    def at_key(self) -> bool:
+        return isinstance(self.value, dict) and self.key is None
+
+    @property
+    def next_path(self) -> Path:
+        return (*self.path, len(self.value) if isinstance(self.value, list) else self.key or "")
+
+
+def _read_yaml(text: str) -> Document:
+    flaws: list[Flaw] = []
+    value = _YamlReader(text, flaws).read()
+
+    def positions() -> dict[Path, Position]:
+        reader = _YamlReader(text, [], places={})
+        reader.read()
+        return reader.places or {}
+
+    return Document(value, tuple(flaws), positions)
+
+
+class _YamlReader:
+    """Builds values from libyaml's events.
+
+    PyYAML's C composer recurses without bound: a file of 100 kB of `[` ends the process.  Events
+    come one by one, and the depth is counted here.  An alias gives the same object again, so
+    that no document can grow in memory beyond its text.
+    """
+
+    def __init__(
+        self, text: str, flaws: list[Flaw], *, places: dict[Path, Position] | None = None
+    ) -> None:
+        self._text = text
+        self._flaws = flaws
+        self.places = places
+        self._levels: list[_Level] = []
+        self._anchors: dict[str, Any] = {}
+        self._result: Any = None
+        self._documents = 0
+
+    def read(self) -> Any:
+        """The document's value.  Raises Unreadable."""
+        try:
+            for event in yaml.parse(self._text, Loader=_Parser):
+                self._take(event)
+        except yaml.YAMLError as exc:
+            raise Unreadable(self._syntax_flaw(exc)) from None
+        return self._result
+
+    def _syntax_flaw(self, exc: yaml.YAMLError) -> Flaw:
+        mark = getattr(exc, "problem_mark", None)
+        what = getattr(exc, "problem", None) or getattr(exc, "reason", None) or str(exc)
+        if mark is None:
+            return Flaw(f"not YAML: {what}", "mend the syntax")
+        line = self._text.splitlines()[mark.line : mark.line + 1]
+        tab = any("\t" in text for text in line)
+        return Flaw(
+            f"not YAML: {what}",
+            "indent with spaces, not tabs" if tab else "mend the syntax there, or just before",
+            mark.line + 1,
+            mark.column + 1,
+        )
+
+    def _fatal(self, message: str, remedy: str, event: yaml.Event) -> Unreadable:
+        return Unreadable(Flaw(message, remedy, *_mark(event)))
+
+    def _take(self, event: yaml.Event) -> None:
+        if isinstance(event, yaml.ScalarEvent):
+            self._scalar(event)
+        elif isinstance(event, yaml.MappingStartEvent | yaml.SequenceStartEvent):
+            self._open(event)
+        elif isinstance(event, yaml.MappingEndEvent | yaml.SequenceEndEvent):
+            level = self._levels.pop()
+            if level.anchor:
+                self._anchors[level.anchor] = level.value
+        elif isinstance(event, yaml.AliasEvent):
+            if event.anchor not in self._anchors:
+                raise self._fatal(f"unknown alias *{event.anchor}", "define &… before *…", event)
+            self._put(self._anchors[event.anchor], event)
+        elif isinstance(event, yaml.DocumentStartEvent):
+            self._documents += 1
+            if self._documents > 1:
+                raise self._fatal("a second document", "give each its own file", event)
+
+    def _open(self, event: yaml.CollectionStartEvent) -> None:
+        if len(self._levels) >= MAX_DEPTH:
+            raise self._fatal("nested too deeply", "make it simpler", event)
+        if self._levels and self._levels[-1].at_key:
+            raise self._fatal("a key must be a text", "put it in quotes", event)
+        value: Any = {} if isinstance(event, yaml.MappingStartEvent) else []
+        if not event.implicit:
+            self._unknown_tag(event)
+        path = self._levels[-1].next_path if self._levels else ()
+        self._put(value, event)
+        self._levels.append(_Level(value, path, event.anchor))
+
+    def _scalar(self, event: yaml.ScalarEvent) -> None:
+        if self._levels and self._levels[-1].at_key:
+            self._key(self._levels[-1], event)
+            return
+        value: Any = event.value
+        if event.tag is not None and event.tag not in ("!", "tag:yaml.org,2002:str"):
+            self._unknown_tag(event)
+        elif event.tag is None and event.implicit[0]:
+            value = _plain(event.value)
+        if event.anchor:
+            self._anchors[event.anchor] = value
+        self._put(value, event)
+
+    def _unknown_tag(self, event: yaml.ScalarEvent | yaml.CollectionStartEvent) -> None:
+        self._flaws.append(Flaw(f"unknown tag {event.tag!r}", "leave the tag out", *_mark(event)))
+
+    def _key(self, level: _Level, event: yaml.ScalarEvent) -> None:
+        level.key = event.value
+        path = level.next_path
+        if self.places is not None:
+            self.places.setdefault(path, _mark(event))
+        if level.key in level.value:
+            first = self._first_place(path)
+            self._flaws.append(_duplicate(event.value, first, _mark(event)))
+
+    def _first_place(self, path: Path) -> Position:
+        if self.places is None:
+            reader = _YamlReader(self._text, [], places={})
+            reader.read()
+            self.places = reader.places
+        return (self.places or {}).get(path, (1, 1))
+
+    def _put(self, value: Any, event: yaml.Event) -> None:
+        if not self._levels:
+            self._result = value
+            return
+        level = self._levels[-1]
+        if level.at_key:
+            raise self._fatal("a key must be a text", "put it in quotes", event)
+        if isinstance(level.value, list):
+            if self.places is not None:
+                self.places.setdefault(level.next_path, _mark(event))
+            level.value.append(value)
+        else:
+            level.value.setdefault(level.key, value)
+            level.key = None

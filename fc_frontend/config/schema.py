@@ -1,0 +1,503 @@
+"""The shape of what operators may write, and its way into the model.
+
+This is the only place where pydantic stands: text from outside comes in here, and frozen dataclasses
+go out.  Every text that can reach haproxy.cfg is held to a set of characters in which no quote,
+comment, escape, variable or line break can be written; only the fields that are HAProxy text by
+intent (`extra_config`, `server_options`, `bind_options` and the settings' `…_extra`) take more.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from ipaddress import IPv4Network
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StrictBool,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+
+from fc_frontend.plan.addresses import (
+    SAFE_PATH,
+    NotAnAddress,
+    parse_address,
+    parse_bind,
+    parse_nameserver,
+    parse_network,
+)
+from fc_frontend.plan.model import (
+    Address,
+    Bind,
+    Cluster,
+    Discovery,
+    Haproxy,
+    Intervals,
+    Nameserver,
+    Network,
+    Origin,
+    ServiceSpec,
+    Settings,
+    Target,
+    Tls,
+)
+
+CAMEL_CASE = {
+    "podPort": "pod_port",
+    "lbServicePort": "lb_service_port",
+    "servicePort": "service_port",
+    "maxExpectedPods": "slots",
+    "serviceName": "service",
+    "sslBackend": "tls",
+    "haproxyExtraConfig": "extra_config",
+    "extraPodTemplateOptions": "server_options",
+}
+"""The predecessor's names of a service's fields."""
+
+SERVICE_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
+DNS_LABEL = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
+_PORT_NAME = re.compile(r"(?=.{1,15}\Z)(?=.*[a-z])[a-z0-9]+(?:-[a-z0-9]+)*")
+_DNS_NAME = re.compile(
+    r"(?=.{1,253}\Z)[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
+    r"(?:\.[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?)*"
+)
+_ACCOUNT = re.compile(r"[a-z_][a-z0-9_-]{0,30}")
+_TIME = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,6})?)(ms|s|m|h|d)?")
+_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, None: 1.0}
+_ARGUMENT = r"[A-Za-z0-9._-]{1,100}"
+_BALANCE = re.compile(
+    r"roundrobin|static-rr|leastconn|first|source|random(?:\([1-9][0-9]?\))?|"
+    rf"uri(?: (?:whole|path-only|(?:len|depth) [1-9][0-9]{{0,3}}))*|url_param {_ARGUMENT}|"
+    rf"hdr\({_ARGUMENT}\)|rdp-cookie(?:\({_ARGUMENT}\))?"
+)
+_HTTP_BALANCE = ("uri", "url_param", "hdr(")
+_SECTIONS = frozenset(
+    ["global", "defaults", "listen", "frontend", "backend", "resolvers", "peers", "mailers"]
+    + ["userlist", "program", "http-errors", "ring", "cache", "log-forward", "log-profile"]
+    + ["crt-store", "crt-list", "traces", "acme", "fcgi-app", "healthcheck"]
+)
+MOST_SLOTS = 5000
+_MOST_WORDS = 50
+"""HAProxy takes 64 words a line (MAX_LINE_ARGS), ours among them."""
+
+T = TypeVar("T")
+
+
+def _error(message: str, remedy: str) -> PydanticCustomError:
+    return PydanticCustomError("fc_frontend", "{text}", {"text": message, "remedy": remedy})
+
+
+def _parsed(parse: Callable[[str], T]) -> Callable[[Any], T]:
+    def validate(value: Any) -> T:
+        if not isinstance(value, str):
+            raise _error(f"{_short(value)} is not a text", "put it in quotes")
+        try:
+            return parse(value)
+        except NotAnAddress as exc:
+            raise _error(str(exc), exc.remedy) from None
+
+    return validate
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "…"
+
+
+def _matching(pattern: re.Pattern[str], what: str, remedy: str) -> Any:
+    def validate(value: Any) -> str:
+        if not isinstance(value, str):
+            raise _error(f"{_short(value)} is not a text", f"put it in quotes: {remedy}")
+        if not pattern.fullmatch(value):
+            raise _error(f"{_short(value)} is not {what}", remedy)
+        return value
+
+    return BeforeValidator(validate)
+
+
+def _time(least: float, most: float) -> Any:
+    def validate(value: Any) -> float:
+        if isinstance(value, bool) or not isinstance(value, int | float | str):
+            raise _error(f"{_short(value)} is not a time", "write 200ms, 5s, 2m, 1h or 1d")
+        match = _TIME.fullmatch(str(value))
+        if not match:
+            raise _error(f"{_short(value)} is not a time", "write 200ms, 5s, 2m, 1h or 1d")
+        seconds = float(match[1]) * _UNITS[match[2]]
+        if not least <= seconds <= most:
+            raise _error(f"{value} is out of range", f"give a time from {least:g} s to {most:g} s")
+        return seconds
+
+    return BeforeValidator(validate)
+
+
+def _listed(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+def _printable(line: str) -> bool:
+    return all(letter == "\t" or letter.isprintable() for letter in line)
+
+
+def _haproxy_lines(value: Any) -> tuple[str, ...]:
+    """Lines of HAProxy text that stay inside the section they are written for."""
+    if isinstance(value, list) and all(isinstance(item, str) for item in value):
+        value = "\n".join(value)
+    if not isinstance(value, str):
+        raise _error(f"{_short(value)} is not a text", "write lines of HAProxy configuration")
+    lines = tuple(line.strip() for line in value.split("\n") if line.strip())
+    for line in lines:
+        if not _printable(line):
+            raise _error(f"{_short(line)} has a control character", "leave it out")
+        word = line.split()[0]
+        if word in _SECTIONS:
+            raise _error(
+                f"{_short(line)} would begin a new section",
+                "put whole sections into a fragment, services.d/NAME.cfg",
+            )
+        if word.startswith("."):
+            raise _error(
+                f"{_short(line)} is a condition of HAProxy's preprocessor",
+                "put it into a fragment, services.d/NAME.cfg",
+            )
+    return lines
+
+
+def _haproxy_words(value: Any) -> str:
+    if not isinstance(value, str):
+        raise _error(f"{_short(value)} is not a text", "write words as after HAProxy's `server`")
+    words = value.split()
+    text = " ".join(words)
+    if not _printable(text):
+        raise _error(f"{_short(value)} has a control character", "leave it out")
+    if len(words) > _MOST_WORDS:
+        raise _error(f"more than {_MOST_WORDS} words", "HAProxy takes 64 words in a line")
+    return text
+
+
+def _port(value: Any) -> int | str:
+    if isinstance(value, str) and value.isascii() and value.isdigit():
+        value = int(value) if len(value) <= 6 else -1
+    if isinstance(value, int) and not isinstance(value, bool):
+        if 1 <= value <= 65535:
+            return value
+        raise _error(f"{_short(value)} is not a port", "give a number from 1 to 65535")
+    if isinstance(value, str) and _PORT_NAME.fullmatch(value):
+        return value
+    raise _error(
+        f"{_short(value)} is not a port",
+        "give a number from 1 to 65535, or a port's name as in the Service's spec.ports",
+    )
+
+
+def _port_number(value: Any) -> int:
+    port = _port(value)
+    if isinstance(port, str):
+        raise _error(
+            f"{_short(value)} is not a number", "a port's name is known only for pod_port (SRV)"
+        )
+    return port
+
+
+def _slots(value: Any) -> int | None:
+    if value == "auto":
+        return None
+    if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MOST_SLOTS:
+        return value
+    raise _error(f"{_short(value)} is not a number of slots", f"give auto, or 1 to {MOST_SLOTS}")
+
+
+def _tls(value: Any) -> Any:
+    return {"verify": "none"} if value is True else value
+
+
+def _optional(value: Any) -> Any:
+    return None if value is False else value
+
+
+def _balance(value: Any) -> str:
+    text = " ".join(value.split()) if isinstance(value, str) else value
+    if not isinstance(text, str) or not _BALANCE.fullmatch(text):
+        raise _error(
+            f"{_short(value)} is not a balance algorithm",
+            "give leastconn, roundrobin, source, first, random, uri, hdr(NAME)…; others as a line "
+            "`balance …` in extra_config",
+        )
+    return text
+
+
+ServiceName = Annotated[
+    str, _matching(DNS_LABEL, "a DNS-1123 label", "use lower-case letters, digits and inner dashes")
+]
+Domain = Annotated[
+    str, _matching(_DNS_NAME, "a domain name", "write it as cluster.local, without a final dot")
+]
+SafePath = Annotated[
+    str,
+    _matching(SAFE_PATH, "a usable path", "give an absolute path of letters, digits and ._+@=~/-"),
+]
+AccountName = Annotated[
+    str, _matching(_ACCOUNT, "an account's name", "give a name as in /etc/passwd or /etc/group")
+]
+BindAddress = Annotated[Bind, BeforeValidator(_parsed(parse_bind))]
+NetworkAddress = Annotated[Network, BeforeValidator(_parsed(parse_network))]
+NameserverAddress = Annotated[Nameserver, BeforeValidator(_parsed(parse_nameserver))]
+HostAddress = Annotated[Address, BeforeValidator(_parsed(parse_address))]
+Lines = Annotated[tuple[str, ...], BeforeValidator(_haproxy_lines)]
+Words = Annotated[str, BeforeValidator(_haproxy_words)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, arbitrary_types_allowed=True, defer_build=True
+    )
+
+
+def _ip_only(bind: Bind | None) -> Bind | None:
+    if bind is not None and bind.kind != "ip":
+        raise _error(f"{bind} is not an IP address with a port", "write 127.0.0.1:9484")
+    return bind
+
+
+_LOG_TARGET = re.compile(rf"/dev/log|stdout|stderr|{SAFE_PATH.pattern}|[0-9.]+:[0-9]{{1,5}}")
+
+
+class ClusterDeclaration(_Strict):
+    """`cluster:`."""
+
+    domain: Domain = "cluster.local"
+    nameservers: Annotated[
+        tuple[NameserverAddress, ...], BeforeValidator(_listed), Field(max_length=8)
+    ] = ()
+    service_network: Annotated[
+        tuple[NetworkAddress, ...], BeforeValidator(_listed), Field(min_length=1, max_length=16)
+    ] = (IPv4Network("10.0.0.0/24"),)
+    pod_network: Annotated[
+        tuple[NetworkAddress, ...], BeforeValidator(_listed), Field(min_length=1, max_length=16)
+    ] = (IPv4Network("10.1.0.0/16"),)
+    nodes: dict[
+        Annotated[
+            str, _matching(SERVICE_NAME, "a node's name", "use letters, digits and inner ._-")
+        ],
+        HostAddress,
+    ] = Field(default_factory=dict)
+
+    def model(self) -> Cluster:
+        return Cluster(
+            domain=self.domain.lower(),
+            nameservers=self.nameservers,
+            service_networks=self.service_network,
+            pod_networks=self.pod_network,
+            nodes=dict(sorted(self.nodes.items())),
+        )
+
+
+class HaproxyDeclaration(_Strict):
+    """`haproxy:`."""
+
+    binary: Annotated[str, Field(min_length=1)] = "haproxy"
+    config_file: SafePath = "/etc/haproxy/haproxy.cfg"
+    master_socket: SafePath = "/run/haproxy/master.sock"
+    runtime_socket: SafePath = "/run/haproxy/admin.sock"
+    reload_command: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    supervise: StrictBool = False
+    stats: Annotated[BindAddress | None, AfterValidator(_ip_only)] = parse_bind("127.0.0.1:8000")
+    user: AccountName | None = None
+    group: AccountName | None = None
+    log: (
+        Annotated[
+            str,
+            _matching(
+                _LOG_TARGET, "a log target", "give /dev/log, stdout, stderr, a socket or ip:port"
+            ),
+        ]
+        | None
+    ) = "/dev/log"
+    hard_stop_after: Annotated[float, _time(1, 7 * 86400)] = 3600.0
+    check_timeout: Annotated[float, _time(1, 600)] = 30.0
+    reload_timeout: Annotated[float, _time(1, 600)] = 30.0
+    global_extra: Lines = ()
+    defaults_extra: Lines = ()
+    templates: SafePath | None = None
+
+    def model(self) -> Haproxy:
+        return Haproxy(**dict(self))
+
+
+class IntervalsDeclaration(_Strict):
+    """`intervals:`."""
+
+    resolve: Annotated[float, _time(0.1, 3600)] = 1.0
+    rescan: Annotated[float, _time(1, 86400)] = 30.0
+    debounce: Annotated[float, _time(0, 10)] = 0.2
+    reload: Annotated[float, _time(0, 3600)] = 2.0
+
+    def model(self) -> Intervals:
+        return Intervals(**dict(self))
+
+
+class SettingsDeclaration(_Strict):
+    """The settings file, but for its services."""
+
+    cluster: ClusterDeclaration = Field(default_factory=ClusterDeclaration)
+    haproxy: HaproxyDeclaration = Field(default_factory=HaproxyDeclaration)
+    state_directory: SafePath = "/var/lib/fc-frontend"
+    listen: Annotated[BindAddress | None, AfterValidator(_ip_only)] = parse_bind("127.0.0.1:9484")
+    intervals: IntervalsDeclaration = Field(default_factory=IntervalsDeclaration)
+
+    def model(self) -> Settings:
+        """The settings as a value for all later stages."""
+        return Settings(
+            cluster=self.cluster.model(),
+            haproxy=self.haproxy.model(),
+            state_directory=self.state_directory,
+            listen=self.listen,
+            intervals=self.intervals.model(),
+        )
+
+
+class TlsDeclaration(_Strict):
+    """`tls:` as a mapping; `true` means no verification, as the predecessor's sslBackend."""
+
+    verify: Literal["required", "none"] = "required"
+    ca_file: SafePath | None = None
+    sni: Domain | None = None
+
+    @model_validator(mode="after")
+    def _verifiable(self) -> TlsDeclaration:
+        if (self.verify == "required") != (self.ca_file is not None):
+            raise _error(
+                f"verify: {self.verify} and {'no ' if self.ca_file is None else ''}ca_file",
+                "give ca_file: /path/to/ca.pem to verify the pods' certificates, or verify: none",
+            )
+        return self
+
+    def model(self) -> Tls:
+        return Tls(ca_file=self.ca_file, sni=self.sni)
+
+
+class ServiceDeclaration(_Strict):
+    """One service."""
+
+    service: ServiceName | None = None
+    namespace: ServiceName = "default"
+    binds: (
+        Annotated[tuple[BindAddress, ...], BeforeValidator(_listed), Field(max_length=256)] | None
+    ) = None
+    mode: Literal["tcp", "http"] = "tcp"
+    pod_port: Annotated[int | str, BeforeValidator(_port)] | None = None
+    service_port: Annotated[int, BeforeValidator(_port_number)] | None = None
+    lb_service_port: Annotated[int, BeforeValidator(_port_number)] | None = None
+    discovery: Literal["auto", "wildcard", "headless", "srv"] = "auto"
+    slots: Annotated[int | None, BeforeValidator(_slots)] = None
+    fallback: Literal["none", "service"] = "none"
+    balance: Annotated[str, BeforeValidator(_balance)] = "leastconn"
+    check: StrictBool = True
+    tls: Annotated[TlsDeclaration | None, BeforeValidator(_tls), BeforeValidator(_optional)] = None
+    extra_config: Lines = ()
+    server_options: Words = ""
+    bind_options: Words = ""
+
+    def ports(self) -> dict[Target, int | str]:
+        """The port fields that were given."""
+        given = {
+            Target.POD: self.pod_port,
+            Target.SERVICE: self.service_port,
+            Target.NODE: self.lb_service_port,
+        }
+        return {target: port for target, port in given.items() if port is not None}
+
+    def complaints(self, name: str) -> list[tuple[str, str, str]]:
+        """Field, message and remedy of what is wrong between the fields of this service."""
+        ports = self.ports()
+        if len(ports) != 1:
+            given = " and ".join(ports) if ports else "none"
+            return [
+                (
+                    list(ports)[-1] if ports else "",
+                    f"exactly one of pod_port, service_port and lb_service_port is needed, not "
+                    f"{given}",
+                    "keep pod_port to reach the pods directly" if ports else "add pod_port: 443",
+                )
+            ]
+        target, port = next(iter(ports.items()))
+        named = isinstance(port, str)
+        rules = (
+            (
+                self.service is None and not DNS_LABEL.fullmatch(name),
+                "",
+                f"{name!r} cannot be the name of a Kubernetes Service",
+                "add service: NAME, in lower-case letters, digits and inner dashes",
+            ),
+            (
+                self.binds is None and named,
+                "binds",
+                "a named port gives no default for binds",
+                'add binds: ["127.0.0.1:8080"]',
+            ),
+            (
+                self.binds == (),
+                "binds",
+                "there is no bind",
+                "leave binds out or give an address",
+            ),
+            (
+                target is not Target.POD and self.discovery != "auto",
+                "discovery",
+                f"has no meaning with {target}",
+                "leave it out, or use pod_port",
+            ),
+            (
+                named and self.discovery in ("wildcard", "headless"),
+                "discovery",
+                f"{self.discovery} cannot find the number of the port named {port!r}",
+                "use discovery: srv or auto, or give the port's number",
+            ),
+            (
+                target is Target.POD and not named and self.discovery == "srv",
+                "discovery",
+                "srv needs the name of a port",
+                "give pod_port the port's name as in the Service's spec.ports",
+            ),
+            (
+                self.fallback == "service" and (target is not Target.POD or named),
+                "fallback",
+                "service needs a pod_port that is a number",
+                "use fallback: none",
+            ),
+            (
+                self.mode == "tcp" and self.balance.startswith(_HTTP_BALANCE),
+                "balance",
+                f"{self.balance} needs mode: http",
+                "use mode: http, or balance: leastconn",
+            ),
+        )
+        return [complaint for applies, *complaint in rules if applies]  # type: ignore[misc]
+
+    def model(self, name: str, origin: Origin) -> ServiceSpec:
+        """The service as a value for all later stages; only after `complaints` found nothing."""
+        target, port = next(iter(self.ports().items()))
+        return ServiceSpec(
+            name=name,
+            service=self.service or name,
+            namespace=self.namespace,
+            binds=self.binds or (Bind("ip", "127.0.0.1", int(port)),),
+            mode=self.mode,
+            target=target,
+            port=port,
+            discovery=Discovery(self.discovery),
+            slots=self.slots,
+            fallback=self.fallback == "service",
+            balance=self.balance,
+            check=self.check,
+            tls=self.tls.model() if self.tls else None,
+            extra_config=self.extra_config,
+            server_options=self.server_options,
+            bind_options=self.bind_options,
+            origin=origin,
+        )

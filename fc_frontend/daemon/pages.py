@@ -1,0 +1,88 @@
+"""What the daemon answers over HTTP: metrics, health and status."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from typing import Any
+
+from fc_frontend import __version__
+from fc_frontend.daemon.reconciler import Reconciler
+from fc_frontend.observe.http import Request, Response
+from fc_frontend.observe.metrics import CONTENT_TYPE, Metrics, service_state
+
+JSON = "application/json"
+TEXT = "text/plain; charset=utf-8"
+
+
+def routes(
+    reconciler: Reconciler, metrics: Metrics
+) -> dict[str, Callable[[Request], Response]]:
+    """The paths that are served, each with what answers it."""
+
+    def exposition(_request: Request) -> Response:
+        return Response(200, metrics.exposition(time.monotonic()), CONTENT_TYPE)
+
+    def healthz(_request: Request) -> Response:
+        return Response(200, b"ok\n", TEXT)
+
+    def readyz(_request: Request) -> Response:
+        if reconciler.in_sync:
+            return Response(200, b"ok\n", TEXT)
+        return Response(503, b"the running HAProxy does not have what is declared\n", TEXT)
+
+    def status(_request: Request) -> Response:
+        body = json.dumps(status_document(reconciler), ensure_ascii=False, indent=2)
+        return Response(200, body.encode() + b"\n", JSON)
+
+    return {
+        "/metrics": exposition,
+        "/healthz": healthz,
+        "/readyz": readyz,
+        "/status.json": status,
+    }
+
+
+def status_document(reconciler: Reconciler) -> dict[str, Any]:
+    """The daemon's view of everything, in a stable shape (`version` 1)."""
+    last = reconciler.last_reload
+    services = []
+    for planned in reconciler.deployed.services if reconciler.deployed else ():
+        answer = reconciler.resolution.get(planned.spec.name)
+        endpoints = answer.endpoints if answer else ()
+        services.append(
+            {
+                "name": planned.spec.name,
+                "service": planned.spec.service,
+                "namespace": planned.spec.namespace,
+                "binds": [str(bind) for bind in planned.spec.binds],
+                "discovery": planned.kind.value,
+                "reason": planned.reason,
+                "query": planned.query,
+                "state": service_state(answer),
+                "error": answer.error if answer else None,
+                "remedy": answer.remedy if answer else "",
+                "endpoints": [f"{e.address} {e.port}" for e in endpoints],
+                "rejected": list(answer.rejected) if answer else [],
+                "slots": planned.slots,
+                "slots_short": max(0, len(endpoints) - planned.slots) if planned.query else 0,
+            }
+        )
+    return {
+        "version": 1,
+        "fc_frontend": __version__,
+        "in_sync": reconciler.in_sync,
+        "wanted_hash": reconciler.wanted,
+        "running_hash": reconciler.running,
+        "problems": [problem.as_json() for problem in reconciler.problems],
+        "last_reload": {
+            "at": last.at,
+            "reasons": [str(reason) for reason in last.reasons],
+            "outcome": last.deployment.outcome.value,
+            "seconds": last.deployment.duration,
+        }
+        if last
+        else None,
+        "services": services,
+    }

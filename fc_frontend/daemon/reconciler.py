@@ -1,0 +1,335 @@
+"""Keep HAProxy in step with files and cluster DNS: one step, run whenever something changed.
+
+    files ─► declaration ─┐
+                          ├─► prepare ─► the same text? nothing : deploy
+    cluster DNS ─► answers ┘
+
+The reconciler has the daemon's state and no loop of its own; `daemon.service` decides when a step is
+due.  A declaration with an error changes nothing: the last good state stays.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+from fc_frontend.config.loader import Declaration, load
+from fc_frontend.discovery.client import DnsClient, Exchange
+from fc_frontend.discovery.resolve import resolve_all
+from fc_frontend.errors import Problem, Unavailable, errors_in, warnings_in
+from fc_frontend.haproxy.deploy import Deployment, Outcome, deploy
+from fc_frontend.observe.log import Log
+from fc_frontend.observe.metrics import Metrics
+from fc_frontend.pipeline import (
+    Prepared,
+    prepare,
+    question,
+    save_answers,
+    stored_answers,
+    with_slots,
+)
+from fc_frontend.plan.model import Answer, Freshness, Plan, ServicePlan
+from fc_frontend.plan.planner import plan
+from fc_frontend.plan.reasons import Cause, Reason, reasons
+
+_MOST_LOGGED = 20
+"""Problems and reasons of one event that are logged one by one."""
+
+
+class Trigger(StrEnum):
+    """What makes a step due."""
+
+    START = "start"
+    FILES = "files"
+    DNS = "dns"
+    SIGHUP = "sighup"
+    RESCAN = "rescan"
+    HAPROXY = "haproxy"
+    RETRY = "retry"
+
+
+_WITHOUT_FILES = frozenset((Trigger.DNS, Trigger.HAPROXY))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LastReload:
+    """The last reload, start or attempt at one.  `at` is Unix time, `duration` in seconds."""
+
+    at: float
+    reasons: tuple[Reason, ...]
+    deployment: Deployment
+
+
+class Reconciler:
+    """The daemon's state, and the step that brings HAProxy to what is declared."""
+
+    def __init__(
+        self,
+        settings_file: str,
+        log: Log,
+        metrics: Metrics,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._settings_file = settings_file
+        self._log = log
+        self._metrics = metrics
+        self._clock = clock
+        self._client: DnsClient | None = None
+        self._unsaved = False
+        self._logged: tuple[Problem, ...] = ()
+        self.declaration: Declaration | None = None
+        """The last one without errors."""
+        self.read: Declaration | None = None
+        """The last one that was read, with its errors."""
+        self.resolution: dict[str, Answer] = {}
+        self.deployed: Plan | None = None
+        self.problems: tuple[Problem, ...] = ()
+        self.wanted: str | None = None
+        """The hash of what is declared; None if that is refused or not known yet."""
+        self.running: str | None = None
+        self.last_reload: LastReload | None = None
+
+    @property
+    def in_sync(self) -> bool:
+        """True if the running worker has what is declared."""
+        return self.wanted is not None and self.wanted == self.running
+
+    async def step(self, triggers: frozenset[Trigger], seen: float) -> Deployment | None:
+        """Read what may have changed and bring HAProxy there.
+
+        `seen` is when the first of `triggers` was seen, on the monotonic clock.  Returns what was
+        deployed, None if nothing had to be or could be.
+        """
+        declaration = self.read
+        if declaration is None or not triggers <= _WITHOUT_FILES:
+            declaration = self.read = await asyncio.to_thread(load, self._settings_file)
+        if errors_in(declaration.problems):
+            self._refuse(declaration.problems)
+            return None
+        await self._resolve_new(declaration)
+        prepared = await asyncio.to_thread(prepare, declaration, self.resolution)
+        if prepared.config is None or not prepared.ok:
+            self._refuse(prepared.problems)
+            return None
+        if prepared.config.hash == self.wanted == self.running and Trigger.HAPROXY not in triggers:
+            self._accept(prepared)
+            return None
+        if prepared.config.hash != self.running and self.running is not None:
+            # A reload is due anyway: slots that are not needed any more go along with it.
+            prepared = await asyncio.to_thread(
+                prepare, declaration, self.resolution, shrink=True
+            )
+        return await self._deploy(prepared, seen)
+
+    async def sweep(self) -> bool:
+        """Ask cluster DNS about all services; True if the plan changes by what it says."""
+        if self.declaration is None:
+            return False
+        specs = self.declaration.services
+        before = self.resolution
+        answers = await resolve_all(
+            specs, self.declaration.settings.cluster, self._dns(), before
+        )
+        self._metrics.resolved(answers, self._clock())
+        if answers == before:
+            return False
+        self._log_answers(before, answers)
+        self.resolution = answers
+        self._unsaved = True
+        if self.deployed is None:
+            return False
+        planned = plan(
+            self.declaration.settings, specs, self.declaration.fragments, answers
+        )
+        self._metrics.planned(self.deployed, answers)
+        return _shape(planned.services) != _shape(self.deployed.services)
+
+    def observed(self, running: str | None) -> None:
+        """The running worker was asked for its configuration's hash; None if it did not answer."""
+        if running != self.running:
+            self._log.info("haproxy-has", hash=running or "none", wanted=self.wanted or "none")
+        self.running = running
+        self._metrics.synced(self.wanted, running)
+
+    async def save(self) -> None:
+        """Keep the answers for the next start, if they changed since they were last kept."""
+        if not self._unsaved or self.declaration is None:
+            return
+        try:
+            await asyncio.to_thread(save_answers, self.declaration, dict(self.resolution))
+            self._unsaved = False
+        except Unavailable as exc:
+            self._log.limited("state-not-saved").warning(
+                "state-not-saved", reason=exc.problems[0].message, remedy=exc.problems[0].remedy
+            )
+
+    def _dns(self) -> DnsClient:
+        if self._client is None:
+            assert self.declaration or self.read  # a client is asked for only once there are settings
+            settings = (self.read or self.declaration).settings  # type: ignore[union-attr]
+            self._client = DnsClient(settings.cluster.nameservers, observe=self._exchanged)
+        return self._client
+
+    def _exchanged(self, exchange: Exchange) -> None:
+        self._metrics.query(
+            exchange.nameserver, exchange.transport, exchange.rcode, exchange.duration
+        )
+
+    async def _resolve_new(self, declaration: Declaration) -> None:
+        """Ask DNS about services that are new or ask another question than before."""
+        before = self.declaration
+        if before is None:
+            self.resolution = stored_answers(declaration)
+            pending = declaration.services
+        else:
+            asked = {spec.name: question(spec) for spec in before.services}
+            pending = tuple(
+                spec for spec in declaration.services if asked.get(spec.name) != question(spec)
+            )
+            for spec in pending:
+                self.resolution.pop(spec.name, None)
+        if before is None or before.settings.cluster != declaration.settings.cluster:
+            self._client = None
+            pending = declaration.services
+        if pending:
+            answers = await resolve_all(
+                pending, declaration.settings.cluster, self._dns(), self.resolution
+            )
+            self._metrics.resolved(answers, self._clock())
+            self.resolution = {**self.resolution, **answers}
+            self._unsaved = True
+        names = {spec.name for spec in declaration.services}
+        self.resolution = {n: a for n, a in self.resolution.items() if n in names}
+
+    async def _deploy(self, prepared: Prepared, seen: float) -> Deployment:
+        assert prepared.config is not None
+        why = reasons(self.deployed, prepared.plan)
+        deployment = await asyncio.to_thread(
+            deploy,
+            prepared.plan,
+            prepared.config,
+            dict(self.resolution),
+            located=prepared.declaration.located,
+        )
+        if deployment.checked:
+            refused = deployment.outcome is Outcome.REFUSED
+            self._metrics.checked("refused" if refused else "accepted")
+        if deployment.outcome not in (Outcome.IN_SYNC, Outcome.REFUSED):
+            self.last_reload = LastReload(at=time.time(), reasons=why, deployment=deployment)
+            result = "failed" if deployment.outcome is Outcome.FAILED else "ok"
+            self._metrics.reloaded(why[0].cause, result, deployment.duration)
+        if not deployment.ok:
+            self._refuse((*prepared.problems, *deployment.problems), deployment)
+            return deployment
+        self._accept(
+            replace(prepared, problems=(*prepared.problems, *deployment.problems))
+        )
+        if deployment.outcome is Outcome.INSTALLED:
+            self.observed(None)
+        else:
+            self.observed(deployment.hash)
+        self._log_deployment(deployment, why, prepared)
+        if deployment.outcome in (Outcome.RELOADED, Outcome.STARTED):
+            self._metrics.converged(self._clock() - seen)
+        self.resolution = with_slots(prepared.plan, self.resolution)
+        self._unsaved = True
+        await self.save()
+        return deployment
+
+    def _accept(self, prepared: Prepared) -> None:
+        assert prepared.config is not None
+        self.declaration = prepared.declaration
+        self.deployed = prepared.plan
+        self.wanted = prepared.config.hash
+        self._note(prepared.problems)
+        self._metrics.planned(prepared.plan, self.resolution)
+        self._metrics.synced(self.wanted, self.running)
+
+    def _refuse(self, problems: Iterable[Problem], deployment: Deployment | None = None) -> None:
+        """Say why nothing changes; once for the same reasons."""
+        self.wanted = None
+        self._metrics.synced(None, self.running)
+        found = tuple(problems)
+        errors = errors_in(found)
+        if found != self.problems and errors:
+            fields = {}
+            if deployment is not None and deployment.refused_file:
+                fields["refused_file"] = deployment.refused_file
+            self._log.error(
+                "reload-failed"
+                if deployment is not None and deployment.outcome is Outcome.FAILED
+                else "config-refused",
+                errors=len(errors),
+                first=str(errors[0]),
+                effect="HAProxy goes on with what it has",
+                **fields,
+            )
+        self._note(found)
+
+    def _note(self, problems: tuple[Problem, ...]) -> None:
+        if problems != self.problems:
+            fresh = [problem for problem in problems if problem not in self.problems]
+            for problem in fresh[:_MOST_LOGGED]:
+                log = self._log.error if problem in errors_in(problems) else self._log.warning
+                log(
+                    "problem",
+                    service=problem.service,
+                    at=problem.location or None,
+                    field=problem.field,
+                    said=problem.message,
+                    remedy=problem.remedy or None,
+                )
+            if self.problems and not problems:
+                self._log.info("problems-gone")
+        self.problems = problems
+        self._metrics.problems(len(errors_in(problems)), len(warnings_in(problems)))
+
+    def _log_deployment(
+        self, deployment: Deployment, why: tuple[Reason, ...], prepared: Prepared
+    ) -> None:
+        shown = "; ".join(str(reason) for reason in why[:_MOST_LOGGED])
+        more = f"; and {len(why) - _MOST_LOGGED} more" if len(why) > _MOST_LOGGED else ""
+        if deployment.outcome is Outcome.IN_SYNC and why == (Reason(Cause.START),):
+            shown, more = "the running HAProxy has this configuration", ""
+        self._log.info(
+            f"config-{deployment.outcome}",
+            reasons=shown + more,
+            services=len(prepared.plan.services),
+            slots=prepared.plan.slot_count,
+            hash=deployment.hash,
+            seconds=round(deployment.duration, 3),
+        )
+
+    def _log_answers(self, before: dict[str, Answer], after: dict[str, Answer]) -> None:
+        changed = [name for name in after if before.get(name) != after[name]]
+        for name in changed[:_MOST_LOGGED]:
+            old, new = before.get(name), after[name]
+            pods = {endpoint.address for endpoint in new.endpoints}
+            had = {endpoint.address for endpoint in old.endpoints} if old else set()
+            if new.freshness is not Freshness.FRESH and old and old.freshness is Freshness.FRESH:
+                self._log.warning(
+                    "dns-stale", service=name, error=new.error, effect="the last answer stays"
+                )
+            elif old and old.freshness is not Freshness.FRESH and new.freshness is Freshness.FRESH:
+                self._log.info("dns-fresh", service=name, pods=len(pods))
+            elif pods != had or (old and old.kind is not new.kind):
+                self._log.info(
+                    "dns-changed",
+                    service=name,
+                    discovery=new.kind,
+                    pods=len(pods),
+                    came=len(pods - had),
+                    went=len(had - pods),
+                    error=new.error,
+                )
+        if len(changed) > _MOST_LOGGED:
+            self._log.info("dns-changed-more", services=len(changed) - _MOST_LOGGED)
+
+
+def _shape(services: Iterable[ServicePlan]) -> list[tuple[object, ...]]:
+    """What of a plan reaches haproxy.cfg by way of DNS."""
+    return [(s.spec.name, s.kind, s.query, s.slots, s.fallback_query) for s in services]

@@ -1,0 +1,277 @@
+"""`fc-frontend run`: the loops around the reconciler.
+
+Everything that blocks runs in threads with time limits; the loop itself only waits.  HAProxy is never
+stopped from here: whatever ends this process, HAProxy serves on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import time
+from collections.abc import Coroutine, Mapping
+from typing import Any
+
+from fc_frontend.config.loader import fingerprint
+from fc_frontend.daemon.notify import Notifier
+from fc_frontend.daemon.reconciler import Reconciler, Trigger
+from fc_frontend.daemon.watch import FileWatch
+from fc_frontend.errors import Unavailable
+from fc_frontend.haproxy import runtime
+from fc_frontend.haproxy.deploy import Outcome
+from fc_frontend.haproxy.master import show_proc
+from fc_frontend.observe.http import HttpServer
+from fc_frontend.observe.log import Log
+from fc_frontend.observe.metrics import Metrics
+from fc_frontend.daemon.pages import routes
+from fc_frontend.plan.model import Bind, Settings
+
+_HAPROXY_INTERVAL = 1.0
+_WORKERS_EVERY = 5
+"""Old workers are counted at each fifth look at HAProxy."""
+_FIRST_RETRY = 1.0
+_LONGEST_RETRY = 60.0
+_DEBOUNCE_AT_MOST = 5
+"""Changes that go on are acted upon after this many debounce times."""
+_AT_ONCE = frozenset((Trigger.START, Trigger.SIGHUP, Trigger.HAPROXY, Trigger.RETRY))
+
+
+class Service:
+    """The daemon.  `run` returns the process's exit code."""
+
+    def __init__(self, settings_file: str, log: Log, environ: Mapping[str, str]) -> None:
+        self._settings_file = settings_file
+        self._log = log
+        self._metrics = Metrics()
+        self._notifier = Notifier(environ)
+        self._reconciler = Reconciler(settings_file, log, self._metrics)
+        self._stop = asyncio.Event()
+        self._due = asyncio.Event()
+        self._triggers: set[Trigger] = set()
+        self._seen = 0.0
+        self._watch: FileWatch | None = None
+        self._http: HttpServer | None = None
+        self._http_bind: Bind | None = None
+        self._fingerprint: object = None
+        self._retry_after = _FIRST_RETRY
+        self._retry: asyncio.TimerHandle | None = None
+        self._ready = False
+
+    async def run(self) -> int:
+        """Serve until SIGTERM or SIGINT; HAProxy goes on serving after that."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop.set)
+        loop.add_signal_handler(signal.SIGHUP, self._on_sighup)
+        self._watch = FileWatch(loop, lambda _paths: self._trigger(Trigger.FILES))
+        self._log.info("starting", config=self._settings_file)
+        self._trigger(Trigger.START)
+        tasks = [
+            asyncio.create_task(loop_coroutine, name=name)
+            for name, loop_coroutine in self._loops().items()
+        ]
+        stopped = asyncio.create_task(self._stop.wait(), name="stop")
+        done, _ = await asyncio.wait([stopped, *tasks], return_when=asyncio.FIRST_COMPLETED)
+        self._notifier.stopping("HAProxy serves on")
+        self._stop.set()
+        self._due.set()
+        failed = [task for task in done if task is not stopped]
+        await self._end(tasks)
+        for task in failed:
+            task.result()
+        self._log.info("stopped", haproxy="serves on")
+        return 0
+
+    def _loops(self) -> dict[str, Coroutine[Any, Any, None]]:
+        return {
+            "reconcile": self._reconcile_loop(),
+            "sweep": self._sweep_loop(),
+            "rescan": self._rescan_loop(),
+            "haproxy": self._haproxy_loop(),
+            "watchdog": self._watchdog_loop(),
+        }
+
+    async def _end(self, tasks: list[asyncio.Task[None]]) -> None:
+        reconcile = tasks[0]
+        for task in tasks[1:]:
+            task.cancel()
+        # A deployment under way is bounded by its own time limits: it is not broken off.
+        await asyncio.gather(reconcile, *tasks[1:], return_exceptions=True)
+        if self._retry:
+            self._retry.cancel()
+        if self._watch:
+            self._watch.stop()
+        await self._reconciler.save()
+        if self._http:
+            await self._http.stop()
+
+    def _trigger(self, trigger: Trigger) -> None:
+        if not self._triggers:
+            self._seen = time.monotonic()
+        self._triggers.add(trigger)
+        self._due.set()
+
+    def _on_sighup(self) -> None:
+        self._notifier.reloading("reading the configuration")
+        self._trigger(Trigger.SIGHUP)
+
+    @property
+    def _settings(self) -> Settings:
+        declaration = self._reconciler.declaration or self._reconciler.read
+        return declaration.settings if declaration else Settings()
+
+    async def _sleep(self, seconds: float) -> bool:
+        """Sleep; False if the daemon is to stop."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._stop.wait(), seconds)
+        return not self._stop.is_set()
+
+    async def _reconcile_loop(self) -> None:
+        last_reload = float("-inf")
+        while True:
+            await self._due.wait()
+            await self._debounce()
+            pause = last_reload + self._settings.intervals.reload - time.monotonic()
+            if pause > 0 and not await self._sleep(pause):
+                return
+            if self._stop.is_set():
+                return
+            triggers, seen = frozenset(self._triggers), self._seen
+            self._triggers.clear()
+            self._due.clear()
+            if not triggers <= {Trigger.DNS, Trigger.HAPROXY}:
+                self._fingerprint = await asyncio.to_thread(fingerprint, self._settings_file)
+            deployment = await self._reconciler.step(triggers, seen)
+            await self._follow_settings()
+            if deployment and deployment.outcome in (Outcome.RELOADED, Outcome.STARTED):
+                last_reload = time.monotonic()
+            self._plan_retry(deployment is not None and not deployment.ok)
+            self._tell_systemd()
+
+    async def _debounce(self) -> None:
+        """Wait until changes have ceased for a moment, so that a storm makes one step."""
+        pause = self._settings.intervals.debounce
+        deadline = self._seen + pause * _DEBOUNCE_AT_MOST
+        while not self._triggers & _AT_ONCE and not self._stop.is_set():
+            self._due.clear()
+            remaining = deadline - time.monotonic()
+            try:
+                await asyncio.wait_for(self._due.wait(), max(0.0, min(pause, remaining)))
+            except TimeoutError:
+                return
+            if remaining <= 0:
+                return
+
+    def _plan_retry(self, failed: bool) -> None:
+        if self._retry:
+            self._retry.cancel()
+            self._retry = None
+        if not failed:
+            self._retry_after = _FIRST_RETRY
+            return
+        loop = asyncio.get_running_loop()
+        self._retry = loop.call_later(self._retry_after, self._trigger, Trigger.RETRY)
+        self._retry_after = min(self._retry_after * 2, _LONGEST_RETRY)
+
+    def _tell_systemd(self) -> None:
+        reconciler = self._reconciler
+        services = len(reconciler.declaration.services) if reconciler.declaration else 0
+        state = "in sync" if reconciler.in_sync else "not in sync"
+        self._notifier.ready(f"{services} services, HAProxy {state}")
+        self._ready = True
+
+    async def _follow_settings(self) -> None:
+        """Let watches and the listener follow what is declared now."""
+        read = self._reconciler.read
+        if read is None:
+            return
+        files = [self._settings_file]
+        directories = [read.directory]
+        if read.settings.haproxy.templates:
+            directories.append(read.settings.haproxy.templates)
+        if self._watch:
+            self._watch.watch(files, directories)
+            for problem in self._watch.problems:
+                self._log.limited("watch").warning(
+                    "files-not-watched", said=problem.message, remedy=problem.remedy
+                )
+        await self._listen(self._settings.listen)
+
+    async def _listen(self, bind: Bind | None) -> None:
+        if bind == self._http_bind and (self._http or bind is None):
+            return
+        if self._http:
+            await self._http.stop()
+            self._http = None
+        self._http_bind = bind
+        if bind is None or bind.port is None:
+            return
+        host = "0.0.0.0" if bind.host == "*" else bind.host  # noqa: S104 - as declared
+        server = HttpServer(host, bind.port, routes(self._reconciler, self._metrics))
+        try:
+            await server.start()
+        except Unavailable as exc:
+            self._log.limited("listen").error(
+                "cannot-listen", said=exc.problems[0].message, remedy=exc.problems[0].remedy
+            )
+            return
+        self._http = server
+        self._log.info("listening", address=str(bind))
+
+    async def _sweep_loop(self) -> None:
+        next_sweep = time.monotonic()
+        while True:
+            next_sweep = max(next_sweep + self._settings.intervals.resolve, time.monotonic())
+            if not await self._sleep(next_sweep - time.monotonic()):
+                return
+            if await self._reconciler.sweep():
+                self._trigger(Trigger.DNS)
+
+    async def _rescan_loop(self) -> None:
+        while await self._sleep(self._settings.intervals.rescan):
+            now = await asyncio.to_thread(fingerprint, self._settings_file)
+            if now != self._fingerprint or not self._reconciler.in_sync:
+                self._trigger(Trigger.RESCAN)
+            elif self._http is None:
+                await self._listen(self._settings.listen)
+            await self._reconciler.save()
+
+    async def _haproxy_loop(self) -> None:
+        looks = 0
+        while await self._sleep(_HAPROXY_INTERVAL):
+            haproxy = self._settings.haproxy
+            if self._reconciler.wanted is None or self._triggers:
+                continue
+            running = await asyncio.to_thread(_running_hash, haproxy.runtime_socket)
+            was_in_sync = self._reconciler.in_sync
+            self._reconciler.observed(running)
+            if running != self._reconciler.wanted and self._retry is None:
+                if running is not None or haproxy.supervise:
+                    if was_in_sync:
+                        self._log.warning("haproxy-out-of-sync", running=running or "none")
+                    self._trigger(Trigger.HAPROXY)
+            looks += 1
+            if looks % _WORKERS_EVERY == 0:
+                count = await asyncio.to_thread(_old_workers, haproxy.master_socket)
+                self._metrics.old_workers(count)
+
+    async def _watchdog_loop(self) -> None:
+        interval = self._notifier.watchdog_interval
+        while await self._sleep(interval or 3600.0):
+            if interval:
+                self._notifier.watchdog()
+
+
+def _running_hash(socket: str) -> str | None:
+    try:
+        return runtime.running_hash(socket)
+    except Unavailable:
+        return None
+
+
+def _old_workers(socket: str) -> int:
+    try:
+        return len(show_proc(socket).old_workers)
+    except Unavailable:
+        return 0

@@ -1,0 +1,349 @@
+"""Make HAProxy have a configuration: validate, try, install, reload, confirm, or leave all as it was.
+
+One function, `deploy`, used by `apply` and by the daemon alike.  Whatever fails, the file on disk is
+the last good one again and the running HAProxy goes on with what it has.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from pathlib import Path
+
+from fc_frontend.errors import Problem, Refused, Severity, Unavailable, errors_in
+from fc_frontend.haproxy import install, preflight, runtime, supervise
+from fc_frontend.haproxy.binary import find_binary
+from fc_frontend.haproxy.master import Processes, show_proc
+from fc_frontend.haproxy.reload import (
+    ReloadOutcome,
+    confirm,
+    reload_by_command,
+    reload_by_master,
+    unconfirmed,
+)
+from fc_frontend.haproxy.server_state import server_state
+from fc_frontend.haproxy.socket import NoListener
+from fc_frontend.haproxy.validate import Message, Verdict, validate
+from fc_frontend.haproxy.version import binary_version, parse_version
+from fc_frontend.plan.addresses import NotAnAddress, parse_bind
+from fc_frontend.plan.model import Bind, Haproxy, Plan, Resolution
+from fc_frontend.render.render import RenderedConfig, config_hash
+
+_BIND = re.compile(r"^[ \t]*bind[ \t]+(\S+)(.*)$", re.MULTILINE)
+_OTHER_RULES = frozenset(("transparent", "interface", "namespace"))
+
+
+class Outcome(StrEnum):
+    """What became of a configuration; the values are a metric's labels."""
+
+    IN_SYNC = "in-sync"
+    """The running worker has it already: nothing was done."""
+    RELOADED = "reloaded"
+    STARTED = "started"
+    """A supervised HAProxy was started with it."""
+    INSTALLED = "installed"
+    """HAProxy does not run: it will have it when it is started."""
+    REFUSED = "refused"
+    """HAProxy, or a trial of what HAProxy's check does not see, says no.  Nothing was changed."""
+    FAILED = "failed"
+    """It could not be installed or the running worker does not have it.  All is as before."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deployment:
+    """How a deployment went.  `duration` is the reload's or start's, in seconds."""
+
+    outcome: Outcome
+    hash: str
+    problems: tuple[Problem, ...] = ()
+    duration: float = 0.0
+    checked: bool = False
+    refused_file: str | None = None
+
+    @property
+    def ok(self) -> bool:
+        """True if HAProxy has the configuration, or will have it when it is started."""
+        return self.outcome not in (Outcome.REFUSED, Outcome.FAILED)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Running:
+    """What HAProxy is doing now, as far as it can be asked."""
+
+    hash: str | None = None
+    processes: Processes | None = None
+    worker: int | None = None
+    servers: tuple[runtime.ServerState, ...] = ()
+
+    @property
+    def pids(self) -> frozenset[int]:
+        """The processes that hand their sockets over in a reload."""
+        known = self.processes.pids if self.processes else frozenset()
+        return known | ({self.worker} if self.worker else frozenset())
+
+
+@dataclass(frozen=True, slots=True)
+class TextBinds:
+    """The binds of a configuration's text that can be tried, and which are for IPv6 alone."""
+
+    all: frozenset[Bind] = frozenset()
+    v6only: frozenset[Bind] = field(default_factory=frozenset)
+
+
+def observe(haproxy: Haproxy) -> Running:
+    """What HAProxy is doing now; empty where it does not answer."""
+    worker_hash = worker = None
+    servers: tuple[runtime.ServerState, ...] = ()
+    processes = None
+    try:
+        info = runtime.info(haproxy.runtime_socket)
+        worker_hash = runtime.hash_in(info)
+        worker = int(info["Pid"]) if info.get("Pid", "").isdigit() else None
+        servers = runtime.servers(haproxy.runtime_socket)
+    except Unavailable:
+        pass
+    try:
+        processes = show_proc(haproxy.master_socket)
+    except Unavailable:
+        pass
+    return Running(hash=worker_hash, processes=processes, worker=worker, servers=servers)
+
+
+def text_binds(text: str) -> TextBinds:
+    """The binds in a configuration's text, fragments included."""
+    found: set[Bind] = set()
+    v6only: set[Bind] = set()
+    for addresses, options in _BIND.findall(text):
+        words = options.split()
+        if _OTHER_RULES.intersection(words):
+            continue
+        for address in addresses.split(","):
+            try:
+                bind = parse_bind(address)
+            except NotAnAddress:
+                continue
+            found.add(bind)
+            if "v6only" in words:
+                v6only.add(bind)
+    return TextBinds(frozenset(found), frozenset(v6only))
+
+
+def judge(haproxy: Haproxy, config: RenderedConfig) -> tuple[bool, tuple[Problem, ...]]:
+    """HAProxy's verdict, traced to services.  Raises `Unavailable` if HAProxy cannot be asked."""
+    verdict = validate(find_binary(haproxy.binary), config.text, timeout=haproxy.check_timeout)
+    return verdict.accepted, verdict_problems(verdict, config)
+
+
+def verdict_problems(verdict: Verdict, config: RenderedConfig) -> tuple[Problem, ...]:
+    """HAProxy's alerts and warnings as problems of the services that they are about."""
+    found = [
+        *(_said(message, config, Severity.ERROR) for message in verdict.alerts),
+        *(
+            _said(message, config, Severity.WARNING)
+            for message in verdict.warnings
+            if "server state file" not in message.text
+        ),
+    ]
+    return tuple(found)
+
+
+def _said(message: Message, config: RenderedConfig, severity: Severity) -> Problem:
+    names = {section.name for section in config.sections}
+    service = config.section_at(message.line) if message.line else None
+    if service is None and message.section in names:
+        service = message.section
+    line = ""
+    if message.line:
+        line = config.text.split("\n")[message.line - 1].strip()
+    remedy = f"the line is `{line}`" if line else "see HAProxy's configuration manual"
+    return Problem(
+        message=f"HAProxy says: {message.text}",
+        remedy=remedy,
+        severity=severity,
+        service=service,
+    )
+
+
+def deploy(
+    plan: Plan,
+    config: RenderedConfig,
+    resolution: Resolution,
+    *,
+    located: Callable[[Problem], Problem] = lambda problem: problem,
+) -> Deployment:
+    """Make HAProxy have `config`, and say how that went; raises nothing for what may go wrong.
+
+    `located` gives problems the place where their service was declared.
+    """
+    haproxy = plan.settings.haproxy
+    try:
+        deployment = _deploy(haproxy, plan, config, resolution)
+    except (Unavailable, Refused) as exc:
+        deployment = Deployment(outcome=Outcome.FAILED, hash=config.hash, problems=exc.problems)
+    return replace(deployment, problems=tuple(located(p) for p in deployment.problems))
+
+
+def _deploy(
+    haproxy: Haproxy, plan: Plan, config: RenderedConfig, resolution: Resolution
+) -> Deployment:
+    running = observe(haproxy)
+    if running.hash == config.hash:
+        install.install(haproxy.config_file, config.text)
+        return Deployment(outcome=Outcome.IN_SYNC, hash=config.hash)
+    accepted, said = judge(haproxy, config)
+    if not accepted:
+        return _refused(haproxy, config, said)
+    found = _trial(haproxy, plan, config, running)
+    if errors_in(found):
+        return replace(_refused(haproxy, config, (*found, *said)), refused_file=None)
+    _write_server_state(plan, resolution, running)
+    previous = install.install(haproxy.config_file, config.text)
+    try:
+        deployment = _activate(haproxy, config, running)
+    except Unavailable as exc:
+        deployment = Deployment(outcome=Outcome.FAILED, hash=config.hash, problems=exc.problems)
+    if deployment.outcome is Outcome.FAILED:
+        install.restore(haproxy.config_file, previous)
+    elif deployment.outcome is not Outcome.REFUSED:
+        _forget_refused(haproxy)
+    return replace(deployment, checked=True, problems=(*deployment.problems, *said))
+
+
+def _refused(haproxy: Haproxy, config: RenderedConfig, said: tuple[Problem, ...]) -> Deployment:
+    refused_file: str | None = None
+    try:
+        refused_file = install.write_refused(haproxy.config_file, config.text)
+    except Unavailable as exc:
+        said = (*said, *(replace(p, severity=Severity.WARNING) for p in exc.problems))
+    return Deployment(
+        outcome=Outcome.REFUSED,
+        hash=config.hash,
+        problems=said,
+        checked=True,
+        refused_file=refused_file,
+    )
+
+
+def _forget_refused(haproxy: Haproxy) -> None:
+    try:
+        install.clear_refused(haproxy.config_file)
+    except Unavailable:
+        pass  # an old refused file misleads nobody who reads its hash
+
+
+def _trial(
+    haproxy: Haproxy, plan: Plan, config: RenderedConfig, running: Running
+) -> tuple[Problem, ...]:
+    """What HAProxy's own check does not see: new binds that are taken, too few descriptors."""
+    wanted = text_binds(config.text)
+    known = frozenset[Bind]()
+    installed = install.read(haproxy.config_file)
+    if installed is not None and running.hash is not None:
+        text = installed.decode("utf-8", "surrogateescape")
+        if config_hash(text) == running.hash:
+            known = text_binds(text).all
+    found = preflight.check_binds(
+        sorted(wanted.all - known, key=str), owned_by=running.pids, v6only=wanted.v6only
+    )
+    by_bind = {
+        str(bind): service.spec.name for service in plan.services for bind in service.spec.binds
+    }
+    named = [
+        replace(problem, service=problem.service or _service_of(problem, by_bind))
+        for problem in found
+    ]
+    slots = sum(service.slots for service in plan.services if service.spec.check)
+    needed = preflight.file_descriptors_needed(slots, len(wanted.all) + 1)
+    master = running.processes.master if running.processes else None
+    too_few = preflight.check_file_descriptors(needed, preflight.descriptor_limit(master))
+    return (*named, *([too_few] if too_few else []))
+
+
+def _service_of(problem: Problem, by_bind: dict[str, str]) -> str | None:
+    return next(
+        (name for bind, name in by_bind.items() if problem.message.startswith(f"{bind} ")), None
+    )
+
+
+def _write_server_state(plan: Plan, resolution: Resolution, running: Running) -> None:
+    Path(plan.settings.state_directory).mkdir(mode=0o750, parents=True, exist_ok=True)
+    text = server_state(plan, resolution, running.servers)
+    install.atomic_write(plan.settings.server_state_file, text.encode(), mode=0o640)
+
+
+def _activate(haproxy: Haproxy, config: RenderedConfig, running: Running) -> Deployment:
+    started = time.monotonic()
+    outcome = Outcome.RELOADED
+    if haproxy.reload_command:
+        result = reload_by_command(haproxy.reload_command, haproxy.reload_timeout)
+    elif running.processes is not None:
+        version = parse_version(running.processes.version or _binary_version(haproxy))
+        result = reload_by_master(haproxy.master_socket, version, haproxy.reload_timeout)
+    elif haproxy.supervise:
+        supervise.start(
+            find_binary(haproxy.binary),
+            haproxy.config_file,
+            haproxy.master_socket,
+            timeout=haproxy.reload_timeout,
+            expected_hash=config.hash,
+            runtime_socket=haproxy.runtime_socket,
+        )
+        outcome = Outcome.STARTED
+        result = ReloadOutcome(True, "", time.monotonic() - started)
+    else:
+        return _without_master(haproxy, config, running)
+    confirmed = result.ok and confirm(
+        haproxy.runtime_socket, config.hash, haproxy.reload_timeout - (time.monotonic() - started)
+    )
+    duration = time.monotonic() - started
+    if confirmed:
+        return Deployment(outcome=outcome, hash=config.hash, duration=duration)
+    if result.ok:
+        problem = unconfirmed(config.hash, observe(haproxy).hash, haproxy.reload_timeout)
+    else:
+        problem = Problem(
+            message=f"the reload failed: {result.message}",
+            remedy="HAProxy goes on with the configuration before; see its log",
+        )
+    return Deployment(
+        outcome=Outcome.FAILED, hash=config.hash, problems=(problem,), duration=duration
+    )
+
+
+def _binary_version(haproxy: Haproxy) -> str:
+    return str(binary_version(find_binary(haproxy.binary)))
+
+
+def _without_master(haproxy: Haproxy, config: RenderedConfig, running: Running) -> Deployment:
+    if running.worker is None:
+        remedy = "start it, for example with `systemctl start haproxy`"
+        return Deployment(
+            outcome=Outcome.INSTALLED,
+            hash=config.hash,
+            problems=(
+                Problem(
+                    message="HAProxy does not run: the configuration is installed for its start",
+                    remedy=f"{remedy}, or set haproxy.supervise: true",
+                    severity=Severity.WARNING,
+                ),
+            ),
+        )
+    try:
+        show_proc(haproxy.master_socket)
+    except NoListener as exc:
+        why = exc.problems[0].message
+    except Unavailable as exc:
+        why = exc.problems[0].message
+    else:
+        why = "it answers again"
+    raise Unavailable(
+        Problem(
+            message=f"HAProxy runs, but its master socket cannot be asked for a reload: {why}",
+            remedy=f"start HAProxy with `-W -S {haproxy.master_socket}`, or set "
+            "haproxy.reload_command: [systemctl, reload, haproxy]",
+            field="haproxy.master_socket",
+        )
+    )

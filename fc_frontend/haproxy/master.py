@@ -1,0 +1,132 @@
+"""What HAProxy's master process says about its workers.
+
+The master outlives reloads, so its socket tells which worker serves and which old ones still end
+their connections.  This module asks and never changes anything.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from fc_frontend.errors import Problem, Unavailable
+from fc_frontend.haproxy.socket import NoAnswer, ask
+
+_ROW = re.compile(
+    r"""^(?P<pid>\d+)\s+(?P<type>\S+)\s+
+        (?:\d+\s+(?=\d+\s))?                      # <relative PID>, until 2.4
+        (?P<reloads>\d+|-)\s+
+        (?:\[failed:\s*(?P<failed>\d+)\]\s*)?     # the master's, from 2.5
+        (?P<days>\d+)d(?P<hours>\d+)h(?P<minutes>\d+)m(?P<seconds>\d+)s
+        (?:\s+(?P<version>\S+))?\s*$""",
+    re.VERBOSE,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class OldWorker:
+    """A worker of a former configuration that still ends its connections.
+
+    `reloads` is how many reloads it has outlived, `uptime` its age in seconds.
+    """
+
+    pid: int
+    reloads: int
+    uptime: float
+
+
+@dataclass(frozen=True, slots=True)
+class Processes:
+    """HAProxy's processes (Management Guide 9.4, `show proc`).
+
+    `reloads` counts the master's reloads, whether they worked or not; `failed` those that failed
+    since the last one that worked.  `worker` is the one that serves, None while there is none;
+    `worker_reloads` is 0 if it came with the last reload.  After a failed reload some versions
+    list the worker that serves on among the old ones.
+    """
+
+    master: int
+    reloads: int
+    failed: int
+    version: str | None
+    worker: int | None
+    worker_reloads: int
+    old_workers: tuple[OldWorker, ...]
+
+    @property
+    def pids(self) -> frozenset[int]:
+        """All of HAProxy's processes."""
+        workers = {self.worker} if self.worker is not None else set()
+        return frozenset({self.master, *workers, *(old.pid for old in self.old_workers)})
+
+
+def show_proc(path: str, timeout: float = 5.0, *, patience: float = 0.0) -> Processes:
+    """What the master behind the socket `path` says of itself and its workers.
+
+    `patience` is for how many seconds a missing or refusing socket is tried again.  Raises
+    `Unavailable`.
+    """
+    return parse_processes(path, ask(path, "show proc", timeout, limit=1 << 20, patience=patience))
+
+
+def parse_processes(path: str, answer: str) -> Processes:
+    """`show proc`'s answer as a value; `path` is named in the `Unavailable` for a strange one."""
+    master: re.Match[str] | None = None
+    current: list[re.Match[str]] = []
+    old: list[OldWorker] = []
+    section = ""
+    for line in answer.splitlines():
+        if line.startswith("#"):
+            section = line[1:].strip().lower()
+        elif row := _ROW.match(line.strip()):
+            if row["type"] == "master":
+                master = row
+            elif row["type"] == "worker" and section.startswith("old"):
+                old.append(OldWorker(int(row["pid"]), _count(row["reloads"]), _seconds(row)))
+            elif row["type"] == "worker":
+                current.append(row)
+    if master is None:
+        raise _not_a_master(path, answer)
+    # Should there be two, the one that came last serves.
+    current.sort(key=lambda row: _count(row["reloads"]))
+    serving = current[0] if current else None
+    old += [OldWorker(int(r["pid"]), _count(r["reloads"]), _seconds(r)) for r in current[1:]]
+    return Processes(
+        master=int(master["pid"]),
+        reloads=_count(master["reloads"]),
+        failed=_count(master["failed"]),
+        version=master["version"],
+        worker=int(serving["pid"]) if serving else None,
+        worker_reloads=_count(serving["reloads"]) if serving else 0,
+        old_workers=tuple(old),
+    )
+
+
+def _count(text: str | None) -> int:
+    return int(text) if text and text.isdigit() else 0
+
+
+def _seconds(row: re.Match[str]) -> float:
+    days, hours, minutes, seconds = (
+        int(row[unit]) for unit in ("days", "hours", "minutes", "seconds")
+    )
+    return float(((days * 24 + hours) * 60 + minutes) * 60 + seconds)
+
+
+def _not_a_master(path: str, answer: str) -> Unavailable:
+    if not answer.strip():
+        # A master that replaces itself accepts connections that it can no longer answer.
+        return NoAnswer(
+            Problem(
+                message=f"{path} gave an empty answer to `show proc`",
+                remedy="try again: HAProxy may be reloading",
+            )
+        )
+    first = answer.strip().splitlines()[0][:80]
+    return Unavailable(
+        Problem(
+            message=f"{path} is not HAProxy's master socket: it answers {first!r} to `show proc`",
+            remedy="set haproxy.master_socket to the path that HAProxy was given with `-S`",
+            field="haproxy.master_socket",
+        )
+    )

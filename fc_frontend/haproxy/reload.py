@@ -1,0 +1,152 @@
+"""Make HAProxy take a new configuration without dropping a connection, and see that it did.
+
+A reload's outcome is a value, failed or not; only what could not even be tried is raised.  Who
+wants proof asks `confirm`, which believes nobody but the worker that serves.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fc_frontend.errors import Unavailable
+from fc_frontend.haproxy.master import Processes, show_proc
+from fc_frontend.haproxy.process import run
+from fc_frontend.haproxy.runtime import running_hash
+from fc_frontend.haproxy.socket import NoAnswer, NoListener, ask
+from fc_frontend.haproxy.validate import parse_messages
+from fc_frontend.haproxy.version import Version
+
+_WORDS = 4096
+"""How much of HAProxy's words is kept, in bytes."""
+
+_ATTEMPT = 2.0
+_FIRST_PAUSE = 0.005
+_LONGEST_PAUSE = 0.1
+_NO_WORDS = "HAProxy goes on with the former configuration; its log has the reason"
+
+
+@dataclass(frozen=True, slots=True)
+class ReloadOutcome:
+    """How a reload went.
+
+    `message` has HAProxy's own words where it gave any, at most 4 KiB; `duration` is in seconds,
+    from the request until HAProxy had said how it went.
+    """
+
+    ok: bool
+    message: str
+    duration: float
+
+
+def reload_by_master(socket: str, version: Version, timeout: float) -> ReloadOutcome:
+    """Reload through the master socket, and wait until it is known how that went.
+
+    From 2.7 `reload` waits and says so itself.  Before, it says nothing and the socket is gone
+    until the new master runs; then the count of reloads has risen, and `[failed: N]` tells (a bind
+    that cannot be taken is retried by HAProxy for 2 s first).  Management Guide 9.4, `reload`.
+
+    A failed or overdue reload is an outcome; raises `Unavailable` only if there is no master to
+    ask.
+    """
+    started = time.monotonic()
+    deadline = started + timeout
+    attempt = min(timeout, _ATTEMPT)
+    before = show_proc(socket, attempt, patience=attempt)
+    try:
+        answer = ask(socket, "reload", timeout if version.reload_answers else attempt)
+    except NoListener:
+        raise
+    except Unavailable:
+        # The master may break off as it replaces itself: its count tells whether it did.
+        answer = ""
+    said, ok, words = _parse_answer(answer)
+    if not said:
+        ok, words = _await_count(socket, before, deadline, timeout)
+    return ReloadOutcome(ok, words, time.monotonic() - started)
+
+
+def reload_by_command(argv: Sequence[str], timeout: float) -> ReloadOutcome:
+    """Reload by running the operator's own command, as `systemctl reload haproxy`.
+
+    The outcome is its exit status, and its output.  After `timeout` seconds it is killed with its
+    children.  Raises `Unavailable` if it cannot be started.
+    """
+    finished = run(argv, timeout=timeout, limit=_WORDS)
+    words = finished.output.strip()
+    if finished.status == 0:
+        return ReloadOutcome(True, words, finished.duration)
+    ending = f"`{' '.join(argv)}` {finished.ending}"
+    return ReloadOutcome(False, f"{ending}: {words}" if words else ending, finished.duration)
+
+
+def confirm(runtime_socket: str, expected_hash: str, timeout: float) -> bool:
+    """True as soon as the worker that serves has the configuration `expected_hash`.
+
+    False if it has not within `timeout` seconds.  Asks at once, then after 5 ms, 10 ms and so on
+    up to every 100 ms, each time on a new connection.
+    """
+    deadline = time.monotonic() + timeout
+    pause = _FIRST_PAUSE
+    while True:
+        remaining = deadline - time.monotonic()
+        try:
+            if running_hash(runtime_socket, max(0.01, min(remaining, _ATTEMPT))) == expected_hash:
+                return True
+        except Unavailable:
+            pass  # between two workers there may be no answer; only the deadline decides
+        remaining = deadline - time.monotonic()
+        if remaining <= 0:
+            return False
+        time.sleep(min(pause, remaining))
+        pause = min(pause * 2, _LONGEST_PAUSE)
+
+
+def _parse_answer(answer: str) -> tuple[bool, bool, str]:
+    """Whether the answer tells how it went, whether well, and HAProxy's words."""
+    head, _, logs = answer.partition("\n--\n")
+    first = head.strip().splitlines()[0] if head.strip() else ""
+    if not first.startswith("Success="):
+        return False, False, ""
+    ok = first.strip() == "Success=1"
+    wanted = ("warning",) if ok else ("alert",)
+    words = [
+        message.text
+        for message in parse_messages(logs)
+        if message.level in wanted and not message.text.startswith("Former worker")
+    ]
+    if not ok and not words:
+        words = [logs.strip() or _NO_WORDS]
+    return True, ok, _bounded("\n".join(words))
+
+
+def _await_count(
+    socket: str, before: Processes, deadline: float, timeout: float
+) -> tuple[bool, str]:
+    pause = _FIRST_PAUSE
+    while True:
+        remaining = deadline - time.monotonic()
+        if remaining <= 0:
+            return False, f"HAProxy did not finish the reload within {timeout:g} s"
+        try:
+            now = show_proc(socket, min(remaining, _ATTEMPT))
+        except (NoListener, NoAnswer):
+            if not Path(f"/proc/{before.master}").exists():
+                return False, f"HAProxy's master process {before.master} ended during the reload"
+        else:
+            if now.reloads > before.reloads or now.master != before.master:
+                return _judge(now)
+        time.sleep(min(pause, max(0.0, deadline - time.monotonic())))
+        pause = min(pause * 1.5, 0.02)
+
+
+def _judge(now: Processes) -> tuple[bool, str]:
+    if now.failed or now.worker is None or now.worker_reloads:
+        return False, f"the reload failed; {_NO_WORDS}"
+    return True, ""
+
+
+def _bounded(words: str) -> str:
+    return words.encode()[:_WORDS].decode("utf-8", "ignore")

@@ -1,0 +1,194 @@
+"""What the running worker says, and what it can be told without a reload.
+
+Only the worker knows which configuration serves: our text carries its hash as `description`, and
+`show info` gives it back.  Connects anew each time, so that each answer comes from the worker that
+serves now.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from fc_frontend.errors import Problem, Unavailable
+from fc_frontend.haproxy.socket import ask
+
+TIMEOUT = 5.0
+"""In seconds, for one command."""
+
+BATCH = 7000
+"""Bytes in a line of several commands: well below the smallest buffer (16 kB, halved)."""
+
+_HASH = re.compile(r"^fc-frontend:([0-9a-f]{16})$")
+
+
+@dataclass(frozen=True, slots=True)
+class ServerState:
+    """One server, as `show servers state` has it (Management Guide 9.3).
+
+    `address` is None for a slot without one.  `operational` is 0 stopped, 1 starting, 2 running,
+    3 stopping; `admin` a bit field, 0 ready, 1 maintenance by us, 8 drain, 32 maintenance because
+    DNS gives no address.  `changed_ago` is in seconds.  What this version does not show is None.
+    """
+
+    proxy: str
+    server: str
+    address: str | None
+    port: int | None
+    operational: int | None
+    admin: int | None
+    weight: int | None
+    initial_weight: int | None
+    changed_ago: int | None
+    check_status: int | None
+    check_result: int | None
+    check_health: int | None
+    check_state: int | None
+    agent_state: int | None
+    fqdn: str | None
+    srv_record: str | None
+
+    @property
+    def up(self) -> bool:
+        """True if it takes new connections: it runs, and is neither in maintenance nor draining."""
+        return self.operational in (1, 2) and self.admin == 0
+
+
+def info(path: str, timeout: float = TIMEOUT) -> dict[str, str]:
+    """`show info` of the worker that serves, by field name.  Raises `Unavailable`."""
+    answer = ask(path, "show info", timeout)
+    fields: dict[str, str] = {}
+    for line in answer.splitlines():
+        name, colon, value = line.partition(":")
+        if colon:
+            fields[name.strip()] = value.strip()
+    if "Pid" not in fields:
+        raise _strange(path, "show info", answer)
+    return fields
+
+
+def running_hash(path: str, timeout: float = TIMEOUT) -> str | None:
+    """The hash of the configuration that the worker serves, None if it is not one of ours.
+
+    Raises `Unavailable` if the worker does not answer.
+    """
+    found = _HASH.match(info(path, timeout).get("Description", ""))
+    return found[1] if found else None
+
+
+def servers(path: str, timeout: float = TIMEOUT) -> tuple[ServerState, ...]:
+    """All servers with their state.  Raises `Unavailable`."""
+    return parse_servers(path, ask(path, "show servers state", timeout))
+
+
+def parse_servers(path: str, answer: str) -> tuple[ServerState, ...]:
+    """`show servers state`'s answer as values; columns go by the names in the header line."""
+    columns: list[str] = []
+    found: list[ServerState] = []
+    for line in answer.splitlines():
+        words = line.split()
+        if words[:1] == ["#"]:
+            columns = words[1:]
+        elif columns and len(words) > 3:
+            found.append(_server(dict(zip(columns, words, strict=False))))
+    if "be_name" not in columns or "srv_name" not in columns:
+        raise _strange(path, "show servers state", answer)
+    return tuple(found)
+
+
+def command(path: str, text: str, timeout: float = TIMEOUT) -> str:
+    """The worker's answer to one command, without the blank line that ends it.
+
+    `set …` commands say nothing when they worked, or tell what changed.  Raises `Unavailable`,
+    and `Refused` for more than one line.
+    """
+    return ask(path, text, timeout).strip("\n")
+
+
+def commands(path: str, texts: Iterable[str], timeout: float = TIMEOUT) -> tuple[str, ...]:
+    """The worker's answers to several commands, in their order; each as `command` gives it.
+
+    They are sent in lines of at most 7 kB joined by `;`, a connection and `timeout` seconds each:
+    HAProxy executes the rest of a line even if one of it fails.  Meant for commands with answers
+    without blank lines, as `set` and `add` have.  Raises `Unavailable` if a line gets no answer or
+    answers that cannot be told apart; commands before that are done.
+    """
+    answers: list[str] = []
+    for batch in _batches(texts):
+        answer = ask(path, ";".join(batch), timeout)
+        said = _split(answer)
+        if len(said) != len(batch):
+            raise _strange(path, f"{len(batch)} commands", answer)
+        answers += said
+    return tuple(answers)
+
+
+def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
+    batch: list[str] = []
+    size = 0
+    for text in texts:
+        length = len(text.encode()) + 1
+        if batch and size + length > BATCH:
+            yield batch
+            batch, size = [], 0
+        batch.append(text)
+        size += length
+    if batch:
+        yield batch
+
+
+def _split(answer: str) -> list[str]:
+    """The single answers: an empty line where nothing was said, else text up to an empty line."""
+    found: list[str] = []
+    while answer:
+        if answer.startswith("\n"):
+            found.append("")
+            answer = answer[1:]
+        else:
+            text, _, answer = answer.partition("\n\n")
+            found.append(text.strip("\n"))
+    return found
+
+
+def _server(row: dict[str, str]) -> ServerState:
+    return ServerState(
+        proxy=row["be_name"],
+        server=row["srv_name"],
+        address=_word(row, "srv_addr"),
+        port=_number(row, "srv_port"),
+        operational=_number(row, "srv_op_state"),
+        admin=_number(row, "srv_admin_state"),
+        weight=_number(row, "srv_uweight"),
+        initial_weight=_number(row, "srv_iweight"),
+        changed_ago=_number(row, "srv_time_since_last_change"),
+        check_status=_number(row, "srv_check_status"),
+        check_result=_number(row, "srv_check_result"),
+        check_health=_number(row, "srv_check_health"),
+        check_state=_number(row, "srv_check_state"),
+        agent_state=_number(row, "srv_agent_state"),
+        fqdn=_word(row, "srv_fqdn"),
+        srv_record=_word(row, "srvrecord"),
+    )
+
+
+def _word(row: dict[str, str], column: str) -> str | None:
+    word = row.get(column, "-")
+    return None if word == "-" else word
+
+
+def _number(row: dict[str, str], column: str) -> int | None:
+    try:
+        return int(row[column])
+    except (KeyError, ValueError):
+        return None
+
+
+def _strange(path: str, asked: str, answer: str) -> Unavailable:
+    first = answer.strip().splitlines()[0][:80] if answer.strip() else "nothing"
+    return Unavailable(
+        Problem(
+            message=f"{path} gave no proper answer to `{asked}`: {first!r}",
+            remedy="check that it is HAProxy's `stats socket` with `level admin`, and try again",
+        )
+    )

@@ -1,0 +1,102 @@
+"""The server state file: addresses that servers have before the new worker's first connection.
+
+HAProxy reads it at each start (manual 3.1 `server-state-file`, management guide `show servers
+state`).  Pure: the text follows from the plan, from what cluster DNS said, and from what the running
+worker knows.  One short line would make HAProxy discard the whole file, so every line is made here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from fc_frontend.haproxy.runtime import ServerState
+from fc_frontend.plan.model import Answer, Endpoint, Freshness, Kind, Plan, Resolution, ServicePlan
+
+EMPTY = "1\n"
+"""A state file without servers; 2.6 warns of an empty one."""
+
+_FORCED = 1 | 8
+"""Administrative states that an operator set: maintenance and drain."""
+
+
+def server_state(plan: Plan, resolution: Resolution, running: Iterable[ServerState]) -> str:
+    """The state file's text for `plan`.
+
+    Servers keep the slot that they have in the running worker; pods that it does not know get the
+    free ones.  Pods that a fresh answer does not name any more are left out.
+    """
+    known: dict[str, list[ServerState]] = {}
+    for server in running:
+        if server.address:
+            known.setdefault(server.proxy, []).append(server)
+    lines: list[str] = []
+    for service in plan.services:
+        if service.query is not None:
+            answer = resolution.get(service.spec.name)
+            lines += _service_lines(service, answer, known.get(service.spec.name, []))
+    return EMPTY + "".join(f"{line}\n" for line in lines)
+
+
+def _service_lines(
+    service: ServicePlan, answer: Answer | None, known: list[ServerState]
+) -> list[str]:
+    names = (
+        ["service"]
+        if service.kind is Kind.SERVICE
+        else [f"pod{number}" for number in range(1, service.slots + 1)]
+    )
+    endpoints = {endpoint.address: endpoint for endpoint in service.endpoints}
+    is_fresh = answer is not None and answer.freshness is Freshness.FRESH
+    by_name = {server.server: server for server in known}
+    placed: dict[str, tuple[Endpoint, ServerState | None]] = {}
+    seen: set[str] = set()
+    for name in [*names, *(other for other in by_name if other not in names)]:
+        server = by_name.get(name)
+        if server is None or server.address is None or server.address in seen:
+            continue
+        endpoint = endpoints.get(server.address)
+        if endpoint is None and not is_fresh:
+            endpoint = _endpoint(service, server)
+        if endpoint is None:
+            continue
+        if name in names:
+            placed[name] = endpoint, server
+            seen.add(endpoint.address)
+        else:
+            endpoints.setdefault(endpoint.address, endpoint)
+    free = (name for name in names if name not in placed)
+    for endpoint in endpoints.values():
+        if endpoint.address in seen:
+            continue
+        name = next(free, "")
+        if not name:
+            break
+        placed[name] = endpoint, None
+    lines = [_line(service, name, *placed[name]) for name in names if name in placed]
+    backup = by_name.get("service")
+    if service.fallback_query and backup and backup.address and isinstance(service.spec.port, int):
+        endpoint = Endpoint(backup.address, service.spec.port)
+        lines.append(_line(service, "service", endpoint, backup))
+    return lines
+
+
+def _endpoint(service: ServicePlan, server: ServerState) -> Endpoint | None:
+    port = service.spec.port if isinstance(service.spec.port, int) else server.port
+    if server.address is None or not port:
+        return None
+    return Endpoint(server.address, port, server.fqdn or "")
+
+
+def _line(service: ServicePlan, name: str, endpoint: Endpoint, server: ServerState | None) -> str:
+    is_up = server is None or server.operational in (1, 2)
+    admin = (server.admin or 0) & _FORCED if server else 0
+    weight = server.weight if server and server.weight is not None else 1
+    initial = server.initial_weight if server and server.initial_weight is not None else 1
+    # With SRV, HAProxy matches servers to records by the endpoint's name, else it moves them about.
+    is_srv = service.kind is Kind.SRV and endpoint.name
+    health = "2 0 6" if not is_up else "3 3 6"
+    return (
+        f"0 {service.spec.name} 0 {name} {endpoint.address} {2 if is_up else 0} {admin} "
+        f"{weight} {initial} 0 6 {health} 0 0 0 {endpoint.name if is_srv else '-'} "
+        f"{endpoint.port} {service.query if is_srv else '-'}"
+    )

@@ -1,0 +1,131 @@
+"""Ask HAProxy one question over one of its unix sockets.
+
+One connection a command: a session that stays open would go on talking to the old worker after a
+reload, and keep it alive (Management Guide 9.3).  A peer that hangs, floods or is no HAProxy costs
+at most the given time and memory.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+import time
+
+from fc_frontend.errors import Problem, Refused, Unavailable
+
+ANSWER_LIMIT = 32 * 1024 * 1024
+"""In bytes; the state of 15,000 servers is 2 MB."""
+
+_PAUSE = 0.005
+_GONE = (errno.ENOENT, errno.ECONNREFUSED)
+
+
+class NoListener(Unavailable):
+    """Nobody listens at the socket: it is missing, or left over from a HAProxy that ended."""
+
+
+class NoAnswer(Unavailable):
+    """Somebody listens, but no complete answer came.  The command may have been executed."""
+
+
+def ask(
+    path: str,
+    command: str,
+    timeout: float,
+    *,
+    limit: int = ANSWER_LIMIT,
+    patience: float = 0.0,
+) -> str:
+    """The answer to `command` at the unix socket `path`.
+
+    `timeout` bounds the whole, in seconds; for `patience` seconds of it a missing or refusing
+    socket is tried again, as HAProxy's are while it reloads.  `limit` bounds the answer, in bytes.
+    The writing side is closed after the command: the master socket does not close by itself.
+
+    Raises `NoListener`, `NoAnswer`, or a plain `Unavailable` where permission is lacking; and
+    `Refused` for a command that is more than one line.
+    """
+    if any(character in command for character in "\n\r\0"):
+        raise Refused(
+            Problem(
+                message=f"not one command for HAProxy: {command[:80]!r}",
+                remedy="leave line feeds and NUL out of it",
+            )
+        )
+    started = time.monotonic()
+    deadline = started + timeout
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        _connect(connection, path, deadline, min(deadline, started + patience))
+        try:
+            answer = _exchange(
+                connection, command.encode("utf-8", "surrogateescape"), deadline, limit
+            )
+        except TimeoutError:
+            raise NoAnswer(
+                Problem(
+                    message=f"no complete answer from {path} within {timeout:g} s",
+                    remedy="see whether HAProxy is overloaded or stopped (`ps`, its log)",
+                )
+            ) from None
+        except OSError as error:
+            raise NoAnswer(
+                Problem(
+                    message=f"{path} broke off its answer: {error.strerror or error}",
+                    remedy="try again: HAProxy may be reloading or ending",
+                )
+            ) from error
+    return answer
+
+
+def _connect(connection: socket.socket, path: str, deadline: float, patient_until: float) -> None:
+    while True:
+        try:
+            connection.settimeout(max(0.001, deadline - time.monotonic()))
+            connection.connect(path)
+        except OSError as error:
+            now = time.monotonic()
+            # EAGAIN: the queue of waiting connections is full, which passes.
+            until = deadline if error.errno == errno.EAGAIN else patient_until
+            if error.errno in (*_GONE, errno.EAGAIN) and now < until:
+                time.sleep(min(_PAUSE, until - now))
+                continue
+            raise _unreachable(path, error) from error
+        return
+
+
+def _exchange(connection: socket.socket, command: bytes, deadline: float, limit: int) -> str:
+    connection.settimeout(max(0.001, deadline - time.monotonic()))
+    connection.sendall(command + b"\n")
+    connection.shutdown(socket.SHUT_WR)
+    answer = bytearray()
+    while True:
+        remaining = deadline - time.monotonic()
+        if remaining <= 0:
+            raise TimeoutError
+        connection.settimeout(remaining)
+        chunk = connection.recv(65536)
+        if not chunk:
+            return answer.decode("utf-8", "replace")
+        answer += chunk
+        if len(answer) > limit:
+            raise OSError(errno.EMSGSIZE, f"it is longer than {limit} bytes")
+
+
+def _unreachable(path: str, error: OSError) -> Unavailable:
+    reason = error.strerror or str(error)
+    message = f"HAProxy's socket {path} cannot be reached: {reason}"
+    if error.errno in _GONE:
+        remedy = (
+            "start HAProxy; its unit needs `-S` for the master socket, its configuration "
+            "`stats socket` for the runtime socket"
+        )
+        return NoListener(Problem(message=message, remedy=remedy))
+    if error.errno in (errno.EACCES, errno.EPERM):
+        remedy = "run as root or as a member of the group that may use the socket"
+        return Unavailable(Problem(message=message, remedy=remedy))
+    if error.errno in (errno.EAGAIN, errno.ETIMEDOUT) or isinstance(error, TimeoutError):
+        remedy = "see whether HAProxy is overloaded or stopped (`ps`, its log)"
+        return NoAnswer(Problem(message=message, remedy=remedy))
+    return Unavailable(
+        Problem(message=message, remedy="check that the path is HAProxy's unix socket")
+    )

@@ -1,0 +1,217 @@
+"""What Prometheus can know: one registry, filled by the daemon and never read back by it.
+
+Names and labels are a contract (see the README's list); cardinality is bounded by the number of
+declared services, nameservers and DNS response codes.
+"""
+
+from __future__ import annotations
+
+import time
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, generate_latest
+from prometheus_client.process_collector import ProcessCollector
+
+from fc_frontend import __version__
+from fc_frontend.plan.model import Answer, Freshness, Plan, Resolution
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+STATES = ("ok", "stale", "quarantined", "empty")
+_FAST = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
+_SLOW = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+
+
+class Metrics:
+    """fc-frontend's metrics.  Methods are named after what happened."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        add = {"registry": self.registry}
+        service = ("service", "namespace")
+        ProcessCollector(registry=self.registry)
+        build = Info("fc_frontend_build", "fc-frontend's version.", **add)
+        build.info({"version": __version__})
+        self._config = Gauge(
+            "fc_frontend_config_hash_info",
+            "1 for the hash of the configuration that is wanted, and of the one that runs.",
+            ("which", "hash"),
+            **add,
+        )
+        self._reloads = Counter(
+            "fc_frontend_reloads", "Reloads and starts of HAProxy.", ("reason", "result"), **add
+        )
+        self._reload_duration = Histogram(
+            "fc_frontend_reload_duration_seconds",
+            "From the request to the confirmation by the new worker.",
+            buckets=_SLOW,
+            **add,
+        )
+        self._last_success = Gauge(
+            "fc_frontend_last_reload_success_timestamp_seconds",
+            "When the running worker was last found to have the wanted configuration.",
+            **add,
+        )
+        self._in_sync = Gauge(
+            "fc_frontend_config_in_sync",
+            "1 if the running worker has the configuration that is declared, else 0.",
+            **add,
+        )
+        self._checks = Counter(
+            "fc_frontend_checks", "Configurations given to HAProxy to judge.", ("result",), **add
+        )
+        self._problems = Gauge(
+            "fc_frontend_config_problems",
+            "What is wrong with the declared configuration.",
+            ("severity",),
+            **add,
+        )
+        self._queries = Counter(
+            "fc_frontend_dns_queries",
+            "Questions to cluster DNS, by answer.",
+            ("nameserver", "transport", "rcode"),
+            **add,
+        )
+        self._query_duration = Histogram(
+            "fc_frontend_dns_query_duration_seconds",
+            "From question to answer of cluster DNS.",
+            ("nameserver",),
+            buckets=_FAST,
+            **add,
+        )
+        self._endpoints = Gauge(
+            "fc_frontend_service_endpoints", "Pods that cluster DNS names.", service, **add
+        )
+        self._slots = Gauge(
+            "fc_frontend_service_slots", "Servers that HAProxy has for pods.", service, **add
+        )
+        self._slots_short = Gauge(
+            "fc_frontend_service_slots_short",
+            "Pods that have no slot and get no traffic.",
+            service,
+            **add,
+        )
+        self._rejected = Gauge(
+            "fc_frontend_service_rejected_addresses",
+            "Addresses that cluster DNS named outside of the cluster's networks.",
+            service,
+            **add,
+        )
+        self._state = Gauge(
+            "fc_frontend_service_state",
+            "1 for the state of the service.",
+            (*service, "state"),
+            **add,
+        )
+        self._age = Gauge(
+            "fc_frontend_service_answer_age_seconds",
+            "Time since cluster DNS last gave a good answer.",
+            service,
+            **add,
+        )
+        self._convergence = Histogram(
+            "fc_frontend_convergence_seconds",
+            "From a seen change to a worker that routes by it.",
+            buckets=_SLOW,
+            **add,
+        )
+        self._old_workers = Gauge(
+            "fc_frontend_old_workers", "HAProxy workers that end their last connections.", **add
+        )
+        for severity in ("error", "warning"):
+            self._problems.labels(severity).set(0)
+        for result in ("accepted", "refused", "unavailable"):
+            self._checks.labels(result)
+        self._known: set[tuple[str, str]] = set()
+        self._answered: dict[str, float] = {}
+
+    def exposition(self, now: float) -> bytes:
+        """Everything in Prometheus' text format; `now` is the monotonic clock in seconds."""
+        for name, namespace in self._known:
+            if name in self._answered:
+                self._age.labels(name, namespace).set(max(0.0, now - self._answered[name]))
+        return generate_latest(self.registry)
+
+    def query(self, nameserver: str, transport: str, rcode: str, duration: float) -> None:
+        """One exchange with a nameserver; `duration` in seconds."""
+        self._queries.labels(nameserver, transport, rcode).inc()
+        self._query_duration.labels(nameserver).observe(duration)
+
+    def resolved(self, resolution: Resolution, now: float) -> None:
+        """What cluster DNS said in a sweep that ended at `now` on the monotonic clock."""
+        for name, answer in resolution.items():
+            if answer.freshness is Freshness.FRESH:
+                self._answered[name] = now
+
+    def planned(self, plan: Plan, resolution: Resolution) -> None:
+        """What HAProxy has, or should have, for each service."""
+        known: set[tuple[str, str]] = set()
+        for service in plan.services:
+            labels = (service.spec.name, service.spec.namespace)
+            known.add(labels)
+            answer = resolution.get(service.spec.name)
+            endpoints = len(answer.endpoints) if answer else 0
+            self._endpoints.labels(*labels).set(endpoints)
+            self._slots.labels(*labels).set(service.slots)
+            short = max(0, endpoints - service.slots) if service.query else 0
+            self._slots_short.labels(*labels).set(short)
+            self._rejected.labels(*labels).set(len(answer.rejected) if answer else 0)
+            state = service_state(answer)
+            for other in STATES:
+                self._state.labels(*labels, other).set(1 if other == state else 0)
+        for labels in self._known - known:
+            self._forget(*labels)
+        self._known = known
+
+    def _forget(self, name: str, namespace: str) -> None:
+        gauges = (self._endpoints, self._slots, self._slots_short, self._rejected, self._age)
+        for gauge in gauges:
+            _remove(gauge, name, namespace)
+        for state in STATES:
+            _remove(self._state, name, namespace, state)
+        self._answered.pop(name, None)
+
+    def checked(self, result: str) -> None:
+        """HAProxy judged a configuration: accepted, refused or unavailable."""
+        self._checks.labels(result).inc()
+
+    def problems(self, errors: int, warnings: int) -> None:
+        """How much is wrong with what is declared."""
+        self._problems.labels("error").set(errors)
+        self._problems.labels("warning").set(warnings)
+
+    def reloaded(self, reason: str, result: str, duration: float) -> None:
+        """A reload or start ended; `duration` in seconds."""
+        self._reloads.labels(reason, result).inc()
+        self._reload_duration.observe(duration)
+
+    def converged(self, seconds: float) -> None:
+        """A change was routable `seconds` after it was seen."""
+        self._convergence.observe(seconds)
+
+    def synced(self, wanted: str | None, running: str | None) -> None:
+        """Which configuration is wanted, and which one the running worker has."""
+        in_sync = wanted is not None and wanted == running
+        self._in_sync.set(1 if in_sync else 0)
+        if in_sync:
+            self._last_success.set(time.time())
+        self._config.clear()
+        for which, value in (("wanted", wanted), ("running", running)):
+            if value:
+                self._config.labels(which, value).set(1)
+
+    def old_workers(self, count: int) -> None:
+        """How many former workers still serve."""
+        self._old_workers.set(count)
+
+
+def service_state(answer: Answer | None) -> str:
+    """ok, stale or empty, from what is known of a service's pods."""
+    if answer is None or answer.freshness is not Freshness.FRESH:
+        return "stale"
+    return "ok" if answer.endpoints else "empty"
+
+
+def _remove(gauge: Gauge, *labels: str) -> None:
+    try:
+        gauge.remove(*labels)
+    except KeyError:
+        return

@@ -1,0 +1,140 @@
+"""The one way from files to a configuration, for every command.
+
+    load → (resolve) → plan → render → judge
+
+`check` and `render` stop before HAProxy is touched; `apply` and `run` hand the result to
+`haproxy.deploy`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from fc_frontend.config.loader import Declaration, load
+from fc_frontend.config.templates import templates
+from fc_frontend.discovery.store import dump_answers, load_answers
+from fc_frontend.errors import Problem, Refused, errors_in
+from fc_frontend.haproxy.deploy import judge
+from fc_frontend.haproxy.install import atomic_write
+from fc_frontend.plan.model import Answer, Plan, Resolution, ServiceSpec
+from fc_frontend.plan.planner import plan
+from fc_frontend.render.render import RenderedConfig, render
+
+ANSWERS_FILE = "answers.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """A declaration and what follows from it; `config` is None if it could not be rendered."""
+
+    declaration: Declaration
+    resolution: Resolution
+    plan: Plan
+    config: RenderedConfig | None
+    problems: tuple[Problem, ...]
+
+    @property
+    def ok(self) -> bool:
+        """True if nothing refuses it so far."""
+        return self.config is not None and not errors_in(self.problems)
+
+
+def prepare(declaration: Declaration, resolution: Resolution, *, shrink: bool = False) -> Prepared:
+    """Plan and render what was declared.  The plan has the services without faults."""
+    planned = plan(
+        declaration.settings,
+        declaration.services,
+        declaration.fragments,
+        resolution,
+        shrink=shrink,
+    )
+    found = [*declaration.problems, *planned.problems]
+    config = None
+    try:
+        config = render(planned, templates(declaration.templates))
+    except Refused as exc:
+        found += exc.problems
+    return Prepared(
+        declaration=declaration,
+        resolution=resolution,
+        plan=planned,
+        config=config,
+        problems=tuple(declaration.located(problem) for problem in found),
+    )
+
+
+def prepare_offline(settings_file: str) -> Prepared:
+    """Load, plan and render with the answers that cluster DNS gave last, asking nobody now."""
+    declaration = load(settings_file)
+    return prepare(declaration, stored_answers(declaration))
+
+
+def answers_path(declaration: Declaration) -> str:
+    """Where the last good answers of cluster DNS are kept."""
+    return f"{declaration.settings.state_directory}/{ANSWERS_FILE}"
+
+
+def stored_answers(declaration: Declaration) -> dict[str, Answer]:
+    """The stored answers, by service, for those whose declaration still asks the same question."""
+    stored = load_answers(answers_path(declaration))
+    return {
+        spec.name: stored[question(spec)]
+        for spec in declaration.services
+        if question(spec) in stored
+    }
+
+
+def stored_form(declaration: Declaration, resolution: Resolution) -> bytes:
+    """The answers as `stored_answers` will read them."""
+    return dump_answers(
+        {
+            question(spec): resolution[spec.name]
+            for spec in declaration.services
+            if spec.name in resolution
+        }
+    )
+
+
+def with_slots(plan: Plan, resolution: Resolution) -> dict[str, Answer]:
+    """The answers with the slot counts of `plan`, which is what HAProxy now has."""
+    slots = {service.spec.name: service.slots for service in plan.services}
+    return {
+        name: replace(answer, slots=slots.get(name, answer.slots))
+        for name, answer in resolution.items()
+    }
+
+
+def save_answers(declaration: Declaration, resolution: Resolution) -> None:
+    """Keep the answers for the next start, and for `check`.  Raises `Unavailable`."""
+    atomic_write(answers_path(declaration), stored_form(declaration, resolution))
+
+
+async def resolve(
+    declaration: Declaration, previous: Resolution | None = None
+) -> dict[str, Answer]:
+    """What cluster DNS says now of every service; never raises for what DNS does.
+
+    `previous` are the answers that stay good where DNS fails: the stored ones by default.
+    """
+    from fc_frontend.discovery.client import DnsClient
+    from fc_frontend.discovery.resolve import resolve_all
+
+    cluster = declaration.settings.cluster
+    if previous is None:
+        previous = stored_answers(declaration)
+    client = DnsClient(cluster.nameservers)
+    return await resolve_all(declaration.services, cluster, client, previous)
+
+
+def question(spec: ServiceSpec) -> str:
+    """What is asked of cluster DNS for a service: an answer to another question is worth nothing."""
+    return f"{spec.name} {spec.service}.{spec.namespace} {spec.target} {spec.port} {spec.discovery}"
+
+
+def judged(prepared: Prepared) -> Prepared:
+    """`prepared` with HAProxy's own verdict.  Raises `Unavailable` if HAProxy cannot be asked."""
+    if prepared.config is None:
+        return prepared
+    _, said = judge(prepared.declaration.settings.haproxy, prepared.config)
+    located = tuple(prepared.declaration.located(problem) for problem in said)
+    return replace(prepared, problems=(*prepared.problems, *located))

@@ -1,0 +1,181 @@
+"""From declarations and DNS answers to a plan.  Pure: the same input gives the same plan.
+
+declared            what cluster DNS said              planned
+------------------  ---------------------------------  --------------------------------------
+pod_port: 443       pods at the bare name              server-template over the bare name
+pod_port: 443       cluster IP, pods at the wildcard   server-template over *.svc.ns.svc…
+pod_port: 443       cluster IP, no wildcard            one server: the cluster IP
+pod_port: 443       nothing known                      server-template over the bare name
+pod_port: https     (not needed)                       server-template over _https._tcp.svc…
+service_port: 443   (not needed)                       one server: the cluster IP
+lb_service_port: …  (not needed)                       one server a node
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from fc_frontend.errors import Problem, Severity
+from fc_frontend.plan import slots
+from fc_frontend.plan.model import (
+    Answer,
+    Discovery,
+    Family,
+    Fragment,
+    Freshness,
+    Kind,
+    Plan,
+    Resolution,
+    ServicePlan,
+    ServiceSpec,
+    Settings,
+    Target,
+)
+from fc_frontend.plan.names import headless_name, query_name
+
+
+def plan(
+    settings: Settings,
+    services: Iterable[ServiceSpec],
+    fragments: Sequence[Fragment],
+    resolution: Resolution,
+    *,
+    shrink: bool = False,
+) -> Plan:
+    """What HAProxy should do.
+
+    `resolution` may lack services: they are planned from the declaration alone, and a warning says
+    so.  With `shrink`, automatic slot counts may fall below those of the running configuration.
+    """
+    plans = tuple(
+        _service(settings, spec, resolution.get(spec.name), shrink)
+        for spec in sorted(services, key=lambda spec: spec.name)
+    )
+    problems = [problem for planned in plans for problem in _notices(planned, resolution)]
+    unasked = [
+        planned.spec.name
+        for planned in plans
+        if planned.query and planned.spec.name not in resolution
+    ]
+    if unasked:
+        names = ", ".join(unasked[:5]) + (", …" if len(unasked) > 5 else "")
+        problems.append(
+            Problem(
+                message=f"cluster DNS was not asked, and nothing is stored of its answers for "
+                f"{len(unasked)} services ({names}): automatic slots are {slots.DEFAULT}, "
+                "and discovery: auto means headless",
+                remedy="nothing to do: the daemon asks DNS and adapts",
+                severity=Severity.WARNING,
+            )
+        )
+    if not plans and not fragments and settings.haproxy.stats is None:
+        problems.append(
+            Problem(
+                message="there is nothing to listen on: no service, no fragment and no stats",
+                remedy="declare a service, or set haproxy.stats",
+            )
+        )
+    return Plan(
+        settings=settings,
+        services=plans,
+        fragments=tuple(sorted(fragments, key=lambda fragment: fragment.name)),
+        problems=tuple(problems),
+    )
+
+
+def assumed_kind(spec: ServiceSpec) -> Kind:
+    """The kind of a service of which DNS has said nothing."""
+    if spec.target is Target.NODE:
+        return Kind.NODES
+    if spec.target is Target.SERVICE:
+        return Kind.SERVICE
+    if isinstance(spec.port, str):
+        return Kind.SRV
+    if spec.discovery is Discovery.AUTO:
+        return Kind.HEADLESS
+    return Kind(spec.discovery.value)
+
+
+def _service(
+    settings: Settings, spec: ServiceSpec, answer: Answer | None, shrink: bool
+) -> ServicePlan:
+    cluster = settings.cluster
+    kind = answer.kind if answer else assumed_kind(spec)
+    reason = answer.reason if answer else "cluster DNS was not asked"
+    endpoints = answer.endpoints if answer else ()
+    if kind is Kind.NODES:
+        count = len(cluster.nodes)
+    elif kind is Kind.SERVICE:
+        count = 1
+    elif spec.slots is not None:
+        count = spec.slots
+    else:
+        # Answers that may be out of date never shrink a service.
+        may_shrink = shrink and answer is not None and answer.freshness is Freshness.FRESH
+        have = 0 if may_shrink or not answer else answer.slots
+        count = slots.automatic(len(endpoints), have)
+    networks = cluster.service_networks if kind is Kind.SERVICE else cluster.pod_networks
+    families: tuple[Family, ...] = cluster.families(networks) or ("ipv4",)
+    has_fallback = spec.fallback and kind is Kind.WILDCARD
+    return ServicePlan(
+        spec=spec,
+        kind=kind,
+        reason=reason,
+        query=query_name(spec, kind, cluster.domain),
+        slots=count,
+        prefer=families[0],
+        endpoints=endpoints,
+        fallback_query=headless_name(spec, cluster.domain) if has_fallback else None,
+    )
+
+
+def _notices(planned: ServicePlan, resolution: Resolution) -> Iterable[Problem]:
+    spec = planned.spec
+    answer = resolution.get(spec.name)
+    if answer is None or planned.query is None:
+        return
+
+    def warning(message: str, remedy: str, field: str) -> Problem:
+        return Problem(
+            message=message,
+            remedy=remedy,
+            severity=Severity.WARNING,
+            service=spec.name,
+            field=field,
+        )
+
+    pods = len(planned.endpoints)
+    if planned.slots_short:
+        yield warning(
+            f"{pods} pods, but {planned.slots} slots: {planned.slots_short} pods get no traffic",
+            f"use slots: auto, or {slots.automatic(pods)}",
+            "slots",
+        )
+    elif spec.slots is not None and planned.kind is not Kind.SERVICE:
+        if pods and slots.needed(pods) > spec.slots:
+            yield warning(
+                f"{pods} pods in {spec.slots} slots: little room is left",
+                f"use slots: auto, or {slots.automatic(pods)}",
+                "slots",
+            )
+    if answer.rejected:
+        shown = ", ".join(answer.rejected[:3]) + (", …" if len(answer.rejected) > 3 else "")
+        yield warning(
+            f"{len(answer.rejected)} addresses outside the cluster's networks are left out: {shown}",
+            answer.remedy or "add their network to cluster.pod_network if they are pods",
+            "discovery",
+        )
+    elif answer.remedy:
+        yield warning(answer.error or answer.reason, answer.remedy, "discovery")
+    elif answer.error and answer.freshness is not Freshness.FRESH:
+        yield warning(
+            f"cluster DNS gave no answer: {answer.error}",
+            "the last good answer stays in use",
+            "discovery",
+        )
+    if spec.fallback and planned.kind is Kind.HEADLESS:
+        yield warning(
+            "a headless service has no cluster IP to fall back to",
+            "use fallback: none",
+            "fallback",
+        )

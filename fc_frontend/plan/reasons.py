@@ -1,0 +1,68 @@
+"""Why a configuration differs from the one before: a reload must have a reason, and it is data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+from fc_frontend.plan.model import Plan, ServicePlan
+
+
+class Cause(StrEnum):
+    """What kind of change it was; the values are a metric's labels."""
+
+    SERVICE_ADDED = "service-added"
+    SERVICE_REMOVED = "service-removed"
+    SERVICE_CHANGED = "service-changed"
+    SLOTS = "slots"
+    DISCOVERY = "discovery"
+    FRAGMENT = "fragment"
+    SETTINGS = "settings"
+    TEMPLATES = "templates"
+    START = "start"
+    """Nothing is known of the configuration before."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """One cause, and the service or detail that it is about."""
+
+    cause: Cause
+    subject: str = ""
+    detail: str = ""
+
+    def __str__(self) -> str:
+        return " ".join(part for part in (self.cause, self.subject, self.detail) if part)
+
+
+def reasons(before: Plan | None, after: Plan) -> tuple[Reason, ...]:
+    """Why `after` gives another text than `before`; `templates` if nothing else explains it."""
+    if before is None:
+        return (Reason(Cause.START),)
+    found: list[Reason] = []
+    old = {service.spec.name: service for service in before.services}
+    new = {service.spec.name: service for service in after.services}
+    found += [Reason(Cause.SERVICE_ADDED, name) for name in new if name not in old]
+    found += [Reason(Cause.SERVICE_REMOVED, name) for name in old if name not in new]
+    for name, service in new.items():
+        if name in old:
+            found += _service_reasons(old[name], service)
+    fragments = {fragment.name: fragment for fragment in before.fragments}
+    for fragment in after.fragments:
+        if fragments.pop(fragment.name, None) != fragment:
+            found.append(Reason(Cause.FRAGMENT, fragment.name))
+    found += [Reason(Cause.FRAGMENT, name, "removed") for name in fragments]
+    if before.settings != after.settings:
+        found.append(Reason(Cause.SETTINGS))
+    return tuple(found) or (Reason(Cause.TEMPLATES),)
+
+
+def _service_reasons(old: ServicePlan, new: ServicePlan) -> list[Reason]:
+    name = new.spec.name
+    if replace(old.spec, slots=None) != replace(new.spec, slots=None):
+        return [Reason(Cause.SERVICE_CHANGED, name)]
+    if old.kind is not new.kind or old.query != new.query or old.prefer != new.prefer:
+        return [Reason(Cause.DISCOVERY, name, f"{old.kind}→{new.kind}")]
+    if old.slots != new.slots:
+        return [Reason(Cause.SLOTS, name, f"{old.slots}→{new.slots}")]
+    return []

@@ -1,0 +1,28 @@
+"""How many servers a service gets in HAProxy.
+
+More slots than pods cost a little memory; fewer cost the traffic of the pods after the last slot,
+without any word from HAProxy.  Changing the number needs a reload, so growth goes in doubling steps.
+"""
+
+from __future__ import annotations
+
+DEFAULT = 10
+"""Slots of a service of which nothing is known yet."""
+MOST = 5000
+
+
+def needed(pods: int) -> int:
+    """The least number of slots for `pods`: a quarter more, and two at least."""
+    return pods + max(2, -(-pods // 4))
+
+
+def automatic(pods: int, have: int = 0) -> int:
+    """The number of slots for `slots: auto`: of the series 10, 20, 40… the first that is enough.
+
+    Never below `have`, the number that the running configuration has, so that pods that come and
+    go cause no reload; give 0 where a reload happens anyway.  At most `MOST`.
+    """
+    slots = DEFAULT
+    while slots < needed(pods):
+        slots *= 2
+    return min(max(slots, have), MOST)

@@ -1,0 +1,1 @@
+"""From a plan to haproxy.cfg's text and the map from its lines to what was declared.  Pure."""

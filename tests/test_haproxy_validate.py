@@ -1,0 +1,240 @@
+"""HAProxy judges configurations; what it says reaches the operator whole and in place."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+from conftest import RealHaproxy
+
+from fc_frontend.errors import Unavailable
+from fc_frontend.haproxy.binary import bundled_binary, find_binary
+from fc_frontend.haproxy.validate import parse_messages, validate
+from fc_frontend.haproxy.version import Version, binary_version, parse_version
+
+TIMEOUT = 20.0
+
+
+def executable(path: Path, script: str) -> str:
+    """A program that does what the real HAProxy cannot be made to do."""
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+def test_a_good_configuration_is_accepted(haproxy: RealHaproxy) -> None:
+    verdict = validate(haproxy.binary, haproxy.configuration(), timeout=TIMEOUT)
+    assert verdict.accepted
+    assert verdict.messages == ()
+
+
+def test_a_configuration_without_a_listener_is_not_wrong(haproxy_binary: str) -> None:
+    assert validate(haproxy_binary, "global\n", timeout=TIMEOUT).accepted
+
+
+def test_warnings_do_not_refuse_and_keep_all_their_lines(haproxy: RealHaproxy) -> None:
+    text = haproxy.configuration().replace("  timeout server 60s\n", "")
+    verdict = validate(haproxy.binary, text, timeout=TIMEOUT)
+    assert verdict.accepted
+    (warning,) = verdict.warnings
+    assert warning.section == "pods"
+    first, second, *_ = warning.text.splitlines()
+    assert first == "missing timeouts for backend 'pods'."
+    assert second.startswith("While not properly invalid")
+
+
+def test_every_parse_error_has_its_line(haproxy: RealHaproxy) -> None:
+    text = haproxy.configuration("  foo bar", "  baz")
+    verdict = validate(haproxy.binary, text, timeout=TIMEOUT)
+    assert not verdict.accepted
+    lines = text.splitlines()
+    assert [a.line for a in verdict.alerts] == [lines.index("  foo bar") + 1, lines.index("  baz") + 1]
+    assert "unknown keyword 'foo'" in verdict.alerts[0].text
+
+
+def test_an_error_of_meaning_has_its_names(haproxy: RealHaproxy) -> None:
+    text = haproxy.configuration(
+        "backend pods",
+        "  server pod1 192.0.2.1:80 check resolvers nowhere",
+        "frontend second",
+        "  bind 127.0.0.1:1",
+        "  default_backend nowhere",
+        "backend other",
+        "  server pod2 192.0.2.1:80 ssl",
+    )
+    verdict = validate(haproxy.binary, text, timeout=TIMEOUT)
+    assert not verdict.accepted
+    named = {(alert.section, alert.server) for alert in verdict.alerts}
+    assert named == {("pods", "pod1"), ("second", None), ("other", "pod2")}
+
+
+def test_where_the_text_came_from_is_not_shown(haproxy: RealHaproxy) -> None:
+    verdict = validate(haproxy.binary, haproxy.configuration("  foo"), timeout=TIMEOUT)
+    assert "[haproxy.cfg:" in verdict.alerts[0].text
+    assert "/proc/" not in verdict.output
+
+
+def test_a_missing_final_newline_is_refused(haproxy: RealHaproxy) -> None:
+    text = haproxy.configuration().rstrip("\n")
+    verdict = validate(haproxy.binary, text, timeout=TIMEOUT)
+    assert not verdict.accepted
+    assert "Missing LF" in verdict.alerts[0].text
+
+
+def test_bytes_that_are_not_utf8_do_no_harm(haproxy: RealHaproxy) -> None:
+    text = haproxy.configuration(b"  caf\xe9 \xff".decode("utf-8", "surrogateescape"))
+    verdict = validate(haproxy.binary, text, timeout=TIMEOUT)
+    assert not verdict.accepted
+    assert "caf�" in verdict.alerts[0].text
+    verdict.output.encode()
+
+
+def test_relative_paths_do_not_depend_on_the_caller(
+    haproxy: RealHaproxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "list").write_text("192.0.2.1\n")
+    monkeypatch.chdir(tmp_path)
+    text = haproxy.configuration("backend other", "  tcp-request content reject if { src -f list }")
+    assert not validate(haproxy.binary, text, timeout=TIMEOUT).accepted
+
+
+def test_the_environment_keeps_its_secrets(
+    haproxy: RealHaproxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SECRET", "s3cret")
+    verdict = validate(haproxy.binary, haproxy.configuration('  "$SECRET"foo'), timeout=TIMEOUT)
+    assert not verdict.accepted
+    assert "s3cret" not in verdict.output
+
+
+def test_a_flood_of_warnings_is_bounded_and_its_alert_is_seen(haproxy: RealHaproxy) -> None:
+    idle = "\n".join(f"backend a{number}" for number in range(3000))
+    text = haproxy.configuration(idle, "backend z", "  server x 192.0.2.1:1 resolvers nowhere")
+    text = text.replace("  timeout server 60s\n", "")
+    verdict = validate(haproxy.binary, text, timeout=TIMEOUT)
+    assert not verdict.accepted
+    assert len(verdict.output.encode()) <= 256 * 1024
+    assert [alert.section for alert in verdict.alerts] == ["z"]
+
+
+def test_a_haproxy_that_hangs_is_killed_with_its_children(tmp_path: Path) -> None:
+    """A fake: the real one cannot be made to hang without a hanging resolver."""
+    marker = tmp_path / "child"
+    hangs = executable(tmp_path / "haproxy", f"sleep 60 & echo $! >{marker}; wait")
+    started = time.monotonic()
+    with pytest.raises(Unavailable, match=r"did not end within .*time limit") as raised:
+        validate(hangs, "global\n", timeout=0.5)
+    assert time.monotonic() - started < 5
+    assert raised.value.problems[0].remedy
+    child = Path("/proc") / marker.read_text().strip() / "stat"
+    assert not child.exists() or child.read_text().rpartition(")")[2].split()[0] == "Z"
+
+
+def test_a_haproxy_that_is_killed_is_no_verdict(tmp_path: Path) -> None:
+    """A fake: the real one would need a lack of memory."""
+    with pytest.raises(Unavailable, match="SIGKILL"):
+        validate(executable(tmp_path / "haproxy", "kill -9 $$"), "", timeout=TIMEOUT)
+
+
+def test_an_alert_refuses_even_with_status_0(tmp_path: Path) -> None:
+    """A fake: 3.x does this, which is not at hand."""
+    prints = executable(tmp_path / "haproxy", "echo '[ALERT]    (1) : config : no' >&2")
+    verdict = validate(prints, "", timeout=TIMEOUT)
+    assert not verdict.accepted
+    assert verdict.alerts[0].text == "no"
+
+
+def test_silence_is_not_consent(tmp_path: Path) -> None:
+    """A fake: HAProxy always gives a reason."""
+    verdict = validate(executable(tmp_path / "haproxy", "exit 1"), "", timeout=TIMEOUT)
+    assert not verdict.accepted
+    assert "ended with status 1" in verdict.alerts[0].text
+
+
+@pytest.mark.parametrize(("mode", "content"), [(0o644, "#!/bin/sh\n"), (0o755, "\x7fELF")])
+def test_what_cannot_be_run_is_unavailable(tmp_path: Path, mode: int, content: str) -> None:
+    path = tmp_path / "haproxy"
+    path.write_text(content)
+    path.chmod(mode)
+    with pytest.raises(Unavailable, match="cannot be started.*executable"):
+        validate(str(path), "", timeout=TIMEOUT)
+
+
+def test_the_older_form_of_messages_is_read() -> None:
+    """Text of HAProxy 2.3, with its day and time."""
+    (alert,) = parse_messages("[ALERT] 123/112233 (42) : parsing [haproxy.cfg:7] : no\n")
+    assert (alert.level, alert.line) == ("alert", 7)
+
+
+def test_versions_are_told_apart(haproxy_binary: str) -> None:
+    version = binary_version(haproxy_binary)
+    assert version.supported
+    assert version.reload_answers == (version >= Version(2, 7))
+    assert str(version) in version.text
+
+
+@pytest.mark.parametrize(
+    ("text", "version"),
+    [
+        ("HAProxy version 3.5-dev3-0abcde 2026/01/01 - https://haproxy.org/", Version(3, 5, 0)),
+        ("HA-Proxy version 1.8.19-1+deb10u3 2020/08/01", Version(1, 8, 19)),
+        ("Name: HAProxy\nVersion: 2.8.25-5cf5d0683\n", Version(2, 8, 25)),
+        ("2.6.12-1+deb12u4", Version(2, 6, 12)),
+    ],
+)
+def test_every_form_of_a_version_is_read(text: str, version: Version) -> None:
+    found = parse_version(text)
+    assert (found.major, found.minor, found.patch) == (version.major, version.minor, version.patch)
+
+
+@pytest.mark.parametrize("text", ["", "bash: no", "nginx version: nginx/1.25.3"])
+def test_what_is_no_haproxy_has_no_version(text: str) -> None:
+    with pytest.raises(Unavailable, match="not a HAProxy version"):
+        parse_version(text)
+
+
+def test_a_binary_that_is_no_haproxy_is_told(tmp_path: Path) -> None:
+    with pytest.raises(Unavailable, match="status 3"):
+        binary_version(executable(tmp_path / "haproxy", "exit 3"))
+
+
+def test_a_path_is_taken_as_it_is(haproxy_binary: str) -> None:
+    assert find_binary(haproxy_binary) == haproxy_binary
+    with pytest.raises(Unavailable, match="no HAProxy binary at"):
+        find_binary("/nowhere/haproxy")
+
+
+def test_a_path_that_may_not_be_run_is_told(tmp_path: Path) -> None:
+    (tmp_path / "haproxy").touch(0o644)
+    with pytest.raises(Unavailable, match="may not be executed"):
+        find_binary(str(tmp_path / "haproxy"))
+
+
+def test_a_name_is_looked_for_in_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mine = executable(tmp_path / "haproxy", "exit 0")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert find_binary() == mine
+
+
+def test_an_ordinary_path_still_finds_the_systems(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    found = find_binary()
+    assert found in {"/usr/sbin/haproxy", "/usr/local/sbin/haproxy"}
+
+
+def test_the_extra_is_the_last_resort(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.setenv("RAY_SERVE_HAPROXY_BINARY_PATH", "/bin/false")
+    monkeypatch.setattr("fc_frontend.haproxy.binary._SYSTEM", "/nowhere")
+    found = find_binary()
+    assert found == bundled_binary()
+    assert found is not None
+    assert os.access(found, os.X_OK)
+
+
+def test_only_haproxy_itself_comes_from_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(Unavailable, match="apt install haproxy"):
+        find_binary("haproxy-3")
