@@ -127,7 +127,7 @@ async def resolve(
 
 
 def question(spec: ServiceSpec) -> str:
-    """What is asked of cluster DNS for a service: an answer to another question is worth nothing."""
+    """What is asked of cluster DNS for a service; answers to other questions are worth nothing."""
     return f"{spec.name} {spec.service}.{spec.namespace} {spec.target} {spec.port} {spec.discovery}"
 
 

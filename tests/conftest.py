@@ -38,7 +38,7 @@ BINARIES = {
 HASH = "0123456789abcdef"
 
 
-def until(found: Callable[[], T], timeout: float = 20.0) -> T:
+def until(found: Callable[[], T | None], timeout: float = 20.0) -> T:
     """What `found` returns as soon as that is true; fails after `timeout` seconds."""
     deadline = time.monotonic() + timeout
     while not (result := found()):
@@ -131,7 +131,7 @@ class RealHaproxy:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
-                preexec_fn=None if descriptors is None else limited,
+                preexec_fn=None if descriptors is None else limited,  # noqa: PLW1509
             )
         self.pid = self._process.pid
         return self._process
@@ -170,14 +170,18 @@ class RealHaproxy:
         self._process = self.pid = None
 
 
-@pytest.fixture(params=BINARIES)
-def haproxy_binary(request: pytest.FixtureRequest) -> str:
-    """Each HAProxy in turn; one that is missing fails the test and says how to get it."""
-    name: str = request.param
+def binary_of(name: str) -> str:
+    """The path of one of `BINARIES`; one that is missing fails the test and says how to get it."""
     found = "/usr/sbin/haproxy" if name == "2.6-debian" else bundled_binary()
     if found is None or not os.access(found, os.X_OK):
         pytest.fail(f"HAProxy {name} is missing: {BINARIES[name]}")
     return found
+
+
+@pytest.fixture(params=BINARIES)
+def haproxy_binary(request: pytest.FixtureRequest) -> str:
+    """Each HAProxy in turn."""
+    return binary_of(request.param)
 
 
 @pytest.fixture

@@ -240,6 +240,22 @@ def test_after_the_grace_connections_are_closed(grace: float) -> None:
     run(scenario())
 
 
+def test_a_cancelled_stop_leaves_no_connection() -> None:
+    async def scenario() -> None:
+        pod = Pod("web-1")
+        await pod.start()
+        with closing(connect(pod)) as client:
+            await thread(request, client)
+            stopping = asyncio.ensure_future(pod.stop(grace=3600))
+            await until(lambda: pod.stopping)
+            stopping.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await stopping
+            await until(lambda: pod.connections == 0)
+
+    run(scenario())
+
+
 def test_killing_resets_every_connection() -> None:
     async def scenario() -> None:
         pod = Pod("web-1")

@@ -7,12 +7,12 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import RealHaproxy
 
 from fc_frontend.errors import Unavailable
 from fc_frontend.haproxy.binary import bundled_binary, find_binary
 from fc_frontend.haproxy.validate import parse_messages, validate
 from fc_frontend.haproxy.version import Version, binary_version, parse_version
+from tests.conftest import RealHaproxy
 
 TIMEOUT = 20.0
 
@@ -35,7 +35,8 @@ def test_a_configuration_without_a_listener_is_not_wrong(haproxy_binary: str) ->
 
 
 def test_warnings_do_not_refuse_and_keep_all_their_lines(haproxy: RealHaproxy) -> None:
-    text = haproxy.configuration().replace("  timeout server 60s\n", "")
+    text = haproxy.configuration("backend pods", "  server pod1 192.0.2.1:80")
+    text = text.replace("  timeout server 60s\n", "")
     verdict = validate(haproxy.binary, text, timeout=TIMEOUT)
     assert verdict.accepted
     (warning,) = verdict.warnings
@@ -49,8 +50,8 @@ def test_every_parse_error_has_its_line(haproxy: RealHaproxy) -> None:
     text = haproxy.configuration("  foo bar", "  baz")
     verdict = validate(haproxy.binary, text, timeout=TIMEOUT)
     assert not verdict.accepted
-    lines = text.splitlines()
-    assert [a.line for a in verdict.alerts] == [lines.index("  foo bar") + 1, lines.index("  baz") + 1]
+    lines = [text.splitlines().index(wrong) + 1 for wrong in ("  foo bar", "  baz")]
+    assert [alert.line for alert in verdict.alerts] == lines
     assert "unknown keyword 'foo'" in verdict.alerts[0].text
 
 
@@ -110,12 +111,13 @@ def test_the_environment_keeps_its_secrets(
 
 
 def test_a_flood_of_warnings_is_bounded_and_its_alert_is_seen(haproxy: RealHaproxy) -> None:
-    idle = "\n".join(f"backend a{number}" for number in range(3000))
+    idle = "\n".join(f"backend a{number}\n  server x 192.0.2.1:80" for number in range(3000))
     text = haproxy.configuration(idle, "backend z", "  server x 192.0.2.1:1 resolvers nowhere")
     text = text.replace("  timeout server 60s\n", "")
     verdict = validate(haproxy.binary, text, timeout=TIMEOUT)
     assert not verdict.accepted
-    assert len(verdict.output.encode()) <= 256 * 1024
+    assert 255 * 1024 < len(verdict.output.encode()) <= 256 * 1024
+    assert len(verdict.warnings) >= 3000
     assert [alert.section for alert in verdict.alerts] == ["z"]
 
 
@@ -158,7 +160,7 @@ def test_what_cannot_be_run_is_unavailable(tmp_path: Path, mode: int, content: s
     path = tmp_path / "haproxy"
     path.write_text(content)
     path.chmod(mode)
-    with pytest.raises(Unavailable, match="cannot be started.*executable"):
+    with pytest.raises(Unavailable, match=r"cannot be started.*executable"):
         validate(str(path), "", timeout=TIMEOUT)
 
 

@@ -58,8 +58,9 @@ FC_FRONTEND_CONFIG; services from there and from services.d/*.yaml, *.json and *
 def cli(ctx: click.Context, config: str | None) -> None:
     """HAProxy in front of a Kubernetes cluster.
 
-    Declare services in a few lines; fc-frontend finds their pods by cluster DNS, writes haproxy.cfg,
-    lets HAProxy check it, and reloads without losing a request. HAProxy serves on without it.
+    Declare services in a few lines; fc-frontend finds their pods by cluster DNS, writes
+    haproxy.cfg, lets HAProxy check it, and reloads without losing a request. HAProxy serves on
+    without it.
 
     \b
     First steps:

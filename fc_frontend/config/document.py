@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from json.decoder import WHITESPACE  # type: ignore[attr-defined]
-from json.decoder import scanstring as scan_json_string
+from json.decoder import scanstring as scan_json_string  # type: ignore[attr-defined]
 from typing import Any
 
 import yaml
@@ -194,7 +194,8 @@ def _plain(text: str) -> Any:
 
 
 def _mark(event: yaml.Event) -> Position:
-    return event.start_mark.line + 1, event.start_mark.column + 1
+    mark = event.start_mark
+    return (mark.line + 1, mark.column + 1) if mark else (1, 1)
 
 
 @dataclass(slots=True)

@@ -28,7 +28,7 @@ from fc_frontend.config.schema import (
 )
 from fc_frontend.errors import Problem, Severity
 from fc_frontend.plan.checks import service_problems, settings_problems
-from fc_frontend.plan.model import Fragment, Origin, ServiceSpec, Settings, Target
+from fc_frontend.plan.model import Fragment, Origin, ServiceSpec, Settings
 
 DEFAULT_SETTINGS = ("/etc/fc-frontend/config.yaml", "/etc/fc-frontend/config.json")
 SETTINGS_VARIABLE = "FC_FRONTEND_CONFIG"
@@ -139,11 +139,11 @@ def fingerprint(settings_file: str) -> tuple[tuple[str, int, int, int], ...]:
     paths = [settings_file]
     directory = str(Path(settings_file).parent / "services.d")
     with contextlib.suppress(OSError):
-        paths += [f"{directory}/{name}" for name in sorted(os.listdir(directory))]
+        paths += [f"{directory}/{name}" for name in _names(directory)]
     found = []
     for path in paths:
         with contextlib.suppress(OSError):
-            status = os.stat(path)
+            status = Path(path).stat()
             found.append((path, status.st_ino, status.st_size, status.st_mtime_ns))
     return tuple(found)
 
@@ -215,12 +215,16 @@ def _text(path: str, problems: list[Problem], missing_remedy: str = "") -> str |
         problems.append(Problem(message=message, remedy=remedy, file=path))
 
     try:
+        # Opening a pipe for reading would wait for a writer.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        with os.fdopen(descriptor, "rb") as stream:
+        try:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                 refuse("is not a regular file", "put a file there")
                 return None
-            content = stream.read(MAX_BYTES + 1)
+            with os.fdopen(descriptor, "rb", closefd=False) as stream:
+                content = stream.read(MAX_BYTES + 1)
+        finally:
+            os.close(descriptor)
     except OSError as exc:
         remedy = "see its owner and mode" if isinstance(exc, PermissionError) else missing_remedy
         refuse(f"cannot be read: {exc.strerror}", remedy)
@@ -257,7 +261,7 @@ def _mapping(document: Document, file: str, problems: list[Problem]) -> dict[str
 
 def _listing(directory: str, problems: list[Problem]) -> list[str]:
     try:
-        names = sorted(os.listdir(directory))
+        names = _names(directory)
     except FileNotFoundError:
         return []
     except OSError as exc:
@@ -294,6 +298,10 @@ def _listing(directory: str, problems: list[Problem]) -> list[str]:
             )
         )
     return found[:MOST_FILES]
+
+
+def _names(directory: str) -> list[str]:
+    return sorted(entry.name for entry in Path(directory).iterdir())
 
 
 def _fragment(path: str, problems: list[Problem]) -> Fragment | None:
@@ -407,7 +415,7 @@ def _service(raw: _Raw, problems: list[Problem]) -> ServiceSpec | None:
         return None
     fields: dict[str, Any] = {}
     for key, value in raw.value.items():
-        name = CAMEL_CASE.get(key, key)
+        name = CAMEL_CASE.get(key) or str(key)
         if value is None:
             continue
         if name in fields:
@@ -503,7 +511,7 @@ def _unknown_field(
 def _place_between(
     problem: Problem, services: Mapping[str, _Raw], document: Document, file: str
 ) -> Problem:
-    if problem.service in services:
+    if problem.service and problem.service in services:
         placed = services[problem.service].problem(
             problem.field or "", problem.message, problem.remedy
         )
@@ -524,7 +532,7 @@ def _templates(directory: str | None, problems: list[Problem]) -> dict[str, str]
     if directory is None:
         return {}
     try:
-        names = sorted(name for name in os.listdir(directory) if name.endswith(".j2"))
+        names = [name for name in _names(directory) if name.endswith(".j2")]
     except OSError as exc:
         problems.append(
             Problem(

@@ -1,9 +1,9 @@
 """The shape of what operators may write, and its way into the model.
 
-This is the only place where pydantic stands: text from outside comes in here, and frozen dataclasses
-go out.  Every text that can reach haproxy.cfg is held to a set of characters in which no quote,
-comment, escape, variable or line break can be written; only the fields that are HAProxy text by
-intent (`extra_config`, `server_options`, `bind_options` and the settings' `…_extra`) take more.
+This is the only place where pydantic stands: text from outside comes in here, and frozen
+dataclasses go out.  Every text that can reach haproxy.cfg is held to a set of characters in which no
+quote, comment, escape, variable or line break can be written; only the fields that are HAProxy text
+by intent (`extra_config`, `server_options`, `bind_options` and the settings' `…_extra`) take more.
 """
 
 from __future__ import annotations
@@ -78,9 +78,10 @@ _BALANCE = re.compile(
 )
 _HTTP_BALANCE = ("uri", "url_param", "hdr(")
 _SECTIONS = frozenset(
-    ["global", "defaults", "listen", "frontend", "backend", "resolvers", "peers", "mailers"]
-    + ["userlist", "program", "http-errors", "ring", "cache", "log-forward", "log-profile"]
-    + ["crt-store", "crt-list", "traces", "acme", "fcgi-app", "healthcheck"]
+    """
+    global defaults listen frontend backend resolvers peers mailers userlist program http-errors
+    ring cache log-forward log-profile crt-store crt-list traces acme fcgi-app healthcheck
+    """.split()
 )
 MOST_SLOTS = 5000
 _MOST_WORDS = 50

@@ -7,18 +7,17 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from fc_frontend.observe.http import Request, Response
+
 from fc_frontend import __version__
 from fc_frontend.daemon.reconciler import Reconciler
-from fc_frontend.observe.http import Request, Response
 from fc_frontend.observe.metrics import CONTENT_TYPE, Metrics, service_state
 
 JSON = "application/json"
 TEXT = "text/plain; charset=utf-8"
 
 
-def routes(
-    reconciler: Reconciler, metrics: Metrics
-) -> dict[str, Callable[[Request], Response]]:
+def routes(reconciler: Reconciler, metrics: Metrics) -> dict[str, Callable[[Request], Response]]:
     """The paths that are served, each with what answers it."""
 
     def exposition(_request: Request) -> Response:

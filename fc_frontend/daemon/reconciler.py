@@ -4,8 +4,8 @@
                           ├─► prepare ─► the same text? nothing : deploy
     cluster DNS ─► answers ┘
 
-The reconciler has the daemon's state and no loop of its own; `daemon.service` decides when a step is
-due.  A declaration with an error changes nothing: the last good state stays.
+The reconciler has the daemon's state and no loop of its own; `daemon.service` decides when a step
+is due.  A declaration with an error changes nothing: the last good state stays.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from fc_frontend.config.loader import Declaration, load
 from fc_frontend.discovery.client import DnsClient, Exchange
 from fc_frontend.discovery.resolve import resolve_all
+from fc_frontend.observe.log import Log
+
+from fc_frontend.config.loader import Declaration, load
 from fc_frontend.errors import Problem, Unavailable, errors_in, warnings_in
 from fc_frontend.haproxy.deploy import Deployment, Outcome, deploy
-from fc_frontend.observe.log import Log
 from fc_frontend.observe.metrics import Metrics
 from fc_frontend.pipeline import (
     Prepared,
@@ -120,9 +121,7 @@ class Reconciler:
             return None
         if prepared.config.hash != self.running and self.running is not None:
             # A reload is due anyway: slots that are not needed any more go along with it.
-            prepared = await asyncio.to_thread(
-                prepare, declaration, self.resolution, shrink=True
-            )
+            prepared = await asyncio.to_thread(prepare, declaration, self.resolution, shrink=True)
         return await self._deploy(prepared, seen)
 
     async def sweep(self) -> bool:
@@ -131,9 +130,7 @@ class Reconciler:
             return False
         specs = self.declaration.services
         before = self.resolution
-        answers = await resolve_all(
-            specs, self.declaration.settings.cluster, self._dns(), before
-        )
+        answers = await resolve_all(specs, self.declaration.settings.cluster, self._dns(), before)
         self._metrics.resolved(answers, self._clock())
         if answers == before:
             return False
@@ -142,9 +139,7 @@ class Reconciler:
         self._unsaved = True
         if self.deployed is None:
             return False
-        planned = plan(
-            self.declaration.settings, specs, self.declaration.fragments, answers
-        )
+        planned = plan(self.declaration.settings, specs, self.declaration.fragments, answers)
         self._metrics.planned(self.deployed, answers)
         return _shape(planned.services) != _shape(self.deployed.services)
 
@@ -169,7 +164,9 @@ class Reconciler:
 
     def _dns(self) -> DnsClient:
         if self._client is None:
-            assert self.declaration or self.read  # a client is asked for only once there are settings
+            assert (
+                self.declaration or self.read
+            )  # a client is asked for only once there are settings
             settings = (self.read or self.declaration).settings  # type: ignore[union-attr]
             self._client = DnsClient(settings.cluster.nameservers, observe=self._exchanged)
         return self._client
@@ -225,9 +222,7 @@ class Reconciler:
         if not deployment.ok:
             self._refuse((*prepared.problems, *deployment.problems), deployment)
             return deployment
-        self._accept(
-            replace(prepared, problems=(*prepared.problems, *deployment.problems))
-        )
+        self._accept(replace(prepared, problems=(*prepared.problems, *deployment.problems)))
         if deployment.outcome is Outcome.INSTALLED:
             self.observed(None)
         else:

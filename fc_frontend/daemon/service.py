@@ -1,7 +1,7 @@
 """`fc-frontend run`: the loops around the reconciler.
 
-Everything that blocks runs in threads with time limits; the loop itself only waits.  HAProxy is never
-stopped from here: whatever ends this process, HAProxy serves on.
+Everything that blocks runs in threads with time limits; the loop itself only waits.  HAProxy is
+never stopped from here: whatever ends this process, HAProxy serves on.
 """
 
 from __future__ import annotations
@@ -13,18 +13,19 @@ import time
 from collections.abc import Coroutine, Mapping
 from typing import Any
 
-from fc_frontend.config.loader import fingerprint
 from fc_frontend.daemon.notify import Notifier
-from fc_frontend.daemon.reconciler import Reconciler, Trigger
 from fc_frontend.daemon.watch import FileWatch
+from fc_frontend.observe.http import HttpServer
+from fc_frontend.observe.log import Log
+
+from fc_frontend.config.loader import fingerprint
+from fc_frontend.daemon.pages import routes
+from fc_frontend.daemon.reconciler import Reconciler, Trigger
 from fc_frontend.errors import Unavailable
 from fc_frontend.haproxy import runtime
 from fc_frontend.haproxy.deploy import Outcome
 from fc_frontend.haproxy.master import show_proc
-from fc_frontend.observe.http import HttpServer
-from fc_frontend.observe.log import Log
 from fc_frontend.observe.metrics import Metrics
-from fc_frontend.daemon.pages import routes
 from fc_frontend.plan.model import Bind, Settings
 
 _HAPROXY_INTERVAL = 1.0
@@ -246,11 +247,11 @@ class Service:
             running = await asyncio.to_thread(_running_hash, haproxy.runtime_socket)
             was_in_sync = self._reconciler.in_sync
             self._reconciler.observed(running)
-            if running != self._reconciler.wanted and self._retry is None:
-                if running is not None or haproxy.supervise:
-                    if was_in_sync:
-                        self._log.warning("haproxy-out-of-sync", running=running or "none")
-                    self._trigger(Trigger.HAPROXY)
+            is_ours_to_mend = running is not None or haproxy.supervise
+            if running != self._reconciler.wanted and is_ours_to_mend and self._retry is None:
+                if was_in_sync:
+                    self._log.warning("haproxy-out-of-sync", running=running or "none")
+                self._trigger(Trigger.HAPROXY)
             looks += 1
             if looks % _WORKERS_EVERY == 0:
                 count = await asyncio.to_thread(_old_workers, haproxy.master_socket)

@@ -36,6 +36,8 @@ import dns.rdataclass
 import dns.rdatatype
 import dns.rrset
 
+from fc_frontend.demo import handed_over, stop_listening
+
 _T = TypeVar("_T")
 _Transport = Literal["udp", "tcp"]
 
@@ -330,12 +332,13 @@ class ClusterDns:
         """Close all sockets, answers pending or not, and return when the port is free again."""
         closing: list[asyncio.Future[None]] = []
         if self._listener is not None:
-            self._listener.close()
+            stop_listening(self._listener)
             self._listener = None
         if self._udp is not None:
             self._udp.transport.abort()
             closing.append(self._udp.closed)
             self._udp = None
+        await handed_over()
         for connection in self._connections:
             connection.transport.abort()
             closing.append(connection.closed)

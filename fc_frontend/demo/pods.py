@@ -20,6 +20,8 @@ from typing import Final, Self
 
 import h11
 
+from fc_frontend.demo import handed_over, stop_listening
+
 _MAX_BODY: Final = 1 << 20
 _MAX_SECONDS: Final = 10.0
 _IDLE_TIMEOUT: Final = 300.0
@@ -162,7 +164,9 @@ class Pod:
 
     Every answer has the header `X-Pod` and keeps the connection open. `/slow?seconds=N` answers
     after N seconds, at most 10. Bodies are read up to 1 MiB and their length is returned.
-    `requests` counts those received. Raises ValueError for an address that is not loopback.
+    `requests` counts those received; `stopping` says that each answer closes its connection.
+
+    Raises ValueError for an address that is not loopback.
     """
 
     def __init__(
@@ -178,12 +182,13 @@ class Pod:
             raise ValueError(f"{address} is not a loopback address")
         self.name = name
         self.requests = 0
+        self.stopping = False
         self._address = address
         self._port = port
         self._tls = tls
         self._listener: asyncio.Server | None = None
         self._serving: dict[asyncio.Task[None], _Connection] = {}
-        self.stopping = False
+        self._stopped = False
 
     @property
     def address(self) -> tuple[str, int]:
@@ -201,7 +206,7 @@ class Pod:
         """Listen. Raises OSError if the port is taken, RuntimeError if the pod runs already."""
         if self._listener is not None:
             raise RuntimeError(f"pod {self.name} is already started")
-        self.stopping = False
+        self.stopping = self._stopped = False
         self._listener = await asyncio.start_server(
             self._accept, self._address, self._port, ssl=self._tls
         )
@@ -214,11 +219,17 @@ class Pod:
         closing its connection; what is left then is closed as it stands.
         """
         self._stop_listening()
-        if grace > 0 and self._serving:
-            await asyncio.wait(list(self._serving), timeout=grace)
-        left = list(self._serving)
-        for task in left:
-            task.cancel()
+        try:
+            await handed_over()
+            loop = asyncio.get_running_loop()
+            deadline = loop.time() + grace
+            while self._serving and (remaining := deadline - loop.time()) > 0:
+                await asyncio.wait(list(self._serving), timeout=remaining)
+        finally:
+            self._stopped = True
+            left = list(self._serving)
+            for task in left:
+                task.cancel()
         if left:
             await asyncio.wait(left)
 
@@ -228,6 +239,7 @@ class Pod:
         The sockets are closed when the event loop runs next.
         """
         self._stop_listening()
+        self._stopped = True
         for task, connection in self._serving.items():
             connection.reset()
             task.cancel()
@@ -247,11 +259,14 @@ class Pod:
     def _stop_listening(self) -> None:
         self.stopping = True
         if self._listener is not None:
-            self._listener.close()
+            stop_listening(self._listener)
             self._listener = None
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         connection = _Connection(self, reader, writer)
+        if self._stopped:
+            connection.reset()
+            return
         task = asyncio.ensure_future(self._serve(connection))
         self._serving[task] = connection
         task.add_done_callback(self._ended)

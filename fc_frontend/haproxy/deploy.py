@@ -1,11 +1,12 @@
-"""Make HAProxy have a configuration: validate, try, install, reload, confirm, or leave all as it was.
+"""Make HAProxy have a configuration: validate, try, install, reload, confirm; or change nothing.
 
-One function, `deploy`, used by `apply` and by the daemon alike.  Whatever fails, the file on disk is
-the last good one again and the running HAProxy goes on with what it has.
+One function, `deploy`, used by `apply` and by the daemon alike.  Whatever fails, the file on disk
+is the last good one again and the running HAProxy goes on with what it has.
 """
 
 from __future__ import annotations
 
+import contextlib
 import re
 import time
 from collections.abc import Callable
@@ -98,17 +99,13 @@ def observe(haproxy: Haproxy) -> Running:
     worker_hash = worker = None
     servers: tuple[runtime.ServerState, ...] = ()
     processes = None
-    try:
+    with contextlib.suppress(Unavailable):
         info = runtime.info(haproxy.runtime_socket)
         worker_hash = runtime.hash_in(info)
         worker = int(info["Pid"]) if info.get("Pid", "").isdigit() else None
         servers = runtime.servers(haproxy.runtime_socket)
-    except Unavailable:
-        pass
-    try:
+    with contextlib.suppress(Unavailable):
         processes = show_proc(haproxy.master_socket)
-    except Unavailable:
-        pass
     return Running(hash=worker_hash, processes=processes, worker=worker, servers=servers)
 
 
@@ -228,10 +225,9 @@ def _refused(haproxy: Haproxy, config: RenderedConfig, said: tuple[Problem, ...]
 
 
 def _forget_refused(haproxy: Haproxy) -> None:
-    try:
+    # An old refused file misleads nobody: it names its own hash.
+    with contextlib.suppress(Unavailable):
         install.clear_refused(haproxy.config_file)
-    except Unavailable:
-        pass  # an old refused file misleads nobody who reads its hash
 
 
 def _trial(

@@ -89,7 +89,10 @@ def clear_refused(path: str) -> None:
 
 
 def _atomic_write(path: str, data: bytes, mode: int) -> None:
-    target = Path(path).resolve()
+    try:
+        target = Path(path).resolve()
+    except RuntimeError:  # until Python 3.12, for links in a circle
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP)) from None
     try:
         existing = target.stat()
     except FileNotFoundError:

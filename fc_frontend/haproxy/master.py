@@ -7,11 +7,14 @@ their connections.  This module asks and never changes anything.
 from __future__ import annotations
 
 import re
+import time
 from dataclasses import dataclass
 
 from fc_frontend.errors import Problem, Unavailable
-from fc_frontend.haproxy.socket import NoAnswer, ask
+from fc_frontend.haproxy.socket import NoAnswer, NoListener, ask
 
+_LIMIT = 1024 * 1024
+_PAUSE = 0.005
 _ROW = re.compile(
     r"""^(?P<pid>\d+)\s+(?P<type>\S+)\s+
         (?:\d+\s+(?=\d+\s))?                      # <relative PID>, until 2.4
@@ -63,10 +66,18 @@ class Processes:
 def show_proc(path: str, timeout: float = 5.0, *, patience: float = 0.0) -> Processes:
     """What the master behind the socket `path` says of itself and its workers.
 
-    `patience` is for how many seconds a missing or refusing socket is tried again.  Raises
+    `patience` is for how many seconds it is asked again if it cannot be reached or breaks off: a
+    master that starts or reloads replaces itself, and drops who has already connected.  Raises
     `Unavailable`.
     """
-    return parse_processes(path, ask(path, "show proc", timeout, limit=1 << 20, patience=patience))
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            return parse_processes(path, ask(path, "show proc", timeout, limit=_LIMIT))
+        except (NoListener, NoAnswer):
+            if time.monotonic() >= deadline:
+                raise
+            time.sleep(_PAUSE)
 
 
 def parse_processes(path: str, answer: str) -> Processes:

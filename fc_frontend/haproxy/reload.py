@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fc_frontend.errors import Unavailable
+from fc_frontend.errors import Problem, Unavailable
 from fc_frontend.haproxy.master import Processes, show_proc
 from fc_frontend.haproxy.process import run
 from fc_frontend.haproxy.runtime import running_hash
@@ -104,6 +104,19 @@ def confirm(runtime_socket: str, expected_hash: str, timeout: float) -> bool:
         pause = min(pause * 2, _LONGEST_PAUSE)
 
 
+def unconfirmed(expected_hash: str, running: str | None, timeout: float) -> Problem:
+    """The problem that a reload is said to have worked, but the worker tells otherwise.
+
+    `running` is the hash that the worker has, None if it has none of ours or does not answer.
+    """
+    has = f"the configuration {running}" if running else "no configuration of ours"
+    return Problem(
+        message=f"HAProxy reloaded, but its worker has {has} after {timeout:g} s, "
+        f"not {expected_hash}",
+        remedy="check that haproxy.config_file and haproxy.runtime_socket are this HAProxy's",
+    )
+
+
 def _parse_answer(answer: str) -> tuple[bool, bool, str]:
     """Whether the answer tells how it went, whether well, and HAProxy's words."""
     head, _, logs = answer.partition("\n--\n")
@@ -144,7 +157,7 @@ def _await_count(
 
 def _judge(now: Processes) -> tuple[bool, str]:
     if now.failed or now.worker is None or now.worker_reloads:
-        return False, f"the reload failed; {_NO_WORDS}"
+        return False, _NO_WORDS
     return True, ""
 
 

@@ -8,7 +8,7 @@ serves now.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from fc_frontend.errors import Problem, Unavailable
@@ -73,7 +73,12 @@ def running_hash(path: str, timeout: float = TIMEOUT) -> str | None:
 
     Raises `Unavailable` if the worker does not answer.
     """
-    found = _HASH.match(info(path, timeout).get("Description", ""))
+    return hash_in(info(path, timeout))
+
+
+def hash_in(fields: Mapping[str, str]) -> str | None:
+    """The hash of our configuration in `show info`'s fields, None if it is not one of ours."""
+    found = _HASH.match(fields.get("description", ""))
     return found[1] if found else None
 
 

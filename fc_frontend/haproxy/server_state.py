@@ -1,8 +1,9 @@
 """The server state file: addresses that servers have before the new worker's first connection.
 
 HAProxy reads it at each start (manual 3.1 `server-state-file`, management guide `show servers
-state`).  Pure: the text follows from the plan, from what cluster DNS said, and from what the running
-worker knows.  One short line would make HAProxy discard the whole file, so every line is made here.
+state`).  Pure: the text follows from the plan, from what cluster DNS said, and from what the
+running worker knows.  One short line would make HAProxy discard the whole file, so every line is
+made here.
 """
 
 from __future__ import annotations

@@ -25,96 +25,109 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        add = {"registry": self.registry}
         service = ("service", "namespace")
         ProcessCollector(registry=self.registry)
-        build = Info("fc_frontend_build", "fc-frontend's version.", **add)
+        build = Info("fc_frontend_build", "fc-frontend's version.", registry=self.registry)
         build.info({"version": __version__})
         self._config = Gauge(
             "fc_frontend_config_hash_info",
             "1 for the hash of the configuration that is wanted, and of the one that runs.",
             ("which", "hash"),
-            **add,
+            registry=self.registry,
         )
         self._reloads = Counter(
-            "fc_frontend_reloads", "Reloads and starts of HAProxy.", ("reason", "result"), **add
+            "fc_frontend_reloads",
+            "Reloads and starts of HAProxy.",
+            ("reason", "result"),
+            registry=self.registry,
         )
         self._reload_duration = Histogram(
             "fc_frontend_reload_duration_seconds",
             "From the request to the confirmation by the new worker.",
             buckets=_SLOW,
-            **add,
+            registry=self.registry,
         )
         self._last_success = Gauge(
             "fc_frontend_last_reload_success_timestamp_seconds",
             "When the running worker was last found to have the wanted configuration.",
-            **add,
+            registry=self.registry,
         )
         self._in_sync = Gauge(
             "fc_frontend_config_in_sync",
             "1 if the running worker has the configuration that is declared, else 0.",
-            **add,
+            registry=self.registry,
         )
         self._checks = Counter(
-            "fc_frontend_checks", "Configurations given to HAProxy to judge.", ("result",), **add
+            "fc_frontend_checks",
+            "Configurations given to HAProxy to judge.",
+            ("result",),
+            registry=self.registry,
         )
         self._problems = Gauge(
             "fc_frontend_config_problems",
             "What is wrong with the declared configuration.",
             ("severity",),
-            **add,
+            registry=self.registry,
         )
         self._queries = Counter(
             "fc_frontend_dns_queries",
             "Questions to cluster DNS, by answer.",
             ("nameserver", "transport", "rcode"),
-            **add,
+            registry=self.registry,
         )
         self._query_duration = Histogram(
             "fc_frontend_dns_query_duration_seconds",
             "From question to answer of cluster DNS.",
             ("nameserver",),
             buckets=_FAST,
-            **add,
+            registry=self.registry,
         )
         self._endpoints = Gauge(
-            "fc_frontend_service_endpoints", "Pods that cluster DNS names.", service, **add
+            "fc_frontend_service_endpoints",
+            "Pods that cluster DNS names.",
+            service,
+            registry=self.registry,
         )
         self._slots = Gauge(
-            "fc_frontend_service_slots", "Servers that HAProxy has for pods.", service, **add
+            "fc_frontend_service_slots",
+            "Servers that HAProxy has for pods.",
+            service,
+            registry=self.registry,
         )
         self._slots_short = Gauge(
             "fc_frontend_service_slots_short",
             "Pods that have no slot and get no traffic.",
             service,
-            **add,
+            registry=self.registry,
         )
         self._rejected = Gauge(
             "fc_frontend_service_rejected_addresses",
             "Addresses that cluster DNS named outside of the cluster's networks.",
             service,
-            **add,
+            registry=self.registry,
         )
         self._state = Gauge(
             "fc_frontend_service_state",
             "1 for the state of the service.",
             (*service, "state"),
-            **add,
+            registry=self.registry,
         )
         self._age = Gauge(
             "fc_frontend_service_answer_age_seconds",
             "Time since cluster DNS last gave a good answer.",
             service,
-            **add,
+            registry=self.registry,
         )
         self._convergence = Histogram(
             "fc_frontend_convergence_seconds",
             "From a seen change to a worker that routes by it.",
             buckets=_SLOW,
-            **add,
+            registry=self.registry,
         )
         self._old_workers = Gauge(
-            "fc_frontend_old_workers", "HAProxy workers that end their last connections.", **add
+            "fc_frontend_old_workers",
+            "HAProxy workers that end their last connections.",
+            registry=self.registry,
         )
         for severity in ("error", "warning"):
             self._problems.labels(severity).set(0)

@@ -7,7 +7,7 @@ nothing reaches haproxy.cfg that was not taken apart and put together again here
 from __future__ import annotations
 
 import re
-from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_address, ip_network
 
 from fc_frontend.plan.model import Address, Bind, Nameserver, Network, Transport
 
@@ -159,7 +159,7 @@ def parse_bind(text: str) -> Bind:
                 f"write [{shorter}]:{port}",
             ) from None
         raise NotAnAddress(f"{text!r}: {exc}", exc.remedy) from None
-    canonical = "*" if str(address) == "0.0.0.0" else str(address)
+    canonical = "*" if address == IPv4Address(0) else str(address)
     return Bind("ip", canonical, parse_port(port, text))
 
 

@@ -92,7 +92,7 @@ def service_problems(settings: Settings, specs: Iterable[ServiceSpec]) -> tuple[
 
 
 def _overlap(one: Network, other: Network) -> bool:
-    return one.version == other.version and one.overlaps(other)  # type: ignore[arg-type]
+    return one.version == other.version and one.overlaps(other)
 
 
 def _own_binds(settings: Settings) -> list[tuple[str, Bind]]:

@@ -151,17 +151,17 @@ def _notices(planned: ServicePlan, resolution: Resolution) -> Iterable[Problem]:
             f"use slots: auto, or {slots.automatic(pods)}",
             "slots",
         )
-    elif spec.slots is not None and planned.kind is not Kind.SERVICE:
-        if pods and slots.needed(pods) > spec.slots:
-            yield warning(
-                f"{pods} pods in {spec.slots} slots: little room is left",
-                f"use slots: auto, or {slots.automatic(pods)}",
-                "slots",
-            )
+    elif pods and planned.kind is not Kind.SERVICE and slots.needed(pods) > planned.slots:
+        yield warning(
+            f"{pods} pods in {planned.slots} slots: little room is left",
+            f"use slots: auto, or {slots.automatic(pods)}",
+            "slots",
+        )
     if answer.rejected:
         shown = ", ".join(answer.rejected[:3]) + (", …" if len(answer.rejected) > 3 else "")
         yield warning(
-            f"{len(answer.rejected)} addresses outside the cluster's networks are left out: {shown}",
+            f"{len(answer.rejected)} addresses outside of the cluster's networks are left out: "
+            f"{shown}",
             answer.remedy or "add their network to cluster.pod_network if they are pods",
             "discovery",
         )

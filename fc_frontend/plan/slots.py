@@ -1,7 +1,7 @@
 """How many servers a service gets in HAProxy.
 
 More slots than pods cost a little memory; fewer cost the traffic of the pods after the last slot,
-without any word from HAProxy.  Changing the number needs a reload, so growth goes in doubling steps.
+without any word from HAProxy.  Another number needs a reload, so growth goes in doubling steps.
 """
 
 from __future__ import annotations

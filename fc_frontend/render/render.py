@@ -116,10 +116,10 @@ def render(plan: Plan, templates: Mapping[str, str]) -> RenderedConfig:
     for service in plan.services:
         model = _service_model(service, plan)
         blocks.append((service.spec.name, _print(environment, SERVICE, service=model)))
-    for fragment in plan.fragments:
-        blocks.append(
-            (fragment.name, _print(environment, FRAGMENT, fragment=_fragment_model(fragment)))
-        )
+    blocks += [
+        (fragment.name, _print(environment, FRAGMENT, fragment=_fragment_model(fragment)))
+        for fragment in plan.fragments
+    ]
     text = _print(
         environment,
         MAIN,

@@ -1,0 +1,95 @@
+"""`fc-frontend demo`: see it work."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+from collections.abc import Callable
+
+import click
+
+from fc_frontend.cli.common import Exit, fail, style
+
+
+@click.command("demo")
+@click.option("--keep", is_flag=True, help="Leave everything running until Ctrl-C, to play with.")
+def command(keep: bool) -> None:
+    """Show the whole thing on loopback, as an ordinary user, with nothing set up.
+
+    Starts a cluster DNS and pods of its own, the daemon, and a real HAProxy; scales the pods, kills
+    one, adds a service and breaks a file, while requests go on and are counted. Takes about 15
+    seconds, listens on loopback addresses only, and leaves nothing behind.
+
+    Exits with 0 only if everything that it tells has really happened.
+    """
+    from fc_frontend.demo.story import Story, Untrue, stage
+    from fc_frontend.errors import Unavailable
+    from fc_frontend.haproxy.binary import find_binary
+
+    try:
+        find_binary()
+    except Unavailable as exc:
+        fail(exc.problems, Exit.CANNOT_TELL)
+
+    async def tell() -> None:
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        with stage() as place:
+            story = asyncio.create_task(Story(place, _teller()).tell(stop.wait if keep else None))
+
+            def end() -> None:
+                # While it is kept running, Ctrl-C is the way to the end; before, it breaks off.
+                stop.set()
+                if not keep:
+                    story.cancel()
+
+            for number in (signal.SIGINT, signal.SIGTERM):
+                loop.add_signal_handler(number, end)
+            await story
+
+    try:
+        asyncio.run(tell())
+    except Untrue as exc:
+        click.echo(f"{style('not true', 'red')}: {exc}", err=True)
+        sys.exit(Exit.PROBLEMS)
+    except asyncio.CancelledError:
+        click.echo("broken off", err=True)
+        sys.exit(Exit.PROBLEMS)
+
+
+def _teller() -> Callable[[str, str], None]:
+    """What prints the story: rich on a terminal, plain lines elsewhere."""
+    if not sys.stdout.isatty():
+        marks = {"title": "\n== ", "text": "   ", "good": "ok ", "bad": "!! ", "file": ""}
+
+        def plain(kind: str, line: str) -> None:
+            if kind == "file":
+                name, _, text = line.partition("\n")
+                line = f"   {name}:\n" + "".join(f"   | {row}\n" for row in text.splitlines())
+                click.echo(line, nl=False)
+            else:
+                click.echo(f"{marks[kind]}{line}")
+
+        return plain
+
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.panel import Panel
+    from rich.rule import Rule
+    from rich.syntax import Syntax
+
+    console = Console()
+
+    def rich(kind: str, line: str) -> None:
+        if kind == "title":
+            console.print(Rule(f"[bold]{escape(line)}", align="left"))
+        elif kind == "file":
+            name, _, text = line.partition("\n")
+            syntax = Syntax(text, "yaml", background_color="default")
+            console.print(Panel(syntax, title=escape(name), title_align="left", expand=False))
+        else:
+            mark = {"good": "[green]✓[/] ", "bad": "[red]✗[/] "}.get(kind, "  ")
+            console.print(mark + escape(line), highlight=False)
+
+    return rich

@@ -1,0 +1,2 @@
+def load_answers(path): return {}
+def dump_answers(resolution): return b"{}"
