@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
+import psutil
 import pytest
 
 from fc_frontend.errors import Unavailable
@@ -158,16 +159,34 @@ class RealHaproxy:
         return show_proc(self.master_socket, patience=10)
 
     def end(self) -> None:
-        """End it and all its workers, by its own process number."""
-        if self._process is not None:
-            if self._process.poll() is None:
-                os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
-        elif self.pid is not None:
-            # Its session is named after it, and lives until the last of its workers has ended.
+        """End it and all its workers, by their own process numbers."""
+        if self.pid is None:
+            return
+        family = _family(self.pid)
+        if family:
+            # Its session, and its group, are named after it.
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.pid, signal.SIGKILL)
+        if self._process is not None:
+            self._process.wait()
+        until(lambda: not any(process.is_running() and not _ended(process) for process in family))
         self._process = self.pid = None
+
+
+def _family(pid: int) -> list[psutil.Process]:
+    """The process `pid` and its children, if it is still there."""
+    try:
+        master = psutil.Process(pid)
+        return [] if _ended(master) else [master, *master.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def _ended(process: psutil.Process) -> bool:
+    try:
+        return bool(process.status() == psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return True
 
 
 def binary_of(name: str) -> str:

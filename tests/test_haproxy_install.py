@@ -213,7 +213,7 @@ from fc_frontend.haproxy.install import atomic_write
 directory = sys.argv[1]
 path = directory + "/haproxy.cfg"
 
-def attempt():
+def attempt(path):
     try:
         atomic_write(path, b"x" * 1_000_000)
     except Unavailable as unavailable:
@@ -222,16 +222,18 @@ def attempt():
 if sys.argv[2] == "mounted":
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", directory], check=True)
     atomic_write(path, b"old")
-    attempt()
-    subprocess.run(["mount", "-o", "remount,ro", directory], check=True)
-    attempt()
+    attempt(path)
+    os.mkdir(directory + "/ro")
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "none", directory + "/ro"], check=True)
+    attempt(directory + "/ro/haproxy.cfg")
 else:
     import resource, signal
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     atomic_write(path, b"old")
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
-    attempt()
-print(os.listdir(directory), open(path).read())
+    attempt(path)
+left = [name for _, _, names in os.walk(directory) for name in names]
+print(left, open(path).read())
 """
 
 

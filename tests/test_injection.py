@@ -1,9 +1,9 @@
 """Whatever a declaration holds, HAProxy gets the declared sections and no more.
 
-Each example is a whole configuration of up to 20 services, most of them with a hostile text in some
-field.  What the loader accepts is rendered and given to a real HAProxy, which is then asked over its
-runtime socket which proxies and servers it has.  FC_FRONTEND_DECLARATIONS sets how many declarations
-are tried at least (500 by default).
+Each example is a whole configuration of 20 services, most of them with a hostile text in some
+field.  What the loader accepts is rendered and given to a real HAProxy, which is then asked over
+its runtime socket which proxies and servers it has.  FC_FRONTEND_DECLARATIONS sets how many
+declarations are tried at least (500 by default).
 """
 
 from __future__ import annotations

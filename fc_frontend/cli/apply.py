@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 
 import click
@@ -41,7 +42,14 @@ def command(config: str) -> None:
     if prepared.config is None or not prepared.ok:
         click.echo(style(summary(prepared.problems), "red"), err=True)
         fail(prepared.problems, Exit.PROBLEMS)
-    deployment = deploy(prepared.plan, prepared.config, resolution, located=declaration.located)
+    # HAProxy outlives this command: it must not hold the pipe that our output goes to.
+    deployment = deploy(
+        prepared.plan,
+        prepared.config,
+        resolution,
+        located=declaration.located,
+        output=os.devnull,
+    )
     problems = (*prepared.problems, *deployment.problems)
     if not deployment.ok:
         click.echo(style(summary(problems), "red"), err=True)

@@ -141,8 +141,9 @@ def _listed(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
-def _printable(line: str) -> bool:
-    return all(letter == "\t" or letter.isprintable() for letter in line)
+def _require_printable(text: str) -> None:
+    if not all(letter == "\t" or letter.isprintable() for letter in text):
+        raise _error(f"{_short(text)} has a control character", "leave it out")
 
 
 def _haproxy_lines(value: Any) -> tuple[str, ...]:
@@ -151,10 +152,9 @@ def _haproxy_lines(value: Any) -> tuple[str, ...]:
         value = "\n".join(value)
     if not isinstance(value, str):
         raise _error(f"{_short(value)} is not a text", "write lines of HAProxy configuration")
+    _require_printable(value.replace("\n", ""))
     lines = tuple(line.strip() for line in value.split("\n") if line.strip())
     for line in lines:
-        if not _printable(line):
-            raise _error(f"{_short(line)} has a control character", "leave it out")
         word = line.split()[0]
         if word in _SECTIONS:
             raise _error(
@@ -172,13 +172,11 @@ def _haproxy_lines(value: Any) -> tuple[str, ...]:
 def _haproxy_words(value: Any) -> str:
     if not isinstance(value, str):
         raise _error(f"{_short(value)} is not a text", "write words as after HAProxy's `server`")
+    _require_printable(value.replace("\n", ""))
     words = value.split()
-    text = " ".join(words)
-    if not _printable(text):
-        raise _error(f"{_short(value)} has a control character", "leave it out")
     if len(words) > _MOST_WORDS:
         raise _error(f"more than {_MOST_WORDS} words", "HAProxy takes 64 words in a line")
-    return text
+    return " ".join(words)
 
 
 def _port(value: Any) -> int | str:

@@ -1,2 +1,90 @@
-def load_answers(path): return {}
-def dump_answers(resolution): return b"{}"
+"""The last good answers on disk: what a restart, and `check` on a host without DNS, begin with.
+
+A file that is missing, damaged or foreign is no error: it only means that nothing is known.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+
+from fc_frontend.plan import slots
+from fc_frontend.plan.model import Answer, Endpoint, Freshness, Kind
+
+VERSION = 1
+_MOST_BYTES = 16 * 1024 * 1024
+_MOST_ENDPOINTS = 65536
+
+
+def load_answers(path: str) -> dict[str, Answer]:
+    """The stored answers by their key, all STALE; what makes no sense is left out."""
+    try:
+        with Path(path).open("rb") as stream:
+            content = stream.read(_MOST_BYTES + 1)
+        document = json.loads(content) if len(content) <= _MOST_BYTES else None
+    except (OSError, ValueError, RecursionError):
+        return {}
+    if not isinstance(document, dict) or document.get("version") != VERSION:
+        return {}
+    answers = document.get("answers")
+    if not isinstance(answers, dict):
+        return {}
+    loaded: dict[str, Answer] = {}
+    for key, entry in answers.items():
+        try:
+            loaded[key] = _answer(entry)
+        except (KeyError, TypeError, ValueError):
+            continue
+    return loaded
+
+
+def dump_answers(answers: Mapping[str, Answer]) -> bytes:
+    """The answers as `load_answers` reads them: sorted, so that equal answers give equal bytes."""
+    document = {
+        "version": VERSION,
+        "answers": {
+            key: {
+                "kind": answer.kind.value,
+                "reason": answer.reason,
+                "slots": answer.slots,
+                "endpoints": [
+                    [endpoint.address, endpoint.port, endpoint.name]
+                    for endpoint in answer.endpoints
+                ],
+            }
+            for key, answer in sorted(answers.items())
+        },
+    }
+    return json.dumps(document, separators=(",", ":")).encode() + b"\n"
+
+
+def _answer(entry: Any) -> Answer:
+    """An answer from untrusted values.  Raises KeyError, TypeError or ValueError."""
+    count = _number(entry["slots"], 0, slots.MOST)
+    reason = entry["reason"]
+    if not isinstance(reason, str) or len(entry["endpoints"]) > _MOST_ENDPOINTS:
+        raise ValueError
+    return Answer(
+        kind=Kind(entry["kind"]),
+        reason="".join(letter for letter in reason if letter.isprintable())[:300],
+        endpoints=tuple(sorted({_endpoint(*fields) for fields in entry["endpoints"]})),
+        freshness=Freshness.STALE,
+        slots=count,
+    )
+
+
+def _endpoint(address: Any, port: Any, name: Any) -> Endpoint:
+    if not isinstance(address, str) or "%" in address or not isinstance(name, str):
+        raise TypeError
+    if not all(letter.isascii() and (letter.isalnum() or letter in "-._") for letter in name):
+        raise ValueError
+    return Endpoint(str(ip_address(address)), _number(port, 1, 65535), name[:253])
+
+
+def _number(value: Any, least: int, most: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        raise ValueError
+    return value

@@ -170,21 +170,27 @@ def deploy(
     resolution: Resolution,
     *,
     located: Callable[[Problem], Problem] = lambda problem: problem,
+    output: str | None = None,
 ) -> Deployment:
     """Make HAProxy have `config`, and say how that went; raises nothing for what may go wrong.
 
-    `located` gives problems the place where their service was declared.
+    `located` gives problems the place where their service was declared.  `output` is the file that
+    a supervised HAProxy that has to be started writes to; without it, it writes where we do.
     """
     haproxy = plan.settings.haproxy
     try:
-        deployment = _deploy(haproxy, plan, config, resolution)
+        deployment = _deploy(haproxy, plan, config, resolution, output)
     except (Unavailable, Refused) as exc:
         deployment = Deployment(outcome=Outcome.FAILED, hash=config.hash, problems=exc.problems)
     return replace(deployment, problems=tuple(located(p) for p in deployment.problems))
 
 
 def _deploy(
-    haproxy: Haproxy, plan: Plan, config: RenderedConfig, resolution: Resolution
+    haproxy: Haproxy,
+    plan: Plan,
+    config: RenderedConfig,
+    resolution: Resolution,
+    output: str | None,
 ) -> Deployment:
     running = observe(haproxy)
     if running.hash == config.hash:
@@ -199,7 +205,7 @@ def _deploy(
     _write_server_state(plan, resolution, running)
     previous = install.install(haproxy.config_file, config.text)
     try:
-        deployment = _activate(haproxy, config, running)
+        deployment = _activate(haproxy, config, running, output)
     except Unavailable as exc:
         deployment = Deployment(outcome=Outcome.FAILED, hash=config.hash, problems=exc.problems)
     if deployment.outcome is Outcome.FAILED:
@@ -270,7 +276,9 @@ def _write_server_state(plan: Plan, resolution: Resolution, running: Running) ->
     install.atomic_write(plan.settings.server_state_file, text.encode(), mode=0o640)
 
 
-def _activate(haproxy: Haproxy, config: RenderedConfig, running: Running) -> Deployment:
+def _activate(
+    haproxy: Haproxy, config: RenderedConfig, running: Running, output: str | None
+) -> Deployment:
     started = time.monotonic()
     outcome = Outcome.RELOADED
     if haproxy.reload_command:
@@ -286,6 +294,7 @@ def _activate(haproxy: Haproxy, config: RenderedConfig, running: Running) -> Dep
             timeout=haproxy.reload_timeout,
             expected_hash=config.hash,
             runtime_socket=haproxy.runtime_socket,
+            output=output,
         )
         outcome = Outcome.STARTED
         result = ReloadOutcome(True, "", time.monotonic() - started)

@@ -7,12 +7,14 @@ bound and closed, never made to listen, so no connection can reach it.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import resource
 import socket
 import stat
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from ipaddress import IPv6Address, ip_address
 from pathlib import Path
@@ -24,43 +26,85 @@ RESERVED = 64
 _ABSTRACT_LENGTH = 108
 """HAProxy binds abstract names with all of `sun_path`, padded with NUL (manual 5.1, `abns@`)."""
 
+_ACCEPTS = 0x10000
+"""__SO_ACCEPTCON in the flags of /proc/net/unix: it listens."""
+
 _CAP_SYS_RESOURCE = 24
 _OURS_TO_SOLVE = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
 @dataclass(frozen=True, slots=True)
-class _Socket:
-    """A socket that exists on this host: `name` is an address or a path."""
+class _Listener:
+    """A listening socket of this host: `name` is a canonical address or a path."""
 
     name: str
     port: int | None
-    listening: bool
-    pid: int | None
+    inode: int
 
 
-class _Sockets:
-    """The sockets of this host, looked up at most once and only if there is a conflict."""
+class _Listeners:
+    """Who listens on this host, looked up at most once and only if there is a conflict.
 
-    def __init__(self, kind: str) -> None:
-        self._kind = kind
-        self._found: tuple[_Socket, ...] | None = None
+    Read from /proc by ourselves: on a busy frontend most sockets are connections, and of these a
+    general list of sockets would describe each one, for seconds.
+    """
+
+    def __init__(self, owned_by: frozenset[int]) -> None:
+        self._owned_by = owned_by
+        self._tcp: tuple[_Listener, ...] | None = None
+        self._unix: tuple[_Listener, ...] | None = None
+        self._pids: dict[int, set[int]] = {}
 
     @property
-    def all(self) -> tuple[_Socket, ...]:
-        if self._found is None:
-            self._found = tuple(self._scan())
-        return self._found
+    def tcp(self) -> tuple[_Listener, ...]:
+        if self._tcp is None:
+            self._tcp = tuple(_tcp_listeners())
+            self._find_pids({listener.inode for listener in self._tcp})
+        return self._tcp
 
-    def _scan(self) -> Iterable[_Socket]:
-        import psutil
+    @property
+    def unix(self) -> tuple[_Listener, ...]:
+        if self._unix is None:
+            self._unix = tuple(_unix_listeners())
+            self._find_pids({listener.inode for listener in self._unix})
+        return self._unix
 
-        for found in psutil.net_connections(kind=self._kind):
-            if found.family == socket.AF_UNIX:
-                yield _Socket(str(found.laddr), None, True, found.pid)
-            elif found.laddr and found.type == socket.SOCK_STREAM:
-                host, port = found.laddr[:2]
-                listening = found.status == psutil.CONN_LISTEN
-                yield _Socket(_plain(str(host)), int(port), listening, found.pid)
+    def foreign(self, listeners: Iterable[_Listener]) -> list[_Listener]:
+        """Those of `listeners` that no process of HAProxy holds."""
+        return [
+            listener
+            for listener in listeners
+            if not any(self._owned(pid) for pid in self.pids(listener))
+        ]
+
+    def pids(self, listener: _Listener) -> set[int]:
+        """The processes that hold `listener`, as far as we may see them."""
+        return self._pids.get(listener.inode, set())
+
+    def _owned(self, pid: int) -> bool:
+        # A worker that the master has started since `owned_by` was asked counts too.
+        return pid in self._owned_by or _parent(pid) in self._owned_by
+
+    def _find_pids(self, inodes: set[int]) -> None:
+        """Note who holds `inodes`; what HAProxy holds needs no look at other processes."""
+        for pid in self._owned_by:
+            self._note(pid, inodes)
+        missing = inodes - self._pids.keys()
+        if not missing:
+            return
+        for entry in os.scandir("/proc"):
+            if entry.name.isdigit() and int(entry.name) not in self._owned_by:
+                self._note(int(entry.name), missing)
+
+    def _note(self, pid: int, inodes: set[int]) -> None:
+        # Processes and descriptors come and go under our eyes, and some we may not look at.
+        with contextlib.suppress(OSError), os.scandir(f"/proc/{pid}/fd") as descriptors:
+            for descriptor in descriptors:
+                with contextlib.suppress(OSError):
+                    # Not pathlib: HAProxy may have 100,000 of these.
+                    link = os.readlink(descriptor.path)  # noqa: PTH115
+                    if link.startswith("socket:[") and (inode := int(link[8:-1])) in inodes:
+                        self._pids.setdefault(inode, set()).add(pid)
 
 
 def check_binds(
@@ -86,17 +130,15 @@ def check_binds(
     and family as bind() with listen().  A holder that shares by SO_REUSEPORT would let HAProxy in
     and take part of the traffic; as we do not set that option, it is found too.
     """
-    wanted = tuple(dict.fromkeys(binds))
-    kinds = {"tcp" if bind.kind == "ip" else "unix" for bind in wanted}
-    sockets = _Sockets(kinds.pop() if len(kinds) == 1 else "all")
+    listeners = _Listeners(owned_by)
     problems = []
-    for bind in wanted:
+    for bind in dict.fromkeys(binds):
         if bind.kind == "ip":
-            problem = _check_ip(bind, bind in v6only, sockets, owned_by)
+            problem = _check_ip(bind, bind in v6only, listeners)
         elif bind.kind == "unix":
-            problem = _check_unix(bind, sockets, owned_by)
+            problem = _check_unix(bind, listeners)
         else:
-            problem = _check_abstract(bind, sockets, owned_by)
+            problem = _check_abstract(bind, listeners)
         if problem is not None:
             problems.append(problem)
     return tuple(problems)
@@ -197,47 +239,40 @@ def _finite(limit: int) -> int:
     return _kernel_limit() if limit == resource.RLIM_INFINITY else limit
 
 
-def _check_ip(
-    bind: Bind, v6only: bool, sockets: _Sockets, owned_by: frozenset[int]
-) -> Problem | None:
+def _check_ip(bind: Bind, v6only: bool, listeners: _Listeners) -> Problem | None:
     family = socket.AF_INET6 if ":" in bind.host else socket.AF_INET
-    host = "0.0.0.0" if bind.host == "*" else bind.host  # noqa: S104 - as HAProxy does
     try:
         with socket.socket(family, socket.SOCK_STREAM) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             if family == socket.AF_INET6:
                 probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, v6only)
-            probe.bind((host, bind.port))
+            probe.bind((_host(bind), bind.port))
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
-            return _conflict(bind, v6only, sockets, owned_by, certain=True)
+            return _conflict(bind, v6only, listeners, certain=True)
         if error.errno in (errno.EACCES, errno.EPERM):
-            return _conflict(bind, v6only, sockets, owned_by, certain=False)
+            return _conflict(bind, v6only, listeners, certain=False)
         if error.errno in _OURS_TO_SOLVE:
             return None
         return _impossible(bind, error)
     return None
 
 
-def _conflict(
-    bind: Bind, v6only: bool, sockets: _Sockets, owned_by: frozenset[int], *, certain: bool
-) -> Problem | None:
+def _conflict(bind: Bind, v6only: bool, listeners: _Listeners, *, certain: bool) -> Problem | None:
     """Who holds `bind`, unless it is HAProxy.  `certain` if trying it showed a conflict."""
-    same_port = [s for s in sockets.all if s.port == bind.port]
-    host = "0.0.0.0" if bind.host == "*" else bind.host  # noqa: S104
-    held = [s for s in same_port if s.listening and _takes(host, v6only, s.name)]
-    foreign = [s for s in held if not _owned(s.pid, owned_by)]
+    host = _host(bind)
+    same_port = [listener for listener in listeners.tcp if listener.port == bind.port]
+    held = [listener for listener in same_port if _takes(host, v6only, listener.name)]
+    foreign = listeners.foreign(held)
     if foreign:
-        return _held(bind, foreign)
+        return _held(bind, foreign, listeners)
     if held or not certain:
         return None
-    # A wildcard over both families, unless it is over IPv6 alone, which its owner knows.
-    held = [s for s in same_port if s.listening and s.name == "::" and ":" not in host]
-    foreign = [s for s in held if not _owned(s.pid, owned_by)]
-    if held and not foreign:
-        return None
-    # Without a listener, an outgoing connection may have got this port as its own.
-    return _held(bind, foreign or [s for s in same_port if _takes(host, v6only, s.name)])
+    # A wildcard over both families, unless it is over IPv6 alone, which only its owner knows.
+    held = [listener for listener in same_port if listener.name == "::"]
+    foreign = listeners.foreign(held)
+    # Where nobody listens, an outgoing connection may have got this port as its own.
+    return _held(bind, foreign, listeners) if foreign or not held else None
 
 
 def _takes(host: str, v6only: bool, held: str) -> bool:
@@ -251,38 +286,15 @@ def _takes(host: str, v6only: bool, held: str) -> bool:
     return host == "::" and not v6only
 
 
-def _owned(pid: int | None, owned_by: frozenset[int]) -> bool:
-    """True if `pid` is one of HAProxy's, or a worker that has just been started by one."""
-    if pid is None:
-        return False
-    if pid in owned_by:
-        return True
-    import psutil
-
-    try:
-        return psutil.Process(pid).ppid() in owned_by
-    except psutil.Error:
-        return False
-
-
-def _held(bind: Bind, holders: list[_Socket]) -> Problem:
-    pids = sorted({s.pid for s in holders if s.pid is not None})
-    who = ", ".join(_describe(pid) for pid in pids) or "another process"
+def _held(bind: Bind, holders: Iterable[_Listener], listeners: _Listeners) -> Problem:
+    pids = sorted({pid for holder in holders for pid in listeners.pids(holder)})
+    who = ", ".join(f"{_name(pid)} (process {pid})" for pid in pids[:3]) or "another process"
     remedy = (
         f"stop {who}, or let this service bind another address or port"
         if pids
         else "find it with `ss -tanp` as root and stop it, or bind another address or port"
     )
     return Problem(message=f"{bind} is held by {who}", remedy=remedy, field="binds")
-
-
-def _describe(pid: int) -> str:
-    import psutil
-
-    try:
-        return f"{psutil.Process(pid).name()} (process {pid})"
-    except psutil.Error:
-        return f"process {pid}"
 
 
 def _impossible(bind: Bind, error: OSError) -> Problem:
@@ -302,7 +314,7 @@ def _impossible(bind: Bind, error: OSError) -> Problem:
     )
 
 
-def _check_unix(bind: Bind, sockets: _Sockets, owned_by: frozenset[int]) -> Problem | None:
+def _check_unix(bind: Bind, listeners: _Listeners) -> Problem | None:
     """HAProxy binds a temporary name and renames it: what is there does not stop it, but ends."""
     path = Path(bind.host)
     try:
@@ -330,12 +342,12 @@ def _check_unix(bind: Bind, sockets: _Sockets, owned_by: frozenset[int]) -> Prob
             f"{path} is not a socket, and HAProxy would replace it",
             "remove it if it is not needed, or choose another path",
         )
-    # HAProxy's own sockets stand here under their temporary names.
-    foreign = [s for s in sockets.all if s.name == bind.host and not _owned(s.pid, owned_by)]
-    return _held(bind, foreign) if foreign else None
+    # HAProxy's own sockets stand there under their temporary names.
+    foreign = listeners.foreign(found for found in listeners.unix if found.name == bind.host)
+    return _held(bind, foreign, listeners) if foreign else None
 
 
-def _check_abstract(bind: Bind, sockets: _Sockets, owned_by: frozenset[int]) -> Problem | None:
+def _check_abstract(bind: Bind, listeners: _Listeners) -> Problem | None:
     name = b"\0" + os.fsencode(bind.host)
     padded = name.ljust(_ABSTRACT_LENGTH, b"\0")
     try:
@@ -346,9 +358,9 @@ def _check_abstract(bind: Bind, sockets: _Sockets, owned_by: frozenset[int]) -> 
             return None
         # The kernel shows each NUL of an abstract name as an @.
         shown = os.fsdecode(padded.replace(b"\0", b"@"))
-        held = [s for s in sockets.all if s.name == shown]
-        foreign = [s for s in held if not _owned(s.pid, owned_by)]
-        return _held(bind, foreign) if foreign or not held else None
+        held = [listener for listener in listeners.unix if listener.name == shown]
+        foreign = listeners.foreign(held)
+        return _held(bind, foreign, listeners) if foreign or not held else None
     return None
 
 
@@ -356,9 +368,50 @@ def _unix_problem(bind: Bind, reason: str, remedy: str) -> Problem:
     return Problem(message=f"{bind} cannot be taken: {reason}", remedy=remedy, field="binds")
 
 
-def _plain(host: str) -> str:
-    """`host` in canonical form, an IPv4 address inside an IPv6 one taken out."""
-    address = ip_address(host.partition("%")[0])
+def _host(bind: Bind) -> str:
+    return "0.0.0.0" if bind.host == "*" else bind.host  # noqa: S104 - as HAProxy does
+
+
+def _tcp_listeners() -> Iterator[_Listener]:
+    """Who listens on TCP: in the kernel's tables these stand before all connections."""
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        with contextlib.suppress(FileNotFoundError), Path(table).open() as rows:
+            next(rows)
+            for row in rows:
+                words = row.split(None, 10)
+                if words[3] != "0A":
+                    break
+                address, _, port = words[1].partition(":")
+                yield _Listener(_plain(address), int(port, 16), int(words[9]))
+
+
+def _unix_listeners() -> Iterator[_Listener]:
+    with Path("/proc/net/unix").open(errors="surrogateescape") as rows:
+        next(rows)
+        for row in rows:
+            words = row.rstrip("\n").split(None, 7)
+            if len(words) == 8 and int(words[3], 16) & _ACCEPTS:
+                yield _Listener(words[7], None, int(words[6]))
+
+
+def _plain(words: str) -> str:
+    """An address of /proc/net/tcp, 32-bit words in the machine's order, in canonical form."""
+    parts = (int(words[i : i + 8], 16).to_bytes(4, sys.byteorder) for i in range(0, len(words), 8))
+    address = ip_address(b"".join(parts))
     if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
         return str(address.ipv4_mapped)
     return str(address)
+
+
+def _parent(pid: int) -> int | None:
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+def _name(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except OSError:
+        return "a program"

@@ -14,13 +14,14 @@ import signal
 import stat
 import time
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from fc_frontend.errors import Problem, Unavailable
 from fc_frontend.haproxy.master import Processes, show_proc
 from fc_frontend.haproxy.process import cannot_start, minimal_environment
 from fc_frontend.haproxy.runtime import running_hash
-from fc_frontend.haproxy.socket import NoListener
+from fc_frontend.haproxy.socket import NoAnswer, NoListener
 from fc_frontend.haproxy.validate import parse_messages, validate
 
 _PAUSE = 0.01
@@ -37,15 +38,23 @@ _children: set[int] = set()
 
 
 def running(master_socket: str, timeout: float = 5.0) -> Processes | None:
-    """The HAProxy behind `master_socket`, so that it can be adopted; None if nobody listens there.
+    """The HAProxy behind `master_socket`, so that it can be adopted; None if there is none.
 
-    Raises `Unavailable` if somebody does, but does not answer as a master.
+    Nobody listens there either while a master replaces itself in a reload: as long as a process
+    has this socket among its arguments, it is waited for.  Raises `Unavailable` if there is one
+    that does not answer as a master within `timeout` seconds.
     """
     _reap()
-    try:
-        return show_proc(master_socket, timeout)
-    except NoListener:
-        return None
+    deadline = time.monotonic() + timeout
+    while True:
+        try:
+            return show_proc(master_socket, max(_PAUSE, deadline - time.monotonic()))
+        except (NoListener, NoAnswer) as unavailable:
+            if isinstance(unavailable, NoListener) and not _claimed(master_socket):
+                return None
+            if time.monotonic() >= deadline:
+                raise
+        time.sleep(_PAUSE)
 
 
 def start(
@@ -155,6 +164,19 @@ def _spawn(binary: str, config_file: str, master_socket: str, output: str | None
         raise Unavailable(cannot_start(binary, error)) from error
     _children.add(pid)
     return pid
+
+
+def _claimed(master_socket: str) -> bool:
+    """True if a process was started with `-S master_socket`."""
+    wanted = os.fsencode(Path(master_socket).absolute())
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            words = process.joinpath("cmdline").read_bytes().split(b"\0")
+            for option, value in pairwise(words):
+                path = value.partition(b",")[0].removeprefix(b"unix@")
+                if option == b"-S" and path == wanted:
+                    return True
+    return False
 
 
 def _await_ready(

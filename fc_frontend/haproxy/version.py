@@ -44,14 +44,6 @@ class Version:
         """
         return (self.major, self.minor) >= (2, 7)
 
-    @property
-    def has_startup_logs(self) -> bool:
-        """True if `show startup-logs` on the master socket repeats what a start or reload said.
-
-        From 2.7 (Management Guide 9.4).
-        """
-        return (self.major, self.minor) >= (2, 7)
-
 
 def parse_version(text: str) -> Version:
     """The version in `haproxy -v`'s output, in `show info`'s answer, or as such (`2.6.12-1`).

@@ -1,0 +1,278 @@
+"""From answers of cluster DNS to the endpoints of services.
+
+    bare name in pod network      → headless
+    bare name in service network  → ask the wildcard name
+        pods                      → wildcard (CoreDNS before 1.9)
+        NXDOMAIN, nothing         → the Service's cluster IP, and how to make it headless
+    anything unclear              → as before
+
+Absence is not evidence: a failure never empties what was known.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from ipaddress import ip_address
+
+from fc_frontend.discovery.client import DnsClient, Outcome, Reply
+from fc_frontend.plan.model import (
+    Address,
+    Answer,
+    Cluster,
+    Discovery,
+    Endpoint,
+    Family,
+    Freshness,
+    Kind,
+    Network,
+    Resolution,
+    ServiceSpec,
+    Target,
+)
+from fc_frontend.plan.names import headless_name, srv_name, wildcard_name
+from fc_frontend.plan.planner import assumed_kind
+
+_NOBODY = "no such service, or none of its pods is ready"
+_MAKE_HEADLESS = (
+    "CoreDNS 1.9 and later answer no wildcards: add `clusterIP: None` to the Service's spec to "
+    "reach its pods directly"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What cluster DNS said of one name, over the address families that were asked for.
+
+    `failure` is empty unless no usable answer came; `endpoints` are inside the accepted networks,
+    `rejected` are not.
+    """
+
+    name: str
+    exists: bool = False
+    endpoints: tuple[Endpoint, ...] = ()
+    rejected: tuple[str, ...] = ()
+    failure: str = ""
+
+
+async def resolve_all(
+    specs: Iterable[ServiceSpec], cluster: Cluster, client: DnsClient, previous: Resolution
+) -> dict[str, Answer]:
+    """An answer for each service, by its name; equal answers mean that nothing changed."""
+    listed = tuple(specs)
+    answers = await asyncio.gather(
+        *(resolve_service(spec, cluster, client, previous.get(spec.name)) for spec in listed)
+    )
+    return {spec.name: answer for spec, answer in zip(listed, answers, strict=True)}
+
+
+async def resolve_service(
+    spec: ServiceSpec, cluster: Cluster, client: DnsClient, previous: Answer | None
+) -> Answer:
+    """What cluster DNS says of one service now; never raises for what DNS does."""
+    if spec.target is Target.NODE:
+        return nodes_answer(spec, cluster)
+    if spec.target is Target.SERVICE:
+        said = await _addresses(client, headless_name(spec, cluster.domain), spec, cluster)
+        inside = _inside(said, cluster.service_networks)
+        return _answer(
+            Kind.SERVICE, "the Service's cluster IP, as service_port says", inside, previous
+        )
+    if isinstance(spec.port, str):
+        return srv_answer(await _services(client, spec, cluster), cluster, previous)
+    if spec.discovery is Discovery.WILDCARD:
+        wildcard = await _addresses(client, wildcard_name(spec, cluster.domain), spec, cluster)
+        answer = _answer(
+            Kind.WILDCARD,
+            "as discovery: wildcard says",
+            _inside(wildcard, cluster.pod_networks),
+            previous,
+        )
+        if not wildcard.exists and not wildcard.failure:
+            bare = await _addresses(client, headless_name(spec, cluster.domain), spec, cluster)
+            if bare.exists:
+                return replace(
+                    answer,
+                    error=f"{wildcard.name}: NXDOMAIN, but {bare.name} exists",
+                    remedy="CoreDNS 1.9 and later answer no wildcards: use discovery: auto",
+                )
+        return answer
+    bare = await _addresses(client, headless_name(spec, cluster.domain), spec, cluster)
+    if spec.discovery is Discovery.HEADLESS:
+        inside = _inside(bare, cluster.pod_networks)
+        return _answer(Kind.HEADLESS, "as discovery: headless says", inside, previous)
+    wildcard_said = None
+    if (
+        _inside(bare, cluster.service_networks).endpoints
+        and not _inside(bare, cluster.pod_networks).endpoints
+    ):
+        name = wildcard_name(spec, cluster.domain)
+        wildcard_said = await _addresses(client, name, spec, cluster)
+    return choose(spec, bare, wildcard_said, cluster, previous)
+
+
+def choose(
+    spec: ServiceSpec,
+    bare: Said,
+    wildcard: Said | None,
+    cluster: Cluster,
+    previous: Answer | None,
+) -> Answer:
+    """`discovery: auto`: the kind that follows from what the bare name and the wildcard say."""
+    pods = _inside(bare, cluster.pod_networks)
+    if pods.endpoints:
+        return _answer(
+            Kind.HEADLESS, f"{bare.name} answers with pods: a headless service", pods, previous
+        )
+    cluster_ip = _inside(bare, cluster.service_networks)
+    if wildcard is not None and cluster_ip.endpoints:
+        behind = _inside(wildcard, cluster.pod_networks)
+        if behind.endpoints or (wildcard.exists and not wildcard.failure):
+            reason = f"{bare.name} is a cluster IP, {wildcard.name} answers with its pods"
+            return _answer(Kind.WILDCARD, reason, behind, previous)
+        if wildcard.failure and previous is not None and previous.kind is Kind.WILDCARD:
+            return _answer(Kind.WILDCARD, previous.reason, wildcard, previous)
+        reason = f"{bare.name} is a cluster IP and {wildcard.name} does not answer"
+        remedy = (
+            f"{_MAKE_HEADLESS}; until then kube-proxy balances, and {spec.port} must be a port of "
+            "the Service"
+        )
+        return replace(
+            _answer(Kind.SERVICE, f"{reason}: kube-proxy balances", cluster_ip, previous),
+            remedy=remedy,
+        )
+    kind = previous.kind if previous is not None else assumed_kind(spec)
+    reason = previous.reason if previous is not None else "headless until cluster DNS says more"
+    return _answer(kind, reason, pods, previous)
+
+
+def srv_answer(said: Said, cluster: Cluster, previous: Answer | None) -> Answer:
+    """The answer for a named port: pods, or the cluster IP with the Service's own port."""
+    reason = f"the port's name is known by SRV at {said.name}"
+    pods = _inside(said, cluster.pod_networks)
+    if not pods.endpoints:
+        behind = _inside(said, cluster.service_networks)
+        if behind.endpoints:
+            return replace(
+                _answer(Kind.SRV, f"{reason}, as the Service's cluster IP", behind, previous),
+                remedy="kube-proxy balances: add `clusterIP: None` to the Service's spec to reach "
+                "its pods directly",
+            )
+    return _answer(Kind.SRV, reason, pods, previous)
+
+
+def nodes_answer(spec: ServiceSpec, cluster: Cluster) -> Answer:
+    """The answer for lb_service_port: the cluster's nodes, as declared."""
+    assert isinstance(spec.port, int)
+    endpoints = tuple(sorted(Endpoint(str(a), spec.port) for a in cluster.nodes.values()))
+    return Answer(
+        kind=Kind.NODES,
+        reason="the cluster's nodes, as declared",
+        endpoints=endpoints,
+        freshness=Freshness.FRESH,
+    )
+
+
+def _answer(kind: Kind, reason: str, said: Said, previous: Answer | None) -> Answer:
+    slots = previous.slots if previous else 0
+    if said.failure:
+        if previous is not None:
+            # What is known only from disk, or is out of date already, stays so.
+            return replace(previous, freshness=Freshness.STALE, error=said.failure)
+        return Answer(kind=kind, reason=reason, error=said.failure, slots=slots)
+    error = None
+    remedy = ""
+    if not said.endpoints and said.rejected:
+        remedy = "add their network to cluster.pod_network, if these are pods"
+    elif not said.endpoints:
+        error = f"{said.name}: {'no addresses' if said.exists else 'NXDOMAIN'}: {_NOBODY}"
+    return Answer(
+        kind=kind,
+        reason=reason,
+        endpoints=said.endpoints,
+        freshness=Freshness.FRESH,
+        rejected=said.rejected,
+        error=error,
+        remedy=remedy,
+        slots=slots,
+    )
+
+
+def _inside(said: Said, networks: tuple[Network, ...]) -> Said:
+    """`said` with the endpoints outside of `networks` rejected."""
+    accepted = [e for e in said.endpoints if _accepted(ip_address(e.address), networks)]
+    others = {e.address for e in said.endpoints if e not in accepted}
+    return replace(
+        said,
+        endpoints=tuple(accepted),
+        rejected=tuple(sorted({*said.rejected, *others})),
+    )
+
+
+def _accepted(address: Address, networks: tuple[Network, ...]) -> bool:
+    return any(address.version == net.version and address in net for net in networks)
+
+
+def _families(spec: ServiceSpec, cluster: Cluster) -> tuple[Family, ...]:
+    if spec.target is Target.SERVICE:
+        return cluster.families(cluster.service_networks)
+    return cluster.families(cluster.pod_networks)
+
+
+async def _addresses(client: DnsClient, name: str, spec: ServiceSpec, cluster: Cluster) -> Said:
+    """What the address records of `name` say; HAProxy uses one family a server, so do we."""
+    assert isinstance(spec.port, int)
+    replies = await _by_family(client, name, _families(spec, cluster))
+    failures = [reply.detail for reply in replies if reply.outcome is Outcome.FAILURE]
+    chosen = next((reply for reply in replies if reply.addresses), None)
+    if chosen is None and failures:
+        return Said(name, failure=failures[0])
+    port = spec.port
+    return Said(
+        name,
+        exists=any(r.outcome in (Outcome.ANSWER, Outcome.EMPTY) for r in replies),
+        endpoints=tuple(Endpoint(address, port) for address in chosen.addresses) if chosen else (),
+    )
+
+
+async def _by_family(
+    client: DnsClient, name: str, families: tuple[Family, ...]
+) -> tuple[Reply, ...]:
+    if len(families) == 1:
+        return (await client.ask(name, "A" if families[0] == "ipv4" else "AAAA"),)
+    return tuple(
+        await asyncio.gather(
+            *(client.ask(name, "A" if family == "ipv4" else "AAAA") for family in families)
+        )
+    )
+
+
+async def _services(client: DnsClient, spec: ServiceSpec, cluster: Cluster) -> Said:
+    name = srv_name(spec, cluster.domain)
+    reply = await client.ask(name, "SRV")
+    if reply.outcome is Outcome.FAILURE:
+        return Said(name, failure=reply.detail)
+    families = _families(spec, cluster)
+    endpoints: set[Endpoint] = set()
+    for record in reply.services:
+        addresses = record.addresses
+        if not addresses:
+            replies = await _by_family(client, record.target, families)
+            failed = [r for r in replies if r.outcome is Outcome.FAILURE]
+            if failed and not any(r.addresses for r in replies):
+                return Said(name, failure=failed[0].detail)
+            addresses = tuple(a for r in replies for a in r.addresses)
+        wanted = _of_family(addresses, families)
+        endpoints |= {Endpoint(address, record.port, record.target) for address in wanted}
+    exists = reply.outcome in (Outcome.ANSWER, Outcome.EMPTY)
+    return Said(name, exists=exists, endpoints=tuple(sorted(endpoints)))
+
+
+def _of_family(addresses: tuple[str, ...], families: tuple[Family, ...]) -> tuple[str, ...]:
+    """The addresses of the first family that has any."""
+    for family in families:
+        found = tuple(a for a in addresses if (":" in a) == (family == "ipv6"))
+        if found:
+            return found
+    return ()
