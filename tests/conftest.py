@@ -183,9 +183,11 @@ def _family(pid: int) -> list[psutil.Process]:
 
 
 def _ended(process: psutil.Process) -> bool:
+    """True if nothing of it holds a socket any more: its first thread may end before others."""
     try:
-        return bool(process.status() == psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
+        threads = list(Path(f"/proc/{process.pid}/task").iterdir())
+        return bool(process.status() == psutil.STATUS_ZOMBIE) and len(threads) <= 1
+    except (psutil.NoSuchProcess, FileNotFoundError):
         return True
 
 

@@ -34,8 +34,6 @@ def command(config: str, log_level: str) -> None:
     from fc_frontend.daemon.service import Service
     from fc_frontend.observe.log import configure
 
-    log = configure(
-        sys.stderr, level=log_level, journal="JOURNAL_STREAM" in os.environ, color=False
-    )
+    log = configure(sys.stderr, level=log_level, journal="JOURNAL_STREAM" in os.environ)
     service = Service(config, log, os.environ)
     sys.exit(asyncio.run(service.run()))

@@ -7,10 +7,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from fc_frontend.observe.http import Request, Response
-
 from fc_frontend import __version__
 from fc_frontend.daemon.reconciler import Reconciler
+from fc_frontend.observe.http import Request, Response
 from fc_frontend.observe.metrics import CONTENT_TYPE, Metrics, service_state
 
 JSON = "application/json"

@@ -16,13 +16,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
+from fc_frontend.config.loader import Declaration, load
 from fc_frontend.discovery.client import DnsClient, Exchange
 from fc_frontend.discovery.resolve import resolve_all
-from fc_frontend.observe.log import Log
-
-from fc_frontend.config.loader import Declaration, load
 from fc_frontend.errors import Problem, Unavailable, errors_in, warnings_in
 from fc_frontend.haproxy.deploy import Deployment, Outcome, deploy
+from fc_frontend.observe.log import Log
 from fc_frontend.observe.metrics import Metrics
 from fc_frontend.pipeline import (
     Prepared,

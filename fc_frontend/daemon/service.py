@@ -13,18 +13,17 @@ import time
 from collections.abc import Coroutine, Mapping
 from typing import Any
 
-from fc_frontend.daemon.notify import Notifier
-from fc_frontend.daemon.watch import FileWatch
-from fc_frontend.observe.http import HttpServer
-from fc_frontend.observe.log import Log
-
 from fc_frontend.config.loader import fingerprint
+from fc_frontend.daemon.notify import Notifier
 from fc_frontend.daemon.pages import routes
 from fc_frontend.daemon.reconciler import Reconciler, Trigger
+from fc_frontend.daemon.watch import FileWatch
 from fc_frontend.errors import Unavailable
 from fc_frontend.haproxy import runtime
 from fc_frontend.haproxy.deploy import Outcome
 from fc_frontend.haproxy.master import show_proc
+from fc_frontend.observe.http import HttpServer
+from fc_frontend.observe.log import Log
 from fc_frontend.observe.metrics import Metrics
 from fc_frontend.plan.model import Bind, Settings
 

@@ -129,7 +129,7 @@ class Story:
         await self._serving(3)
 
         self._say("title", "Scale to 12")
-        slots = self._metric("fc_frontend_service_slots")
+        slots = await asyncio.to_thread(self._metric, "fc_frontend_service_slots")
         await self._scale(12)
         await self._serving(12)
         grown = await self._until(
@@ -184,7 +184,7 @@ class Story:
         if self._stage.haproxy_cfg.read_bytes() != before_text:
             raise Untrue("haproxy.cfg changed")
         await self._serving(11)
-        if not self._hello_answers():
+        if not await asyncio.to_thread(self._hello_answers):
             raise Untrue("hello does not answer")
         self._say("good", "haproxy.cfg is unchanged; shop and hello serve on.")
         (self._stage.services_d / "broken.yaml").unlink()

@@ -73,7 +73,7 @@ def run(
     """
     started = time.monotonic()
     try:
-        process = subprocess.Popen(  # noqa: S603 - the operator's own binary or command
+        process = subprocess.Popen(
             argv,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE if stdout else subprocess.DEVNULL,
@@ -86,7 +86,7 @@ def run(
     except OSError as error:
         raise Unavailable(cannot_start(argv[0], error)) from error
     pipe = process.stdout if stdout else process.stderr
-    assert pipe is not None  # noqa: S101 - Popen was asked for it
+    assert pipe is not None
     with pipe:
         try:
             output = _read(process, pipe.fileno(), started + timeout, limit)

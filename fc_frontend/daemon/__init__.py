@@ -1,0 +1,1 @@
+"""The daemon: the reconciler, and the loops and signals around it."""

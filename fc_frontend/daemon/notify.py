@@ -1,0 +1,72 @@
+"""What systemd is told: sd_notify(3) with the standard library.
+
+Telling is a courtesy: nothing here ever blocks or raises, and without NOTIFY_SOCKET nothing
+happens.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Mapping
+
+_LONGEST_STATUS = 200
+
+
+class Notifier:
+    """Tells the service manager how the daemon is."""
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        path = environ.get("NOTIFY_SOCKET", "")
+        self._address = f"\0{path[1:]}" if path.startswith("@") else path
+        self._interval = self._watchdog_interval(environ)
+
+    @property
+    def watchdog_interval(self) -> float | None:
+        """How often `watchdog` is to be called, in seconds: half of what systemd allows.
+
+        None if it is not expected (sd_watchdog_enabled(3)).
+        """
+        return self._interval
+
+    def ready(self, status: str) -> None:
+        """Start-up or reloading has finished."""
+        self._tell("READY=1", status)
+
+    def reloading(self, status: str) -> None:
+        """The configuration is being read again (Type=notify-reload wants the time)."""
+        self._tell(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}", status)
+
+    def stopping(self, status: str) -> None:
+        """The daemon ends."""
+        self._tell("STOPPING=1", status)
+
+    def status(self, text: str) -> None:
+        """A line for `systemctl status`."""
+        self._tell("", text)
+
+    def watchdog(self) -> None:
+        """The daemon is alive."""
+        self._tell("WATCHDOG=1", None)
+
+    def _watchdog_interval(self, environ: Mapping[str, str]) -> float | None:
+        microseconds = environ.get("WATCHDOG_USEC", "")
+        pid = environ.get("WATCHDOG_PID", str(os.getpid()))
+        if not self._address or not microseconds.isdigit() or pid != str(os.getpid()):
+            return None
+        return int(microseconds) / 2_000_000 or None
+
+    def _tell(self, state: str, status: str | None) -> None:
+        if not self._address:
+            return
+        lines = [state] if state else []
+        if status is not None:
+            clean = "".join(c if c.isprintable() else " " for c in status[:_LONGEST_STATUS])
+            lines.append(f"STATUS={clean}")
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+                sock.setblocking(False)
+                sock.sendto("\n".join(lines).encode(), self._address)
+        except (OSError, ValueError):
+            return
