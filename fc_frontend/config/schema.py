@@ -2,8 +2,8 @@
 
 This is the only place where pydantic stands: text from outside comes in here, and frozen
 dataclasses go out.  Every text that can reach haproxy.cfg is held to a set of characters in which
-no quote, comment, escape, variable or line break can be written; only the fields that are HAProxy
-text by intent (`extra_config`, `server_options`, `bind_options` and the settings' `…_extra`) take more.
+no quote, comment, escape, variable or line break can be written; more take only the fields that are
+HAProxy text by intent: `extra_config`, `server_options`, `bind_options` and the settings' extras.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ from fc_frontend.pipeline import (
 )
 from fc_frontend.plan.model import Answer, Freshness, Plan, ServicePlan
 from fc_frontend.plan.planner import plan
-from fc_frontend.plan.reasons import Cause, Reason, reasons
+from fc_frontend.plan.reasons import Reason, reasons
 
 _MOST_LOGGED = 20
 """Problems and reasons of one event that are logged one by one."""
@@ -287,11 +287,9 @@ class Reconciler:
     ) -> None:
         shown = "; ".join(str(reason) for reason in why[:_MOST_LOGGED])
         more = f"; and {len(why) - _MOST_LOGGED} more" if len(why) > _MOST_LOGGED else ""
-        if deployment.outcome is Outcome.IN_SYNC and why == (Reason(Cause.START),):
-            shown, more = "the running HAProxy has this configuration", ""
         self._log.info(
             f"config-{deployment.outcome}",
-            reasons=shown + more,
+            reasons=shown + more if deployment.outcome is not Outcome.IN_SYNC else None,
             services=len(prepared.plan.services),
             slots=prepared.plan.slot_count,
             hash=deployment.hash,

@@ -23,8 +23,8 @@ _FORCED = 1 | 8
 def server_state(plan: Plan, resolution: Resolution, running: Iterable[ServerState]) -> str:
     """The state file's text for `plan`.
 
-    Servers keep the slot that they have in the running worker; pods that it does not know get the
-    free ones.  Pods that a fresh answer does not name any more are left out.
+    Servers that the running worker knows keep their state, and their slot where they can; pods that
+    a fresh answer does not name any more are left out.
     """
     known: dict[str, list[ServerState]] = {}
     for server in running:
@@ -46,39 +46,47 @@ def _service_lines(
         if service.kind is Kind.SERVICE
         else [f"pod{number}" for number in range(1, service.slots + 1)]
     )
-    endpoints = {endpoint.address: endpoint for endpoint in service.endpoints}
     is_fresh = answer is not None and answer.freshness is Freshness.FRESH
-    by_name = {server.server: server for server in known}
-    placed: dict[str, tuple[Endpoint, ServerState | None]] = {}
-    seen: set[str] = set()
-    for name in [*names, *(other for other in by_name if other not in names)]:
-        server = by_name.get(name)
-        if server is None or server.address is None or server.address in seen:
+    endpoints = {endpoint.address: endpoint for endpoint in service.endpoints}
+    servers: dict[str, ServerState] = {}
+    for server in known:
+        if server.address is None or server.address in servers:
             continue
-        endpoint = endpoints.get(server.address)
-        if endpoint is None and not is_fresh:
+        if server.address not in endpoints and not is_fresh:
             endpoint = _endpoint(service, server)
-        if endpoint is None:
-            continue
-        if name in names:
-            placed[name] = endpoint, server
-            seen.add(endpoint.address)
-        else:
-            endpoints.setdefault(endpoint.address, endpoint)
-    free = (name for name in names if name not in placed)
-    for endpoint in endpoints.values():
-        if endpoint.address in seen:
-            continue
-        name = next(free, "")
-        if not name:
-            break
-        placed[name] = endpoint, None
-    lines = [_line(service, name, *placed[name]) for name in names if name in placed]
-    backup = by_name.get("service")
+            if endpoint is not None:
+                endpoints[server.address] = endpoint
+        if server.address in endpoints:
+            servers[server.address] = server
+    placed = _placed(names[: len(endpoints)], list(endpoints), servers)
+    lines = [
+        _line(service, name, endpoints[address], servers.get(address))
+        for name, address in placed.items()
+    ]
+    backup = next((server for server in known if server.server == "service"), None)
     if service.fallback_query and backup and backup.address and isinstance(service.spec.port, int):
         endpoint = Endpoint(backup.address, service.spec.port)
         lines.append(_line(service, "service", endpoint, backup))
     return lines
+
+
+def _placed(
+    names: list[str], addresses: list[str], servers: dict[str, ServerState]
+) -> dict[str, str]:
+    """A slot's name for each address, as many as there are names.
+
+    Servers keep their slot where that leaves no gap: HAProxy fills an empty slot from the first
+    answer of DNS before it looks at the slots after it, and would move their addresses about.
+    """
+    kept = {
+        server.server: address
+        for address in addresses
+        if (server := servers.get(address)) is not None and server.server in names
+    }
+    waiting = [address for address in addresses if address not in set(kept.values())]
+    free = [name for name in names if name not in kept]
+    placed = {**kept, **dict(zip(free, waiting, strict=False))}
+    return {name: placed[name] for name in names if name in placed}
 
 
 def _endpoint(service: ServicePlan, server: ServerState) -> Endpoint | None:

@@ -1,0 +1,279 @@
+"""A whole frontend on loopback for end-to-end tests: cluster DNS, pods, files and the real daemon.
+
+Nothing is imitated: the daemon is a process, HAProxy is HAProxy, DNS goes over sockets.  Each one
+has a /16 of loopback of its own, so that tests do not meet.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import http.client
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+from fc_frontend.demo.dns import ClusterDns, KubernetesService
+from fc_frontend.demo.load import ask
+from fc_frontend.demo.pods import PodSet
+from fc_frontend.errors import Unavailable
+from fc_frontend.haproxy.deploy import observe
+from fc_frontend.haproxy.master import show_proc
+from fc_frontend.plan.model import Haproxy
+from tests.conftest import RealHaproxy, until
+
+T = TypeVar("T")
+_octets = iter(random.sample(range(129, 250), 120))
+
+
+class Frontend:
+    """One frontend; use as a context manager."""
+
+    def __init__(self, binary: str) -> None:
+        self.binary = binary
+        self.octet = next(_octets)
+        self.host = f"127.{self.octet}.200.1"
+        self.directory = Path(tempfile.mkdtemp(prefix="fcf-", dir="/tmp"))
+        self.config = self.directory / "config.json"
+        self.services_d = self.directory / "services.d"
+        self.haproxy_cfg = self.directory / "haproxy.cfg"
+        self.log = self.directory / "daemon.log"
+        self.settings: dict[str, Any] = {
+            "cluster": {
+                "service_network": f"127.{self.octet}.128.0/18",
+                "pod_network": f"127.{self.octet}.0.0/17",
+            },
+            "haproxy": {
+                "binary": binary,
+                "config_file": str(self.haproxy_cfg),
+                "master_socket": str(self.directory / "master.sock"),
+                "runtime_socket": str(self.directory / "admin.sock"),
+                "supervise": True,
+                "stats": f"{self.host}:8000",
+                "log": None,
+            },
+            "state_directory": str(self.directory / "state"),
+            "listen": f"{self.host}:9484",
+            "intervals": {"resolve": "200ms", "reload": "500ms"},
+            "services": {},
+        }
+        self.environ: dict[str, str] = {}
+        self.pods: dict[str, PodSet] = {}
+        self.daemon: subprocess.Popen[bytes] | None = None
+        self.external: RealHaproxy | None = None
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self.dns = ClusterDns(address=f"127.{self.octet}.255.53")
+
+    def __enter__(self) -> Self:
+        self.services_d.mkdir()
+        self._thread.start()
+        self.call(self.dns.start())
+        host, port = self.dns.address
+        self.settings["cluster"]["nameservers"] = [f"{host}:{port}"]
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.stop_daemon()
+        self.end_haproxy()
+        if self.external:
+            self.external.end()
+        for pods in self.pods.values():
+            self.call(pods.stop())
+        self.call(self.dns.stop())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(10)
+        self._loop.close()
+        subprocess.run(["rm", "-rf", str(self.directory)], check=True)
+
+    def call(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine in the cluster's loop."""
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(30)
+
+    # The cluster
+
+    def scale(self, name: str, count: int, *, publish: bool = True) -> PodSet:
+        """Let service `name` have `count` pods, and let DNS know."""
+        if name not in self.pods:
+            network = f"127.{self.octet}.{len(self.pods) + 1}.0/24"
+            self.pods[name] = PodSet(name, network=network, port=8080)
+        pods = self.pods[name]
+        if publish and count < len(pods.pods):
+            self._publish(name, pods.addresses[:count])
+        self.call(pods.scale(count))
+        if publish:
+            self._publish(name, pods.addresses)
+        return pods
+
+    def _publish(self, name: str, addresses: tuple[str, ...]) -> None:
+        async def publish() -> None:
+            self.dns.set_service(
+                KubernetesService(name, ports={"http": 8080}, endpoints=tuple(addresses))
+            )
+
+        self.call(publish())
+
+    # Files
+
+    def service(self, name: str, port: int, **fields: Any) -> dict[str, Any]:
+        """A declaration of a HTTP service on `port` of the frontend's address."""
+        defaults: dict[str, Any] = {
+            "mode": "http",
+            "pod_port": 8080,
+            "binds": f"{self.host}:{port}",
+            "service": name,
+        }
+        return {**defaults, **fields}
+
+    def write(self) -> None:
+        """Write the settings file, as an editor does."""
+        new = self.directory / ".config.json.new"
+        new.write_text(json.dumps(self.settings, indent=1))
+        new.rename(self.config)
+
+    def drop(self, name: str, text: str | dict[str, Any]) -> float:
+        """Write a file into services.d; the time when it was there."""
+        content = text if isinstance(text, str) else json.dumps({"services": text})
+        (self.services_d / name).write_text(content)
+        return time.monotonic()
+
+    # Processes
+
+    def run(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """Run a command of fc-frontend to its end."""
+        done = subprocess.run(
+            [sys.executable, "-m", "fc_frontend", *arguments, "--config", str(self.config)],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+            env={**os.environ, **self.environ},
+        )
+        assert not check or done.returncode == 0, done.stdout + done.stderr
+        assert "Traceback" not in done.stderr, done.stderr
+        return done
+
+    def start(self, *, wait: bool = True) -> subprocess.Popen[bytes]:
+        """Start the daemon, and wait until HAProxy has what is declared."""
+        if not self.config.exists():
+            self.write()
+        with self.log.open("ab") as log:
+            self.daemon = subprocess.Popen(
+                [sys.executable, "-m", "fc_frontend", "run", "--config", str(self.config)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env={**os.environ, **self.environ},
+            )
+        if wait:
+            self.until(self.ready)
+        return self.daemon
+
+    def stop_daemon(self, number: int = signal.SIGTERM) -> int | None:
+        """End the daemon with a signal; its exit code."""
+        if self.daemon is None:
+            return None
+        if self.daemon.poll() is None:
+            self.daemon.send_signal(number)
+        code = self.daemon.wait(30)
+        self.daemon = None
+        return code
+
+    def end_haproxy(self) -> None:
+        """End the HAProxy that a daemon left serving."""
+        with contextlib.suppress(Unavailable, ProcessLookupError):
+            master = show_proc(self.settings["haproxy"]["master_socket"], 2.0)
+            for pid in master.pids:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+
+    # What is seen from outside
+
+    def until(self, found: Any, timeout: float = 20.0) -> Any:
+        """What `found` returns once it is true; shows the daemon's log if it never is."""
+
+        def safely() -> Any:
+            with contextlib.suppress(OSError, http.client.HTTPException, ValueError):
+                return found()
+            return None
+
+        try:
+            return until(safely, timeout)
+        except AssertionError:
+            raise AssertionError(self.log_text()[-5000:]) from None
+
+    def log_text(self) -> str:
+        """All that the daemon and its HAProxy have logged."""
+        return self.log.read_text(errors="replace") if self.log.exists() else ""
+
+    def events(self, name: str) -> list[str]:
+        """The logged lines of one event."""
+        return [line for line in self.log_text().splitlines() if f" {name} " in f"{line} "]
+
+    def get(self, path: str, port: int = 9484) -> tuple[int, bytes]:
+        """Status and body from one of the frontend's listeners."""
+        connection = http.client.HTTPConnection(self.host, port, timeout=10)
+        try:
+            connection.request("GET", path)
+            response = connection.getresponse()
+            return response.status, response.read()
+        finally:
+            connection.close()
+
+    def ready(self) -> bool:
+        """True if the daemon says that HAProxy has what is declared."""
+        return self.get("/readyz")[0] == 200
+
+    def status(self) -> dict[str, Any]:
+        """The daemon's /status.json."""
+        document: dict[str, Any] = json.loads(self.get("/status.json")[1])
+        return document
+
+    def metric(self, name: str, **labels: str) -> float:
+        """The sum of a metric's samples that have these labels."""
+        from prometheus_client.parser import text_string_to_metric_families
+
+        families = text_string_to_metric_families(self.get("/metrics")[1].decode())
+        return sum(
+            sample.value
+            for family in families
+            for sample in family.samples
+            if sample.name == name and labels.items() <= sample.labels.items()
+        )
+
+    def ask(self, port: int) -> str:
+        """The name of the pod that answers on `port`, or what failed."""
+        connection = http.client.HTTPConnection(self.host, port, timeout=10)
+        try:
+            pod, failure = ask(connection)
+        finally:
+            connection.close()
+        return failure or pod
+
+    def answers(self, port: int, count: int = 30) -> Counter[str]:
+        """Who answers `count` requests."""
+        return Counter(self.ask(port) for _ in range(count))
+
+    def serves(self, port: int, pods: PodSet) -> bool:
+        """True if all of `pods` answer on `port`, and nobody else."""
+        return set(self.answers(port, 6 * len(pods.pods))) == {pod.name for pod in pods.pods}
+
+    def running_hash(self) -> str | None:
+        """The hash of the configuration that HAProxy's worker has."""
+        haproxy = self.settings["haproxy"]
+        return observe(
+            Haproxy(
+                master_socket=haproxy["master_socket"], runtime_socket=haproxy["runtime_socket"]
+            )
+        ).hash
