@@ -108,7 +108,7 @@ def test_what_haproxy_refuses_is_kept_beside_the_good_one(frontend: Frontend) ->
     frontend.until(refused.exists)
     assert "nonsense here" in refused.read_text()
     assert frontend.haproxy_cfg.read_text() == good
-    assert frontend.metric("fc_frontend_checks_total", result="refused") == 1
+    frontend.until(lambda: frontend.metric("fc_frontend_checks_total", result="refused") == 1)
     (problem,) = [p for p in frontend.status()["problems"] if p["severity"] == "error"]
     assert problem["service"] == "a"
     assert "nonsense" in problem["remedy"]
@@ -125,7 +125,7 @@ def test_a_dropped_file_is_served_soon(frontend: Frontend) -> None:
     written = frontend.drop("new.json", {"new": frontend.service("new", 8081)})
     frontend.until(lambda: frontend.ask(8081) == "new-1")
     assert time.monotonic() - written < 2.0
-    (line,) = frontend.events("config-reloaded")
+    (line,) = frontend.until(lambda: frontend.events("config-reloaded"))
     assert 'reasons="service-added new"' in line
 
 
@@ -241,8 +241,9 @@ def test_discovery_changes_its_kind_with_the_cluster(frontend: Frontend) -> None
     assert "clusterIP: None" in service["remedy"]
     frontend.dns.set_service(KubernetesService("shop", endpoints=pods.addresses))
     frontend.until(lambda: frontend.serves(8080, pods))
-    assert frontend.status()["services"][0]["discovery"] == "headless"
-    assert "discovery shop service→headless" in frontend.events("config-reloaded")[-1]
+    frontend.until(lambda: frontend.status()["services"][0]["discovery"] == "headless")
+    reloaded = frontend.until(lambda: frontend.events("config-reloaded"))
+    assert "discovery shop service→headless" in reloaded[-1]
 
 
 def test_metrics_health_and_status(frontend: Frontend) -> None:

@@ -14,7 +14,7 @@ import secrets
 import socket
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from ipaddress import ip_address
 from typing import Literal, cast
@@ -37,9 +37,15 @@ EDNS_PAYLOAD = 8192
 """Bytes that a nameserver may send over UDP (RFC 6891, 6.2.3)."""
 _CONCURRENT = 64
 _MOST_HOPS = 8
+_MOST_QUESTIONS = 32768
+_TCP_PATIENCE = 2
+"""Times `timeout` that TCP may take, as it needs a connection first."""
 _PREFER_FOR = 30.0
 _RECEIVE_BUFFER = 1 << 20
 _IN = b"\x00\x01"
+_NONE = b"\x00\x00"
+_ONE = b"\x00\x01"
+_OPT = b"\x00\x00\x29"
 _POINTER_TO_QUESTION = b"\xc0\x0c"
 _LENGTHS = {"A": 4, "AAAA": 16}
 
@@ -125,12 +131,13 @@ class DnsClient:
 
     async def ask(self, name: str, rdtype: RecordType) -> Reply:
         """The answer to a question; CNAMEs are followed (RFC 1034, 3.6.2)."""
+        alias = name
         for _hop in range(_MOST_HOPS):
             async with self._slots:
-                reply, target = await self._ask_all(self._question(name, rdtype))
+                reply, target = await self._ask_all(self._question(alias, rdtype))
             if target is None:
-                return reply
-            name = target
+                return reply if alias == name else replace(reply, name=name)
+            alias = target
         return Reply(name, rdtype, Outcome.FAILURE, detail="a chain of CNAMEs does not end")
 
     def close(self) -> None:
@@ -142,6 +149,9 @@ class DnsClient:
     def _question(self, name: str, rdtype: RecordType) -> _Question:
         key = (name, rdtype)
         if key not in self._questions:
+            if len(self._questions) >= _MOST_QUESTIONS:
+                # Targets of CNAME and SRV records come and go.
+                self._questions.clear()
             query = dns.message.make_query(
                 dns.name.from_text(name), rdtype, use_edns=0, payload=EDNS_PAYLOAD
             )
@@ -169,11 +179,9 @@ class DnsClient:
 
     def _prefer(self, nameserver: Nameserver) -> None:
         index = self._nameservers.index(nameserver)
-        if index != self._preferred:
+        if index != self._preferred or self._clock() >= self._preferred_until:
             self._preferred = index
             self._preferred_until = self._clock() + _PREFER_FOR
-        elif self._clock() >= self._preferred_until:
-            self._preferred = 0
 
     async def _ask_one(
         self, nameserver: Nameserver, question: _Question
@@ -217,11 +225,11 @@ class DnsClient:
         query = dns.message.from_wire(secrets.token_bytes(2) + question.wire)
         try:
             response = await dns.asyncquery.tcp(
-                query, str(nameserver.address), self._timeout * 2, nameserver.port
+                query, str(nameserver.address), self._timeout * _TCP_PATIENCE, nameserver.port
             )
         except (dns.exception.Timeout, TimeoutError):
             return self._failed(nameserver, "tcp", "timeout", started)
-        except dns.exception.DNSException as exc:
+        except (dns.exception.DNSException, ValueError) as exc:
             return self._failed(nameserver, "tcp", "malformed", started, type(exc).__name__)
         except (OSError, EOFError) as exc:
             said = getattr(exc, "strerror", None) or "the connection was closed"
@@ -257,6 +265,9 @@ class DnsClient:
         response: dns.message.Message,
         started: float,
     ) -> tuple[Reply, str | None] | str:
+        if not isinstance(response, dns.message.QueryMessage):
+            said = "not an answer to a query"
+            return self._failed(nameserver, transport, "malformed", started, said)
         rcode = response.rcode()
         if rcode not in (dns.rcode.NOERROR, dns.rcode.NXDOMAIN):
             return self._failed(nameserver, transport, dns.rcode.to_text(rcode), started)
@@ -272,7 +283,8 @@ class DnsClient:
     ) -> str:
         self._tell(nameserver, transport, rcode, started)
         if rcode == "timeout":
-            return f"no answer within {self._timeout:g} s"
+            seconds = self._timeout * (_TCP_PATIENCE if transport == "tcp" else 1)
+            return f"no answer within {seconds:g} s"
         return f"{rcode}: {detail}" if detail else rcode
 
     def _tell(self, nameserver: Nameserver, transport: str, rcode: str, started: float) -> None:
@@ -285,16 +297,17 @@ def plain_records(wire: bytes, section: int, rdtype: RecordType) -> tuple[bytes,
     """The sorted data of an answer that has address records of the question's own name and no more.
 
     `section` is the length of the question section in bytes.  None for anything out of the
-    ordinary (an error, CNAME, SRV, other compression, a cut record), which dnspython has to read.
+    ordinary (an error, CNAME, SRV, more sections, other compression, a cut record), which
+    dnspython has to read.
     """
     length = _LENGTHS.get(rdtype)
-    if length is None or wire[3] & 0x0F or wire[4:6] != _IN:
+    if length is None or not _begins_plainly(wire):
         return None
     count = int.from_bytes(wire[6:8], "big")
     head = _POINTER_TO_QUESTION + (b"\x00\x01" if rdtype == "A" else b"\x00\x1c") + _IN
     size = b"\x00\x04" if rdtype == "A" else b"\x00\x10"
     at, step = 12 + section, 12 + length
-    if count == 0 or len(wire) < at + count * step:
+    if count == 0 or not _ends_plainly(wire, at + count * step):
         return None
     records = []
     for start in range(at, at + count * step, step):
@@ -305,11 +318,34 @@ def plain_records(wire: bytes, section: int, rdtype: RecordType) -> tuple[bytes,
     return tuple(records)
 
 
-def _reply(question: _Question, response: dns.message.Message) -> tuple[Reply, str | None]:
+def _begins_plainly(wire: bytes) -> bool:
+    """True for a whole answer to a query, without error, with a question and no authority."""
+    return (
+        len(wire) >= 12
+        and wire[2] & 0xFA == 0x80
+        and not wire[3] & 0x0F
+        and wire[4:6] == _ONE
+        and wire[8:10] == _NONE
+    )
+
+
+def _ends_plainly(wire: bytes, at: int) -> bool:
+    """True if nothing follows but an OPT record without error and options (RFC 6891, 6.1.2)."""
+    if wire[10:12] == _NONE:
+        return len(wire) >= at
+    return (
+        wire[10:12] == _ONE
+        and len(wire) >= at + 11
+        and wire[at : at + 3] == _OPT
+        and wire[at + 5] == 0
+        and wire[at + 9 : at + 11] == _NONE
+    )
+
+
+def _reply(question: _Question, response: dns.message.QueryMessage) -> tuple[Reply, str | None]:
     name, rdtype = question.name, question.rdtype
     if response.rcode() == dns.rcode.NXDOMAIN and not response.answer:
         return Reply(name, rdtype, Outcome.NXDOMAIN, detail="NXDOMAIN"), None
-    assert isinstance(response, dns.message.QueryMessage)
     chain = response.resolve_chaining()
     if chain.answer is None:
         target = chain.canonical_name.to_text(omit_final_dot=True)
@@ -331,7 +367,9 @@ def _reply(question: _Question, response: dns.message.Message) -> tuple[Reply, s
             tuple(sorted(brought.get(record.target, ()))),
         )
         for record in chain.answer
-        if isinstance(record, dns.rdtypes.IN.SRV.SRV) and record.target != dns.name.root
+        if isinstance(record, dns.rdtypes.IN.SRV.SRV)
+        and record.target != dns.name.root
+        and record.port
     }
     outcome = Outcome.ANSWER if services else Outcome.EMPTY
     return Reply(name, rdtype, outcome, services=tuple(sorted(services))), None
@@ -403,7 +441,7 @@ class _Channel(asyncio.DatagramProtocol):
         if question is None or future is None or future.done():
             return
         end = 12 + len(question.section)
-        if data[4:6] == _IN and data[12:end].lower() == question.section.lower():
+        if data[4:6] == _ONE and data[12:end].lower() == question.section.lower():
             future.set_result(data)
 
     def error_received(self, exc: Exception) -> None:

@@ -93,7 +93,7 @@ def _endpoint(service: ServicePlan, server: ServerState) -> Endpoint | None:
     port = service.spec.port if isinstance(service.spec.port, int) else server.port
     if server.address is None or not port:
         return None
-    return Endpoint(server.address, port, server.fqdn or "")
+    return Endpoint(server.address, port)
 
 
 def _line(service: ServicePlan, name: str, endpoint: Endpoint, server: ServerState | None) -> str:
@@ -101,11 +101,11 @@ def _line(service: ServicePlan, name: str, endpoint: Endpoint, server: ServerSta
     admin = (server.admin or 0) & _FORCED if server else 0
     weight = server.weight if server and server.weight is not None else 1
     initial = server.initial_weight if server and server.initial_weight is not None else 1
-    # With SRV, HAProxy matches servers to records by the endpoint's name, else it moves them about.
-    is_srv = service.kind is Kind.SRV and endpoint.name
-    health = "2 0 6" if not is_up else "3 3 6"
+    health = "3 3 6" if is_up else "2 0 6"
+    # No fqdn and no SRV record, in SRV services too: 2.8 takes servers that came with these for
+    # outdated once DNS has been silent for `timeout resolve` + `resolve_retries` × `timeout retry`,
+    # and would drop all of them.  A wildcard fqdn would make the line fail.
     return (
         f"0 {service.spec.name} 0 {name} {endpoint.address} {2 if is_up else 0} {admin} "
-        f"{weight} {initial} 0 6 {health} 0 0 0 {endpoint.name if is_srv else '-'} "
-        f"{endpoint.port} {service.query if is_srv else '-'}"
+        f"{weight} {initial} 0 6 {health} 0 0 0 - {endpoint.port} -"
     )

@@ -275,7 +275,10 @@ def _servers(service: ServicePlan, plan: Plan) -> list[str]:
             for name, address in plan.settings.cluster.nodes.items()
         ]
     resolved = ["resolvers", "cluster", "resolve-prefer", service.prefer]
-    target = service.query if service.kind is Kind.SRV else f"{service.query}:{spec.port}"
+    # A server without a port maps the client's destination port until the first SRV answer, even
+    # if the server state file gives one.  The number itself is replaced by the record's.
+    port = 1 if service.kind is Kind.SRV else spec.port
+    target = f"{service.query}:{port}"
     if service.kind is Kind.SERVICE:
         return [_line("server", "service", target, *common, *resolved, *options)]
     lines = [

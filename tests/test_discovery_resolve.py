@@ -1,0 +1,437 @@
+"""From cluster DNS to endpoints: every kind, `auto`, and what failures leave as it was."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+from collections.abc import AsyncIterator, Callable, Coroutine
+from dataclasses import dataclass, replace
+from ipaddress import ip_address, ip_network
+from typing import Any, ParamSpec
+
+import dns.message
+import dns.rrset
+import pytest
+
+from fc_frontend.demo.dns import ClusterDns, Fault, KubernetesService
+from fc_frontend.discovery.client import DnsClient
+from fc_frontend.discovery.resolve import Said, choose, resolve_all, resolve_service
+from fc_frontend.plan.model import (
+    Answer,
+    Bind,
+    Cluster,
+    Discovery,
+    Endpoint,
+    Freshness,
+    Kind,
+    Nameserver,
+    ServiceSpec,
+    Target,
+    Transport,
+)
+
+P = ParamSpec("P")
+
+PATIENCE = 10.0
+SOON = 0.1
+"""Seconds for an answer that never comes."""
+
+BARE = "web.default.svc.cluster.local"
+WILDCARD = f"*.{BARE}"
+NAMED = f"_http._tcp.{BARE}"
+V4 = ("10.1.0.3", "10.1.0.4", "10.1.0.5")
+V6 = ("fd00::3", "fd00::4")
+NODES = {"node1": ip_address("192.0.2.2"), "node0": ip_address("192.0.2.1")}
+
+HEADLESS = KubernetesService("web", ports={"http": 8080}, endpoints=(*V4, *V6))
+WITH_IP = replace(HEADLESS, cluster_ip="10.96.0.7")
+SPEC = ServiceSpec(name="web", service="web", binds=(Bind("ip", "*", 80),), port=8080)
+
+
+def in_loop(test: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, None]:
+    """The test as an ordinary function, in an event loop of its own."""
+
+    @functools.wraps(test)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        asyncio.run(test(*args, **kwargs))
+
+    return run
+
+
+@dataclass
+class Frontend:
+    """A cluster with its DNS, and one service of it that is asked for."""
+
+    dns: ClusterDns
+    cluster: Cluster
+    client: DnsClient
+
+    async def resolve(
+        self, previous: Answer | None = None, spec: ServiceSpec = SPEC, **changes: Any
+    ) -> Answer:
+        """The answer for `spec` with `changes`."""
+        return await resolve_service(
+            replace(spec, **changes), self.cluster, self.client, previous
+        )
+
+    def asked(self) -> set[tuple[str, str]]:
+        """The names and types that were asked for since the last call."""
+        seen = {(name, rdtype) for name, rdtype, _ in self.dns.queries}
+        self.dns.queries.clear()
+        return seen
+
+
+@contextlib.asynccontextmanager
+async def frontend(
+    *services: KubernetesService,
+    pods: tuple[str, ...] = ("10.1.0.0/16",),
+    cluster_ips: tuple[str, ...] = ("10.96.0.0/12",),
+    timeout: float = PATIENCE,
+    nameserver: Nameserver | None = None,
+    **options: Any,
+) -> AsyncIterator[Frontend]:
+    """A cluster DNS with `services`, and a client of it."""
+    async with ClusterDns(services, **options) as server:
+        cluster = Cluster(
+            nameservers=(nameserver or Nameserver(ip_address(server.address[0]), server.address[1]),),
+            pod_networks=tuple(ip_network(network) for network in pods),
+            service_networks=tuple(ip_network(network) for network in cluster_ips),
+            nodes=NODES,
+        )
+        client = DnsClient(cluster.nameservers, timeout=timeout, tries=1)
+        try:
+            yield Frontend(server, cluster, client)
+        finally:
+            client.close()
+
+
+def at(*addresses: str, port: int = 8080) -> tuple[Endpoint, ...]:
+    return tuple(Endpoint(address, port) for address in addresses)
+
+
+def dual(**more: Any) -> dict[str, Any]:
+    """IPv4 first, then IPv6."""
+    return {
+        "pods": ("10.1.0.0/16", "fd00::/64"),
+        "cluster_ips": ("10.96.0.0/12", "fd96::/112"),
+        **more,
+    }
+
+
+# Kinds that were asked for
+
+
+@in_loop
+async def test_headless_takes_the_pods_at_the_services_own_name() -> None:
+    async with frontend(HEADLESS) as f:
+        answer = await f.resolve(discovery=Discovery.HEADLESS)
+        assert answer == Answer(
+            kind=Kind.HEADLESS,
+            reason="as discovery: headless says",
+            endpoints=at(*V4),
+            freshness=Freshness.FRESH,
+        )
+        assert f.asked() == {(BARE, "A")}
+
+
+@in_loop
+async def test_headless_rejects_a_cluster_ip() -> None:
+    async with frontend(WITH_IP) as f:
+        answer = await f.resolve(discovery=Discovery.HEADLESS)
+        assert (answer.endpoints, answer.rejected) == ((), ("10.96.0.7",))
+        assert answer.kind is Kind.HEADLESS
+
+
+@in_loop
+async def test_wildcard_takes_the_pods_that_old_coredns_lists() -> None:
+    async with frontend(WITH_IP, wildcards=True) as f:
+        answer = await f.resolve(discovery=Discovery.WILDCARD)
+        assert (answer.kind, answer.endpoints) == (Kind.WILDCARD, at(*V4))
+        assert answer.freshness is Freshness.FRESH
+        assert f.asked() == {(WILDCARD, "A")}
+
+
+@in_loop
+async def test_wildcard_on_new_coredns_says_that_it_is_not_answered_any_more() -> None:
+    async with frontend(WITH_IP) as f:
+        answer = await f.resolve(discovery=Discovery.WILDCARD)
+        assert (answer.kind, answer.endpoints) == (Kind.WILDCARD, ())
+        assert answer.error == f"{WILDCARD}: NXDOMAIN, but {BARE} exists"
+        assert "discovery: auto" in answer.remedy
+
+
+@in_loop
+async def test_wildcard_of_a_service_that_does_not_exist_says_so_without_that_remedy() -> None:
+    async with frontend() as f:
+        answer = await f.resolve(discovery=Discovery.WILDCARD)
+        assert "NXDOMAIN: no such service" in str(answer.error)
+        assert answer.remedy == ""
+
+
+@in_loop
+async def test_service_port_takes_the_cluster_ip_and_rejects_pods() -> None:
+    async with frontend(WITH_IP) as f:
+        answer = await f.resolve(target=Target.SERVICE)
+        assert (answer.kind, answer.endpoints) == (Kind.SERVICE, at("10.96.0.7"))
+        f.dns.set_service(HEADLESS)
+        answer = await f.resolve(target=Target.SERVICE)
+        assert (answer.kind, answer.endpoints, answer.rejected) == (Kind.SERVICE, (), V4)
+
+
+@in_loop
+async def test_lb_service_port_takes_the_declared_nodes_and_asks_nobody() -> None:
+    async with frontend() as f:
+        f.dns.fault = Fault.SILENT
+        answer = await f.resolve(target=Target.NODE, port=31000)
+        assert answer.kind is Kind.NODES
+        assert answer.endpoints == at("192.0.2.1", "192.0.2.2", port=31000)
+        assert answer.freshness is Freshness.FRESH
+        assert f.asked() == set()
+
+
+@in_loop
+async def test_a_named_port_takes_pods_and_port_from_srv_in_one_question() -> None:
+    async with frontend(HEADLESS) as f:
+        answer = await f.resolve(port="http")
+        assert (answer.kind, answer.freshness) == (Kind.SRV, Freshness.FRESH)
+        assert answer.endpoints == tuple(
+            Endpoint(pod, 8080, f"{pod.replace('.', '-')}.{BARE}") for pod in V4
+        )
+        assert f.asked() == {(NAMED, "SRV")}
+
+
+@in_loop
+async def test_a_named_port_of_a_service_with_a_cluster_ip_takes_that_and_says_why() -> None:
+    async with frontend(replace(WITH_IP, ports={"http": 80})) as f:
+        answer = await f.resolve(port="http")
+        assert (answer.kind, answer.endpoints) == (Kind.SRV, (Endpoint("10.96.0.7", 80, BARE),))
+        assert "clusterIP: None" in answer.remedy
+
+
+@in_loop
+async def test_an_unknown_port_name_is_an_error_with_no_endpoints() -> None:
+    async with frontend(HEADLESS) as f:
+        answer = await f.resolve(port="https")
+        assert (answer.kind, answer.endpoints) == (Kind.SRV, ())
+        assert "NXDOMAIN" in str(answer.error)
+
+
+@in_loop
+async def test_a_named_port_of_600_pods_comes_over_tcp() -> None:
+    many = tuple(f"10.1.{i // 200 + 1}.{i % 200 + 1}" for i in range(600))
+    async with frontend(replace(HEADLESS, endpoints=many)) as f:
+        answer = await f.resolve(port="http")
+        assert {endpoint.address for endpoint in answer.endpoints} == set(many)
+        assert len(answer.endpoints) == 600
+
+
+# `auto`
+
+
+@in_loop
+async def test_auto_finds_a_headless_service_and_asks_no_wildcard() -> None:
+    async with frontend(HEADLESS, wildcards=True) as f:
+        answer = await f.resolve()
+        assert (answer.kind, answer.endpoints) == (Kind.HEADLESS, at(*V4))
+        assert answer.reason == f"{BARE} answers with pods: a headless service"
+        assert (answer.error, answer.remedy, answer.rejected) == (None, "", ())
+        assert f.asked() == {(BARE, "A")}
+
+
+@in_loop
+async def test_auto_takes_the_wildcard_where_old_coredns_answers_it() -> None:
+    async with frontend(WITH_IP, wildcards=True) as f:
+        answer = await f.resolve()
+        assert (answer.kind, answer.endpoints) == (Kind.WILDCARD, at(*V4))
+        assert answer.reason == f"{BARE} is a cluster IP, {WILDCARD} answers with its pods"
+        assert f.asked() == {(BARE, "A"), (WILDCARD, "A")}
+
+
+@in_loop
+async def test_auto_takes_the_cluster_ip_where_new_coredns_answers_no_wildcard() -> None:
+    async with frontend(WITH_IP) as f:
+        answer = await f.resolve()
+        assert (answer.kind, answer.endpoints) == (Kind.SERVICE, at("10.96.0.7"))
+        assert "kube-proxy balances" in answer.reason
+        assert "clusterIP: None" in answer.remedy
+        assert "8080 must be a port of the Service" in answer.remedy
+        assert (answer.freshness, answer.error) == (Freshness.FRESH, None)
+
+
+@in_loop
+async def test_auto_follows_a_service_that_is_made_headless() -> None:
+    async with frontend(WITH_IP) as f:
+        before = await f.resolve()
+        f.dns.set_service(HEADLESS)
+        assert (await f.resolve(before)).kind is Kind.HEADLESS
+
+
+@in_loop
+async def test_auto_without_any_answer_yet_takes_a_missing_service_as_headless() -> None:
+    async with frontend() as f:
+        answer = await f.resolve()
+        assert (answer.kind, answer.endpoints) == (Kind.HEADLESS, ())
+        assert answer.freshness is Freshness.FRESH
+        assert answer.error == f"{BARE}: NXDOMAIN: no such service, or none of its pods is ready"
+
+
+@pytest.mark.parametrize("wildcards", [False, True])
+@in_loop
+async def test_auto_keeps_the_kind_of_a_service_that_vanishes(wildcards: bool) -> None:
+    async with frontend(WITH_IP, wildcards=wildcards) as f:
+        before = await f.resolve(None)
+        f.dns.remove_service("web")
+        answer = await f.resolve(before)
+        assert (answer.kind, answer.reason) == (before.kind, before.reason)
+        assert (answer.endpoints, answer.freshness) == ((), Freshness.FRESH)
+        assert "NXDOMAIN" in str(answer.error)
+
+
+@in_loop
+async def test_auto_keeps_pods_while_the_wildcard_fails_as_it_was_the_wildcard_before() -> None:
+    async with frontend(WITH_IP, wildcards=True) as f:
+        before = await f.resolve()
+        f.dns.fault_for[WILDCARD] = Fault.SERVFAIL
+        answer = await f.resolve(before)
+        assert "SERVFAIL" in str(answer.error)
+        assert answer == replace(before, freshness=Freshness.STALE, error=answer.error)
+
+
+@in_loop
+async def test_auto_begins_with_the_cluster_ip_while_the_wildcard_fails() -> None:
+    async with frontend(WITH_IP, wildcards=True) as f:
+        f.dns.fault_for[WILDCARD] = Fault.SERVFAIL
+        first = await f.resolve()
+        assert (first.kind, first.endpoints) == (Kind.SERVICE, at("10.96.0.7"))
+        f.dns.fault_for.clear()
+        assert (await f.resolve(first)).kind is Kind.WILDCARD
+
+
+@in_loop
+async def test_auto_without_an_answer_is_unknown_and_stays_unknown() -> None:
+    async with frontend(HEADLESS) as f:
+        f.dns.fault = Fault.SERVFAIL
+        first = await f.resolve()
+        assert (first.kind, first.freshness) == (Kind.HEADLESS, Freshness.UNKNOWN)
+        assert "SERVFAIL" in str(first.error)
+        assert await f.resolve(first) == first
+        f.dns.fault = Fault.NONE
+        assert (await f.resolve(first)).freshness is Freshness.FRESH
+
+
+def choice(
+    bare: Said, wildcard: Said | None = None, previous: Answer | None = None
+) -> Answer:
+    cluster = Cluster(
+        pod_networks=(ip_network("10.1.0.0/16"),), service_networks=(ip_network("10.96.0.0/12"),)
+    )
+    return choose(SPEC, bare, wildcard, cluster, previous)
+
+
+CLUSTER_IP = Said(BARE, exists=True, endpoints=at("10.96.0.7"))
+
+
+def test_pods_at_the_bare_name_win_over_everything_else() -> None:
+    mixed = Said(BARE, exists=True, endpoints=at("10.1.0.3", "10.96.0.7", "8.8.8.8"))
+    answer = choice(mixed, Said(WILDCARD, exists=True, endpoints=at("10.1.0.9")))
+    assert (answer.kind, answer.endpoints) == (Kind.HEADLESS, at("10.1.0.3"))
+    assert answer.rejected == ("10.96.0.7", "8.8.8.8")
+
+
+def test_a_wildcard_that_exists_without_addresses_is_still_the_wildcard() -> None:
+    answer = choice(CLUSTER_IP, Said(WILDCARD, exists=True))
+    assert (answer.kind, answer.endpoints) == (Kind.WILDCARD, ())
+    assert "no addresses" in str(answer.error)
+
+
+def test_a_wildcard_that_answers_outside_the_pod_network_is_rejected_with_a_remedy() -> None:
+    answer = choice(CLUSTER_IP, Said(WILDCARD, exists=True, endpoints=at("8.8.8.8")))
+    assert (answer.kind, answer.endpoints, answer.rejected) == (Kind.WILDCARD, (), ("8.8.8.8",))
+    assert "cluster.pod_network" in answer.remedy
+
+
+def test_a_failure_of_the_wildcard_changes_no_cluster_ip() -> None:
+    before = choice(CLUSTER_IP, Said(WILDCARD))
+    assert before.kind is Kind.SERVICE
+    assert choice(CLUSTER_IP, Said(WILDCARD, failure="SERVFAIL"), before) == before
+
+
+def test_a_failure_at_the_bare_name_keeps_every_kind() -> None:
+    for kind in (Kind.HEADLESS, Kind.WILDCARD, Kind.SERVICE):
+        before = Answer(
+            kind=kind, reason="why", endpoints=at(*V4), freshness=Freshness.FRESH, slots=20
+        )
+        answer = choice(Said(BARE, failure="SERVFAIL"), None, before)
+        assert answer == replace(before, freshness=Freshness.STALE, error="SERVFAIL")
+
+
+def test_an_answer_in_no_network_keeps_the_kind_and_is_rejected() -> None:
+    before = Answer(kind=Kind.WILDCARD, reason="why", endpoints=at(*V4))
+    answer = choice(Said(BARE, exists=True, endpoints=at("192.0.2.9")), None, before)
+    assert (answer.kind, answer.reason) == (Kind.WILDCARD, "why")
+    assert (answer.endpoints, answer.rejected) == ((), ("192.0.2.9",))
+
+
+# Families
+
+
+@in_loop
+async def test_in_a_dual_stack_cluster_the_operators_first_family_is_taken() -> None:
+    async with frontend(HEADLESS, **dual()) as f:
+        assert (await f.resolve()).endpoints == at(*V4)
+        assert f.asked() == {(BARE, "A"), (BARE, "AAAA")}
+    async with frontend(HEADLESS, **dual(pods=("fd00::/64", "10.1.0.0/16"))) as f:
+        assert (await f.resolve()).endpoints == at(*V6)
+
+
+@in_loop
+async def test_in_a_dual_stack_cluster_a_service_may_have_the_second_family_alone() -> None:
+    async with frontend(replace(HEADLESS, endpoints=V6), **dual()) as f:
+        answer = await f.resolve()
+        assert (answer.kind, answer.endpoints, answer.error) == (Kind.HEADLESS, at(*V6), None)
+
+
+@in_loop
+async def test_in_a_dual_stack_cluster_auto_finds_cluster_ips_and_wildcards_of_both() -> None:
+    service = replace(HEADLESS, cluster_ip=("fd96::7",), endpoints=V6)
+    async with frontend(service, **dual()) as f:
+        answer = await f.resolve()
+        assert (answer.kind, answer.endpoints) == (Kind.SERVICE, at("fd96::7"))
+    async with frontend(service, **dual(), wildcards=True) as f:
+        answer = await f.resolve()
+        assert (answer.kind, answer.endpoints) == (Kind.WILDCARD, at(*V6))
+
+
+@in_loop
+async def test_an_ipv6_cluster_is_asked_for_nothing_else() -> None:
+    async with frontend(HEADLESS, pods=("fd00::/64",), cluster_ips=("fd96::/112",)) as f:
+        assert (await f.resolve()).endpoints == at(*V6)
+        assert f.asked() == {(BARE, "AAAA")}
+        answer = await f.resolve(port="http")
+        assert tuple(endpoint.address for endpoint in answer.endpoints) == V6
+
+
+@in_loop
+async def test_a_family_that_fails_empties_nothing_while_the_other_has_no_addresses() -> None:
+    async with scripted_families(v6="SERVFAIL") as nameserver:
+        async with frontend(**dual(), nameserver=nameserver) as f:
+            before = Answer(
+                kind=Kind.HEADLESS, reason="why", endpoints=at(*V6), freshness=Freshness.FRESH
+            )
+            answer = await f.resolve(before)
+            assert (answer.endpoints, answer.freshness) == (at(*V6), Freshness.STALE)
+
+
+class _Families(asyncio.DatagramProtocol):
+    """A says NODATA, AAAA fails."""
+
+    def connection_made(self, transport: asyncio.DatagramTransport) -> None:  # type: ignore[override]
+        self._transport = transport
+
+    def datagram_received(self, data: bytes, addr: tuple[str | Any, int]) -> None:
+        query = dns.message.from_wire(data)
+        response = dns.message.make_response(query)
+        if query.question[0].rdtype == dns.rdatatype.AAAA:
+            response.set_rcode(dns.rcode.SERVFAIL)
+        self._transport.sendto(response.to_wire(), addr)
