@@ -19,7 +19,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -34,6 +34,19 @@ from tests.conftest import RealHaproxy, until
 
 T = TypeVar("T")
 _octets = iter(random.sample(range(129, 250), 120))
+
+
+def patiently(found: Callable[[], T], timeout: float = 20.0) -> T:
+    """What `found` returns once that is true; until then it may fail as what comes up does."""
+
+    def safely() -> T | None:
+        with contextlib.suppress(OSError, http.client.HTTPException, ValueError):
+            return found()
+        return None
+
+    found_at_last = until(safely, timeout)
+    assert found_at_last is not None
+    return found_at_last
 
 
 class Frontend:
@@ -203,13 +216,8 @@ class Frontend:
     def until(self, found: Any, timeout: float = 20.0) -> Any:
         """What `found` returns once it is true; shows the daemon's log if it never is."""
 
-        def safely() -> Any:
-            with contextlib.suppress(OSError, http.client.HTTPException, ValueError):
-                return found()
-            return None
-
         try:
-            return until(safely, timeout)
+            return patiently(found, timeout)
         except AssertionError:
             raise AssertionError(self.log_text()[-5000:]) from None
 

@@ -11,6 +11,9 @@ from ipaddress import ip_address, ip_network
 from typing import Any, ParamSpec
 
 import dns.message
+import dns.name
+import dns.rcode
+import dns.rdatatype
 import dns.rrset
 import pytest
 
@@ -71,9 +74,7 @@ class Frontend:
         self, previous: Answer | None = None, spec: ServiceSpec = SPEC, **changes: Any
     ) -> Answer:
         """The answer for `spec` with `changes`."""
-        return await resolve_service(
-            replace(spec, **changes), self.cluster, self.client, previous
-        )
+        return await resolve_service(replace(spec, **changes), self.cluster, self.client, previous)
 
     def asked(self) -> set[tuple[str, str]]:
         """The names and types that were asked for since the last call."""
@@ -87,19 +88,21 @@ async def frontend(
     *services: KubernetesService,
     pods: tuple[str, ...] = ("10.1.0.0/16",),
     cluster_ips: tuple[str, ...] = ("10.96.0.0/12",),
-    timeout: float = PATIENCE,
+    patience: float = PATIENCE,
     nameserver: Nameserver | None = None,
     **options: Any,
 ) -> AsyncIterator[Frontend]:
     """A cluster DNS with `services`, and a client of it."""
     async with ClusterDns(services, **options) as server:
         cluster = Cluster(
-            nameservers=(nameserver or Nameserver(ip_address(server.address[0]), server.address[1]),),
+            nameservers=(
+                nameserver or Nameserver(ip_address(server.address[0]), server.address[1]),
+            ),
             pod_networks=tuple(ip_network(network) for network in pods),
             service_networks=tuple(ip_network(network) for network in cluster_ips),
             nodes=NODES,
         )
-        client = DnsClient(cluster.nameservers, timeout=timeout, tries=1)
+        client = DnsClient(cluster.nameservers, timeout=patience, tries=1)
         try:
             yield Frontend(server, cluster, client)
         finally:
@@ -320,9 +323,7 @@ async def test_auto_without_an_answer_is_unknown_and_stays_unknown() -> None:
         assert (await f.resolve(first)).freshness is Freshness.FRESH
 
 
-def choice(
-    bare: Said, wildcard: Said | None = None, previous: Answer | None = None
-) -> Answer:
+def choice(bare: Said, wildcard: Said | None = None, previous: Answer | None = None) -> Answer:
     cluster = Cluster(
         pod_networks=(ip_network("10.1.0.0/16"),), service_networks=(ip_network("10.96.0.0/12"),)
     )
@@ -414,17 +415,218 @@ async def test_an_ipv6_cluster_is_asked_for_nothing_else() -> None:
 
 @in_loop
 async def test_a_family_that_fails_empties_nothing_while_the_other_has_no_addresses() -> None:
-    async with scripted_families(v6="SERVFAIL") as nameserver:
-        async with frontend(**dual(), nameserver=nameserver) as f:
-            before = Answer(
-                kind=Kind.HEADLESS, reason="why", endpoints=at(*V6), freshness=Freshness.FRESH
-            )
-            answer = await f.resolve(before)
-            assert (answer.endpoints, answer.freshness) == (at(*V6), Freshness.STALE)
+    def respond(query: dns.message.Message, response: dns.message.Message) -> None:
+        if query.question[0].rdtype == dns.rdatatype.AAAA:
+            response.set_rcode(dns.rcode.SERVFAIL)
+
+    async with scripted(respond) as nameserver, frontend(nameserver=nameserver, **dual()) as f:
+        before = Answer(
+            kind=Kind.HEADLESS, reason="why", endpoints=at(*V6), freshness=Freshness.FRESH
+        )
+        answer = await f.resolve(before)
+        assert (answer.endpoints, answer.freshness) == (at(*V6), Freshness.STALE)
 
 
-class _Families(asyncio.DatagramProtocol):
-    """A says NODATA, AAAA fails."""
+@in_loop
+async def test_a_target_of_srv_without_addresses_is_asked_for_in_each_family() -> None:
+    def respond(query: dns.message.Message, response: dns.message.Message) -> None:
+        add(response, NAMED, "SRV", f"0 1 8080 one.{BARE}.", f"0 1 8081 two.{BARE}.")
+        add(response, f"one.{BARE}", "A", "10.1.0.3")
+        add(response, f"two.{BARE}", "AAAA", "fd00::4")
+
+    async with scripted(respond) as nameserver, frontend(nameserver=nameserver, **dual()) as f:
+        answer = await f.resolve(port="http")
+        assert answer.endpoints == (
+            Endpoint("10.1.0.3", 8080, f"one.{BARE}"),
+            Endpoint("fd00::4", 8081, f"two.{BARE}"),
+        )
+
+
+@in_loop
+async def test_a_target_of_srv_that_cannot_be_asked_for_keeps_all_pods() -> None:
+    def respond(query: dns.message.Message, response: dns.message.Message) -> None:
+        add(response, NAMED, "SRV", f"0 1 8080 one.{BARE}.", f"0 1 8080 two.{BARE}.")
+        add(response, f"one.{BARE}", "A", "10.1.0.3")
+        if str(query.question[0].name).startswith("two."):
+            response.set_rcode(dns.rcode.SERVFAIL)
+
+    async with scripted(respond) as nameserver, frontend(nameserver=nameserver) as f:
+        before = Answer(kind=Kind.SRV, reason="why", endpoints=at("10.1.0.3", "10.1.0.4"), slots=10)
+        answer = await f.resolve(replace(before, freshness=Freshness.FRESH), port="http")
+        assert (answer.endpoints, answer.freshness) == (before.endpoints, Freshness.STALE)
+        assert "SERVFAIL" in str(answer.error)
+
+
+# Addresses that nobody may be sent to
+
+HOSTILE = ("127.0.0.1", "169.254.169.254", "0.0.0.0", "224.0.0.1", "192.0.2.9", "10.2.0.1")
+HOSTILE_V6 = ("::1", "fe80::1", "::", "ff02::1", "::ffff:10.1.0.3", "fd01::1")
+
+
+@pytest.mark.parametrize("discovery", [Discovery.AUTO, Discovery.HEADLESS, Discovery.WILDCARD])
+@in_loop
+async def test_addresses_outside_the_pod_network_are_rejected(discovery: Discovery) -> None:
+    service = replace(HEADLESS, endpoints=(*V4, *HOSTILE))
+    async with frontend(service, wildcards=True) as f:
+        answer = await f.resolve(discovery=discovery)
+        assert answer.endpoints == at(*V4)
+        assert answer.rejected == tuple(sorted(HOSTILE))
+        assert (answer.freshness, answer.error) == (Freshness.FRESH, None)
+
+
+@in_loop
+async def test_ipv6_addresses_outside_the_pod_network_are_rejected() -> None:
+    service = replace(HEADLESS, endpoints=(*V6, *HOSTILE_V6))
+    async with frontend(service, pods=("fd00::/64",)) as f:
+        answer = await f.resolve()
+        assert answer.endpoints == at(*V6)
+        assert set(answer.rejected) == {str(ip_address(address)) for address in HOSTILE_V6}
+
+
+@in_loop
+async def test_a_named_ports_addresses_outside_of_both_networks_are_rejected() -> None:
+    async with frontend(replace(HEADLESS, endpoints=HOSTILE)) as f:
+        answer = await f.resolve(port="http")
+        assert (answer.endpoints, answer.rejected) == ((), tuple(sorted(HOSTILE)))
+        assert "cluster.pod_network" in answer.remedy
+
+
+@in_loop
+async def test_a_cluster_ip_outside_the_service_network_is_rejected() -> None:
+    async with frontend(replace(WITH_IP, cluster_ip="127.0.0.1")) as f:
+        answer = await f.resolve(target=Target.SERVICE)
+        assert (answer.endpoints, answer.rejected) == ((), ("127.0.0.1",))
+        answer = await f.resolve()
+        assert (answer.endpoints, answer.rejected) == ((), ("127.0.0.1",))
+
+
+@in_loop
+async def test_an_alias_out_of_the_cluster_is_followed_but_its_address_is_rejected() -> None:
+    other = KubernetesService("other", "elsewhere", endpoints=("192.0.2.80",))
+    alias = {BARE: "other.elsewhere.svc.cluster.local"}
+    async with frontend(other, extra_records=alias) as f:
+        answer = await f.resolve()
+        assert (answer.endpoints, answer.rejected) == ((), ("192.0.2.80",))
+
+
+# What stays
+
+
+def specs() -> dict[str, ServiceSpec]:
+    """A service of each kind that asks cluster DNS."""
+    return {
+        "auto": replace(SPEC, name="auto"),
+        "wildcard": replace(SPEC, name="wildcard", discovery=Discovery.WILDCARD),
+        "headless": replace(SPEC, name="headless", discovery=Discovery.HEADLESS),
+        "srv": replace(SPEC, name="srv", port="http"),
+        "service": replace(SPEC, name="service", service="ip", target=Target.SERVICE),
+    }
+
+
+IP_ONLY = replace(WITH_IP, name="ip")
+
+
+@pytest.mark.parametrize("fault", [Fault.SERVFAIL, Fault.REFUSED, Fault.SILENT])
+@in_loop
+async def test_failures_keep_the_endpoints_of_every_kind_as_stale(fault: Fault) -> None:
+    async with frontend(HEADLESS, IP_ONLY, wildcards=True, patience=SOON) as f:
+        while True:  # a busy machine may need more than the short timeout
+            before = await resolve_all(specs().values(), f.cluster, f.client, {})
+            if all(answer.freshness is Freshness.FRESH for answer in before.values()):
+                break
+        before = {name: replace(answer, slots=20) for name, answer in before.items()}
+        assert all(answer.endpoints for answer in before.values())
+        f.dns.fault = fault
+        first = await resolve_all(specs().values(), f.cluster, f.client, before)
+        said = "no answer within" if fault is Fault.SILENT else fault.name
+        for name, answer in first.items():
+            assert said in str(answer.error)
+            assert answer == replace(before[name], freshness=Freshness.STALE, error=answer.error)
+        assert await resolve_all(specs().values(), f.cluster, f.client, first) == first
+
+
+@in_loop
+async def test_a_dead_nameserver_keeps_the_endpoints_and_they_are_fresh_when_it_is_back() -> None:
+    async with frontend(HEADLESS, IP_ONLY, wildcards=True) as f:
+        before = await resolve_all(specs().values(), f.cluster, f.client, {})
+        await f.dns.stop()
+        during = await resolve_all(specs().values(), f.cluster, f.client, before)
+        assert {a.freshness for a in during.values()} == {Freshness.STALE}
+        assert {n: a.endpoints for n, a in during.items()} == {
+            n: a.endpoints for n, a in before.items()
+        }
+        await f.dns.start()
+        assert await resolve_all(specs().values(), f.cluster, f.client, during) == before
+
+
+@in_loop
+async def test_nxdomain_is_believed_and_empties() -> None:
+    async with frontend(HEADLESS, IP_ONLY, wildcards=True) as f:
+        before = await resolve_all(specs().values(), f.cluster, f.client, {})
+        f.dns.fault = Fault.NXDOMAIN
+        after = await resolve_all(specs().values(), f.cluster, f.client, before)
+        for name, answer in after.items():
+            assert (answer.endpoints, answer.freshness) == ((), Freshness.FRESH)
+            assert answer.kind is before[name].kind
+            assert "NXDOMAIN" in str(answer.error)
+
+
+@in_loop
+async def test_equal_answers_compare_equal_however_they_are_shuffled() -> None:
+    pods = tuple(f"10.1.3.{i}" for i in range(1, 51))
+    services = (replace(HEADLESS, endpoints=pods), replace(IP_ONLY, endpoints=pods))
+    async with frontend(*services, wildcards=True) as f:
+        before = await resolve_all(specs().values(), f.cluster, f.client, {})
+        for _ in range(10):
+            after = await resolve_all(specs().values(), f.cluster, f.client, before)
+            assert after == before
+            before = after
+        f.dns.set_endpoints("web", pods[1:])
+        after = await resolve_all(specs().values(), f.cluster, f.client, before)
+        assert {n for n in after if after[n] != before[n]} == set(specs()) - {"service"}
+
+
+@in_loop
+async def test_the_slot_count_of_the_running_configuration_is_kept() -> None:
+    async with frontend(HEADLESS, IP_ONLY, wildcards=True) as f:
+        answers = await resolve_all(specs().values(), f.cluster, f.client, {})
+        before = {name: replace(answer, slots=40) for name, answer in answers.items()}
+        for fault in (Fault.NONE, Fault.SERVFAIL, Fault.NXDOMAIN):
+            f.dns.fault = fault
+            after = await resolve_all(specs().values(), f.cluster, f.client, before)
+            assert {answer.slots for answer in after.values()} == {40}
+
+
+@in_loop
+async def test_one_service_that_fails_leaves_the_others_alone() -> None:
+    others = [KubernetesService(f"s{i}", endpoints=(f"10.1.4.{i}",)) for i in range(1, 100)]
+    listed = [
+        replace(SPEC, name=f"n{i}", service=f"s{i}", binds=(Bind("ip", "*", 1000 + i),))
+        for i in range(1, 100)
+    ]
+    async with frontend(*others) as f:
+        f.dns.fault_for["s7.default.svc.cluster.local"] = Fault.SERVFAIL
+        answers = await resolve_all(listed, f.cluster, f.client, {})
+        assert list(answers) == [spec.name for spec in listed]
+        for i in range(1, 100):
+            expected = () if i == 7 else at(f"10.1.4.{i}")
+            assert answers[f"n{i}"].endpoints == expected
+
+
+# A server that says what the embedded one never would
+
+
+def add(response: dns.message.Message, owner: str, rdtype: str, *data: str) -> None:
+    """Add records to the answer if they are what is asked for."""
+    asked = response.question[0]
+    name = dns.name.from_text(owner)
+    if asked.name == name and asked.rdtype == dns.rdatatype.from_text(rdtype):
+        response.answer.append(dns.rrset.from_text(name, 5, "IN", rdtype, *data))
+
+
+class _Scripted(asyncio.DatagramProtocol):
+    def __init__(self, respond: Callable[[dns.message.Message, dns.message.Message], None]) -> None:
+        self._respond = respond
 
     def connection_made(self, transport: asyncio.DatagramTransport) -> None:  # type: ignore[override]
         self._transport = transport
@@ -432,6 +634,20 @@ class _Families(asyncio.DatagramProtocol):
     def datagram_received(self, data: bytes, addr: tuple[str | Any, int]) -> None:
         query = dns.message.from_wire(data)
         response = dns.message.make_response(query)
-        if query.question[0].rdtype == dns.rdatatype.AAAA:
-            response.set_rcode(dns.rcode.SERVFAIL)
+        self._respond(query, response)
         self._transport.sendto(response.to_wire(), addr)
+
+
+@contextlib.asynccontextmanager
+async def scripted(
+    respond: Callable[[dns.message.Message, dns.message.Message], None],
+) -> AsyncIterator[Nameserver]:
+    """A nameserver for UDP alone; `respond` is given each query, and its response to complete."""
+    transport, _ = await asyncio.get_running_loop().create_datagram_endpoint(
+        lambda: _Scripted(respond), local_addr=("127.0.0.1", 0)
+    )
+    host, port = transport.get_extra_info("sockname")
+    try:
+        yield Nameserver(ip_address(host), port, (Transport.UDP,))
+    finally:
+        transport.close()

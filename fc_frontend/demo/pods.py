@@ -176,9 +176,10 @@ class Pod:
         port: int = 0,
         *,
         tls: ssl.SSLContext | None = None,
+        loopback_only: bool = True,
     ) -> None:
         """Port 0 takes a free port at the first start and keeps it from then on."""
-        if not ipaddress.ip_address(address).is_loopback:
+        if loopback_only and not ipaddress.ip_address(address).is_loopback:
             raise ValueError(f"{address} is not a loopback address")
         self.name = name
         self.requests = 0

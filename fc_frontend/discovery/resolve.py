@@ -178,8 +178,10 @@ def _answer(kind: Kind, reason: str, said: Said, previous: Answer | None) -> Ans
     slots = previous.slots if previous else 0
     if said.failure:
         if previous is not None:
-            # What is known only from disk, or is out of date already, stays so.
-            return replace(previous, freshness=Freshness.STALE, error=said.failure)
+            # What was never known does not become an old answer.
+            known = previous.freshness is not Freshness.UNKNOWN
+            freshness = Freshness.STALE if known else Freshness.UNKNOWN
+            return replace(previous, freshness=freshness, error=said.failure)
         return Answer(kind=kind, reason=reason, error=said.failure, slots=slots)
     error = None
     remedy = ""

@@ -22,6 +22,8 @@ _MOST_ENDPOINTS = 65536
 def load_answers(path: str) -> dict[str, Answer]:
     """The stored answers by their key, all STALE; what makes no sense is left out."""
     try:
+        if not Path(path).is_file():  # a pipe would be waited for
+            return {}
         with Path(path).open("rb") as stream:
             content = stream.read(_MOST_BYTES + 1)
         document = json.loads(content) if len(content) <= _MOST_BYTES else None

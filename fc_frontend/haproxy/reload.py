@@ -139,6 +139,9 @@ def _await_count(
     socket: str, before: Processes, deadline: float, timeout: float
 ) -> tuple[bool, str]:
     pause = _FIRST_PAUSE
+    master = Path(f"/proc/{before.master}")
+    # In another process namespace the master cannot be seen at all.
+    is_visible = master.exists()
     while True:
         remaining = deadline - time.monotonic()
         if remaining <= 0:
@@ -146,7 +149,7 @@ def _await_count(
         try:
             now = show_proc(socket, min(remaining, _ATTEMPT))
         except (NoListener, NoAnswer):
-            if not Path(f"/proc/{before.master}").exists():
+            if is_visible and not master.exists():
                 return False, f"HAProxy's master process {before.master} ended during the reload"
         else:
             if now.reloads > before.reloads or now.master != before.master:

@@ -1,0 +1,138 @@
+"""Every command in the README does what the README says, on a machine like the README's.
+
+The frontend VM is a network namespace with a mount namespace: addresses, paths and ports are the
+README's own, and the host is not touched.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import yaml
+
+from fc_frontend.config.loader import load
+from fc_frontend.errors import errors_in
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.rst").read_text()
+EXAMPLES = ROOT / "contrib" / "examples"
+
+
+def commands(prompt: str) -> list[str]:
+    return re.findall(rf"^    \{prompt} (.*)$", README, re.MULTILINE)
+
+
+def test_the_readme_is_short_and_has_the_commands_that_are_run_here() -> None:
+    assert len(README.splitlines()) < 120
+    assert commands("$") == ["sh contrib/demo", "sh tests/run"]
+    assert len(commands("#")) == 9
+    ci = (ROOT / ".ci" / "run").read_text()
+    assert f"exec {commands('$')[1]}" in ci
+
+
+def test_the_demo_command_works_in_a_fresh_checkout(tmp_path: Path) -> None:
+    checkout = fresh_checkout(tmp_path)
+    environ = {k: v for k, v in os.environ.items() if k not in ("VIRTUAL_ENV", "FC_FRONTEND_VENV")}
+    # A machine without HAProxy on PATH: the embedded one must do.
+    environ["PATH"] = ":".join(
+        part for part in environ["PATH"].split(":") if not (Path(part) / "haproxy").exists()
+    )
+    done = subprocess.run(
+        ["/bin/sh", *commands("$")[0].split()[1:]],
+        cwd=checkout,
+        env=environ,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "A broken file changes nothing" in done.stdout
+    assert re.search(r"\d+ requests, \d+ answered, [0-4] failed", done.stdout)
+
+
+def fresh_checkout(tmp_path: Path) -> Path:
+    """The files that git knows, or will know, as a checkout has them."""
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split("\n")
+    checkout = tmp_path / "checkout"
+    for name in filter(None, listed):
+        if (ROOT / name).is_file():
+            (checkout / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, checkout / name)
+    return checkout
+
+
+def test_the_first_service_on_a_frontend_vm(tmp_path: Path) -> None:
+    """The root commands of the README, in namespaces of their own."""
+    every = commands("#")
+    software, rest = every[:3], every[3:]
+    assert software[0].startswith("apt-get ")
+    if os.getuid() == 0:
+        subprocess.run(software[0].split(), check=True, capture_output=True, timeout=300)
+        namespaces = ["unshare", "--mount", "--pid", "--mount-proc", "--fork"]
+    else:
+        namespaces = [
+            "unshare",
+            "--map-root-user",
+            "--map-auto",
+            "--mount",
+            "--pid",
+            "--mount-proc",
+            "--fork",
+        ]
+    done = subprocess.run(
+        [
+            *namespaces,
+            sys.executable,
+            str(ROOT / "tests" / "frontend_vm.py"),
+            *("setup", *software[1:], "--", *rest),
+        ],
+        cwd=fresh_checkout(tmp_path),
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("served by ingress-") == 3
+    assert "good: reloaded in" in done.stdout
+
+
+def test_the_readmes_service_is_the_example() -> None:
+    block = re.search(r"code-block:: yaml\n\n((?:    .*\n|\n)+)", README)
+    assert block
+    shown = yaml.safe_load(re.sub(r"^    ", "", block[1], flags=re.MULTILINE))
+    assert shown == yaml.safe_load((EXAMPLES / "services.d" / "ingress.yaml").read_text())
+
+
+def test_the_examples_are_good_and_name_every_field(tmp_path: Path) -> None:
+    from fc_frontend.config.schema import ServiceDeclaration, SettingsDeclaration
+
+    assert not errors_in(load(str(EXAMPLES / "config.yaml")).problems)
+    settings = tmp_path / "config.yaml"
+    shutil.copy(EXAMPLES / "all-settings.yaml", settings)
+    (tmp_path / "services.d").mkdir()
+    shutil.copy(EXAMPLES / "all-fields.yaml", tmp_path / "services.d")
+    declaration = load(str(settings))
+    assert not errors_in(declaration.problems)
+    written = yaml.safe_load(settings.read_text())
+    defaults = SettingsDeclaration.model_validate({"cluster": {"nameservers": ["10.0.0.254:53"]}})
+    assert SettingsDeclaration.model_validate(written) == defaults
+    for name in ("cluster", "haproxy", "intervals"):
+        model = type(getattr(defaults, name))
+        assert set(written[name]) == set(model.model_fields), name
+    text = (EXAMPLES / "all-fields.yaml").read_text()
+    missing = [field for field in ServiceDeclaration.model_fields if f"{field}:" not in text]
+    assert not missing
