@@ -17,7 +17,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 from fc_frontend.demo.dns import ClusterDns, KubernetesService

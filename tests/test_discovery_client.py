@@ -51,7 +51,7 @@ SPARE = 0.5
 """Seconds where one server is silent and the next one answers."""
 PREFERRED_FOR = 30.0
 """Seconds for which the server that answered last is asked before those ahead of it."""
-MESSAGES = int(os.environ.get("FC_FRONTEND_DNS_MESSAGES", "4000"))
+MESSAGES = int(os.environ.get("FC_FRONTEND_DNS_MESSAGES", "2500"))
 
 ZONE = "default.svc.cluster.local"
 WEB = f"web.{ZONE}"

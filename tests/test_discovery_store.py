@@ -21,7 +21,7 @@ LARGEST = 16 * 1024 * 1024
 """Bytes; a file with more is not read."""
 
 by_examples = settings(
-    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 
 ANSWER = Answer(
