@@ -40,10 +40,12 @@ def test_every_place_in_json_is_found(value: Any, indent: int) -> None:
             there = lines[line - 1][column - 1 :]
             expected = json.dumps(path[-1]) if isinstance(path[-1], str) else json.dumps(value)[0]
             assert there.startswith(expected)
-        items = value.items() if isinstance(value, dict) else ()
-        items = enumerate(value) if isinstance(value, list) else items
-        for key, inner in items:
-            visit(inner, (*path, key))
+        if isinstance(value, dict):
+            for key, inner in value.items():
+                visit(inner, (*path, key))
+        elif isinstance(value, list):
+            for index, inner in enumerate(value):
+                visit(inner, (*path, index))
 
     visit(value, ())
 
