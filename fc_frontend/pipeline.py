@@ -16,7 +16,7 @@ from fc_frontend.discovery.store import dump_answers, load_answers
 from fc_frontend.errors import Problem, Refused, errors_in
 from fc_frontend.haproxy.deploy import judge
 from fc_frontend.haproxy.install import atomic_write
-from fc_frontend.plan.model import Answer, Plan, Resolution, ServiceSpec
+from fc_frontend.plan.model import Answer, Freshness, Plan, Resolution, ServiceSpec
 from fc_frontend.plan.planner import plan
 from fc_frontend.render.render import RenderedConfig, render
 
@@ -91,6 +91,7 @@ def stored_form(declaration: Declaration, resolution: Resolution) -> bytes:
             question(spec): resolution[spec.name]
             for spec in declaration.services
             if spec.name in resolution
+            and resolution[spec.name].freshness is not Freshness.UNKNOWN
         }
     )
 
@@ -123,7 +124,10 @@ async def resolve(
     if previous is None:
         previous = stored_answers(declaration)
     client = DnsClient(cluster.nameservers)
-    return await resolve_all(declaration.services, cluster, client, previous)
+    try:
+        return await resolve_all(declaration.services, cluster, client, previous)
+    finally:
+        client.close()
 
 
 def question(spec: ServiceSpec) -> str:

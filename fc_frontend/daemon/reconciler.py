@@ -149,6 +149,12 @@ class Reconciler:
         self.running = running
         self._metrics.synced(self.wanted, running)
 
+    def close(self) -> None:
+        """Close the sockets to cluster DNS."""
+        if self._client is not None:
+            self._client.close()
+            self._client = None
+
     async def save(self) -> None:
         """Keep the answers for the next start, if they changed since they were last kept."""
         if not self._unsaved or self.declaration is None:
@@ -189,7 +195,7 @@ class Reconciler:
             for spec in pending:
                 self.resolution.pop(spec.name, None)
         if before is None or before.settings.cluster != declaration.settings.cluster:
-            self._client = None
+            self.close()
             pending = declaration.services
         if pending:
             answers = await resolve_all(

@@ -103,6 +103,7 @@ class Service:
         if self._watch:
             self._watch.stop()
         await self._reconciler.save()
+        self._reconciler.close()
         if self._http:
             await self._http.stop()
 

@@ -226,10 +226,14 @@ async def _addresses(client: DnsClient, name: str, spec: ServiceSpec, cluster: C
     """What the address records of `name` say; HAProxy uses one family a server, so do we."""
     assert isinstance(spec.port, int)
     replies = await _by_family(client, name, _families(spec, cluster))
-    failures = [reply.detail for reply in replies if reply.outcome is Outcome.FAILURE]
-    chosen = next((reply for reply in replies if reply.addresses), None)
-    if chosen is None and failures:
-        return Said(name, failure=failures[0])
+    chosen = None
+    for reply in replies:
+        # The preferred family first: the other one must not take its place for a moment's failure.
+        if reply.outcome is Outcome.FAILURE:
+            return Said(name, failure=reply.detail)
+        if reply.addresses:
+            chosen = reply
+            break
     port = spec.port
     return Said(
         name,

@@ -55,6 +55,9 @@ def reload_by_master(socket: str, version: Version, timeout: float) -> ReloadOut
     deadline = started + timeout
     attempt = min(timeout, _ATTEMPT)
     before = show_proc(socket, attempt, patience=attempt)
+    process = Path(f"/proc/{before.master}")
+    # In another process namespace the master cannot be seen at all.
+    master = process if process.exists() else None
     try:
         answer = ask(socket, "reload", timeout if version.reload_answers else attempt)
     except NoListener:
@@ -64,7 +67,7 @@ def reload_by_master(socket: str, version: Version, timeout: float) -> ReloadOut
         answer = ""
     said, ok, words = _parse_answer(answer)
     if not said:
-        ok, words = _await_count(socket, before, deadline, timeout)
+        ok, words = _await_count(socket, before, master, deadline, timeout)
     return ReloadOutcome(ok, words, time.monotonic() - started)
 
 
@@ -136,12 +139,9 @@ def _parse_answer(answer: str) -> tuple[bool, bool, str]:
 
 
 def _await_count(
-    socket: str, before: Processes, deadline: float, timeout: float
+    socket: str, before: Processes, master: Path | None, deadline: float, timeout: float
 ) -> tuple[bool, str]:
     pause = _FIRST_PAUSE
-    master = Path(f"/proc/{before.master}")
-    # In another process namespace the master cannot be seen at all.
-    is_visible = master.exists()
     while True:
         remaining = deadline - time.monotonic()
         if remaining <= 0:
@@ -149,7 +149,7 @@ def _await_count(
         try:
             now = show_proc(socket, min(remaining, _ATTEMPT))
         except (NoListener, NoAnswer):
-            if is_visible and not master.exists():
+            if master is not None and not master.exists():
                 return False, f"HAProxy's master process {before.master} ended during the reload"
         else:
             if now.reloads > before.reloads or now.master != before.master:
