@@ -118,7 +118,7 @@ class Frontend:
     def scale(self, name: str, count: int, *, publish: bool = True) -> PodSet:
         """Let service `name` have `count` pods, and let DNS know."""
         if name not in self.pods:
-            network = f"127.{self.octet}.{len(self.pods) + 1}.0/24"
+            network = f"127.{self.octet}.{len(self.pods) * 8}.0/21"
             self.pods[name] = PodSet(name, network=network, port=8080)
         pods = self.pods[name]
         if publish and count < len(pods.pods):

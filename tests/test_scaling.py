@@ -1,0 +1,139 @@
+"""Slots follow the pods, storms end in few reloads, what HAProxy cannot hold is refused first."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from fc_frontend.demo.load import Load
+from fc_frontend.haproxy import runtime
+from fc_frontend.haproxy.master import show_proc
+from tests.conftest import RealHaproxy, until
+from tests.frontend import Frontend
+
+
+@pytest.fixture
+def frontend(haproxy_binary: str) -> Iterator[Frontend]:
+    with Frontend(haproxy_binary) as made:
+        yield made
+
+
+def servers_with_address(frontend: Frontend, proxy: str) -> int:
+    servers = runtime.servers(frontend.settings["haproxy"]["runtime_socket"])
+    return sum(server.proxy == proxy and server.address is not None for server in servers)
+
+
+@pytest.mark.parametrize(("port", "count"), [(8080, 300), (8080, 1000), ("http", 300)])
+def test_many_pods_in_one_step_take_one_reload(
+    frontend: Frontend, port: int | str, count: int
+) -> None:
+    frontend.scale("shop", 2)
+    frontend.settings["services"]["shop"] = frontend.service("shop", 8080, pod_port=port)
+    frontend.start()
+    with Load(frontend.host, 8080, clients=4) as load:
+        pods = frontend.scale("shop", count)
+        frontend.until(lambda: servers_with_address(frontend, "shop") == count)
+        assert not load.stop().failures
+    assert frontend.metric("fc_frontend_reloads_total", reason="slots") == 1
+    assert frontend.metric("fc_frontend_service_slots_short") == 0
+    before = {pod.name: pod.requests for pod in pods.pods}
+    for _ in range(3):
+        frontend.answers(8080, count // 2)
+    asked = [pod.requests - before[pod.name] for pod in pods.pods]
+    assert sum(map(bool, asked)) > count * 0.9
+
+
+def test_fixed_slots_that_do_not_suffice_are_said(frontend: Frontend) -> None:
+    frontend.scale("shop", 3)
+    frontend.settings["services"]["shop"] = frontend.service("shop", 8080, slots=4)
+    frontend.start()
+    assert frontend.metric("fc_frontend_service_slots_short", service="shop") == 0
+    assert "little room is left" in frontend.run("check").stderr
+    frontend.scale("shop", 6)
+    frontend.until(lambda: frontend.metric("fc_frontend_service_slots_short", service="shop") == 2)
+    assert frontend.status()["services"][0]["slots_short"] == 2
+    assert frontend.metric("fc_frontend_reloads_total") == 1
+
+
+def test_five_hundred_files_in_a_second_take_three_reloads_at_most(frontend: Frontend) -> None:
+    frontend.settings["intervals"]["reload"] = "2s"
+    frontend.start()
+    started = time.monotonic()
+    for number in range(500):
+        name = f"s{number}"
+        frontend.drop(f"{name}.json", {name: frontend.service(name, 10000 + number)})
+        time.sleep(max(0.0, started + number / 500 - time.monotonic()))
+    frontend.until(lambda: len(frontend.status()["services"]) == 500 and frontend.ready(), 30)
+    # The first one is HAProxy's start.
+    assert frontend.metric("fc_frontend_reloads_total") - 1 <= 3
+
+
+def test_changes_without_effect_cause_no_reload(frontend: Frontend) -> None:
+    frontend.scale("shop", 2)
+    frontend.drop(
+        "a.yaml",
+        f"services:\n  shop: {{mode: http, pod_port: 8080, binds: '{frontend.host}:8080'}}\n",
+    )
+    frontend.start()
+    running = frontend.running_hash()
+    text = (frontend.services_d / "a.yaml").read_text()
+    frontend.drop("a.yaml", "# a comment\n" + text + "    \n")
+    time.sleep(0.6)
+    (frontend.services_d / "a.yaml").rename(frontend.services_d / "b.yaml")
+    time.sleep(0.6)
+    frontend.drop("b.yaml", text.replace("mode: http", "balance: leastconn, mode: http"))
+    time.sleep(0.6)
+    assert frontend.ready()
+    assert frontend.running_hash() == running
+    assert frontend.metric("fc_frontend_reloads_total") == 1
+
+
+def test_a_changed_file_is_acted_upon_within_300_ms(frontend: Frontend) -> None:
+    """Measured to the refusal of a bad file, which asks nobody; the debounce is 200 ms of it.
+
+    The limit has room for a busy machine; the median of several is what the figure is about.
+    """
+    frontend.start()
+    took = []
+    for number in range(5):
+        name = f"bad{number}.yaml"
+        written = datetime.now(UTC)
+        frontend.drop(name, f"services: {{bad{number}: {{}}}}")
+        line = frontend.until(
+            lambda name=name: next(
+                (line for line in frontend.events("config-refused") if name in line), ""
+            )
+        )
+        stamp = re.match(r"\S+", line)
+        assert stamp
+        logged = datetime.fromisoformat(stamp[0])
+        took.append((logged - written).total_seconds())
+        (frontend.services_d / name).unlink()
+        frontend.until(frontend.ready)
+    print(f"reaction: {sorted(took)}")
+    assert sorted(took)[2] < 0.6
+
+
+def test_more_slots_than_descriptors_are_refused_before_a_reload(
+    frontend: Frontend, haproxy: RealHaproxy
+) -> None:
+    frontend.settings["haproxy"].update(
+        supervise=False,
+        config_file=haproxy.config_file,
+        master_socket=haproxy.master_socket,
+        runtime_socket=haproxy.runtime_socket,
+    )
+    haproxy.write(haproxy.configuration())
+    haproxy.launch(descriptors=600)
+    until(lambda: Path(haproxy.master_socket).exists())
+    frontend.settings["services"]["shop"] = frontend.service("shop", 8080, slots=1000)
+    frontend.write()
+    done = frontend.until(lambda: frontend.run("apply", check=False))
+    assert done.returncode == 1
+    assert "file descriptors" in done.stderr
+    assert show_proc(haproxy.master_socket, patience=5).reloads == 0
