@@ -90,8 +90,7 @@ def stored_form(declaration: Declaration, resolution: Resolution) -> bytes:
         {
             question(spec): resolution[spec.name]
             for spec in declaration.services
-            if spec.name in resolution
-            and resolution[spec.name].freshness is not Freshness.UNKNOWN
+            if spec.name in resolution and resolution[spec.name].freshness is not Freshness.UNKNOWN
         }
     )
 

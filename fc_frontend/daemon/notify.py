@@ -53,7 +53,7 @@ class Notifier:
     def _watchdog_interval(self, environ: Mapping[str, str]) -> float | None:
         microseconds = environ.get("WATCHDOG_USEC", "")
         pid = environ.get("WATCHDOG_PID", str(os.getpid()))
-        if not self._address or not microseconds.isdigit() or pid != str(os.getpid()):
+        if not self._address or not microseconds.isdecimal() or pid != str(os.getpid()):
             return None
         return int(microseconds) / 2_000_000 or None
 

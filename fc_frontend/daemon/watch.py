@@ -87,11 +87,12 @@ class FileWatch:
             return None
         if watched is not None:
             self._unschedule(directory)
-        if self._observer is None:
-            self._observer = Observer()
-            self._observer.daemon = True
-            self._observer.start()
         try:
+            if self._observer is None:
+                observer = Observer()
+                observer.daemon = True
+                observer.start()
+                self._observer = observer
             self._watches[directory] = self._observer.schedule(_Handler(self), directory)
         except OSError as exc:
             return Problem(
@@ -115,7 +116,9 @@ class FileWatch:
 
     def seen(self, event: FileSystemEvent) -> None:
         """Take an event, in watchdog's thread."""
-        if event.event_type in _QUIET or self._stopped:
+        # That a directory changed is said again with the name in it.
+        is_echo = event.is_directory and event.event_type == "modified"
+        if event.event_type in _QUIET or is_echo or self._stopped:
             return
         paths = [os.fsdecode(event.src_path)]
         if event.dest_path:

@@ -216,7 +216,8 @@ class _Client:
                 return None
             # From its first byte on, a head has its own, shorter time.
             limit = head_timeout if self.has_begun else None
-            data = await asyncio.wait_for(self._reader.read(65536), limit)
+            # One byte more than a head may have, so that h11 sees one that is too large.
+            data = await asyncio.wait_for(self._reader.read(_LONGEST_HEAD + 1), limit)
             self.has_begun = self.has_begun or bool(data)
             self._http.receive_data(data)
 

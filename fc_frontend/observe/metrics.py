@@ -173,6 +173,8 @@ class Metrics:
         for labels in self._known - known:
             self._forget(*labels)
         self._known = known
+        names = {name for name, _ in known} | resolution.keys()
+        self._answered = {name: at for name, at in self._answered.items() if name in names}
 
     def _forget(self, name: str, namespace: str) -> None:
         gauges = (self._endpoints, self._slots, self._slots_short, self._rejected, self._age)
@@ -180,7 +182,6 @@ class Metrics:
             _remove(gauge, name, namespace)
         for state in STATES:
             _remove(self._state, name, namespace, state)
-        self._answered.pop(name, None)
 
     def checked(self, result: str) -> None:
         """HAProxy judged a configuration: accepted, refused or unavailable."""
