@@ -9,8 +9,10 @@ anew.  What inotify does not tell, the daemon's rescan finds.
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
-from collections.abc import Callable, Iterable
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from watchdog.events import FileSystemEvent, FileSystemEventHandler
@@ -20,8 +22,11 @@ from watchdog.observers.api import BaseObserver, ObservedWatch
 from fc_frontend.errors import Problem, Severity
 
 _MOST_LINKS = 40
+_MOST_LOOKS = 10
 _QUIET = frozenset(("opened", "closed_no_write"))
 """Reading a file must not look like a change."""
+_Names = dict[str, dict[str | None, set[str]]]
+"""Directory → name in it, None for any that is no editor's → the paths that it is about."""
 
 
 class FileWatch:
@@ -38,7 +43,8 @@ class FileWatch:
         self._observer: BaseObserver | None = None
         self._watches: dict[str, ObservedWatch] = {}
         self._identities: dict[str, tuple[int, int]] = {}
-        self._names: dict[str, dict[str | None, set[str]]] = {}
+        self._names: _Names = {}
+        self._events: deque[FileSystemEvent] = deque()
         self._files: frozenset[str] = frozenset()
         self._directories: frozenset[str] = frozenset()
         self._stopped = False
@@ -58,26 +64,32 @@ class FileWatch:
             self._observer = None
 
     def _look_up(self) -> None:
-        """Find the real directories, and let the watches follow."""
-        wanted: dict[str, dict[str | None, set[str]]] = {}
-        for path in self._files:
-            for directory, name in _way(path):
-                wanted.setdefault(directory, {}).setdefault(name, set()).add(path)
+        """Find the real directories, and let the watches follow.
+
+        What appeared before its directory was watched made no event: so it is looked up again
+        until nothing is new.
+        """
+        wanted = self._wanted()
+        for _ in range(_MOST_LOOKS):
+            for directory in self._watches.keys() - wanted.keys():
+                self._unschedule(directory)
+            problems = [problem for problem in map(self._schedule, wanted) if problem]
+            self._names, self.problems = wanted, tuple(problems)
+            wanted = self._wanted()
+            if wanted == self._names:
+                return
+
+    def _wanted(self) -> _Names:
+        wanted: _Names = {}
+        for path in self._files | self._directories:
+            _add(wanted, _way(path), path)
         for path in self._directories:
-            for directory, name in _way(path):
-                wanted.setdefault(directory, {}).setdefault(name, set()).add(path)
             real = os.path.realpath(path)
-            if Path(real).is_dir():
+            if _is_directory(real):
                 wanted.setdefault(real, {}).setdefault(None, set()).add(path)
-        problems: list[Problem] = []
-        for directory in self._watches.keys() - wanted.keys():
-            self._unschedule(directory)
-        for directory in wanted:
-            problem = self._schedule(directory)
-            if problem:
-                problems.append(problem)
-        self._names = wanted
-        self.problems = tuple(problems)
+                for link in _links_in(real):
+                    _add(wanted, _way(link), path)
+        return wanted
 
     def _schedule(self, directory: str) -> Problem | None:
         """Watch a directory; an inode that took another one's place is watched anew."""
@@ -93,6 +105,9 @@ class FileWatch:
                 observer.daemon = True
                 observer.start()
                 self._observer = observer
+            if not os.access(directory, os.R_OK):
+                # watchdog would not tell.
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
             self._watches[directory] = self._observer.schedule(_Handler(self), directory)
         except OSError as exc:
             return Problem(
@@ -120,29 +135,36 @@ class FileWatch:
         is_echo = event.is_directory and event.event_type == "modified"
         if event.event_type in _QUIET or is_echo or self._stopped:
             return
-        paths = [os.fsdecode(event.src_path)]
-        if event.dest_path:
-            paths.append(os.fsdecode(event.dest_path))
+        self._events.append(event)
         try:
-            self._loop.call_soon_threadsafe(self._take, paths)
+            self._loop.call_soon_threadsafe(self._take)
         except RuntimeError:
             return
 
-    def _take(self, paths: list[str]) -> None:
-        if self._stopped:
-            return
+    def _take(self) -> None:
+        """Take all events that came until now."""
         changed: set[str] = set()
-        for path in paths:
-            directory, name = os.path.split(path)
-            for names in (self._names.get(directory, {}), self._names.get(path, {})):
-                changed |= names.get(name, set())
-            if not _is_editors(name):
-                changed |= self._names.get(directory, {}).get(None, set())
-            if path in self._names:
-                changed |= set().union(*self._names[path].values())
+        while self._events and not self._stopped:
+            event = self._events.popleft()
+            path = os.fsdecode(event.src_path)
+            changed |= self._meant(path)
+            if event.event_type in ("deleted", "moved") and path in self._watches:
+                # Its watch ended with it, even if another directory has its inode number now.
+                self._unschedule(path)
+            if event.dest_path:
+                changed |= self._meant(os.fsdecode(event.dest_path))
         if changed:
             self._look_up()
             self._on_change(frozenset(changed))
+
+    def _meant(self, path: str) -> set[str]:
+        """The paths, as they were given, that are about `path`."""
+        directory, name = os.path.split(path)
+        names = self._names.get(directory, {})
+        meant = set(names.get(name, ()))
+        if not _is_editors(name):
+            meant |= names.get(None, set())
+        return meant.union(*self._names.get(path, {}).values())
 
 
 class _Handler(FileSystemEventHandler):
@@ -166,6 +188,37 @@ def _identity(directory: str) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
+def _is_directory(path: str | Path) -> bool:
+    try:
+        return Path(path).is_dir()
+    except OSError:
+        return False
+
+
+def _link_target(path: Path) -> str | None:
+    try:
+        return str(path.readlink())
+    except OSError:
+        return None
+
+
+def _links_in(directory: str) -> Iterator[str]:
+    """The symbolic links in a directory that are no editor's."""
+    try:
+        with os.scandir(directory) as entries:
+            links = [entry.name for entry in entries if entry.is_symlink()]
+    except OSError:
+        return
+    for name in links:
+        if not _is_editors(name):
+            yield f"{directory}/{name}"
+
+
+def _add(wanted: _Names, way: list[tuple[str, str]], path: str) -> None:
+    for directory, name in way:
+        wanted.setdefault(directory, {}).setdefault(name, set()).add(path)
+
+
 def _way(path: str) -> list[tuple[str, str]]:
     """The directories on the way to `path`, each with the name in it that leads on.
 
@@ -173,7 +226,7 @@ def _way(path: str) -> list[tuple[str, str]]:
     missing, the directory in which it would appear.
     """
     steps: list[tuple[str, str]] = []
-    todo = _parts(str(Path.cwd() / path))
+    todo = _parts(path if path.startswith("/") else str(Path.cwd() / path))
     at, links = Path("/"), 0
     while todo:
         name = todo.pop()
@@ -181,14 +234,14 @@ def _way(path: str) -> list[tuple[str, str]]:
             at = at.parent
             continue
         here = at / name
-        if here.is_symlink() and links < _MOST_LINKS:
+        target = _link_target(here) if links < _MOST_LINKS else None
+        if target is not None:
             links += 1
             steps.append((str(at), name))
-            target = str(here.readlink())
             at = Path("/") if target.startswith("/") else at
             todo += _parts(target)
             continue
-        if not todo or not here.exists():
+        if not todo or not _is_directory(here):
             steps.append((str(at), name))
             break
         at = here

@@ -200,7 +200,9 @@ class DnsClient:
     ) -> tuple[Reply, str | None] | str:
         started = self._clock()
         try:
-            channel = await self._channel(nameserver)
+            channel = self._channels.get(nameserver)
+            if channel is None or channel.closed:
+                channel = await self._channel(nameserver)
             wire = await channel.exchange(question, self._timeout)
         except TimeoutError:
             return self._failed(nameserver, "udp", "timeout", started)

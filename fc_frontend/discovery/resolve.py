@@ -14,11 +14,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from ipaddress import ip_address
 
 from fc_frontend.discovery.client import DnsClient, Outcome, Reply
 from fc_frontend.plan.model import (
-    Address,
     Answer,
     Cluster,
     Discovery,
@@ -203,16 +203,17 @@ def _answer(kind: Kind, reason: str, said: Said, previous: Answer | None) -> Ans
 
 def _inside(said: Said, networks: tuple[Network, ...]) -> Said:
     """`said` with the endpoints outside of `networks` rejected."""
-    accepted = [e for e in said.endpoints if _accepted(ip_address(e.address), networks)]
-    others = {e.address for e in said.endpoints if e not in accepted}
-    return replace(
-        said,
-        endpoints=tuple(accepted),
-        rejected=tuple(sorted({*said.rejected, *others})),
-    )
+    accepted = tuple([e for e in said.endpoints if _accepted(e.address, networks)])
+    if len(accepted) == len(said.endpoints):
+        return said
+    others = {e.address for e in said.endpoints} - {e.address for e in accepted}
+    return replace(said, endpoints=accepted, rejected=tuple(sorted({*said.rejected, *others})))
 
 
-def _accepted(address: Address, networks: tuple[Network, ...]) -> bool:
+@lru_cache(maxsize=65536)
+def _accepted(text: str, networks: tuple[Network, ...]) -> bool:
+    """Remembered: a sweep asks the same of the same addresses every second."""
+    address = ip_address(text)
     return any(address.version == net.version and address in net for net in networks)
 
 

@@ -133,6 +133,7 @@ class Metrics:
             self._problems.labels(severity).set(0)
         for result in ("accepted", "refused", "unavailable"):
             self._checks.labels(result)
+        self._exchanges: dict[tuple[str, str, str], tuple[Counter, Histogram]] = {}
         self._known: set[tuple[str, str]] = set()
         self._answered: dict[str, float] = {}
 
@@ -145,8 +146,16 @@ class Metrics:
 
     def query(self, nameserver: str, transport: str, rcode: str, duration: float) -> None:
         """One exchange with a nameserver; `duration` in seconds."""
-        self._queries.labels(nameserver, transport, rcode).inc()
-        self._query_duration.labels(nameserver).observe(duration)
+        key = (nameserver, transport, rcode)
+        children = self._exchanges.get(key)
+        if children is None:
+            # Looking labels up costs more than counting, and this happens for every query.
+            children = self._exchanges[key] = (
+                self._queries.labels(*key),
+                self._query_duration.labels(nameserver),
+            )
+        children[0].inc()
+        children[1].observe(duration)
 
     def resolved(self, resolution: Resolution, now: float) -> None:
         """What cluster DNS said in a sweep that ended at `now` on the monotonic clock."""
