@@ -53,7 +53,9 @@ class FileWatch:
     def watch(self, files: Iterable[str], directories: Iterable[str]) -> None:
         """Watch these, and no others; paths need not exist.  `problems` says what cannot be."""
         self._files, self._directories = frozenset(files), frozenset(directories)
-        self._look_up()
+        changed = self._look_up()
+        if changed:
+            self._on_change(changed)
 
     def stop(self) -> None:
         """End all watches; nothing is called back after this."""
@@ -63,12 +65,13 @@ class FileWatch:
             self._observer.join(5)
             self._observer = None
 
-    def _look_up(self) -> None:
-        """Find the real directories, and let the watches follow.
+    def _look_up(self) -> frozenset[str]:
+        """Find the real directories, and let the watches follow; the paths that lead elsewhere now.
 
         What appeared before its directory was watched made no event: so it is looked up again
         until nothing is new.
         """
+        before = _places(self._names)
         wanted = self._wanted()
         for _ in range(_MOST_LOOKS):
             for directory in self._watches.keys() - wanted.keys():
@@ -77,7 +80,9 @@ class FileWatch:
             self._names, self.problems = wanted, tuple(problems)
             wanted = self._wanted()
             if wanted == self._names:
-                return
+                break
+        now = _places(self._names)
+        return frozenset(path for path in before.keys() & now if before[path] != now[path])
 
     def _wanted(self) -> _Names:
         wanted: _Names = {}
@@ -154,8 +159,7 @@ class FileWatch:
             if event.dest_path:
                 changed |= self._meant(os.fsdecode(event.dest_path))
         if changed:
-            self._look_up()
-            self._on_change(frozenset(changed))
+            self._on_change(frozenset(changed) | self._look_up())
 
     def _meant(self, path: str) -> set[str]:
         """The paths, as they were given, that are about `path`."""
@@ -212,6 +216,16 @@ def _links_in(directory: str) -> Iterator[str]:
     for name in links:
         if not _is_editors(name):
             yield f"{directory}/{name}"
+
+
+def _places(names: _Names) -> dict[str, set[tuple[str, str | None]]]:
+    """Where each path is watched."""
+    places: dict[str, set[tuple[str, str | None]]] = {}
+    for directory, about in names.items():
+        for name, paths in about.items():
+            for path in paths:
+                places.setdefault(path, set()).add((directory, name))
+    return places
 
 
 def _add(wanted: _Names, way: list[tuple[str, str]], path: str) -> None:

@@ -110,10 +110,8 @@ def _atomic_write(path: str, data: bytes, mode: int) -> None:
         try:
             if existing is not None:
                 # Changing the owner clears set-id bits, so the mode comes after.
-                with contextlib.suppress(PermissionError):
-                    os.fchown(file, -1, existing.st_gid)
-                with contextlib.suppress(PermissionError):
-                    os.fchown(file, existing.st_uid, -1)
+                _keep(file, uid=-1, gid=existing.st_gid)
+                _keep(file, uid=existing.st_uid, gid=-1)
             os.fchmod(file, mode)
             with open(file, "wb", closefd=False) as stream:
                 stream.write(data)
@@ -126,6 +124,16 @@ def _atomic_write(path: str, data: bytes, mode: int) -> None:
             temporary.unlink()
         raise
     _sync_directory(target.parent)
+
+
+def _keep(file: int, *, uid: int, gid: int) -> None:
+    """Give the file its former owner or group where permitted."""
+    try:
+        os.fchown(file, uid, gid)
+    except OSError as error:
+        # In a user namespace an owner that is not mapped into it is an invalid one.
+        if error.errno not in (errno.EPERM, errno.EINVAL):
+            raise
 
 
 def _remove(path: str) -> None:
