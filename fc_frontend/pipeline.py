@@ -14,8 +14,7 @@ from fc_frontend.config.loader import Declaration, load
 from fc_frontend.config.templates import templates
 from fc_frontend.discovery.store import dump_answers, load_answers
 from fc_frontend.errors import Problem, Refused, errors_in
-from fc_frontend.haproxy.deploy import judge
-from fc_frontend.haproxy.install import atomic_write
+from fc_frontend.haproxy.judge import judge
 from fc_frontend.plan.model import Answer, Freshness, Plan, Resolution, ServiceSpec
 from fc_frontend.plan.planner import plan
 from fc_frontend.render.render import RenderedConfig, render
@@ -106,6 +105,8 @@ def with_slots(plan: Plan, resolution: Resolution) -> dict[str, Answer]:
 
 def save_answers(declaration: Declaration, resolution: Resolution) -> None:
     """Keep the answers for the next start, and for `check`.  Raises `Unavailable`."""
+    from fc_frontend.haproxy.install import atomic_write
+
     atomic_write(answers_path(declaration), stored_form(declaration, resolution))
 
 
