@@ -143,6 +143,19 @@ def test_without_haproxy_it_cannot_tell(tmp_path: Path) -> None:
     assert nagios.stdout.startswith("FC-FRONTEND UNKNOWN - ")
 
 
+def test_a_haproxy_that_is_too_old_is_named(tmp_path: Path) -> None:
+    """A stand-in for a version that no package brings: it speaks as 2.2 does and refuses."""
+    old = tmp_path / "haproxy"
+    old.write_text(
+        "#!/bin/sh\nif [ $1 = -v ]; then echo 'HA-Proxy version 2.2.9-2 2021/02/06'; exit 0; fi\n"
+        "echo \"[ALERT] 001/1 (1) : parsing [$3:2] : unknown keyword 'description'\" >&2\nexit 1\n"
+    )
+    old.chmod(0o755)
+    done = fc("check", "--config", config(tmp_path, binary=str(old)))
+    assert done.returncode == 1
+    assert "HAProxy 2.2.9-2 is too old" in done.stderr.splitlines()[0]
+
+
 def test_a_missing_settings_file(tmp_path: Path) -> None:
     done = fc("check", "--config", str(tmp_path / "none.yaml"))
     assert done.returncode == 1

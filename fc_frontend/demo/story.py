@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import http.client
 import json
-import os
 import random
 import signal
 import subprocess
@@ -27,6 +26,7 @@ from fc_frontend.demo.dns import ClusterDns, KubernetesService
 from fc_frontend.demo.load import Load, Tally, ask
 from fc_frontend.demo.pods import PodSet
 from fc_frontend.errors import Unavailable
+from fc_frontend.haproxy import supervise
 from fc_frontend.haproxy.master import show_proc
 
 T = TypeVar("T")
@@ -264,12 +264,10 @@ services:
             except subprocess.TimeoutExpired:
                 self._daemon.kill()
                 self._daemon.wait()
-        try:
-            master = show_proc(self._stage.master_socket, 2.0).master
-        except Unavailable:
-            return
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(master, signal.SIGTERM)
+        socket = self._stage.master_socket
+        with contextlib.suppress(Unavailable):
+            master = show_proc(socket, 2.0).master
+            supervise.stop(master, master_socket=socket, graceful=False, timeout=5.0)
 
     async def _until(self, what: str, found: Callable[[], T]) -> T:
         """What `found` returns once that is true.  It may fail while things come up."""

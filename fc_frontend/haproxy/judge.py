@@ -5,14 +5,33 @@ from __future__ import annotations
 from fc_frontend.errors import Problem, Severity
 from fc_frontend.haproxy.binary import find_binary
 from fc_frontend.haproxy.validate import Message, Verdict, validate
+from fc_frontend.haproxy.version import binary_version
 from fc_frontend.plan.model import Haproxy
 from fc_frontend.render.render import RenderedConfig
 
 
 def judge(haproxy: Haproxy, config: RenderedConfig) -> tuple[bool, tuple[Problem, ...]]:
     """HAProxy's verdict, traced to services.  Raises `Unavailable` if HAProxy cannot be asked."""
-    verdict = validate(find_binary(haproxy.binary), config.text, timeout=haproxy.check_timeout)
-    return verdict.accepted, verdict_problems(verdict, config)
+    binary = find_binary(haproxy.binary)
+    verdict = validate(binary, config.text, timeout=haproxy.check_timeout)
+    problems = verdict_problems(verdict, config)
+    if not verdict.accepted:
+        problems = (*_too_old(binary), *problems)
+    return verdict.accepted, problems
+
+
+def _too_old(binary: str) -> tuple[Problem, ...]:
+    """That HAProxy is older than what is supported, which would explain a refusal."""
+    version = binary_version(binary)
+    if version.supported:
+        return ()
+    return (
+        Problem(
+            message=f"HAProxy {version} is too old",
+            remedy="install HAProxy 2.6 or later, or fc-frontend[haproxy]",
+            field="haproxy.binary",
+        ),
+    )
 
 
 def verdict_problems(verdict: Verdict, config: RenderedConfig) -> tuple[Problem, ...]:
