@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from ipaddress import ip_address
-from typing import Literal, cast
+from typing import Literal
 
 import dns.asyncquery
 import dns.exception
@@ -126,7 +126,6 @@ class DnsClient:
         self._preferred_until = 0.0
         self._channels: dict[Nameserver, _Channel] = {}
         self._questions: dict[tuple[str, str], _Question] = {}
-        self._opening = asyncio.Lock()
         self._slots = asyncio.Semaphore(_CONCURRENT)
 
     async def ask(self, name: str, rdtype: RecordType) -> Reply:
@@ -200,10 +199,7 @@ class DnsClient:
     ) -> tuple[Reply, str | None] | str:
         started = self._clock()
         try:
-            channel = self._channels.get(nameserver)
-            if channel is None or channel.closed:
-                channel = await self._channel(nameserver)
-            wire = await channel.exchange(question, self._timeout)
+            wire = await self._channel(nameserver).exchange(question, self._timeout)
         except TimeoutError:
             return self._failed(nameserver, "udp", "timeout", started)
         except OSError as exc:
@@ -213,12 +209,11 @@ class DnsClient:
             return "truncated"
         return self._read(nameserver, "udp", question, wire, started)
 
-    async def _channel(self, nameserver: Nameserver) -> _Channel:
-        async with self._opening:
-            channel = self._channels.get(nameserver)
-            if channel is None or channel.closed:
-                channel = self._channels[nameserver] = await _Channel.open(nameserver)
-            return channel
+    def _channel(self, nameserver: Nameserver) -> _Channel:
+        channel = self._channels.get(nameserver)
+        if channel is None or channel.closed:
+            channel = self._channels[nameserver] = _Channel(nameserver)
+        return channel
 
     async def _by_tcp(
         self, nameserver: Nameserver, question: _Question
@@ -381,47 +376,45 @@ def _addresses(rrset: dns.rrset.RRset) -> tuple[str, ...]:
     return tuple(sorted({str(ip_address(record.address)) for record in rrset}))
 
 
-class _Channel(asyncio.DatagramProtocol):
+class _Channel:
     """One connected UDP socket: the kernel drops what another address sends.
 
     An answer counts if its id belongs to a question under way and it repeats that question; all
-    else is ignored, so that a forger gains nothing by being first (RFC 5452, 9).
+    else is ignored, so that a forger gains nothing by being first (RFC 5452, 9).  The socket is
+    read until it is empty: a sweep's answers come in bursts, and a turn of the event loop for each
+    costs as much as all else.
     """
 
-    def __init__(self) -> None:
-        self._transport: asyncio.DatagramTransport | None = None
+    def __init__(self, nameserver: Nameserver) -> None:
+        """Raises OSError."""
+        self._loop = asyncio.get_running_loop()
         self._pending: dict[int, tuple[_Question, asyncio.Future[bytes]]] = {}
         self.closed = False
-
-    @classmethod
-    async def open(cls, nameserver: Nameserver) -> _Channel:
-        """A channel to `nameserver`.  Raises OSError."""
-        loop = asyncio.get_running_loop()
         family = socket.AF_INET6 if nameserver.address.version == 6 else socket.AF_INET
-        sock = socket.socket(family, socket.SOCK_DGRAM)
+        self._socket = socket.socket(family, socket.SOCK_DGRAM)
         try:
-            sock.setblocking(False)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
-            sock.connect((str(nameserver.address), nameserver.port))
-            _, channel = await loop.create_datagram_endpoint(cls, sock=sock)
+            self._socket.setblocking(False)
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
+            self._socket.connect((str(nameserver.address), nameserver.port))
+            self._loop.add_reader(self._socket.fileno(), self._readable)
         except BaseException:
-            sock.close()
+            self._socket.close()
             raise
-        return channel
 
     async def exchange(self, question: _Question, seconds: float) -> bytes:
         """The answer to `question`.  Raises TimeoutError, and OSError if it cannot be sent."""
-        if self._transport is None or self.closed:
+        if self.closed:
             raise OSError("the socket is closed")
         number = secrets.randbits(16)
         while number in self._pending:
             number = secrets.randbits(16)
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[bytes] = loop.create_future()
+        future: asyncio.Future[bytes] = self._loop.create_future()
         self._pending[number] = question, future
-        timer = loop.call_later(seconds, _expire, future)
+        timer = self._loop.call_later(seconds, _expire, future)
         try:
-            self._transport.sendto(number.to_bytes(2, "big") + question.wire)
+            # A full send buffer loses the question, as the network might: the time limit covers it.
+            with contextlib.suppress(BlockingIOError):
+                self._socket.send(number.to_bytes(2, "big") + question.wire)
             return await future
         finally:
             timer.cancel()
@@ -429,14 +422,26 @@ class _Channel(asyncio.DatagramProtocol):
 
     def close(self) -> None:
         """Close the socket; questions under way fail."""
+        if self.closed:
+            return
         self.closed = True
-        if self._transport:
-            self._transport.close()
+        self._loop.remove_reader(self._socket.fileno())
+        self._socket.close()
+        self._fail(OSError("the socket was closed"))
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.DatagramTransport, transport)
+    def _readable(self) -> None:
+        while not self.closed:
+            try:
+                data = self._socket.recv(65535)
+            except BlockingIOError:
+                return
+            except OSError as exc:
+                # What ICMP said of an earlier question, such as a closed port.
+                self._fail(exc)
+                return
+            self._take(data)
 
-    def datagram_received(self, data: bytes, _address: object) -> None:
+    def _take(self, data: bytes) -> None:
         if len(data) < 12 or not data[2] & 0x80:
             return
         question, future = self._pending.get(int.from_bytes(data[:2], "big"), (None, None))
@@ -445,13 +450,6 @@ class _Channel(asyncio.DatagramProtocol):
         end = 12 + len(question.section)
         if data[4:6] == _ONE and data[12:end].lower() == question.section.lower():
             future.set_result(data)
-
-    def error_received(self, exc: Exception) -> None:
-        self._fail(exc)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self.closed = True
-        self._fail(exc or OSError("the socket was closed"))
 
     def _fail(self, exc: Exception) -> None:
         for _question, future in self._pending.values():
