@@ -36,15 +36,18 @@ class Result:
         self.failures[why] += 1
 
 
-async def exchange(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, keep: bool) -> bytes:
-    """The status line of an answer to GET /."""
+async def exchange(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, keep: bool
+) -> tuple[bytes, bool]:
+    """The status line of an answer to GET /, and whether the connection may be used again."""
     connection = b"keep-alive" if keep else b"close"
     writer.write(b"GET / HTTP/1.1\r\nHost: bench\r\nConnection: " + connection + b"\r\n\r\n")
     head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 10)
-    for line in head.split(b"\r\n"):
-        if line.lower().startswith(b"content-length:"):
+    lines = head.lower().split(b"\r\n")
+    for line in lines:
+        if line.startswith(b"content-length:"):
             await reader.readexactly(int(line.split(b":")[1]))
-    return head.split(b"\r\n", 1)[0]
+    return head.split(b"\r\n", 1)[0], keep and b"connection: close" not in lines
 
 
 async def web(host: str, port: int, keep: bool, until: float, result: Result) -> None:
@@ -54,13 +57,13 @@ async def web(host: str, port: int, keep: bool, until: float, result: Result) ->
         try:
             if streams is None:
                 streams = await asyncio.wait_for(asyncio.open_connection(host, port), 10)
-            status = await exchange(streams[0], streams[1], keep)
+            status, reusable = await exchange(streams[0], streams[1], keep)
         except (OSError, EOFError, TimeoutError) as exc:
             result.failed(type(exc).__name__)
         else:
             if b" 200 " in status:
                 result.answered()
-                if keep:
+                if reusable:
                     continue
             else:
                 result.failed(status.decode("latin-1"))
@@ -75,7 +78,7 @@ async def tunnel(host: str, port: int, until: float, result: Result) -> None:
         streams = await asyncio.open_connection(host, port)
         while time.monotonic() < until:
             await asyncio.sleep(0.1)
-            status = await exchange(*streams, True)
+            status, _ = await exchange(*streams, True)
             if b" 200 " not in status:
                 raise OSError("not answered")
             result.requests += 1
