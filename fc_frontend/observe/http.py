@@ -8,8 +8,9 @@ browser must not reach the listener by DNS rebinding.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import errno
+import os
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from ipaddress import ip_address
@@ -18,9 +19,11 @@ from urllib.parse import unquote
 import h11
 
 from fc_frontend.errors import Problem, Unavailable
+from fc_frontend.observe.listening import handed_over, stop_listening
 
 TEXT = "text/plain; charset=utf-8"
 _LONGEST_HEAD = 16 * 1024
+_AUTHORITY = re.compile(r"(?:\[(?P<v6>[^\[\]]*:[^\[\]]*)\]|(?P<name>[^\[\]:]+))(?::[0-9]*)?")
 _REASONS = {
     400: "bad request",
     404: "not found",
@@ -100,49 +103,57 @@ class HttpServer:
                 errno.EADDRNOTAVAIL: "set listen to an address of this host",
                 errno.EACCES: "set listen to a port above 1023",
             }
+            number = exc.errno or 0
+            # asyncio's own text would name the address again.
+            said = os.strerror(number) if number > 0 else exc.strerror
+            host = f"[{self._host}]" if ":" in self._host else self._host
             raise Unavailable(
                 Problem(
-                    message=f"{self._host}:{self._port} cannot be listened on: {exc.strerror}",
-                    remedy=remedies.get(exc.errno or 0, "set listen to another address"),
+                    message=f"{host}:{self._port} cannot be listened on: {said}",
+                    remedy=remedies.get(number, "set listen to another address"),
                     field="listen",
                 )
             ) from None
 
     async def stop(self) -> None:
         """Stop listening and end all connections."""
-        if self._server is None:
+        server, self._server = self._server, None
+        if server is None:
             return
-        self._server.close()
+        stop_listening(server)
+        await handed_over()
         for task in self._clients:
             task.cancel()
         await asyncio.gather(*self._clients, return_exceptions=True)
-        self._server = None
+        # Transports that were broken off are gone with the loop's next turn.
+        await asyncio.sleep(0)
+        await server.wait_closed()
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.create_task(self._serve(reader, writer))
         self._clients.add(task)
         task.add_done_callback(self._clients.discard)
+        # A task that is cancelled before its first turn closes nothing.
+        task.add_done_callback(lambda _task: writer.transport.abort())
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         client = _Client(reader, writer)
         try:
             if len(self._clients) > self._most:
                 await client.refuse(503)
-                return
-            timeout = self._header_timeout
-            while await self._exchange(client, timeout):
-                timeout = self._idle_timeout
+            else:
+                timeout = self._header_timeout
+                while await self._exchange(client, timeout):
+                    timeout = self._idle_timeout
+            writer.close()
+            await asyncio.wait_for(writer.wait_closed(), self._header_timeout)
         except (OSError, TimeoutError):
             return
-        finally:
-            writer.close()
-            with contextlib.suppress(OSError, TimeoutError, asyncio.CancelledError):
-                await asyncio.wait_for(writer.wait_closed(), self._header_timeout)
 
     async def _exchange(self, client: _Client, timeout: float) -> bool:  # noqa: ASYNC109
         """One request and its answer; True if another one may follow."""
         try:
-            request = await asyncio.wait_for(client.request(self._header_timeout), timeout)
+            request = await client.request(timeout, self._header_timeout)
         except TimeoutError:
             if client.has_begun:
                 await client.refuse(408)
@@ -156,8 +167,7 @@ class HttpServer:
         if response is None:
             await client.refuse(status)
             return False
-        is_head = request.method == b"HEAD"
-        return await client.answer(response, with_body=not is_head)
+        return await client.answer(response)
 
     def _answer(self, request: h11.Request) -> tuple[int, Response | None]:
         headers = {
@@ -182,15 +192,14 @@ class HttpServer:
             return 500, Response(500, _REASONS[500].encode() + b"\n")
 
     def _is_ours(self, host: str) -> bool:
-        name = host.strip().lower()
-        if name.startswith("["):
-            name = name[1:].partition("]")[0]
-        elif name.count(":") <= 1:
-            name = name.partition(":")[0]
+        found = _AUTHORITY.fullmatch(host.strip().lower())
+        if found is None:
+            return False
+        name = found["name"] or ""
         if name in self._allowed:
             return True
         try:
-            ip_address(name)
+            ip_address(found["v6"] or name)
         except ValueError:
             return False
         return True
@@ -203,29 +212,33 @@ class _Client:
         self._reader = reader
         self._writer = writer
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=_LONGEST_HEAD)
+        self._is_head = False
         self.has_begun = False
 
-    async def request(self, head_timeout: float) -> h11.Request | None:
+    async def request(self, idle_timeout: float, head_timeout: float) -> h11.Request | None:
         """The next request without its body; None if the client has gone."""
-        self.has_begun = False
+        now = asyncio.get_running_loop().time
+        self.has_begun = bool(self._http.trailing_data[0])
+        deadline = now() + (head_timeout if self.has_begun else idle_timeout)
         while True:
             event = self._http.next_event()
             if isinstance(event, h11.Request):
+                self._is_head = event.method == b"HEAD"
                 return event
             if event is not h11.NEED_DATA:
                 return None
-            # From its first byte on, a head has its own, shorter time.
-            limit = head_timeout if self.has_begun else None
-            # One byte more than a head may have, so that h11 sees one that is too large.
-            data = await asyncio.wait_for(self._reader.read(_LONGEST_HEAD + 1), limit)
-            self.has_begun = self.has_begun or bool(data)
+            async with asyncio.timeout_at(deadline):
+                # One byte more than a head may have, so that h11 sees one that is too large.
+                data = await self._reader.read(_LONGEST_HEAD + 1)
+            if data and not self.has_begun:
+                # From its first byte on, a head has its own, shorter time, however it drips.
+                self.has_begun = True
+                deadline = now() + head_timeout
             self._http.receive_data(data)
 
-    async def answer(self, response: Response, *, with_body: bool = True) -> bool:
+    async def answer(self, response: Response) -> bool:
         """Send `response`; True if the connection may be used again."""
-        self._send(
-            response.status, response.body, response.content_type, with_body=with_body, last=False
-        )
+        self._send(response.status, response.body, response.content_type, last=False)
         await asyncio.wait_for(self._writer.drain(), 30.0)
         while self._http.their_state is h11.SEND_BODY:
             if self._http.next_event() is h11.NEED_DATA:
@@ -240,12 +253,10 @@ class _Client:
         if self._http.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
             return
         body = _REASONS.get(status, "refused").encode() + b"\n"
-        self._send(status, body, TEXT, with_body=True, last=True)
+        self._send(status, body, TEXT, last=True)
         await asyncio.wait_for(self._writer.drain(), 5.0)
 
-    def _send(
-        self, status: int, body: bytes, content_type: str, *, with_body: bool, last: bool
-    ) -> None:
+    def _send(self, status: int, body: bytes, content_type: str, *, last: bool) -> None:
         headers = [
             ("Content-Type", content_type),
             ("Content-Length", str(len(body))),
@@ -258,10 +269,7 @@ class _Client:
         if last:
             headers.append(("Connection", "close"))
         out = self._http.send(h11.Response(status_code=status, headers=headers)) or b""
-        if with_body:
+        if not self._is_head:
             out += self._http.send(h11.Data(data=body)) or b""
-        elif self._http.our_state is h11.SEND_BODY and self._http.their_state is h11.DONE:
-            pass
-        with contextlib.suppress(h11.LocalProtocolError):
-            out += self._http.send(h11.EndOfMessage()) or b""
+        out += self._http.send(h11.EndOfMessage()) or b""
         self._writer.write(out)

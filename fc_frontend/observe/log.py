@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator, MutableMapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from typing import Any, TextIO
 
@@ -94,6 +94,20 @@ class _Silent:
     def error(self, event: str, **fields: object) -> None: ...
 
 
+class _Lines:
+    """Writes lines; a full disk or a reader that has gone must not end the daemon."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def debug(self, line: str) -> None:
+        with suppress(OSError, ValueError):
+            self._stream.write(line + "\n")
+            self._stream.flush()
+
+    info = warning = error = debug
+
+
 def configure(
     stream: TextIO,
     *,
@@ -114,7 +128,7 @@ def configure(
         return head + render_event(event)
 
     logger = structlog.wrap_logger(
-        structlog.WriteLogger(stream),
+        _Lines(stream),
         processors=[line],
         wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]),
         cache_logger_on_first_use=True,
@@ -126,7 +140,7 @@ def render_event(event: MutableMapping[str, Any]) -> str:
     """`event` and its fields as one line of logfmt."""
     name = event.pop("event", "")
     fields = [f"{key}={_value(value)}" for key, value in event.items() if value is not None]
-    return " ".join([_escaped(str(name)), *fields])
+    return " ".join([_escaped(_cut(str(name))), *fields])
 
 
 def _now() -> str:
@@ -136,12 +150,14 @@ def _now() -> str:
 def _value(value: object) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
-    text = str(value)
-    if len(text) > _LONGEST_VALUE:
-        text = text[:_LONGEST_VALUE] + "…"
+    text = _cut(str(value))
     if text and all(letter in _BARE for letter in text):
         return text
     return '"' + _escaped(text.replace("\\", "\\\\").replace('"', '\\"')) + '"'
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _LONGEST_VALUE else text[:_LONGEST_VALUE] + "…"
 
 
 def _escaped(text: str) -> str:

@@ -1,0 +1,29 @@
+"""How a listener ends without losing connections.
+
+asyncio leaks those which it has accepted but not yet handed over when its server is closed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+
+
+def stop_listening(server: asyncio.Server) -> None:
+    """Refuse new connections from now on; the port is free when the event loop runs next.
+
+    `Server.close` alone would leak the connections which asyncio has accepted but not yet handed
+    over: their transports cannot attach to a closed server any more. So they come first, and
+    reach their protocol within two turns of the loop.
+    """
+    loop = asyncio.get_running_loop()
+    for listening in server.sockets:
+        loop.remove_reader(listening.fileno())
+        listening.shutdown(socket.SHUT_RDWR)
+    loop.call_soon(server.close)
+
+
+async def handed_over() -> None:
+    """Wait until the connections accepted before `stop_listening` have reached their protocol."""
+    for _ in range(2):
+        await asyncio.sleep(0)
