@@ -231,6 +231,32 @@ def test_a_supervised_haproxy_that_dies_is_started_again(frontend: Frontend) -> 
     frontend.until(lambda: frontend.serves(8080, pods))
 
 
+def test_a_supervised_haproxy_serves_on_with_the_last_good_configuration(
+    frontend: Frontend,
+) -> None:
+    """Whether it dies while a file is broken, or is started, as after a reboot, with one."""
+    pods = frontend.scale("shop", 2)
+    frontend.settings["services"]["shop"] = frontend.service("shop", 8080)
+    frontend.start()
+    frontend.until(lambda: frontend.serves(8080, pods))
+    running = frontend.running_hash()
+    frontend.drop("bad.yaml", "services: {bad: {}}")
+    frontend.until(lambda: frontend.events("config-refused"))
+    frontend.end_haproxy()
+    frontend.until(lambda: frontend.events("haproxy-revived"))
+    frontend.until(lambda: frontend.serves(8080, pods))
+    assert frontend.running_hash() == running
+    frontend.stop_daemon()
+    frontend.end_haproxy()
+    frontend.start(wait=False)
+    frontend.until(lambda: frontend.events("haproxy-revived")[1:])
+    frontend.until(lambda: frontend.serves(8080, pods))
+    assert not frontend.ready()
+    (frontend.services_d / "bad.yaml").unlink()
+    frontend.until(frontend.ready)
+    assert frontend.running_hash() == running
+
+
 def test_discovery_changes_its_kind_with_the_cluster(frontend: Frontend) -> None:
     pods = frontend.scale("shop", 2)
     frontend.dns.set_service(KubernetesService("shop", cluster_ip=f"127.{frontend.octet}.128.7"))

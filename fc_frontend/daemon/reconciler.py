@@ -20,7 +20,7 @@ from fc_frontend.config.loader import Declaration, load
 from fc_frontend.discovery.client import DnsClient, Exchange
 from fc_frontend.discovery.resolve import resolve_all
 from fc_frontend.errors import Problem, Unavailable, errors_in, warnings_in
-from fc_frontend.haproxy.deploy import Deployment, Outcome, deploy
+from fc_frontend.haproxy.deploy import Deployment, Outcome, deploy, revive
 from fc_frontend.observe.log import Log
 from fc_frontend.observe.metrics import Metrics
 from fc_frontend.pipeline import (
@@ -109,12 +109,12 @@ class Reconciler:
             declaration = self.read = await asyncio.to_thread(load, self._settings_file)
         if errors_in(declaration.problems):
             self._refuse(declaration.problems)
-            return None
+            return await self._revive()
         await self._resolve_new(declaration)
         prepared = await asyncio.to_thread(prepare, declaration, self.resolution)
         if prepared.config is None or not prepared.ok:
             self._refuse(prepared.problems)
-            return None
+            return await self._revive()
         if prepared.config.hash == self.wanted == self.running and Trigger.HAPROXY not in triggers:
             self._accept(prepared)
             return None
@@ -206,6 +206,24 @@ class Reconciler:
             self._unsaved = True
         names = {spec.name for spec in declaration.services}
         self.resolution = {n: a for n, a in self.resolution.items() if n in names}
+
+    async def _revive(self) -> Deployment | None:
+        """Nothing new is to be had: a supervised HAProxy must serve with the last good one."""
+        declaration = self.declaration or self.read
+        if declaration is None:
+            return None
+        deployment = await asyncio.to_thread(revive, declaration.settings.haproxy)
+        if deployment is None:
+            return None
+        if deployment.ok:
+            self.observed(deployment.hash)
+            self._log.info("haproxy-revived", hash=deployment.hash, effect="the last good one")
+        else:
+            said = deployment.problems[0]
+            self._log.limited("not-revived").error(
+                "haproxy-not-revived", said=said.message, remedy=said.remedy
+            )
+        return deployment
 
     async def _deploy(self, prepared: Prepared, seen: float) -> Deployment:
         assert prepared.config is not None

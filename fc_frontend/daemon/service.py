@@ -242,13 +242,18 @@ class Service:
         looks = 0
         while await self._sleep(_HAPROXY_INTERVAL):
             haproxy = self._settings.haproxy
-            if self._reconciler.wanted is None or self._triggers:
+            if self._triggers:
                 continue
             running = await asyncio.to_thread(_running_hash, haproxy.runtime_socket)
             was_in_sync = self._reconciler.in_sync
             self._reconciler.observed(running)
-            is_ours_to_mend = running is not None or haproxy.supervise
-            if running != self._reconciler.wanted and is_ours_to_mend and self._retry is None:
+            wanted = self._reconciler.wanted
+            if wanted is None:
+                # What is declared is refused: HAProxy only has to run.
+                is_amiss = running is None and haproxy.supervise
+            else:
+                is_amiss = running != wanted and (running is not None or haproxy.supervise)
+            if is_amiss and self._retry is None:
                 if was_in_sync:
                     self._log.warning("haproxy-out-of-sync", running=running or "none")
                 self._trigger(Trigger.HAPROXY)

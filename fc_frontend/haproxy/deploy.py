@@ -179,6 +179,39 @@ def _deploy(
     return replace(deployment, checked=True, problems=(*deployment.problems, *said))
 
 
+def revive(haproxy: Haproxy, *, output: str | None = None) -> Deployment | None:
+    """Start a supervised HAProxy that does not run with the configuration that is installed.
+
+    For when what is declared is refused: the last good configuration is on disk, and HAProxy must
+    serve with it.  None if it runs, is not ours to start, or nothing of ours is installed.
+    """
+    if not haproxy.supervise:
+        return None
+    try:
+        installed = install.read(haproxy.config_file)
+        digest = config_hash(installed.decode("utf-8", "replace")) if installed else None
+        if digest is None or supervise.running(haproxy.master_socket) is not None:
+            return None
+        started = time.monotonic()
+        _start(haproxy, digest, output)
+    except Unavailable as exc:
+        return Deployment(outcome=Outcome.FAILED, hash="", problems=exc.problems)
+    duration = time.monotonic() - started
+    return Deployment(outcome=Outcome.STARTED, hash=digest, duration=duration)
+
+
+def _start(haproxy: Haproxy, digest: str, output: str | None) -> None:
+    supervise.start(
+        find_binary(haproxy.binary),
+        haproxy.config_file,
+        haproxy.master_socket,
+        timeout=haproxy.reload_timeout,
+        expected_hash=digest,
+        runtime_socket=haproxy.runtime_socket,
+        output=output,
+    )
+
+
 def _refused(haproxy: Haproxy, config: RenderedConfig, said: tuple[Problem, ...]) -> Deployment:
     refused_file: str | None = None
     try:
@@ -251,15 +284,7 @@ def _activate(
         version = parse_version(running.processes.version or _binary_version(haproxy))
         result = reload_by_master(haproxy.master_socket, version, haproxy.reload_timeout)
     elif haproxy.supervise:
-        supervise.start(
-            find_binary(haproxy.binary),
-            haproxy.config_file,
-            haproxy.master_socket,
-            timeout=haproxy.reload_timeout,
-            expected_hash=config.hash,
-            runtime_socket=haproxy.runtime_socket,
-            output=output,
-        )
+        _start(haproxy, config.hash, output)
         outcome = Outcome.STARTED
         result = ReloadOutcome(True, "", time.monotonic() - started)
     else:
