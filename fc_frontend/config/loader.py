@@ -78,6 +78,11 @@ def settings_path(given: str | None) -> str:
     return DEFAULT_SETTINGS[0]
 
 
+def services_directory(settings_file: str) -> str:
+    """services.d beside the settings file."""
+    return str(Path(settings_file).parent / "services.d")
+
+
 def load(settings_file: str) -> Declaration:
     """Everything that the settings file and services.d beside it declare.
 
@@ -91,7 +96,7 @@ def load(settings_file: str) -> Declaration:
     settings = _settings(raw, document, settings_file, problems)
     _collect(inline, document, settings_file, services, problems)
 
-    directory = str(Path(settings_file).parent / "services.d")
+    directory = services_directory(settings_file)
     fragments: list[Fragment] = []
     for path in _listing(directory, problems):
         if path.endswith(".cfg"):
@@ -137,7 +142,7 @@ def load(settings_file: str) -> Declaration:
 def fingerprint(settings_file: str) -> tuple[tuple[str, int, int, int], ...]:
     """What changes when any declared file does: path, inode, size and time of change of each."""
     paths = [settings_file]
-    directory = str(Path(settings_file).parent / "services.d")
+    directory = services_directory(settings_file)
     with contextlib.suppress(OSError):
         paths += [f"{directory}/{name}" for name in _names(directory)]
     found = []

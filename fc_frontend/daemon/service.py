@@ -9,11 +9,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
+import socket
 import time
 from collections.abc import Coroutine, Mapping
 from typing import Any
 
-from fc_frontend.config.loader import fingerprint
+from fc_frontend.config.loader import fingerprint, services_directory
 from fc_frontend.daemon.notify import Notifier
 from fc_frontend.daemon.pages import routes
 from fc_frontend.daemon.reconciler import Reconciler, Trigger
@@ -65,6 +66,8 @@ class Service:
             loop.add_signal_handler(number, self._stop.set)
         loop.add_signal_handler(signal.SIGHUP, self._on_sighup)
         self._watch = FileWatch(loop, lambda _paths: self._trigger(Trigger.FILES))
+        # Before the files are read, so that no change falls between the two.
+        self._watch.watch([self._settings_file], [services_directory(self._settings_file)])
         self._log.info("starting", config=self._settings_file)
         self._trigger(Trigger.START)
         tasks = [
@@ -209,7 +212,13 @@ class Service:
         if bind is None or bind.port is None:
             return
         host = "0.0.0.0" if bind.host == "*" else bind.host  # noqa: S104 - as declared
-        server = HttpServer(host, bind.port, routes(self._reconciler, self._metrics))
+        server = HttpServer(
+            host,
+            bind.port,
+            routes(self._reconciler, self._metrics),
+            allowed_hosts=[socket.gethostname()],
+            on_error=lambda exc: self._log.error("http-handler-failed", error=repr(exc)),
+        )
         try:
             await server.start()
         except Unavailable as exc:
