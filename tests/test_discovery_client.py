@@ -426,6 +426,20 @@ async def test_a_nameserver_for_tcp_alone_is_never_asked_over_udp() -> None:
         assert {transport for _, transport, _ in ask.told()} == {"tcp"}
 
 
+@in_loop
+async def test_an_answer_that_is_truncated_even_over_tcp_is_a_failure() -> None:
+    def respond(wire: bytes) -> bytes:
+        query = Query(wire, void, void)
+        cut = bytearray(query.answered(f"{WEB}. A 10.1.0.3"))
+        cut[2] |= 0x02
+        return len(cut).to_bytes(2, "big") + cut
+
+    async with scripted_tcp(respond) as nameserver, asking(nameserver, tries=1) as ask:
+        reply = await ask()
+        assert (reply.outcome, reply.addresses) == (Outcome.FAILURE, ())
+        assert [rcode for _, _, rcode in ask.told()] == ["truncated"]
+
+
 # Failover
 
 
@@ -440,6 +454,32 @@ async def test_a_refusal_or_failure_of_one_nameserver_leads_to_the_next(fault: F
                 (text(first.address), "udp", fault.name),
                 (text(second.address), "udp", "NOERROR"),
             ]
+
+
+@pytest.mark.parametrize("code", ["FORMERR", "SERVFAIL", "NOTIMP", "REFUSED"])
+@in_loop
+async def test_an_error_that_does_not_repeat_the_question_is_not_waited_out(code: str) -> None:
+    def respond(query: Query) -> None:
+        query.reply(query.wire[:2] + bytes((0x80, dns.rcode.from_text(code))) + bytes(8))
+
+    async with (
+        scripted(respond) as first,
+        ClusterDns([SERVICE]) as second,
+        asking(first, second) as ask,
+    ):
+        assert (await ask()).addresses == V4
+        assert [rcode for _, _, rcode in ask.told()] == [code, "NOERROR"]
+
+
+@pytest.mark.parametrize("code", ["NOERROR", "NXDOMAIN"])
+@in_loop
+async def test_an_answer_that_does_not_repeat_the_question_is_ignored(code: str) -> None:
+    def respond(query: Query) -> None:
+        query.reply(query.wire[:2] + bytes((0x80, dns.rcode.from_text(code))) + bytes(8))
+        query.reply(query.answered(f"{WEB}. A 10.1.0.3"))
+
+    async with scripted(respond) as nameserver, asking(nameserver) as ask:
+        assert (await ask()).addresses == ("10.1.0.3",)
 
 
 @in_loop
@@ -789,6 +829,22 @@ async def test_questions_under_way_fail_when_the_client_is_closed() -> None:
         await arrived.wait()
         ask.client.close()
         assert (await task).outcome is Outcome.FAILURE
+
+
+@in_loop
+async def test_questions_from_before_the_client_was_closed_open_no_socket_again() -> None:
+    process = psutil.Process()
+    arrived = asyncio.Event()
+    async with scripted(lambda _query: arrived.set()) as nameserver, asking(nameserver) as ask:
+        before = process.num_fds()
+        # More than may be under way at the same time: the others wait for their turn.
+        tasks = [asyncio.create_task(ask(f"s{i}.{ZONE}")) for i in range(100)]
+        await arrived.wait()
+        ask.client.close()
+        replies = await asyncio.gather(*tasks)
+        assert {reply.outcome for reply in replies} == {Outcome.FAILURE}
+        assert all("closed" in reply.detail for reply in replies)
+        assert process.num_fds() == before
 
 
 @in_loop

@@ -144,6 +144,8 @@ async def test_headless_rejects_a_cluster_ip() -> None:
         answer = await f.resolve(discovery=Discovery.HEADLESS)
         assert (answer.endpoints, answer.rejected) == ((), ("10.96.0.7",))
         assert answer.kind is Kind.HEADLESS
+        assert "clusterIP: None" in answer.remedy
+        assert "pod_network" not in answer.remedy
 
 
 @in_loop
@@ -180,6 +182,7 @@ async def test_service_port_takes_the_cluster_ip_and_rejects_pods() -> None:
         f.dns.set_service(HEADLESS)
         answer = await f.resolve(target=Target.SERVICE)
         assert (answer.kind, answer.endpoints, answer.rejected) == (Kind.SERVICE, (), V4)
+        assert "use pod_port" in answer.remedy
 
 
 @in_loop
@@ -307,6 +310,10 @@ async def test_auto_begins_with_the_cluster_ip_while_the_wildcard_fails() -> Non
         f.dns.fault_for[WILDCARD] = Fault.SERVFAIL
         first = await f.resolve()
         assert (first.kind, first.endpoints) == (Kind.SERVICE, at("10.96.0.7"))
+        # A failure tells nothing of CoreDNS's version.
+        assert "cannot be asked" in first.reason
+        assert first.remedy == ""
+        assert await f.resolve(first) == first
         f.dns.fault_for.clear()
         assert (await f.resolve(first)).kind is Kind.WILDCARD
 
@@ -443,6 +450,22 @@ async def test_a_target_of_srv_without_addresses_is_asked_for_in_each_family() -
 
 
 @in_loop
+async def test_a_failing_family_of_a_srv_target_does_not_prefer_the_other_one() -> None:
+    def respond(query: dns.message.Message, response: dns.message.Message) -> None:
+        add(response, NAMED, "SRV", f"0 1 8080 one.{BARE}.")
+        add(response, f"one.{BARE}", "AAAA", "fd00::4")
+        if query.question[0].rdtype == dns.rdatatype.A:
+            response.set_rcode(dns.rcode.SERVFAIL)
+
+    async with scripted(respond) as nameserver, frontend(nameserver=nameserver, **dual()) as f:
+        before = Answer(
+            kind=Kind.SRV, reason="why", endpoints=at("10.1.0.3"), freshness=Freshness.FRESH
+        )
+        answer = await f.resolve(before, port="http")
+        assert (answer.endpoints, answer.freshness) == (before.endpoints, Freshness.STALE)
+
+
+@in_loop
 async def test_a_target_of_srv_that_cannot_be_asked_for_keeps_all_pods() -> None:
     def respond(query: dns.message.Message, response: dns.message.Message) -> None:
         add(response, NAMED, "SRV", f"0 1 8080 one.{BARE}.", f"0 1 8080 two.{BARE}.")
@@ -496,6 +519,7 @@ async def test_a_cluster_ip_outside_the_service_network_is_rejected() -> None:
     async with frontend(replace(WITH_IP, cluster_ip="127.0.0.1")) as f:
         answer = await f.resolve(target=Target.SERVICE)
         assert (answer.endpoints, answer.rejected) == ((), ("127.0.0.1",))
+        assert "cluster.service_network" in answer.remedy
         answer = await f.resolve()
         assert (answer.endpoints, answer.rejected) == ((), ("127.0.0.1",))
 

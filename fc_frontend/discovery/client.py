@@ -48,6 +48,13 @@ _ONE = b"\x00\x01"
 _OPT = b"\x00\x00\x29"
 _POINTER_TO_QUESTION = b"\xc0\x0c"
 _LENGTHS = {"A": 4, "AAAA": 16}
+_CODES_WITHOUT_QUESTION = (
+    dns.rcode.FORMERR,
+    dns.rcode.SERVFAIL,
+    dns.rcode.NOTIMP,
+    dns.rcode.REFUSED,
+)
+"""What servers may send without repeating the question (dnspython's `is_response`)."""
 
 
 class Outcome(StrEnum):
@@ -124,6 +131,7 @@ class DnsClient:
         self._clock = clock
         self._preferred = 0
         self._preferred_until = 0.0
+        self._closings = 0
         self._channels: dict[Nameserver, _Channel] = {}
         self._questions: dict[tuple[str, str], _Question] = {}
         self._slots = asyncio.Semaphore(_CONCURRENT)
@@ -131,16 +139,18 @@ class DnsClient:
     async def ask(self, name: str, rdtype: RecordType) -> Reply:
         """The answer to a question; CNAMEs are followed (RFC 1034, 3.6.2)."""
         alias = name
+        closings = self._closings
         for _hop in range(_MOST_HOPS):
             async with self._slots:
-                reply, target = await self._ask_all(self._question(alias, rdtype))
+                reply, target = await self._ask_all(self._question(alias, rdtype), closings)
             if target is None:
                 return reply if alias == name else replace(reply, name=name)
             alias = target
         return Reply(name, rdtype, Outcome.FAILURE, detail="a chain of CNAMEs does not end")
 
     def close(self) -> None:
-        """Close all sockets.  The client may be used again."""
+        """Close all sockets; questions under way fail.  The client may be used again."""
+        self._closings += 1
         for channel in self._channels.values():
             channel.close()
         self._channels.clear()
@@ -163,11 +173,17 @@ class DnsClient:
         first = self._preferred if self._clock() < self._preferred_until else 0
         return [*self._nameservers[first:], *self._nameservers[:first]]
 
-    async def _ask_all(self, question: _Question) -> tuple[Reply, str | None]:
-        """The first usable answer, and the name to ask next if it ends in an open CNAME."""
+    async def _ask_all(self, question: _Question, closings: int) -> tuple[Reply, str | None]:
+        """The first usable answer, and the name to ask next if it ends in an open CNAME.
+
+        A question from before the client was closed opens no socket again: nobody would close it.
+        """
         failures: list[str] = []
         for _round in range(self._tries):
             for nameserver in self._order():
+                if closings != self._closings:
+                    failures.append("the client was closed")
+                    break
                 result = await self._ask_one(nameserver, question)
                 if not isinstance(result, str):
                     self._prefer(nameserver)
@@ -268,6 +284,9 @@ class DnsClient:
         rcode = response.rcode()
         if rcode not in (dns.rcode.NOERROR, dns.rcode.NXDOMAIN):
             return self._failed(nameserver, transport, dns.rcode.to_text(rcode), started)
+        if response.flags & dns.flags.TC:
+            # Over TCP, as UDP was left for it before: there is nowhere else to ask for the rest.
+            return self._failed(nameserver, transport, "truncated", started)
         try:
             result = _reply(question, response)
         except (dns.exception.DNSException, ValueError) as exc:
@@ -379,10 +398,10 @@ def _addresses(rrset: dns.rrset.RRset) -> tuple[str, ...]:
 class _Channel:
     """One connected UDP socket: the kernel drops what another address sends.
 
-    An answer counts if its id belongs to a question under way and it repeats that question; all
-    else is ignored, so that a forger gains nothing by being first (RFC 5452, 9).  The socket is
-    read until it is empty: a sweep's answers come in bursts, and a turn of the event loop for each
-    costs as much as all else.
+    An answer counts if its id belongs to a question under way and it repeats that question, which
+    errors need not do; all else is ignored, so that a forger gains nothing by being first (RFC
+    5452, 9).  The socket is read until it is empty: a sweep's answers come in bursts, and a turn of
+    the event loop for each costs as much as all else.
     """
 
     def __init__(self, nameserver: Nameserver) -> None:
@@ -448,7 +467,8 @@ class _Channel:
         if question is None or future is None or future.done():
             return
         end = 12 + len(question.section)
-        if data[4:6] == _ONE and data[12:end].lower() == question.section.lower():
+        repeated = data[4:6] == _ONE and data[12:end].lower() == question.section.lower()
+        if repeated or (data[4:6] == _NONE and data[3] & 0x0F in _CODES_WITHOUT_QUESTION):
             future.set_result(data)
 
     def _fail(self, exc: Exception) -> None:

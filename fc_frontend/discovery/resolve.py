@@ -77,7 +77,11 @@ async def resolve_service(
         said = await _addresses(client, headless_name(spec, cluster.domain), spec, cluster)
         inside = _inside(said, cluster.service_networks)
         return _answer(
-            Kind.SERVICE, "the Service's cluster IP, as service_port says", inside, previous
+            Kind.SERVICE,
+            "the Service's cluster IP, as service_port says",
+            inside,
+            cluster,
+            previous,
         )
     if isinstance(spec.port, str):
         return srv_answer(await _services(client, spec, cluster), cluster, previous)
@@ -87,6 +91,7 @@ async def resolve_service(
             Kind.WILDCARD,
             "as discovery: wildcard says",
             _inside(wildcard, cluster.pod_networks),
+            cluster,
             previous,
         )
         if not wildcard.exists and not wildcard.failure:
@@ -101,7 +106,7 @@ async def resolve_service(
     bare = await _addresses(client, headless_name(spec, cluster.domain), spec, cluster)
     if spec.discovery is Discovery.HEADLESS:
         inside = _inside(bare, cluster.pod_networks)
-        return _answer(Kind.HEADLESS, "as discovery: headless says", inside, previous)
+        return _answer(Kind.HEADLESS, "as discovery: headless says", inside, cluster, previous)
     wildcard_said = None
     if (
         _inside(bare, cluster.service_networks).endpoints
@@ -123,28 +128,41 @@ def choose(
     pods = _inside(bare, cluster.pod_networks)
     if pods.endpoints:
         return _answer(
-            Kind.HEADLESS, f"{bare.name} answers with pods: a headless service", pods, previous
+            Kind.HEADLESS,
+            f"{bare.name} answers with pods: a headless service",
+            pods,
+            cluster,
+            previous,
         )
     cluster_ip = _inside(bare, cluster.service_networks)
     if wildcard is not None and cluster_ip.endpoints:
         behind = _inside(wildcard, cluster.pod_networks)
         if behind.endpoints or (wildcard.exists and not wildcard.failure):
             reason = f"{bare.name} is a cluster IP, {wildcard.name} answers with its pods"
-            return _answer(Kind.WILDCARD, reason, behind, previous)
+            return _answer(Kind.WILDCARD, reason, behind, cluster, previous)
         if wildcard.failure and previous is not None and previous.kind is Kind.WILDCARD:
-            return _answer(Kind.WILDCARD, previous.reason, wildcard, previous)
+            return _answer(Kind.WILDCARD, previous.reason, wildcard, cluster, previous)
+        if wildcard.failure:
+            # This says nothing of CoreDNS's version: what was found out before stays.
+            reason = f"{bare.name} is a cluster IP, used while {wildcard.name} cannot be asked"
+            remedy = ""
+            if previous is not None and previous.kind is Kind.SERVICE:
+                reason, remedy = previous.reason, previous.remedy
+            return replace(
+                _answer(Kind.SERVICE, reason, cluster_ip, cluster, previous), remedy=remedy
+            )
         reason = f"{bare.name} is a cluster IP and {wildcard.name} does not answer"
         remedy = (
             f"{_MAKE_HEADLESS}; until then kube-proxy balances, and {spec.port} must be a port of "
             "the Service"
         )
         return replace(
-            _answer(Kind.SERVICE, f"{reason}: kube-proxy balances", cluster_ip, previous),
+            _answer(Kind.SERVICE, f"{reason}: kube-proxy balances", cluster_ip, cluster, previous),
             remedy=remedy,
         )
     kind = previous.kind if previous is not None else assumed_kind(spec)
     reason = previous.reason if previous is not None else "headless until cluster DNS says more"
-    return _answer(kind, reason, pods, previous)
+    return _answer(kind, reason, pods, cluster, previous)
 
 
 def srv_answer(said: Said, cluster: Cluster, previous: Answer | None) -> Answer:
@@ -155,11 +173,13 @@ def srv_answer(said: Said, cluster: Cluster, previous: Answer | None) -> Answer:
         behind = _inside(said, cluster.service_networks)
         if behind.endpoints:
             return replace(
-                _answer(Kind.SRV, f"{reason}, as the Service's cluster IP", behind, previous),
+                _answer(
+                    Kind.SRV, f"{reason}, as the Service's cluster IP", behind, cluster, previous
+                ),
                 remedy="kube-proxy balances: add `clusterIP: None` to the Service's spec to reach "
                 "its pods directly",
             )
-    return _answer(Kind.SRV, reason, pods, previous)
+    return _answer(Kind.SRV, reason, pods, cluster, previous)
 
 
 def nodes_answer(spec: ServiceSpec, cluster: Cluster) -> Answer:
@@ -174,7 +194,9 @@ def nodes_answer(spec: ServiceSpec, cluster: Cluster) -> Answer:
     )
 
 
-def _answer(kind: Kind, reason: str, said: Said, previous: Answer | None) -> Answer:
+def _answer(
+    kind: Kind, reason: str, said: Said, cluster: Cluster, previous: Answer | None
+) -> Answer:
     slots = previous.slots if previous else 0
     if said.failure:
         if previous is not None:
@@ -186,7 +208,7 @@ def _answer(kind: Kind, reason: str, said: Said, previous: Answer | None) -> Ans
     error = None
     remedy = ""
     if not said.endpoints and said.rejected:
-        remedy = "add their network to cluster.pod_network, if these are pods"
+        remedy = _remedy(kind, said.rejected, cluster)
     elif not said.endpoints:
         error = f"{said.name}: {'no addresses' if said.exists else 'NXDOMAIN'}: {_NOBODY}"
     return Answer(
@@ -199,6 +221,19 @@ def _answer(kind: Kind, reason: str, said: Said, previous: Answer | None) -> Ans
         remedy=remedy,
         slots=slots,
     )
+
+
+def _remedy(kind: Kind, rejected: tuple[str, ...], cluster: Cluster) -> str:
+    """What to do where all addresses are in the other network, or in none."""
+    if kind is Kind.SERVICE:
+        if any(_accepted(address, cluster.pod_networks) for address in rejected):
+            return "these are pods of a headless service: use pod_port"
+        return "add their network to cluster.service_network, if these are cluster IPs"
+    if any(_accepted(address, cluster.service_networks) for address in rejected):
+        return (
+            "this is a cluster IP: add `clusterIP: None` to the Service's spec, or use service_port"
+        )
+    return "add their network to cluster.pod_network, if these are pods"
 
 
 def _inside(said: Said, networks: tuple[Network, ...]) -> Said:
@@ -266,10 +301,13 @@ async def _services(client: DnsClient, spec: ServiceSpec, cluster: Cluster) -> S
         addresses = record.addresses
         if not addresses:
             replies = await _by_family(client, record.target, families)
-            failed = [r for r in replies if r.outcome is Outcome.FAILURE]
-            if failed and not any(r.addresses for r in replies):
-                return Said(name, failure=failed[0].detail)
-            addresses = tuple(a for r in replies for a in r.addresses)
+            for answer in replies:
+                # As in `_addresses`: a failure of the preferred family does not prefer the other.
+                if answer.outcome is Outcome.FAILURE:
+                    return Said(name, failure=answer.detail)
+                if answer.addresses:
+                    addresses = answer.addresses
+                    break
         wanted = _of_family(addresses, families)
         endpoints |= {Endpoint(address, record.port, record.target) for address in wanted}
     exists = reply.outcome in (Outcome.ANSWER, Outcome.EMPTY)
