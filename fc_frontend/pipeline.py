@@ -96,9 +96,11 @@ def stored_form(declaration: Declaration, resolution: Resolution) -> bytes:
 
 def with_slots(plan: Plan, resolution: Resolution) -> dict[str, Answer]:
     """The answers with the slot counts of `plan`, which is what HAProxy now has."""
-    slots = {service.spec.name: service.slots for service in plan.services}
+    planned = {service.spec.name: service for service in plan.services}
     return {
-        name: replace(answer, slots=slots.get(name, answer.slots))
+        name: replace(answer, slots=planned[name].slots, by_runtime=planned[name].by_runtime)
+        if name in planned
+        else answer
         for name, answer in resolution.items()
     }
 

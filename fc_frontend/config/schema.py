@@ -47,6 +47,7 @@ from fc_frontend.plan.model import (
     Target,
     Tls,
 )
+from fc_frontend.plan.slots import MOST as MOST_SLOTS
 
 CAMEL_CASE = {
     "podPort": "pod_port",
@@ -83,7 +84,6 @@ _SECTIONS = frozenset(
     ring cache log-forward log-profile crt-store crt-list traces acme fcgi-app healthcheck
     """.split()
 )
-MOST_SLOTS = 5000
 _MOST_WORDS = 50
 """HAProxy takes 64 words a line (MAX_LINE_ARGS), ours among them."""
 

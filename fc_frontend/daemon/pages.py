@@ -10,7 +10,7 @@ from typing import Any
 from fc_frontend import __version__
 from fc_frontend.daemon.reconciler import Reconciler
 from fc_frontend.observe.http import Request, Response
-from fc_frontend.observe.metrics import CONTENT_TYPE, Metrics, service_state
+from fc_frontend.observe.metrics import CONTENT_TYPE, Metrics, service_state, slot_room
 
 JSON = "application/json"
 TEXT = "text/plain; charset=utf-8"
@@ -49,6 +49,7 @@ def status_document(reconciler: Reconciler) -> dict[str, Any]:
     for planned in reconciler.deployed.services if reconciler.deployed else ():
         answer = reconciler.resolution.get(planned.spec.name)
         endpoints = answer.endpoints if answer else ()
+        short, is_scarce = slot_room(planned, answer)
         services.append(
             {
                 "name": planned.spec.name,
@@ -64,7 +65,9 @@ def status_document(reconciler: Reconciler) -> dict[str, Any]:
                 "endpoints": [f"{e.address} {e.port}" for e in endpoints],
                 "rejected": list(answer.rejected) if answer else [],
                 "slots": planned.slots,
-                "slots_short": max(0, len(endpoints) - planned.slots) if planned.query else 0,
+                "slots_short": short,
+                "slots_scarce": is_scarce,
+                "addresses_by": "runtime" if planned.by_runtime else "resolver",
             }
         )
     return {

@@ -20,7 +20,8 @@ from fc_frontend.config.loader import Declaration, load
 from fc_frontend.discovery.client import DnsClient, Exchange
 from fc_frontend.discovery.resolve import resolve_all
 from fc_frontend.errors import Problem, Unavailable, errors_in, warnings_in
-from fc_frontend.haproxy.deploy import Deployment, Outcome, deploy, revive
+from fc_frontend.haproxy.assign import assign
+from fc_frontend.haproxy.deploy import Deployment, Outcome, deploy, revive, save_server_state
 from fc_frontend.observe.log import Log
 from fc_frontend.observe.metrics import Metrics
 from fc_frontend.pipeline import (
@@ -80,7 +81,10 @@ class Reconciler:
         self._clock = clock
         self._client: DnsClient | None = None
         self._unsaved = False
-        self._logged: tuple[Problem, ...] = ()
+        self._unassigned = True
+        self._server_state_age: dict[str, Answer] | None = None
+        # Neither a reload nor the runtime API may meet the other half-way.
+        self._haproxy = asyncio.Lock()
         self.declaration: Declaration | None = None
         """The last one without errors."""
         self.read: Declaration | None = None
@@ -121,7 +125,10 @@ class Reconciler:
         if prepared.config.hash != self.running and self.running is not None:
             # A reload is due anyway: slots that are not needed any more go along with it.
             prepared = await asyncio.to_thread(prepare, declaration, self.resolution, shrink=True)
-        return await self._deploy(prepared, seen)
+        async with self._haproxy:
+            deployment = await self._deploy(prepared, seen)
+        await self.assign()
+        return deployment
 
     async def sweep(self) -> bool:
         """Ask cluster DNS about all services; True if the plan changes by what it says."""
@@ -136,15 +143,71 @@ class Reconciler:
         self._log_answers(before, answers)
         self.resolution = answers
         self._unsaved = True
+        self._unassigned = True
         if self.deployed is None:
             return False
         planned = plan(self.declaration.settings, specs, self.declaration.fragments, answers)
         self._metrics.planned(self.deployed, answers)
         return _shape(planned.services) != _shape(self.deployed.services)
 
+    async def assign(self, *, anew: bool = False) -> None:
+        """Give pods to the slots of services that HAProxy's resolver cannot fill.
+
+        Does nothing if neither answers nor configuration changed, unless `anew`.
+        """
+        if self.deployed is None or not self.in_sync or not (self._unassigned or anew):
+            return
+        services = [
+            replace(service, endpoints=self.resolution[service.spec.name].endpoints)
+            for service in self.deployed.services
+            if service.by_runtime and service.spec.name in self.resolution
+        ]
+        self._unassigned = False
+        if not services:
+            return
+        try:
+            async with self._haproxy:
+                done = await asyncio.to_thread(
+                    assign, self.deployed.settings.haproxy, tuple(services)
+                )
+        except Unavailable as exc:
+            self._unassigned = True
+            self._log.limited("not-assigned").warning(
+                "pods-not-assigned", said=exc.problems[0].message, remedy=exc.problems[0].remedy
+            )
+            return
+        if done.changed:
+            self._log.info("pods-assigned", slots=done.changed, services=len(services))
+        for name, gone in done.gone.items():
+            answer = self.resolution.get(name)
+            if answer is not None and answer.is_cut and gone:
+                endpoints = tuple(e for e in answer.endpoints if e.address not in gone)
+                self._unassigned |= endpoints != answer.endpoints
+                self.resolution[name] = replace(answer, endpoints=endpoints)
+
+    async def save_server_state(self) -> None:
+        """Keep what HAProxy knows of its servers, if answers have changed, for a start of its own.
+
+        A HAProxy that is started again by others, with cluster DNS away, serves by it at once.
+        """
+        plan_now, answers = self.deployed, self.resolution
+        if plan_now is None or not self.in_sync or answers == self._server_state_age:
+            return
+        try:
+            async with self._haproxy:
+                await asyncio.to_thread(save_server_state, plan_now, dict(answers))
+            self._server_state_age = answers
+        except Unavailable as exc:
+            self._log.limited("server-state").warning(
+                "server-state-not-saved",
+                said=exc.problems[0].message,
+                remedy=exc.problems[0].remedy,
+            )
+
     def observed(self, running: str | None) -> None:
         """The running worker was asked for its configuration's hash; None if it did not answer."""
         if running != self.running:
+            self._unassigned = True
             self._log.info("haproxy-has", hash=running or "none", wanted=self.wanted or "none")
         self.running = running
         self._metrics.synced(self.wanted, running)
@@ -254,6 +317,7 @@ class Reconciler:
         if deployment.outcome in (Outcome.RELOADED, Outcome.STARTED):
             self._metrics.converged(self._clock() - seen)
         self.resolution = with_slots(prepared.plan, self.resolution)
+        self._unassigned = True
         self._unsaved = True
         await self.save()
         return deployment
@@ -348,4 +412,6 @@ class Reconciler:
 
 def _shape(services: Iterable[ServicePlan]) -> list[tuple[object, ...]]:
     """What of a plan reaches haproxy.cfg by way of DNS."""
-    return [(s.spec.name, s.kind, s.query, s.slots, s.fallback_query) for s in services]
+    return [
+        (s.spec.name, s.kind, s.query, s.slots, s.fallback_query, s.by_runtime) for s in services
+    ]

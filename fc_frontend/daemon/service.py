@@ -22,7 +22,7 @@ from fc_frontend.daemon.watch import FileWatch
 from fc_frontend.errors import Unavailable
 from fc_frontend.haproxy import runtime
 from fc_frontend.haproxy.deploy import Outcome
-from fc_frontend.haproxy.master import show_proc
+from fc_frontend.haproxy.old_workers import old_workers
 from fc_frontend.observe.http import HttpServer
 from fc_frontend.observe.log import Log
 from fc_frontend.observe.metrics import Metrics
@@ -237,6 +237,8 @@ class Service:
                 return
             if await self._reconciler.sweep():
                 self._trigger(Trigger.DNS)
+            else:
+                await self._reconciler.assign()
 
     async def _rescan_loop(self) -> None:
         while await self._sleep(self._settings.intervals.rescan):
@@ -268,8 +270,10 @@ class Service:
                 self._trigger(Trigger.HAPROXY)
             looks += 1
             if looks % _WORKERS_EVERY == 0:
-                count = await asyncio.to_thread(_old_workers, haproxy.master_socket)
-                self._metrics.old_workers(count)
+                old = await asyncio.to_thread(old_workers, haproxy.master_socket)
+                self._metrics.old_workers(old.count, old.oldest, old.memory)
+                await self._reconciler.assign(anew=True)
+                await self._reconciler.save_server_state()
 
     async def _watchdog_loop(self) -> None:
         interval = self._notifier.watchdog_interval
@@ -283,10 +287,3 @@ def _running_hash(socket: str) -> str | None:
         return runtime.running_hash(socket)
     except Unavailable:
         return None
-
-
-def _old_workers(socket: str) -> int:
-    try:
-        return len(show_proc(socket).old_workers)
-    except Unavailable:
-        return 0

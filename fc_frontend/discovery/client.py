@@ -42,6 +42,8 @@ _TCP_PATIENCE = 2
 """Times `timeout` that TCP may take, as it needs a connection first."""
 _PREFER_FOR = 30.0
 _RECEIVE_BUFFER = 1 << 20
+_FULL = 48 * 1024
+"""Bytes of a truncated answer over TCP that can only be for want of room (RFC 1035, 4.2.2)."""
 _IN = b"\x00\x01"
 _NONE = b"\x00\x00"
 _ONE = b"\x00\x01"
@@ -61,6 +63,8 @@ class Outcome(StrEnum):
     """What kind of answer it was."""
 
     ANSWER = "answer"
+    PARTIAL = "partial"
+    """More records than an answer can carry, over TCP too: those that it brought are there."""
     EMPTY = "empty"
     """The name exists, without records of this type (RFC 2308, NODATA)."""
     NXDOMAIN = "nxdomain"
@@ -284,15 +288,18 @@ class DnsClient:
         rcode = response.rcode()
         if rcode not in (dns.rcode.NOERROR, dns.rcode.NXDOMAIN):
             return self._failed(nameserver, transport, dns.rcode.to_text(rcode), started)
-        if response.flags & dns.flags.TC:
+        is_cut = bool(response.flags & dns.flags.TC)
+        if is_cut and len(response.wire or b"") < _FULL:
             # Over TCP, as UDP was left for it before: there is nowhere else to ask for the rest.
             return self._failed(nameserver, transport, "truncated", started)
         try:
             result = _reply(question, response)
         except (dns.exception.DNSException, ValueError) as exc:
             return self._failed(nameserver, transport, "malformed", started, type(exc).__name__)
+        if is_cut and result[0].outcome is not Outcome.ANSWER:
+            return self._failed(nameserver, transport, "truncated", started)
         self._tell(nameserver, transport, dns.rcode.to_text(rcode), started)
-        return result
+        return (replace(result[0], outcome=Outcome.PARTIAL), None) if is_cut else result
 
     def _failed(
         self, nameserver: Nameserver, transport: str, rcode: str, started: float, detail: str = ""

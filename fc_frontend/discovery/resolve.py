@@ -33,7 +33,9 @@ from fc_frontend.plan.model import (
 )
 from fc_frontend.plan.names import headless_name, srv_name, wildcard_name
 from fc_frontend.plan.planner import assumed_kind
+from fc_frontend.plan.slots import MOST
 
+_EXISTS = (Outcome.ANSWER, Outcome.PARTIAL, Outcome.EMPTY)
 _NOBODY = "no such service, or none of its pods is ready"
 _MAKE_HEADLESS = (
     "CoreDNS 1.9 and later answer no wildcards: add `clusterIP: None` to the Service's spec to "
@@ -46,7 +48,7 @@ class Said:
     """What cluster DNS said of one name, over the address families that were asked for.
 
     `failure` is empty unless no usable answer came; `endpoints` are inside the accepted networks,
-    `rejected` are not.
+    `rejected` are not.  `is_cut` if an answer was too small for the records that there are.
     """
 
     name: str
@@ -54,6 +56,7 @@ class Said:
     endpoints: tuple[Endpoint, ...] = ()
     rejected: tuple[str, ...] = ()
     failure: str = ""
+    is_cut: bool = False
 
 
 async def resolve_all(
@@ -207,6 +210,10 @@ def _answer(
         return Answer(kind=kind, reason=reason, error=said.failure, slots=slots)
     error = None
     remedy = ""
+    endpoints = said.endpoints
+    if said.is_cut and previous is not None:
+        # Which records an answer brings is left to chance: those before are as good.
+        endpoints = tuple(sorted({*previous.endpoints, *endpoints}))[:MOST]
     if not said.endpoints and said.rejected:
         remedy = _remedy(kind, said.rejected, cluster)
     elif not said.endpoints:
@@ -214,12 +221,14 @@ def _answer(
     return Answer(
         kind=kind,
         reason=reason,
-        endpoints=said.endpoints,
+        endpoints=endpoints,
         freshness=Freshness.FRESH,
         rejected=said.rejected,
         error=error,
         remedy=remedy,
         slots=slots,
+        is_cut=said.is_cut,
+        by_runtime=previous is not None and previous.by_runtime,
     )
 
 
@@ -258,9 +267,16 @@ def _families(spec: ServiceSpec, cluster: Cluster) -> tuple[Family, ...]:
     return cluster.families(cluster.pod_networks)
 
 
-async def _addresses(client: DnsClient, name: str, spec: ServiceSpec, cluster: Cluster) -> Said:
-    """What the address records of `name` say; HAProxy uses one family a server, so do we."""
-    assert isinstance(spec.port, int)
+async def _addresses(
+    client: DnsClient, name: str, spec: ServiceSpec, cluster: Cluster, port: int | None = None
+) -> Said:
+    """What the address records of `name` say; HAProxy uses one family a server, so do we.
+
+    `port` is the endpoints' port where the declaration has only its name.
+    """
+    if port is None:
+        assert isinstance(spec.port, int)
+        port = spec.port
     replies = await _by_family(client, name, _families(spec, cluster))
     chosen = None
     for reply in replies:
@@ -270,11 +286,11 @@ async def _addresses(client: DnsClient, name: str, spec: ServiceSpec, cluster: C
         if reply.addresses:
             chosen = reply
             break
-    port = spec.port
     return Said(
         name,
-        exists=any(r.outcome in (Outcome.ANSWER, Outcome.EMPTY) for r in replies),
+        exists=any(reply.outcome in _EXISTS for reply in replies),
         endpoints=tuple(Endpoint(address, port) for address in chosen.addresses) if chosen else (),
+        is_cut=chosen is not None and chosen.outcome is Outcome.PARTIAL,
     )
 
 
@@ -296,10 +312,17 @@ async def _services(client: DnsClient, spec: ServiceSpec, cluster: Cluster) -> S
     if reply.outcome is Outcome.FAILURE:
         return Said(name, failure=reply.detail)
     families = _families(spec, cluster)
+    is_cut = reply.outcome is Outcome.PARTIAL
+    ports = {record.port for record in reply.services}
+    if is_cut and len(ports) == 1:
+        # SRV records take ten times the room of addresses, and say the same of each pod.
+        bare = headless_name(spec, cluster.domain)
+        pods = await _addresses(client, bare, spec, cluster, ports.pop())
+        return replace(pods, is_cut=True)
     endpoints: set[Endpoint] = set()
     for record in reply.services:
         addresses = record.addresses
-        if not addresses:
+        if not addresses and not is_cut:
             replies = await _by_family(client, record.target, families)
             for answer in replies:
                 # As in `_addresses`: a failure of the preferred family does not prefer the other.
@@ -310,8 +333,12 @@ async def _services(client: DnsClient, spec: ServiceSpec, cluster: Cluster) -> S
                     break
         wanted = _of_family(addresses, families)
         endpoints |= {Endpoint(address, record.port, record.target) for address in wanted}
-    exists = reply.outcome in (Outcome.ANSWER, Outcome.EMPTY)
-    return Said(name, exists=exists, endpoints=tuple(sorted(endpoints)))
+    return Said(
+        name,
+        exists=reply.outcome in _EXISTS,
+        endpoints=tuple(sorted(endpoints)),
+        is_cut=is_cut,
+    )
 
 
 def _of_family(addresses: tuple[str, ...], families: tuple[Family, ...]) -> tuple[str, ...]:

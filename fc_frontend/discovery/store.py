@@ -52,6 +52,7 @@ def dump_answers(answers: Mapping[str, Answer]) -> bytes:
                 "kind": answer.kind.value,
                 "reason": answer.reason,
                 "slots": answer.slots,
+                "by_runtime": answer.by_runtime,
                 "endpoints": [
                     [endpoint.address, endpoint.port, endpoint.name]
                     for endpoint in answer.endpoints
@@ -75,6 +76,7 @@ def _answer(entry: Any) -> Answer:
         endpoints=tuple(sorted({_endpoint(*fields) for fields in entry["endpoints"]})),
         freshness=Freshness.STALE,
         slots=count,
+        by_runtime=entry.get("by_runtime") is True,
     )
 
 

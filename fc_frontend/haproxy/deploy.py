@@ -267,6 +267,15 @@ def _service_of(problem: Problem, by_bind: dict[str, str]) -> str | None:
     )
 
 
+def save_server_state(plan: Plan, resolution: Resolution) -> None:
+    """Keep what the running worker knows of its servers for a start that does not come from us.
+
+    Raises `Unavailable`.
+    """
+    running = Running(servers=runtime.servers(plan.settings.haproxy.runtime_socket))
+    _write_server_state(plan, resolution, running)
+
+
 def _write_server_state(plan: Plan, resolution: Resolution, running: Running) -> None:
     Path(plan.settings.state_directory).mkdir(mode=0o750, parents=True, exist_ok=True)
     text = server_state(plan, resolution, running.servers)

@@ -116,15 +116,17 @@ def commands(path: str, texts: Iterable[str], timeout: float = TIMEOUT) -> tuple
 
     They are sent in lines of at most 7 kB joined by `;`, a connection and `timeout` seconds each:
     HAProxy executes the rest of a line even if one of it fails.  Meant for commands with answers
-    without blank lines, as `set` and `add` have.  Raises `Unavailable` if a line gets no answer or
+    without blank lines, as `set` and `add` have.  A text may have several commands joined by `;`,
+    which then go in one line.  Raises `Unavailable` if a line gets no answer or
     answers that cannot be told apart; commands before that are done.
     """
     answers: list[str] = []
     for batch in _batches(texts):
         answer = ask(path, ";".join(batch), timeout)
         said = _split(answer)
-        if len(said) != len(batch):
-            raise _strange(path, f"{len(batch)} commands", answer)
+        count = sum(text.count(";") + 1 for text in batch)
+        if len(said) != count:
+            raise _strange(path, f"{count} commands", answer)
         answers += said
     return tuple(answers)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from fc_frontend.haproxy.assign import is_free
 from fc_frontend.haproxy.runtime import ServerState
 from fc_frontend.plan.model import Answer, Endpoint, Freshness, Kind, Plan, Resolution, ServicePlan
 
@@ -18,6 +19,8 @@ EMPTY = "1\n"
 
 _FORCED = 1 | 8
 """Administrative states that an operator set: maintenance and drain."""
+_DISABLED = 4
+"""Says of a server that is `disabled` in the configuration that it was enabled since."""
 
 
 def server_state(plan: Plan, resolution: Resolution, running: Iterable[ServerState]) -> str:
@@ -28,7 +31,7 @@ def server_state(plan: Plan, resolution: Resolution, running: Iterable[ServerSta
     """
     known: dict[str, list[ServerState]] = {}
     for server in running:
-        if server.address:
+        if not is_free(server):
             known.setdefault(server.proxy, []).append(server)
     lines: list[str] = []
     for service in plan.services:
@@ -46,7 +49,7 @@ def _service_lines(
         if service.kind is Kind.SERVICE
         else [f"pod{number}" for number in range(1, service.slots + 1)]
     )
-    is_fresh = answer is not None and answer.freshness is Freshness.FRESH
+    is_fresh = answer is not None and answer.freshness is Freshness.FRESH and not answer.is_cut
     endpoints = {endpoint.address: endpoint for endpoint in service.endpoints}
     servers: dict[str, ServerState] = {}
     for server in known:
@@ -99,6 +102,8 @@ def _endpoint(service: ServicePlan, server: ServerState) -> Endpoint | None:
 def _line(service: ServicePlan, name: str, endpoint: Endpoint, server: ServerState | None) -> str:
     is_up = server is None or server.operational in (1, 2)
     admin = (server.admin or 0) & _FORCED if server else 0
+    if service.by_runtime and name != "service":
+        admin |= _DISABLED
     weight = server.weight if server and server.weight is not None else 1
     initial = server.initial_weight if server and server.initial_weight is not None else 1
     health = "3 3 6" if is_up else "2 0 6"

@@ -12,7 +12,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 from prometheus_client.process_collector import ProcessCollector
 
 from fc_frontend import __version__
-from fc_frontend.plan.model import Answer, Freshness, Plan, Resolution
+from fc_frontend.plan import slots
+from fc_frontend.plan.model import Answer, Freshness, Plan, Resolution, ServicePlan
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 STATES = ("ok", "stale", "quarantined", "empty")
@@ -100,6 +101,12 @@ class Metrics:
             service,
             registry=self.registry,
         )
+        self._slots_scarce = Gauge(
+            "fc_frontend_service_slots_scarce",
+            "1 if little room is left: fewer free slots than a quarter of the pods, or than two.",
+            service,
+            registry=self.registry,
+        )
         self._rejected = Gauge(
             "fc_frontend_service_rejected_addresses",
             "Addresses that cluster DNS named outside of the cluster's networks.",
@@ -127,6 +134,16 @@ class Metrics:
         self._old_workers = Gauge(
             "fc_frontend_old_workers",
             "HAProxy workers that end their last connections.",
+            registry=self.registry,
+        )
+        self._old_workers_age = Gauge(
+            "fc_frontend_old_workers_oldest_age_seconds",
+            "Age of the oldest of these workers; 0 if there is none.",
+            registry=self.registry,
+        )
+        self._old_workers_memory = Gauge(
+            "fc_frontend_old_workers_memory_bytes",
+            "Resident memory of these workers, pages that they share counted for each.",
             registry=self.registry,
         )
         for severity in ("error", "warning"):
@@ -173,8 +190,9 @@ class Metrics:
             endpoints = len(answer.endpoints) if answer else 0
             self._endpoints.labels(*labels).set(endpoints)
             self._slots.labels(*labels).set(service.slots)
-            short = max(0, endpoints - service.slots) if service.query else 0
+            short, is_scarce = slot_room(service, answer)
             self._slots_short.labels(*labels).set(short)
+            self._slots_scarce.labels(*labels).set(is_scarce)
             self._rejected.labels(*labels).set(len(answer.rejected) if answer else 0)
             state = service_state(answer)
             for other in STATES:
@@ -186,7 +204,14 @@ class Metrics:
         self._answered = {name: at for name, at in self._answered.items() if name in names}
 
     def _forget(self, name: str, namespace: str) -> None:
-        gauges = (self._endpoints, self._slots, self._slots_short, self._rejected, self._age)
+        gauges = (
+            self._endpoints,
+            self._slots,
+            self._slots_short,
+            self._slots_scarce,
+            self._rejected,
+            self._age,
+        )
         for gauge in gauges:
             _remove(gauge, name, namespace)
         for state in STATES:
@@ -221,9 +246,19 @@ class Metrics:
             if value:
                 self._config.labels(which, value).set(1)
 
-    def old_workers(self, count: int) -> None:
-        """How many former workers still serve."""
+    def old_workers(self, count: int, oldest: float, memory: int) -> None:
+        """How many former workers still serve, the oldest's age in seconds, and bytes in all."""
         self._old_workers.set(count)
+        self._old_workers_age.set(oldest)
+        self._old_workers_memory.set(memory)
+
+
+def slot_room(service: ServicePlan, answer: Answer | None) -> tuple[int, bool]:
+    """How many pods have no slot now, and whether little room is left for more."""
+    if answer is None or not service.has_pods:
+        return 0, False
+    pods = len(answer.endpoints)
+    return slots.short(pods, service.slots), slots.scarce(pods, service.slots)
 
 
 def service_state(answer: Answer | None) -> str:

@@ -23,6 +23,10 @@ Family = Literal["ipv4", "ipv6"]
 Mode = Literal["tcp", "http"]
 
 
+FREE_ADDRESS = "127.0.0.255"
+"""The address of a slot without a pod, where the runtime API sets the addresses."""
+
+
 class Kind(StrEnum):
     """Where a service's servers come from."""
 
@@ -253,7 +257,8 @@ class Answer:
 
     `rejected` are addresses outside the pod and service networks: said, never used.  `error` is
     what DNS last said instead of an answer.  `slots` is the number of slots that the running
-    configuration has for it, 0 if unknown.
+    configuration has for it, 0 if unknown.  `is_cut` tells that there are more records than HAProxy
+    can be given by DNS; `by_runtime` that the running configuration has no resolver for it.
     """
 
     kind: Kind
@@ -264,6 +269,8 @@ class Answer:
     error: str | None = None
     remedy: str = ""
     slots: int = 0
+    is_cut: bool = False
+    by_runtime: bool = False
 
 
 Resolution = Mapping[str, Answer]
@@ -276,6 +283,7 @@ class ServicePlan:
 
     `query` is the DNS name that HAProxy resolves, None for nodes.  `slots` is the number of
     servers in the template.  `fallback_query` names the cluster IP that serves as backup.
+    With `by_runtime`, the servers' addresses come through the runtime API.
     """
 
     spec: ServiceSpec
@@ -286,11 +294,12 @@ class ServicePlan:
     prefer: Family
     endpoints: tuple[Endpoint, ...] = ()
     fallback_query: str | None = None
+    by_runtime: bool = False
 
     @property
-    def slots_short(self) -> int:
-        """Pods that got no slot, and therefore no traffic."""
-        return max(0, len(self.endpoints) - self.slots) if self.query else 0
+    def has_pods(self) -> bool:
+        """True if its servers are pods, whose number changes."""
+        return self.kind not in (Kind.SERVICE, Kind.NODES)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,6 +14,7 @@ lb_service_port: …  (not needed)                       one server a node
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from fc_frontend.errors import Problem, Severity
 from fc_frontend.plan import slots
@@ -117,7 +118,7 @@ def _service(
     networks = cluster.service_networks if kind is Kind.SERVICE else cluster.pod_networks
     families: tuple[Family, ...] = cluster.families(networks) or ("ipv4",)
     has_fallback = spec.fallback and kind is Kind.WILDCARD
-    return ServicePlan(
+    planned = ServicePlan(
         spec=spec,
         kind=kind,
         reason=reason,
@@ -127,6 +128,11 @@ def _service(
         endpoints=endpoints,
         fallback_query=headless_name(spec, cluster.domain) if has_fallback else None,
     )
+    if answer is None or not planned.has_pods:
+        return planned
+    # Going back to HAProxy's resolver costs a reload: it waits for one, as shrinking does.
+    stays = answer.by_runtime and not (shrink and answer.freshness is Freshness.FRESH)
+    return replace(planned, by_runtime=answer.is_cut or stays)
 
 
 def _notices(planned: ServicePlan, resolution: Resolution) -> Iterable[Problem]:
@@ -145,17 +151,25 @@ def _notices(planned: ServicePlan, resolution: Resolution) -> Iterable[Problem]:
         )
 
     pods = len(planned.endpoints)
-    if planned.slots_short:
+    short = slots.short(pods, planned.slots)
+    if planned.has_pods and short:
         yield warning(
-            f"{pods} pods, but {planned.slots} slots: {planned.slots_short} pods get no traffic",
+            f"{pods} pods, but {planned.slots} slots: {short} pods get no traffic",
             f"use slots: auto, or {slots.automatic(pods)}",
             "slots",
         )
-    elif pods and planned.kind is not Kind.SERVICE and slots.needed(pods) > planned.slots:
+    elif planned.has_pods and slots.scarce(pods, planned.slots):
         yield warning(
             f"{pods} pods in {planned.slots} slots: little room is left",
             f"use slots: auto, or {slots.automatic(pods)}",
             "slots",
+        )
+    if planned.by_runtime and not spec.check:
+        yield warning(
+            f"{pods} pods are more than an answer of cluster DNS carries: without checks, pods "
+            "that are gone keep their slots",
+            "use check: true",
+            "check",
         )
     if answer.rejected:
         shown = ", ".join(answer.rejected[:3]) + (", …" if len(answer.rejected) > 3 else "")

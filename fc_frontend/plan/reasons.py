@@ -63,6 +63,9 @@ def _service_reasons(old: ServicePlan, new: ServicePlan) -> list[Reason]:
         return [Reason(Cause.SERVICE_CHANGED, name)]
     if old.kind is not new.kind or old.query != new.query or old.prefer != new.prefer:
         return [Reason(Cause.DISCOVERY, name, f"{old.kind}→{new.kind}")]
+    if old.by_runtime != new.by_runtime:
+        detail = "by the runtime API" if new.by_runtime else "by HAProxy's resolver"
+        return [Reason(Cause.DISCOVERY, name, detail)]
     if old.slots != new.slots:
         return [Reason(Cause.SLOTS, name, f"{old.slots}→{new.slots}")]
     return []

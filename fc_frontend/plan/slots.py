@@ -8,12 +8,23 @@ from __future__ import annotations
 
 DEFAULT = 10
 """Slots of a service of which nothing is known yet."""
-MOST = 5000
+MOST = 20480
+"""Slots of one service at most: each with checks reserves a file descriptor in HAProxy."""
 
 
 def needed(pods: int) -> int:
     """The least number of slots for `pods`: a quarter more, and two at least."""
     return pods + max(2, -(-pods // 4))
+
+
+def short(pods: int, slots: int) -> int:
+    """Pods that have no slot, and therefore no traffic."""
+    return max(0, pods - slots)
+
+
+def scarce(pods: int, slots: int) -> bool:
+    """True if `slots` leave less room than `needed` asks for: an alarm before traffic is lost."""
+    return pods > 0 and needed(pods) > slots
 
 
 def automatic(pods: int, have: int = 0) -> int:

@@ -16,7 +16,7 @@ from typing import Any
 import jinja2
 
 from fc_frontend.errors import Problem, Refused
-from fc_frontend.plan.model import Fragment, Kind, Nameserver, Plan, ServicePlan, Tls
+from fc_frontend.plan.model import FREE_ADDRESS, Fragment, Kind, Nameserver, Plan, ServicePlan, Tls
 
 MAIN = "haproxy.cfg.j2"
 SERVICE = "service.cfg.j2"
@@ -274,7 +274,11 @@ def _servers(service: ServicePlan, plan: Plan) -> list[str]:
             _line("server", name, _host_port(str(address), spec.port), *common, *options)
             for name, address in plan.settings.cluster.nodes.items()
         ]
-    resolved = ["resolvers", "cluster", "resolve-prefer", service.prefer]
+    own = ["resolvers", "cluster", "resolve-prefer", service.prefer]
+    resolved = own
+    if service.by_runtime:
+        # Free slots need an address that can be set later, and take no traffic until then.
+        resolved = ["disabled", "init-addr", f"last,{FREE_ADDRESS}"]
     # A server without a port maps the client's destination port until the first SRV answer, even
     # if the server state file gives one.  The number itself is replaced by the record's.
     port = 1 if service.kind is Kind.SRV else spec.port
@@ -286,7 +290,7 @@ def _servers(service: ServicePlan, plan: Plan) -> list[str]:
     ]
     if service.fallback_query:
         backup = f"{service.fallback_query}:{spec.port}"
-        lines.append(_line("server", "service", backup, *common, "backup", *resolved, *options))
+        lines.append(_line("server", "service", backup, *common, "backup", *own, *options))
     return lines
 
 

@@ -1,0 +1,223 @@
+"""Services with more pods than an answer of cluster DNS carries, over the runtime API."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+from ipaddress import ip_address
+from typing import ClassVar
+
+import pytest
+
+from fc_frontend.demo.dns import KubernetesService
+from fc_frontend.demo.load import Load
+from fc_frontend.haproxy import runtime
+from fc_frontend.haproxy.assign import changes, is_free, silent
+from fc_frontend.haproxy.runtime import ServerState
+from fc_frontend.plan.model import FREE_ADDRESS, Bind, Endpoint, Kind, ServicePlan, ServiceSpec
+from tests.conftest import free_port
+from tests.frontend import Frontend
+
+MANY = 4600
+
+
+@pytest.fixture
+def frontend(haproxy_binary: str) -> Iterator[Frontend]:
+    with Frontend(haproxy_binary) as made:
+        yield made
+
+
+class Everywhere(asyncio.Protocol):
+    """A HTTP server on all loopback addresses, which answers with the one that was asked.
+
+    Thousands of pods that are real to HAProxy, without thousands of listeners.
+    """
+
+    connections: ClassVar[set[asyncio.Transport]] = set()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        self._pod = transport.get_extra_info("sockname")[0].encode()
+        self.connections.add(transport)
+
+    def connection_lost(self, _exc: Exception | None) -> None:
+        self.connections.discard(self._transport)
+
+    def data_received(self, data: bytes) -> None:
+        answer = b"HTTP/1.1 200 OK\r\nX-Pod: %b\r\nContent-Length: 0\r\n\r\n" % self._pod
+        self._transport.write(answer * data.count(b"\r\n\r\n"))
+
+
+@pytest.fixture
+def everywhere(frontend: Frontend) -> Iterator[int]:
+    """The port of `Everywhere`."""
+    port = free_port("0.0.0.0")
+
+    async def start() -> asyncio.Server:
+        loop = asyncio.get_running_loop()
+        return await loop.create_server(Everywhere, "0.0.0.0", port, backlog=4096)
+
+    async def stop() -> None:
+        server.close()
+        for connection in list(Everywhere.connections):
+            connection.abort()
+        await asyncio.sleep(0)
+
+    server = frontend.call(start())
+    yield port
+    frontend.call(stop())
+
+
+def addresses(frontend: Frontend, count: int) -> tuple[str, ...]:
+    first = int(ip_address(f"127.{frontend.octet}.0.1"))
+    return tuple(str(ip_address(first + number)) for number in range(count))
+
+
+def publish(frontend: Frontend, pods: tuple[str, ...], port: int) -> None:
+    async def set_service() -> None:
+        frontend.dns.set_service(KubernetesService("shop", ports={"http": port}, endpoints=pods))
+
+    frontend.call(set_service())
+
+
+def routed(frontend: Frontend) -> set[str]:
+    """The addresses that HAProxy sends requests to."""
+    servers = runtime.servers(frontend.settings["haproxy"]["runtime_socket"])
+    return {
+        server.address or ""
+        for server in servers
+        if server.proxy == "shop" and not is_free(server) and server.operational == 2
+    }
+
+
+@pytest.mark.parametrize("by_name", [False, True])
+def test_more_pods_than_an_answer_carries_all_get_traffic(
+    frontend: Frontend, everywhere: int, by_name: bool
+) -> None:
+    pods = addresses(frontend, MANY)
+    frontend.settings["services"]["shop"] = frontend.service(
+        "shop",
+        8080,
+        pod_port="http" if by_name else everywhere,
+        balance="roundrobin",
+        server_options="inter 60s",
+    )
+    publish(frontend, pods[:3], everywhere)
+    frontend.start()
+    with Load(frontend.host, 8080, clients=2) as load:
+        publish(frontend, pods, everywhere)
+        frontend.until(lambda: routed(frontend) == set(pods), 60)
+        assert frontend.status()["services"][0]["addresses_by"] == "runtime"
+        asked = set(frontend.answers(8080, 200))
+        assert len(asked) > 150
+        assert asked <= set(pods)
+        # Another reload, for another reason, loses none of them.
+        frontend.drop("more.json", {"more": frontend.service("more", 8081, pod_port=80)})
+        frontend.until(lambda: len(frontend.status()["services"]) == 2 and frontend.ready())
+        assert routed(frontend) == set(pods)
+        assert not load.stop().failures
+    assert frontend.metric("fc_frontend_reloads_total", result="ok") <= 4
+    # A complete answer is proof again: the rest leaves, without a reload.
+    before = frontend.metric("fc_frontend_reloads_total")
+    publish(frontend, pods[100:200], everywhere)
+    frontend.until(lambda: routed(frontend) == set(pods[100:200]), 30)
+    assert set(frontend.answers(8080, 100)) <= set(pods[100:200])
+    assert frontend.metric("fc_frontend_reloads_total") == before
+    # The next reload takes them back to HAProxy's own resolver.
+    (frontend.services_d / "more.json").unlink()
+    frontend.until(lambda: frontend.status()["services"][0]["addresses_by"] == "resolver")
+    frontend.until(lambda: routed(frontend) == set(pods[100:200]), 30)
+
+
+def test_haproxy_started_by_itself_has_the_pods_that_we_assigned(
+    frontend: Frontend, everywhere: int
+) -> None:
+    pods = addresses(frontend, MANY)
+    frontend.settings["services"]["shop"] = frontend.service(
+        "shop", 8080, pod_port=everywhere, server_options="inter 60s"
+    )
+    publish(frontend, pods, everywhere)
+    frontend.start()
+    frontend.until(lambda: routed(frontend) == set(pods), 60)
+    state = frontend.directory / "state" / "server-state"
+    frontend.until(lambda: state.read_text().count(" pod") == MANY)
+    frontend.stop_daemon()
+    frontend.end_haproxy()
+    frontend.call(frontend.dns.stop())
+    started = time.monotonic()
+    frontend.start(wait=False)
+    frontend.until(lambda: set(frontend.answers(8080, 5)) <= set(pods))
+    assert routed(frontend) == set(pods)
+    assert time.monotonic() - started < 30
+    frontend.call(frontend.dns.start())
+
+
+# The assignment itself
+
+
+def slot(number: int, address: str | None = None, port: int = 80, **fields: int) -> ServerState:
+    values = {"operational": 2, "admin": 4, "changed_ago": 0, **fields}
+    return ServerState(
+        proxy="shop",
+        server=f"pod{number}",
+        address=address or FREE_ADDRESS,
+        port=port,
+        weight=1,
+        initial_weight=1,
+        check_status=None,
+        check_result=None,
+        check_health=None,
+        check_state=None,
+        agent_state=None,
+        fqdn=None,
+        srv_record=None,
+        **values,
+    )
+
+
+def service(*endpoints: Endpoint) -> ServicePlan:
+    spec = ServiceSpec(name="shop", service="shop", binds=(Bind("ip", "127.0.0.1", 80),), port=80)
+    return ServicePlan(
+        spec=spec,
+        kind=Kind.HEADLESS,
+        reason="",
+        query="shop.default.svc.cluster.local",
+        slots=5,
+        prefer="ipv4",
+        endpoints=endpoints,
+        by_runtime=True,
+    )
+
+
+def test_pods_that_stay_keep_their_slots_and_free_ones_are_used() -> None:
+    slots = [slot(10), slot(2, "10.1.0.2"), slot(1, "10.1.0.1"), slot(3)]
+    wanted = service(Endpoint("10.1.0.2", 80), Endpoint("10.1.0.4", 80), Endpoint("10.1.0.5", 81))
+    assert changes(wanted, slots) == [
+        f"set server shop/pod1 state maint;set server shop/pod1 addr {FREE_ADDRESS} port 1",
+        "set server shop/pod1 addr 10.1.0.4 port 80;set server shop/pod1 state ready",
+        "set server shop/pod3 addr 10.1.0.5 port 81;set server shop/pod3 state ready",
+    ]
+
+
+def test_a_port_that_changes_keeps_its_slot() -> None:
+    wanted = service(Endpoint("10.1.0.1", 81))
+    assert changes(wanted, [slot(1, "10.1.0.1")]) == ["set server shop/pod1 addr 10.1.0.1 port 81"]
+
+
+def test_pods_without_a_free_slot_are_left_out() -> None:
+    wanted = service(*(Endpoint(f"10.1.0.{number}", 80) for number in range(1, 9)))
+    assert len(changes(wanted, [slot(1), slot(2)])) == 2
+    assert changes(service(), []) == []
+
+
+def test_only_what_failed_its_checks_for_long_is_gone() -> None:
+    slots = [
+        slot(1, "10.1.0.1", operational=0, changed_ago=31),
+        slot(2, "10.1.0.2", operational=0, changed_ago=3),
+        slot(3, "10.1.0.3", operational=0, changed_ago=99, admin=5),
+        slot(4, "10.1.0.4", changed_ago=99),
+        slot(5, operational=0, changed_ago=99),
+    ]
+    assert silent(slots) == {"10.1.0.1"}
