@@ -8,9 +8,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
+from fc_frontend.config.last_good import LastGood, Piece, Unit, dump_last_good, load_last_good
 from fc_frontend.config.loader import Declaration, load
+from fc_frontend.config.quarantine import Faults, unit_of
 from fc_frontend.config.templates import templates
 from fc_frontend.discovery.store import dump_answers, load_answers
 from fc_frontend.errors import Problem, Refused, errors_in
@@ -20,6 +23,7 @@ from fc_frontend.plan.planner import plan
 from fc_frontend.render.render import RenderedConfig, render
 
 ANSWERS_FILE = "answers.json"
+LAST_GOOD_FILE = "last-good.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,6 +139,52 @@ async def resolve(
 def question(spec: ServiceSpec) -> str:
     """What is asked of cluster DNS for a service; answers to other questions are worth nothing."""
     return f"{spec.name} {spec.service}.{spec.namespace} {spec.target} {spec.port} {spec.discovery}"
+
+
+def last_good_path(state_directory: str) -> str:
+    """Where the last good forms are kept."""
+    return f"{state_directory}/{LAST_GOOD_FILE}"
+
+
+def stored_last_good(state_directory: str) -> LastGood:
+    """The last good forms; nothing where none are kept."""
+    return load_last_good(last_good_path(state_directory))
+
+
+def save_last_good(state_directory: str, last_good: LastGood) -> None:
+    """Keep the last good forms for the next start.  Raises `Unavailable`."""
+    from fc_frontend.haproxy.install import atomic_write
+
+    atomic_write(last_good_path(state_directory), dump_last_good(last_good))
+
+
+def traced(problems: Iterable[Problem], declaration: Declaration) -> Faults:
+    """The units that errors name: by a service's or fragment's section, or by a template's file."""
+    found: dict[Unit, list[Problem]] = {}
+    for problem in errors_in(problems):
+        if problem.service:
+            unit = unit_of(problem.service, declaration.forms)
+        elif problem.file in declaration.templates:
+            unit = Unit(Piece.TEMPLATES)
+        else:
+            continue
+        found.setdefault(unit, []).append(problem)
+    return {unit: tuple(said) for unit, said in found.items()}
+
+
+def culprit(suspects: Sequence[Unit], accepts: Callable[[frozenset[Unit]], bool]) -> Unit | None:
+    """One of `suspects` that HAProxy refuses, None if it is none of them.
+
+    `accepts` tells whether HAProxy takes the configuration with these units reverted; it is asked
+    at most ⌈log₂ n⌉ + 1 times for n suspects.
+    """
+    left = list(suspects)
+    if not left or not accepts(frozenset(left)):
+        return None
+    while len(left) > 1:
+        half = len(left) // 2
+        left = left[:half] if accepts(frozenset(left[:half])) else left[half:]
+    return left[0]
 
 
 def judged(prepared: Prepared) -> Prepared:

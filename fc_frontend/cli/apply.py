@@ -26,7 +26,7 @@ def command(config: str) -> None:
     """
     from fc_frontend.config.loader import load
     from fc_frontend.haproxy.binary import find_binary
-    from fc_frontend.haproxy.deploy import Outcome, deploy
+    from fc_frontend.haproxy.deploy import Outcome, deploy, forget_refused
     from fc_frontend.pipeline import prepare, resolve, save_answers, with_slots
 
     declaration = load(config)
@@ -56,6 +56,7 @@ def command(config: str) -> None:
         print_problems(problems)
         sys.exit(Exit.PROBLEMS)
     print_problems(problems)
+    forget_refused(declaration.settings.haproxy)
     try:
         save_answers(declaration, with_slots(prepared.plan, resolution))
     except Unavailable as exc:

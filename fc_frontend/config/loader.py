@@ -14,27 +14,34 @@ import stat
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
 from fc_frontend.config import host
 from fc_frontend.config.document import MAX_BYTES, Document, Unreadable, read_document
+from fc_frontend.config.last_good import Form, LastGood, Piece, Quarantine, Unit
 from fc_frontend.config.schema import (
     CAMEL_CASE,
     SERVICE_NAME,
     ServiceDeclaration,
     SettingsDeclaration,
 )
-from fc_frontend.errors import Problem, Severity
+from fc_frontend.errors import Problem, Severity, errors_in
+from fc_frontend.plan.addresses import SAFE_PATH
 from fc_frontend.plan.checks import service_problems, settings_problems
-from fc_frontend.plan.model import Fragment, Origin, ServiceSpec, Settings
+from fc_frontend.plan.model import Address, Fragment, Origin, ServiceSpec, Settings
 
 DEFAULT_SETTINGS = ("/etc/fc-frontend/config.yaml", "/etc/fc-frontend/config.json")
 SETTINGS_VARIABLE = "FC_FRONTEND_CONFIG"
 MOST_FILES = 20_000
 _RESERVED = "fc-"
 _FRAGMENT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_SETTINGS = Unit(Piece.SETTINGS)
+_TEMPLATES = Unit(Piece.TEMPLATES)
+_NOTHING: Mapping[Unit, bool] = MappingProxyType({})
+_NO_DOCUMENT = Document({}, (), dict)
 _SNAKE_TO_CAMEL = {snake: camel for camel, snake in CAMEL_CASE.items()}
 
 
@@ -52,6 +59,9 @@ class Declaration:
     settings_file: str
     directory: str
     templates: Mapping[str, str] = field(default_factory=dict)
+    forms: LastGood = field(default_factory=LastGood)
+    """What `services`, `fragments` and the rest were made of."""
+    quarantined: tuple[Quarantine, ...] = ()
 
     def located(self, problem: Problem) -> Problem:
         """`problem` with the place where its service was declared, if that can be found."""
@@ -83,38 +93,122 @@ def services_directory(settings_file: str) -> str:
     return str(Path(settings_file).parent / "services.d")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sources:
+    """What stands in the files, read once and not yet judged.
+
+    `broken` are the files, and services.d itself, that could not be read as a whole; `problems` say
+    why, and what else is wrong before a single service is looked at.
+    """
+
+    settings_file: str
+    directory: str
+    settings: dict[str, Any]
+    document: Document
+    services: dict[str, _Raw]
+    fragments: tuple[Fragment, ...]
+    templates: Mapping[str, str] | None
+    """None if they cannot be read, or if settings that cannot be read say where they are."""
+    broken: frozenset[str]
+    has_directory: bool
+    problems: tuple[Problem, ...]
+    host: tuple[Address, ...]
+
+
 def load(settings_file: str) -> Declaration:
     """Everything that the settings file and services.d beside it declare.
 
     Never raises for what is in the files: `problems` says it.
     """
+    return declare(read(settings_file))
+
+
+def read(settings_file: str) -> Sources:
+    """What the settings file and services.d beside it hold; never raises for what that is."""
     problems: list[Problem] = []
+    broken: set[str] = set()
     document = _read(settings_file, problems, missing_remedy=_MISSING_SETTINGS)
     raw = _mapping(document, settings_file, problems)
     services: dict[str, _Raw] = {}
     inline = raw.pop("services", None)
-    settings = _settings(raw, document, settings_file, problems)
     _collect(inline, document, settings_file, services, problems)
+    if errors_in(problems):
+        broken.add(settings_file)
 
     directory = services_directory(settings_file)
     fragments: list[Fragment] = []
-    for path in _listing(directory, problems):
+    listed: list[Problem] = []
+    paths = _listing(directory, listed)
+    if errors_in(listed):
+        broken.add(directory)
+    problems += listed
+    for path in paths:
+        found: list[Problem] = []
         if path.endswith(".cfg"):
-            fragment = _fragment(path, problems)
+            fragment = _fragment(path, found)
             fragments += [fragment] if fragment else []
-            continue
-        file_document = _read(path, problems)
-        content = _mapping(file_document, path, problems)
-        unknown = [key for key in content if key != "services"]
-        problems += [
-            _unknown_field(key, ("services",), path, (key,), file_document) for key in unknown
-        ]
-        _collect(content.get("services"), file_document, path, services, problems)
+        else:
+            file_document = _read(path, found)
+            content = _mapping(file_document, path, found)
+            unknown = [key for key in content if key != "services"]
+            found += [
+                _unknown_field(key, ("services",), path, (key,), file_document) for key in unknown
+            ]
+            _collect(content.get("services"), file_document, path, services, found)
+        if any(problem.service is None for problem in errors_in(found)):
+            broken.add(path)
+        problems += found
+    templates = _template_directory(raw)
+    return Sources(
+        settings_file=settings_file,
+        directory=directory,
+        settings=raw,
+        document=document,
+        services=services,
+        fragments=tuple(fragments),
+        templates=_templates(templates, problems) if templates else {},
+        broken=frozenset(broken),
+        has_directory=Path(directory).is_dir(),
+        problems=tuple(dict.fromkeys(problems)),
+        host=host.host_addresses(),
+    )
 
-    specs = [spec for raw in services.values() if (spec := _service(raw, problems))]
-    specs.sort(key=lambda spec: spec.name)
-    names = {spec.name for spec in specs}
-    for clash in [fragment for fragment in fragments if fragment.name in names]:
+
+def state_directory(sources: Sources) -> str:
+    """Where state is kept: as the settings say, else as systemd does, else the default.
+
+    Settings that cannot be read must not hide what was good before.
+    """
+    declared = sources.settings.get("state_directory")
+    if isinstance(declared, str) and SAFE_PATH.fullmatch(declared):
+        return declared
+    return os.environ.get("STATE_DIRECTORY", "").split(":")[0] or Settings().state_directory
+
+
+def declare(
+    sources: Sources,
+    last_good: LastGood | None = None,
+    reverted: Mapping[Unit, bool] = _NOTHING,
+) -> Declaration:
+    """What the sources declare, with the `reverted` units as they were last good.
+
+    A unit that is reverted to False is left out.  Raises nothing for what is in the files.
+    """
+    last_good = last_good or LastGood()
+    problems = list(sources.problems)
+    raw_settings = sources.settings
+    document = sources.document
+    if reverted.get(_SETTINGS) and last_good.settings is not None:
+        raw_settings, document = dict(last_good.settings), _NO_DOCUMENT
+    settings = _settings(raw_settings, document, sources.settings_file, problems)
+    services = _with_reverted(sources, last_good, reverted)
+    built = {
+        name: (raw, spec)
+        for name, raw in services.items()
+        if (spec := _service(raw, problems)) is not None
+    }
+    fragments = _fragments(sources, last_good, reverted)
+    for clash in [fragment for fragment in fragments if fragment.name in built]:
         problems.append(
             Problem(
                 message=f"a fragment and a service are both named {clash.name}",
@@ -123,20 +217,81 @@ def load(settings_file: str) -> Declaration:
             )
         )
         fragments.remove(clash)
+    # What serves already comes first: a newcomer is at fault if both want the same.
+    order = sorted(built, key=lambda name: (not _unchanged(last_good, built[name][0]), name))
     between = [
-        *settings_problems(settings, host.host_addresses()),
-        *service_problems(settings, specs),
+        *settings_problems(settings, sources.host),
+        *service_problems(settings, [built[name][1] for name in order]),
     ]
-    problems += [_place_between(problem, services, document, settings_file) for problem in between]
+    problems += [
+        _place_between(problem, services, document, sources.settings_file) for problem in between
+    ]
+    own_templates = sources.templates or {}
+    if reverted.get(_TEMPLATES) or reverted.get(_SETTINGS):
+        own_templates = last_good.templates
+    elif _TEMPLATES in reverted:
+        own_templates = {}
     return Declaration(
         settings=settings,
-        services=tuple(specs),
+        services=tuple(built[name][1] for name in sorted(built)),
         fragments=tuple(fragments),
         problems=tuple(dict.fromkeys(problems)),
-        settings_file=settings_file,
-        directory=directory,
-        templates=_templates(settings.haproxy.templates, problems),
+        settings_file=sources.settings_file,
+        directory=sources.directory,
+        templates=own_templates,
+        forms=LastGood(
+            settings=raw_settings,
+            services={name: Form(raw.file, raw.value) for name, (raw, _) in built.items()},
+            fragments={f.name: Form(f.origin.file, f.text) for f in fragments},
+            templates=own_templates,
+        ),
     )
+
+
+def _with_reverted(
+    sources: Sources, last_good: LastGood, reverted: Mapping[Unit, bool]
+) -> dict[str, _Raw]:
+    """The services as declared, or as they were last good, or without those to leave out."""
+    broken = {unit.name for unit in reverted if unit.piece is Piece.FILE}
+    services = {name: raw for name, raw in sources.services.items() if raw.file not in broken}
+    for name, form in last_good.services.items():
+        is_lost = form.file in broken or str(Path(form.file).parent) in broken
+        if is_lost and name not in services:
+            services[name] = _Raw(name, form.value, form.file, _NO_DOCUMENT)
+    for unit, keeps in reverted.items():
+        if unit.piece is not Piece.SERVICE:
+            continue
+        services.pop(unit.name, None)
+        form_kept = last_good.services.get(unit.name)
+        if keeps and form_kept is not None:
+            services[unit.name] = _Raw(unit.name, form_kept.value, form_kept.file, _NO_DOCUMENT)
+    return services
+
+
+def _fragments(
+    sources: Sources, last_good: LastGood, reverted: Mapping[Unit, bool]
+) -> list[Fragment]:
+    broken = {unit.name for unit in reverted if unit.piece is Piece.FILE}
+    fragments = {f.name: f for f in sources.fragments if f.origin.file not in broken}
+    for name, form in last_good.fragments.items():
+        is_lost = form.file in broken or str(Path(form.file).parent) in broken
+        if (is_lost and name not in fragments) or reverted.get(Unit(Piece.FRAGMENT, name)):
+            fragments[name] = Fragment(name, form.value, Origin(form.file))
+    for unit, keeps in reverted.items():
+        if unit.piece is Piece.FRAGMENT and not (keeps and unit.name in last_good.fragments):
+            fragments.pop(unit.name, None)
+    return [fragments[name] for name in sorted(fragments)]
+
+
+def _unchanged(last_good: LastGood, raw: _Raw) -> bool:
+    form = last_good.services.get(raw.name)
+    return form is not None and form.value == raw.value
+
+
+def _template_directory(raw: Mapping[str, Any]) -> str | None:
+    haproxy = raw.get("haproxy")
+    directory = haproxy.get("templates") if isinstance(haproxy, dict) else None
+    return directory if isinstance(directory, str) and SAFE_PATH.fullmatch(directory) else None
 
 
 def fingerprint(settings_file: str) -> tuple[tuple[str, int, int, int], ...]:
@@ -188,7 +343,7 @@ class _Raw:
 def _read(path: str, problems: list[Problem], *, missing_remedy: str = "") -> Document:
     text = _text(path, problems, missing_remedy)
     if text is None:
-        return Document({}, (), dict)
+        return _NO_DOCUMENT
     try:
         document = read_document(text, is_json=path.endswith(".json"))
     except Unreadable as exc:
@@ -201,7 +356,7 @@ def _read(path: str, problems: list[Problem], *, missing_remedy: str = "") -> Do
                 column=exc.flaw.column,
             )
         )
-        return Document({}, (), dict)
+        return _NO_DOCUMENT
     problems += [
         Problem(
             message=flaw.message,
@@ -532,10 +687,8 @@ def _placed(problem: Problem, file: str) -> Problem:
     return replace(placed, severity=problem.severity)
 
 
-def _templates(directory: str | None, problems: list[Problem]) -> dict[str, str]:
-    """The operator's own templates: file name → text."""
-    if directory is None:
-        return {}
+def _templates(directory: str, problems: list[Problem]) -> dict[str, str] | None:
+    """The operator's own templates: file name → text; None if they cannot be read."""
     try:
         names = [name for name in _names(directory) if name.endswith(".j2")]
     except OSError as exc:
@@ -547,10 +700,11 @@ def _templates(directory: str | None, problems: list[Problem]) -> dict[str, str]
                 field="haproxy.templates",
             )
         )
-        return {}
+        return None
     texts: dict[str, str] = {}
     for name in names:
         text = _text(f"{directory}/{name}", problems)
-        if text is not None:
-            texts[name] = text
+        if text is None:
+            return None
+        texts[name] = text
     return texts

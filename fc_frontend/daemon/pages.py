@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from fc_frontend import __version__
+from fc_frontend.config.last_good import Piece, Unit
 from fc_frontend.daemon.reconciler import Reconciler
 from fc_frontend.observe.http import Request, Response
 from fc_frontend.observe.metrics import CONTENT_TYPE, Metrics, service_state, slot_room
@@ -45,6 +46,7 @@ def routes(reconciler: Reconciler, metrics: Metrics) -> dict[str, Callable[[Requ
 def status_document(reconciler: Reconciler) -> dict[str, Any]:
     """The daemon's view of everything, in a stable shape (`version` 1)."""
     last = reconciler.last_reload
+    held = {quarantine.unit: quarantine for quarantine in reconciler.quarantined}
     services = []
     for planned in reconciler.deployed.services if reconciler.deployed else ():
         answer = reconciler.resolution.get(planned.spec.name)
@@ -59,7 +61,9 @@ def status_document(reconciler: Reconciler) -> dict[str, Any]:
                 "discovery": planned.kind.value,
                 "reason": planned.reason,
                 "query": planned.query,
-                "state": service_state(answer),
+                "state": service_state(
+                    answer, quarantined=Unit(Piece.SERVICE, planned.spec.name) in held
+                ),
                 "error": answer.error if answer else None,
                 "remedy": answer.remedy if answer else "",
                 "endpoints": [f"{e.address} {e.port}" for e in endpoints],
@@ -77,6 +81,15 @@ def status_document(reconciler: Reconciler) -> dict[str, Any]:
         "wanted_hash": reconciler.wanted,
         "running_hash": reconciler.running,
         "problems": [problem.as_json() for problem in reconciler.problems],
+        "quarantined": [
+            {
+                "piece": unit.piece.value,
+                "name": unit.name,
+                "effect": quarantine.effect,
+                "problems": [problem.as_json() for problem in quarantine.problems],
+            }
+            for unit, quarantine in held.items()
+        ],
         "last_reload": {
             "at": last.at,
             "reasons": [str(reason) for reason in last.reasons],

@@ -16,26 +16,42 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from fc_frontend.config.loader import Declaration, load
+from fc_frontend.config.last_good import LastGood, Quarantine, Unit
+from fc_frontend.config.loader import Declaration, Sources, read, state_directory
+from fc_frontend.config.quarantine import Faults, tolerate
 from fc_frontend.discovery.client import DnsClient, Exchange
 from fc_frontend.discovery.resolve import resolve_all
 from fc_frontend.errors import Problem, Unavailable, errors_in, warnings_in
 from fc_frontend.haproxy.assign import assign
-from fc_frontend.haproxy.deploy import Deployment, Outcome, deploy, revive, save_server_state
+from fc_frontend.haproxy.deploy import (
+    Deployment,
+    Outcome,
+    deploy,
+    forget_refused,
+    revive,
+    save_server_state,
+)
 from fc_frontend.observe.log import Log
 from fc_frontend.observe.metrics import Metrics
 from fc_frontend.pipeline import (
     Prepared,
+    culprit,
+    judged,
     prepare,
     question,
     save_answers,
+    save_last_good,
     stored_answers,
+    stored_last_good,
+    traced,
     with_slots,
 )
 from fc_frontend.plan.model import Answer, Freshness, Plan, ServicePlan
 from fc_frontend.plan.planner import plan
 from fc_frontend.plan.reasons import Reason, reasons
 
+_MOST_TRIALS = 100
+"""Times that units are withdrawn in one step before everything is refused."""
 _MOST_LOGGED = 20
 """Problems and reasons of one event that are logged one by one."""
 
@@ -81,14 +97,20 @@ class Reconciler:
         self._clock = clock
         self._client: DnsClient | None = None
         self._unsaved = False
+        self._sources: Sources | None = None
+        self._last_good: LastGood | None = None
+        self._saved: LastGood | None = None
+        self._refused: dict[Unit, tuple[Problem, ...]] = {}
+        self._left_out: set[Unit] = set()
         self._unassigned = True
         self._server_state_age: dict[str, Answer] | None = None
         # Neither a reload nor the runtime API may meet the other half-way.
         self._haproxy = asyncio.Lock()
         self.declaration: Declaration | None = None
-        """The last one without errors."""
+        """The one that HAProxy has."""
         self.read: Declaration | None = None
         """The last one that was read, with its errors."""
+        self.quarantined: tuple[Quarantine, ...] = ()
         self.resolution: dict[str, Answer] = {}
         self.deployed: Plan | None = None
         self.problems: tuple[Problem, ...] = ()
@@ -102,33 +124,106 @@ class Reconciler:
         """True if the running worker has what is declared."""
         return self.wanted is not None and self.wanted == self.running
 
+    @property
+    def refused(self) -> bool:
+        """True if HAProxy, or a trial, has refused something that is declared."""
+        return bool(self._refused)
+
     async def step(self, triggers: frozenset[Trigger], seen: float) -> Deployment | None:
         """Read what may have changed and bring HAProxy there.
 
         `seen` is when the first of `triggers` was seen, on the monotonic clock.  Returns what was
         deployed, None if nothing had to be or could be.
         """
-        declaration = self.read
-        if declaration is None or not triggers <= _WITHOUT_FILES:
-            declaration = self.read = await asyncio.to_thread(load, self._settings_file)
-        if errors_in(declaration.problems):
-            self._refuse(declaration.problems)
-            return await self._revive()
-        await self._resolve_new(declaration)
-        prepared = await asyncio.to_thread(prepare, declaration, self.resolution)
-        if prepared.config is None or not prepared.ok:
-            self._refuse(prepared.problems)
-            return await self._revive()
-        if prepared.config.hash == self.wanted == self.running and Trigger.HAPROXY not in triggers:
-            self._accept(prepared)
-            return None
-        if prepared.config.hash != self.running and self.running is not None:
-            # A reload is due anyway: slots that are not needed any more go along with it.
-            prepared = await asyncio.to_thread(prepare, declaration, self.resolution, shrink=True)
-        async with self._haproxy:
-            deployment = await self._deploy(prepared, seen)
+        if self._sources is None or not triggers <= _WITHOUT_FILES:
+            await self._read()
+        for _ in range(_MOST_TRIALS):
+            prepared = await self._prepare()
+            if errors_in(prepared.declaration.problems):
+                self._refuse(prepared.problems)
+                return await self._revive()
+            if prepared.config is None or not prepared.ok:
+                if self._withdraw(traced(prepared.problems, prepared.declaration)):
+                    continue
+                self._refuse(prepared.problems)
+                return await self._revive()
+            is_known = prepared.config.hash == self.wanted == self.running
+            if is_known and Trigger.HAPROXY not in triggers:
+                self._accept(prepared)
+                return None
+            if prepared.config.hash != self.running and self.running is not None:
+                # A reload is due anyway: slots that are not needed any more go along with it.
+                prepared = await self._prepare(shrink=True)
+            async with self._haproxy:
+                deployment = await self._deploy(prepared)
+            if deployment.outcome is not Outcome.REFUSED or not await self._isolate(
+                prepared, deployment
+            ):
+                break
+        self._conclude(prepared, deployment, seen)
+        await self._keep(deployment)
         await self.assign()
         return deployment
+
+    async def _read(self) -> None:
+        """Read the files, and give units that HAProxy refused another chance."""
+        self._sources = await asyncio.to_thread(read, self._settings_file)
+        self._refused.clear()
+        self._left_out.clear()
+        if self._last_good is None:
+            directory = state_directory(self._sources)
+            self._last_good = await asyncio.to_thread(stored_last_good, directory)
+
+    async def _prepare(self, *, shrink: bool = False) -> Prepared:
+        """Plan and render what can be had, with what is faulty in its last good form."""
+        assert self._sources is not None
+        assert self._last_good is not None
+        declaration = await asyncio.to_thread(
+            tolerate, self._sources, self._last_good, dict(self._refused), set(self._left_out)
+        )
+        self.read = declaration
+        if not errors_in(declaration.problems):
+            await self._resolve_new(declaration)
+        return await asyncio.to_thread(prepare, declaration, self.resolution, shrink=shrink)
+
+    def _withdraw(self, faults: Faults) -> bool:
+        """Have units go back to their last good form, or out; False if nothing changes by it."""
+        changed = False
+        for unit, problems in faults.items():
+            if unit not in self._refused:
+                self._refused[unit] = problems
+                changed = True
+            elif unit not in self._left_out:
+                self._left_out.add(unit)
+                changed = True
+        return changed
+
+    async def _isolate(self, prepared: Prepared, deployment: Deployment) -> bool:
+        """Withdraw what HAProxy refused; False if that cannot be told from the rest."""
+        faults = traced(deployment.problems, prepared.declaration)
+        if faults:
+            return self._withdraw(faults)
+        if not deployment.judged:
+            return False
+        assert self._last_good is not None
+        changed = prepared.declaration.forms.differing(self._last_good)
+        suspects = sorted(changed - self._left_out)
+        found = await asyncio.to_thread(culprit, suspects, self._accepts)
+        said = errors_in(deployment.problems)
+        return found is not None and self._withdraw({found: said})
+
+    def _accepts(self, reverted: frozenset[Unit]) -> bool:
+        """True if HAProxy accepts the configuration without these units' changes."""
+        assert self._sources is not None
+        assert self._last_good is not None
+        refused = {**self._refused, **dict.fromkeys(reverted, ())}
+        declaration = tolerate(self._sources, self._last_good, refused, set(self._left_out))
+        try:
+            prepared = judged(prepare(declaration, self.resolution))
+        except Unavailable:
+            return False
+        self._metrics.checked("accepted" if prepared.ok else "refused")
+        return prepared.ok
 
     async def sweep(self) -> bool:
         """Ask cluster DNS about all services; True if the plan changes by what it says."""
@@ -224,6 +319,10 @@ class Reconciler:
             return
         try:
             await asyncio.to_thread(save_answers, self.declaration, dict(self.resolution))
+            if self._last_good is not None and self._last_good is not self._saved:
+                directory = self.declaration.settings.state_directory
+                await asyncio.to_thread(save_last_good, directory, self._last_good)
+                self._saved = self._last_good
             self._unsaved = False
         except Unavailable as exc:
             self._log.limited("state-not-saved").warning(
@@ -288,9 +387,8 @@ class Reconciler:
             )
         return deployment
 
-    async def _deploy(self, prepared: Prepared, seen: float) -> Deployment:
+    async def _deploy(self, prepared: Prepared) -> Deployment:
         assert prepared.config is not None
-        why = reasons(self.deployed, prepared.plan)
         deployment = await asyncio.to_thread(
             deploy,
             prepared.plan,
@@ -301,13 +399,18 @@ class Reconciler:
         if deployment.checked:
             refused = deployment.outcome is Outcome.REFUSED
             self._metrics.checked("refused" if refused else "accepted")
+        return deployment
+
+    def _conclude(self, prepared: Prepared, deployment: Deployment, seen: float) -> None:
+        """Note how a deployment went."""
+        why = reasons(self.deployed, prepared.plan)
         if deployment.outcome not in (Outcome.IN_SYNC, Outcome.REFUSED):
             self.last_reload = LastReload(at=time.time(), reasons=why, deployment=deployment)
             result = "failed" if deployment.outcome is Outcome.FAILED else "ok"
             self._metrics.reloaded(why[0].cause, result, deployment.duration)
         if not deployment.ok:
             self._refuse((*prepared.problems, *deployment.problems), deployment)
-            return deployment
+            return
         self._accept(replace(prepared, problems=(*prepared.problems, *deployment.problems)))
         if deployment.outcome is Outcome.INSTALLED:
             self.observed(None)
@@ -319,17 +422,53 @@ class Reconciler:
         self.resolution = with_slots(prepared.plan, self.resolution)
         self._unassigned = True
         self._unsaved = True
-        await self.save()
-        return deployment
+
+    async def _keep(self, deployment: Deployment) -> None:
+        """Keep what is good now for the next start."""
+        if deployment.ok:
+            await self.save()
+            if not self._refused and self.declaration is not None:
+                await asyncio.to_thread(forget_refused, self.declaration.settings.haproxy)
 
     def _accept(self, prepared: Prepared) -> None:
         assert prepared.config is not None
+        assert self._last_good is not None
         self.declaration = prepared.declaration
         self.deployed = prepared.plan
         self.wanted = prepared.config.hash
+        self._quarantine(prepared.declaration.quarantined)
         self._note(prepared.problems)
         self._metrics.planned(prepared.plan, self.resolution)
         self._metrics.synced(self.wanted, self.running)
+        last_good = prepared.declaration.forms.with_former(
+            self._last_good, (held.unit for held in self.quarantined)
+        )
+        if last_good != self._last_good:
+            self._last_good = last_good
+            self._unsaved = True
+
+    def _quarantine(self, quarantined: tuple[Quarantine, ...]) -> None:
+        """Say what is not taken as it is declared, and what is again; once for the same reasons."""
+        before = {held.unit: held for held in self.quarantined}
+        fresh = [held for held in quarantined if before.get(held.unit) != held]
+        for held in fresh[:_MOST_LOGGED]:
+            problem = held.problems[0] if held.problems else None
+            self._log.error(
+                "quarantined",
+                unit=str(held.unit),
+                at=(problem.location or None) if problem else None,
+                field=problem.field if problem else None,
+                said=problem.message if problem else None,
+                remedy=(problem.remedy or None) if problem else None,
+                effect=held.effect,
+            )
+        if len(fresh) > _MOST_LOGGED:
+            self._log.error("quarantined-more", units=len(fresh) - _MOST_LOGGED)
+        now = {held.unit for held in quarantined}
+        for unit in sorted(before.keys() - now)[:_MOST_LOGGED]:
+            self._log.info("quarantine-left", unit=str(unit))
+        self.quarantined = quarantined
+        self._metrics.quarantined([(held.unit.piece, held.unit.name) for held in quarantined])
 
     def _refuse(self, problems: Iterable[Problem], deployment: Deployment | None = None) -> None:
         """Say why nothing changes; once for the same reasons."""
@@ -368,7 +507,8 @@ class Reconciler:
             if self.problems and not problems:
                 self._log.info("problems-gone")
         self.problems = problems
-        self._metrics.problems(len(errors_in(problems)), len(warnings_in(problems)))
+        held = sum(len(quarantine.problems) for quarantine in self.quarantined)
+        self._metrics.problems(len(errors_in(problems)) + held, len(warnings_in(problems)))
 
     def _log_deployment(
         self, deployment: Deployment, why: tuple[Reason, ...], prepared: Prepared

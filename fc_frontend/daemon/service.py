@@ -150,7 +150,9 @@ class Service:
             await self._follow_settings()
             if deployment and deployment.outcome in (Outcome.RELOADED, Outcome.STARTED):
                 last_reload = time.monotonic()
-            self._plan_retry(deployment is not None and not deployment.ok)
+            failed = deployment is not None and not deployment.ok
+            # What HAProxy refused may be mended outside of the files, as a certificate is.
+            self._plan_retry(failed or self._reconciler.refused)
             self._tell_systemd()
 
     async def _debounce(self) -> None:

@@ -62,6 +62,8 @@ class Deployment:
     problems: tuple[Problem, ...] = ()
     duration: float = 0.0
     checked: bool = False
+    judged: bool = False
+    """True if it was HAProxy's own check that refused it, not a trial."""
     refused_file: str | None = None
 
     @property
@@ -162,7 +164,7 @@ def _deploy(
         return Deployment(outcome=Outcome.IN_SYNC, hash=config.hash)
     accepted, said = judge(haproxy, config)
     if not accepted:
-        return _refused(haproxy, config, said)
+        return replace(_refused(haproxy, config, said), judged=True)
     found = _trial(haproxy, plan, config, running)
     if errors_in(found):
         return replace(_refused(haproxy, config, (*found, *said)), refused_file=None)
@@ -174,8 +176,6 @@ def _deploy(
         deployment = Deployment(outcome=Outcome.FAILED, hash=config.hash, problems=exc.problems)
     if deployment.outcome is Outcome.FAILED:
         install.restore(haproxy.config_file, previous)
-    elif deployment.outcome is not Outcome.REFUSED:
-        _forget_refused(haproxy)
     return replace(deployment, checked=True, problems=(*deployment.problems, *said))
 
 
@@ -227,7 +227,8 @@ def _refused(haproxy: Haproxy, config: RenderedConfig, said: tuple[Problem, ...]
     )
 
 
-def _forget_refused(haproxy: Haproxy) -> None:
+def forget_refused(haproxy: Haproxy) -> None:
+    """Remove the refused text that is kept, once nothing is refused any more."""
     # An old refused file misleads nobody: it names its own hash.
     with contextlib.suppress(Unavailable):
         install.clear_refused(haproxy.config_file)

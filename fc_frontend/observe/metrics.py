@@ -7,6 +7,7 @@ declared services, nameservers and DNS response codes.
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, generate_latest
 from prometheus_client.process_collector import ProcessCollector
@@ -16,6 +17,7 @@ from fc_frontend.plan import slots
 from fc_frontend.plan.model import Answer, Freshness, Plan, Resolution, ServicePlan
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+PIECES = ("service", "fragment", "file", "settings", "templates")
 STATES = ("ok", "stale", "quarantined", "empty")
 _FAST = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 _SLOW = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
@@ -125,6 +127,12 @@ class Metrics:
             service,
             registry=self.registry,
         )
+        self._quarantined_units = Gauge(
+            "fc_frontend_quarantined",
+            "What is not taken as it is declared: services, fragments, files, settings, templates.",
+            ("piece",),
+            registry=self.registry,
+        )
         self._convergence = Histogram(
             "fc_frontend_convergence_seconds",
             "From a seen change to a worker that routes by it.",
@@ -146,6 +154,8 @@ class Metrics:
             "Resident memory of these workers, pages that they share counted for each.",
             registry=self.registry,
         )
+        self._quarantined: frozenset[str] = frozenset()
+        self.quarantined(())
         for severity in ("error", "warning"):
             self._problems.labels(severity).set(0)
         for result in ("accepted", "refused", "unavailable"):
@@ -194,7 +204,7 @@ class Metrics:
             self._slots_short.labels(*labels).set(short)
             self._slots_scarce.labels(*labels).set(is_scarce)
             self._rejected.labels(*labels).set(len(answer.rejected) if answer else 0)
-            state = service_state(answer)
+            state = service_state(answer, quarantined=service.spec.name in self._quarantined)
             for other in STATES:
                 self._state.labels(*labels, other).set(1 if other == state else 0)
         for labels in self._known - known:
@@ -216,6 +226,13 @@ class Metrics:
             _remove(gauge, name, namespace)
         for state in STATES:
             _remove(self._state, name, namespace, state)
+
+    def quarantined(self, units: Iterable[tuple[str, str]]) -> None:
+        """What is in quarantine, as piece and name."""
+        listed = tuple(units)
+        self._quarantined = frozenset(name for piece, name in listed if piece == "service")
+        for piece in PIECES:
+            self._quarantined_units.labels(piece).set(sum(piece == other for other, _ in listed))
 
     def checked(self, result: str) -> None:
         """HAProxy judged a configuration: accepted, refused or unavailable."""
@@ -261,8 +278,10 @@ def slot_room(service: ServicePlan, answer: Answer | None) -> tuple[int, bool]:
     return slots.short(pods, service.slots), slots.scarce(pods, service.slots)
 
 
-def service_state(answer: Answer | None) -> str:
-    """ok, stale or empty, from what is known of a service's pods."""
+def service_state(answer: Answer | None, *, quarantined: bool = False) -> str:
+    """quarantined, or ok, stale or empty from what is known of a service's pods."""
+    if quarantined:
+        return "quarantined"
     if answer is None or answer.freshness is not Freshness.FRESH:
         return "stale"
     return "ok" if answer.endpoints else "empty"

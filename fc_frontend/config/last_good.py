@@ -1,0 +1,159 @@
+"""What was last accepted, as it was declared, piece by piece: what a faulty piece goes back to.
+
+A piece is a service, a fragment, the settings or the operator's templates.  Forms are kept as they
+stood in their files, so that they go through all checks again when they are used.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from fc_frontend.errors import Problem
+
+VERSION = 1
+_MOST_BYTES = 64 * 1024 * 1024
+
+
+class Piece(StrEnum):
+    """What can be faulty for itself."""
+
+    SERVICE = "service"
+    FRAGMENT = "fragment"
+    FILE = "file"
+    """A file that cannot be read as a whole: all that it declared before."""
+    SETTINGS = "settings"
+    TEMPLATES = "templates"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Unit:
+    """One piece by its name: a service's, a fragment's, a file's path."""
+
+    piece: Piece
+    name: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.piece} {self.name}".strip()
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """A service's fields or a fragment's text as they stood in `file`."""
+
+    file: str
+    value: Any
+
+
+@dataclass(frozen=True, slots=True)
+class LastGood:
+    """The forms of everything that was in force when HAProxy last accepted it."""
+
+    settings: Mapping[str, Any] | None = None
+    services: Mapping[str, Form] = field(default_factory=dict)
+    fragments: Mapping[str, Form] = field(default_factory=dict)
+    templates: Mapping[str, str] = field(default_factory=dict)
+
+    def differing(self, other: LastGood) -> frozenset[Unit]:
+        """The units whose form here is not the one that they have in `other`.
+
+        A service that only moved to another file is the same.
+        """
+        found = {
+            Unit(piece, name)
+            for piece, mine, theirs in (
+                (Piece.SERVICE, self.services, other.services),
+                (Piece.FRAGMENT, self.fragments, other.fragments),
+            )
+            for name, form in mine.items()
+            if name not in theirs or theirs[name].value != form.value
+        }
+        if self.settings != other.settings:
+            found.add(Unit(Piece.SETTINGS))
+        if self.templates != other.templates:
+            found.add(Unit(Piece.TEMPLATES))
+        return frozenset(found)
+
+    def with_former(self, former: LastGood, units: Iterable[Unit]) -> LastGood:
+        """These forms, and the `former` ones of `units` that have none here.
+
+        A unit that had to be left out may come back in the form that it had.
+        """
+        services, fragments = dict(self.services), dict(self.fragments)
+        for unit in units:
+            if unit.piece is Piece.SERVICE and unit.name in former.services:
+                services.setdefault(unit.name, former.services[unit.name])
+            if unit.piece is Piece.FRAGMENT and unit.name in former.fragments:
+                fragments.setdefault(unit.name, former.fragments[unit.name])
+        return replace(self, services=services, fragments=fragments)
+
+
+@dataclass(frozen=True, slots=True)
+class Quarantine:
+    """A unit that is not taken as it is declared, and why.
+
+    With `kept`, what was last good goes on; otherwise it is left out until it is mended.
+    """
+
+    unit: Unit
+    problems: tuple[Problem, ...]
+    kept: bool
+
+    @property
+    def effect(self) -> str:
+        """What happens meanwhile, in words."""
+        return "the last good form goes on" if self.kept else "it is left out"
+
+
+def load_last_good(path: str) -> LastGood:
+    """What `dump_last_good` wrote; nothing where the file is missing, damaged or foreign."""
+    try:
+        if not Path(path).is_file():
+            return LastGood()
+        with Path(path).open("rb") as stream:
+            content = stream.read(_MOST_BYTES + 1)
+        document = json.loads(content) if len(content) <= _MOST_BYTES else None
+        return _last_good(document)
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return LastGood()
+
+
+def dump_last_good(last_good: LastGood) -> bytes:
+    """The forms as `load_last_good` reads them."""
+    document = {
+        "version": VERSION,
+        "settings": last_good.settings,
+        "services": {name: [f.file, f.value] for name, f in last_good.services.items()},
+        "fragments": {name: [f.file, f.value] for name, f in last_good.fragments.items()},
+        "templates": dict(last_good.templates),
+    }
+    return json.dumps(document, separators=(",", ":")).encode() + b"\n"
+
+
+def _last_good(document: Any) -> LastGood:
+    """Raises KeyError, TypeError or ValueError for what `dump_last_good` would not write."""
+    if document["version"] != VERSION:
+        raise ValueError
+    settings = document["settings"]
+    if settings is not None and not isinstance(settings, dict):
+        raise TypeError
+    fragments = _forms(document["fragments"])
+    if not all(isinstance(form.value, str) for form in fragments.values()):
+        raise TypeError
+    templates = document["templates"]
+    if not all(isinstance(text, str) for text in templates.values()):
+        raise TypeError
+    return LastGood(settings, _forms(document["services"]), fragments, templates)
+
+
+def _forms(entries: Any) -> dict[str, Form]:
+    forms = {}
+    for name, (file, value) in entries.items():
+        if not isinstance(file, str):
+            raise TypeError
+        forms[name] = Form(file, value)
+    return forms
