@@ -141,7 +141,8 @@ def test_group_haproxy_may_use_the_master_socket(
     # Only root may give a file to a group that it is not in.
     group = "haproxy" if os.getuid() == 0 else grp.getgrgid(os.getgid()).gr_name
     with started(haproxy_binary, short_directory, option, options, group) as master:
-        found = until(lambda: master.exists() and master.stat())
+        until(master.exists)
+        found = master.stat()
         assert stat.S_IMODE(found.st_mode) == 0o660
         assert grp.getgrgid(found.st_gid).gr_name == group
 
@@ -218,6 +219,8 @@ def test_the_sandbox_writes_no_more_than_the_daemon_does() -> None:
     parser.read(UNIT)
     service = parser["Service"]
     assert service["ProtectSystem"] == "strict"
+    # Debian's HAProxy 2.6: "regex … jit compilation failed".
+    assert "MemoryDenyWriteExecute" not in service
     assert service["ReadWritePaths"] == "-/etc/haproxy"
     assert service["AmbientCapabilities"] == service["CapabilityBoundingSet"]
     assert service["StateDirectoryMode"] == "0750"
