@@ -1,0 +1,337 @@
+"""Rules, dashboard and checks ask for what a running daemon really tells.
+
+Prometheus' own tools judge the rules, and a real Prometheus scrapes a real daemon and answers every
+query of the dashboard.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import urllib.parse
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.conftest import binary_of
+from tests.frontend import Frontend, patiently
+
+CONTRIB = Path(__file__).parent.parent / "contrib"
+PROMETHEUS = CONTRIB / "prometheus"
+RULES = yaml.safe_load((PROMETHEUS / "fc-frontend.rules.yml").read_text())
+DASHBOARD = json.loads((CONTRIB / "grafana" / "fc-frontend.json").read_text())
+
+PLANNED = {
+    "fc_frontend_service_drained": {"service", "namespace"},
+    "fc_frontend_old_workers_oldest_age_seconds": set[str](),
+    "fc_frontend_old_workers_memory_bytes": set[str](),
+}
+"""Metrics that the rules are ready for and that the daemon may not have yet."""
+
+SCRAPED = {"job", "instance"}
+_NAME = re.compile(r"\b(?:fc_frontend|process)_\w+")
+_MATCHERS = re.compile(r"\b((?:fc_frontend|process)_\w+)\{([^}]*)\}")
+_LABEL = re.compile(r'(\w+)\s*(?:=~|!~|!=|=)\s*"')
+_GROUPING = re.compile(r"\b(?:by|without|on|ignoring)\s*\(([^)]*)\)")
+
+
+def program(name: str) -> str:
+    """The path of one of Prometheus' programs; the test fails if it is missing."""
+    found = shutil.which(name)
+    if found is None:
+        pytest.fail(f"{name} is missing: apt install prometheus")
+    return found
+
+
+def promtool(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [program("promtool"), *arguments],
+        input=stdin,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=60,
+        check=False,
+        cwd=PROMETHEUS,
+    )
+
+
+@pytest.fixture(scope="module")
+def frontend() -> Iterator[Frontend]:
+    """A daemon with a service that has pods, and HAProxy's own metrics."""
+    with Frontend(binary_of("2.6-debian")) as made:
+        pods = made.scale("shop", 2)
+        made.settings["services"]["shop"] = made.service("shop", 8080)
+        made.start()
+        made.until(lambda: made.serves(8080, pods))
+        yield made
+
+
+@pytest.fixture(scope="module")
+def exported(frontend: Frontend) -> dict[str, set[str]]:
+    """The names of all samples of a running daemon, with their labels."""
+    names: dict[str, set[str]] = {name: set(labels) for name, labels in PLANNED.items()}
+    for family in text_string_to_metric_families(frontend.get("/metrics")[1].decode()):
+        # A label's values come and go with what happens: the family's labels are what counts.
+        for sample in family.samples:
+            names.setdefault(sample.name, set()).update(sample.labels)
+    names["fc_frontend_reloads_total"] |= {"reason", "result"}
+    return names
+
+
+def rules() -> list[dict[str, Any]]:
+    return [rule for group in RULES["groups"] for rule in group["rules"]]
+
+
+def dashboard_queries() -> list[str]:
+    return [
+        *(target["expr"] for panel in DASHBOARD["panels"] for target in panel["targets"]),
+        *(annotation["expr"] for annotation in DASHBOARD["annotations"]["list"]),
+    ]
+
+
+def filled(query: str) -> str:
+    """A dashboard's query as Grafana sends it, for everything."""
+    return re.sub(r"\$(job|instance|service)\b", ".*", query).replace("$__rate_interval", "1m")
+
+
+def test_prometheus_takes_rules_and_scrape_jobs() -> None:
+    for command in ("check rules fc-frontend.rules.yml", "check config prometheus.yml"):
+        done = promtool(*command.split())
+        assert done.returncode == 0, done.stdout
+
+
+def test_the_rules_fire_when_they_should_and_only_then() -> None:
+    done = promtool("test", "rules", "fc-frontend.test.yml")
+    assert done.returncode == 0, done.stdout
+
+
+def test_every_alert_is_tested_and_says_what_to_do() -> None:
+    tests = yaml.safe_load((PROMETHEUS / "fc-frontend.test.yml").read_text())["tests"]
+    fired = {
+        case["alertname"]
+        for test in tests
+        for case in test.get("alert_rule_test", [])
+        if case["exp_alerts"]
+    }
+    alerts = {rule["alert"]: rule for rule in rules() if "alert" in rule}
+    assert fired == set(alerts)
+    for name, alert in alerts.items():
+        assert alert["labels"]["severity"] in ("critical", "warning"), name
+        assert set(alert["annotations"]) == {"summary", "description"}, name
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [('state="empty"} == 1', 'state="empty"} == 2'), ("> 0.1", "> 0.3"), ("for: 2m", "for: 9m")],
+)
+def test_a_rule_that_is_changed_fails_its_test(tmp_path: Path, before: str, after: str) -> None:
+    text = (PROMETHEUS / "fc-frontend.rules.yml").read_text()
+    assert before in text
+    (tmp_path / "fc-frontend.rules.yml").write_text(text.replace(before, after))
+    shutil.copy(PROMETHEUS / "fc-frontend.test.yml", tmp_path)
+    assert promtool("test", "rules", str(tmp_path / "fc-frontend.test.yml")).returncode == 1
+
+
+def test_the_metrics_follow_prometheus_conventions(frontend: Frontend) -> None:
+    done = promtool("check", "metrics", stdin=frontend.get("/metrics")[1].decode())
+    assert done.returncode == 0, done.stdout
+
+
+def test_the_scrape_jobs_are_the_default_listeners() -> None:
+    from fc_frontend.config.schema import SettingsDeclaration
+
+    defaults = SettingsDeclaration().model()
+    document = yaml.safe_load((PROMETHEUS / "prometheus.yml").read_text())
+    targets = {
+        job["job_name"]: job["static_configs"][0]["targets"] for job in document["scrape_configs"]
+    }
+    assert targets == {
+        "fc-frontend": [str(defaults.listen)],
+        "haproxy": [str(defaults.haproxy.stats)],
+    }
+
+
+@pytest.mark.parametrize(
+    "query",
+    [*(rule["expr"] for rule in rules()), *map(filled, dashboard_queries())],
+)
+def test_names_and_labels_are_those_of_the_daemon(
+    query: str, exported: dict[str, set[str]]
+) -> None:
+    names = [name for name in _NAME.findall(query) if f"{name}:" not in query]
+    names = [name for name in names if name != "fc_frontend"]
+    unknown = [name for name in names if name not in exported]
+    assert not unknown
+    for name, matchers in _MATCHERS.findall(query):
+        assert set(_LABEL.findall(matchers)) <= exported[name] | SCRAPED
+    labels = set().union(*(exported[name] for name in names)) | SCRAPED
+    if names:
+        for grouping in _GROUPING.findall(query):
+            assert {label.strip() for label in grouping.split(",")} <= labels
+
+
+@pytest.fixture(scope="module")
+def prometheus(frontend: Frontend, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a Prometheus that has scraped the daemon with our rules, at least twice."""
+    directory = tmp_path_factory.mktemp("prometheus")
+    document = yaml.safe_load((PROMETHEUS / "prometheus.yml").read_text())
+    document["rule_files"] = [str(PROMETHEUS / "fc-frontend.rules.yml")]
+    document["global"] = {"evaluation_interval": "1s"}
+    for job, port in zip(document["scrape_configs"], (9484, 8000), strict=True):
+        job["static_configs"] = [{"targets": [f"{frontend.host}:{port}"]}]
+        job["scrape_interval"] = job["scrape_timeout"] = "1s"
+    (directory / "prometheus.yml").write_text(yaml.safe_dump(document))
+    address = f"{frontend.host}:9090"
+    with (directory / "log").open("wb") as log:
+        process = subprocess.Popen(
+            [
+                program("prometheus"),
+                f"--config.file={directory}/prometheus.yml",
+                f"--storage.tsdb.path={directory}/data",
+                f"--web.listen-address={address}",
+            ],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+        )
+    try:
+        patiently(
+            lambda: (
+                float(first(asked(address, 'count_over_time(up{job="fc-frontend"}[1m])'), "0")) >= 3
+            ),
+            60,
+        )
+        yield address
+    finally:
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(20)
+        process.kill()
+        process.wait()
+
+
+def asked(address: str, query: str) -> list[dict[str, Any]]:
+    """The series that a query gives now."""
+    host, _, port = address.rpartition(":")
+    connection = http.client.HTTPConnection(host, int(port), timeout=10)
+    try:
+        connection.request("GET", "/api/v1/query?" + urllib.parse.urlencode({"query": query}))
+        document = json.loads(connection.getresponse().read())
+    finally:
+        connection.close()
+    assert document["status"] == "success", document
+    result: list[dict[str, Any]] = document["data"]["result"]
+    return result
+
+
+def first(series: list[dict[str, Any]], default: str) -> str:
+    return str(series[0]["value"][1]) if series else default
+
+
+def test_every_panel_shows_something(prometheus: str) -> None:
+    empty = [
+        panel["title"]
+        for panel in DASHBOARD["panels"]
+        for target in panel["targets"]
+        if not asked(prometheus, filled(target["expr"]))
+    ]
+    assert not empty
+
+
+def test_nothing_fires_on_a_good_frontend(prometheus: str) -> None:
+    firing = {
+        series["metric"]["alertname"]
+        for series in asked(prometheus, 'ALERTS{alertstate=~"firing|pending"}')
+    }
+    assert not firing
+    # Recorded once a rule has seen two scrapes.
+    assert patiently(lambda: asked(prometheus, "fc_frontend:dns_query_duration_seconds:p99_5m"))
+    assert first(asked(prometheus, 'up{job="haproxy"}'), "0") == "1"
+
+
+def test_the_dashboards_variables_find_the_service(prometheus: str) -> None:
+    for variable in DASHBOARD["templating"]["list"]:
+        if variable["type"] != "query":
+            continue
+        match = re.fullmatch(r"label_values\((.*), (\w+)\)", variable["query"]["query"])
+        assert match
+        values = {series["metric"].get(match[2]) for series in asked(prometheus, filled(match[1]))}
+        assert values
+        assert None not in values
+
+
+def test_panels_do_not_overlap() -> None:
+    taken: set[tuple[int, int]] = set()
+    for panel in DASHBOARD["panels"]:
+        at = panel["gridPos"]
+        cells = {
+            (x, y)
+            for x in range(at["x"], at["x"] + at["w"])
+            for y in range(at["y"], at["y"] + at["h"])
+        }
+        assert not cells & taken, panel["title"]
+        assert at["x"] + at["w"] <= 24
+        taken |= cells
+    identifiers = [panel["id"] for panel in DASHBOARD["panels"]]
+    assert len(set(identifiers)) == len(identifiers)
+
+
+def nagios_commands() -> list[str]:
+    sensu = json.loads((CONTRIB / "nagios" / "sensu-check.json").read_text())
+    nagios = (CONTRIB / "nagios" / "fc-frontend.cfg").read_text()
+    return [
+        sensu["checks"]["fc-frontend-config"]["command"],
+        *re.findall(r"^\s*command_line\s+(.*)$", nagios, re.MULTILINE),
+    ]
+
+
+@pytest.mark.parametrize("command", nagios_commands())
+@pytest.mark.parametrize(
+    ("services", "code", "word"),
+    [({}, 0, "OK"), ({"bad": {"pod_prt": 1}}, 2, "CRITICAL")],
+)
+def test_the_monitoring_checks_commands(
+    tmp_path: Path, command: str, services: dict[str, Any], code: int, word: str
+) -> None:
+    settings = {
+        "cluster": {"nameservers": ["10.0.0.254:53"]},
+        "haproxy": {"binary": binary_of("2.6-debian")},
+        "state_directory": str(tmp_path),
+        "services": services,
+    }
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    name, *arguments = shlex.split(command)
+    assert name == "/opt/fc-frontend/bin/fc-frontend"
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "fc_frontend",
+            *arguments,
+            "--config",
+            str(tmp_path / "config.json"),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+    assert done.stdout.startswith(f"FC-FRONTEND {word} - ")
+
+
+def test_the_readiness_check_asks_what_is_served(frontend: Frontend) -> None:
+    sensu = json.loads((CONTRIB / "nagios" / "sensu-check.json").read_text())
+    command = shlex.split(sensu["checks"]["fc-frontend-ready"]["command"])
+    assert frontend.get(command[command.index("-u") + 1])[0] == 200

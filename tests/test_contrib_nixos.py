@@ -1,0 +1,145 @@
+"""The NixOS module's options become declarations that fc-frontend and HAProxy accept.
+
+Nix itself evaluates the module, with a stand-in for nixpkgs' `lib`: see tests/nixos_module.nix.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fc_frontend.config.loader import load
+from fc_frontend.config.schema import CAMEL_CASE
+from fc_frontend.errors import errors_in
+from fc_frontend.plan.model import Tls
+from tests.conftest import binary_of
+
+MODULE = Path(__file__).parent / "nixos_module.nix"
+
+SERVICES: dict[str, dict[str, Any]] = {
+    "ingress": {"binds": ["127.0.0.1:10443", "[::1]:10443"], "podPort": 443, "mode": "tcp"},
+    "shop": {
+        "serviceName": "shop-web",
+        "namespace": "production",
+        "podPort": 8080,
+        "maxExpectedPods": 20,
+        "sslBackend": True,
+        "haproxyExtraConfig": "option httpchk GET /\nhttp-request set-header X-From frontend\n",
+        "extraPodTemplateOptions": "maxconn 200\nslowstart 5s\n",
+    },
+    "redis": {"servicePort": 6379, "mode": "tcp"},
+    "legacy": {"lbServicePort": 8081},
+}
+SETTINGS = {"cluster": {"nameservers": ["10.0.0.254:53"], "nodes": {"node1": "192.0.2.1"}}}
+
+
+def evaluated(
+    tmp_path: Path, services: dict[str, Any], settings: dict[str, Any]
+) -> subprocess.CompletedProcess[str]:
+    """Nix's answer; it has no store of its own and gets only JSON from us."""
+    program = shutil.which("nix-instantiate")
+    if program is None:
+        pytest.fail("nix-instantiate is missing: apt install nix-bin")
+    arguments = tmp_path / "arguments.json"
+    arguments.write_text(json.dumps({"services": services, "settings": settings}))
+    expression = f"import {MODULE} (builtins.fromJSON (builtins.readFile {arguments}))"
+    return subprocess.run(
+        [program, "--store", "dummy://", "--eval", "--strict", "--json", "--expr", expression],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env={**os.environ, "HOME": str(tmp_path)},
+    )
+
+
+def written(tmp_path: Path, services: dict[str, Any], settings: dict[str, Any]) -> Path:
+    """The directory that the module fills, as /etc/fc-frontend."""
+    done = evaluated(tmp_path, services, settings)
+    assert done.returncode == 0, done.stderr
+    for name, text in json.loads(done.stdout).items():
+        path = tmp_path / "etc" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return tmp_path / "etc" / "fc-frontend"
+
+
+def test_the_declarations_are_accepted_by_fc_frontend_and_haproxy(tmp_path: Path) -> None:
+    settings = {
+        **SETTINGS,
+        "haproxy": {"binary": binary_of("2.6-debian")},
+        "state_directory": str(tmp_path / "state"),
+    }
+    directory = written(tmp_path, SERVICES, settings)
+    done = subprocess.run(
+        [sys.executable, "-m", "fc_frontend", "check", "--config", str(directory / "config.json")],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "good: 4 services" in done.stdout
+
+
+def test_the_declarations_say_what_the_options_said(tmp_path: Path) -> None:
+    declaration = load(str(written(tmp_path, SERVICES, SETTINGS) / "config.json"))
+    assert not errors_in(declaration.problems)
+    found = {spec.name: spec for spec in declaration.services}
+    assert set(found) == set(SERVICES)
+    shop = found["shop"]
+    assert (shop.service, shop.namespace, shop.port, shop.slots) == (
+        "shop-web",
+        "production",
+        8080,
+        20,
+    )
+    assert shop.tls == Tls()
+    assert shop.extra_config == ("option httpchk GET /", "http-request set-header X-From frontend")
+    assert shop.server_options == "maxconn 200 slowstart 5s"
+    assert [str(bind) for bind in found["ingress"].binds] == ["127.0.0.1:10443", "[::1]:10443"]
+    assert [str(bind) for bind in found["legacy"].binds] == ["127.0.0.1:8081"]
+    # The predecessor's default of `mode`, which is not fc-frontend's.
+    assert {name: spec.mode for name, spec in found.items()} == {
+        "ingress": "tcp",
+        "shop": "http",
+        "redis": "tcp",
+        "legacy": "http",
+    }
+    assert found["ingress"].slots is None
+
+
+def test_every_name_of_the_predecessor_is_an_option(tmp_path: Path) -> None:
+    used = {name for service in SERVICES.values() for name in service}
+    assert set(CAMEL_CASE) <= used
+
+
+@pytest.mark.parametrize(
+    ("service", "said"),
+    [
+        ({"podPort": 80, "servicePort": 80}, "set exactly one of podPort, servicePort"),
+        ({}, "set exactly one of podPort, servicePort"),
+        ({"podPort": "http"}, "frontend.bad.podPort is not of type null or port"),
+        ({"podPort": 80, "mode": "udp"}, "frontend.bad.mode is not of type one of"),
+        ({"podPrt": 80}, "frontend.bad.podPrt does not exist"),
+    ],
+)
+def test_a_mistake_is_refused_by_nix(tmp_path: Path, service: dict[str, Any], said: str) -> None:
+    done = evaluated(tmp_path, {"bad": service}, SETTINGS)
+    assert done.returncode == 1
+    assert said in done.stderr
+
+
+@pytest.mark.parametrize("text", ['"; bind :1', "${builtins.abort}", "''", "\\n", "é\u2028"])
+def test_no_text_ends_its_field(tmp_path: Path, text: str) -> None:
+    services = {"shop": {"podPort": 80, "extraPodTemplateOptions": text}}
+    directory = written(tmp_path, services, SETTINGS)
+    document = json.loads((directory / "services.d" / "nixos.json").read_text())
+    assert document["services"]["shop"]["extraPodTemplateOptions"] == text
