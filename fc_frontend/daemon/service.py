@@ -58,6 +58,7 @@ class Service:
         self._retry_after = _FIRST_RETRY
         self._retry: asyncio.TimerHandle | None = None
         self._ready = False
+        self._failed = False
 
     async def run(self) -> int:
         """Serve until SIGTERM or SIGINT; HAProxy goes on serving after that."""
@@ -152,6 +153,7 @@ class Service:
                 last_reload = time.monotonic()
             failed = deployment is not None and not deployment.ok
             # What HAProxy refused may be mended outside of the files, as a certificate is.
+            self._failed = failed
             self._plan_retry(failed or self._reconciler.refused)
             self._tell_systemd()
 
@@ -266,7 +268,7 @@ class Service:
                 is_amiss = running is None and haproxy.supervise
             else:
                 is_amiss = running != wanted and (running is not None or haproxy.supervise)
-            if is_amiss and self._retry is None:
+            if is_amiss and not self._failed:
                 if was_in_sync:
                     self._log.warning("haproxy-out-of-sync", running=running or "none")
                 self._trigger(Trigger.HAPROXY)
