@@ -117,11 +117,12 @@ def save_answers(declaration: Declaration, resolution: Resolution) -> None:
 
 
 async def resolve(
-    declaration: Declaration, previous: Resolution | None = None
+    declaration: Declaration, previous: Resolution | None = None, *, hold: bool = True
 ) -> dict[str, Answer]:
     """What cluster DNS says now of every service; never raises for what DNS does.
 
-    `previous` are the answers that stay good where DNS fails: the stored ones by default.
+    `previous` are the answers that stay good where DNS fails: the stored ones by default.  With
+    `hold`, they stay as well where DNS suddenly names nobody: one look cannot tell how long.
     """
     from fc_frontend.discovery.client import DnsClient
     from fc_frontend.discovery.resolve import resolve_all
@@ -131,7 +132,13 @@ async def resolve(
         previous = stored_answers(declaration)
     client = DnsClient(cluster.nameservers)
     try:
-        return await resolve_all(declaration.services, cluster, client, previous)
+        return await resolve_all(
+            declaration.services,
+            cluster,
+            client,
+            previous,
+            hold=declaration.settings.intervals.hold if hold else 0.0,
+        )
     finally:
         client.close()
 

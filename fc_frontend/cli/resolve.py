@@ -42,7 +42,7 @@ def command(config: str, as_json: bool, services: tuple[str, ...]) -> None:
     if not declaration.settings.cluster.nameservers:
         print_problems(problems)
         sys.exit(Exit.CANNOT_TELL)
-    answers = asyncio.run(resolve(declaration, {}))
+    answers = asyncio.run(resolve(declaration, {}, hold=False))
     if as_json:
         click.echo(json.dumps(_document(answers, problems), indent=2, ensure_ascii=False))
     else:

@@ -285,6 +285,7 @@ class ClusterDeclaration(_Strict):
         ],
         HostAddress,
     ] = Field(default_factory=dict)
+    sudden_loss: Annotated[float, Field(gt=0, le=1)] = 0.5
 
     def model(self) -> Cluster:
         return Cluster(
@@ -293,6 +294,7 @@ class ClusterDeclaration(_Strict):
             service_networks=self.service_network,
             pod_networks=self.pod_network,
             nodes=dict(sorted(self.nodes.items())),
+            sudden_loss=self.sudden_loss,
         )
 
 
@@ -332,6 +334,7 @@ class IntervalsDeclaration(_Strict):
     """`intervals:`."""
 
     resolve: Annotated[float, _time(0.1, 3600)] = 1.0
+    hold: Annotated[float, _time(0, 86400)] = 30.0
     rescan: Annotated[float, _time(1, 86400)] = 30.0
     debounce: Annotated[float, _time(0, 10)] = 0.2
     reload: Annotated[float, _time(0, 3600)] = 2.0

@@ -231,7 +231,15 @@ class Reconciler:
             return False
         specs = self.declaration.services
         before = self.resolution
-        answers = await resolve_all(specs, self.declaration.settings.cluster, self._dns(), before)
+        settings = self.declaration.settings
+        answers = await resolve_all(
+            specs,
+            settings.cluster,
+            self._dns(),
+            before,
+            now=self._clock(),
+            hold=settings.intervals.hold,
+        )
         self._metrics.resolved(answers, self._clock())
         if answers == before:
             return False
@@ -361,7 +369,12 @@ class Reconciler:
             pending = declaration.services
         if pending:
             answers = await resolve_all(
-                pending, declaration.settings.cluster, self._dns(), self.resolution
+                pending,
+                declaration.settings.cluster,
+                self._dns(),
+                self.resolution,
+                now=self._clock(),
+                hold=declaration.settings.intervals.hold,
             )
             self._metrics.resolved(answers, self._clock())
             self.resolution = {**self.resolution, **answers}
@@ -536,6 +549,10 @@ class Reconciler:
                 )
             elif old and old.freshness is not Freshness.FRESH and new.freshness is Freshness.FRESH:
                 self._log.info("dns-fresh", service=name, pods=len(pods))
+            elif new.lost_at is not None and (old is None or old.lost_at is None):
+                self._log.warning(
+                    "dns-empty", service=name, error=new.error, effect="its pods stay for a while"
+                )
             elif pods != had or (old and old.kind is not new.kind):
                 self._log.info(
                     "dns-changed",

@@ -181,11 +181,11 @@ class Story:
         )
         await self._until("HAProxy has the configuration", self._in_sync)
 
-        self._say("title", "A broken file changes nothing")
+        self._say("title", "A broken file costs nothing but itself")
         before_text = self._stage.haproxy_cfg.read_bytes()
         self._drop("broken.yaml", "services:\n  broken: {pod_prt: 8080}\n")
-        problem = await self._until("the file is refused", self._problem)
-        self._say("text", f"refused: {problem}")
+        problem = await self._until("the file is in quarantine", self._problem)
+        self._say("text", f"in quarantine: {problem}")
         if self._stage.haproxy_cfg.read_bytes() != before_text:
             raise Untrue("haproxy.cfg changed")
         await self._serving(11)
@@ -193,7 +193,7 @@ class Story:
             raise Untrue("hello does not answer")
         self._say("good", "haproxy.cfg is unchanged; shop and hello serve on.")
         (self._stage.services_d / "broken.yaml").unlink()
-        await self._until("the problem is gone", self._in_sync)
+        await self._until("the quarantine is over", lambda: not self._problem())
 
     # What the chapters are made of
 
@@ -327,10 +327,10 @@ services:
         return bool(self._get(METRICS_PORT, "/readyz"))
 
     def _problem(self) -> str:
-        problems = self._status()["problems"]
-        first = next((p for p in problems if p["severity"] == "error"), None)
-        if first is None:
+        quarantined = self._status()["quarantined"]
+        if not quarantined:
             return ""
+        first = quarantined[0]["problems"][0]
         place = f"{Path(first['file']).name}:{first['line']}:{first['column']}"
         return f"{place}: {first['field']}: {first['message']} → {first['remedy']}"
 

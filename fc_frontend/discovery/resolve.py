@@ -19,6 +19,7 @@ from ipaddress import ip_address
 
 from fc_frontend.discovery.client import DnsClient, Outcome, Reply
 from fc_frontend.plan.model import (
+    Address,
     Answer,
     Cluster,
     Discovery,
@@ -60,14 +61,54 @@ class Said:
 
 
 async def resolve_all(
-    specs: Iterable[ServiceSpec], cluster: Cluster, client: DnsClient, previous: Resolution
+    specs: Iterable[ServiceSpec],
+    cluster: Cluster,
+    client: DnsClient,
+    previous: Resolution,
+    *,
+    now: float = 0.0,
+    hold: float = 0.0,
 ) -> dict[str, Answer]:
-    """An answer for each service, by its name; equal answers mean that nothing changed."""
+    """An answer for each service, by its name; equal answers mean that nothing changed.
+
+    For `hold` seconds a sudden loss is not believed; `now` is on the monotonic clock.
+    """
     listed = tuple(specs)
     answers = await asyncio.gather(
         *(resolve_service(spec, cluster, client, previous.get(spec.name)) for spec in listed)
     )
-    return {spec.name: answer for spec, answer in zip(listed, answers, strict=True)}
+    return {
+        spec.name: held(previous.get(spec.name), answer, cluster.sudden_loss, now, hold)
+        for spec, answer in zip(listed, answers, strict=True)
+    }
+
+
+def held(
+    previous: Answer | None, answer: Answer, sudden_loss: float, now: float, hold: float
+) -> Answer:
+    """`answer`, or the previous one where that was lost suddenly less than `hold` seconds ago.
+
+    NXDOMAIN is what cluster DNS says of a deleted service and of one whose pods are all unready for
+    a moment.  An answer that names some pods is believed, as HAProxy's resolver does; where that
+    has no part in it, only if it does not lose more than the share `sudden_loss`.
+    """
+    if previous is None or not previous.endpoints or answer.freshness is not Freshness.FRESH:
+        return answer
+    stay = len({*previous.endpoints} & {*answer.endpoints})
+    is_few = answer.by_runtime and stay < len(previous.endpoints) * (1 - sudden_loss)
+    fell_back = previous.kind is Kind.WILDCARD and answer.kind is Kind.SERVICE
+    if answer.endpoints and not is_few and not fell_back:
+        return answer
+    since = now if previous.lost_at is None else previous.lost_at
+    if now - since >= hold:
+        return answer
+    return replace(
+        previous,
+        freshness=Freshness.FRESH,
+        error=answer.error,
+        rejected=answer.rejected,
+        lost_at=since,
+    )
 
 
 async def resolve_service(
@@ -258,7 +299,17 @@ def _inside(said: Said, networks: tuple[Network, ...]) -> Said:
 def _accepted(text: str, networks: tuple[Network, ...]) -> bool:
     """Remembered: a sweep asks the same of the same addresses every second."""
     address = ip_address(text)
-    return any(address.version == net.version and address in net for net in networks)
+    return any(
+        address.version == network.version
+        and address in network
+        and (not _is_special(address) or _is_special(network))
+        for network in networks
+    )
+
+
+def _is_special(of: Address | Network) -> bool:
+    """True for this host's own and other addresses that no pod has, and networks of them alone."""
+    return of.is_loopback or of.is_link_local or of.is_multicast or of.is_unspecified
 
 
 def _families(spec: ServiceSpec, cluster: Cluster) -> tuple[Family, ...]:

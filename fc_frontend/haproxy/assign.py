@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from fc_frontend.haproxy import runtime
 from fc_frontend.haproxy.runtime import ServerState
-from fc_frontend.plan.model import FREE_ADDRESS, Haproxy, ServicePlan
+from fc_frontend.plan.model import FREE_ADDRESS, Haproxy, Kind, ServicePlan
 
 GONE_AFTER = 30
 """Seconds of failed checks after which a pod that DNS may have left out for want of room is gone.
@@ -52,8 +52,10 @@ def changes(service: ServicePlan, servers: Iterable[ServerState]) -> list[str]:
     Slots of pods that stay are not touched, whatever state an operator gave them.  What has no
     free slot is left out.
     """
-    slots = [server for server in servers if server.server.startswith("pod")]
-    slots.sort(key=lambda server: int(server.server[3:]))
+    # The cluster IP that is a backup beside the pods is left to HAProxy's resolver.
+    own = "service" if service.kind is Kind.SERVICE else "pod"
+    slots = [server for server in servers if server.server.startswith(own)]
+    slots.sort(key=lambda server: (len(server.server), server.server))
     endpoints = {endpoint.address: endpoint for endpoint in service.endpoints}
     commands: list[str] = []
     free: list[ServerState] = []

@@ -102,7 +102,7 @@ def _endpoint(service: ServicePlan, server: ServerState) -> Endpoint | None:
 def _line(service: ServicePlan, name: str, endpoint: Endpoint, server: ServerState | None) -> str:
     is_up = server is None or server.operational in (1, 2)
     admin = (server.admin or 0) & _FORCED if server else 0
-    if service.by_runtime and name != "service":
+    if service.by_runtime and (name != "service" or service.kind is Kind.SERVICE):
         admin |= _DISABLED
     weight = server.weight if server and server.weight is not None else 1
     initial = server.initial_weight if server and server.initial_weight is not None else 1

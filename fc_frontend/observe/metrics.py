@@ -284,7 +284,7 @@ def service_state(answer: Answer | None, *, quarantined: bool = False) -> str:
         return "quarantined"
     if answer is None or answer.freshness is not Freshness.FRESH:
         return "stale"
-    return "ok" if answer.endpoints else "empty"
+    return "ok" if answer.endpoints and answer.lost_at is None else "empty"
 
 
 def _remove(gauge: Gauge, *labels: str) -> None:

@@ -120,6 +120,7 @@ class Cluster:
     service_networks: tuple[Network, ...] = ()
     pod_networks: tuple[Network, ...] = ()
     nodes: Mapping[str, Address] = field(default_factory=dict)
+    sudden_loss: float = 0.5
 
     def families(self, networks: tuple[Network, ...]) -> tuple[Family, ...]:
         """The address families of `networks`, the operator's first one first."""
@@ -154,6 +155,7 @@ class Intervals:
     """How often things happen.  In seconds."""
 
     resolve: float = 1.0
+    hold: float = 30.0
     rescan: float = 30.0
     debounce: float = 0.2
     reload: float = 2.0
@@ -258,7 +260,9 @@ class Answer:
     `rejected` are addresses outside the pod and service networks: said, never used.  `error` is
     what DNS last said instead of an answer.  `slots` is the number of slots that the running
     configuration has for it, 0 if unknown.  `is_cut` tells that there are more records than HAProxy
-    can be given by DNS; `by_runtime` that the running configuration has no resolver for it.
+    can be given by DNS; `by_runtime` that the running configuration has no resolver for it.  With
+    `lost_at`, on the monotonic clock, DNS names none of `endpoints` any more, or suddenly few,
+    and that is not believed yet.
     """
 
     kind: Kind
@@ -271,6 +275,7 @@ class Answer:
     slots: int = 0
     is_cut: bool = False
     by_runtime: bool = False
+    lost_at: float | None = None
 
 
 Resolution = Mapping[str, Answer]

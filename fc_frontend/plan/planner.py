@@ -52,7 +52,8 @@ def plan(
         _service(settings, spec, resolution.get(spec.name), shrink)
         for spec in sorted(services, key=lambda spec: spec.name)
     )
-    problems = [problem for planned in plans for problem in _notices(planned, resolution)]
+    hold = settings.intervals.hold
+    problems = [problem for planned in plans for problem in _notices(planned, resolution, hold)]
     unasked = [
         planned.spec.name
         for planned in plans
@@ -112,7 +113,7 @@ def _service(
         count = spec.slots
     else:
         # Answers that may be out of date never shrink a service.
-        may_shrink = shrink and answer is not None and answer.freshness is Freshness.FRESH
+        may_shrink = shrink and answer is not None and _is_sure(answer)
         have = 0 if may_shrink or not answer else answer.slots
         count = slots.automatic(len(endpoints), have)
     networks = cluster.service_networks if kind is Kind.SERVICE else cluster.pod_networks
@@ -128,14 +129,19 @@ def _service(
         endpoints=endpoints,
         fallback_query=headless_name(spec, cluster.domain) if has_fallback else None,
     )
-    if answer is None or not planned.has_pods:
+    if answer is None or planned.query is None:
         return planned
     # Going back to HAProxy's resolver costs a reload: it waits for one, as shrinking does.
-    stays = answer.by_runtime and not (shrink and answer.freshness is Freshness.FRESH)
-    return replace(planned, by_runtime=answer.is_cut or stays)
+    stays = answer.by_runtime and not (shrink and _is_sure(answer))
+    # HAProxy's resolver takes any address that DNS names: it must not see those that are kept out.
+    return replace(planned, by_runtime=answer.is_cut or bool(answer.rejected) or stays)
 
 
-def _notices(planned: ServicePlan, resolution: Resolution) -> Iterable[Problem]:
+def _is_sure(answer: Answer) -> bool:
+    return answer.freshness is Freshness.FRESH and answer.lost_at is None
+
+
+def _notices(planned: ServicePlan, resolution: Resolution, hold: float) -> Iterable[Problem]:
     spec = planned.spec
     answer = resolution.get(spec.name)
     if answer is None or planned.query is None:
@@ -164,12 +170,18 @@ def _notices(planned: ServicePlan, resolution: Resolution) -> Iterable[Problem]:
             f"use slots: auto, or {slots.automatic(pods)}",
             "slots",
         )
-    if planned.by_runtime and not spec.check:
+    if answer.is_cut and not spec.check:
         yield warning(
             f"{pods} pods are more than an answer of cluster DNS carries: without checks, pods "
             "that are gone keep their slots",
             "use check: true",
             "check",
+        )
+    if answer.lost_at is not None:
+        yield warning(
+            f"cluster DNS has lost sight of its pods: {answer.error or 'most are missing'}",
+            f"they stay for {hold:g} s: nothing to do if it was scaled down",
+            "discovery",
         )
     if answer.rejected:
         shown = ", ".join(answer.rejected[:3]) + (", …" if len(answer.rejected) > 3 else "")
