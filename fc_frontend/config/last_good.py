@@ -103,6 +103,15 @@ class Quarantine:
     problems: tuple[Problem, ...]
     kept: bool
 
+    def as_json(self) -> dict[str, Any]:
+        """The quarantine in the shape of all JSON output."""
+        return {
+            "piece": self.unit.piece.value,
+            "name": self.unit.name,
+            "effect": self.effect,
+            "problems": [problem.as_json() for problem in self.problems],
+        }
+
     @property
     def effect(self) -> str:
         """What happens meanwhile, in words."""

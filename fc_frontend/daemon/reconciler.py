@@ -18,7 +18,7 @@ from enum import StrEnum
 
 from fc_frontend.config.last_good import LastGood, Quarantine, Unit
 from fc_frontend.config.loader import Declaration, Sources, read, state_directory
-from fc_frontend.config.quarantine import Faults, tolerate
+from fc_frontend.config.quarantine import Withdrawn, tolerate
 from fc_frontend.discovery.client import DnsClient, Exchange
 from fc_frontend.discovery.resolve import resolve_all
 from fc_frontend.errors import Problem, Unavailable, errors_in, warnings_in
@@ -34,6 +34,7 @@ from fc_frontend.haproxy.deploy import (
 from fc_frontend.observe.log import Log
 from fc_frontend.observe.metrics import Metrics
 from fc_frontend.pipeline import (
+    MOST_TRIALS,
     Prepared,
     culprit,
     judged,
@@ -50,8 +51,6 @@ from fc_frontend.plan.model import Answer, Freshness, Plan, ServicePlan
 from fc_frontend.plan.planner import plan
 from fc_frontend.plan.reasons import Reason, reasons
 
-_MOST_TRIALS = 100
-"""Times that units are withdrawn in one step before everything is refused."""
 _MOST_LOGGED = 20
 """Problems and reasons of one event that are logged one by one."""
 
@@ -100,8 +99,7 @@ class Reconciler:
         self._sources: Sources | None = None
         self._last_good: LastGood | None = None
         self._saved: LastGood | None = None
-        self._refused: dict[Unit, tuple[Problem, ...]] = {}
-        self._left_out: set[Unit] = set()
+        self._withdrawn = Withdrawn()
         self._unassigned = True
         self._server_state_age: dict[str, Answer] | None = None
         # Neither a reload nor the runtime API may meet the other half-way.
@@ -127,7 +125,7 @@ class Reconciler:
     @property
     def refused(self) -> bool:
         """True if HAProxy, or a trial, has refused something that is declared."""
-        return bool(self._refused)
+        return bool(self._withdrawn.refused)
 
     async def step(self, triggers: frozenset[Trigger], seen: float) -> Deployment | None:
         """Read what may have changed and bring HAProxy there.
@@ -137,13 +135,13 @@ class Reconciler:
         """
         if self._sources is None or not triggers <= _WITHOUT_FILES:
             await self._read()
-        for _ in range(_MOST_TRIALS):
+        for _ in range(MOST_TRIALS):
             prepared = await self._prepare()
             if errors_in(prepared.declaration.problems):
                 self._refuse(prepared.problems)
                 return await self._revive()
             if prepared.config is None or not prepared.ok:
-                if self._withdraw(traced(prepared.problems, prepared.declaration)):
+                if self._withdrawn.withdraw(traced(prepared.problems, prepared.declaration)):
                     continue
                 self._refuse(prepared.problems)
                 return await self._revive()
@@ -168,8 +166,7 @@ class Reconciler:
     async def _read(self) -> None:
         """Read the files, and give units that HAProxy refused another chance."""
         self._sources = await asyncio.to_thread(read, self._settings_file)
-        self._refused.clear()
-        self._left_out.clear()
+        self._withdrawn.clear()
         if self._last_good is None:
             directory = state_directory(self._sources)
             self._last_good = await asyncio.to_thread(stored_last_good, directory)
@@ -179,45 +176,33 @@ class Reconciler:
         assert self._sources is not None
         assert self._last_good is not None
         declaration = await asyncio.to_thread(
-            tolerate, self._sources, self._last_good, dict(self._refused), set(self._left_out)
+            tolerate, self._sources, self._last_good, self._withdrawn.copy()
         )
         self.read = declaration
         if not errors_in(declaration.problems):
             await self._resolve_new(declaration)
         return await asyncio.to_thread(prepare, declaration, self.resolution, shrink=shrink)
 
-    def _withdraw(self, faults: Faults) -> bool:
-        """Have units go back to their last good form, or out; False if nothing changes by it."""
-        changed = False
-        for unit, problems in faults.items():
-            if unit not in self._refused:
-                self._refused[unit] = problems
-                changed = True
-            elif unit not in self._left_out:
-                self._left_out.add(unit)
-                changed = True
-        return changed
-
     async def _isolate(self, prepared: Prepared, deployment: Deployment) -> bool:
         """Withdraw what HAProxy refused; False if that cannot be told from the rest."""
         faults = traced(deployment.problems, prepared.declaration)
         if faults:
-            return self._withdraw(faults)
+            return self._withdrawn.withdraw(faults)
         if not deployment.judged:
             return False
         assert self._last_good is not None
         changed = prepared.declaration.forms.differing(self._last_good)
-        suspects = sorted(changed - self._left_out)
+        suspects = sorted(changed - self._withdrawn.left_out)
         found = await asyncio.to_thread(culprit, suspects, self._accepts)
         said = errors_in(deployment.problems)
-        return found is not None and self._withdraw({found: said})
+        return found is not None and self._withdrawn.withdraw({found: said})
 
     def _accepts(self, reverted: frozenset[Unit]) -> bool:
         """True if HAProxy accepts the configuration without these units' changes."""
         assert self._sources is not None
         assert self._last_good is not None
-        refused = {**self._refused, **dict.fromkeys(reverted, ())}
-        declaration = tolerate(self._sources, self._last_good, refused, set(self._left_out))
+        withdrawn = self._withdrawn.without(reverted)
+        declaration = tolerate(self._sources, self._last_good, withdrawn)
         try:
             prepared = judged(prepare(declaration, self.resolution))
         except Unavailable:
@@ -440,7 +425,7 @@ class Reconciler:
         """Keep what is good now for the next start."""
         if deployment.ok:
             await self.save()
-            if not self._refused and self.declaration is not None:
+            if not self._withdrawn.refused and self.declaration is not None:
                 await asyncio.to_thread(forget_refused, self.declaration.settings.haproxy)
 
     def _accept(self, prepared: Prepared) -> None:
