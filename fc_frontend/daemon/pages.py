@@ -64,6 +64,7 @@ def status_document(reconciler: Reconciler) -> dict[str, Any]:
                 "endpoints": [f"{e.address} {e.port}" for e in endpoints],
                 "rejected": list(answer.rejected) if answer else [],
                 "slots": planned.slots,
+                "drained": list(reconciler.drained.get(planned.spec.name, ())),
                 "slots_short": max(0, len(endpoints) - planned.slots) if planned.query else 0,
             }
         )

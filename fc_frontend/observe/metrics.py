@@ -7,6 +7,7 @@ declared services, nameservers and DNS response codes.
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, generate_latest
 from prometheus_client.process_collector import ProcessCollector
@@ -112,6 +113,12 @@ class Metrics:
             (*service, "state"),
             registry=self.registry,
         )
+        self._drained = Gauge(
+            "fc_frontend_service_drained",
+            "Pods that `fc-frontend drain` keeps from new traffic.",
+            service,
+            registry=self.registry,
+        )
         self._age = Gauge(
             "fc_frontend_service_answer_age_seconds",
             "Time since cluster DNS last gave a good answer.",
@@ -136,6 +143,7 @@ class Metrics:
         self._exchanges: dict[tuple[str, str, str], tuple[Counter, Histogram]] = {}
         self._known: set[tuple[str, str]] = set()
         self._answered: dict[str, float] = {}
+        self._drained_pods: Mapping[str, int] = {}
 
     def exposition(self, now: float) -> bytes:
         """Everything in Prometheus' text format; `now` is the monotonic clock in seconds."""
@@ -173,6 +181,7 @@ class Metrics:
             endpoints = len(answer.endpoints) if answer else 0
             self._endpoints.labels(*labels).set(endpoints)
             self._slots.labels(*labels).set(service.slots)
+            self._drained.labels(*labels).set(self._drained_pods.get(service.spec.name, 0))
             short = max(0, endpoints - service.slots) if service.query else 0
             self._slots_short.labels(*labels).set(short)
             self._rejected.labels(*labels).set(len(answer.rejected) if answer else 0)
@@ -187,10 +196,16 @@ class Metrics:
 
     def _forget(self, name: str, namespace: str) -> None:
         gauges = (self._endpoints, self._slots, self._slots_short, self._rejected, self._age)
-        for gauge in gauges:
+        for gauge in (*gauges, self._drained):
             _remove(gauge, name, namespace)
         for state in STATES:
             _remove(self._state, name, namespace, state)
+
+    def drained(self, pods: Mapping[str, int]) -> None:
+        """How many pods of each service are drained; none of those that are not named."""
+        self._drained_pods = pods
+        for name, namespace in self._known:
+            self._drained.labels(name, namespace).set(pods.get(name, 0))
 
     def checked(self, result: str) -> None:
         """HAProxy judged a configuration: accepted, refused or unavailable."""
