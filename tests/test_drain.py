@@ -7,6 +7,7 @@ import http.client
 import json
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -99,15 +100,13 @@ _wanted = st.builds(
 
 def obeyed(servers: list[ServerState], told: list[str]) -> list[ServerState]:
     """The servers as HAProxy has them after the commands."""
-    from dataclasses import replace
-
-    words = dict((command.split()[2], command.split()[4]) for command in told)
-    return [
-        replace(server, admin=(state & ~9) | (8 if word == "drain" else 0))
-        if (word := words.get(f"shop/{server.server}")) and (state := server.admin or 0) >= 0
-        else server
-        for server in servers
-    ]
+    words = {command.split()[2]: command.split()[4] for command in told}
+    after = []
+    for server in servers:
+        word = words.get(f"shop/{server.server}")
+        admin = (server.admin or 0) & ~9 | (8 if word == "drain" else 0)
+        after.append(replace(server, admin=admin) if word else server)
+    return after
 
 
 @given(_wanted, _servers)
@@ -125,9 +124,8 @@ def test_one_round_is_enough_and_touches_nothing_that_is_not_ours(
             assert now == before
         elif before.admin != 1:
             assert not (now.admin or 0) & 8
-    assert all(("shop", slot) in settled.slots for slot in ()) or settled.slots <= {
-        ("shop", server.server) for server in after if (server.admin or 0) & 8
-    }
+    drained = {("shop", server.server) for server in after if (server.admin or 0) & 8}
+    assert settled.slots <= drained
 
 
 # What is forgotten
@@ -267,7 +265,7 @@ def test_the_state_file_drains_pods_wherever_they_come_to_be() -> None:
     servers = [running("pod2", A), running("pod4", B, admin=8), running("pod9", C, admin=8)]
     text = server_state(plan, resolution, servers, drained=pods(A, slots=("pod4",)))
     # pod9 was drained by somebody else, pod4 by us and for another pod.
-    assert {address: admin for address, admin in admins(text).values()} == {A: "8", B: "0", C: "8"}
+    assert dict(admins(text).values()) == {A: "8", B: "0", C: "8"}
     new = server_state(plan, resolution, [], drained=WHOLE)
     assert {admin for _, admin in admins(new).values()} == {"8"}
     kept = server_state(plan, resolution, [running("pod1", A, admin=1)], drained=WHOLE)
@@ -436,7 +434,7 @@ def test_the_next_pod_in_the_slot_is_served_and_the_drained_one_forgotten(
     frontend.until(lambda: servers(frontend)[slot].address is None)
     frontend.until(lambda: record(frontend) == NOTHING)
     frontend.until(lambda: not (servers(frontend)[slot].admin or 0) & 8)
-    assert frontend.events("drain-ended")
+    frontend.until(lambda: frontend.events("drain-ended"))
     # The address comes back, as another pod's may: it is served.
     frontend._publish("shop", addresses)
     frontend.until(lambda: answering(frontend) == {"shop-1", "shop-2"})
@@ -466,8 +464,6 @@ def test_a_pod_that_leaves_dns_stays_drained_as_long_as_haproxy_has_it(frontend:
     # NXDOMAIN: HAProxy holds the last addresses for 30 s.
     frontend._publish("shop", ())
     frontend.until(lambda: frontend.metric("fc_frontend_service_endpoints", service="shop") == 0)
-    looks = frontend.dns.stats.questions if hasattr(frontend.dns, "stats") else 0
-    del looks
     frontend.until(lambda: frontend.ask(8080).endswith("status 503"))
     assert record(frontend).pods == {("shop", victim)}
     frontend.scale("shop", 1)

@@ -22,14 +22,6 @@ from fc_frontend.plan.model import (
     Resolution,
     ServicePlan,
 )
-    Answer,
-    Endpoint,
-    Freshness,
-    Kind,
-    Plan,
-    Resolution,
-    ServicePlan,
-)
 
 EMPTY = "1\n"
 """A state file without servers; 2.6 warns of an empty one."""
@@ -61,9 +53,8 @@ def server_state(
             answer = resolution.get(service.spec.name)
             lines += _service_lines(service, answer, known.get(service.spec.name, []), drained)
         else:
-            lines += _node_lines(
-                service, nodes, known.get(service.spec.name, []), drained
-            )
+            nodes = plan.settings.cluster.nodes
+            lines += _node_lines(service, nodes, known.get(service.spec.name, []), drained)
     return EMPTY + "".join(f"{line}\n" for line in lines)
 
 
