@@ -69,6 +69,7 @@ def status_document(reconciler: Reconciler) -> dict[str, Any]:
                 "endpoints": [f"{e.address} {e.port}" for e in endpoints],
                 "rejected": list(answer.rejected) if answer else [],
                 "slots": planned.slots,
+                "drained": list(reconciler.drained.get(planned.spec.name, ())),
                 "slots_short": short,
                 "slots_scarce": is_scarce,
                 "addresses_by": "runtime" if planned.by_runtime else "resolver",

@@ -22,6 +22,7 @@ from fc_frontend.config.quarantine import Withdrawn, tolerate
 from fc_frontend.discovery.client import DnsClient, Exchange
 from fc_frontend.discovery.resolve import resolve_all
 from fc_frontend.errors import Problem, Unavailable, errors_in, warnings_in
+from fc_frontend.haproxy import drain_record
 from fc_frontend.haproxy.assign import assign
 from fc_frontend.haproxy.deploy import (
     Deployment,
@@ -31,6 +32,7 @@ from fc_frontend.haproxy.deploy import (
     revive,
     save_server_state,
 )
+from fc_frontend.haproxy.drain_record import Held
 from fc_frontend.observe.log import Log
 from fc_frontend.observe.metrics import Metrics
 from fc_frontend.pipeline import (
@@ -116,6 +118,10 @@ class Reconciler:
         """The hash of what is declared; None if that is refused or not known yet."""
         self.running: str | None = None
         self.last_reload: LastReload | None = None
+        self.drained: dict[str, tuple[str, ...]] = {}
+        """Service name → addresses of the pods that are drained."""
+        self._drain_record: object = None
+        self._drains = False
 
     @property
     def in_sync(self) -> bool:
@@ -299,6 +305,53 @@ class Reconciler:
             self._log.info("haproxy-has", hash=running or "none", wanted=self.wanted or "none")
         self.running = running
         self._metrics.synced(self.wanted, running)
+
+    async def drain(self) -> None:
+        """Hold the running worker to what operators have drained; costs nothing if that is nothing.
+
+        DNS gives the slots of drained pods to others, and empty slots to pods of drained services.
+        """
+        if self.deployed is None or self.running is None:
+            return
+        settings = self.deployed.settings
+        signature = drain_record.signature(settings)
+        if signature == self._drain_record and not self._drains:
+            return
+        declared = [service.spec.name for service in self.deployed.services]
+        try:
+            held = await asyncio.to_thread(
+                drain_record.keep, settings, dict(self.resolution), declared
+            )
+        except Unavailable as exc:
+            self._log.limited("not-drained").warning(
+                "drain-failed", said=exc.problems[0].message, remedy=exc.problems[0].remedy
+            )
+            return
+        self._drain_record = signature
+        self._drains = bool(held.record)
+        self.drained = {
+            name: found for name in sorted(held.record.names) if (found := held.drained(name))
+        }
+        self._metrics.drained({name: len(found) for name, found in self.drained.items()})
+        self._log_drains(held)
+
+    def _log_drains(self, held: Held) -> None:
+        for problem in held.problems:
+            self._log.limited("drains-unknown").warning(
+                "drains-unknown", said=problem.message, remedy=problem.remedy
+            )
+        gone = sorted(held.before.pods - held.record.pods)
+        for name, address in gone[:_MOST_LOGGED]:
+            self._log.info("drain-ended", service=name, pod=address, reason="the pod is gone")
+        for name in sorted(held.before.services - held.record.services)[:_MOST_LOGGED]:
+            self._log.info("drain-ended", service=name, reason="the service is gone")
+        if held.sent:
+            self._log.info(
+                "drain-kept",
+                services=",".join(sorted(held.before.names)),
+                drained=sum(command.endswith(" drain") for command in held.sent),
+                freed=sum(command.endswith(" ready") for command in held.sent),
+            )
 
     def close(self) -> None:
         """Close the sockets to cluster DNS."""
