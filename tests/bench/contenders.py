@@ -29,6 +29,8 @@ from tests.frontend import Frontend
 
 SLOTS = 20
 """Those of the documentation's line."""
+OTHER_SLOTS = 10
+"""Fewer, as each takes a file descriptor: 1,000 × 20 are more than many a machine allows."""
 HTTP, TCP, TOGGLED, TAKEN = 8080, 8081, 30000, 8099
 OTHERS = 10000
 
@@ -118,7 +120,7 @@ class FcFrontend:
         declared["long"] = frontend.service("shop", TCP, slots=SLOTS, mode="tcp")
         for number in range(1, self.services):
             name = f"other{number}"
-            declared[name] = frontend.service(name, OTHERS + number, slots=SLOTS)
+            declared[name] = frontend.service(name, OTHERS + number, slots=OTHER_SLOTS)
         self._toggle(TOGGLED)
         frontend.start(wait=False)
         frontend.until(frontend.ready, 60)
@@ -199,15 +201,16 @@ class PlainHaproxy:
             "  timeout server 60s",
         ]
         proxies = [("shop", "shop", HTTP, "http"), ("long", "shop", TCP, "tcp")]
-        for number in range(1, self.services):
-            proxies.append((f"other{number}", f"other{number}", OTHERS + number, "http"))
+        others = range(1, self.services)
+        proxies += [(f"other{n}", f"other{n}", OTHERS + n, "http") for n in others]
         proxies.append(("toggle", "shop", toggled, "http"))
         for name, service, listen, mode in proxies:
+            slots = OTHER_SLOTS if service.startswith("other") else SLOTS
             lines += [
                 f"listen {name}",
                 f"  mode {mode}",
                 f"  bind {self.frontend.host}:{listen}",
-                f"  server-template pod {SLOTS} *.{service}.default.svc.cluster.local:8080 check "
+                f"  server-template pod {slots} *.{service}.default.svc.cluster.local:8080 check "
                 "resolvers cluster init-addr none",
             ]
         return "\n".join(lines) + "\n"
