@@ -26,6 +26,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 TIMEOUT = 10.0
+LOOK = 0.02
 MOST = 10_000
 """Failures of which the time is kept."""
 
@@ -47,6 +48,8 @@ class Count:
     gap: float = 0.0
     """The longest time in which nobody was answered."""
     slowest: float = 0.0
+    lag: float = 0.0
+    """The longest time for which this process was held up itself."""
     ended: bool = False
     _last: float = field(default_factory=time.monotonic)
 
@@ -78,6 +81,7 @@ class Count:
             "closed": self.closed,
             "gap": self.gap,
             "slowest": self.slowest,
+            "lag": self.lag,
         }
 
 
@@ -149,6 +153,13 @@ class Crowd:
             if streams:
                 streams[1].close()
 
+    async def watch(self) -> None:
+        """Measure how late this process is itself."""
+        while not self.stop.is_set():
+            before = time.monotonic()
+            await asyncio.sleep(LOOK)
+            self.count.lag = max(self.count.lag, time.monotonic() - before - LOOK)
+
     def _answered_once(self) -> None:
         self.waiting -= 1
         if self.waiting == 0:
@@ -209,6 +220,7 @@ async def main() -> None:
     async with asyncio.timeout(60):
         await crowd.all_answered.wait()
     crowd.count.gap = crowd.count.slowest = 0.0
+    tasks.append(asyncio.create_task(crowd.watch()))
     print("ready", flush=True)
     await asyncio.to_thread(sys.stdin.read)
     crowd.count.ends()

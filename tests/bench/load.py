@@ -20,6 +20,7 @@ class Loaded:
     closed: int
     gap: float
     slowest: float
+    lag: float
 
     @property
     def kinds(self) -> str:
