@@ -7,6 +7,7 @@ bind more each time.
 from __future__ import annotations
 
 import contextlib
+import re
 import socket
 import sys
 import time
@@ -33,6 +34,7 @@ OTHER_SLOTS = 10
 """Fewer, as each takes a file descriptor: 1,000 × 20 are more than many a machine allows."""
 HTTP, TCP, TOGGLED, TAKEN = 8080, 8081, 30000, 8099
 OTHERS = 10000
+CRASHED = re.compile(r"orker \(\d+\) exited with code 1[2-9]\d")
 
 
 class Contender(Protocol):
@@ -51,6 +53,9 @@ class Contender(Protocol):
 
     def reloads(self) -> int:
         """How many reloads HAProxy's master has made."""
+
+    def crashes(self) -> int:
+        """How many workers have ended by a signal, which is HAProxy's own fault."""
 
 
 @contextlib.contextmanager
@@ -141,6 +146,9 @@ class FcFrontend:
     def reloads(self) -> int:
         return show_proc(self.frontend.settings["haproxy"]["master_socket"], patience=5).reloads
 
+    def crashes(self) -> int:
+        return len(CRASHED.findall(self.frontend.log_text()))
+
     def _toggle(self, port: int) -> None:
         service = self.frontend.service("shop", port, slots=SLOTS)
         self.frontend.drop("toggle.json", {"toggle": service})
@@ -182,6 +190,9 @@ class PlainHaproxy:
 
     def reloads(self) -> int:
         return show_proc(self.haproxy.master_socket, patience=5).reloads
+
+    def crashes(self) -> int:
+        return len(CRASHED.findall(self.haproxy.log.read_text(errors="replace")))
 
     def _text(self, toggled: int) -> str:
         """The documentation gives the `listen` with its `server-template`, and `balance`."""

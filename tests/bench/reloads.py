@@ -95,6 +95,7 @@ def measure(
             # Late failures, of requests that wait for their timeout, count as well.
             time.sleep(1)
             loaded = crowd.end()
+        crashes = contender.crashes()
         if kind is FcFrontend:
             tell_failures(scenario, loaded, phases, frontend)
     row = {
@@ -110,6 +111,7 @@ def measure(
         "slowest ms": round(loaded.slowest * 1000),
         "clients' lag ms": round(loaded.lag * 1000),
         "closed": loaded.closed,
+        "crashes": crashes,
         "kinds": loaded.kinds,
     }
     print(json.dumps(row), file=sys.stderr, flush=True)
