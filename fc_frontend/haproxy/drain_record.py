@@ -22,7 +22,7 @@ from fc_frontend.haproxy.runtime import ServerState
 from fc_frontend.plan.model import Resolution, Settings
 
 FILE = "drained.json"
-_LOCK_TIMEOUT = 10.0
+_LOCK_TIMEOUT = 5.0
 _PAUSE = 0.01
 _MOST_BACKENDS = 16
 """Services that are asked for one by one; with more, all servers are asked for at once."""
