@@ -30,7 +30,7 @@ EACH = 100
 """Requests for each pod, on average."""
 LEAVING = 5.0
 PATIENCE = 8.0
-LONGEST = 90.0
+LONGEST = 180.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
