@@ -16,23 +16,25 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from fc_frontend.config.last_good import LastGood, Quarantine, Unit
+from fc_frontend.config.last_good import Form, LastGood, Piece, Quarantine, Unit
 from fc_frontend.config.loader import Declaration, Sources, read, state_directory
 from fc_frontend.config.quarantine import Withdrawn, tolerate
 from fc_frontend.discovery.client import DnsClient, Exchange
 from fc_frontend.discovery.resolve import resolve_all
 from fc_frontend.errors import Problem, Unavailable, errors_in, warnings_in
-from fc_frontend.haproxy import drain_record
+from fc_frontend.haproxy import drain_record, runtime
 from fc_frontend.haproxy.assign import assign
 from fc_frontend.haproxy.deploy import (
     Deployment,
     Outcome,
     deploy,
     forget_refused,
+    proxies_up,
     revive,
     save_server_state,
 )
 from fc_frontend.haproxy.drain_record import Held
+from fc_frontend.haproxy.runtime import ServerState
 from fc_frontend.observe.log import Log
 from fc_frontend.observe.metrics import Metrics
 from fc_frontend.pipeline import (
@@ -53,6 +55,12 @@ from fc_frontend.plan.model import Answer, Freshness, Plan, ServicePlan
 from fc_frontend.plan.planner import plan
 from fc_frontend.plan.reasons import Reason, reasons
 
+_WATCH_FOR = 15.0
+"""Seconds after a reload in which a service that it changed must not lose its last server.
+
+Three checks of a pod that does not answer take 12 s, of one that refuses 3 s.
+"""
+_LOOKS_DOWN = 2
 _MOST_LOGGED = 20
 """Problems and reasons of one event that are logged one by one."""
 
@@ -102,6 +110,7 @@ class Reconciler:
         self._last_good: LastGood | None = None
         self._saved: LastGood | None = None
         self._withdrawn = Withdrawn()
+        self._watched: dict[str, _Watched] = {}
         self._unassigned = True
         self._server_state_age: dict[str, Answer] | None = None
         # Neither a reload nor the runtime API may meet the other half-way.
@@ -176,6 +185,19 @@ class Reconciler:
         if self._last_good is None:
             directory = state_directory(self._sources)
             self._last_good = await asyncio.to_thread(stored_last_good, directory)
+        # What had no server up is tried again only in another form.
+        failed = {
+            name: form
+            for name, form in self._last_good.failed.items()
+            if name in self._sources.services and self._sources.services[name].value == form.value
+        }
+        self._last_good = replace(self._last_good, failed=failed)
+        self._withdrawn.withdraw(
+            {
+                Unit(Piece.SERVICE, name): (_no_server_up(name, form.file),)
+                for name, form in failed.items()
+            }
+        )
 
     async def _prepare(self, *, shrink: bool = False) -> Prepared:
         """Plan and render what can be had, with what is faulty in its last good form."""
@@ -462,6 +484,8 @@ class Reconciler:
         if not deployment.ok:
             self._refuse((*prepared.problems, *deployment.problems), deployment)
             return
+        if deployment.outcome is Outcome.RELOADED:
+            self._watch(prepared.declaration.forms, deployment.had_up)
         self._accept(replace(prepared, problems=(*prepared.problems, *deployment.problems)))
         if deployment.outcome is Outcome.INSTALLED:
             self.observed(None)
@@ -491,12 +515,81 @@ class Reconciler:
         self._note(prepared.problems)
         self._metrics.planned(prepared.plan, self.resolution)
         self._metrics.synced(self.wanted, self.running)
-        last_good = prepared.declaration.forms.with_former(
-            self._last_good, (held.unit for held in self.quarantined)
+        self._promote()
+
+    def _promote(self) -> None:
+        """Let what HAProxy has be the last good, but for what is in quarantine or still watched."""
+        assert self.declaration is not None
+        assert self._last_good is not None
+        units = [held.unit for held in self.quarantined]
+        last_good = self.declaration.forms.with_former(
+            self._last_good, units, (Unit(Piece.SERVICE, name) for name in self._watched)
         )
         if last_good != self._last_good:
             self._last_good = last_good
             self._unsaved = True
+
+    def _watch(self, forms: LastGood, had_up: frozenset[str]) -> None:
+        """Watch the services that a reload changed and that had a server up until then."""
+        assert self._last_good is not None
+        changed = {
+            unit.name for unit in forms.differing(self._last_good) if unit.piece is Piece.SERVICE
+        }
+        until = self._clock() + _WATCH_FOR
+        self._watched = {
+            name: self._watched.get(name) or _Watched(until)
+            for name in changed
+            if name in had_up or name in self._watched
+        }
+
+    async def guard(self) -> bool:
+        """Look at the services that the last reload changed; True if one must go back.
+
+        A service that had servers up and has none since it was changed goes back to its last good
+        form, with the evidence.
+        """
+        if not self._watched or self.deployed is None or not self.in_sync:
+            return False
+        settings = self.deployed.settings
+        try:
+            servers = await asyncio.to_thread(runtime.servers, settings.haproxy.runtime_socket)
+        except Unavailable:
+            return False
+        up = proxies_up(servers)
+        now = self._clock()
+        went_back = False
+        for name, watched in list(self._watched.items()):
+            answer = self.resolution.get(name)
+            if name in up or answer is None or not answer.endpoints:
+                watched.looks_down = 0
+            else:
+                watched.looks_down += 1
+            if watched.looks_down >= _LOOKS_DOWN:
+                del self._watched[name]
+                went_back |= self._fail(name, servers)
+            elif now >= watched.until:
+                del self._watched[name]
+        if not went_back:
+            self._promote()
+        await self.save()
+        return went_back
+
+    def _fail(self, name: str, servers: tuple[ServerState, ...]) -> bool:
+        """Have a service go back; False if its last good form is not known."""
+        assert self._last_good is not None
+        assert self.declaration is not None
+        form = self.declaration.forms.services.get(name)
+        if form is None or name not in self._last_good.services:
+            return False
+        down = sum(server.proxy == name and bool(server.address) for server in servers)
+        evidence = f"all of its {down} servers failed their checks after the reload"
+        failed = {**self._last_good.failed, name: Form(evidence, form.value)}
+        self._last_good = replace(self._last_good, failed=failed)
+        self._unsaved = True
+        problem = _no_server_up(name, evidence)
+        self._withdrawn.withdraw({Unit(Piece.SERVICE, name): (problem,)})
+        self._log.error("service-went-back", service=name, said=problem.message)
+        return True
 
     def _quarantine(self, quarantined: tuple[Quarantine, ...]) -> None:
         """Say what is not taken as it is declared, and what is again; once for the same reasons."""
@@ -603,6 +696,22 @@ class Reconciler:
                 )
         if len(changed) > _MOST_LOGGED:
             self._log.info("dns-changed-more", services=len(changed) - _MOST_LOGGED)
+
+
+@dataclass(slots=True)
+class _Watched:
+    """A changed service, watched `until` on the monotonic clock, and for how many looks down."""
+
+    until: float
+    looks_down: int = 0
+
+
+def _no_server_up(name: str, evidence: str) -> Problem:
+    return Problem(
+        message=f"no server up any more: {evidence}",
+        remedy="see port, tls and checks in its declaration; once that changes it is tried again",
+        service=name,
+    )
 
 
 def _shape(services: Iterable[ServicePlan]) -> list[tuple[object, ...]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
@@ -65,6 +65,8 @@ class Deployment:
     judged: bool = False
     """True if it was HAProxy's own check that refused it, not a trial."""
     refused_file: str | None = None
+    had_up: frozenset[str] = frozenset()
+    """Proxies that had a server up just before."""
 
     @property
     def ok(self) -> bool:
@@ -109,6 +111,11 @@ def observe(haproxy: Haproxy) -> Running:
     with contextlib.suppress(Unavailable):
         processes = show_proc(haproxy.master_socket)
     return Running(hash=worker_hash, processes=processes, worker=worker, servers=servers)
+
+
+def proxies_up(servers: Iterable[runtime.ServerState]) -> frozenset[str]:
+    """The proxies that have a server which takes new connections."""
+    return frozenset(server.proxy for server in servers if server.up)
 
 
 def text_binds(text: str) -> TextBinds:
@@ -178,7 +185,12 @@ def _deploy(
         install.restore(haproxy.config_file, previous)
     if deployment.outcome in (Outcome.RELOADED, Outcome.STARTED):
         said = (*said, *_drain_again(plan, resolution))
-    return replace(deployment, checked=True, problems=(*deployment.problems, *said))
+    return replace(
+        deployment,
+        checked=True,
+        problems=(*deployment.problems, *said),
+        had_up=proxies_up(running.servers),
+    )
 
 
 def revive(haproxy: Haproxy, *, output: str | None = None) -> Deployment | None:
@@ -316,7 +328,10 @@ def _activate(
     else:
         return _without_master(haproxy, config, running)
     confirmed = result.ok and confirm(
-        haproxy.runtime_socket, config.hash, haproxy.reload_timeout - (time.monotonic() - started)
+        haproxy.runtime_socket,
+        config.hash,
+        haproxy.reload_timeout - (time.monotonic() - started),
+        running.processes.master if running.processes else None,
     )
     duration = time.monotonic() - started
     if confirmed:

@@ -52,8 +52,11 @@ class ServerState:
 
     @property
     def up(self) -> bool:
-        """True if it takes new connections: it runs, and is neither in maintenance nor draining."""
-        return self.operational in (1, 2) and self.admin == 0
+        """True if it takes new connections: it runs, and is neither in maintenance nor draining.
+
+        4 only says that the configuration has it disabled, which it was enabled from since.
+        """
+        return self.operational in (1, 2) and self.admin in (0, 4)
 
 
 def info(path: str, timeout: float = TIMEOUT) -> dict[str, str]:
