@@ -22,7 +22,7 @@ from fc_frontend.config.quarantine import Withdrawn, tolerate
 from fc_frontend.discovery.client import DnsClient, Exchange
 from fc_frontend.discovery.resolve import resolve_all
 from fc_frontend.errors import Problem, Unavailable, errors_in, warnings_in
-from fc_frontend.haproxy import drain_record, runtime
+from fc_frontend.haproxy import drain_record, install, runtime
 from fc_frontend.haproxy.assign import assign
 from fc_frontend.haproxy.deploy import (
     Deployment,
@@ -127,6 +127,10 @@ class Reconciler:
         """The hash of what is declared; None if that is refused or not known yet."""
         self.running: str | None = None
         self.last_reload: LastReload | None = None
+        self._installed: str | None = None
+        self._seen_file: tuple[int, int, int] | None = None
+        self.drifted = False
+        """True if others changed haproxy.cfg and it is left so."""
         self.drained: dict[str, tuple[str, ...]] = {}
         """Service name → addresses of the pods that are drained."""
         self._drain_record: object = None
@@ -161,7 +165,9 @@ class Reconciler:
                 self._refuse(prepared.problems)
                 return await self._revive()
             is_known = prepared.config.hash == self.wanted == self.running
-            if is_known and Trigger.HAPROXY not in triggers:
+            # A file that others changed, and that is left so, may be what HAProxy has now.
+            is_left = self.drifted and prepared.config.hash == self.wanted
+            if is_left or (is_known and Trigger.HAPROXY not in triggers):
                 self._accept(prepared)
                 return None
             if prepared.config.hash != self.running and self.running is not None:
@@ -328,6 +334,45 @@ class Reconciler:
         self.running = running
         self._metrics.synced(self.wanted, running)
 
+    async def look_for_drift(self) -> None:
+        """See whether others changed haproxy.cfg; put it right, or leave it, as the settings say.
+
+        HAProxy itself goes on with what it has: a file that is wrong would count at its next start.
+        """
+        if self._installed is None or self.deployed is None:
+            return
+        haproxy = self.deployed.settings.haproxy
+        signature = await asyncio.to_thread(install.signature, haproxy.config_file)
+        if signature is not None and signature == self._seen_file:
+            return
+        self._seen_file = signature
+        try:
+            found = await asyncio.to_thread(install.read, haproxy.config_file)
+            if found == self._installed.encode("utf-8", "surrogateescape"):
+                self.drifted = False
+            else:
+                restores = haproxy.drift == "restore" or found is None
+                self._metrics.drift_seen()
+                self._log.warning(
+                    "config-drift",
+                    file=haproxy.config_file,
+                    effect="put right" if restores else "left until the configuration changes",
+                )
+                self.drifted = not restores
+                if restores:
+                    async with self._haproxy:
+                        await asyncio.to_thread(
+                            install.install, haproxy.config_file, self._installed
+                        )
+                    # Who edits it again meanwhile is seen at the next look.
+                    self._seen_file = None
+        except Unavailable as exc:
+            self._seen_file = None
+            self._log.limited("drift").warning(
+                "drift-not-mended", said=exc.problems[0].message, remedy=exc.problems[0].remedy
+            )
+        self._metrics.drifted(self.drifted)
+
     async def drain(self) -> None:
         """Hold the running worker to what operators have drained; costs nothing if that is nothing.
 
@@ -487,6 +532,10 @@ class Reconciler:
         if deployment.outcome is Outcome.RELOADED:
             self._watch(prepared.declaration.forms, deployment.had_up)
         self._accept(replace(prepared, problems=(*prepared.problems, *deployment.problems)))
+        self._installed = prepared.config.text if prepared.config else None
+        self._seen_file = None
+        self.drifted = False
+        self._metrics.drifted(False)
         if deployment.outcome is Outcome.INSTALLED:
             self.observed(None)
         else:
