@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,7 @@ class Site:
         frontend = self.frontend
         self.templates.mkdir()
         frontend.settings["haproxy"].update({"templates": str(self.templates), **haproxy})
-        frontend.settings["intervals"].update(debounce="50ms", rescan="1s")
+        frontend.settings["intervals"].update(debounce="50ms", reload="200ms", rescan="1s")
         for name, port in SERVICES.items():
             frontend.scale(name, 2)
             self.declare(name, port)
@@ -69,7 +69,7 @@ class Site:
         """Under load; in the end each service has answered, and no request has failed."""
         with contextlib.ExitStack() as stack:
             for name, port in SERVICES.items():
-                load = Load(self.frontend.host, port, clients=2, interval=0.02)
+                load = Load(self.frontend.host, port, clients=2, interval=0.03)
                 self.loads[name] = stack.enter_context(load)
             self.still_serve()
             yield
@@ -111,16 +111,22 @@ class Site:
         listed = self.frontend.status()["quarantined"]
         return {(held["piece"], held["name"]): held for held in listed}
 
-    def until_held(self, piece: str, name: str, effect: str) -> dict[str, Any]:
-        """Wait until this unit, and no other, is in quarantine; how it stands in /status.json."""
+    def until_held(self, units: Mapping[tuple[str, str], str]) -> list[dict[str, Any]]:
+        """Wait until these units, and no others, are in quarantine; their problems.
 
-        def found() -> dict[str, Any] | None:
+        `units` are piece and name, each with what happens meanwhile.
+        """
+
+        def found() -> list[dict[str, Any]] | None:
             held = self.held()
-            is_it = set(held) == {(piece, name)} and held[piece, name]["effect"] == effect
-            return held[piece, name] if is_it and self.frontend.ready() else None
+            if {
+                unit: h["effect"] for unit, h in held.items()
+            } != units or not self.frontend.ready():
+                return None
+            return [problem for unit in held.values() for problem in unit["problems"]]
 
-        unit: dict[str, Any] = self.frontend.until(found)
-        return unit
+        problems: list[dict[str, Any]] = self.frontend.until(found)
+        return problems
 
     def until_well(self) -> None:
         """Wait until nothing is in quarantine and HAProxy has what is declared."""
