@@ -11,9 +11,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from fc_frontend.config.last_good import LastGood, Piece, Unit, dump_last_good, load_last_good
-from fc_frontend.config.loader import Declaration, load
-from fc_frontend.config.quarantine import Faults, unit_of
+from fc_frontend.config.last_good import (
+    LastGood,
+    Piece,
+    Quarantine,
+    Unit,
+    dump_last_good,
+    load_last_good,
+)
+from fc_frontend.config.loader import Declaration, load, read, state_directory
+from fc_frontend.config.quarantine import Faults, Withdrawn, tolerate, unit_of
 from fc_frontend.config.templates import templates
 from fc_frontend.discovery.store import dump_answers, load_answers
 from fc_frontend.errors import Problem, Refused, errors_in
@@ -24,6 +31,8 @@ from fc_frontend.render.render import RenderedConfig, render
 
 ANSWERS_FILE = "answers.json"
 LAST_GOOD_FILE = "last-good.json"
+MOST_TRIALS = 100
+"""Times that units are withdrawn before everything is refused."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,6 +155,33 @@ async def resolve(
 def question(spec: ServiceSpec) -> str:
     """What is asked of cluster DNS for a service; answers to other questions are worth nothing."""
     return f"{spec.name} {spec.service}.{spec.namespace} {spec.target} {spec.port} {spec.discovery}"
+
+
+def quarantines(settings_file: str) -> tuple[Quarantine, ...]:
+    """What the daemon would put into quarantine now, with HAProxy's own word on each.
+
+    Raises `Unavailable` if HAProxy cannot be asked.
+    """
+    sources = read(settings_file)
+    last_good = stored_last_good(state_directory(sources))
+    withdrawn = Withdrawn()
+
+    def settled(without: Iterable[Unit] = ()) -> Prepared:
+        declaration = tolerate(sources, last_good, withdrawn.without(without))
+        return judged(prepare(declaration, stored_answers(declaration)))
+
+    for _ in range(MOST_TRIALS):
+        prepared = settled()
+        if prepared.ok:
+            break
+        faults = traced(prepared.problems, prepared.declaration)
+        if not faults:
+            changed = prepared.declaration.forms.differing(last_good) - withdrawn.left_out
+            found = culprit(sorted(changed), lambda units: settled(units).ok)
+            faults = {found: errors_in(prepared.problems)} if found else {}
+        if not withdrawn.withdraw(faults):
+            break
+    return prepared.declaration.quarantined
 
 
 def last_good_path(state_directory: str) -> str:

@@ -13,6 +13,7 @@ import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -33,7 +34,20 @@ from fc_frontend.plan.model import Haproxy
 from tests.conftest import RealHaproxy, until
 
 T = TypeVar("T")
-_octets = iter(random.sample(range(129, 250), 120))
+_RESERVED_PORT = 65001
+
+
+def _network() -> tuple[int, socket.socket]:
+    """The second octet of a loopback network that nobody uses, and what keeps it so."""
+    for octet in random.sample(range(129, 250), 121):
+        reservation = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        try:
+            reservation.bind((f"127.{octet}.255.254", _RESERVED_PORT))
+        except OSError:
+            reservation.close()
+        else:
+            return octet, reservation
+    raise RuntimeError("all loopback networks are in use")
 
 
 def patiently(found: Callable[[], T], timeout: float = 20.0) -> T:
@@ -54,7 +68,7 @@ class Frontend:
 
     def __init__(self, binary: str) -> None:
         self.binary = binary
-        self.octet = next(_octets)
+        self.octet, self._reservation = _network()
         self.host = f"127.{self.octet}.200.1"
         self.directory = Path(tempfile.mkdtemp(prefix="fcf-", dir="/tmp"))
         self.config = self.directory / "config.json"
@@ -108,6 +122,7 @@ class Frontend:
         self._thread.join(10)
         self._loop.close()
         subprocess.run(["rm", "-rf", str(self.directory)], check=True)
+        self._reservation.close()
 
     def call(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine in the cluster's loop."""

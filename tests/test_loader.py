@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -333,3 +334,20 @@ def test_names_that_are_no_dns_label_need_a_service(tmp_path: Path) -> None:
     assert only_error(declared(tmp_path, "services: {my_app: {pod_port: 1}}")).remedy
     good = declared(tmp_path, "services: {my_app: {pod_port: 1, service: my-app}}")
     assert not good.problems
+
+
+@pytest.mark.parametrize("suffix", ["json", "yaml"])
+def test_a_problem_of_each_of_many_services_is_located_in_a_moment(
+    tmp_path: Path, suffix: str
+) -> None:
+    """As in an outage of DNS.  Reading the file for each one took minutes."""
+    names = [f"s{number}" for number in range(2000)]
+    text = json.dumps({"services": {name: {"pod_port": 80} for name in names}}, indent=1)
+    declaration = declared(tmp_path, "", {f"many.{suffix}": text})
+    assert len(declaration.services) == len(names)
+    started = time.monotonic()
+    for name in names:
+        located = declaration.located(Problem(message="stale", service=name, remedy=""))
+        line = text.splitlines()[(located.line or 0) - 1]
+        assert line.strip().startswith(f'"{name}":')
+    assert time.monotonic() - started < 10

@@ -55,6 +55,9 @@ def test_services_come_and_go() -> None:
     assert found[("fc_frontend_service_state", *labels, "state=ok")] == 1
     empty = ("namespace=default", "service=c", "state=empty")
     assert found[("fc_frontend_service_state", *empty)] == 1
+    assert found[("fc_frontend_service_drained", *labels)] == 0
+    metrics.drained({"b": 2})
+    assert samples(metrics)[("fc_frontend_service_drained", *labels)] == 2
     metrics.planned(planned("a"), {"a": answer(3)})
     assert not any("service=b" in key for key in samples(metrics))
     assert any("service=a" in key for key in samples(metrics))

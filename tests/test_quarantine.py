@@ -23,7 +23,6 @@ from hypothesis import strategies as st
 
 from fc_frontend.config.document import MAX_BYTES
 from fc_frontend.config.last_good import Piece, Unit
-from fc_frontend.demo.load import Load
 from fc_frontend.pipeline import culprit
 from tests.conftest import BINARIES, binary_of
 from tests.faults.site import EXTRA, SERVICES, Site, put, serving

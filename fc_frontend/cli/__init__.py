@@ -14,6 +14,8 @@ COMMANDS = {
     "apply": "Ask cluster DNS, check, install, reload and confirm, once.",
     "run": "Run the daemon: keep HAProxy in step with files and cluster DNS.",
     "resolve": "Show what cluster DNS says now of each service.",
+    "drain": "Let a pod, or a whole service, end what it has and get nothing new.",
+    "undrain": "Let a drained pod or service take new traffic again.",
     "demo": "Show the whole thing on loopback, with nothing set up.",
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from typing import TYPE_CHECKING
 
 import click
 
@@ -15,6 +16,9 @@ from fc_frontend.cli.common import (
     summary,
 )
 from fc_frontend.errors import Problem, Unavailable, errors_in, warnings_in
+
+if TYPE_CHECKING:
+    from fc_frontend.config.last_good import Quarantine
 
 
 @click.command("check")
@@ -30,7 +34,8 @@ def command(config: str, shape: str) -> None:
     """Judge the configuration, without changing anything.
 
     Loads settings, services and fragments, plans and renders them, and lets `haproxy -c` judge the
-    result. Needs no network, no daemon and no write access, so it fits ExecStartPre= and
+    result. Where the daemon would put a service into quarantine and go on, this refuses, and lists
+    each. Needs no network, no daemon and no write access, so it fits ExecStartPre= and
     ExecReload=. Services of which cluster DNS has never said anything are judged with 10 slots.
 
     \b
@@ -40,13 +45,19 @@ def command(config: str, shape: str) -> None:
     2          wrong usage                           refused
     3          cannot tell, e.g. no haproxy found    cannot tell
     """
-    from fc_frontend.pipeline import judged, prepare_offline
+    from fc_frontend.pipeline import judged, prepare_offline, quarantines
 
     prepared = prepare_offline(config)
     problems = prepared.problems
     unknown: tuple[Problem, ...] = ()
+    held: tuple[Quarantine, ...] = ()
     try:
         problems = judged(prepared).problems
+        if errors_in(problems):
+            # HAProxy tells some errors only once others are gone.
+            held = quarantines(config)
+            found = (problem for quarantine in held for problem in quarantine.problems)
+            problems = tuple(dict.fromkeys((*problems, *found)))
     except Unavailable as exc:
         unknown = exc.problems
     refused = bool(errors_in(problems))
@@ -62,6 +73,7 @@ def command(config: str, shape: str) -> None:
             "services": services,
             "fragments": fragments,
             "problems": [problem.as_json() for problem in (*problems, *unknown)],
+            "quarantined": [quarantine.as_json() for quarantine in held],
         }
         click.echo(json.dumps(document, indent=2, ensure_ascii=False))
         sys.exit(code)
@@ -70,6 +82,8 @@ def command(config: str, shape: str) -> None:
     if refused:
         click.echo(style(summary(problems), "red"), err=True)
     print_problems((*problems, *unknown))
+    for quarantine in held:
+        click.echo(f"the daemon would quarantine {quarantine.unit}: {quarantine.effect}", err=True)
     if code is Exit.GOOD:
         slots = prepared.plan.slot_count
         said = f"{services} services, {slots} slots"

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import json
 import re
+from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from json.decoder import WHITESPACE  # type: ignore[attr-defined]
 from json.decoder import scanstring as scan_json_string  # type: ignore[attr-defined]
 from typing import Any
@@ -105,8 +107,7 @@ def _read_json(text: str) -> Document:
     flaws: list[Flaw] = []
     if duplicates:
         seen: dict[Path, Position] = {}
-        for path, offset in _json_places(text):
-            position = _line_and_column(text, offset)
+        for path, position in _json_positions(text):
             if path in seen and path and isinstance(path[-1], str):
                 flaws.append(_duplicate(path[-1], seen[path], position))
             else:
@@ -114,15 +115,18 @@ def _read_json(text: str) -> Document:
 
     def positions() -> dict[Path, Position]:
         places: dict[Path, Position] = {}
-        for path, offset in _json_places(text):
-            places.setdefault(path, _line_and_column(text, offset))
+        for path, position in _json_positions(text):
+            places.setdefault(path, position)
         return places
 
-    return Document(value, tuple(flaws), positions)
+    return Document(value, tuple(flaws), cache(positions))
 
 
-def _line_and_column(text: str, offset: int) -> Position:
-    return text.count("\n", 0, offset) + 1, offset - text.rfind("\n", 0, offset)
+def _json_positions(text: str) -> Iterator[tuple[Path, Position]]:
+    starts = [0, *(newline.end() for newline in re.finditer("\n", text))]
+    for path, offset in _json_places(text):
+        line = bisect_right(starts, offset)
+        yield path, (line, offset - starts[line - 1] + 1)
 
 
 def _json_places(text: str) -> Iterator[tuple[Path, int]]:
@@ -225,7 +229,7 @@ def _read_yaml(text: str) -> Document:
         reader.read()
         return reader.places or {}
 
-    return Document(value, tuple(flaws), positions)
+    return Document(value, tuple(flaws), cache(positions))
 
 
 class _YamlReader:

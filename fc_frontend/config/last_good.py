@@ -57,6 +57,11 @@ class LastGood:
     services: Mapping[str, Form] = field(default_factory=dict)
     fragments: Mapping[str, Form] = field(default_factory=dict)
     templates: Mapping[str, str] = field(default_factory=dict)
+    failed: Mapping[str, Form] = field(default_factory=dict)
+    """Forms of services that had no server up any more: not tried again until they change.
+
+    Here, a form's `file` has the evidence.
+    """
 
     def differing(self, other: LastGood) -> frozenset[Unit]:
         """The units whose form here is not the one that they have in `other`.
@@ -78,18 +83,22 @@ class LastGood:
             found.add(Unit(Piece.TEMPLATES))
         return frozenset(found)
 
-    def with_former(self, former: LastGood, units: Iterable[Unit]) -> LastGood:
+    def with_former(
+        self, former: LastGood, units: Iterable[Unit], unproven: Iterable[Unit] = ()
+    ) -> LastGood:
         """These forms, and the `former` ones of `units` that have none here.
 
-        A unit that had to be left out may come back in the form that it had.
+        A unit that had to be left out may come back in the form that it had.  Services that are
+        `unproven` have their former form in any case.
         """
         services, fragments = dict(self.services), dict(self.fragments)
+        services |= {u.name: former.services[u.name] for u in unproven if u.name in former.services}
         for unit in units:
             if unit.piece is Piece.SERVICE and unit.name in former.services:
                 services.setdefault(unit.name, former.services[unit.name])
             if unit.piece is Piece.FRAGMENT and unit.name in former.fragments:
                 fragments.setdefault(unit.name, former.fragments[unit.name])
-        return replace(self, services=services, fragments=fragments)
+        return replace(self, services=services, fragments=fragments, failed=former.failed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +111,15 @@ class Quarantine:
     unit: Unit
     problems: tuple[Problem, ...]
     kept: bool
+
+    def as_json(self) -> dict[str, Any]:
+        """The quarantine in the shape of all JSON output."""
+        return {
+            "piece": self.unit.piece.value,
+            "name": self.unit.name,
+            "effect": self.effect,
+            "problems": [problem.as_json() for problem in self.problems],
+        }
 
     @property
     def effect(self) -> str:
@@ -130,6 +148,7 @@ def dump_last_good(last_good: LastGood) -> bytes:
         "services": {name: [f.file, f.value] for name, f in last_good.services.items()},
         "fragments": {name: [f.file, f.value] for name, f in last_good.fragments.items()},
         "templates": dict(last_good.templates),
+        "failed": {name: [f.file, f.value] for name, f in last_good.failed.items()},
     }
     return json.dumps(document, separators=(",", ":")).encode() + b"\n"
 
@@ -147,7 +166,8 @@ def _last_good(document: Any) -> LastGood:
     templates = document["templates"]
     if not all(isinstance(text, str) for text in templates.values()):
         raise TypeError
-    return LastGood(settings, _forms(document["services"]), fragments, templates)
+    services, failed = _forms(document["services"]), _forms(document["failed"])
+    return LastGood(settings, services, fragments, templates, failed)
 
 
 def _forms(entries: Any) -> dict[str, Form]:

@@ -11,6 +11,7 @@ import difflib
 import os
 import re
 import stat
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -62,14 +63,20 @@ class Declaration:
     forms: LastGood = field(default_factory=LastGood)
     """What `services`, `fragments` and the rest were made of."""
     quarantined: tuple[Quarantine, ...] = ()
+    _documents: dict[str, Document] = field(default_factory=dict, compare=False, repr=False)
+    """What was read to locate problems: in an outage of DNS each service may have one."""
 
     def located(self, problem: Problem) -> Problem:
         """`problem` with the place where its service was declared, if that can be found."""
         if problem.file or not problem.service:
             return problem
-        for spec in self.services:
-            if spec.name == problem.service and spec.origin:
-                return _placed(problem, spec.origin.file)
+        at = bisect_left(self.services, problem.service, key=lambda spec: spec.name)
+        spec = self.services[at] if at < len(self.services) else None
+        if spec and spec.name == problem.service and spec.origin:
+            file = spec.origin.file
+            if file not in self._documents:
+                self._documents[file] = _read(file, [])
+            return _placed(problem, file, self._documents[file])
         for fragment in self.fragments:
             if fragment.name == problem.service:
                 return replace(problem, file=fragment.origin.file)
@@ -680,9 +687,8 @@ def _place_between(
     return replace(problem, file=file, line=line, column=column)
 
 
-def _placed(problem: Problem, file: str) -> Problem:
-    ignored: list[Problem] = []
-    raw = _Raw(problem.service or "", None, file, _read(file, ignored))
+def _placed(problem: Problem, file: str, document: Document) -> Problem:
+    raw = _Raw(problem.service or "", None, file, document)
     placed = raw.problem(problem.field or "", problem.message, problem.remedy)
     return replace(placed, severity=problem.severity)
 

@@ -7,10 +7,9 @@ Pure: the same sources, last good forms and refusals give the same declaration.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import MappingProxyType
 
 from fc_frontend.config.last_good import Form, LastGood, Piece, Quarantine, Unit
 from fc_frontend.config.loader import Declaration, Sources, declare
@@ -18,25 +17,56 @@ from fc_frontend.errors import Problem, errors_in
 
 Faults = Mapping[Unit, tuple[Problem, ...]]
 
-_NONE: Faults = MappingProxyType({})
 _SETTINGS = Unit(Piece.SETTINGS)
 _TEMPLATES = Unit(Piece.TEMPLATES)
 
 
+@dataclass(slots=True)
+class Withdrawn:
+    """What HAProxy, or a trial, would not have: `left_out` not in its last good form either."""
+
+    refused: dict[Unit, tuple[Problem, ...]] = field(default_factory=dict)
+    left_out: set[Unit] = field(default_factory=set)
+
+    def withdraw(self, faults: Faults) -> bool:
+        """Have units go back to their last good form, or out; False if nothing changes by it."""
+        changed = False
+        for unit, problems in faults.items():
+            if unit not in self.refused:
+                self.refused[unit] = problems
+                changed = True
+            elif unit not in self.left_out:
+                self.left_out.add(unit)
+                changed = True
+        return changed
+
+    def without(self, units: Iterable[Unit]) -> Withdrawn:
+        """These and `units`, to see what would be."""
+        more = {unit: () for unit in units if unit not in self.refused}
+        return Withdrawn({**self.refused, **more}, set(self.left_out))
+
+    def copy(self) -> Withdrawn:
+        """As it is now."""
+        return self.without(())
+
+    def clear(self) -> None:
+        """Give all another chance."""
+        self.refused.clear()
+        self.left_out.clear()
+
+
 def tolerate(
-    sources: Sources,
-    last_good: LastGood,
-    refused: Faults = _NONE,
-    left_out: Collection[Unit] = (),
+    sources: Sources, last_good: LastGood, withdrawn: Withdrawn | None = None
 ) -> Declaration:
     """What can be had of `sources`: faulty units are reverted, and listed as `quarantined`.
 
-    `refused` are units that HAProxy, or a trial, would not have; those in `left_out` not in their
-    last good form either.  Errors that stay in `problems` are about nothing that could be reverted:
-    they refuse everything.
+    Errors that stay in `problems` are about nothing that could be reverted: they refuse everything.
     """
-    faults = {**_unreadable(sources, last_good), **refused}
-    keeps = {unit: unit not in left_out and _has_last_good(unit, last_good) for unit in faults}
+    withdrawn = withdrawn or Withdrawn()
+    faults = {**_unreadable(sources, last_good), **withdrawn.refused}
+    keeps = {
+        unit: unit not in withdrawn.left_out and _has_last_good(unit, last_good) for unit in faults
+    }
     while True:
         declaration = declare(sources, last_good, keeps)
         found = errors_in(declaration.problems[len(sources.problems) :])

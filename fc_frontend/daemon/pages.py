@@ -69,6 +69,7 @@ def status_document(reconciler: Reconciler) -> dict[str, Any]:
                 "endpoints": [f"{e.address} {e.port}" for e in endpoints],
                 "rejected": list(answer.rejected) if answer else [],
                 "slots": planned.slots,
+                "drained": list(reconciler.drained.get(planned.spec.name, ())),
                 "slots_short": short,
                 "slots_scarce": is_scarce,
                 "addresses_by": "runtime" if planned.by_runtime else "resolver",
@@ -81,15 +82,7 @@ def status_document(reconciler: Reconciler) -> dict[str, Any]:
         "wanted_hash": reconciler.wanted,
         "running_hash": reconciler.running,
         "problems": [problem.as_json() for problem in reconciler.problems],
-        "quarantined": [
-            {
-                "piece": unit.piece.value,
-                "name": unit.name,
-                "effect": quarantine.effect,
-                "problems": [problem.as_json() for problem in quarantine.problems],
-            }
-            for unit, quarantine in held.items()
-        ],
+        "quarantined": [quarantine.as_json() for quarantine in held.values()],
         "last_reload": {
             "at": last.at,
             "reasons": [str(reason) for reason in last.reasons],

@@ -16,24 +16,29 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from fc_frontend.config.last_good import LastGood, Quarantine, Unit
+from fc_frontend.config.last_good import Form, LastGood, Piece, Quarantine, Unit
 from fc_frontend.config.loader import Declaration, Sources, read, state_directory
-from fc_frontend.config.quarantine import Faults, tolerate
+from fc_frontend.config.quarantine import Withdrawn, tolerate
 from fc_frontend.discovery.client import DnsClient, Exchange
 from fc_frontend.discovery.resolve import resolve_all
 from fc_frontend.errors import Problem, Unavailable, errors_in, warnings_in
+from fc_frontend.haproxy import drain_record, runtime
 from fc_frontend.haproxy.assign import assign
 from fc_frontend.haproxy.deploy import (
     Deployment,
     Outcome,
     deploy,
     forget_refused,
+    proxies_up,
     revive,
     save_server_state,
 )
+from fc_frontend.haproxy.drain_record import Held
+from fc_frontend.haproxy.runtime import ServerState
 from fc_frontend.observe.log import Log
 from fc_frontend.observe.metrics import Metrics
 from fc_frontend.pipeline import (
+    MOST_TRIALS,
     Prepared,
     culprit,
     judged,
@@ -50,8 +55,12 @@ from fc_frontend.plan.model import Answer, Freshness, Plan, ServicePlan
 from fc_frontend.plan.planner import plan
 from fc_frontend.plan.reasons import Reason, reasons
 
-_MOST_TRIALS = 100
-"""Times that units are withdrawn in one step before everything is refused."""
+_WATCH_FOR = 15.0
+"""Seconds after a reload in which a service that it changed must not lose its last server.
+
+Three checks of a pod that does not answer take 12 s, of one that refuses 3 s.
+"""
+_LOOKS_DOWN = 2
 _MOST_LOGGED = 20
 """Problems and reasons of one event that are logged one by one."""
 
@@ -100,8 +109,8 @@ class Reconciler:
         self._sources: Sources | None = None
         self._last_good: LastGood | None = None
         self._saved: LastGood | None = None
-        self._refused: dict[Unit, tuple[Problem, ...]] = {}
-        self._left_out: set[Unit] = set()
+        self._withdrawn = Withdrawn()
+        self._watched: dict[str, _Watched] = {}
         self._unassigned = True
         self._server_state_age: dict[str, Answer] | None = None
         # Neither a reload nor the runtime API may meet the other half-way.
@@ -118,6 +127,10 @@ class Reconciler:
         """The hash of what is declared; None if that is refused or not known yet."""
         self.running: str | None = None
         self.last_reload: LastReload | None = None
+        self.drained: dict[str, tuple[str, ...]] = {}
+        """Service name → addresses of the pods that are drained."""
+        self._drain_record: object = None
+        self._drains = False
 
     @property
     def in_sync(self) -> bool:
@@ -127,7 +140,7 @@ class Reconciler:
     @property
     def refused(self) -> bool:
         """True if HAProxy, or a trial, has refused something that is declared."""
-        return bool(self._refused)
+        return bool(self._withdrawn.refused)
 
     async def step(self, triggers: frozenset[Trigger], seen: float) -> Deployment | None:
         """Read what may have changed and bring HAProxy there.
@@ -137,13 +150,13 @@ class Reconciler:
         """
         if self._sources is None or not triggers <= _WITHOUT_FILES:
             await self._read()
-        for _ in range(_MOST_TRIALS):
+        for _ in range(MOST_TRIALS):
             prepared = await self._prepare()
             if errors_in(prepared.declaration.problems):
                 self._refuse(prepared.problems)
                 return await self._revive()
             if prepared.config is None or not prepared.ok:
-                if self._withdraw(traced(prepared.problems, prepared.declaration)):
+                if self._withdrawn.withdraw(traced(prepared.problems, prepared.declaration)):
                     continue
                 self._refuse(prepared.problems)
                 return await self._revive()
@@ -168,53 +181,53 @@ class Reconciler:
     async def _read(self) -> None:
         """Read the files, and give units that HAProxy refused another chance."""
         self._sources = await asyncio.to_thread(read, self._settings_file)
-        self._refused.clear()
-        self._left_out.clear()
+        self._withdrawn.clear()
         if self._last_good is None:
             directory = state_directory(self._sources)
             self._last_good = await asyncio.to_thread(stored_last_good, directory)
+        # What had no server up is tried again only in another form.
+        failed = {
+            name: form
+            for name, form in self._last_good.failed.items()
+            if name in self._sources.services and self._sources.services[name].value == form.value
+        }
+        self._last_good = replace(self._last_good, failed=failed)
+        self._withdrawn.withdraw(
+            {
+                Unit(Piece.SERVICE, name): (_no_server_up(name, form.file),)
+                for name, form in failed.items()
+            }
+        )
 
     async def _prepare(self, *, shrink: bool = False) -> Prepared:
         """Plan and render what can be had, with what is faulty in its last good form."""
         assert self._sources is not None
         assert self._last_good is not None
         declaration = await asyncio.to_thread(
-            tolerate, self._sources, self._last_good, dict(self._refused), set(self._left_out)
+            tolerate, self._sources, self._last_good, self._withdrawn.copy()
         )
         self.read = declaration
         if not errors_in(declaration.problems):
             await self._resolve_new(declaration)
         return await asyncio.to_thread(prepare, declaration, self.resolution, shrink=shrink)
 
-    def _withdraw(self, faults: Faults) -> bool:
-        """Have units go back to their last good form, or out; False if nothing changes by it."""
-        changed = False
-        for unit, problems in faults.items():
-            if unit not in self._refused:
-                self._refused[unit] = problems
-                changed = True
-            elif unit not in self._left_out:
-                self._left_out.add(unit)
-                changed = True
-        return changed
-
     async def _isolate(self, prepared: Prepared, deployment: Deployment) -> bool:
         """Withdraw what HAProxy refused; False if that cannot be told from the rest."""
         faults = traced(deployment.problems, prepared.declaration)
         if faults:
-            return self._withdraw(faults)
+            return self._withdrawn.withdraw(faults)
         if not deployment.judged:
             return False
         assert self._last_good is not None
         changed = prepared.declaration.forms.differing(self._last_good)
-        suspects = sorted(changed - self._left_out)
+        suspects = sorted(changed - self._withdrawn.left_out)
         try:
             found = await asyncio.to_thread(culprit, suspects, self._accepts)
         except Unavailable:
             # Who cannot be asked has blamed nobody; it is tried again later.
             return False
         said = errors_in(deployment.problems)
-        return found is not None and self._withdraw({found: said})
+        return found is not None and self._withdrawn.withdraw({found: said})
 
     def _accepts(self, reverted: frozenset[Unit]) -> bool:
         """True if HAProxy accepts the configuration without these units' changes.
@@ -223,8 +236,8 @@ class Reconciler:
         """
         assert self._sources is not None
         assert self._last_good is not None
-        refused = {**self._refused, **dict.fromkeys(reverted, ())}
-        declaration = tolerate(self._sources, self._last_good, refused, set(self._left_out))
+        withdrawn = self._withdrawn.without(reverted)
+        declaration = tolerate(self._sources, self._last_good, withdrawn)
         prepared = judged(prepare(declaration, self.resolution))
         self._metrics.checked("accepted" if prepared.ok else "refused")
         return prepared.ok
@@ -318,6 +331,53 @@ class Reconciler:
             self._log.info("haproxy-has", hash=running or "none", wanted=self.wanted or "none")
         self.running = running
         self._metrics.synced(self.wanted, running)
+
+    async def drain(self) -> None:
+        """Hold the running worker to what operators have drained; costs nothing if that is nothing.
+
+        DNS gives the slots of drained pods to others, and empty slots to pods of drained services.
+        """
+        if self.deployed is None or self.running is None:
+            return
+        settings = self.deployed.settings
+        signature = drain_record.signature(settings)
+        if signature == self._drain_record and not self._drains:
+            return
+        declared = [service.spec.name for service in self.deployed.services]
+        try:
+            held = await asyncio.to_thread(
+                drain_record.keep, settings, dict(self.resolution), declared
+            )
+        except Unavailable as exc:
+            self._log.limited("not-drained").warning(
+                "drain-failed", said=exc.problems[0].message, remedy=exc.problems[0].remedy
+            )
+            return
+        self._drain_record = signature
+        self._drains = bool(held.record)
+        self.drained = {
+            name: found for name in sorted(held.record.names) if (found := held.drained(name))
+        }
+        self._metrics.drained({name: len(found) for name, found in self.drained.items()})
+        self._log_drains(held)
+
+    def _log_drains(self, held: Held) -> None:
+        for problem in held.problems:
+            self._log.limited("drains-unknown").warning(
+                "drains-unknown", said=problem.message, remedy=problem.remedy
+            )
+        gone = sorted(held.before.pods - held.record.pods)
+        for name, address in gone[:_MOST_LOGGED]:
+            self._log.info("drain-ended", service=name, pod=address, reason="the pod is gone")
+        for name in sorted(held.before.services - held.record.services)[:_MOST_LOGGED]:
+            self._log.info("drain-ended", service=name, reason="the service is gone")
+        if held.sent:
+            self._log.info(
+                "drain-kept",
+                services=",".join(sorted(held.before.names)),
+                drained=sum(command.endswith(" drain") for command in held.sent),
+                freed=sum(command.endswith(" ready") for command in held.sent),
+            )
 
     def close(self) -> None:
         """Close the sockets to cluster DNS."""
@@ -428,6 +488,8 @@ class Reconciler:
         if not deployment.ok:
             self._refuse((*prepared.problems, *deployment.problems), deployment)
             return
+        if deployment.outcome is Outcome.RELOADED:
+            self._watch(prepared.declaration.forms, deployment.had_up)
         self._accept(replace(prepared, problems=(*prepared.problems, *deployment.problems)))
         if deployment.outcome is Outcome.INSTALLED:
             self.observed(None)
@@ -444,7 +506,7 @@ class Reconciler:
         """Keep what is good now for the next start."""
         if deployment.ok:
             await self.save()
-            if not self._refused and self.declaration is not None:
+            if not self._withdrawn.refused and self.declaration is not None:
                 await asyncio.to_thread(forget_refused, self.declaration.settings.haproxy)
 
     def _accept(self, prepared: Prepared) -> None:
@@ -457,12 +519,81 @@ class Reconciler:
         self._note(prepared.problems)
         self._metrics.planned(prepared.plan, self.resolution)
         self._metrics.synced(self.wanted, self.running)
-        last_good = prepared.declaration.forms.with_former(
-            self._last_good, (held.unit for held in self.quarantined)
+        self._promote()
+
+    def _promote(self) -> None:
+        """Let what HAProxy has be the last good, but for what is in quarantine or still watched."""
+        assert self.declaration is not None
+        assert self._last_good is not None
+        units = [held.unit for held in self.quarantined]
+        last_good = self.declaration.forms.with_former(
+            self._last_good, units, (Unit(Piece.SERVICE, name) for name in self._watched)
         )
         if last_good != self._last_good:
             self._last_good = last_good
             self._unsaved = True
+
+    def _watch(self, forms: LastGood, had_up: frozenset[str]) -> None:
+        """Watch the services that a reload changed and that had a server up until then."""
+        assert self._last_good is not None
+        changed = {
+            unit.name for unit in forms.differing(self._last_good) if unit.piece is Piece.SERVICE
+        }
+        until = self._clock() + _WATCH_FOR
+        self._watched = {
+            name: self._watched.get(name) or _Watched(until)
+            for name in changed
+            if name in had_up or name in self._watched
+        }
+
+    async def guard(self) -> bool:
+        """Look at the services that the last reload changed; True if one must go back.
+
+        A service that had servers up and has none since it was changed goes back to its last good
+        form, with the evidence.
+        """
+        if not self._watched or self.deployed is None or not self.in_sync:
+            return False
+        settings = self.deployed.settings
+        try:
+            servers = await asyncio.to_thread(runtime.servers, settings.haproxy.runtime_socket)
+        except Unavailable:
+            return False
+        up = proxies_up(servers)
+        now = self._clock()
+        went_back = False
+        for name, watched in list(self._watched.items()):
+            answer = self.resolution.get(name)
+            if name in up or answer is None or not answer.endpoints:
+                watched.looks_down = 0
+            else:
+                watched.looks_down += 1
+            if watched.looks_down >= _LOOKS_DOWN:
+                del self._watched[name]
+                went_back |= self._fail(name, servers)
+            elif now >= watched.until:
+                del self._watched[name]
+        if not went_back:
+            self._promote()
+        await self.save()
+        return went_back
+
+    def _fail(self, name: str, servers: tuple[ServerState, ...]) -> bool:
+        """Have a service go back; False if its last good form is not known."""
+        assert self._last_good is not None
+        assert self.declaration is not None
+        form = self.declaration.forms.services.get(name)
+        if form is None or name not in self._last_good.services:
+            return False
+        down = sum(server.proxy == name and bool(server.address) for server in servers)
+        evidence = f"all of its {down} servers failed their checks after the reload"
+        failed = {**self._last_good.failed, name: Form(evidence, form.value)}
+        self._last_good = replace(self._last_good, failed=failed)
+        self._unsaved = True
+        problem = _no_server_up(name, evidence)
+        self._withdrawn.withdraw({Unit(Piece.SERVICE, name): (problem,)})
+        self._log.error("service-went-back", service=name, said=problem.message)
+        return True
 
     def _quarantine(self, quarantined: tuple[Quarantine, ...]) -> None:
         """Say what is not taken as it is declared, and what is again; once for the same reasons."""
@@ -569,6 +700,22 @@ class Reconciler:
                 )
         if len(changed) > _MOST_LOGGED:
             self._log.info("dns-changed-more", services=len(changed) - _MOST_LOGGED)
+
+
+@dataclass(slots=True)
+class _Watched:
+    """A changed service, watched `until` on the monotonic clock, and for how many looks down."""
+
+    until: float
+    looks_down: int = 0
+
+
+def _no_server_up(name: str, evidence: str) -> Problem:
+    return Problem(
+        message=f"no server up any more: {evidence}",
+        remedy="see port, tls and checks in its declaration; once that changes it is tried again",
+        service=name,
+    )
 
 
 def _shape(services: Iterable[ServicePlan]) -> list[tuple[object, ...]]:

@@ -272,6 +272,9 @@ class Service:
                 if was_in_sync:
                     self._log.warning("haproxy-out-of-sync", running=running or "none")
                 self._trigger(Trigger.HAPROXY)
+            if await self._reconciler.guard():
+                self._trigger(Trigger.HAPROXY)
+            await self._reconciler.drain()
             looks += 1
             if looks % _WORKERS_EVERY == 0:
                 old = await asyncio.to_thread(old_workers, haproxy.master_socket)

@@ -9,13 +9,13 @@ from __future__ import annotations
 import contextlib
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 
 from fc_frontend.errors import Problem, Refused, Severity, Unavailable, errors_in
-from fc_frontend.haproxy import install, preflight, runtime, supervise
+from fc_frontend.haproxy import drain_record, install, preflight, runtime, supervise
 from fc_frontend.haproxy.binary import find_binary
 from fc_frontend.haproxy.judge import judge
 from fc_frontend.haproxy.master import Processes, show_proc
@@ -65,6 +65,8 @@ class Deployment:
     judged: bool = False
     """True if it was HAProxy's own check that refused it, not a trial."""
     refused_file: str | None = None
+    had_up: frozenset[str] = frozenset()
+    """Proxies that had a server up just before."""
 
     @property
     def ok(self) -> bool:
@@ -109,6 +111,11 @@ def observe(haproxy: Haproxy) -> Running:
     with contextlib.suppress(Unavailable):
         processes = show_proc(haproxy.master_socket)
     return Running(hash=worker_hash, processes=processes, worker=worker, servers=servers)
+
+
+def proxies_up(servers: Iterable[runtime.ServerState]) -> frozenset[str]:
+    """The proxies that have a server which takes new connections."""
+    return frozenset(server.proxy for server in servers if server.up)
 
 
 def text_binds(text: str) -> TextBinds:
@@ -168,7 +175,7 @@ def _deploy(
     found = _trial(haproxy, plan, config, running)
     if errors_in(found):
         return replace(_refused(haproxy, config, (*found, *said)), refused_file=None)
-    _write_server_state(plan, resolution, running)
+    said = (*said, *_write_server_state(plan, resolution, running))
     previous = install.install(haproxy.config_file, config.text)
     try:
         deployment = _activate(haproxy, config, running, output)
@@ -176,7 +183,14 @@ def _deploy(
         deployment = Deployment(outcome=Outcome.FAILED, hash=config.hash, problems=exc.problems)
     if deployment.outcome is Outcome.FAILED:
         install.restore(haproxy.config_file, previous)
-    return replace(deployment, checked=True, problems=(*deployment.problems, *said))
+    if deployment.outcome in (Outcome.RELOADED, Outcome.STARTED):
+        said = (*said, *_drain_again(plan, resolution))
+    return replace(
+        deployment,
+        checked=True,
+        problems=(*deployment.problems, *said),
+        had_up=proxies_up(running.servers),
+    )
 
 
 def revive(haproxy: Haproxy, *, output: str | None = None) -> Deployment | None:
@@ -277,10 +291,24 @@ def save_server_state(plan: Plan, resolution: Resolution) -> None:
     _write_server_state(plan, resolution, running)
 
 
-def _write_server_state(plan: Plan, resolution: Resolution, running: Running) -> None:
+def _write_server_state(
+    plan: Plan, resolution: Resolution, running: Running
+) -> tuple[Problem, ...]:
     Path(plan.settings.state_directory).mkdir(mode=0o750, parents=True, exist_ok=True)
-    text = server_state(plan, resolution, running.servers)
+    drained, problems = drain_record.load(plan.settings)
+    text = server_state(plan, resolution, running.servers, drained=drained)
     install.atomic_write(plan.settings.server_state_file, text.encode(), mode=0o640)
+    return problems
+
+
+def _drain_again(plan: Plan, resolution: Resolution) -> tuple[Problem, ...]:
+    """Drain what the state file cannot say: the empty slots of services that are drained whole."""
+    declared = [service.spec.name for service in plan.services]
+    try:
+        drain_record.keep(plan.settings, resolution, declared)
+    except Unavailable as exc:
+        return tuple(replace(p, severity=Severity.WARNING) for p in exc.problems)
+    return ()
 
 
 def _activate(
@@ -300,7 +328,10 @@ def _activate(
     else:
         return _without_master(haproxy, config, running)
     confirmed = result.ok and confirm(
-        haproxy.runtime_socket, config.hash, haproxy.reload_timeout - (time.monotonic() - started)
+        haproxy.runtime_socket,
+        config.hash,
+        haproxy.reload_timeout - (time.monotonic() - started),
+        running.processes.master if running.processes else None,
     )
     duration = time.monotonic() - started
     if confirmed:

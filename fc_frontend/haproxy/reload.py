@@ -55,9 +55,7 @@ def reload_by_master(socket: str, version: Version, timeout: float) -> ReloadOut
     deadline = started + timeout
     attempt = min(timeout, _ATTEMPT)
     before = show_proc(socket, attempt, patience=attempt)
-    process = Path(f"/proc/{before.master}")
-    # In another process namespace the master cannot be seen at all.
-    master = process if process.exists() else None
+    master = _visible(before.master)
     try:
         answer = ask(socket, "reload", timeout if version.reload_answers else attempt)
     except NoListener:
@@ -85,21 +83,26 @@ def reload_by_command(argv: Sequence[str], timeout: float) -> ReloadOutcome:
     return ReloadOutcome(False, f"{ending}: {words}" if words else ending, finished.duration)
 
 
-def confirm(runtime_socket: str, expected_hash: str, timeout: float) -> bool:
+def confirm(
+    runtime_socket: str, expected_hash: str, timeout: float, master: int | None = None
+) -> bool:
     """True as soon as the worker that serves has the configuration `expected_hash`.
 
-    False if it has not within `timeout` seconds.  Asks at once, then after 5 ms, 10 ms and so on
-    up to every 100 ms, each time on a new connection.
+    False if it has not within `timeout` seconds, or once the process `master` has ended.  Asks at
+    once, then after 5 ms, 10 ms and so on up to every 100 ms, each time on a new connection.
     """
     deadline = time.monotonic() + timeout
     pause = _FIRST_PAUSE
+    process = _visible(master)
     while True:
         remaining = deadline - time.monotonic()
         try:
             if running_hash(runtime_socket, max(0.01, min(remaining, _ATTEMPT))) == expected_hash:
                 return True
         except Unavailable:
-            pass  # between two workers there may be no answer; only the deadline decides
+            # Between two workers there may be no answer.
+            if process is not None and not process.exists():
+                return False
         remaining = deadline - time.monotonic()
         if remaining <= 0:
             return False
@@ -118,6 +121,12 @@ def unconfirmed(expected_hash: str, running: str | None, timeout: float) -> Prob
         f"not {expected_hash}",
         remedy="check that haproxy.config_file and haproxy.runtime_socket are this HAProxy's",
     )
+
+
+def _visible(pid: int | None) -> Path | None:
+    """What exists as long as the process does; None if it cannot be seen from our namespace."""
+    process = Path(f"/proc/{pid}")
+    return process if pid is not None and process.exists() else None
 
 
 def _parse_answer(answer: str) -> tuple[bool, bool, str]:

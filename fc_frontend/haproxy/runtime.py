@@ -7,6 +7,7 @@ serves now.
 
 from __future__ import annotations
 
+import csv
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -51,8 +52,11 @@ class ServerState:
 
     @property
     def up(self) -> bool:
-        """True if it takes new connections: it runs, and is neither in maintenance nor draining."""
-        return self.operational in (1, 2) and self.admin == 0
+        """True if it takes new connections: it runs, and is neither in maintenance nor draining.
+
+        4 only says that the configuration has it disabled, which it was enabled from since.
+        """
+        return self.operational in (1, 2) and self.admin in (0, 4)
 
 
 def info(path: str, timeout: float = TIMEOUT) -> dict[str, str]:
@@ -85,6 +89,27 @@ def hash_in(fields: Mapping[str, str]) -> str | None:
 def servers(path: str, timeout: float = TIMEOUT) -> tuple[ServerState, ...]:
     """All servers with their state.  Raises `Unavailable`."""
     return parse_servers(path, ask(path, "show servers state", timeout))
+
+
+def servers_of(path: str, proxy: str, timeout: float = TIMEOUT) -> tuple[ServerState, ...]:
+    """The servers of one proxy, none if there is no such proxy.  Raises `Unavailable`.
+
+    `proxy` must be a name as HAProxy takes it: it goes into a command.
+    """
+    answer = ask(path, f"show servers state {proxy}", timeout)
+    if answer.startswith("Can't find backend"):
+        return ()
+    return parse_servers(path, answer)
+
+
+def sessions(answer: str) -> dict[str, int]:
+    """The current sessions of each server, by its name, in `show stat PROXY 4 -1`'s answer."""
+    rows = csv.DictReader(answer.removeprefix("# ").strip().splitlines())
+    return {
+        row["svname"]: int(row["scur"])
+        for row in rows
+        if row.get("svname") and (row.get("scur") or "").isdigit()
+    }
 
 
 def parse_servers(path: str, answer: str) -> tuple[ServerState, ...]:

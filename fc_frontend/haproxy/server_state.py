@@ -8,11 +8,21 @@ made here.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from fc_frontend.haproxy.assign import is_free
+from fc_frontend.haproxy.drain import NOTHING, Drained
 from fc_frontend.haproxy.runtime import ServerState
-from fc_frontend.plan.model import Answer, Endpoint, Freshness, Kind, Plan, Resolution, ServicePlan
+from fc_frontend.plan.model import (
+    Address,
+    Answer,
+    Endpoint,
+    Freshness,
+    Kind,
+    Plan,
+    Resolution,
+    ServicePlan,
+)
 
 EMPTY = "1\n"
 """A state file without servers; 2.6 warns of an empty one."""
@@ -23,11 +33,18 @@ _DISABLED = 4
 """Says of a server that is `disabled` in the configuration that it was enabled since."""
 
 
-def server_state(plan: Plan, resolution: Resolution, running: Iterable[ServerState]) -> str:
+def server_state(
+    plan: Plan,
+    resolution: Resolution,
+    running: Iterable[ServerState],
+    *,
+    drained: Drained = NOTHING,
+) -> str:
     """The state file's text for `plan`.
 
     Servers that the running worker knows keep their state, and their slot where they can; pods that
-    a fresh answer does not name any more are left out.
+    a fresh answer does not name any more are left out.  Pods that are `drained` are so from the
+    first connection on, whichever slot they get.
     """
     known: dict[str, list[ServerState]] = {}
     for server in running:
@@ -37,12 +54,15 @@ def server_state(plan: Plan, resolution: Resolution, running: Iterable[ServerSta
     for service in plan.services:
         if service.query is not None:
             answer = resolution.get(service.spec.name)
-            lines += _service_lines(service, answer, known.get(service.spec.name, []))
+            lines += _service_lines(service, answer, known.get(service.spec.name, []), drained)
+        else:
+            nodes = plan.settings.cluster.nodes
+            lines += _node_lines(service, nodes, known.get(service.spec.name, []), drained)
     return EMPTY + "".join(f"{line}\n" for line in lines)
 
 
 def _service_lines(
-    service: ServicePlan, answer: Answer | None, known: list[ServerState]
+    service: ServicePlan, answer: Answer | None, known: list[ServerState], drained: Drained
 ) -> list[str]:
     names = (
         ["service"]
@@ -63,13 +83,13 @@ def _service_lines(
             servers[server.address] = server
     placed = _placed(names[: len(endpoints)], list(endpoints), servers)
     lines = [
-        _line(service, name, endpoints[address], servers.get(address))
+        _line(service, name, endpoints[address], servers.get(address), drained)
         for name, address in placed.items()
     ]
     backup = next((server for server in known if server.server == "service"), None)
     if service.fallback_query and backup and backup.address and isinstance(service.spec.port, int):
         endpoint = Endpoint(backup.address, service.spec.port)
-        lines.append(_line(service, "service", endpoint, backup))
+        lines.append(_line(service, "service", endpoint, backup, drained))
     return lines
 
 
@@ -99,9 +119,33 @@ def _endpoint(service: ServicePlan, server: ServerState) -> Endpoint | None:
     return Endpoint(server.address, port)
 
 
-def _line(service: ServicePlan, name: str, endpoint: Endpoint, server: ServerState | None) -> str:
+def _node_lines(
+    service: ServicePlan,
+    nodes: Mapping[str, Address],
+    known: list[ServerState],
+    drained: Drained,
+) -> list[str]:
+    """Lines for nodes that are not simply ready: all else of them is in the configuration."""
+    assert isinstance(service.spec.port, int)
+    servers = {server.server: server for server in known}
+    lines: list[str] = []
+    for name, node in nodes.items():
+        server = servers.get(name)
+        if drained.admin(service.spec.name, str(node), server) & _FORCED:
+            endpoint = Endpoint(str(node), service.spec.port)
+            lines.append(_line(service, name, endpoint, server, drained))
+    return lines
+
+
+def _line(
+    service: ServicePlan,
+    name: str,
+    endpoint: Endpoint,
+    server: ServerState | None,
+    drained: Drained,
+) -> str:
     is_up = server is None or server.operational in (1, 2)
-    admin = (server.admin or 0) & _FORCED if server else 0
+    admin = drained.admin(service.spec.name, endpoint.address, server) & _FORCED
     if service.by_runtime and (name != "service" or service.kind is Kind.SERVICE):
         admin |= _DISABLED
     weight = server.weight if server and server.weight is not None else 1

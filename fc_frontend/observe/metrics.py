@@ -7,7 +7,7 @@ declared services, nameservers and DNS response codes.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, generate_latest
 from prometheus_client.process_collector import ProcessCollector
@@ -121,6 +121,12 @@ class Metrics:
             (*service, "state"),
             registry=self.registry,
         )
+        self._drained = Gauge(
+            "fc_frontend_service_drained",
+            "Pods that `fc-frontend drain` keeps from new traffic.",
+            service,
+            registry=self.registry,
+        )
         self._age = Gauge(
             "fc_frontend_service_answer_age_seconds",
             "Time since cluster DNS last gave a good answer.",
@@ -163,6 +169,7 @@ class Metrics:
         self._exchanges: dict[tuple[str, str, str], tuple[Counter, Histogram]] = {}
         self._known: set[tuple[str, str]] = set()
         self._answered: dict[str, float] = {}
+        self._drained_pods: Mapping[str, int] = {}
 
     def exposition(self, now: float) -> bytes:
         """Everything in Prometheus' text format; `now` is the monotonic clock in seconds."""
@@ -200,6 +207,7 @@ class Metrics:
             endpoints = len(answer.endpoints) if answer else 0
             self._endpoints.labels(*labels).set(endpoints)
             self._slots.labels(*labels).set(service.slots)
+            self._drained.labels(*labels).set(self._drained_pods.get(service.spec.name, 0))
             short, is_scarce = slot_room(service, answer)
             self._slots_short.labels(*labels).set(short)
             self._slots_scarce.labels(*labels).set(is_scarce)
@@ -220,6 +228,7 @@ class Metrics:
             self._slots_short,
             self._slots_scarce,
             self._rejected,
+            self._drained,
             self._age,
         )
         for gauge in gauges:
@@ -233,6 +242,12 @@ class Metrics:
         self._quarantined = frozenset(name for piece, name in listed if piece == "service")
         for piece in PIECES:
             self._quarantined_units.labels(piece).set(sum(piece == other for other, _ in listed))
+
+    def drained(self, pods: Mapping[str, int]) -> None:
+        """How many pods of each service are drained; none of those that are not named."""
+        self._drained_pods = pods
+        for name, namespace in self._known:
+            self._drained.labels(name, namespace).set(pods.get(name, 0))
 
     def checked(self, result: str) -> None:
         """HAProxy judged a configuration: accepted, refused or unavailable."""

@@ -7,7 +7,10 @@ import importlib
 import json
 import os
 
-NAMES = ("startup", "footprint", "reaction", "reloads")
+from tests.bench.options import Options
+from tests.conftest import BINARIES
+
+NAMES = ("startup", "footprint", "reaction", "reloads", "scaling")
 
 
 def main() -> None:
@@ -15,13 +18,19 @@ def main() -> None:
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(NAMES)}")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     parser.add_argument("--quick", action="store_true", help="fewer rounds")
-    options = parser.parse_args()
-    for name in options.names or NAMES:
+    parser.add_argument("--versions", help=f"HAProxys, of {','.join(BINARIES)}")
+    parser.add_argument("--reloads", type=int, help="reloads of a scenario (100)")
+    parser.add_argument("--clients", type=int, help="clients of a scenario (200)")
+    parser.add_argument("--services", help="numbers of services (1,1000)")
+    parser.add_argument("--seconds", type=float, help="longest load of a scenario (300)")
+    given = parser.parse_args()
+    options = options_of(given)
+    for name in given.names or NAMES:
         module = importlib.import_module(f"tests.bench.{name}")
         load = os.getloadavg()[0]
-        rows: list[dict[str, object]] = module.rows(quick=options.quick)
-        if options.json:
-            print(json.dumps({"bench": name, "load": load, "rows": rows}))
+        rows: list[dict[str, object]] = module.rows(options)
+        if given.json:
+            print(json.dumps({"bench": name, "load": load, "rows": rows}), flush=True)
             continue
         print(f"\n{name} ({(module.__doc__ or '').splitlines()[0]}; load {load:.1f})")
         columns = list(rows[0])
@@ -29,6 +38,24 @@ def main() -> None:
         widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
         for line in (columns, *cells):
             print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)))
+
+
+def options_of(given: argparse.Namespace) -> Options:
+    """What was given, and for the rest the defaults, or those of the short form."""
+    short = Options(quick=True, reloads=8, clients=60, services=(1, 100), seconds=30.0)
+    base = short if given.quick else Options()
+    return Options(
+        quick=given.quick,
+        versions=tuple(given.versions.split(",")) if given.versions else base.versions,
+        reloads=base.reloads if given.reloads is None else given.reloads,
+        clients=base.clients if given.clients is None else given.clients,
+        services=(
+            tuple(int(number) for number in given.services.split(","))
+            if given.services
+            else base.services
+        ),
+        seconds=base.seconds if given.seconds is None else given.seconds,
+    )
 
 
 if __name__ == "__main__":

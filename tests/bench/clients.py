@@ -1,111 +1,232 @@
-"""A load generator in a process of its own: `python -m tests.bench.clients HOST PORT TCP_PORT N S`.
+"""A load generator in a process of its own, so that nothing else holds up its clients.
 
-For S seconds N clients ask for `/`, half of them over connections that they keep, and 20 clients
-exchange bytes over long TCP connections.  Prints what came of it as JSON.
+`python -m tests.bench.clients HOST` with what argparse says below.  It prints `ready` when each
+client was answered once, counts from then on until standard input ends, and prints what came of it
+as JSON.  What counts:
+
+- Each request has one try; nothing is sent again.  A failure is: a connection that is refused,
+  reset or not made within 10 s; a status other than 200; a reset, an end or 10 s of silence before
+  the answer is complete, on a new connection and on a used one alike.
+- It is no failure if an answer says `Connection: close`, nor if the server had closed an idle
+  connection before the client turned to it: any client sees that and connects anew.  These are
+  counted as `closed`.  A request that crosses with such an end is a failure.
+- Long connections exchange data as often; half of them live for 2 to 20 s, half until the end.  An
+  end that neither side announced is a failure, also between two exchanges.
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import json
+import random
 import sys
 import time
 from collections import Counter
+from dataclasses import dataclass, field
 
-PAUSE = 0.05
-LONG = 20
+TIMEOUT = 10.0
+LOOK = 0.02
+MOST = 10_000
+"""Failures of which the time is kept."""
+
+Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
-class Result:
-    """Counts, and the longest time in which nobody got an answer."""
+class FailedError(Exception):
+    """A request or connection failed; the text says how."""
 
-    def __init__(self) -> None:
-        self.requests = 0
-        self.failures: Counter[str] = Counter()
-        self.last = time.monotonic()
-        self.gap = 0.0
 
-    def answered(self) -> None:
+@dataclass(slots=True)
+class Count:
+    """What came of the requests.  Times are of the monotonic clock, which processes share."""
+
+    requests: int = 0
+    closed: int = 0
+    failures: Counter[str] = field(default_factory=Counter)
+    failed_at: list[tuple[float, str]] = field(default_factory=list)
+    gap: float = 0.0
+    """The longest time in which nobody was answered."""
+    slowest: float = 0.0
+    lag: float = 0.0
+    """The longest time for which this process was held up itself."""
+    ended: bool = False
+    _last: float = field(default_factory=time.monotonic)
+
+    def answered(self, asked: float) -> None:
         now = time.monotonic()
-        self.gap = max(self.gap, now - self.last)
-        self.last = now
+        if not self.ended:
+            self.gap = max(self.gap, now - self._last)
+        self.slowest = max(self.slowest, now - asked)
+        self._last = now
         self.requests += 1
+
+    def ends(self) -> None:
+        """Nobody is to ask from now on."""
+        self.ended = True
+        self.gap = max(self.gap, time.monotonic() - self._last)
 
     def failed(self, why: str) -> None:
         self.requests += 1
         self.failures[why] += 1
+        if len(self.failed_at) < MOST:
+            self.failed_at.append((time.monotonic(), why))
+
+    def as_json(self) -> dict[str, object]:
+        return {
+            "requests": self.requests,
+            "failed": sum(self.failures.values()),
+            "failures": self.failures,
+            "failed_at": self.failed_at,
+            "closed": self.closed,
+            "gap": self.gap,
+            "slowest": self.slowest,
+            "lag": self.lag,
+        }
 
 
-async def exchange(
-    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, keep: bool
-) -> tuple[bytes, bool]:
-    """The status line of an answer to GET /, and whether the connection may be used again."""
-    connection = b"keep-alive" if keep else b"close"
-    writer.write(b"GET / HTTP/1.1\r\nHost: bench\r\nConnection: " + connection + b"\r\n\r\n")
-    head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 10)
-    lines = head.lower().split(b"\r\n")
-    for line in lines:
-        if line.startswith(b"content-length:"):
-            await reader.readexactly(int(line.split(b":")[1]))
-    return head.split(b"\r\n", 1)[0], keep and b"connection: close" not in lines
+class Crowd:
+    """The clients of one run."""
 
+    def __init__(self, host: str, pause: float) -> None:
+        self.host = host
+        self.pause = pause
+        self.count = Count()
+        self.stop = asyncio.Event()
+        self.waiting = 0
+        self.all_answered = asyncio.Event()
 
-async def web(host: str, port: int, keep: bool, until: float, result: Result) -> None:
-    streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
-    while time.monotonic() < until:
-        await asyncio.sleep(PAUSE)
-        try:
-            if streams is None:
-                streams = await asyncio.wait_for(asyncio.open_connection(host, port), 10)
-            status, reusable = await exchange(streams[0], streams[1], keep)
-        except (OSError, EOFError, TimeoutError) as exc:
-            result.failed(type(exc).__name__)
-        else:
-            if b" 200 " in status:
-                result.answered()
-                if reusable:
-                    continue
-            else:
-                result.failed(status.decode("latin-1"))
+    async def web(self, port: int, keep: bool) -> None:
+        """Ask again and again, over one connection or each time over a new one."""
+        streams: Streams | None = None
+        first = True
+        await asyncio.sleep(random.random() * self.pause)
+        while not self.stop.is_set():
+            asked = time.monotonic()
+            used = streams is not None
+            if streams and streams[0].at_eof():
+                self.count.closed += 1
+                streams[1].close()
+                streams, used = None, False
+            try:
+                if streams is None:
+                    streams = await connect(self.host, port)
+                reusable = await exchange(streams, keep)
+                self.count.answered(asked)
+                if keep and not reusable:
+                    self.count.closed += 1
+            except FailedError as exc:
+                self.count.failed(f"{exc} on a {'used' if used else 'new'} connection")
+                reusable = False
+            if streams and not reusable:
+                streams[1].close()
+                streams = None
+            if first:
+                self._answered_once()
+                first = False
+            await asyncio.sleep(self.pause * random.uniform(0.8, 1.2))
         if streams:
             streams[1].close()
-            streams = None
+
+    async def long(self, port: int, forever: bool) -> None:
+        """Exchange data over one connection, for some seconds or until the end."""
+        first = True
+        while not self.stop.is_set():
+            until = time.monotonic() + (float("inf") if forever else random.uniform(2, 20))
+            streams: Streams | None = None
+            try:
+                streams = await connect(self.host, port)
+                while not self.stop.is_set() and time.monotonic() < until:
+                    asked = time.monotonic()
+                    reusable = await exchange(streams, True)
+                    self.count.answered(asked)
+                    if not reusable:
+                        self.count.closed += 1
+                        break
+                    if first:
+                        self._answered_once()
+                        first = False
+                    await asyncio.sleep(self.pause * random.uniform(0.8, 1.2))
+            except FailedError as exc:
+                self.count.failed(f"{exc} on a long connection")
+                await asyncio.sleep(self.pause)
+            if streams:
+                streams[1].close()
+
+    async def watch(self) -> None:
+        """Measure how late this process is itself."""
+        while not self.stop.is_set():
+            before = time.monotonic()
+            await asyncio.sleep(LOOK)
+            self.count.lag = max(self.count.lag, time.monotonic() - before - LOOK)
+
+    def _answered_once(self) -> None:
+        self.waiting -= 1
+        if self.waiting == 0:
+            self.all_answered.set()
 
 
-async def tunnel(host: str, port: int, until: float, result: Result) -> None:
-    """One connection for the whole time; it is asked again and again."""
+async def connect(host: str, port: int) -> Streams:
+    """A new connection."""
     try:
-        streams = await asyncio.open_connection(host, port)
-        while time.monotonic() < until:
-            await asyncio.sleep(0.1)
-            status, _ = await exchange(*streams, True)
-            if b" 200 " not in status:
-                raise OSError("not answered")
-            result.requests += 1
-        streams[1].close()
-    except (OSError, EOFError, TimeoutError) as exc:
-        result.failed(f"tunnel {type(exc).__name__}")
+        async with asyncio.timeout(TIMEOUT):
+            return await asyncio.open_connection(host, port)
+    except TimeoutError:
+        raise FailedError("no connection in time") from None
+    except OSError as exc:
+        raise FailedError(type(exc).__name__) from None
+
+
+async def exchange(streams: Streams, keep: bool) -> bool:
+    """Ask for `/`; whether the connection may be used again.  Anything but 200 raises."""
+    reader, writer = streams
+    connection = b"keep-alive" if keep else b"close"
+    try:
+        async with asyncio.timeout(TIMEOUT):
+            writer.write(
+                b"GET / HTTP/1.1\r\nHost: bench\r\nConnection: " + connection + b"\r\n\r\n"
+            )
+            head = await reader.readuntil(b"\r\n\r\n")
+            lines = head.lower().split(b"\r\n")
+            status = lines[0].split()[1].decode("latin-1")
+            if status != "200":
+                raise FailedError(f"status {status}")
+            length = next(line for line in lines if line.startswith(b"content-length:"))
+            await reader.readexactly(int(length.split(b":")[1]))
+    except TimeoutError:
+        raise FailedError("no answer in time") from None
+    except asyncio.IncompleteReadError as exc:
+        raise FailedError("half an answer" if exc.partial else "end without answer") from None
+    except OSError as exc:
+        raise FailedError(type(exc).__name__) from None
+    return keep and b"connection: close" not in lines
 
 
 async def main() -> None:
-    host, port, tcp_port, clients, seconds = sys.argv[1], *map(int, sys.argv[2:])
-    until = time.monotonic() + seconds
-    result = Result()
-    async with asyncio.TaskGroup() as group:
-        for number in range(clients):
-            group.create_task(web(host, port, number % 2 == 0, until, result))
-        for _ in range(LONG):
-            group.create_task(tunnel(host, tcp_port, until, result))
-    print(
-        json.dumps(
-            {
-                "requests": result.requests,
-                "failed": sum(result.failures.values()),
-                "why": result.failures,
-                "gap": result.gap,
-            }
-        )
-    )
+    parser = argparse.ArgumentParser(prog="python -m tests.bench.clients")
+    parser.add_argument("host")
+    parser.add_argument("--http", type=int, help="port of the HTTP service")
+    parser.add_argument("--tcp", type=int, help="port of the TCP service")
+    parser.add_argument("--keep", type=int, default=0, help="HTTP clients that keep a connection")
+    parser.add_argument("--new", type=int, default=0, help="HTTP clients with new connections")
+    parser.add_argument("--long", type=int, default=0, help="long connections over TCP")
+    parser.add_argument("--pause", type=float, default=0.35, help="seconds between two requests")
+    given = parser.parse_args()
+    crowd = Crowd(given.host, given.pause)
+    crowd.waiting = given.keep + given.new + given.long
+    tasks = [asyncio.create_task(crowd.web(given.http, True)) for _ in range(given.keep)]
+    tasks += [asyncio.create_task(crowd.web(given.http, False)) for _ in range(given.new)]
+    tasks += [asyncio.create_task(crowd.long(given.tcp, n % 2 == 0)) for n in range(given.long)]
+    async with asyncio.timeout(60):
+        await crowd.all_answered.wait()
+    crowd.count.gap = crowd.count.slowest = 0.0
+    tasks.append(asyncio.create_task(crowd.watch()))
+    print("ready", flush=True)
+    await asyncio.to_thread(sys.stdin.read)
+    crowd.count.ends()
+    crowd.stop.set()
+    await asyncio.gather(*tasks)
+    print(json.dumps(crowd.count.as_json()), flush=True)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 from fc_frontend.demo.dns import KubernetesService
+from tests.bench.options import Options
 from tests.conftest import binary_of
 from tests.frontend import Frontend
 
@@ -18,9 +19,12 @@ TICK = os.sysconf("SC_CLK_TCK")
 PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
-def rows(*, quick: bool) -> list[dict[str, object]]:
+def rows(options: Options) -> list[dict[str, object]]:
     """A row a number of services."""
-    return [measure(count, 10 if quick else 30) for count in ((1, 100) if quick else (1, 100, 500))]
+    return [
+        measure(count, 10 if options.quick else 30)
+        for count in ((1, 100) if options.quick else (1, 100, 500))
+    ]
 
 
 def measure(count: int, seconds: int) -> dict[str, object]:

@@ -9,13 +9,14 @@ import statistics
 import subprocess
 import time
 
+from tests.bench.options import Options
 from tests.conftest import BINARIES, binary_of
 from tests.frontend import Frontend
 
 
-def rows(*, quick: bool) -> list[dict[str, object]]:
+def rows(options: Options) -> list[dict[str, object]]:
     """A row a HAProxy version."""
-    return [measure(version, 10 if quick else 50) for version in BINARIES]
+    return [measure(version, 10 if options.quick else 50) for version in BINARIES]
 
 
 def measure(version: str, rounds: int) -> dict[str, object]:

@@ -1,179 +1,142 @@
 """Reloads under load, beside plain HAProxy with the platform documentation's configuration.
 
-200 clients over HTTP (half keep their connection) and 20 long TCP connections; each reload is
-caused by a real change: fc-frontend goes its whole way, plain HAProxy is told so through its master
-socket.
+Clients keep their connections, open new ones, or hold long ones over TCP.  Each reload is caused by
+a real change: fc-frontend goes its whole way from a file, plain HAProxy is told through its master
+socket, as often and at the same pace.  `pace` is the mean time from one reload to the next; where
+0.3 s do not suffice, they follow each other as fast as it goes.  `gap` is the longest time in which
+nobody was answered, `slowest` the longest wait for one answer; `clients' lag` tells how long the
+machine held up the clients themselves.
 """
 
 from __future__ import annotations
 
 import json
-import socket
-import subprocess
 import sys
 import time
-from collections.abc import Callable
-from contextlib import suppress
 
-from fc_frontend.demo.dns import Fault, KubernetesService
-from fc_frontend.errors import Unavailable
-from fc_frontend.haproxy.reload import reload_by_master
-from fc_frontend.haproxy.version import binary_version
-from tests.conftest import BINARIES, RealHaproxy, binary_of
+from fc_frontend.demo.dns import Fault
+from tests.bench.contenders import (
+    HTTP,
+    TCP,
+    Contender,
+    FcFrontend,
+    PlainHaproxy,
+    cluster,
+    tell_failures,
+)
+from tests.bench.load import Clients
+from tests.bench.options import Options
+from tests.conftest import binary_of
 from tests.frontend import Frontend
 
-CLIENTS = 200
-SLOTS = 20
-PORTS = (8080, 8081)
+PERIOD = 0.3
+DNS = ("healthy", "2 s late", "down")
+TAKEN = "bind taken"
 
 
-def rows(*, quick: bool) -> list[dict[str, object]]:
-    """A row for each HAProxy, contender, number of services and state of DNS."""
+def rows(options: Options) -> list[dict[str, object]]:
+    """A row for each HAProxy, number of services, state of DNS and contender."""
     found = []
-    count = 8 if quick else 100
-    both = (fc_frontend_reloads, plain_reloads)
-    for version in BINARIES:
-        found += [
-            measure(version, services, dns, contender, count)
-            for services in (1, 100 if quick else 1000)
-            for dns in ("healthy", "2 s late", "down")
-            for contender in both
-        ]
-        found += [measure(version, 1, "healthy", each, 0, taken_bind=True) for each in both]
+    for version in options.versions:
+        for services in options.services:
+            for state in (*DNS, *([TAKEN] if services == min(options.services) else [])):
+                ours = measure(
+                    FcFrontend, version, services, state, options, options.reloads, PERIOD
+                )
+                # Plain HAProxy gets as many, at the same pace.
+                made, pace = ours["reloads"], ours["pace s"]
+                assert isinstance(made, int)
+                assert isinstance(pace, float)
+                theirs = measure(PlainHaproxy, version, services, state, options, made, pace)
+                found += [ours, theirs]
     return found
 
 
-Reload = Callable[[Frontend, int, bool], None]
-Contender = Callable[[Frontend, int], Reload]
-
-
 def measure(
+    kind: type[FcFrontend | PlainHaproxy],
     version: str,
     services: int,
-    dns: str,
+    state: str,
+    options: Options,
+    count: int,
+    pace: float,
+) -> dict[str, object]:
+    """Requests sent and failed while HAProxy is reloaded `count` times, one each `pace` seconds."""
+    scenario = f"{version}, {kind.name}, {services} services, {state}"
+    print(scenario, file=sys.stderr, flush=True)
+    with cluster(binary_of(version), services) as frontend:
+        frontend.scale("shop", 4)
+        contender: Contender = kind(frontend, services)
+        contender.start()
+        share = options.clients * 9 // 20
+        crowd = Clients(
+            frontend.host,
+            http=HTTP,
+            tcp=TCP,
+            keep=share,
+            new=share,
+            long=options.clients - 2 * share,
+        )
+        before = contender.reloads()
+        with crowd:
+            fail_dns(frontend, state)
+            time.sleep(1)
+            phases = [(time.monotonic(), "the clients' start")]
+            started = time.monotonic()
+            if state == TAKEN:
+                phases.append((started, "the reload into a taken bind"))
+                contender.take(2.5)
+            else:
+                repeat(contender, count, pace, started + options.seconds, phases)
+            took = time.monotonic() - started
+            made = contender.reloads() - before
+            if state == TAKEN:
+                assert made == (0 if kind is FcFrontend else 1)
+            # Late failures, of requests that wait for their timeout, count as well.
+            time.sleep(1)
+            loaded = crowd.end()
+        crashes = contender.crashes()
+        if kind is FcFrontend:
+            tell_failures(scenario, loaded, phases, frontend)
+    row = {
+        "HAProxy": version,
+        "services": services,
+        "DNS": state,
+        "contender": kind.name,
+        "reloads": made,
+        "pace s": round(took / max(1, made), 2),
+        "requests": loaded.requests,
+        "failed": loaded.failed,
+        "gap ms": round(loaded.gap * 1000),
+        "slowest ms": round(loaded.slowest * 1000),
+        "clients' lag ms": round(loaded.lag * 1000),
+        "closed": loaded.closed,
+        "crashes": crashes,
+        "kinds": loaded.kinds,
+    }
+    print(json.dumps(row), file=sys.stderr, flush=True)
+    return row
+
+
+def repeat(
     contender: Contender,
     count: int,
-    *,
-    taken_bind: bool = False,
-) -> dict[str, object]:
-    """Requests sent and failed while `count` reloads are made."""
-    with Frontend(binary_of(version)) as frontend:
-        pods = frontend.scale("shop", 4)
-
-        async def publish() -> None:
-            for number in range(1, services):
-                frontend.dns.set_service(
-                    KubernetesService(f"other{number}", endpoints=pods.addresses)
-                )
-
-        frontend.call(publish())
-        reload = contender(frontend, services)
-        if dns == "2 s late":
-            frontend.dns.delay = 2.0
-        elif dns == "down":
-            frontend.dns.fault = Fault.SILENT
-        period = 0.5 if services == 1 else 3.0
-        seconds = int(max(6, count * period + 3))
-        clients = subprocess.Popen(
-            [sys.executable, "-m", "tests.bench.clients", frontend.host]
-            + [str(number) for number in (*PORTS, CLIENTS, seconds)],
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        time.sleep(1)
-        if taken_bind:
-            with socket.create_server((frontend.host, 8099)):
-                reload(frontend, 0, True)
-                time.sleep(2.5)
-        for number in range(count):
-            started = time.monotonic()
-            reload(frontend, number, False)
-            time.sleep(max(0.0, started + period - time.monotonic()))
-        output, _ = clients.communicate(timeout=seconds + 60)
-    result = json.loads(output)
-    name = "fc-frontend" if contender is fc_frontend_reloads else "plain HAProxy"
-    return {
-        "HAProxy": version,
-        "contender": name,
-        "services": services,
-        "DNS": "bind taken" if taken_bind else dns,
-        "reloads": count,
-        "requests": result["requests"],
-        "failed": result["failed"],
-        "longest gap ms": round(result["gap"] * 1000),
-        "why": ", ".join(f"{n}× {why}" for why, n in result["why"].items())[:80],
-    }
-
-
-def fc_frontend_reloads(frontend: Frontend, services: int) -> Reload:
-    """The daemon follows a service file that toggles."""
-    frontend.settings["intervals"] = {"resolve": "1s", "reload": 0, "debounce": "50ms"}
-    declared = frontend.settings["services"]
-    declared["shop"] = frontend.service("shop", PORTS[0], slots=SLOTS)
-    declared["tunnel"] = frontend.service("shop", PORTS[1], slots=SLOTS, mode="tcp")
-    for number in range(1, services):
-        name = f"other{number}"
-        declared[name] = frontend.service(name, 10000 + number, slots=SLOTS)
-    frontend.start(wait=False)
-    frontend.until(frontend.ready, 60)
-
-    def reload(frontend: Frontend, number: int, taken: bool) -> None:
-        port = 8099 if taken else 8090 + number % 2
-        frontend.drop("toggle.json", {"toggle": frontend.service("shop", port)})
-        if taken:
-            frontend.until(lambda: not frontend.ready())
+    pace: float,
+    deadline: float,
+    phases: list[tuple[float, str]],
+) -> None:
+    """Reload again and again; `phases` gets when."""
+    for number in range(count):
+        started = time.monotonic()
+        if started > deadline:
             return
-        text = f"{frontend.host}:{port}\n"
-        frontend.until(lambda: text in frontend.haproxy_cfg.read_text(), 60)
-        frontend.until(frontend.ready, 60)
+        phases.append((started, f"the change for reload {number + 1}"))
+        contender.reload(number)
+        phases.append((time.monotonic(), f"reload {number + 1} was seen"))
+        time.sleep(max(0.0, started + pace - time.monotonic()))
 
-    return reload
 
-
-def plain_reloads(frontend: Frontend, services: int) -> Reload:
-    """The platform documentation's configuration, reloaded through the master socket."""
-    host, port = frontend.dns.address
-    haproxy = RealHaproxy(frontend.binary, frontend.directory)
-    frontend.external = haproxy
-
-    def text(bind: str) -> str:
-        lines = [
-            "global",
-            f"  stats socket {haproxy.runtime_socket} level admin",
-            "  description fc-frontend:0123456789abcdef",
-            "resolvers cluster",
-            f"  nameserver dns {host}:{port}",
-            "  accepted_payload_size 8192",
-            "defaults",
-            "  balance leastconn",
-            "  mode http",
-            "  timeout connect 5s",
-            "  timeout client 60s",
-            "  timeout server 60s",
-        ]
-        proxies = [
-            ("shop", "shop", str(PORTS[0]), "http"),
-            ("tunnel", "shop", str(PORTS[1]), "tcp"),
-        ]
-        proxies += [(f"other{n}", f"other{n}", str(10000 + n), "http") for n in range(1, services)]
-        proxies += [("toggle", "shop", bind, "http")]
-        for name, service, listen, mode in proxies:
-            lines += [
-                f"listen {name}",
-                f"  mode {mode}",
-                f"  bind {frontend.host}:{listen}",
-                f"  server-template pod {SLOTS} {service}.default.svc.cluster.local:8080 check "
-                "resolvers cluster init-addr none",
-            ]
-        return "\n".join(lines) + "\n"
-
-    haproxy.start(text("8090"))
-    frontend.until(lambda: frontend.ask(PORTS[0]).startswith("shop-"))
-    version = binary_version(frontend.binary)
-
-    def reload(frontend: Frontend, number: int, taken: bool) -> None:
-        haproxy.write(text("8099" if taken else str(8091 - number % 2)))
-        with suppress(Unavailable):
-            reload_by_master(haproxy.master_socket, version, 30)
-
-    return reload
+def fail_dns(frontend: Frontend, state: str) -> None:
+    """Bring cluster DNS into one of the states."""
+    frontend.dns.delay = 2.0 if state == "2 s late" else 0.0
+    frontend.dns.fault = Fault.SILENT if state == "down" else Fault.NONE

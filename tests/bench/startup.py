@@ -14,10 +14,11 @@ import tempfile
 import time
 from pathlib import Path
 
+from tests.bench.options import Options
 from tests.conftest import binary_of
 
 
-def rows(*, quick: bool) -> list[dict[str, object]]:
+def rows(options: Options) -> list[dict[str, object]]:
     """A row a command: median in milliseconds and ratios."""
     with tempfile.TemporaryDirectory(prefix="fcb-") as name:
         directory = Path(name)
@@ -51,7 +52,7 @@ def rows(*, quick: bool) -> list[dict[str, object]]:
             "check of 10 services": check,
         }
         took: dict[str, list[float]] = {command: [] for command in commands}
-        for _ in range(6 if quick else 21):
+        for _ in range(6 if options.quick else 21):
             for command, argv in commands.items():
                 started = time.perf_counter()
                 subprocess.run(argv, check=True, capture_output=True, env=environ)

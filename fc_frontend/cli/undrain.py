@@ -1,0 +1,87 @@
+"""`fc-frontend undrain`: traffic again for what was drained."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from fc_frontend.cli.common import Exit, config_option, fail, print_problems
+from fc_frontend.errors import Problem, Refused, Unavailable
+
+if TYPE_CHECKING:
+    from fc_frontend.haproxy.drain import Drained
+    from fc_frontend.haproxy.runtime import ServerState
+
+
+@click.command("undrain")
+@config_option
+@click.argument("service")
+@click.argument("pod", required=False)
+def command(config: str, service: str, pod: str | None) -> None:
+    """Let POD of SERVICE, or all of SERVICE, take new traffic again.
+
+    POD is named as for `drain`. Without POD, whatever is drained of SERVICE is freed, single pods
+    and the whole, and also what somebody drained through HAProxy's own socket. Servers in
+    maintenance stay there.
+
+    \b
+    0  nothing of what was named is drained any more
+    1  no such service or pod, or a pod of a service that is drained as a whole
+    3  HAProxy does not answer, or the record cannot be written: nothing was changed
+    """
+    from dataclasses import replace
+
+    from fc_frontend.cli.drain import declared, known, stored_endpoints
+    from fc_frontend.haproxy import drain_record
+    from fc_frontend.haproxy.drain import canonical, pod_address
+
+    declaration = declared(config)
+    known(declaration, service)
+    endpoints = stored_endpoints(declaration, service)
+
+    def changed(before: Drained, servers: tuple[ServerState, ...]) -> Drained:
+        chosen = pod_address(service, pod, servers, endpoints, before) if pod else None
+        if chosen and service in before.services:
+            raise Refused(
+                Problem(
+                    message=f"{service} is drained as a whole",
+                    remedy=f"use `fc-frontend undrain {service}`, then drain single pods",
+                )
+            )
+        named = {
+            (server.proxy, server.server)
+            for server in servers
+            if server.proxy == service
+            and (not chosen or (server.address and canonical(server.address) == chosen))
+        }
+        freed = {
+            (name, address)
+            for name, address in before.pods
+            if name == service and chosen in (None, address)
+        }
+        # What is named is ours from now on, whoever drained it: that frees it.
+        return replace(
+            before,
+            pods=before.pods - freed,
+            services=before.services - {service},
+            slots=before.slots | named,
+        )
+
+    try:
+        held = drain_record.change(declaration.settings, changed, [service])
+    except Refused as exc:
+        fail(exc.problems, Exit.PROBLEMS)
+    except Unavailable as exc:
+        fail(exc.problems, Exit.CANNOT_TELL)
+    print_problems(held.problems)
+    sent = set(held.sent)
+    freed = [
+        server
+        for server in held.servers
+        if f"set server {server.proxy}/{server.server} state ready" in sent and server.address
+    ]
+    for server in freed:
+        click.echo(f"{server.server} {server.address} of {service}: takes new traffic again")
+    if not freed:
+        click.echo(f"{service}: nothing more to free" if held.sent else f"{service}: not drained")

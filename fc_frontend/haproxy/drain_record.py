@@ -1,0 +1,199 @@
+"""The record of what is drained, on disk, and the running worker held to it.
+
+The command and the daemon both change the record: each holds a lock on the state directory from
+reading it to the last command.  A slot is recorded as ours before the worker is told to drain it,
+so that nobody who is killed in between leaves a drained slot that is never freed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from fc_frontend.errors import Problem, Severity, Unavailable
+from fc_frontend.haproxy import drain, install, runtime
+from fc_frontend.haproxy.drain import NOTHING, Drained
+from fc_frontend.haproxy.runtime import ServerState
+from fc_frontend.plan.model import Resolution, Settings
+
+FILE = "drained.json"
+_LOCK_TIMEOUT = 5.0
+_PAUSE = 0.01
+_MOST_BACKENDS = 16
+"""Services that are asked for one by one; with more, all servers are asked for at once."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Held:
+    """The worker was held to `record`; `before` is the record until then.
+
+    `servers` are those of the services concerned, after it.  `sent` are the commands that it took.
+    """
+
+    before: Drained = NOTHING
+    record: Drained = NOTHING
+    servers: tuple[ServerState, ...] = ()
+    sent: tuple[str, ...] = ()
+    problems: tuple[Problem, ...] = ()
+
+    def drained(self, service: str) -> tuple[str, ...]:
+        """The addresses of the pods of `service` that are drained for the record, in slot order."""
+        return tuple(
+            server.address
+            for server in self.servers
+            if server.proxy == service
+            and server.address
+            and (server.proxy, server.server) in self.record.slots
+            and self.record.covers(service, server.address)
+        )
+
+
+def path(settings: Settings) -> str:
+    """Where the record is kept."""
+    return f"{settings.state_directory}/{FILE}"
+
+
+def signature(settings: Settings) -> tuple[int, int, int] | None:
+    """What changes when the record does; None if there is none."""
+    try:
+        status = Path(path(settings)).stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def load(settings: Settings) -> tuple[Drained, tuple[Problem, ...]]:
+    """The record; empty, with a warning, if it cannot be read."""
+    file = path(settings)
+    try:
+        if not Path(file).exists():
+            return NOTHING, ()
+        if not Path(file).is_file():  # a pipe would be waited for
+            raise ValueError("it is not a regular file")
+        with Path(file).open("rb") as stream:
+            return drain.parse(stream.read(drain.MOST_BYTES + 1)), ()
+    except OSError as error:
+        reason = error.strerror or str(error)
+        remedy = "let this user read it"
+    except ValueError as error:
+        reason = str(error)
+        remedy = "remove it, `undrain` its services, and drain again what is to be drained"
+    warning = Problem(
+        message=f"what was drained is not known: {file} cannot be used: {reason}",
+        remedy=remedy,
+        severity=Severity.WARNING,
+        file=file,
+    )
+    return NOTHING, (warning,)
+
+
+def change(
+    settings: Settings,
+    changed: Callable[[Drained, tuple[ServerState, ...]], Drained],
+    services: Iterable[str] = (),
+) -> Held:
+    """Make the record what `changed` makes of it, and hold the running worker to it.
+
+    `changed` gets the record and the servers of its services and of `services`, and may raise.
+    Raises `Unavailable` if HAProxy does not answer, with the record as before, or if the record
+    cannot be written.
+    """
+    socket = settings.haproxy.runtime_socket
+    runtime.info(socket)
+    try:
+        Path(settings.state_directory).mkdir(mode=0o750, parents=True, exist_ok=True)
+    except OSError as error:
+        raise _not_locked(settings, error.strerror or str(error)) from error
+    with _locked(settings):
+        before, problems = load(settings)
+        names = before.names | set(services)
+        servers = _servers(socket, names)
+        record = changed(before, servers)
+        saved = before
+        sent = drain.commands(record, servers)
+        if sent or record != before:
+            record = replace(record, slots=record.slots | drain.covered(record, servers))
+            _save(settings, before, record)
+            saved = record
+            # A server that a reload has just taken away is no failure: the next look sees to it.
+            runtime.commands(socket, sent)
+            servers = _servers(socket, names)
+        settled = drain.marked(record, servers)
+        _save(settings, saved, settled)
+    return Held(before=before, record=settled, servers=servers, sent=tuple(sent), problems=problems)
+
+
+def keep(settings: Settings, resolution: Resolution, declared: Iterable[str]) -> Held:
+    """Hold the running worker to the record, after forgetting pods that are gone for good.
+
+    Does nothing if nothing is recorded.  Raises `Unavailable`.
+    """
+    record, problems = load(settings)
+    if not record:
+        return Held(problems=problems)
+    names = tuple(declared)
+    return change(
+        settings,
+        lambda before, servers: drain.without_gone(before, resolution, names, servers),
+    )
+
+
+def _save(settings: Settings, before: Drained | None, record: Drained) -> None:
+    if record == before:
+        return
+    data = drain.dump(record)
+    if len(data) > drain.MOST_BYTES:
+        raise Unavailable(
+            Problem(
+                message=f"too much is drained to be recorded: {len(data)} bytes",
+                remedy="drain whole services, or undrain some",
+            )
+        )
+    install.atomic_write(path(settings), data, mode=0o640)
+
+
+def _servers(socket: str, names: frozenset[str]) -> tuple[ServerState, ...]:
+    if len(names) > _MOST_BACKENDS:
+        return tuple(server for server in runtime.servers(socket) if server.proxy in names)
+    return tuple(
+        server
+        for name in sorted(names)
+        if drain.is_name(name)
+        for server in runtime.servers_of(socket, name)
+    )
+
+
+@contextlib.contextmanager
+def _locked(settings: Settings) -> Iterator[None]:
+    try:
+        file = os.open(settings.state_directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise _not_locked(settings, error.strerror or str(error)) from error
+    try:
+        deadline = time.monotonic() + _LOCK_TIMEOUT
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    raise _not_locked(settings, "another process holds it") from None
+                time.sleep(_PAUSE)
+        yield
+    finally:
+        os.close(file)
+
+
+def _not_locked(settings: Settings, reason: str) -> Unavailable:
+    return Unavailable(
+        Problem(
+            message=f"the state directory {settings.state_directory} cannot be locked: {reason}",
+            remedy="run as the user that fc-frontend's daemon runs as, or as root; else try again",
+            field="state_directory",
+        )
+    )

@@ -1,0 +1,243 @@
+"""Who is measured: fc-frontend's daemon, and plain HAProxy as the platform documents it.
+
+Both have the same cluster, the same HAProxy and the same services, and are told to reload with one
+bind more each time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Protocol
+
+import psutil
+
+from fc_frontend.demo.dns import ClusterDns, KubernetesService
+from fc_frontend.errors import Unavailable
+from fc_frontend.haproxy.master import show_proc
+from fc_frontend.haproxy.reload import reload_by_master
+from fc_frontend.haproxy.version import binary_version
+from fc_frontend.plan.model import Bind
+from tests.bench.load import Loaded
+from tests.conftest import RealHaproxy
+from tests.frontend import Frontend
+
+SLOTS = 20
+"""Those of the documentation's line."""
+OTHER_SLOTS = 10
+"""Fewer, as each takes a file descriptor: 1,000 × 20 are more than many a machine allows."""
+HTTP, TCP, TOGGLED, TAKEN = 8080, 8081, 30000, 8099
+OTHERS = 10000
+CRASHED = re.compile(r"orker \(\d+\) exited with code 1[2-9]\d")
+
+
+class Contender(Protocol):
+    """Someone who makes HAProxy serve the services `shop`, `long` and others in the cluster."""
+
+    name: str
+
+    def start(self) -> None:
+        """Serve; returns when requests are answered by pods."""
+
+    def reload(self, number: int) -> None:
+        """Let HAProxy have one more bind, which needs a reload; returns when it is taken."""
+
+    def take(self, seconds: float) -> None:
+        """Try to reload into a bind that somebody else holds, for some seconds after the try."""
+
+    def reloads(self) -> int:
+        """How many reloads HAProxy's master has made."""
+
+    def crashes(self) -> int:
+        """How many workers have ended by a signal, which is HAProxy's own fault."""
+
+
+@contextlib.contextmanager
+def cluster(binary: str, services: int = 1) -> Iterator[Frontend]:
+    """A cluster with pods for `shop`, and for all other services a HAProxy that acts as their pod.
+
+    When it ends, no HAProxy is left: another one would get a part of the next one's connections.
+    """
+    frontend = Frontend(binary)
+    frontend.dns = ClusterDns(address=f"127.{frontend.octet}.255.53", wildcards=True)
+    directory = frontend.directory / "pod"
+    directory.mkdir()
+    pod = RealHaproxy(binary, directory)
+    try:
+        with frontend:
+            address = f"127.{frontend.octet}.120.1"
+            if services > 1:
+                answer = "backend pods\n  mode http\n  http-request return status 200"
+                pod.start(pod.configuration(answer, binds=(Bind("ip", address, 8080),)))
+
+            async def publish() -> None:
+                for number in range(1, services):
+                    name = f"other{number}"
+                    frontend.dns.set_service(KubernetesService(name, endpoints=(address,)))
+
+            frontend.call(publish())
+            yield frontend
+            pod.end()
+    finally:
+        pod.end()
+        _await_no_process_of(frontend.directory)
+
+
+def _await_no_process_of(directory: Path) -> None:
+    deadline = time.monotonic() + 10
+    while left := [
+        process.info["pid"]
+        for process in psutil.process_iter(["pid", "cmdline"])
+        if str(directory) in " ".join(process.info["cmdline"] or ())
+    ]:
+        assert time.monotonic() < deadline, f"processes {left} are left of {directory}"
+        time.sleep(0.05)
+
+
+def takes(host: str, port: int) -> bool:
+    """True if somebody listens."""
+    with suppress(OSError), socket.create_connection((host, port), 1):
+        return True
+    return False
+
+
+class FcFrontend:
+    """The daemon, which follows files."""
+
+    name = "fc-frontend"
+
+    def __init__(self, frontend: Frontend, services: int = 1) -> None:
+        self.frontend = frontend
+        self.services = services
+
+    def start(self) -> None:
+        """Reloads follow the files at once, unlike the default, which leaves 2 s between two."""
+        frontend = self.frontend
+        frontend.settings["intervals"] = {"resolve": "1s", "reload": 0, "debounce": "50ms"}
+        declared = frontend.settings["services"]
+        declared["shop"] = frontend.service("shop", HTTP, slots=SLOTS)
+        declared["long"] = frontend.service("shop", TCP, slots=SLOTS, mode="tcp")
+        for number in range(1, self.services):
+            name = f"other{number}"
+            declared[name] = frontend.service(name, OTHERS + number, slots=OTHER_SLOTS)
+        self._toggle(TOGGLED)
+        frontend.start(wait=False)
+        frontend.until(frontend.ready, 60)
+        frontend.until(lambda: frontend.ask(HTTP).startswith("shop-"))
+
+    def reload(self, number: int) -> None:
+        port = TOGGLED + 1 + number
+        self._toggle(port)
+        self._await(port)
+
+    def take(self, seconds: float) -> None:
+        with socket.create_server((self.frontend.host, TAKEN)):
+            self._toggle(TAKEN)
+            self.frontend.until(lambda: not self.frontend.ready())
+            assert any("is held by" in p["message"] for p in self.frontend.status()["problems"])
+            time.sleep(seconds)
+
+    def reloads(self) -> int:
+        return show_proc(self.frontend.settings["haproxy"]["master_socket"], patience=5).reloads
+
+    def crashes(self) -> int:
+        return len(CRASHED.findall(self.frontend.log_text()))
+
+    def _toggle(self, port: int) -> None:
+        service = self.frontend.service("shop", port, slots=SLOTS)
+        self.frontend.drop("toggle.json", {"toggle": service})
+
+    def _await(self, port: int) -> None:
+        deadline = time.monotonic() + 60
+        while not takes(self.frontend.host, port):
+            assert time.monotonic() < deadline, self.frontend.log_text()[-3000:]
+            time.sleep(0.01)
+
+
+class PlainHaproxy:
+    """The platform documentation's configuration, reloaded as systemd does."""
+
+    name = "plain HAProxy"
+
+    def __init__(self, frontend: Frontend, services: int = 1) -> None:
+        self.frontend = frontend
+        self.services = services
+        self.haproxy = RealHaproxy(frontend.binary, frontend.directory)
+        self.version = binary_version(frontend.binary)
+
+    def start(self) -> None:
+        self.frontend.external = self.haproxy
+        self.haproxy.start(self._text(TOGGLED))
+        self.frontend.until(lambda: self.frontend.ask(HTTP).startswith("shop-"))
+
+    def reload(self, number: int) -> None:
+        self.haproxy.write(self._text(TOGGLED + 1 + number))
+        assert reload_by_master(self.haproxy.master_socket, self.version, 60).ok
+
+    def take(self, seconds: float) -> None:
+        with socket.create_server((self.frontend.host, TAKEN)):
+            self.haproxy.write(self._text(TAKEN))
+            with suppress(Unavailable):
+                outcome = reload_by_master(self.haproxy.master_socket, self.version, 60)
+                assert not outcome.ok
+            time.sleep(seconds)
+
+    def reloads(self) -> int:
+        return show_proc(self.haproxy.master_socket, patience=5).reloads
+
+    def crashes(self) -> int:
+        return len(CRASHED.findall(self.haproxy.log.read_text(errors="replace")))
+
+    def _text(self, toggled: int) -> str:
+        """The documentation gives the `listen` with its `server-template`, and `balance`."""
+        host, port = self.frontend.dns.address
+        lines = [
+            "global",
+            f"  stats socket {self.haproxy.runtime_socket} level admin expose-fd listeners",
+            "  description fc-frontend:0123456789abcdef",
+            "resolvers cluster",
+            f"  nameserver dns {host}:{port}",
+            "  accepted_payload_size 8192",
+            "defaults",
+            "  balance leastconn",
+            "  mode http",
+            "  timeout connect 5s",
+            "  timeout client 60s",
+            "  timeout server 60s",
+        ]
+        proxies = [("shop", "shop", HTTP, "http"), ("long", "shop", TCP, "tcp")]
+        others = range(1, self.services)
+        proxies += [(f"other{n}", f"other{n}", OTHERS + n, "http") for n in others]
+        proxies.append(("toggle", "shop", toggled, "http"))
+        for name, service, listen, mode in proxies:
+            slots = OTHER_SLOTS if service.startswith("other") else SLOTS
+            lines += [
+                f"listen {name}",
+                f"  mode {mode}",
+                f"  bind {self.frontend.host}:{listen}",
+                f"  server-template pod {slots} *.{service}.default.svc.cluster.local:8080 check "
+                "resolvers cluster init-addr none",
+            ]
+        return "\n".join(lines) + "\n"
+
+
+def tell_failures(
+    scenario: str, loaded: Loaded, phases: list[tuple[float, str]], frontend: Frontend
+) -> None:
+    """On standard error, for each failure how long after the beginning of which phase it was."""
+    if not loaded.failed:
+        return
+    print(f"{scenario}: {loaded.failed} failed", file=sys.stderr)
+    for at, why in loaded.failed_at[:40]:
+        before = [phase for phase in phases if phase[0] <= at] or phases[:1]
+        began, phase = before[-1]
+        print(f"  {at - began:+.3f} s after {phase}: {why}", file=sys.stderr)
+    for line in frontend.log_text().splitlines()[-60:]:
+        print(f"  log: {line}", file=sys.stderr)
+    sys.stderr.flush()

@@ -1,0 +1,71 @@
+"""A change after which a service has no server up any more is taken back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from fc_frontend.demo.load import Load
+from tests.frontend import Frontend
+
+
+@pytest.fixture
+def frontend(haproxy_binary: str) -> Iterator[Frontend]:
+    with Frontend(haproxy_binary) as made:
+        yield made
+
+
+def held(frontend: Frontend) -> list[dict[str, Any]]:
+    quarantined: list[dict[str, Any]] = frontend.status()["quarantined"]
+    return quarantined
+
+
+def test_a_port_that_nobody_serves_is_taken_back_with_the_evidence(frontend: Frontend) -> None:
+    pods = frontend.scale("shop", 3)
+    other = frontend.scale("other", 2)
+    frontend.drop("shop.json", {"shop": frontend.service("shop", 8080)})
+    frontend.drop("other.json", {"other": frontend.service("other", 8081)})
+    frontend.start()
+    frontend.until(lambda: frontend.serves(8080, pods))
+    frontend.until(lambda: frontend.serves(8081, other))
+    with Load(frontend.host, 8081, clients=2) as load:
+        frontend.drop("shop.json", {"shop": frontend.service("shop", 8080, pod_port=9)})
+        # A change of another service, in the same reload or the next one, goes through.
+        frontend.drop("other.json", {"other": frontend.service("other", 8081, slots=33)})
+        (quarantine,) = frontend.until(lambda: held(frontend), 30)
+        assert (quarantine["piece"], quarantine["name"]) == ("service", "shop")
+        assert quarantine["effect"] == "the last good form goes on"
+        assert "failed their checks after the reload" in quarantine["problems"][0]["message"]
+        frontend.until(lambda: frontend.serves(8080, pods))
+        assert frontend.metric("fc_frontend_service_slots", service="other") == 33
+        assert len(frontend.events("service-went-back")) == 1
+        assert not load.stop().failures
+    # Neither other files nor a restart try the same form again.
+    reloads = frontend.metric("fc_frontend_reloads_total")
+    frontend.drop("more.json", {"more": frontend.service("more", 8082)})
+    frontend.until(lambda: frontend.metric("fc_frontend_reloads_total") == reloads + 1)
+    frontend.stop_daemon()
+    frontend.start()
+    assert held(frontend)
+    assert frontend.serves(8080, pods)
+    # In another form it leaves quarantine by itself.
+    frontend.drop("shop.json", {"shop": frontend.service("shop", 8080, slots=20)})
+    frontend.until(lambda: not held(frontend))
+    assert frontend.serves(8080, pods)
+    last_good = json.loads((frontend.directory / "state" / "last-good.json").read_text())
+    assert not last_good["failed"]
+
+
+def test_a_change_that_works_is_not_taken_back_when_its_pods_go(frontend: Frontend) -> None:
+    """Without servers before the change, or without pods, the change is not to blame."""
+    frontend.drop("shop.json", {"shop": frontend.service("shop", 8080)})
+    frontend.scale("shop", 0)
+    frontend.start()
+    frontend.drop("shop.json", {"shop": frontend.service("shop", 8080, slots=20)})
+    frontend.until(lambda: frontend.metric("fc_frontend_service_slots", service="shop") == 20)
+    pods = frontend.scale("shop", 2)
+    frontend.until(lambda: frontend.serves(8080, pods))
+    assert not held(frontend)

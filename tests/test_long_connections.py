@@ -1,0 +1,140 @@
+"""Long connections outlive reloads in the worker that they began in, for a bounded time."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+
+import pytest
+
+from fc_frontend.demo.dns import KubernetesService
+from fc_frontend.haproxy.master import show_proc
+from tests.bench.contenders import takes
+from tests.frontend import Frontend
+
+RAW, UPGRADE = 8080, 8081
+PORT = 9000
+
+
+@pytest.fixture
+def frontend(haproxy_binary: str) -> Iterator[Frontend]:
+    """A frontend with one pod that echoes, over plain TCP and after an upgrade to WebSocket."""
+    with Frontend(haproxy_binary) as made:
+        address = f"127.{made.octet}.100.1"
+        server = made.call(asyncio.start_server(echo, address, PORT))
+        made.dns.set_service(KubernetesService("echo", endpoints=(address,)))
+        for name, port, mode in (("raw", RAW, "tcp"), ("upgrade", UPGRADE, "http")):
+            made.settings["services"][name] = made.service(
+                name, port, mode=mode, service="echo", pod_port=PORT
+            )
+        yield made
+
+        async def stop() -> None:
+            server.close()
+
+        made.call(stop())
+
+
+async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Send back what comes; a request to upgrade is answered first (RFC 6455, 4.2.2)."""
+    with suppress(OSError):
+        data = await reader.read(1000)
+        if data.startswith(b"GET "):
+            while not data.endswith(b"\r\n\r\n"):
+                data += await reader.readexactly(1)
+            headers = dict(line.split(b": ", 1) for line in data.split(b"\r\n")[1:-2])
+            lowered = {name.lower(): value for name, value in headers.items()}
+            writer.write(
+                b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+                b"Sec-WebSocket-Accept: " + accept(lowered[b"sec-websocket-key"]) + b"\r\n\r\n"
+            )
+            data = await reader.read(1000)
+        while data:
+            writer.write(data)
+            await writer.drain()
+            data = await reader.read(1000)
+    writer.close()
+
+
+def accept(key: bytes) -> bytes:
+    """What proves that a server understood the upgrade."""
+    digest = hashlib.sha1(key + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11").digest()
+    return base64.b64encode(digest)
+
+
+def connect(frontend: Frontend, port: int) -> socket.socket:
+    """A connection that echoes."""
+    connection = socket.create_connection((frontend.host, port), 10)
+    if port == UPGRADE:
+        key = base64.b64encode(os.urandom(16))
+        connection.sendall(
+            b"GET /chat HTTP/1.1\r\nHost: echo\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: " + key + b"\r\n\r\n"
+        )
+        head = b""
+        while not head.endswith(b"\r\n\r\n"):
+            head += connection.recv(1)
+        assert head.startswith(b"HTTP/1.1 101 ")
+        assert accept(key) in head
+    assert echoes(connection)
+    return connection
+
+
+def echoes(connection: socket.socket) -> bool:
+    """True if what is sent comes back; False once the connection has ended."""
+    sent = os.urandom(100)
+    got = b""
+    with suppress(ConnectionError):
+        connection.sendall(sent)
+        while len(got) < len(sent):
+            data = connection.recv(len(sent) - len(got))
+            if not data:
+                return False
+            got += data
+    return got == sent
+
+
+def reload(frontend: Frontend, number: int) -> None:
+    """Reload by a change of another service."""
+    port = 9001 + number
+    frontend.drop("other.json", {"other": frontend.service("other", port)})
+    frontend.until(lambda: takes(frontend.host, port))
+
+
+def test_long_connections_outlive_reloads_and_are_told_of(frontend: Frontend) -> None:
+    frontend.start()
+    assert frontend.metric("fc_frontend_old_workers") == 0
+    connections = []
+    for number in range(3):
+        connections += [connect(frontend, RAW), connect(frontend, UPGRADE)]
+        reload(frontend, number)
+        assert all(map(echoes, connections))
+    # Each worker has two of them.
+    frontend.until(lambda: frontend.metric("fc_frontend_old_workers") == 3)
+    assert all(map(echoes, connections))
+    for connection in connections:
+        connection.close()
+    frontend.until(lambda: frontend.metric("fc_frontend_old_workers") == 0)
+
+
+def test_old_connections_end_when_an_old_worker_is_to_end(frontend: Frontend) -> None:
+    frontend.settings["haproxy"]["hard_stop_after"] = "2s"
+    frontend.start()
+    connections = [connect(frontend, RAW), connect(frontend, UPGRADE)]
+    before = time.monotonic()
+    reload(frontend, 0)
+    assert all(map(echoes, connections))
+    for connection in connections:
+        frontend.until(lambda: not echoes(connection))  # noqa: B023
+        connection.close()
+    assert time.monotonic() - before >= 2
+    master = frontend.settings["haproxy"]["master_socket"]
+    frontend.until(lambda: not show_proc(master).old_workers)
+    with connect(frontend, RAW), connect(frontend, UPGRADE):
+        pass
