@@ -219,15 +219,20 @@ def culprit(suspects: Sequence[Unit], accepts: Callable[[frozenset[Unit]], bool]
     """One of `suspects` that HAProxy refuses, None if it is none of them.
 
     `accepts` tells whether HAProxy takes the configuration with these units reverted; it is asked
-    at most ⌈log₂ n⌉ + 1 times for n suspects.
+    at most ⌈log₂ n⌉ + 1 times for n suspects.  Of several, it is the last one.
     """
-    left = list(suspects)
-    if not left or not accepts(frozenset(left)):
+    if not suspects or not accepts(frozenset(suspects)):
         return None
-    while len(left) > 1:
-        half = len(left) // 2
-        left = left[:half] if accepts(frozenset(left[:half])) else left[half:]
-    return left[0]
+    # All up to `enough` mend it and all up to `few` do not: what lies between them is refused,
+    # however many others are.
+    few, enough = 0, len(suspects)
+    while enough - few > 1:
+        middle = (few + enough) // 2
+        if accepts(frozenset(suspects[:middle])):
+            enough = middle
+        else:
+            few = middle
+    return suspects[few]
 
 
 def judged(prepared: Prepared) -> Prepared:

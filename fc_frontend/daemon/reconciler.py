@@ -227,20 +227,24 @@ class Reconciler:
         assert self._last_good is not None
         changed = prepared.declaration.forms.differing(self._last_good)
         suspects = sorted(changed - self._withdrawn.left_out)
-        found = await asyncio.to_thread(culprit, suspects, self._accepts)
+        try:
+            found = await asyncio.to_thread(culprit, suspects, self._accepts)
+        except Unavailable:
+            # Who cannot be asked has blamed nobody; it is tried again later.
+            return False
         said = errors_in(deployment.problems)
         return found is not None and self._withdrawn.withdraw({found: said})
 
     def _accepts(self, reverted: frozenset[Unit]) -> bool:
-        """True if HAProxy accepts the configuration without these units' changes."""
+        """True if HAProxy accepts the configuration without these units' changes.
+
+        Raises `Unavailable` if HAProxy cannot be asked.
+        """
         assert self._sources is not None
         assert self._last_good is not None
         withdrawn = self._withdrawn.without(reverted)
         declaration = tolerate(self._sources, self._last_good, withdrawn)
-        try:
-            prepared = judged(prepare(declaration, self.resolution))
-        except Unavailable:
-            return False
+        prepared = judged(prepare(declaration, self.resolution))
         self._metrics.checked("accepted" if prepared.ok else "refused")
         return prepared.ok
 

@@ -1,0 +1,163 @@
+"""Three services under load before, during and after a fault: what must never lose a request."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from fc_frontend.demo.load import Load, Tally
+from tests.frontend import Frontend
+
+SERVICES = {"cart": 8081, "docs": 8082, "shop": 8083}
+EXTRA = ("extra", 8090)
+"""Another service, to be declared in the same batch as a fault."""
+_ENOUGH = 12
+"""Answers of each service that show that it serves."""
+
+
+class Site:
+    """A frontend whose services `SERVICES`, one file each, are under load."""
+
+    def __init__(self, frontend: Frontend) -> None:
+        self.frontend = frontend
+        self.templates = frontend.directory / "templates"
+        self.loads: dict[str, Load] = {}
+        self._seen: dict[str, Tally] = {}
+
+    # Files
+
+    def file(self, name: str) -> Path:
+        """The file of service `name`."""
+        return self.frontend.services_d / f"{name}.yaml"
+
+    def declare(self, name: str, port: int, **fields: Any) -> None:
+        """Write the file of a service, whole at once, as a deployment tool does."""
+        text = json.dumps({"services": {name: self.frontend.service(name, port, **fields)}})
+        self.put(f"{name}.yaml", text)
+
+    def put(self, name: str, content: str | bytes) -> None:
+        """Write a file into services.d."""
+        put(self.frontend.services_d / name, content)
+
+    # Processes
+
+    def start(self, **haproxy: Any) -> None:
+        """Declare everything, start the daemon, and wait until all pods of all services answer."""
+        frontend = self.frontend
+        self.templates.mkdir()
+        frontend.settings["haproxy"].update({"templates": str(self.templates), **haproxy})
+        frontend.settings["intervals"].update(debounce="50ms", reload="200ms", rescan="1s")
+        for name, port in SERVICES.items():
+            frontend.scale(name, 2)
+            self.declare(name, port)
+        frontend.scale(EXTRA[0], 1)
+        frontend.start()
+        self.all_serve()
+
+    def all_serve(self) -> None:
+        """Wait until all pods of all services answer, and nobody else."""
+        for name, port in SERVICES.items():
+            pods = self.frontend.pods[name]
+            self.frontend.until(lambda port=port, pods=pods: self.frontend.serves(port, pods))
+
+    @contextlib.contextmanager
+    def loaded(self) -> Iterator[None]:
+        """Under load; in the end each service has answered, and no request has failed."""
+        with contextlib.ExitStack() as stack:
+            for name, port in SERVICES.items():
+                load = Load(self.frontend.host, port, clients=2, interval=0.03)
+                self.loads[name] = stack.enter_context(load)
+            self.still_serve()
+            yield
+            self.still_serve()
+        self.none_failed()
+
+    # What must hold
+
+    def still_serve(self) -> None:
+        """Each service answers more requests from now on, by its own pods; none has failed."""
+        before = {name: load.tally() for name, load in self.loads.items()}
+
+        def answered() -> bool:
+            return all(
+                sum(load.tally().since(before[name]).pods.values()) >= _ENOUGH
+                for name, load in self.loads.items()
+            )
+
+        self.frontend.until(answered)
+        self.none_failed()
+
+    def none_failed(self) -> None:
+        """No request has failed so far, and each was answered by a pod of its service."""
+        for name, load in self.loads.items():
+            tally = load.tally()
+            assert not tally.failures, (name, tally.failures[:5], self.frontend.log_text()[-5000:])
+            strangers = {pod for pod in tally.pods if not pod.startswith(f"{name}-")}
+            assert not strangers, (name, strangers)
+
+    def answered_by(self, name: str) -> set[str]:
+        """The pods that have answered for a service since this was last asked."""
+        now = self.loads[name].tally()
+        before = self._seen.get(name, Tally())
+        self._seen[name] = now
+        return set(now.since(before).pods)
+
+    def held(self) -> dict[tuple[str, str], dict[str, Any]]:
+        """What is in quarantine, by piece and name."""
+        listed = self.frontend.status()["quarantined"]
+        return {(held["piece"], held["name"]): held for held in listed}
+
+    def until_held(self, units: Mapping[tuple[str, str], str]) -> list[dict[str, Any]]:
+        """Wait until these units, and no others, are in quarantine; their problems.
+
+        `units` are piece and name, each with what happens meanwhile.
+        """
+
+        def found() -> list[dict[str, Any]] | None:
+            held = self.held()
+            if {
+                unit: h["effect"] for unit, h in held.items()
+            } != units or not self.frontend.ready():
+                return None
+            return [problem for unit in held.values() for problem in unit["problems"]]
+
+        problems: list[dict[str, Any]] = self.frontend.until(found)
+        return problems
+
+    def until_well(self) -> None:
+        """Wait until nothing is in quarantine and HAProxy has what is declared."""
+        self.frontend.until(lambda: not self.held() and self.frontend.ready())
+
+    def file_is_good(self) -> None:
+        """HAProxy accepts the file on disk as it stands."""
+        frontend = self.frontend
+        argv = [frontend.binary, "-c", "-f", str(frontend.haproxy_cfg)]
+        done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=60)
+        assert done.returncode == 0, done.stderr
+
+    def is_mended(self) -> None:
+        """Everything is as declared again: the daemon by its own word, HAProxy by its file."""
+        self.until_well()
+        self.file_is_good()
+        self.still_serve()
+
+
+def put(path: Path, content: str | bytes) -> None:
+    """Write a file whole at once."""
+    new = path.with_name(f".{path.name}.new")
+    new.write_bytes(content if isinstance(content, bytes) else content.encode())
+    new.rename(path)
+
+
+@contextlib.contextmanager
+def serving(binary: str, **haproxy: Any) -> Iterator[Site]:
+    """A site that serves under load."""
+    with Frontend(binary) as frontend:
+        site = Site(frontend)
+        site.start(**haproxy)
+        with site.loaded():
+            yield site

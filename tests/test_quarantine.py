@@ -1,0 +1,520 @@
+"""One unit's fault costs only that unit: with the real daemon, HAProxy and requests.
+
+In all cases three services are under load and no request may fail; in the same batch of files as
+the fault another service comes, and must be served.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import signal
+import socket
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fc_frontend.config.document import MAX_BYTES
+from fc_frontend.config.last_good import Piece, Unit
+from fc_frontend.pipeline import culprit
+from tests.conftest import BINARIES, binary_of
+from tests.faults.site import EXTRA, SERVICES, Site, put, serving
+from tests.frontend import Frontend
+
+KEPT = "the last good form goes on"
+LEFT_OUT = "it is left out"
+EVENTS = ("quarantined", "quarantine-left")
+
+Break = Callable[[Site, str], None]
+
+
+class Sites:
+    """One site for many cases, as long as each leaves it as it found it."""
+
+    def __init__(self, binary: str) -> None:
+        self._binary = binary
+        self._site: Site | None = None
+
+    def get(self) -> Site:
+        if self._site is None:
+            self._context = serving(self._binary)
+            self._site = self._context.__enter__()
+        return self._site
+
+    def close(self) -> None:
+        if self._site is not None:
+            self._site = None
+            self._context.__exit__(None, None, None)
+
+    def discard(self) -> None:
+        """End a site that a failed test has left in disorder."""
+        with contextlib.suppress(AssertionError):
+            self.close()
+
+
+@pytest.fixture(scope="module")
+def every_sites() -> Iterator[dict[str, Sites]]:
+    made = {name: Sites(binary_of(name)) for name in BINARIES}
+    yield made
+    for sites in made.values():
+        sites.close()
+
+
+@pytest.fixture
+def site(every_sites: dict[str, Sites], request: pytest.FixtureRequest) -> Iterator[Site]:
+    """A site under load, as it was made: what a case adds has to be gone at its end."""
+    sites = every_sites[getattr(request, "param", "2.6-debian")]
+    made = sites.get()
+    good = made.frontend.config.read_text()
+    yield made
+    is_clean = {path.name for path in made.frontend.services_d.iterdir()} == {
+        f"{name}.yaml" for name in SERVICES
+    }
+    is_clean &= good == made.frontend.config.read_text() and not any(made.templates.iterdir())
+    if not is_clean or made.held() or not made.frontend.ready():
+        sites.discard()
+
+
+def fields(site: Site, name: str, **more: object) -> None:
+    """Declare a service with fields that are at fault."""
+    site.declare(name, SERVICES.get(name, 8099), **more)
+
+
+def unreadable(make: Callable[[Path], object]) -> Break:
+    """The service's file is none: `make` puts something else in its place."""
+
+    def breaks(site: Site, name: str) -> None:
+        path = site.file(name)
+        path.unlink(missing_ok=True)
+        make(path)
+
+    return breaks
+
+
+def text(content: str | bytes) -> Break:
+    return lambda site, name: site.put(f"{name}.yaml", content)
+
+
+def with_fields(**more: object) -> Break:
+    return lambda site, name: fields(site, name, **more)
+
+
+def defined_twice(site: Site, name: str) -> None:
+    if name not in SERVICES:
+        fields(site, name)
+    entry = {name: site.frontend.service(name, 8098)}
+    site.put("zz-second.yaml", json.dumps({"services": entry}))
+
+
+BREAKS: dict[str, tuple[str, Break, str]] = {
+    "schema": (
+        "service",
+        lambda site, name: site.put(f"{name}.yaml", f"services: {{{name}: {{pod_prt: 1}}}}"),
+        "did you mean pod_port?",
+    ),
+    "yaml": ("file", text("services: ["), "not YAML"),
+    "directory": ("file", unreadable(Path.mkdir), "is not a regular file"),
+    "dangling": ("file", unreadable(lambda path: path.symlink_to("nowhere")), "No such file"),
+    "circle": ("file", unreadable(lambda path: path.symlink_to(path.name)), "symbolic links"),
+    "pipe": ("file", unreadable(os.mkfifo), "is not a regular file"),
+    "too-large": ("file", text(b"#" * (MAX_BYTES + 1)), "larger than"),
+    "not-utf-8": ("file", text(b"services: \xff\xfe"), "UTF-8"),
+    "twice": ("service", defined_twice, "zz-second.yaml"),
+    "nonsense": ("service", with_fields(extra_config="nonsense here"), "nonsense here"),
+    "duplicate-server": (
+        "service",
+        with_fields(extra_config="server pod1 192.0.2.1:1"),
+        "pod1",
+    ),
+    "no-line": ("service", with_fields(extra_config="use_backend nowhere"), "nowhere"),
+    "no-table": (
+        "service",
+        with_fields(extra_config="http-request track-sc0 src table nowhere"),
+        "nowhere",
+    ),
+    "certificate": ("service", with_fields(bind_options="ssl crt /none/x.pem"), "/none/x.pem"),
+    "taken-bind": ("service", with_fields(binds="{host}:8082"), "taken by service docs"),
+}
+
+
+def broken(site: Site, kind: str, name: str) -> tuple[str, str]:
+    """Break a service in one of the ways of `BREAKS`; the unit that is at fault."""
+    piece, breaks, _ = BREAKS[kind]
+    if kind == "taken-bind":
+        fields(site, name, binds=f"{site.frontend.host}:8082")
+    else:
+        breaks(site, name)
+    return piece, name if piece == "service" else str(site.file(name))
+
+
+def mend(site: Site, name: str) -> None:
+    """Declare the service as it should be, or take it away if it is not one of `SERVICES`."""
+    (site.frontend.services_d / "zz-second.yaml").unlink(missing_ok=True)
+    path = site.file(name)
+    if path.is_dir() and not path.is_symlink():
+        path.rmdir()
+    elif not (name in SERVICES and path.is_file()):
+        path.unlink(missing_ok=True)
+    if name in SERVICES:
+        site.declare(name, SERVICES[name])
+    else:
+        path.unlink(missing_ok=True)
+
+
+def while_held(site: Site, said: str, units: Mapping[tuple[str, str], str]) -> None:
+    """What must hold while units are in quarantine and a service came in the same batch."""
+    frontend = site.frontend
+    problems = site.until_held(units)
+    everything = json.dumps(problems, ensure_ascii=False)
+    assert said in everything, everything
+    assert {problem["severity"] for problem in problems} == {"error"}
+    extra, port = EXTRA
+    frontend.until(lambda: frontend.ask(port) == f"{extra}-1")
+    assert frontend.metric("fc_frontend_quarantined") == len(units)
+    for piece, _ in units:
+        assert frontend.metric("fc_frontend_quarantined", piece=piece) == 1
+    assert frontend.metric("fc_frontend_config_in_sync") == 1
+    assert frontend.metric("fc_frontend_config_problems", severity="error") >= 1
+    site.file_is_good()
+    check = frontend.run("check", check=False)
+    assert check.returncode == 1, check.stdout + check.stderr
+    assert check.stderr.startswith("refused: ")
+    site.still_serve()
+
+
+def counted(site: Site) -> Counter[str]:
+    """How often units came into quarantine and left it, as logged."""
+    return Counter({name: len(site.frontend.events(name)) for name in EVENTS})
+
+
+def after(site: Site, before: Counter[str], units: int = 1) -> None:
+    """What must hold once everything is mended: left by itself, each said once."""
+    site.file(EXTRA[0]).unlink()
+    site.is_mended()
+    assert counted(site) - before == Counter(dict.fromkeys(EVENTS, units))
+    assert site.frontend.metric("fc_frontend_quarantined") == 0
+    assert site.frontend.metric("fc_frontend_config_problems", severity="error") == 0
+
+
+@pytest.mark.parametrize(
+    ("site", "name"), [("2.6-debian", "cart"), ("2.8-wheel", "fresh")], indirect=["site"]
+)
+@pytest.mark.parametrize("kind", BREAKS)
+def test_a_service_at_fault_goes_on_as_it_was_or_is_left_out(
+    site: Site, kind: str, name: str
+) -> None:
+    before = counted(site)
+    unit = broken(site, kind, name)
+    site.declare(*EXTRA)
+    while_held(site, BREAKS[kind][2], {unit: KEPT if name in SERVICES else LEFT_OUT})
+    mend(site, name)
+    after(site, before)
+
+
+# Fragments
+
+
+def fragment(site: Site, *lines: str) -> str:
+    """A fragment's text: a section of its own on port 8095, before the pods of shop."""
+    pod = site.frontend.pods["shop"].addresses[0]
+    own = [
+        "listen by-hand",
+        "  mode http",
+        f"  bind {site.frontend.host}:8095",
+        f"  server one {pod}:8080",
+    ]
+    return "\n".join([*own, *lines]) + "\n"
+
+
+BAD_FRAGMENTS: dict[str, tuple[str | bytes, str]] = {
+    "nonsense": ("  nonsense", "nonsense"),
+    "untraceable": ("frontend other\n  mode http\n  default_backend nowhere", "nowhere"),
+    "no-final-newline": ("backend last\n  mode http #", ""),
+    "second-section": ("listen cart\n  mode http", "cart"),
+}
+
+
+@pytest.mark.parametrize("is_new", [False, True], ids=["existing", "new"])
+@pytest.mark.parametrize("kind", ["nonsense", "untraceable", "second-section"])
+def test_a_fragment_at_fault_goes_on_as_it_was_or_is_left_out(
+    site: Site, kind: str, is_new: bool
+) -> None:
+    path = site.frontend.services_d / "hand.cfg"
+    if not is_new:
+        site.put("hand.cfg", fragment(site))
+        site.frontend.until(lambda: site.frontend.ask(8095) == "shop-1")
+        site.until_well()
+    before = counted(site)
+    lines, said = BAD_FRAGMENTS[kind]
+    site.put("hand.cfg", fragment(site, str(lines)))
+    site.declare(*EXTRA)
+    while_held(site, said, {("fragment", "hand"): LEFT_OUT if is_new else KEPT})
+    if not is_new:
+        assert site.frontend.ask(8095) == "shop-1"
+    site.put("hand.cfg", fragment(site))
+    after(site, before)
+    site.frontend.until(lambda: site.frontend.ask(8095) == "shop-1")
+    path.unlink()
+    site.is_mended()
+
+
+# Templates and settings
+
+SETTINGS = ("settings", "")
+TEMPLATES = ("templates", "")
+BAD_TEMPLATES: dict[str, tuple[str, str, str]] = {
+    "syntax": ("service.cfg.j2", "{% if %}", "service.cfg.j2"),
+    "undefined": ("service.cfg.j2", "{{ nothing.at.all }}", "nothing"),
+    "refused": ("defaults.cfg.j2", "defaults\n  nonsense here\n", "nonsense here"),
+    "endless": ("service.cfg.j2", "{% include 'service.cfg.j2' %}", "service.cfg.j2"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_TEMPLATES)
+def test_templates_at_fault_go_back_to_the_last_good_ones(site: Site, kind: str) -> None:
+    before = counted(site)
+    name, content, said = BAD_TEMPLATES[kind]
+    put(site.templates / name, content)
+    site.declare(*EXTRA)
+    while_held(site, said, {TEMPLATES: KEPT})
+    (site.templates / name).unlink()
+    after(site, before)
+
+
+def test_a_template_that_cannot_be_read_goes_back_to_the_last_good_ones(site: Site) -> None:
+    before = counted(site)
+    (site.templates / "service.cfg.j2").mkdir()
+    site.declare(*EXTRA)
+    while_held(site, "is not a regular file", {TEMPLATES: KEPT})
+    (site.templates / "service.cfg.j2").rmdir()
+    after(site, before)
+
+
+BAD_SETTINGS: dict[str, tuple[dict[str, Any], str]] = {
+    "value": ({"intervals": {"resolve": "soon"}}, "intervals.resolve"),
+    "unknown": ({"intervalls": {}}, "intervalls"),
+    "overlap": ({"cluster": {"pod_network": "127.0.0.0/8"}}, "overlap"),
+    "global": ({"haproxy": {"global_extra": "nonsense here"}}, "nonsense here"),
+    "defaults": ({"haproxy": {"defaults_extra": "nonsense here"}}, "nonsense here"),
+    "same-bind": ({"listen": "{host}:8081"}, "8081"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_SETTINGS)
+def test_settings_at_fault_go_back_to_the_last_good_ones(site: Site, kind: str) -> None:
+    before = counted(site)
+    frontend = site.frontend
+    good = frontend.config.read_text()
+    bad = json.loads(good)
+    change, said = BAD_SETTINGS[kind]
+    for key, value in change.items():
+        if isinstance(value, dict):
+            bad.setdefault(key, {}).update(value)
+        else:
+            bad[key] = value.format(host=frontend.host)
+    put(frontend.config, json.dumps(bad))
+    site.declare(*EXTRA)
+    while_held(site, said, {SETTINGS: KEPT})
+    put(frontend.config, good)
+    after(site, before)
+
+
+@pytest.mark.parametrize("kind", ["json", "gone", "directory", "empty"])
+def test_a_settings_file_that_cannot_be_read_goes_back_to_the_last_good(
+    site: Site, kind: str
+) -> None:
+    before = counted(site)
+    path = site.frontend.config
+    good = path.read_text()
+    if kind in ("json", "empty"):
+        put(path, "{" if kind == "json" else "")
+    else:
+        path.unlink()
+    if kind == "directory":
+        path.mkdir()
+    site.declare(*EXTRA)
+    # The file declared no service: nothing of it goes on but the settings.
+    while_held(site, str(path), {SETTINGS: KEPT, ("file", str(path)): LEFT_OUT})
+    if kind == "directory":
+        path.rmdir()
+    put(path, good)
+    after(site, before, 2)
+
+
+# What only a trial shows
+
+
+@pytest.mark.parametrize("name", ["cart", "fresh"])
+def test_a_bind_that_another_process_holds_costs_only_its_service(site: Site, name: str) -> None:
+    before = counted(site)
+    reloads = site.frontend.metric("fc_frontend_reloads_total", result="failed")
+    holder = (site.frontend.host, 8099)
+    with site.frontend.until(lambda: socket.create_server(holder)):
+        binds = [f"{site.frontend.host}:{port}" for port in (SERVICES.get(name, 8098), 8099)]
+        site.declare(name, 8099, binds=binds)
+        site.declare(*EXTRA)
+        site.until_held({("service", name): KEPT if name in SERVICES else LEFT_OUT})
+        extra, port = EXTRA
+        site.frontend.until(lambda: site.frontend.ask(port) == f"{extra}-1")
+        (problem,) = site.held()["service", name]["problems"]
+        assert f"{site.frontend.host}:8099 is held by" in problem["message"]
+        assert f"process {os.getpid()}" in problem["message"]
+        site.still_serve()
+    # Nothing is mended in the files: the daemon tries again by itself.
+    site.frontend.until(lambda: not site.held())
+    site.frontend.until(lambda: site.frontend.ask(8099).startswith("cart-") or name == "fresh")
+    assert site.frontend.metric("fc_frontend_reloads_total", result="failed") == reloads
+    mend(site, name)
+    after(site, before)
+
+
+# Which of many it is
+
+UNITS = [Unit(Piece.SERVICE, f"s{number:02}") for number in range(40)]
+
+
+@given(
+    suspects=st.lists(st.sampled_from(UNITS), min_size=1, unique=True),
+    data=st.data(),
+)
+@settings(deadline=None)
+def test_exactly_the_faulty_units_are_found_one_after_the_other(
+    suspects: list[Unit], data: st.DataObject
+) -> None:
+    bad = data.draw(st.sets(st.sampled_from(suspects), min_size=1))
+    found: set[Unit] = set()
+    while bad - found:
+        asked = 0
+
+        def accepts(reverted: frozenset[Unit]) -> bool:
+            nonlocal asked
+            asked += 1
+            return bad <= found | reverted
+
+        left = [unit for unit in suspects if unit not in found]
+        one = culprit(left, accepts)
+        assert one in bad - found
+        assert asked <= math.ceil(math.log2(len(left))) + 1
+        found.add(one)
+    assert found == bad
+
+
+@given(suspects=st.lists(st.sampled_from(UNITS), unique=True))
+def test_no_unit_is_blamed_for_what_reverting_all_does_not_mend(suspects: list[Unit]) -> None:
+    asked: list[frozenset[Unit]] = []
+
+    def accepts(reverted: frozenset[Unit]) -> bool:
+        asked.append(reverted)
+        return False
+
+    assert culprit(suspects, accepts) is None
+    assert len(asked) <= 1
+
+
+def bad_fragment(frontend: Frontend, number: int) -> str:
+    """A fragment whose fault HAProxy names by nothing that is declared."""
+    return (
+        f"frontend unheard-of-{number}\n  mode http\n  bind {frontend.host}:{10400 + number}\n"
+        "  default_backend nowhere\n"
+    )
+
+
+@pytest.mark.parametrize("bad", [1, 3])
+def test_what_haproxy_does_not_name_is_found_among_30_in_few_checks(
+    haproxy_binary: str, bad: int
+) -> None:
+    """Services and fragments that come at once, some of them refused without a telling word."""
+    with serving(haproxy_binary) as site:
+        frontend = site.frontend
+        checks = frontend.metric("fc_frontend_checks_total")
+        new = {f"n{number:02}": 10100 + number for number in range(30 - bad)}
+        names = [f"h{number}" for number in range(bad)]
+        batch = frontend.directory / "batch"
+        batch.mkdir()
+        for name, port in new.items():
+            declared = {"services": {name: frontend.service("extra", port)}}
+            (batch / f"{name}.json").write_text(json.dumps(declared))
+        for number, name in enumerate(names):
+            (batch / f"{name}.cfg").write_text(bad_fragment(frontend, number))
+        for path in [*site.frontend.services_d.iterdir()]:
+            (batch / path.name).write_bytes(path.read_bytes())
+        # All at once, as one deployment.
+        frontend.services_d.rename(frontend.directory / "before")
+        batch.rename(frontend.services_d)
+        site.until_held({("fragment", name): LEFT_OUT for name in names})
+        for port in new.values():
+            frontend.until(lambda port=port: frontend.ask(port) == "extra-1")
+        further = frontend.metric("fc_frontend_checks_total") - checks
+        # The refused one, for each culprit as many as a bisection takes, and what is deployed.
+        assert further <= bad * (1 + math.ceil(math.log2(30)) + 1) + 1
+        site.file_is_good()
+
+
+def test_several_at_fault_among_30_cost_only_themselves(haproxy_binary: str) -> None:
+    with serving(haproxy_binary) as site:
+        frontend = site.frontend
+        for number in range(27):
+            site.declare(f"n{number:02}", 10100 + number, service="extra")
+        frontend.until(lambda: len(frontend.status()["services"]) == 30 and frontend.ready())
+        held = {}
+        for number, kind in enumerate(BREAKS):
+            held[broken(site, kind, f"n{number:02}")] = KEPT
+            (frontend.services_d / "zz-second.yaml").rename(
+                frontend.services_d / f"zz-{number}.yaml"
+            ) if kind == "twice" else None
+        site.declare("last", 10199, service="extra")
+        site.until_held(held)
+        # All go on, those at fault in their last good form.
+        for port in [*range(10100, 10127), 10199]:
+            frontend.until(lambda port=port: frontend.ask(port) == "extra-1")
+        site.still_serve()
+        site.file_is_good()
+        for number in range(len(BREAKS)):
+            mend(site, f"n{number:02}")
+            (frontend.services_d / f"zz-{number}.yaml").unlink(missing_ok=True)
+        site.is_mended()
+
+
+# Across the end of everything
+
+
+@pytest.mark.parametrize("kind", ["yaml", "no-line", "settings", "templates"])
+def test_the_last_good_form_survives_the_end_of_daemon_and_haproxy(kind: str) -> None:
+    with Frontend(binary_of("2.8-wheel")) as frontend:
+        site = Site(frontend)
+        site.start()
+        good = frontend.config.read_text()
+        units = {TEMPLATES: KEPT}
+        if kind == "settings":
+            put(frontend.config, good.replace('"200ms"', '"soon"'))
+            units = {SETTINGS: KEPT}
+        elif kind == "templates":
+            put(site.templates / "service.cfg.j2", "{% if %}")
+        else:
+            units = {broken(site, kind, "cart"): KEPT}
+        site.until_held(units)
+        hash_before = frontend.running_hash()
+        frontend.stop_daemon(signal.SIGKILL)
+        frontend.end_haproxy()
+        frontend.start()
+        site.until_held(units)
+        assert frontend.running_hash() == hash_before
+        site.all_serve()
+        # And again, with nothing but the files on disk changed meanwhile.
+        frontend.stop_daemon(signal.SIGKILL)
+        site.declare(*EXTRA)
+        frontend.start()
+        with site.loaded():
+            frontend.until(lambda: frontend.ask(EXTRA[1]) == "extra-1")
+            site.until_held(units)
+            put(frontend.config, good)
+            (site.templates / "service.cfg.j2").unlink(missing_ok=True)
+            mend(site, "cart")
+            site.is_mended()
