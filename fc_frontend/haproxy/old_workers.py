@@ -43,7 +43,7 @@ def bound_old_workers(master_socket: str, runtime_socket: str, most: int) -> Old
     import psutil
 
     try:
-        found = sorted(show_proc(master_socket).old_workers, key=lambda old: -old.uptime)
+        found = sorted(show_proc(master_socket).old_workers, key=lambda old: -old.reloads)
         # After a failed reload the worker that serves may be listed as an old one.
         serving = runtime.info(runtime_socket).get("Pid") if len(found) > most else None
     except Unavailable:
