@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -42,6 +43,13 @@ def test_a_file_edited_by_hand_is_put_right(frontend: Frontend) -> None:
     assert frontend.haproxy_cfg.read_text() == good
     assert frontend.metric("fc_frontend_reloads_total") == 1
     assert frontend.metric("fc_frontend_config_drift") == 0
+
+
+def test_haproxy_gets_none_of_our_open_files(frontend: Frontend) -> None:
+    frontend.start()
+    master = show_proc(frontend.settings["haproxy"]["master_socket"]).master
+    opened = [os.readlink(entry) for entry in Path(f"/proc/{master}/fd").iterdir()]
+    assert not [name for name in opened if "inotify" in name]
 
 
 def test_a_haproxy_reloaded_with_an_edited_file_gets_ours_again(frontend: Frontend) -> None:

@@ -257,9 +257,11 @@ class Service:
         looks = 0
         while await self._sleep(_HAPROXY_INTERVAL):
             haproxy = self._settings.haproxy
-            if self._triggers:
+            if self._triggers or self._reconciler.is_busy():
                 continue
             running = await asyncio.to_thread(_running_hash, haproxy.runtime_socket)
+            if self._reconciler.is_busy():
+                continue
             was_in_sync = self._reconciler.in_sync
             self._reconciler.observed(running)
             wanted = self._reconciler.wanted
