@@ -245,6 +245,9 @@ class Service:
                 await self._reconciler.assign()
 
     async def _rescan_loop(self) -> None:
+        # Only then is known how often.
+        while not self._ready and await self._sleep(_HAPROXY_INTERVAL):
+            pass
         while await self._sleep(self._settings.intervals.rescan):
             now = await asyncio.to_thread(fingerprint, self._settings_file)
             if now != self._fingerprint or not self._reconciler.in_sync:
