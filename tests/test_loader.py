@@ -345,9 +345,9 @@ def test_a_problem_of_each_of_many_services_is_located_in_a_moment(
     text = json.dumps({"services": {name: {"pod_port": 80} for name in names}}, indent=1)
     declaration = declared(tmp_path, "", {f"many.{suffix}": text})
     assert len(declaration.services) == len(names)
-    started = time.monotonic()
+    started = time.process_time()
     for name in names:
         located = declaration.located(Problem(message="stale", service=name, remedy=""))
         line = text.splitlines()[(located.line or 0) - 1]
         assert line.strip().startswith(f'"{name}":')
-    assert time.monotonic() - started < 10
+    assert time.process_time() - started < 10

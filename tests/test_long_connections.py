@@ -70,7 +70,7 @@ def accept(key: bytes) -> bytes:
 
 def connect(frontend: Frontend, port: int) -> socket.socket:
     """A connection that echoes."""
-    connection = socket.create_connection((frontend.host, port), 10)
+    connection = socket.create_connection((frontend.host, port), 30)
     if port == UPGRADE:
         key = base64.b64encode(os.urandom(16))
         connection.sendall(
@@ -116,11 +116,11 @@ def test_long_connections_outlive_reloads_and_are_told_of(frontend: Frontend) ->
         reload(frontend, number)
         assert all(map(echoes, connections))
     # Each worker has two of them.
-    frontend.until(lambda: frontend.metric("fc_frontend_old_workers") == 3)
+    frontend.until(lambda: frontend.metric("fc_frontend_old_workers") == 3, 60)
     assert all(map(echoes, connections))
     for connection in connections:
         connection.close()
-    frontend.until(lambda: frontend.metric("fc_frontend_old_workers") == 0)
+    frontend.until(lambda: frontend.metric("fc_frontend_old_workers") == 0, 60)
 
 
 def test_old_connections_end_when_an_old_worker_is_to_end(frontend: Frontend) -> None:

@@ -75,6 +75,28 @@ def test_five_hundred_files_in_a_second_take_three_reloads_at_most(frontend: Fro
     assert frontend.metric("fc_frontend_reloads_total") - 1 <= 3
 
 
+def test_cluster_dns_is_asked_three_times_a_second_for_a_service(frontend: Frontend) -> None:
+    """HAProxy once over each transport, and fc-frontend once, every `intervals.resolve`."""
+    frontend.settings["intervals"]["resolve"] = "1s"
+    frontend.scale("shop", 3)
+    frontend.settings["services"]["shop"] = frontend.service("shop", 8080)
+    frontend.start()
+    frontend.until(lambda: servers_with_address(frontend, "shop") == 3)
+
+    async def asked() -> int:
+        return sum(
+            count
+            for (name, _, _), count in frontend.dns.queries.items()
+            if name.startswith("shop.")
+        )
+
+    before, started = frontend.call(asked()), time.monotonic()
+    time.sleep(6)
+    rate = (frontend.call(asked()) - before) / (time.monotonic() - started)
+    print(f"{rate:.2f} queries a second")
+    assert 1.8 < rate < 3.7
+
+
 def test_changes_without_effect_cause_no_reload(frontend: Frontend) -> None:
     frontend.scale("shop", 2)
     frontend.drop(

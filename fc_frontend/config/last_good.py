@@ -7,6 +7,7 @@ stood in their files, so that they go through all checks again when they are use
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
@@ -16,6 +17,7 @@ from typing import Any
 from fc_frontend.errors import Problem
 
 VERSION = 1
+_HASH = re.compile(r"[0-9a-f]{64}")
 _MOST_BYTES = 64 * 1024 * 1024
 
 
@@ -62,6 +64,8 @@ class LastGood:
 
     Here, a form's `file` has the evidence.
     """
+    files: Mapping[str, str] = field(default_factory=dict)
+    """The files that sections name, and the hashes of what they held."""
 
     def differing(self, other: LastGood) -> frozenset[Unit]:
         """The units whose form here is not the one that they have in `other`.
@@ -98,7 +102,33 @@ class LastGood:
                 services.setdefault(unit.name, former.services[unit.name])
             if unit.piece is Piece.FRAGMENT and unit.name in former.fragments:
                 fragments.setdefault(unit.name, former.fragments[unit.name])
-        return replace(self, services=services, fragments=fragments, failed=former.failed)
+        return replace(
+            self,
+            services=services,
+            fragments=fragments,
+            failed=former.failed,
+            files=former.files,
+        )
+
+    def named_files(self) -> dict[str, str]:
+        """The files, with their hashes, that these forms still name."""
+        forms = (*self.services.values(), *self.fragments.values())
+        text = "\n".join(f"{form.value}" for form in forms)
+        return {path: digest for path, digest in self.files.items() if path in text}
+
+    def with_paths(self, substitutes: Mapping[str, str]) -> LastGood:
+        """These forms with other paths in the place of some."""
+        if not substitutes:
+            return self
+        return replace(
+            self,
+            services={
+                n: Form(f.file, _replaced(f.value, substitutes)) for n, f in self.services.items()
+            },
+            fragments={
+                n: Form(f.file, _replaced(f.value, substitutes)) for n, f in self.fragments.items()
+            },
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +178,7 @@ def dump_last_good(last_good: LastGood) -> bytes:
         "services": {name: [f.file, f.value] for name, f in last_good.services.items()},
         "fragments": {name: [f.file, f.value] for name, f in last_good.fragments.items()},
         "templates": dict(last_good.templates),
+        "files": dict(last_good.files),
         "failed": {name: [f.file, f.value] for name, f in last_good.failed.items()},
     }
     return json.dumps(document, separators=(",", ":")).encode() + b"\n"
@@ -167,7 +198,22 @@ def _last_good(document: Any) -> LastGood:
     if not all(isinstance(text, str) for text in templates.values()):
         raise TypeError
     services, failed = _forms(document["services"]), _forms(document["failed"])
-    return LastGood(settings, services, fragments, templates, failed)
+    files = document["files"]
+    if not all(_HASH.fullmatch(digest) for digest in files.values()):
+        raise ValueError
+    return LastGood(settings, services, fragments, templates, failed, files)
+
+
+def _replaced(value: Any, substitutes: Mapping[str, str]) -> Any:
+    if isinstance(value, str):
+        for path, substitute in substitutes.items():
+            value = re.sub(rf"{re.escape(path)}(?![A-Za-z0-9._+@=~/-])", substitute, value)
+        return value
+    if isinstance(value, list):
+        return [_replaced(item, substitutes) for item in value]
+    if isinstance(value, dict):
+        return {key: _replaced(item, substitutes) for key, item in value.items()}
+    return value
 
 
 def _forms(entries: Any) -> dict[str, Form]:

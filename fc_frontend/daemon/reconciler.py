@@ -22,7 +22,7 @@ from fc_frontend.config.quarantine import Withdrawn, tolerate
 from fc_frontend.discovery.client import DnsClient, Exchange
 from fc_frontend.discovery.resolve import resolve_all
 from fc_frontend.errors import Problem, Unavailable, errors_in, warnings_in
-from fc_frontend.haproxy import drain_record, runtime
+from fc_frontend.haproxy import drain_record, install, kept_files, runtime
 from fc_frontend.haproxy.assign import assign
 from fc_frontend.haproxy.deploy import (
     Deployment,
@@ -51,9 +51,10 @@ from fc_frontend.pipeline import (
     traced,
     with_slots,
 )
-from fc_frontend.plan.model import Answer, Freshness, Plan, ServicePlan
+from fc_frontend.plan.model import Answer, Freshness, Haproxy, Plan, ServicePlan
 from fc_frontend.plan.planner import plan
 from fc_frontend.plan.reasons import Reason, reasons
+from fc_frontend.render.render import RenderedConfig
 
 _WATCH_FOR = 15.0
 """Seconds after a reload in which a service that it changed must not lose its last server.
@@ -110,6 +111,7 @@ class Reconciler:
         self._last_good: LastGood | None = None
         self._saved: LastGood | None = None
         self._withdrawn = Withdrawn()
+        self._substitutes: dict[str, str] = {}
         self._watched: dict[str, _Watched] = {}
         self._unassigned = True
         self._server_state_age: dict[str, Answer] | None = None
@@ -127,6 +129,10 @@ class Reconciler:
         """The hash of what is declared; None if that is refused or not known yet."""
         self.running: str | None = None
         self.last_reload: LastReload | None = None
+        self._config: RenderedConfig | None = None
+        self._seen_file: tuple[int, int, int] | None = None
+        self.drifted = False
+        """True if others changed haproxy.cfg and it is left so."""
         self.drained: dict[str, tuple[str, ...]] = {}
         """Service name → addresses of the pods that are drained."""
         self._drain_record: object = None
@@ -161,7 +167,9 @@ class Reconciler:
                 self._refuse(prepared.problems)
                 return await self._revive()
             is_known = prepared.config.hash == self.wanted == self.running
-            if is_known and Trigger.HAPROXY not in triggers:
+            # A file that others changed, and that is left so, may be what HAProxy has now.
+            is_left = self.drifted and prepared.config.hash == self.wanted
+            if is_left or (is_known and Trigger.HAPROXY not in triggers):
                 self._accept(prepared)
                 return None
             if prepared.config.hash != self.running and self.running is not None:
@@ -185,6 +193,10 @@ class Reconciler:
         if self._last_good is None:
             directory = state_directory(self._sources)
             self._last_good = await asyncio.to_thread(stored_last_good, directory)
+        substitutes = await asyncio.to_thread(
+            kept_files.substitutes, state_directory(self._sources), self._last_good.files
+        )
+        self._substitutes = substitutes
         # What had no server up is tried again only in another form.
         failed = {
             name: form
@@ -199,12 +211,18 @@ class Reconciler:
             }
         )
 
+    @property
+    def _fallback(self) -> LastGood:
+        """The last good forms, with copies where files that they name have changed since."""
+        assert self._last_good is not None
+        return self._last_good.with_paths(self._substitutes)
+
     async def _prepare(self, *, shrink: bool = False) -> Prepared:
         """Plan and render what can be had, with what is faulty in its last good form."""
         assert self._sources is not None
         assert self._last_good is not None
         declaration = await asyncio.to_thread(
-            tolerate, self._sources, self._last_good, self._withdrawn.copy()
+            tolerate, self._sources, self._fallback, self._withdrawn.copy()
         )
         self.read = declaration
         if not errors_in(declaration.problems):
@@ -215,7 +233,10 @@ class Reconciler:
         """Withdraw what HAProxy refused; False if that cannot be told from the rest."""
         faults = traced(deployment.problems, prepared.declaration)
         if faults:
-            return self._withdrawn.withdraw(faults)
+            # What serves is never left out: rather nothing changes at all.
+            again = {unit.name for unit in faults if unit in self._withdrawn.refused}
+            serving = {s.spec.name for s in self.deployed.services} if self.deployed else set()
+            return not again & serving and self._withdrawn.withdraw(faults)
         if not deployment.judged:
             return False
         assert self._last_good is not None
@@ -237,7 +258,7 @@ class Reconciler:
         assert self._sources is not None
         assert self._last_good is not None
         withdrawn = self._withdrawn.without(reverted)
-        declaration = tolerate(self._sources, self._last_good, withdrawn)
+        declaration = tolerate(self._sources, self._fallback, withdrawn)
         prepared = judged(prepare(declaration, self.resolution))
         self._metrics.checked("accepted" if prepared.ok else "refused")
         return prepared.ok
@@ -331,6 +352,49 @@ class Reconciler:
             self._log.info("haproxy-has", hash=running or "none", wanted=self.wanted or "none")
         self.running = running
         self._metrics.synced(self.wanted, running)
+
+    def is_busy(self) -> bool:
+        """True while HAProxy is being given something: what it says now is not the last word."""
+        return self._haproxy.locked()
+
+    async def look_for_drift(self) -> None:
+        """See whether others changed haproxy.cfg; put it right, or leave it, as the settings say.
+
+        HAProxy itself goes on with what it has: a file that is wrong would count at its next start.
+        """
+        async with self._haproxy:
+            if self._config is None or self.deployed is None:
+                return
+            haproxy, text = self.deployed.settings.haproxy, self._config.text
+            signature = await asyncio.to_thread(install.signature, haproxy.config_file)
+            if signature is not None and signature == self._seen_file:
+                return
+            try:
+                found = await asyncio.to_thread(install.read, haproxy.config_file)
+                self.drifted = found != text.encode("utf-8", "surrogateescape")
+                self._seen_file = signature
+                if self.drifted:
+                    await self._mend_drift(haproxy, text, is_missing=found is None)
+            except Unavailable as exc:
+                self._seen_file = None
+                self._log.limited("drift").warning(
+                    "drift-not-mended", said=exc.problems[0].message, remedy=exc.problems[0].remedy
+                )
+            self._metrics.drifted(self.drifted)
+
+    async def _mend_drift(self, haproxy: Haproxy, text: str, *, is_missing: bool) -> None:
+        restores = haproxy.drift == "restore" or is_missing
+        self._metrics.drift_seen()
+        self._log.warning(
+            "config-drift",
+            file=haproxy.config_file,
+            effect="put right" if restores else "left until the configuration changes",
+        )
+        if restores:
+            await asyncio.to_thread(install.install, haproxy.config_file, text)
+            # Who edits it again meanwhile is seen at the next look.
+            self._seen_file = None
+            self.drifted = False
 
     async def drain(self) -> None:
         """Hold the running worker to what operators have drained; costs nothing if that is nothing.
@@ -491,6 +555,10 @@ class Reconciler:
         if deployment.outcome is Outcome.RELOADED:
             self._watch(prepared.declaration.forms, deployment.had_up)
         self._accept(replace(prepared, problems=(*prepared.problems, *deployment.problems)))
+        self._config = prepared.config
+        self._seen_file = None
+        self.drifted = False
+        self._metrics.drifted(False)
         if deployment.outcome is Outcome.INSTALLED:
             self.observed(None)
         else:
@@ -502,9 +570,32 @@ class Reconciler:
         self._unassigned = True
         self._unsaved = True
 
+    async def _keep_files(self, declaration: Declaration) -> None:
+        """Keep copies of certificates and what else the sections that HAProxy took name."""
+        assert self._last_good is not None
+        if self._config is None:
+            return
+        config = self._config
+        first = config.sections[0].first if config.sections else 0
+        text = "\n".join(config.text.split("\n")[first - 1 :]) if first else ""
+        directory = declaration.settings.state_directory
+        try:
+            files = await asyncio.to_thread(
+                kept_files.keep, directory, kept_files.paths_in(text), self._last_good.named_files()
+            )
+        except Unavailable as exc:
+            self._log.limited("files-not-kept").warning(
+                "files-not-kept", said=exc.problems[0].message, remedy=exc.problems[0].remedy
+            )
+            return
+        if files != self._last_good.files:
+            self._last_good = replace(self._last_good, files=files)
+            self._unsaved = True
+
     async def _keep(self, deployment: Deployment) -> None:
         """Keep what is good now for the next start."""
-        if deployment.ok:
+        if deployment.ok and self.declaration is not None and self._last_good is not None:
+            await self._keep_files(self.declaration)
             await self.save()
             if not self._withdrawn.refused and self.declaration is not None:
                 await asyncio.to_thread(forget_refused, self.declaration.settings.haproxy)

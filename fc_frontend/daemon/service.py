@@ -22,7 +22,7 @@ from fc_frontend.daemon.watch import FileWatch
 from fc_frontend.errors import Unavailable
 from fc_frontend.haproxy import runtime
 from fc_frontend.haproxy.deploy import Outcome
-from fc_frontend.haproxy.old_workers import old_workers
+from fc_frontend.haproxy.old_workers import bound_old_workers
 from fc_frontend.observe.http import HttpServer
 from fc_frontend.observe.log import Log
 from fc_frontend.observe.metrics import Metrics
@@ -260,9 +260,11 @@ class Service:
         looks = 0
         while await self._sleep(_HAPROXY_INTERVAL):
             haproxy = self._settings.haproxy
-            if self._triggers:
+            if self._triggers or self._reconciler.is_busy():
                 continue
             running = await asyncio.to_thread(_running_hash, haproxy.runtime_socket)
+            if self._reconciler.is_busy():
+                continue
             was_in_sync = self._reconciler.in_sync
             self._reconciler.observed(running)
             wanted = self._reconciler.wanted
@@ -271,6 +273,9 @@ class Service:
                 is_amiss = running is None and haproxy.supervise
             else:
                 is_amiss = running != wanted and (running is not None or haproxy.supervise)
+                if is_amiss:
+                    await self._reconciler.look_for_drift()
+                    is_amiss = not self._reconciler.drifted or running is None
             if is_amiss and not self._failed:
                 if was_in_sync:
                     self._log.warning("haproxy-out-of-sync", running=running or "none")
@@ -280,10 +285,27 @@ class Service:
             await self._reconciler.drain()
             looks += 1
             if looks % _WORKERS_EVERY == 0:
-                old = await asyncio.to_thread(old_workers, haproxy.master_socket)
-                self._metrics.old_workers(old.count, old.oldest, old.memory)
+                await self._bound_old_workers()
+                await self._reconciler.look_for_drift()
                 await self._reconciler.assign(anew=True)
                 await self._reconciler.save_server_state()
+
+    async def _bound_old_workers(self) -> None:
+        haproxy = self._settings.haproxy
+        old = await asyncio.to_thread(
+            bound_old_workers,
+            haproxy.master_socket,
+            haproxy.runtime_socket,
+            haproxy.most_old_workers,
+        )
+        self._metrics.old_workers(old.count, old.oldest, old.memory)
+        if old.ended:
+            self._metrics.ended_old_workers(len(old.ended))
+            self._log.warning(
+                "old-workers-ended",
+                pids=",".join(map(str, old.ended)),
+                reason=f"more than {haproxy.most_old_workers}",
+            )
 
     async def _watchdog_loop(self) -> None:
         interval = self._notifier.watchdog_interval

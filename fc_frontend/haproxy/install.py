@@ -64,6 +64,15 @@ def install(path: str, text: str) -> bytes | None:
     return previous
 
 
+def signature(path: str) -> tuple[int, int, int] | None:
+    """What changes when the file does; None if it cannot be seen."""
+    try:
+        status = Path(path).stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
 def restore(path: str, previous: bytes | None) -> None:
     """Undo `install`, given what it returned.  Raises `Unavailable`."""
     if previous is None:

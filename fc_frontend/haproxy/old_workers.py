@@ -1,36 +1,79 @@
-"""Workers of former configurations: how many still serve, how old, and what memory they hold.
+"""Workers of former configurations: how many still serve, how old, what memory, and a bound.
 
-They live as long as their connections, bounded by `hard-stop-after` (manual 3.1).
+They live as long as their connections, at most `hard-stop-after` (manual 3.1).  Each reload under
+long connections leaves one more, with as much memory as the worker that serves.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
+import re
+import signal
 from dataclasses import dataclass
 
 from fc_frontend.errors import Unavailable
-from fc_frontend.haproxy.master import show_proc
+from fc_frontend.haproxy import runtime
+from fc_frontend.haproxy.master import OldWorker, show_proc
+from fc_frontend.haproxy.socket import ask
+
+_SESSION = re.compile(r"^(0x[0-9a-f]+):", re.MULTILINE)
+_TIMEOUT = 5.0
+_SESSIONS_LIMIT = 16 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
 class OldWorkers:
-    """`oldest` is the greatest age in seconds, `memory` the resident bytes of all of them."""
+    """`oldest` is the greatest age in seconds, `memory` the resident bytes of all of them.
+
+    `ended` are the processes that were ended since there were too many.
+    """
 
     count: int = 0
     oldest: float = 0.0
     memory: int = 0
+    ended: tuple[int, ...] = ()
 
 
-def old_workers(master_socket: str) -> OldWorkers:
-    """The old workers now; none if the master does not answer."""
+def bound_old_workers(master_socket: str, runtime_socket: str, most: int) -> OldWorkers:
+    """The old workers now; where there are more than `most`, the oldest ones are ended.
+
+    None if the master does not answer.
+    """
     import psutil
 
     try:
-        found = show_proc(master_socket).old_workers
+        found = sorted(show_proc(master_socket).old_workers, key=lambda old: -old.reloads)
+        # After a failed reload the worker that serves may be listed as an old one.
+        serving = runtime.info(runtime_socket).get("Pid") if len(found) > most else None
     except Unavailable:
         return OldWorkers()
+    ended: list[int] = []
+    if serving is not None:
+        too_many = [old for old in found if str(old.pid) != serving][: len(found) - most]
+        ended = [old.pid for old in too_many if _end(master_socket, old)]
+    left = [worker for worker in found if worker.pid not in ended]
     memory = 0
-    for worker in found:
+    for worker in left:
         with contextlib.suppress(psutil.Error):
             memory += psutil.Process(worker.pid).memory_info().rss
-    return OldWorkers(len(found), max((worker.uptime for worker in found), default=0.0), memory)
+    oldest = max((worker.uptime for worker in left), default=0.0)
+    return OldWorkers(len(left), oldest, memory, tuple(ended))
+
+
+def _end(master_socket: str, worker: OldWorker) -> bool:
+    """End a worker with its connections; False if it cannot be reached."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.kill(worker.pid, signal.SIGTERM)
+        return True
+    # Another user's process: without connections it ends by itself.
+    prefix = f"@!{worker.pid}"
+    try:
+        sessions = _SESSION.findall(
+            ask(master_socket, f"{prefix} show sess", _TIMEOUT, limit=_SESSIONS_LIMIT)
+        )
+        for session in sessions:
+            ask(master_socket, f"{prefix} shutdown session {session}", _TIMEOUT)
+    except Unavailable:
+        return False
+    return bool(sessions)

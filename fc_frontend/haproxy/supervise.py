@@ -136,10 +136,22 @@ def stop(master_pid: int, *, master_socket: str, graceful: bool, timeout: float)
         _reap()
 
 
+def _inheritable() -> list[int]:
+    """Our open files that a program started from here would get, but for the standard ones."""
+    found: list[int] = []
+    for entry in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):
+            if int(entry.name) > 2 and os.get_inheritable(int(entry.name)):
+                found.append(int(entry.name))
+    return found
+
+
 def _spawn(binary: str, config_file: str, master_socket: str, output: str | None) -> int:
-    actions: list[tuple[int, int, str, int, int] | tuple[int, int, int]] = [
+    actions: list[tuple[int, int, str, int, int] | tuple[int, int, int] | tuple[int, int]] = [
         (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)
     ]
+    # watchdog opens inotify without close-on-exec: HAProxy would keep it.
+    actions += [(os.POSIX_SPAWN_CLOSE, fd) for fd in _inheritable()]
     if output is not None:
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
         actions += [

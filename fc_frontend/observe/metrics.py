@@ -155,6 +155,21 @@ class Metrics:
             "Age of the oldest of these workers; 0 if there is none.",
             registry=self.registry,
         )
+        self._old_workers_ended = Counter(
+            "fc_frontend_old_workers_ended",
+            "Former workers that were ended with their connections, as there were too many.",
+            registry=self.registry,
+        )
+        self._drift = Gauge(
+            "fc_frontend_config_drift",
+            "1 if haproxy.cfg was changed by others and is left so.",
+            registry=self.registry,
+        )
+        self._drifts = Counter(
+            "fc_frontend_config_drifts",
+            "Times that haproxy.cfg was found to be changed by others.",
+            registry=self.registry,
+        )
         self._old_workers_memory = Gauge(
             "fc_frontend_old_workers_memory_bytes",
             "Resident memory of these workers, pages that they share counted for each.",
@@ -277,6 +292,18 @@ class Metrics:
         for which, value in (("wanted", wanted), ("running", running)):
             if value:
                 self._config.labels(which, value).set(1)
+
+    def ended_old_workers(self, count: int) -> None:
+        """Former workers were ended, as there were too many."""
+        self._old_workers_ended.inc(count)
+
+    def drifted(self, value: bool) -> None:
+        """Whether haproxy.cfg was changed by others and is left so."""
+        self._drift.set(value)
+
+    def drift_seen(self) -> None:
+        """haproxy.cfg was changed by others."""
+        self._drifts.inc()
 
     def old_workers(self, count: int, oldest: float, memory: int) -> None:
         """How many former workers still serve, the oldest's age in seconds, and bytes in all."""

@@ -143,6 +143,8 @@ class Haproxy:
     group: str | None = None
     log: str | None = "/dev/log"
     hard_stop_after: float = 3600.0
+    most_old_workers: int = 10
+    drift: Literal["restore", "adopt"] = "restore"
     check_timeout: float = 30.0
     reload_timeout: float = 30.0
     global_extra: tuple[str, ...] = ()

@@ -1,0 +1,86 @@
+"""Copies of the files that the configuration names, for when one of them is broken or gone.
+
+A certificate that is replaced by a bad one would make HAProxy refuse its service's last good form
+too.  Copies are readable by nobody else: they may hold private keys.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import re
+import stat
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+
+from fc_frontend.haproxy.install import atomic_write
+
+DIRECTORY = "kept"
+MOST_BYTES = 1024 * 1024
+"""Of one file; larger ones are not kept."""
+_MOST_FILES = 2000
+_NOTHING: Mapping[str, str] = MappingProxyType({})
+_PATH = re.compile(r"(?<=[\s(,\"'])/[A-Za-z0-9._+@=~/-]+")
+
+
+def paths_in(text: str) -> frozenset[str]:
+    """The absolute paths in sections of a configuration."""
+    return frozenset(_PATH.findall(text))
+
+
+def keep(
+    state_directory: str, paths: Iterable[str], former: Mapping[str, str] = _NOTHING
+) -> dict[str, str]:
+    """Keep copies of those paths that are regular files; path → hash of what was kept.
+
+    What cannot be read is left out.  Copies that `former` names stay.  Raises `Unavailable` if a
+    copy cannot be written.
+    """
+    directory = Path(state_directory) / DIRECTORY
+    kept = dict(former)
+    for path in sorted(paths)[:_MOST_FILES]:
+        content = _content(path)
+        if content is None:
+            continue
+        digest = _digest(content)
+        copy = directory / digest
+        if not copy.exists():
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            atomic_write(str(copy), content, mode=0o600)
+        kept[path] = digest
+    if directory.is_dir():
+        _forget(directory, set(kept.values()) | {Path(path).name for path in kept})
+    return kept
+
+
+def substitutes(state_directory: str, kept: Mapping[str, str]) -> dict[str, str]:
+    """Path → copy, for those that are not any more what was kept."""
+    directory = Path(state_directory) / DIRECTORY
+    found: dict[str, str] = {}
+    for path, digest in kept.items():
+        content = _content(path)
+        if (content is None or _digest(content) != digest) and (directory / digest).is_file():
+            found[path] = str(directory / digest)
+    return found
+
+
+def _content(path: str) -> bytes | None:
+    try:
+        status = Path(path).stat()
+        if not stat.S_ISREG(status.st_mode) or status.st_size > MOST_BYTES:
+            return None
+        return Path(path).read_bytes()
+    except OSError:
+        return None
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _forget(directory: Path, used: set[str]) -> None:
+    for copy in directory.iterdir():
+        if copy.name not in used:
+            with contextlib.suppress(OSError):
+                copy.unlink()
