@@ -69,7 +69,7 @@ class Unrest:
             elif what == "change":
                 site.declare(name, SERVICES[name], slots=rng.choice([10, 20]))
             else:
-                bad = ["services: [", f"services: {{{name}: {{}}}}", b"\xff"]
+                bad: list[str | bytes] = ["services: [", f"services: {{{name}: {{}}}}", b"\xff"]
                 site.put(f"{name}.yaml", rng.choice(bad))
             return
         what = rng.choice(["declare", "remove", "nonsense"])
@@ -79,7 +79,6 @@ class Unrest:
             site.file(name).unlink(missing_ok=True)
         else:
             site.declare(name, _OTHERS[name], extra_config="nonsense here")
-
 
     def _publish(self, name: str, count: int) -> None:
         """Cluster DNS names some of the pods; the others live on, as draining ones do."""
@@ -116,8 +115,10 @@ def test_the_daemon_may_be_killed_anywhere() -> None:
                         continue
                 began = time.monotonic()
                 frontend.until(
-                    lambda: frontend.ready()
-                    and frontend.status()["running_hash"] == frontend.running_hash(),
+                    lambda: (
+                        frontend.ready()
+                        and frontend.status()["running_hash"] == frontend.running_hash()
+                    ),
                     60,
                 )
                 slowest = max(slowest, time.monotonic() - began)
