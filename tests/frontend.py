@@ -95,6 +95,8 @@ class Frontend:
             "services": {},
         }
         self.environ: dict[str, str] = {}
+        self.launcher: tuple[str, ...] = ()
+        """What executes the daemon, as `unshare --mount` does."""
         self.pods: dict[str, PodSet] = {}
         self.daemon: subprocess.Popen[bytes] | None = None
         self.external: RealHaproxy | None = None
@@ -198,7 +200,10 @@ class Frontend:
             self.write()
         with self.log.open("ab") as log:
             self.daemon = subprocess.Popen(
-                [sys.executable, "-m", "fc_frontend", "run", "--config", str(self.config)],
+                [
+                    *self.launcher,
+                    *(sys.executable, "-m", "fc_frontend", "run", "--config", str(self.config)),
+                ],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -7,6 +7,7 @@ the fault another service comes, and must be served.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import math
 import os
@@ -25,7 +26,7 @@ from fc_frontend.config.document import MAX_BYTES
 from fc_frontend.config.last_good import Piece, Unit
 from fc_frontend.pipeline import culprit
 from tests.conftest import BINARIES, binary_of
-from tests.faults.site import EXTRA, SERVICES, Site, put, serving
+from tests.faults.site import EXTRA, SERVICES, Site, Sites, put, serving
 from tests.frontend import Frontend
 
 KEPT = "the last good form goes on"
@@ -35,51 +36,20 @@ EVENTS = ("quarantined", "quarantine-left")
 Break = Callable[[Site, str], None]
 
 
-class Sites:
-    """One site for many cases, as long as each leaves it as it found it."""
-
-    def __init__(self, binary: str) -> None:
-        self._binary = binary
-        self._site: Site | None = None
-
-    def get(self) -> Site:
-        if self._site is None:
-            self._context = serving(self._binary)
-            self._site = self._context.__enter__()
-        return self._site
-
-    def close(self) -> None:
-        if self._site is not None:
-            self._site = None
-            self._context.__exit__(None, None, None)
-
-    def discard(self) -> None:
-        """End a site that a failed test has left in disorder."""
-        with contextlib.suppress(AssertionError):
-            self.close()
-
-
 @pytest.fixture(scope="module")
 def every_sites() -> Iterator[dict[str, Sites]]:
-    made = {name: Sites(binary_of(name)) for name in BINARIES}
-    yield made
-    for sites in made.values():
-        sites.close()
+    with contextlib.ExitStack() as stack:
+        yield {
+            name: stack.enter_context(Sites(functools.partial(serving, binary_of(name))))
+            for name in BINARIES
+        }
 
 
 @pytest.fixture
 def site(every_sites: dict[str, Sites], request: pytest.FixtureRequest) -> Iterator[Site]:
     """A site under load, as it was made: what a case adds has to be gone at its end."""
-    sites = every_sites[getattr(request, "param", "2.6-debian")]
-    made = sites.get()
-    good = made.frontend.config.read_text()
-    yield made
-    is_clean = {path.name for path in made.frontend.services_d.iterdir()} == {
-        f"{name}.yaml" for name in SERVICES
-    }
-    is_clean &= good == made.frontend.config.read_text() and not any(made.templates.iterdir())
-    if not is_clean or made.held() or not made.frontend.ready():
-        sites.discard()
+    with every_sites[getattr(request, "param", "2.6-debian")].lent() as made:
+        yield made
 
 
 def fields(site: Site, name: str, **more: object) -> None:
@@ -183,9 +153,11 @@ def while_held(site: Site, said: str, units: Mapping[tuple[str, str], str]) -> N
     assert frontend.metric("fc_frontend_config_in_sync") == 1
     assert frontend.metric("fc_frontend_config_problems", severity="error") >= 1
     site.file_is_good()
-    check = frontend.run("check", check=False)
-    assert check.returncode == 1, check.stdout + check.stderr
-    assert check.stderr.startswith("refused: ")
+    if KEPT in units.values():
+        # It takes a while, and does not know what was good before.
+        check = frontend.run("check", check=False)
+        assert check.returncode == 1, check.stdout + check.stderr
+        assert check.stderr.startswith("refused: ")
     site.still_serve()
 
 

@@ -147,8 +147,13 @@ class Reconciler:
 
     @property
     def refused(self) -> bool:
-        """True if HAProxy, or a trial, has refused something that is declared."""
-        return bool(self._withdrawn.refused)
+        """True if HAProxy, a trial or the system has refused something that is declared.
+
+        A file that cannot be read may be mended without any sign of change, as by more descriptors.
+        """
+        return bool(self._withdrawn.refused) or any(
+            held.unit.piece is Piece.FILE for held in self.quarantined
+        )
 
     async def step(self, triggers: frozenset[Trigger], seen: float) -> Deployment | None:
         """Read what may have changed and bring HAProxy there.

@@ -11,7 +11,7 @@ import contextlib
 import signal
 import socket
 import time
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine, Iterator, Mapping
 from typing import Any
 
 from fc_frontend.config.loader import fingerprint, services_directory
@@ -145,17 +145,32 @@ class Service:
             triggers, seen = frozenset(self._triggers), self._seen
             self._triggers.clear()
             self._due.clear()
-            if not triggers <= {Trigger.DNS, Trigger.HAPROXY}:
-                self._fingerprint = await asyncio.to_thread(fingerprint, self._settings_file)
-            deployment = await self._reconciler.step(triggers, seen)
-            await self._follow_settings()
-            if deployment and deployment.outcome in (Outcome.RELOADED, Outcome.STARTED):
-                last_reload = time.monotonic()
-            failed = deployment is not None and not deployment.ok
-            # What HAProxy refused may be mended outside of the files, as a certificate is.
-            self._failed = failed
-            self._plan_retry(failed or self._reconciler.refused)
+            self._failed = True
+            with self._enduring("reconcile"):
+                if not triggers <= {Trigger.DNS, Trigger.HAPROXY}:
+                    self._fingerprint = await asyncio.to_thread(fingerprint, self._settings_file)
+                deployment = await self._reconciler.step(triggers, seen)
+                await self._follow_settings()
+                if deployment and deployment.outcome in (Outcome.RELOADED, Outcome.STARTED):
+                    last_reload = time.monotonic()
+                self._failed = deployment is not None and not deployment.ok
+            # What was refused may be mended outside of the files, as a certificate is.
+            self._plan_retry(self._failed or self._reconciler.refused)
             self._tell_systemd()
+
+    @contextlib.contextmanager
+    def _enduring(self, work: str) -> Iterator[None]:
+        """Say what the system refuses, as file descriptors, and go on: it may give them later."""
+        try:
+            yield
+        except OSError as exc:
+            self._log.limited(f"system-{work}").error(
+                "system-refuses",
+                work=work,
+                said=str(exc),
+                remedy="raise the limit that it names (with systemd: LimitNOFILE=, MemoryMax=)",
+                effect="HAProxy serves on, and it is tried again",
+            )
 
     async def _debounce(self) -> None:
         """Wait until changes have ceased for a moment, so that a storm makes one step."""
@@ -239,55 +254,65 @@ class Service:
             next_sweep = max(next_sweep + self._settings.intervals.resolve, time.monotonic())
             if not await self._sleep(next_sweep - time.monotonic()):
                 return
-            if await self._reconciler.sweep():
-                self._trigger(Trigger.DNS)
-            else:
-                await self._reconciler.assign()
+            with self._enduring("sweep"):
+                if await self._reconciler.sweep():
+                    self._trigger(Trigger.DNS)
+                else:
+                    await self._reconciler.assign()
 
     async def _rescan_loop(self) -> None:
+        # Only then is known how often.
+        while not self._ready and await self._sleep(_HAPROXY_INTERVAL):
+            pass
         while await self._sleep(self._settings.intervals.rescan):
-            now = await asyncio.to_thread(fingerprint, self._settings_file)
-            if now != self._fingerprint or not self._reconciler.in_sync:
-                self._trigger(Trigger.RESCAN)
-            elif self._http is None:
-                await self._listen(self._settings.listen)
-            await self._reconciler.save()
+            with self._enduring("rescan"):
+                now = await asyncio.to_thread(fingerprint, self._settings_file)
+                if now != self._fingerprint or not self._reconciler.in_sync:
+                    self._trigger(Trigger.RESCAN)
+                elif self._http is None:
+                    await self._listen(self._settings.listen)
+                await self._reconciler.save()
 
     async def _haproxy_loop(self) -> None:
         looks = 0
         while await self._sleep(_HAPROXY_INTERVAL):
-            haproxy = self._settings.haproxy
             if self._triggers or self._reconciler.is_busy():
                 continue
-            running = await asyncio.to_thread(_running_hash, haproxy.runtime_socket)
-            if self._reconciler.is_busy():
-                continue
-            was_in_sync = self._reconciler.in_sync
-            self._reconciler.observed(running)
-            if await self._follow_hold():
-                continue
-            wanted = self._reconciler.wanted
-            if wanted is None:
-                # What is declared is refused: HAProxy only has to run.
-                is_amiss = running is None and haproxy.supervise
-            else:
-                is_amiss = running != wanted and (running is not None or haproxy.supervise)
-                if is_amiss:
-                    await self._reconciler.look_for_drift()
-                    is_amiss = not self._reconciler.drifted or running is None
-            if is_amiss and not self._failed:
-                if was_in_sync:
-                    self._log.warning("haproxy-out-of-sync", running=running or "none")
-                self._trigger(Trigger.HAPROXY)
-            if await self._reconciler.guard():
-                self._trigger(Trigger.HAPROXY)
-            await self._reconciler.drain()
             looks += 1
-            if looks % _WORKERS_EVERY == 0:
-                await self._bound_old_workers()
+            with self._enduring("look"):
+                await self._look(thoroughly=looks % _WORKERS_EVERY == 0)
+
+    async def _look(self, *, thoroughly: bool) -> None:
+        """See what HAProxy does, and have done what follows from it."""
+        haproxy = self._settings.haproxy
+        running = await asyncio.to_thread(_running_hash, haproxy.runtime_socket)
+        if self._reconciler.is_busy():
+            return
+        was_in_sync = self._reconciler.in_sync
+        self._reconciler.observed(running)
+        if await self._follow_hold():
+            return
+        wanted = self._reconciler.wanted
+        if wanted is None:
+            # What is declared is refused: HAProxy only has to run.
+            is_amiss = running is None and haproxy.supervise
+        else:
+            is_amiss = running != wanted and (running is not None or haproxy.supervise)
+            if is_amiss:
                 await self._reconciler.look_for_drift()
-                await self._reconciler.assign(anew=True)
-                await self._reconciler.save_server_state()
+                is_amiss = not self._reconciler.drifted or running is None
+        if is_amiss and not self._failed:
+            if was_in_sync:
+                self._log.warning("haproxy-out-of-sync", running=running or "none")
+            self._trigger(Trigger.HAPROXY)
+        if await self._reconciler.guard():
+            self._trigger(Trigger.HAPROXY)
+        await self._reconciler.drain()
+        if thoroughly:
+            await self._bound_old_workers()
+            await self._reconciler.look_for_drift()
+            await self._reconciler.assign(anew=True)
+            await self._reconciler.save_server_state()
 
     async def _follow_hold(self) -> bool:
         """True while an operator holds a configuration; sees to it that it begins and ends."""

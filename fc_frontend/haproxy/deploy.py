@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from pathlib import Path
 
 from fc_frontend.errors import Problem, Refused, Severity, Unavailable, errors_in
 from fc_frontend.haproxy import drain_record, install, preflight, runtime, supervise
@@ -326,7 +325,7 @@ def save_server_state(plan: Plan, resolution: Resolution) -> None:
 def _write_server_state(
     plan: Plan, resolution: Resolution, running: Running
 ) -> tuple[Problem, ...]:
-    Path(plan.settings.state_directory).mkdir(mode=0o750, parents=True, exist_ok=True)
+    install.make_directory(plan.settings.state_directory, mode=0o750)
     drained, problems = drain_record.load(plan.settings)
     text = server_state(plan, resolution, running.servers, drained=drained)
     install.atomic_write(plan.settings.server_state_file, text.encode(), mode=0o640)

@@ -23,6 +23,7 @@ _REMEDIES = {
     errno.EPERM: "give this user the right to write in that directory",
     errno.ENOENT: "create the directory",
     errno.ENOTDIR: "correct the path: a part of it is not a directory",
+    errno.EEXIST: "correct the path: what is there is not a directory",
     errno.EISDIR: "correct the path: it is a directory",
     errno.ELOOP: "correct the symbolic links: they lead in a circle",
     errno.ENAMETOOLONG: "choose a shorter path",
@@ -40,6 +41,14 @@ def atomic_write(path: str, data: bytes, *, mode: int = 0o640) -> None:
         _atomic_write(path, data, mode)
     except OSError as error:
         raise _unavailable("written", path, error) from error
+
+
+def make_directory(path: str, *, mode: int) -> None:
+    """Have the directory `path`, with `mode` if it is new.  Raises `Unavailable`."""
+    try:
+        Path(path).mkdir(mode=mode, parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unavailable("made", path, error) from error
 
 
 def read(path: str) -> bytes | None:

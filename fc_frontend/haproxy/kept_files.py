@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
-from fc_frontend.haproxy.install import atomic_write
+from fc_frontend.haproxy.install import atomic_write, make_directory
 
 DIRECTORY = "kept"
 MOST_BYTES = 1024 * 1024
@@ -46,7 +46,7 @@ def keep(
         digest = _digest(content)
         copy = directory / digest
         if not copy.exists():
-            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_directory(str(directory), mode=0o700)
             atomic_write(str(copy), content, mode=0o600)
         kept[path] = digest
     if directory.is_dir():

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +133,22 @@ class Site:
         """Wait until nothing is in quarantine and HAProxy has what is declared."""
         self.frontend.until(lambda: not self.held() and self.frontend.ready())
 
+    def is_clean(self, settings: bytes) -> bool:
+        """True if nothing of a case is left: no file, no quarantine, no other settings."""
+        frontend = self.frontend
+        try:
+            return (
+                {path.name for path in frontend.services_d.iterdir()}
+                == {f"{name}.yaml" for name in SERVICES}
+                and frontend.config.read_bytes() == settings
+                and not any(self.templates.iterdir())
+                and not self.held()
+                and frontend.ready()
+                and not any(load.tally().failures for load in self.loads.values())
+            )
+        except (OSError, http.client.HTTPException):
+            return False
+
     def file_is_good(self) -> None:
         """HAProxy accepts the file on disk as it stands."""
         frontend = self.frontend
@@ -144,6 +161,39 @@ class Site:
         self.until_well()
         self.file_is_good()
         self.still_serve()
+
+
+class Sites:
+    """One site for many cases, as long as each leaves it as it found it; a context manager."""
+
+    def __init__(self, make: Callable[[], contextlib.AbstractContextManager[Site]]) -> None:
+        self._make = make
+        self._context: contextlib.AbstractContextManager[Site] | None = None
+        self._site: Site | None = None
+
+    def __enter__(self) -> Sites:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self._close()
+
+    @contextlib.contextmanager
+    def lent(self) -> Iterator[Site]:
+        """The site; one that a case has left in disorder is ended, and made anew for the next."""
+        if self._site is None:
+            self._context = self._make()
+            self._site = self._context.__enter__()
+        site = self._site
+        good = site.frontend.config.read_bytes()
+        yield site
+        if not site.is_clean(good):
+            with contextlib.suppress(AssertionError):
+                self._close()
+
+    def _close(self) -> None:
+        if self._context is not None:
+            context, self._context, self._site = self._context, None, None
+            context.__exit__(None, None, None)
 
 
 def put(path: Path, content: str | bytes) -> None:

@@ -1,0 +1,408 @@
+"""Whatever cluster DNS does, services go on with the pods that they have, and follow it after."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import dns.message
+import dns.rrset
+import pytest
+
+from fc_frontend.demo.dns import ClusterDns, Fault, KubernetesService
+from fc_frontend.haproxy import runtime
+from tests.conftest import binary_of
+from tests.faults.site import EXTRA, SERVICES, Site, serving
+from tests.frontend import Frontend
+
+PLAIN_HAPROXY_LOSES_AFTER = 32.0
+"""Seconds of silence after which HAProxy with default holds has no server left."""
+_ZONE = "default.svc.cluster.local"
+
+
+@pytest.fixture
+def site() -> Iterator[Site]:
+    with serving(binary_of("2.8-wheel")) as made:
+        yield made
+
+
+def states(site: Site) -> dict[str, str]:
+    return {service["name"]: service["state"] for service in site.frontend.status()["services"]}
+
+
+def until_states(site: Site, **wanted: str) -> None:
+    site.frontend.until(lambda: wanted.items() <= states(site).items())
+
+
+@pytest.fixture(scope="module", autouse=True)
+def long_outage() -> Iterator[tuple[Site, float]]:
+    """A site that is without cluster DNS during all tests here, and when it was last reloaded.
+
+    Whatever HAProxy holds, it holds from its start on.
+    """
+    with serving(binary_of("2.6-debian")) as made:
+        made.frontend.dns.fault = Fault.SILENT
+        until_states(made, **ALL_STALE)
+        reloads_meanwhile(made)
+        yield made, time.monotonic()
+
+
+ALL_STALE = dict.fromkeys(SERVICES, "stale")
+ALL_OK = dict.fromkeys(SERVICES, "ok")
+
+
+def follows_again(site: Site) -> None:
+    """DNS is believed again: pods that came and went are followed, without a reload."""
+    until_states(site, **ALL_OK)
+    reloads = site.frontend.metric("fc_frontend_reloads_total")
+    pods = site.frontend.scale("cart", 4)
+    site.frontend.until(lambda: site.frontend.serves(SERVICES["cart"], pods))
+    assert site.frontend.metric("fc_frontend_reloads_total") == reloads
+    site.is_mended()
+
+
+def reloads_meanwhile(site: Site) -> None:
+    """A reload in the middle of the fault: the new worker has all pods at once."""
+    reloads = site.frontend.metric("fc_frontend_reloads_total")
+    site.declare(*EXTRA)
+    site.frontend.until(
+        lambda: (
+            site.frontend.metric("fc_frontend_reloads_total") > reloads and site.frontend.ready()
+        )
+    )
+    site.all_serve()
+    site.still_serve()
+
+
+@pytest.mark.parametrize(
+    ("fault", "rcode"),
+    [
+        (Fault.SERVFAIL, "SERVFAIL"),
+        (Fault.REFUSED, "REFUSED"),
+        (Fault.SILENT, "timeout"),
+        (Fault.TRUNCATED_NO_TCP, "truncated"),
+    ],
+    ids=lambda value: getattr(value, "value", ""),
+)
+def test_a_failing_nameserver_costs_nothing_even_across_a_reload(
+    site: Site, fault: Fault, rcode: str
+) -> None:
+    site.frontend.dns.fault = fault
+    until_states(site, **ALL_STALE)
+    assert site.frontend.metric("fc_frontend_dns_queries_total", rcode=rcode) > 0
+    assert site.frontend.metric("fc_frontend_service_endpoints", service="cart") == 2
+    reloads_meanwhile(site)
+    assert len(site.frontend.events("dns-stale")) == len(SERVICES)
+    site.frontend.dns.fault = Fault.NONE
+    site.frontend.until(lambda: len(site.frontend.events("dns-fresh")) >= len(SERVICES))
+    follows_again(site)
+
+
+def test_an_outage_of_one_name_is_no_outage_of_others(site: Site) -> None:
+    for name in ("cart", "docs"):
+        site.frontend.dns.fault_for[f"{name}.{_ZONE}"] = Fault.SERVFAIL
+    until_states(site, cart="stale", docs="stale", shop="ok")
+    # What can be followed is followed.
+    pods = site.frontend.scale("shop", 4)
+    site.frontend.until(lambda: site.frontend.serves(SERVICES["shop"], pods))
+    reloads_meanwhile(site)
+    until_states(site, cart="stale", docs="stale", shop="ok")
+    site.frontend.dns.fault_for.clear()
+    follows_again(site)
+
+
+def test_pods_that_come_while_cluster_dns_is_silent_are_used_when_it_is_back(site: Site) -> None:
+    site.frontend.dns.fault = Fault.SILENT
+    until_states(site, **ALL_STALE)
+    pods = site.frontend.scale("docs", 5)
+    site.still_serve()
+    site.frontend.dns.fault = Fault.NONE
+    site.frontend.until(lambda: site.frontend.serves(SERVICES["docs"], pods))
+    follows_again(site)
+
+
+# Several nameservers
+
+
+@contextlib.contextmanager
+def second_nameserver(frontend: Frontend) -> Iterator[ClusterDns]:
+    """Another cluster DNS that knows the same pods as the frontend's own."""
+    second = ClusterDns(address=f"127.{frontend.octet}.255.54")
+    frontend.call(second.start())
+    host, port = second.address
+    frontend.settings["cluster"]["nameservers"].append(f"{host}:{port}")
+    first = frontend.dns.set_service
+
+    def both(service: KubernetesService) -> None:
+        first(service)
+        second.set_service(service)
+
+    frontend.dns.set_service = both  # type: ignore[method-assign]
+    try:
+        yield second
+    finally:
+        frontend.call(second.stop())
+
+
+@pytest.mark.parametrize("is_first", [True, False], ids=["first", "second"])
+@pytest.mark.parametrize("fault", [Fault.SILENT, Fault.SERVFAIL], ids=lambda f: str(f.value))
+def test_one_of_two_nameservers_is_enough(fault: Fault, is_first: bool) -> None:
+    with Frontend(binary_of("2.6-debian")) as frontend, second_nameserver(frontend) as second:
+        site = Site(frontend)
+        site.start()
+        with site.loaded():
+            server = frontend.dns if is_first else second
+            server.fault = fault
+            place = "{}:{}".format(*server.address)
+            if is_first:
+                # The one that is asked first is found out, and asked no more for a while.
+                frontend.until(
+                    lambda: sum(
+                        frontend.metric("fc_frontend_dns_queries_total", nameserver=place, rcode=r)
+                        for r in ("timeout", "SERVFAIL")
+                    )
+                )
+            until_states(site, **ALL_OK)
+            # Followed as if nothing were.
+            pods = frontend.scale("cart", 4)
+            frontend.until(lambda: frontend.serves(SERVICES["cart"], pods))
+            reloads_meanwhile(site)
+            pods = frontend.scale("cart", 3)
+            frontend.until(lambda: frontend.serves(SERVICES["cart"], pods))
+            until_states(site, **ALL_OK)
+            server.fault = Fault.NONE
+            follows_again(site)
+
+
+# Answers that are none
+
+
+class Liar:
+    """A nameserver in front of the real one that changes its answers as a test decides.
+
+    UDP is answered by `respond`, given query and true answer, with datagrams to send; the second
+    value of each says whether it comes from another address.  TCP is passed on, or refused.
+    """
+
+    def __init__(self, frontend: Frontend) -> None:
+        self.respond: Callable[[bytes, bytes], list[tuple[bytes, bool]]] = lambda _, true: [
+            (true, False)
+        ]
+        self.lies = 0
+        self._upstream = frontend.dns.address
+        self._stop = threading.Event()
+        self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self._socket.bind((f"127.{frontend.octet}.255.55", 0))
+        self._socket.settimeout(0.2)
+        self._elsewhere = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self._elsewhere.bind((f"127.{frontend.octet}.255.66", 0))
+        self.address = "{}:{}".format(*self._socket.getsockname())
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+
+    def __enter__(self) -> Liar:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self._stop.set()
+        self._thread.join(5)
+        self._socket.close()
+        self._elsewhere.close()
+
+    def _serve(self) -> None:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as upstream:
+            upstream.connect(self._upstream)
+            upstream.settimeout(1)
+            while not self._stop.is_set():
+                with contextlib.suppress(TimeoutError):
+                    query, client = self._socket.recvfrom(65535)
+                    upstream.send(query)
+                    true = upstream.recv(65535)
+                    while true[:2] != query[:2]:
+                        true = upstream.recv(65535)
+                    for wire, is_elsewhere in self.respond(query, true):
+                        self.lies += wire != true or is_elsewhere
+                        (self._elsewhere if is_elsewhere else self._socket).sendto(wire, client)
+
+
+FORGED = "192.0.2.66"
+
+
+def forged(query: bytes, address: str) -> dns.message.Message:
+    """An answer that looks right, with an address that is no pod's."""
+    asked = dns.message.from_wire(query)
+    # Without EDNS, so that what is cut off is cut off the address.
+    asked.use_edns(False)
+    answer = dns.message.make_response(asked)
+    name = asked.question[0].name
+    answer.answer.append(dns.rrset.from_text(name, 5, "IN", "A", address))
+    return answer
+
+
+def wrong_id(query: bytes, address: str) -> list[tuple[bytes, bool]]:
+    answer = forged(query, address)
+    answer.id ^= 0x5555
+    return [(answer.to_wire(), False)]
+
+
+def wrong_question(query: bytes, address: str) -> list[tuple[bytes, bool]]:
+    asked = dns.message.from_wire(query)
+    other = dns.message.make_query("other.default.svc.cluster.local", asked.question[0].rdtype)
+    other.id = asked.id
+    return [(forged(other.to_wire(), address).to_wire(), False)]
+
+
+def wrong_source(query: bytes, address: str) -> list[tuple[bytes, bool]]:
+    return [(forged(query, address).to_wire(), True)]
+
+
+def cut_off(query: bytes, address: str) -> list[tuple[bytes, bool]]:
+    return [(forged(query, address).to_wire()[:-3], False)]
+
+
+def counts_too_high(query: bytes, address: str) -> list[tuple[bytes, bool]]:
+    wire = bytearray(forged(query, address).to_wire())
+    wire[6:8] = b"\xff\xff"
+    return [(bytes(wire), False)]
+
+
+def endless_pointer(query: bytes, address: str) -> list[tuple[bytes, bool]]:
+    return [(query[:2] + b"\x84\0\0\1\0\1\0\0\0\0" + b"\xc0\x0c\0\1\0\1" * 2, False)]
+
+
+def garbage(query: bytes, address: str) -> list[tuple[bytes, bool]]:
+    return [(b"", False), (b"\0", False), (query[:2] + b"\xff" * 600, False), (query, False)]
+
+
+Lie = Callable[[bytes, str], list[tuple[bytes, bool]]]
+FORGERIES: list[Lie] = [wrong_id, wrong_question, wrong_source]
+LIES = [*FORGERIES, cut_off, counts_too_high, endless_pointer, garbage]
+
+
+def _names(lies: tuple[Lie | None, ...]) -> str:
+    return "-".join(getattr(lie, "__name__", "the-truth") for lie in lies)
+
+
+@pytest.fixture(scope="module")
+def lied_to() -> Iterator[tuple[Site, Liar]]:
+    """A site whose only nameserver may lie; its pod network would allow what it lies."""
+    with Frontend(binary_of("2.6-debian")) as frontend, Liar(frontend) as liar:
+        frontend.settings["cluster"]["nameservers"] = [liar.address]
+        frontend.settings["cluster"]["pod_network"] = [
+            f"127.{frontend.octet}.0.0/17",
+            "192.0.2.0/24",
+        ]
+        site = Site(frontend)
+        site.start()
+        with site.loaded():
+            yield site, liar
+
+
+@pytest.mark.parametrize("lies", [*((lie,) for lie in LIES), (*FORGERIES, None)], ids=_names)
+def test_a_forged_or_malformed_answer_moves_no_request(
+    lied_to: tuple[Site, Liar], lies: tuple[Lie | None, ...]
+) -> None:
+    """Instead of the true answer it is a failure; before the true one, it is nothing at all."""
+    site, liar = lied_to
+    before = liar.lies
+
+    def respond(query: bytes, true: bytes) -> list[tuple[bytes, bool]]:
+        sent = [lie(query, FORGED) if lie else [(true, False)] for lie in lies]
+        return [datagram for datagrams in sent for datagram in datagrams]
+
+    liar.respond = respond
+    try:
+        site.frontend.until(lambda: liar.lies - before > 20)
+        until_states(site, **(ALL_OK if None in lies else ALL_STALE))
+        site.still_serve()
+        text = str(site.frontend.status()["services"])
+        assert FORGED not in text
+        servers = runtime.servers(site.frontend.settings["haproxy"]["runtime_socket"])
+        assert FORGED not in {server.address for server in servers}
+    finally:
+        liar.respond = lambda _, true: [(true, False)]
+    until_states(site, **ALL_OK)
+
+
+def test_addresses_outside_of_the_pod_networks_are_kept_out_and_said(site: Site) -> None:
+    frontend = site.frontend
+    pods = frontend.pods["cart"]
+    outside = [FORGED, f"127.{frontend.octet}.200.77"]
+    both = KubernetesService("cart", ports={"http": 8080}, endpoints=(*pods.addresses, *outside))
+
+    async def publish() -> None:
+        frontend.dns.set_service(both)
+
+    frontend.call(publish())
+    frontend.until(
+        lambda: frontend.metric("fc_frontend_service_rejected_addresses", service="cart") == 2
+    )
+    (said,) = [s for s in frontend.status()["services"] if s["name"] == "cart"]
+    assert set(said["rejected"]) == set(outside)
+    site.still_serve()
+    reloads_meanwhile(site)
+    frontend.until(lambda: not _addresses(site) & set(outside))
+    frontend.scale("cart", 2)
+    frontend.until(
+        lambda: frontend.metric("fc_frontend_service_rejected_addresses", service="cart") == 0
+    )
+    follows_again(site)
+
+
+def _addresses(site: Site) -> set[Any]:
+    """The addresses of servers that HAProxy would send requests to."""
+    servers = runtime.servers(site.frontend.settings["haproxy"]["runtime_socket"])
+    return {server.address for server in servers if server.up}
+
+
+def test_the_time_that_cluster_dns_takes_is_nobodys_loss(site: Site) -> None:
+    """Answers after a second: nothing fails, and they are still followed."""
+    site.frontend.dns.delay = 0.4
+    pods = site.frontend.scale("cart", 4)
+    site.frontend.until(lambda: site.frontend.serves(SERVICES["cart"], pods))
+    reloads_meanwhile(site)
+    site.frontend.dns.delay = 0.0
+    follows_again(site)
+
+
+def test_the_end_and_return_of_the_nameserver_itself(site: Site) -> None:
+    """Its host answers with ICMP, then it is back at its address."""
+    frontend = site.frontend
+
+    async def end() -> None:
+        await frontend.dns.stop()
+
+    frontend.call(end())
+    until_states(site, **ALL_STALE)
+    reloads_meanwhile(site)
+    host, port = frontend.dns.address
+    again = ClusterDns(address=host, port=port)
+    for name, pods in frontend.pods.items():
+        again.set_service(
+            KubernetesService(name, ports={"http": 8080}, endpoints=tuple(pods.addresses))
+        )
+    frontend.dns = again
+    frontend.call(again.start())
+    follows_again(site)
+
+
+def test_an_outage_longer_than_haproxy_itself_endures_costs_nothing(
+    long_outage: tuple[Site, float],
+) -> None:
+    """The last test here: most of the time has passed with the others."""
+    site, began = long_outage
+    site.frontend.until(lambda: time.monotonic() - began > PLAIN_HAPROXY_LOSES_AFTER + 8, 60)
+    site.all_serve()
+    site.still_serve()
+    ages = [
+        site.frontend.metric("fc_frontend_service_answer_age_seconds", service=name)
+        for name in SERVICES
+    ]
+    assert min(ages) > PLAIN_HAPROXY_LOSES_AFTER + 8
+    assert states(site).items() >= ALL_STALE.items()
+    site.frontend.dns.fault = Fault.NONE
+    follows_again(site)
