@@ -19,9 +19,11 @@ from enum import StrEnum
 from fc_frontend.config.last_good import Form, LastGood, Piece, Quarantine, Unit
 from fc_frontend.config.loader import Declaration, Sources, read, state_directory
 from fc_frontend.config.quarantine import Withdrawn, tolerate
+from fc_frontend.daemon.guard import Guard
+from fc_frontend.daemon.report import Report
 from fc_frontend.discovery.client import DnsClient, Exchange
 from fc_frontend.discovery.resolve import resolve_all
-from fc_frontend.errors import Problem, Unavailable, errors_in, warnings_in
+from fc_frontend.errors import Problem, Unavailable, errors_in
 from fc_frontend.haproxy import drain_record, history, hold, install, kept_files, runtime
 from fc_frontend.haproxy.assign import assign
 from fc_frontend.haproxy.deploy import (
@@ -33,7 +35,6 @@ from fc_frontend.haproxy.deploy import (
     revive,
     save_server_state,
 )
-from fc_frontend.haproxy.drain_record import Held
 from fc_frontend.haproxy.hold import Hold
 from fc_frontend.haproxy.runtime import ServerState
 from fc_frontend.observe.log import Log
@@ -52,19 +53,10 @@ from fc_frontend.pipeline import (
     traced,
     with_slots,
 )
-from fc_frontend.plan.model import Answer, Freshness, Haproxy, Plan, ServicePlan
+from fc_frontend.plan.model import Answer, Haproxy, Plan, ServicePlan
 from fc_frontend.plan.planner import plan
 from fc_frontend.plan.reasons import Reason, reasons
 from fc_frontend.render.render import RenderedConfig
-
-_WATCH_FOR = 15.0
-"""Seconds after a reload in which a service that it changed must not lose its last server.
-
-Three checks of a pod that does not answer take 12 s, of one that refuses 3 s.
-"""
-_LOOKS_DOWN = 2
-_MOST_LOGGED = 20
-"""Problems and reasons of one event that are logged one by one."""
 
 
 class Trigger(StrEnum):
@@ -105,6 +97,7 @@ class Reconciler:
         self._settings_file = settings_file
         self._log = log
         self._metrics = metrics
+        self._report = Report(log, metrics)
         self._clock = clock
         self._client: DnsClient | None = None
         self._unsaved = False
@@ -113,7 +106,7 @@ class Reconciler:
         self._saved: LastGood | None = None
         self._withdrawn = Withdrawn()
         self._substitutes: dict[str, str] = {}
-        self._watched: dict[str, _Watched] = {}
+        self._guard = Guard()
         self._unassigned = True
         self._server_state_age: dict[str, Answer] | None = None
         # Neither a reload nor the runtime API may meet the other half-way.
@@ -122,10 +115,8 @@ class Reconciler:
         """The one that HAProxy has."""
         self.read: Declaration | None = None
         """The last one that was read, with its errors."""
-        self.quarantined: tuple[Quarantine, ...] = ()
         self.resolution: dict[str, Answer] = {}
         self.deployed: Plan | None = None
-        self.problems: tuple[Problem, ...] = ()
         self.wanted: str | None = None
         """The hash of what is declared; None if that is refused or not known yet."""
         self.running: str | None = None
@@ -139,6 +130,16 @@ class Reconciler:
         """Service name → addresses of the pods that are drained."""
         self._drain_record: object = None
         self._drains = False
+
+    @property
+    def problems(self) -> tuple[Problem, ...]:
+        """What is wrong with what is declared."""
+        return self._report.problems
+
+    @property
+    def quarantined(self) -> tuple[Quarantine, ...]:
+        """What is not taken as it is declared."""
+        return self._report.quarantined
 
     @property
     def in_sync(self) -> bool:
@@ -212,7 +213,7 @@ class Reconciler:
         """Have HAProxy serve with what is held, and nothing else."""
         assert self.held is not None
         self.wanted = self.held.hash
-        self._watched.clear()
+        self._guard.clear()
         if self.read is None:
             await self._prepare()
         return await self._revive()
@@ -312,7 +313,7 @@ class Reconciler:
         self._metrics.resolved(answers, self._clock())
         if answers == before:
             return False
-        self._log_answers(before, answers)
+        self._report.answers(before, answers)
         self.resolution = answers
         self._unsaved = True
         self._unassigned = True
@@ -458,25 +459,7 @@ class Reconciler:
             name: found for name in sorted(held.record.names) if (found := held.drained(name))
         }
         self._metrics.drained({name: len(found) for name, found in self.drained.items()})
-        self._log_drains(held)
-
-    def _log_drains(self, held: Held) -> None:
-        for problem in held.problems:
-            self._log.limited("drains-unknown").warning(
-                "drains-unknown", said=problem.message, remedy=problem.remedy
-            )
-        gone = sorted(held.before.pods - held.record.pods)
-        for name, address in gone[:_MOST_LOGGED]:
-            self._log.info("drain-ended", service=name, pod=address, reason="the pod is gone")
-        for name in sorted(held.before.services - held.record.services)[:_MOST_LOGGED]:
-            self._log.info("drain-ended", service=name, reason="the service is gone")
-        if held.sent:
-            self._log.info(
-                "drain-kept",
-                services=",".join(sorted(held.before.names)),
-                drained=sum(command.endswith(" drain") for command in held.sent),
-                freed=sum(command.endswith(" ready") for command in held.sent),
-            )
+        self._report.drains(held)
 
     def close(self) -> None:
         """Close the sockets to cluster DNS."""
@@ -589,7 +572,10 @@ class Reconciler:
             self._refuse((*prepared.problems, *deployment.problems), deployment)
             return
         if deployment.outcome is Outcome.RELOADED:
-            self._watch(prepared.declaration.forms, deployment.had_up)
+            assert self._last_good is not None
+            changed = prepared.declaration.forms.differing(self._last_good)
+            names = {unit.name for unit in changed if unit.piece is Piece.SERVICE}
+            self._guard.watch(names, deployment.had_up, self._clock())
         self._accept(replace(prepared, problems=(*prepared.problems, *deployment.problems)))
         self._config = prepared.config
         self._seen_file = None
@@ -599,7 +585,7 @@ class Reconciler:
             self.observed(None)
         else:
             self.observed(deployment.hash)
-        self._log_deployment(deployment, why, prepared)
+        self._report.deployed(deployment, why, prepared.plan)
         if deployment.outcome in (Outcome.RELOADED, Outcome.STARTED):
             self._metrics.converged(self._clock() - seen)
         self.resolution = with_slots(prepared.plan, self.resolution)
@@ -668,8 +654,8 @@ class Reconciler:
         self.declaration = prepared.declaration
         self.deployed = prepared.plan
         self.wanted = prepared.config.hash
-        self._quarantine(prepared.declaration.quarantined)
-        self._note(prepared.problems)
+        self._report.quarantine(prepared.declaration.quarantined)
+        self._report.note(prepared.problems)
         self._metrics.planned(prepared.plan, self.resolution)
         self._metrics.synced(self.wanted, self.running)
         self._promote()
@@ -680,24 +666,11 @@ class Reconciler:
         assert self._last_good is not None
         units = [held.unit for held in self.quarantined]
         last_good = self.declaration.forms.with_former(
-            self._last_good, units, (Unit(Piece.SERVICE, name) for name in self._watched)
+            self._last_good, units, (Unit(Piece.SERVICE, name) for name in self._guard.watched)
         )
         if last_good != self._last_good:
             self._last_good = last_good
             self._unsaved = True
-
-    def _watch(self, forms: LastGood, had_up: frozenset[str]) -> None:
-        """Watch the services that a reload changed and that had a server up until then."""
-        assert self._last_good is not None
-        changed = {
-            unit.name for unit in forms.differing(self._last_good) if unit.piece is Piece.SERVICE
-        }
-        until = self._clock() + _WATCH_FOR
-        self._watched = {
-            name: self._watched.get(name) or _Watched(until)
-            for name in changed
-            if name in had_up or name in self._watched
-        }
 
     async def guard(self) -> bool:
         """Look at the services that the last reload changed; True if one must go back.
@@ -705,33 +678,23 @@ class Reconciler:
         A service that had servers up and has none since it was changed goes back to its last good
         form, with the evidence.
         """
-        if not self._watched or self.deployed is None or not self.in_sync:
+        if not self._guard.watched or self.deployed is None or not self.in_sync:
             return False
-        settings = self.deployed.settings
         try:
-            servers = await asyncio.to_thread(runtime.servers, settings.haproxy.runtime_socket)
+            servers = await asyncio.to_thread(
+                runtime.servers, self.deployed.settings.haproxy.runtime_socket
+            )
         except Unavailable:
             return False
-        up = proxies_up(servers)
-        now = self._clock()
-        went_back = False
-        for name, watched in list(self._watched.items()):
-            answer = self.resolution.get(name)
-            if name in up or answer is None or not answer.endpoints:
-                watched.looks_down = 0
-            else:
-                watched.looks_down += 1
-            if watched.looks_down >= _LOOKS_DOWN:
-                del self._watched[name]
-                went_back |= self._fail(name, servers)
-            elif now >= watched.until:
-                del self._watched[name]
+        with_pods = {name for name, answer in self.resolution.items() if answer.endpoints}
+        lost = self._guard.look(proxies_up(servers), with_pods, self._clock())
+        went_back = [name for name in lost if self._take_back(name, servers)]
         if not went_back:
             self._promote()
         await self.save()
-        return went_back
+        return bool(went_back)
 
-    def _fail(self, name: str, servers: tuple[ServerState, ...]) -> bool:
+    def _take_back(self, name: str, servers: tuple[ServerState, ...]) -> bool:
         """Have a service go back; False if its last good form is not known."""
         assert self._last_good is not None
         assert self.declaration is not None
@@ -748,119 +711,11 @@ class Reconciler:
         self._log.error("service-went-back", service=name, said=problem.message)
         return True
 
-    def _quarantine(self, quarantined: tuple[Quarantine, ...]) -> None:
-        """Say what is not taken as it is declared, and what is again; once for the same reasons."""
-        before = {held.unit: held for held in self.quarantined}
-        fresh = [held for held in quarantined if before.get(held.unit) != held]
-        for held in fresh[:_MOST_LOGGED]:
-            problem = held.problems[0] if held.problems else None
-            self._log.error(
-                "quarantined",
-                unit=str(held.unit),
-                at=(problem.location or None) if problem else None,
-                field=problem.field if problem else None,
-                said=problem.message if problem else None,
-                remedy=(problem.remedy or None) if problem else None,
-                effect=held.effect,
-            )
-        if len(fresh) > _MOST_LOGGED:
-            self._log.error("quarantined-more", units=len(fresh) - _MOST_LOGGED)
-        now = {held.unit for held in quarantined}
-        for unit in sorted(before.keys() - now)[:_MOST_LOGGED]:
-            self._log.info("quarantine-left", unit=str(unit))
-        self.quarantined = quarantined
-        self._metrics.quarantined([(held.unit.piece, held.unit.name) for held in quarantined])
-
     def _refuse(self, problems: Iterable[Problem], deployment: Deployment | None = None) -> None:
-        """Say why nothing changes; once for the same reasons."""
+        """Nothing changes, and why."""
         self.wanted = None
         self._metrics.synced(None, self.running)
-        found = tuple(problems)
-        errors = errors_in(found)
-        if found != self.problems and errors:
-            fields = {}
-            if deployment is not None and deployment.refused_file:
-                fields["refused_file"] = deployment.refused_file
-            self._log.error(
-                "reload-failed"
-                if deployment is not None and deployment.outcome is Outcome.FAILED
-                else "config-refused",
-                errors=len(errors),
-                first=str(errors[0]),
-                effect="HAProxy goes on with what it has",
-                **fields,
-            )
-        self._note(found)
-
-    def _note(self, problems: tuple[Problem, ...]) -> None:
-        if problems != self.problems:
-            fresh = [problem for problem in problems if problem not in self.problems]
-            for problem in fresh[:_MOST_LOGGED]:
-                log = self._log.error if problem in errors_in(problems) else self._log.warning
-                log(
-                    "problem",
-                    service=problem.service,
-                    at=problem.location or None,
-                    field=problem.field,
-                    said=problem.message,
-                    remedy=problem.remedy or None,
-                )
-            if self.problems and not problems:
-                self._log.info("problems-gone")
-        self.problems = problems
-        held = sum(len(quarantine.problems) for quarantine in self.quarantined)
-        self._metrics.problems(len(errors_in(problems)) + held, len(warnings_in(problems)))
-
-    def _log_deployment(
-        self, deployment: Deployment, why: tuple[Reason, ...], prepared: Prepared
-    ) -> None:
-        shown = "; ".join(str(reason) for reason in why[:_MOST_LOGGED])
-        more = f"; and {len(why) - _MOST_LOGGED} more" if len(why) > _MOST_LOGGED else ""
-        self._log.info(
-            f"config-{deployment.outcome}",
-            reasons=shown + more if deployment.outcome is not Outcome.IN_SYNC else None,
-            services=len(prepared.plan.services),
-            slots=prepared.plan.slot_count,
-            hash=deployment.hash,
-            seconds=round(deployment.duration, 3),
-        )
-
-    def _log_answers(self, before: dict[str, Answer], after: dict[str, Answer]) -> None:
-        changed = [name for name in after if before.get(name) != after[name]]
-        for name in changed[:_MOST_LOGGED]:
-            old, new = before.get(name), after[name]
-            pods = {endpoint.address for endpoint in new.endpoints}
-            had = {endpoint.address for endpoint in old.endpoints} if old else set()
-            if new.freshness is not Freshness.FRESH and old and old.freshness is Freshness.FRESH:
-                self._log.warning(
-                    "dns-stale", service=name, error=new.error, effect="the last answer stays"
-                )
-            elif old and old.freshness is not Freshness.FRESH and new.freshness is Freshness.FRESH:
-                self._log.info("dns-fresh", service=name, pods=len(pods))
-            elif new.lost_at is not None and (old is None or old.lost_at is None):
-                self._log.warning(
-                    "dns-empty", service=name, error=new.error, effect="its pods stay for a while"
-                )
-            elif pods != had or (old and old.kind is not new.kind):
-                self._log.info(
-                    "dns-changed",
-                    service=name,
-                    discovery=new.kind,
-                    pods=len(pods),
-                    came=len(pods - had),
-                    went=len(had - pods),
-                    error=new.error,
-                )
-        if len(changed) > _MOST_LOGGED:
-            self._log.info("dns-changed-more", services=len(changed) - _MOST_LOGGED)
-
-
-@dataclass(slots=True)
-class _Watched:
-    """A changed service, watched `until` on the monotonic clock, and for how many looks down."""
-
-    until: float
-    looks_down: int = 0
+        self._report.refusal(problems, deployment)
 
 
 def _no_server_up(name: str, evidence: str) -> Problem:

@@ -21,6 +21,8 @@ TIMEOUT = 5.0
 BATCH = 7000
 """Bytes in a line of several commands: well below the smallest buffer (16 kB, halved)."""
 
+_NAME = re.compile(r"[A-Za-z0-9._:-]{1,256}")
+"""A proxy's or server's name (manual 2.3)."""
 _HASH = re.compile(r"^fc-frontend:([0-9a-f]{16})$")
 
 
@@ -120,8 +122,11 @@ def parse_servers(path: str, answer: str) -> tuple[ServerState, ...]:
         words = line.split()
         if words[:1] == ["#"]:
             columns = words[1:]
-        elif columns and len(words) > 3:
-            found.append(_server(dict(zip(columns, words, strict=False))))
+        elif len(words) > 3:
+            row = dict(zip(columns, words, strict=False))
+            # Names become parts of commands: what HAProxy would not take as one is none.
+            if _NAME.fullmatch(row.get("be_name", "")) and _NAME.fullmatch(row.get("srv_name", "")):
+                found.append(_server(row))
     if "be_name" not in columns or "srv_name" not in columns:
         raise _strange(path, "show servers state", answer)
     return tuple(found)

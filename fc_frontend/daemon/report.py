@@ -1,0 +1,157 @@
+"""What the daemon says of what it does: log events and metrics, once for the same reasons."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from fc_frontend.config.last_good import Quarantine
+from fc_frontend.errors import Problem, errors_in, warnings_in
+from fc_frontend.haproxy.deploy import Deployment, Outcome
+from fc_frontend.haproxy.drain_record import Held
+from fc_frontend.observe.log import Log
+from fc_frontend.observe.metrics import Metrics
+from fc_frontend.plan.model import Answer, Freshness, Plan
+from fc_frontend.plan.reasons import Reason
+
+_MOST_LOGGED = 20
+"""Of one event, what is logged one by one."""
+
+
+class Report:
+    """Remembers what was said last, so that nothing is said twice."""
+
+    def __init__(self, log: Log, metrics: Metrics) -> None:
+        self._log = log
+        self._metrics = metrics
+        self.problems: tuple[Problem, ...] = ()
+        self.quarantined: tuple[Quarantine, ...] = ()
+        self._hash = ""
+
+    def quarantine(self, quarantined: tuple[Quarantine, ...]) -> None:
+        """What is not taken as it is declared, and what is again."""
+        before = {held.unit: held for held in self.quarantined}
+        fresh = [held for held in quarantined if before.get(held.unit) != held]
+        for held in fresh[:_MOST_LOGGED]:
+            problem = held.problems[0] if held.problems else None
+            self._log.error(
+                "quarantined",
+                unit=str(held.unit),
+                at=(problem.location or None) if problem else None,
+                field=problem.field if problem else None,
+                said=problem.message if problem else None,
+                remedy=(problem.remedy or None) if problem else None,
+                effect=held.effect,
+            )
+        if len(fresh) > _MOST_LOGGED:
+            self._log.error("quarantined-more", units=len(fresh) - _MOST_LOGGED)
+        now = {held.unit for held in quarantined}
+        for unit in sorted(before.keys() - now)[:_MOST_LOGGED]:
+            self._log.info("quarantine-left", unit=str(unit))
+        self.quarantined = quarantined
+        self._metrics.quarantined([(held.unit.piece, held.unit.name) for held in quarantined])
+
+    def refusal(self, problems: Iterable[Problem], deployment: Deployment | None = None) -> None:
+        """Why nothing changes."""
+        found = tuple(problems)
+        errors = errors_in(found)
+        if found != self.problems and errors:
+            fields = {}
+            if deployment is not None and deployment.refused_file:
+                fields["refused_file"] = deployment.refused_file
+            self._log.error(
+                "reload-failed"
+                if deployment is not None and deployment.outcome is Outcome.FAILED
+                else "config-refused",
+                errors=len(errors),
+                first=str(errors[0]),
+                effect="HAProxy goes on with what it has",
+                **fields,
+            )
+        self.note(found)
+
+    def note(self, problems: tuple[Problem, ...]) -> None:
+        """What is wrong with what is declared, as far as it was not said yet."""
+        if problems != self.problems:
+            known = set(self.problems)
+            fresh = [problem for problem in problems if problem not in known]
+            for problem in fresh[:_MOST_LOGGED]:
+                log = self._log.error if errors_in((problem,)) else self._log.warning
+                log(
+                    "problem",
+                    service=problem.service,
+                    at=problem.location or None,
+                    field=problem.field,
+                    said=problem.message,
+                    remedy=problem.remedy or None,
+                )
+            if self.problems and not problems:
+                self._log.info("problems-gone")
+        self.problems = problems
+        held = sum(len(quarantine.problems) for quarantine in self.quarantined)
+        self._metrics.problems(len(errors_in(problems)) + held, len(warnings_in(problems)))
+
+    def deployed(self, deployment: Deployment, why: tuple[Reason, ...], plan: Plan) -> None:
+        """What HAProxy was given, and why; that it has it still is said once."""
+        is_old = deployment.outcome is Outcome.IN_SYNC and deployment.hash == self._hash
+        self._hash = deployment.hash
+        if is_old:
+            return
+        shown = "; ".join(str(reason) for reason in why[:_MOST_LOGGED])
+        more = f"; and {len(why) - _MOST_LOGGED} more" if len(why) > _MOST_LOGGED else ""
+        self._log.info(
+            f"config-{deployment.outcome}",
+            reasons=shown + more if deployment.outcome is not Outcome.IN_SYNC else None,
+            services=len(plan.services),
+            slots=plan.slot_count,
+            hash=deployment.hash,
+            seconds=round(deployment.duration, 3),
+        )
+
+    def answers(self, before: Mapping[str, Answer], after: Mapping[str, Answer]) -> None:
+        """What cluster DNS says otherwise than before."""
+        changed = [name for name in after if before.get(name) != after[name]]
+        for name in changed[:_MOST_LOGGED]:
+            old, new = before.get(name), after[name]
+            pods = {endpoint.address for endpoint in new.endpoints}
+            had = {endpoint.address for endpoint in old.endpoints} if old else set()
+            if new.freshness is not Freshness.FRESH and old and old.freshness is Freshness.FRESH:
+                self._log.warning(
+                    "dns-stale", service=name, error=new.error, effect="the last answer stays"
+                )
+            elif old and old.freshness is not Freshness.FRESH and new.freshness is Freshness.FRESH:
+                self._log.info("dns-fresh", service=name, pods=len(pods))
+            elif new.lost_at is not None and (old is None or old.lost_at is None):
+                self._log.warning(
+                    "dns-empty", service=name, error=new.error, effect="its pods stay for a while"
+                )
+            elif pods != had or (old and old.kind is not new.kind):
+                self._log.info(
+                    "dns-changed",
+                    service=name,
+                    discovery=new.kind,
+                    pods=len(pods),
+                    came=len(pods - had),
+                    went=len(had - pods),
+                    error=new.error,
+                )
+        if len(changed) > _MOST_LOGGED:
+            self._log.info("dns-changed-more", services=len(changed) - _MOST_LOGGED)
+
+    def drains(self, held: Held) -> None:
+        """What the worker was told about drained pods."""
+        for problem in held.problems:
+            self._log.limited("drains-unknown").warning(
+                "drains-unknown", said=problem.message, remedy=problem.remedy
+            )
+        gone = sorted(held.before.pods - held.record.pods)
+        for name, address in gone[:_MOST_LOGGED]:
+            self._log.info("drain-ended", service=name, pod=address, reason="the pod is gone")
+        for name in sorted(held.before.services - held.record.services)[:_MOST_LOGGED]:
+            self._log.info("drain-ended", service=name, reason="the service is gone")
+        if held.sent:
+            self._log.info(
+                "drain-kept",
+                services=",".join(sorted(held.before.names)),
+                drained=sum(command.endswith(" drain") for command in held.sent),
+                freed=sum(command.endswith(" ready") for command in held.sent),
+            )

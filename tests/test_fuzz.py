@@ -1,0 +1,260 @@
+"""Whatever bytes come from files, from DNS or from HAProxy: no reader fails in an unforeseen way.
+
+Samples of real inputs are damaged at random, by a seed that is printed.  A run takes a moment;
+`FC_FRONTEND_INPUTS` gives the number of inputs for each reader, for longer ones.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import dns.exception
+import dns.message
+import pytest
+
+from fc_frontend.config.last_good import LastGood, dump_last_good, load_last_good
+from fc_frontend.config.loader import Sources, declare, read
+from fc_frontend.config.quarantine import tolerate
+from fc_frontend.discovery.client import _LENGTHS, RecordType, plain_records
+from fc_frontend.discovery.store import load_answers
+from fc_frontend.errors import Refused, Unavailable, errors_in
+from fc_frontend.haproxy import drain, history, hold
+from fc_frontend.haproxy.master import parse_processes
+from fc_frontend.haproxy.reload import _parse_answer
+from fc_frontend.haproxy.runtime import _split, hash_in, parse_servers
+from fc_frontend.haproxy.server_state import state_of
+from fc_frontend.haproxy.validate import parse_messages
+from fc_frontend.pipeline import prepare
+
+INPUTS = int(os.environ.get("FC_FRONTEND_INPUTS", "300"))
+SEED = int(os.environ.get("FC_FRONTEND_SEED", "1"))
+ROOT = Path(__file__).parent.parent
+EXAMPLES = sorted((ROOT / "contrib" / "examples").rglob("*.yaml"))
+HOSTILE = (
+    *(b"\0", b"\n", b"\r", b"\x1b[2J", b"\xff\xfe", b"\xe2\x80\xa8", b"%[env(PATH)]", b"${HOME}"),
+    *(b'"', b"'", b"\\", b"#", b"..", b"/", b"*", b": ", b"- ", b"[", b"{", b"&a ", b"*a", b"!!"),
+    *(b"null", b"~", b"-1", b"1e999", b".inf", b"0x7fffffffffffffff", b"listen evil\n", b"  "),
+)
+
+
+def damaged(generator: random.Random, sample: bytes) -> bytes:
+    """The sample with some pieces lost, doubled, moved, overwritten or put in."""
+    data = bytearray(sample)
+    for _ in range(generator.randint(1, 6)):
+        at = generator.randrange(len(data) + 1)
+        end = min(len(data), at + generator.randint(0, 12))
+        match generator.randrange(6):
+            case 0:
+                del data[at:end]
+            case 1:
+                data[at:at] = generator.choice(HOSTILE)
+            case 2:
+                data[at:end] = generator.randbytes(end - at)
+            case 3:
+                data[at:at] = data[at:end] * generator.randint(1, 40)
+            case 4:
+                other = generator.randrange(len(data) + 1)
+                data[at:at] = data[other : other + generator.randint(0, 60)]
+            case _:
+                if at < len(data):
+                    data[at] ^= 1 << generator.randrange(8)
+    return bytes(data)
+
+
+def inputs(
+    name: str, samples: list[bytes], check: Callable[[bytes], object], share: int = 1
+) -> None:
+    """Give damaged samples to `check`; what it raises fails the test and shows the input."""
+    generator = random.Random(f"{SEED} {name}")
+    count = max(20, INPUTS // share)
+    for number in range(count):
+        data = damaged(generator, generator.choice(samples))
+        try:
+            check(data)
+        except Exception as exc:
+            raise AssertionError(f"seed {SEED}, input {number}: {data!r}") from exc
+    print(f"{name}: {count} inputs")
+
+
+# Files
+
+
+def test_declarations(tmp_path: Path) -> None:
+    settings = tmp_path / "config.yaml"
+    directory = tmp_path / "services.d"
+    directory.mkdir()
+    good = b"cluster: {nameservers: ['127.0.0.1:53']}\nhaproxy: {log: null}\n"
+    settings.write_bytes(good)
+    samples = [path.read_bytes() for path in EXAMPLES]
+    samples += [
+        b"services:\n  a: {pod_port: 80, binds: '127.0.0.1:80', extra_config: 'maxconn 1'}\n"
+    ]
+    samples += [json.dumps({"services": {"j": {"podPort": 80, "mode": "http"}}}).encode()]
+    shop = directory / "shop.yaml"
+    shop.write_text("services: {shop: {pod_port: 80, binds: '127.0.0.1:99'}}")
+    last_good = declare(read(str(settings))).forms
+
+    def check(data: bytes) -> None:
+        name = "x.json" if data[:1] == b"{" else "x.yaml"
+        for path in (settings, directory / name):
+            path.write_bytes(data)
+            judge(read(str(settings)), last_good)
+            path.unlink() if path != settings else settings.write_bytes(good)
+
+    inputs("declarations", samples, check, share=10)
+
+
+def judge(sources: Sources, last_good: LastGood) -> None:
+    """Nothing raises, what is taken can be written, and what was good stays."""
+    declare(sources)
+    declaration = tolerate(sources, last_good)
+    if errors_in(declaration.problems):
+        return
+    prepared = prepare(declaration, {})
+    if prepared.config is None:
+        return
+    text = prepared.config.text
+    assert all(letter.isprintable() or letter in "\n\t" for letter in text)
+    assert "listen shop" in text
+    for problem in declaration.problems:
+        json.dumps(problem.as_json())
+
+
+def test_fragments(tmp_path: Path) -> None:
+    settings = tmp_path / "config.yaml"
+    settings.write_text("cluster: {nameservers: ['127.0.0.1:53']}\nhaproxy: {log: null}\n")
+    (tmp_path / "services.d").mkdir()
+    fragment = tmp_path / "services.d" / "raw.cfg"
+    sample = b"frontend raw\n    bind 127.0.0.1:1\n    http-request deny if { path /x }\n"
+
+    def check(data: bytes) -> None:
+        fragment.write_bytes(data)
+        declaration = tolerate(read(str(settings)), LastGood())
+        assert bool(declaration.fragments) != bool(declaration.quarantined)
+
+    inputs("fragments", [sample], check, share=5)
+
+
+def test_state_files(tmp_path: Path) -> None:
+    settings = tmp_path / "config.yaml"
+    settings.write_text("services: {a: {pod_port: 80}}")
+    last_good = dump_last_good(declare(read(str(settings))).forms)
+    answers = json.dumps(
+        {
+            "version": 1,
+            "answers": {"a b": {"kind": "srv", "reason": "r", "slots": 10,
+                                "endpoints": [["10.1.0.1", 80, "x.y"]]}},
+        }
+    ).encode()  # fmt: skip
+    record = drain.dump(drain.Drained(pods=frozenset({("a", "10.1.0.1")})))
+    entry = json.dumps({"at": 1.0, "hash": "0" * 16, "outcome": "reloaded", "reasons": ["a"],
+                        "services": 1, "slots": 1, "seconds": 0.1}).encode()  # fmt: skip
+    held = json.dumps({"id": 1, "hash": "0" * 16, "since": 1.0, "by": "x"}).encode()
+    file = tmp_path / "file"
+    (tmp_path / "history").mkdir()
+
+    def check(data: bytes) -> None:
+        file.write_bytes(data)
+        load_last_good(str(file))
+        load_answers(str(file))
+        with contextlib.suppress(ValueError):
+            drain.parse(data)
+        (tmp_path / "history" / "000001.json").write_bytes(data)
+        history.entries(str(tmp_path))
+        (tmp_path / "hold.json").write_bytes(data)
+        hold.load(str(tmp_path))
+
+    inputs("state files", [last_good, answers, record, entry, held], check, share=2)
+
+
+# DNS
+
+
+@pytest.mark.parametrize("rdtype", ["A", "AAAA", "SRV"])
+def test_answers_of_dns(rdtype: RecordType) -> None:
+    query = dns.message.make_query("shop.default.svc.cluster.local", rdtype, use_edns=0)
+    section = len(query.question[0].name.to_wire() or b"") + 4
+    records = {
+        "A": "\n".join(f"shop.default.svc.cluster.local. 5 IN A 10.1.0.{n}" for n in range(9)),
+        "AAAA": "shop.default.svc.cluster.local. 5 IN AAAA fd00::1",
+        "SRV": "shop.default.svc.cluster.local. 5 IN SRV 0 1 80 a.shop.default.svc.cluster.local.",
+    }[rdtype]
+    response = dns.message.from_text(
+        f"id 1\nopcode QUERY\nrcode NOERROR\nflags QR AA\n;QUESTION\n"
+        f"shop.default.svc.cluster.local. IN {rdtype}\n;ANSWER\n{records}\n"
+    )
+    response.use_edns(0)
+
+    def check(data: bytes) -> None:
+        found = plain_records(data, section, rdtype)
+        try:
+            message = dns.message.from_wire(data, ignore_trailing=True)
+        except (dns.exception.DNSException, ValueError):
+            assert found is None or not _is_of(data, section, query)
+            return
+        if found is None or not _is_of(data, section, query):
+            return
+        read = sorted(bytes(record.to_wire()) for rrset in message.answer for record in rrset)
+        assert sorted(set(found)) == sorted(set(read))
+        assert all(len(record) == _LENGTHS[rdtype] for record in found)
+
+    inputs(f"DNS {rdtype}", [response.to_wire(), response.to_wire()[:60]], check)
+
+
+def _is_of(data: bytes, section: int, query: dns.message.Message) -> bool:
+    """The client looks at answers that repeat its question only."""
+    return data[12 : 12 + section] == query.to_wire()[12 : 12 + section]
+
+
+# HAProxy
+
+
+SERVERS = (  # as HAProxy writes them
+    b"1\n# be_id be_name srv_id srv_name srv_addr srv_op_state srv_admin_state srv_uweight "
+    b"srv_iweight srv_time_since_last_change srv_check_status srv_check_result srv_check_health "
+    b"srv_check_state srv_agent_state bk_f_forced_id srv_f_forced_id srv_fqdn srv_port srvrecord\n"
+    b"2 shop 1 pod1 10.1.0.1 2 0 1 1 9 6 3 4 6 0 0 0 shop.default.svc.cluster.local 8080 -\n"
+    b"2 shop 2 pod2 - 0 32 1 1 9 1 0 0 14 0 0 0 - 0 -\n"
+)
+PROCESSES = (
+    b"#<PID> <type> <reloads> <uptime> <version>\n12 master 3 [failed: 0] 0d00h01m07s 2.6.12\n"
+    b"# workers\n15 worker 0 0d00h00m17s 2.6.12\n# old workers\n14 worker 1 0d00h01m00s 2.6.12\n"
+)
+MESSAGES = (
+    b"[NOTICE]   (12) : haproxy version is 2.6.12\n"
+    b"[ALERT]    (12) : config : parsing [haproxy.cfg:9] : unknown keyword 'x' in 'listen'\n"
+    b"[ALERT]    (12) : config : Proxy 'shop': unable to find required use_backend: 'nowhere'.\n"
+    b"[WARNING]  (12) : config : server 'shop/pod1' : something\n   | and more\n"
+)
+
+
+def test_what_haproxy_says() -> None:
+    def check(data: bytes) -> None:
+        text = data.decode("utf-8", "replace")
+        for reader in (parse_servers, parse_processes):
+            with contextlib.suppress(Unavailable, Refused):
+                result = reader("socket", text)
+                if reader is parse_servers:
+                    state = state_of(result)  # type: ignore[arg-type]
+                    lines = state.splitlines()
+                    assert lines[0] == "1"
+                    assert all(len(line.split()) == 20 for line in lines[1:])
+        for message in parse_messages(text):
+            assert message.level in ("alert", "warning", "notice")
+        _parse_answer(text)
+        _split(text)
+        hash_in({"description": text})
+
+    samples = [
+        SERVERS,
+        PROCESSES,
+        MESSAGES,
+        b"Success=0\n--\n" + MESSAGES,
+        b"\nNo such server.\n\n",
+    ]
+    inputs("HAProxy", samples, check)
