@@ -410,7 +410,7 @@ def test_a_drain_outlives_reloads_restarts_and_moves(frontend: Frontend) -> None
     frontend.end_haproxy()
     frontend.until(lambda: frontend.ask(8080) in rest, 60)
     assert answering(frontend) == rest
-    assert shown(frontend) == [victim]
+    frontend.until(lambda: shown(frontend) == [victim])
     assert asked() == before
     frontend.run("undrain", "shop")
     assert answering(frontend) == others(frontend)

@@ -48,7 +48,7 @@ def test_a_file_edited_by_hand_is_put_right(frontend: Frontend) -> None:
 def test_haproxy_gets_none_of_our_open_files(frontend: Frontend) -> None:
     frontend.start()
     master = show_proc(frontend.settings["haproxy"]["master_socket"]).master
-    opened = [os.readlink(entry) for entry in Path(f"/proc/{master}/fd").iterdir()]
+    opened = [str(entry.readlink()) for entry in Path(f"/proc/{master}/fd").iterdir()]
     assert not [name for name in opened if "inotify" in name]
 
 

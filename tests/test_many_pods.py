@@ -97,6 +97,7 @@ def test_more_pods_than_an_answer_carries_all_get_traffic(
     frontend: Frontend, everywhere: int, by_name: bool
 ) -> None:
     pods = addresses(frontend, MANY)
+    frontend.settings["intervals"]["hold"] = "2s"
     frontend.settings["services"]["shop"] = frontend.service(
         "shop",
         8080,

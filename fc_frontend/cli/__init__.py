@@ -16,6 +16,9 @@ COMMANDS = {
     "resolve": "Show what cluster DNS says now of each service.",
     "drain": "Let a pod, or a whole service, end what it has and get nothing new.",
     "undrain": "Let a drained pod or service take new traffic again.",
+    "history": "List what HAProxy had, when, and why.",
+    "rollback": "Go back to a configuration that HAProxy had, and hold it.",
+    "resume": "End the hold: go on with what is declared.",
     "demo": "Show the whole thing on loopback, with nothing set up.",
 }
 

@@ -82,6 +82,7 @@ def status_document(reconciler: Reconciler) -> dict[str, Any]:
         "wanted_hash": reconciler.wanted,
         "running_hash": reconciler.running,
         "problems": [problem.as_json() for problem in reconciler.problems],
+        "held": reconciler.held.as_json() if reconciler.held else None,
         "quarantined": [quarantine.as_json() for quarantine in held.values()],
         "last_reload": {
             "at": last.at,

@@ -22,7 +22,7 @@ from fc_frontend.config.quarantine import Withdrawn, tolerate
 from fc_frontend.discovery.client import DnsClient, Exchange
 from fc_frontend.discovery.resolve import resolve_all
 from fc_frontend.errors import Problem, Unavailable, errors_in, warnings_in
-from fc_frontend.haproxy import drain_record, install, kept_files, runtime
+from fc_frontend.haproxy import drain_record, history, hold, install, kept_files, runtime
 from fc_frontend.haproxy.assign import assign
 from fc_frontend.haproxy.deploy import (
     Deployment,
@@ -34,6 +34,7 @@ from fc_frontend.haproxy.deploy import (
     save_server_state,
 )
 from fc_frontend.haproxy.drain_record import Held
+from fc_frontend.haproxy.hold import Hold
 from fc_frontend.haproxy.runtime import ServerState
 from fc_frontend.observe.log import Log
 from fc_frontend.observe.metrics import Metrics
@@ -129,6 +130,7 @@ class Reconciler:
         """The hash of what is declared; None if that is refused or not known yet."""
         self.running: str | None = None
         self.last_reload: LastReload | None = None
+        self.held: Hold | None = None
         self._config: RenderedConfig | None = None
         self._seen_file: tuple[int, int, int] | None = None
         self.drifted = False
@@ -161,6 +163,8 @@ class Reconciler:
         """
         if self._sources is None or not triggers <= _WITHOUT_FILES:
             await self._read()
+        if await self.is_held():
+            return await self._stay()
         for _ in range(MOST_TRIALS):
             prepared = await self._prepare()
             if errors_in(prepared.declaration.problems):
@@ -186,10 +190,32 @@ class Reconciler:
                 prepared, deployment
             ):
                 break
-        self._conclude(prepared, deployment, seen)
-        await self._keep(deployment)
+        why = reasons(self.deployed, prepared.plan)
+        self._conclude(prepared, deployment, why, seen)
+        await self._keep(deployment, prepared, why)
         await self.assign()
         return deployment
+
+    async def is_held(self) -> bool:
+        """True if an operator holds a configuration; nothing is deployed then."""
+        assert self._sources is not None
+        before = self.held
+        self.held = await asyncio.to_thread(hold.load, state_directory(self._sources))
+        if self.held is not None and self.held != before:
+            self._log.warning("held", id=self.held.id, hash=self.held.hash, by=self.held.by)
+        elif self.held is None and before is not None:
+            self._log.info("resumed")
+        self._metrics.held(self.held is not None)
+        return self.held is not None
+
+    async def _stay(self) -> Deployment | None:
+        """Have HAProxy serve with what is held, and nothing else."""
+        assert self.held is not None
+        self.wanted = self.held.hash
+        self._watched.clear()
+        if self.read is None:
+            await self._prepare()
+        return await self._revive()
 
     async def _read(self) -> None:
         """Read the files, and give units that HAProxy refused another chance."""
@@ -303,6 +329,8 @@ class Reconciler:
         """
         if self.deployed is None or not self.in_sync or not (self._unassigned or anew):
             return
+        if self.held is not None:
+            return
         services = [
             replace(service, endpoints=self.resolution[service.spec.name].endpoints)
             for service in self.deployed.services
@@ -339,6 +367,8 @@ class Reconciler:
         plan_now, answers = self.deployed, self.resolution
         if plan_now is None or not self.in_sync or answers == self._server_state_age:
             return
+        if self.held is not None:
+            return
         try:
             async with self._haproxy:
                 await asyncio.to_thread(save_server_state, plan_now, dict(answers))
@@ -368,7 +398,7 @@ class Reconciler:
         HAProxy itself goes on with what it has: a file that is wrong would count at its next start.
         """
         async with self._haproxy:
-            if self._config is None or self.deployed is None:
+            if self._config is None or self.deployed is None or self.held is not None:
                 return
             haproxy, text = self.deployed.settings.haproxy, self._config.text
             signature = await asyncio.to_thread(install.signature, haproxy.config_file)
@@ -547,9 +577,10 @@ class Reconciler:
             self._metrics.checked("refused" if refused else "accepted")
         return deployment
 
-    def _conclude(self, prepared: Prepared, deployment: Deployment, seen: float) -> None:
+    def _conclude(
+        self, prepared: Prepared, deployment: Deployment, why: tuple[Reason, ...], seen: float
+    ) -> None:
         """Note how a deployment went."""
-        why = reasons(self.deployed, prepared.plan)
         if deployment.outcome not in (Outcome.IN_SYNC, Outcome.REFUSED):
             self.last_reload = LastReload(at=time.time(), reasons=why, deployment=deployment)
             result = "failed" if deployment.outcome is Outcome.FAILED else "ok"
@@ -575,6 +606,29 @@ class Reconciler:
         self._unassigned = True
         self._unsaved = True
 
+    async def _remember(
+        self, deployment: Deployment, prepared: Prepared, why: tuple[Reason, ...]
+    ) -> None:
+        if deployment.outcome is Outcome.IN_SYNC or prepared.config is None:
+            return
+        try:
+            await asyncio.to_thread(
+                history.record,
+                prepared.declaration.settings.state_directory,
+                at=time.time(),
+                hash=deployment.hash,
+                outcome=deployment.outcome.value,
+                reasons=[str(reason) for reason in why],
+                services=len(prepared.plan.services),
+                slots=prepared.plan.slot_count,
+                seconds=deployment.duration,
+                text=prepared.config.text if deployment.ok else None,
+            )
+        except Unavailable as exc:
+            self._log.limited("history-not-kept").warning(
+                "history-not-kept", said=exc.problems[0].message, remedy=exc.problems[0].remedy
+            )
+
     async def _keep_files(self, declaration: Declaration) -> None:
         """Keep copies of certificates and what else the sections that HAProxy took name."""
         assert self._last_good is not None
@@ -597,8 +651,11 @@ class Reconciler:
             self._last_good = replace(self._last_good, files=files)
             self._unsaved = True
 
-    async def _keep(self, deployment: Deployment) -> None:
-        """Keep what is good now for the next start."""
+    async def _keep(
+        self, deployment: Deployment, prepared: Prepared, why: tuple[Reason, ...]
+    ) -> None:
+        """Keep what is good now for the next start, and what was for those who look back."""
+        await self._remember(deployment, prepared, why)
         if deployment.ok and self.declaration is not None and self._last_good is not None:
             await self._keep_files(self.declaration)
             await self.save()

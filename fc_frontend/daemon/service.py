@@ -290,6 +290,8 @@ class Service:
             return
         was_in_sync = self._reconciler.in_sync
         self._reconciler.observed(running)
+        if await self._follow_hold():
+            return
         wanted = self._reconciler.wanted
         if wanted is None:
             # What is declared is refused: HAProxy only has to run.
@@ -311,6 +313,18 @@ class Service:
             await self._reconciler.look_for_drift()
             await self._reconciler.assign(anew=True)
             await self._reconciler.save_server_state()
+
+    async def _follow_hold(self) -> bool:
+        """True while an operator holds a configuration; sees to it that it begins and ends."""
+        if self._reconciler.read is None:
+            return False
+        was_held = self._reconciler.held is not None
+        is_held = await self._reconciler.is_held()
+        if was_held and not is_held:
+            self._trigger(Trigger.SIGHUP)
+        elif is_held and (not was_held or self._reconciler.running is None):
+            self._trigger(Trigger.HAPROXY)
+        return is_held
 
     async def _bound_old_workers(self) -> None:
         haproxy = self._settings.haproxy

@@ -17,6 +17,7 @@ from fc_frontend.errors import Problem, Refused, Severity, Unavailable, errors_i
 from fc_frontend.haproxy import drain_record, install, preflight, runtime, supervise
 from fc_frontend.haproxy.binary import find_binary
 from fc_frontend.haproxy.judge import judge
+from fc_frontend.haproxy.lock import deploying
 from fc_frontend.haproxy.master import Processes, show_proc
 from fc_frontend.haproxy.reload import (
     ReloadOutcome,
@@ -25,11 +26,11 @@ from fc_frontend.haproxy.reload import (
     reload_by_master,
     unconfirmed,
 )
-from fc_frontend.haproxy.server_state import server_state
+from fc_frontend.haproxy.server_state import server_state, state_of
 from fc_frontend.haproxy.socket import NoListener
 from fc_frontend.haproxy.version import binary_version, parse_version
 from fc_frontend.plan.addresses import NotAnAddress, parse_bind
-from fc_frontend.plan.model import Bind, Haproxy, Plan, Resolution
+from fc_frontend.plan.model import Bind, Haproxy, Plan, Resolution, Settings
 from fc_frontend.render.render import RenderedConfig, config_hash
 
 _BIND = re.compile(r"^[ \t]*bind[ \t]+(\S+)(.*)$", re.MULTILINE)
@@ -149,19 +150,52 @@ def deploy(
     `located` gives problems the place where their service was declared.  `output` is the file that
     a supervised HAProxy that has to be started writes to; without it, it writes where we do.
     """
-    haproxy = plan.settings.haproxy
-    try:
-        deployment = _deploy(haproxy, plan, config, resolution, output)
-    except (Unavailable, Refused) as exc:
-        deployment = Deployment(outcome=Outcome.FAILED, hash=config.hash, problems=exc.problems)
+
+    def write_state(running: Running) -> tuple[Problem, ...]:
+        return _write_server_state(plan, resolution, running)
+
+    deployment = _guarded(plan, config, write_state, output)
+    if deployment.outcome in (Outcome.RELOADED, Outcome.STARTED):
+        drained = _drain_again(plan, resolution)
+        deployment = replace(deployment, problems=(*deployment.problems, *drained))
     return replace(deployment, problems=tuple(located(p) for p in deployment.problems))
+
+
+def deploy_text(settings: Settings, text: str, *, output: str | None = None) -> Deployment:
+    """Make HAProxy have a configuration that it had before; as `deploy`.
+
+    Servers keep what the running worker knows of them.
+    """
+    config = RenderedConfig(text, config_hash(text) or "", ())
+
+    def write_state(running: Running) -> tuple[Problem, ...]:
+        state = state_of(running.servers)
+        install.atomic_write(settings.server_state_file, state.encode(), mode=0o640)
+        return ()
+
+    return _guarded(Plan(settings=settings, services=()), config, write_state, output)
+
+
+def _guarded(
+    plan: Plan,
+    config: RenderedConfig,
+    write_state: Callable[[Running], tuple[Problem, ...]],
+    output: str | None,
+) -> Deployment:
+    haproxy = plan.settings.haproxy
+    patience = haproxy.check_timeout + haproxy.reload_timeout
+    try:
+        with deploying(plan.settings.state_directory, patience):
+            return _deploy(haproxy, plan, config, write_state, output)
+    except (Unavailable, Refused) as exc:
+        return Deployment(outcome=Outcome.FAILED, hash=config.hash, problems=exc.problems)
 
 
 def _deploy(
     haproxy: Haproxy,
     plan: Plan,
     config: RenderedConfig,
-    resolution: Resolution,
+    write_state: Callable[[Running], tuple[Problem, ...]],
     output: str | None,
 ) -> Deployment:
     running = observe(haproxy)
@@ -174,7 +208,7 @@ def _deploy(
     found = _trial(haproxy, plan, config, running)
     if errors_in(found):
         return replace(_refused(haproxy, config, (*found, *said)), refused_file=None)
-    said = (*said, *_write_server_state(plan, resolution, running))
+    said = (*said, *write_state(running))
     previous = install.install(haproxy.config_file, config.text)
     try:
         deployment = _activate(haproxy, config, running, output)
@@ -182,8 +216,6 @@ def _deploy(
         deployment = Deployment(outcome=Outcome.FAILED, hash=config.hash, problems=exc.problems)
     if deployment.outcome is Outcome.FAILED:
         install.restore(haproxy.config_file, previous)
-    if deployment.outcome in (Outcome.RELOADED, Outcome.STARTED):
-        said = (*said, *_drain_again(plan, resolution))
     return replace(
         deployment,
         checked=True,

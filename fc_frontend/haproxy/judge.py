@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import re
+
 from fc_frontend.errors import Problem, Severity
 from fc_frontend.haproxy.binary import find_binary
 from fc_frontend.haproxy.validate import Message, Verdict, validate
 from fc_frontend.haproxy.version import binary_version
 from fc_frontend.plan.model import Haproxy
 from fc_frontend.render.render import RenderedConfig
+
+_OF_STATE = re.compile(r"server state file|\(leaving (?:forced )?maintenance\)")
+"""What HAProxy says of its servers' last state, which is no matter of the configuration."""
 
 
 def judge(haproxy: Haproxy, config: RenderedConfig) -> tuple[bool, tuple[Problem, ...]]:
@@ -41,7 +46,7 @@ def verdict_problems(verdict: Verdict, config: RenderedConfig) -> tuple[Problem,
         *(
             _said(message, config, Severity.WARNING)
             for message in verdict.warnings
-            if "server state file" not in message.text
+            if not _OF_STATE.search(message.text)
         ),
     ]
     return tuple(found)

@@ -61,6 +61,23 @@ def server_state(
     return EMPTY + "".join(f"{line}\n" for line in lines)
 
 
+def state_of(running: Iterable[ServerState]) -> str:
+    """The state file's text that keeps what the running worker knows, whatever the plan."""
+    lines = [
+        _fields(
+            server.proxy,
+            server.server,
+            server.address or "",
+            server.port or 0,
+            server,
+            (server.admin or 0) & (_FORCED | _DISABLED),
+        )
+        for server in running
+        if server.address and server.port and not is_free(server)
+    ]
+    return EMPTY + "".join(f"{line}\n" for line in lines)
+
+
 def _service_lines(
     service: ServicePlan, answer: Answer | None, known: list[ServerState], drained: Drained
 ) -> list[str]:
@@ -144,10 +161,16 @@ def _line(
     server: ServerState | None,
     drained: Drained,
 ) -> str:
-    is_up = server is None or server.operational in (1, 2)
     admin = drained.admin(service.spec.name, endpoint.address, server) & _FORCED
     if service.by_runtime and (name != "service" or service.kind is Kind.SERVICE):
         admin |= _DISABLED
+    return _fields(service.spec.name, name, endpoint.address, endpoint.port, server, admin)
+
+
+def _fields(
+    proxy: str, name: str, address: str, port: int, server: ServerState | None, admin: int
+) -> str:
+    is_up = server is None or server.operational in (1, 2)
     weight = server.weight if server and server.weight is not None else 1
     initial = server.initial_weight if server and server.initial_weight is not None else 1
     health = "3 3 6" if is_up else "2 0 6"
@@ -155,6 +178,6 @@ def _line(
     # outdated once DNS has been silent for `timeout resolve` + `resolve_retries` × `timeout retry`,
     # and would drop all of them.  A wildcard fqdn would make the line fail.
     return (
-        f"0 {service.spec.name} 0 {name} {endpoint.address} {2 if is_up else 0} {admin} "
-        f"{weight} {initial} 0 6 {health} 0 0 0 - {endpoint.port} -"
+        f"0 {proxy} 0 {name} {address} {2 if is_up else 0} {admin} "
+        f"{weight} {initial} 0 6 {health} 0 0 0 - {port} -"
     )

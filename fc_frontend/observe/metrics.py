@@ -160,6 +160,11 @@ class Metrics:
             "Former workers that were ended with their connections, as there were too many.",
             registry=self.registry,
         )
+        self._held = Gauge(
+            "fc_frontend_held",
+            "1 while an operator holds a configuration (`rollback`), until `resume`.",
+            registry=self.registry,
+        )
         self._drift = Gauge(
             "fc_frontend_config_drift",
             "1 if haproxy.cfg was changed by others and is left so.",
@@ -296,6 +301,10 @@ class Metrics:
     def ended_old_workers(self, count: int) -> None:
         """Former workers were ended, as there were too many."""
         self._old_workers_ended.inc(count)
+
+    def held(self, value: bool) -> None:
+        """Whether an operator holds a configuration."""
+        self._held.set(value)
 
     def drifted(self, value: bool) -> None:
         """Whether haproxy.cfg was changed by others and is left so."""
