@@ -16,7 +16,9 @@ from tests.frontend import Frontend
 SERVICES = {"cart": 8081, "docs": 8082, "shop": 8083}
 EXTRA = ("extra", 8090)
 """Another service, to be declared in the same batch as a fault."""
-_ENOUGH = 12
+Name = tuple[str, str]
+"""A unit in quarantine: piece and name."""
+_ENOUGH = 8
 """Answers of each service that show that it serves."""
 
 
@@ -70,7 +72,7 @@ class Site:
         """Under load; in the end each service has answered, and no request has failed."""
         with contextlib.ExitStack() as stack:
             for name, port in SERVICES.items():
-                load = Load(self.frontend.host, port, clients=2, interval=0.03)
+                load = Load(self.frontend.host, port, clients=2, interval=0.05)
                 self.loads[name] = stack.enter_context(load)
             self.still_serve()
             yield
@@ -107,27 +109,36 @@ class Site:
         self._seen[name] = now
         return set(now.since(before).pods)
 
-    def held(self) -> dict[tuple[str, str], dict[str, Any]]:
+    def held(self) -> dict[Name, dict[str, Any]]:
         """What is in quarantine, by piece and name."""
         listed = self.frontend.status()["quarantined"]
         return {(held["piece"], held["name"]): held for held in listed}
 
-    def until_held(self, units: Mapping[tuple[str, str], str]) -> list[dict[str, Any]]:
-        """Wait until these units, and no others, are in quarantine; their problems.
+    def until_held(
+        self, units: Mapping[tuple[str, str], str]
+    ) -> dict[tuple[str, str], list[dict[str, Any]]]:
+        """Wait until these units, and no others, are in quarantine; the problems of each.
 
         `units` are piece and name, each with what happens meanwhile.
         """
 
-        def found() -> list[dict[str, Any]] | None:
+        def found() -> dict[tuple[str, str], list[dict[str, Any]]] | None:
             held = self.held()
             if {
                 unit: h["effect"] for unit, h in held.items()
             } != units or not self.frontend.ready():
                 return None
-            return [problem for unit in held.values() for problem in unit["problems"]]
+            return {unit: h["problems"] for unit, h in held.items()}
 
-        problems: list[dict[str, Any]] = self.frontend.until(found)
+        problems: dict[tuple[str, str], list[dict[str, Any]]] = self.frontend.until(found)
         return problems
+
+    def without_extra(self) -> None:
+        """Take the service `EXTRA` away, and wait until that is seen."""
+        name = EXTRA[0]
+        self.file(name).unlink(missing_ok=True)
+        services = self.frontend.status
+        self.frontend.until(lambda: name not in {s["name"] for s in services()["services"]})
 
     def until_well(self) -> None:
         """Wait until nothing is in quarantine and HAProxy has what is declared."""

@@ -224,7 +224,7 @@ def wrapped_sites() -> Iterator[Sites]:
 def wrapped(wrapped_sites: Sites) -> Iterator[tuple[Site, Wrapped]]:
     with wrapped_sites.lent() as site:
         yield site, Wrapped(site.frontend.directory, site.frontend.binary)
-        site.file(EXTRA[0]).unlink(missing_ok=True)
+        site.without_extra()
         site.is_mended()
 
 
@@ -306,7 +306,7 @@ def site(sites: Sites) -> Iterator[Site]:
     """A site for all cases here that leave it as it was."""
     with sites.lent() as made:
         yield made
-        made.file(EXTRA[0]).unlink(missing_ok=True)
+        made.without_extra()
         made.frontend.scale("cart", 2)
         made.is_mended()
         made.all_serve()
