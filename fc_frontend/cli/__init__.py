@@ -16,6 +16,7 @@ COMMANDS = {
     "resolve": "Show what cluster DNS says now of each service.",
     "drain": "Let a pod, or a whole service, end what it has and get nothing new.",
     "undrain": "Let a drained pod or service take new traffic again.",
+    "doctor": "Look whether this VM is fit: networks, routes, DNS, HAProxy, permissions, clock.",
     "demo": "Show the whole thing on loopback, with nothing set up.",
 }
 
@@ -67,6 +68,7 @@ def cli(ctx: click.Context, config: str | None) -> None:
     \b
     First steps:
       fc-frontend demo      see it work, on loopback, with nothing set up
+      fc-frontend doctor    is this VM fit to be a frontend?
       fc-frontend check     judge /etc/fc-frontend/config.yaml
       fc-frontend run       the daemon
     """

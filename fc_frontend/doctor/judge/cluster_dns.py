@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from enum import StrEnum
 from ipaddress import ip_address
 
 from fc_frontend.doctor.findings import Finding, Group, some
@@ -38,27 +39,31 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What a name said: the response code, or None if nothing came, and the addresses."""
+    """What a name said: the response code, or None if nothing came, and the addresses.
+
+    `large_lost` if nothing came over UDP until a size was offered for which it is too large.
+    """
 
     code: str | None
     addresses: tuple[str, ...] = ()
     count: int = 0
     truncated: bool = False
+    large_lost: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NameserverFacts:
     """What one nameserver said.  `payload` is what it sends over UDP at most, None without EDNS.
 
-    `large_lost` if an answer came only once a small size was offered.  `transfer` is None if a zone
-    transfer was not asked for.  `serial` is the zone's, which CoreDNS takes from its clock.
+    `edns_lost` if it answered over UDP only without EDNS.  `transfer` is None if no zone transfer
+    was asked for.  `serial` is the zone's, which CoreDNS takes from its clock.
     """
 
     nameserver: Nameserver
     udp: Attempt
     tcp: Attempt
     payload: int | None = None
-    large_lost: bool = False
+    edns_lost: bool = False
     software: str | None = None
     transfer: Attempt | None = None
     serial: int | None = None
@@ -140,13 +145,11 @@ def _size(check: str, facts: NameserverFacts) -> Finding:
         if facts.tcp.answered and Transport.TCP in facts.nameserver.transports
         else "; what is larger is lost, as TCP does not serve"
     )
-    if facts.large_lost:
+    if facts.edns_lost:
         return _GROUP.problem(
             check,
-            f"answers larger than {SMALLEST_EDNS} bytes do not arrive: fragments get lost on the "
-            "way",
-            "let IP fragments through, set `bufsize 1232` in CoreDNS, or use tcp://… alone in "
-            "cluster.nameservers",
+            "questions with EDNS, as HAProxy's are, get no answer over UDP",
+            "look for a firewall that drops them, or use tcp://… alone in cluster.nameservers",
         )
     if facts.payload is None:
         message = f"no EDNS: 512 bytes hold 28 pods{over_tcp}"
@@ -204,56 +207,87 @@ def _names(
     yield _api(f"{at} kubernetes.default", cluster, facts.api)
     yield _wildcard(f"{at} wildcard records", services, facts)
     yield _srv(f"{at} SRV records", facts)
-    asked = {spec.name: spec for spec in services if spec.name in facts.bare}
-    if not asked:
-        return
-    kinds: dict[str, list[str]] = {"headless": [], "cluster IP": []}
-    foreign: list[str] = []
-    missing: list[str] = []
-    silent: list[str] = []
-    cut: list[str] = []
-    for name, spec in asked.items():
-        record = facts.bare[name]
-        addresses = [ip_address(text) for text in record.addresses]
-        if record.code is None or record.code not in ("NOERROR", "NXDOMAIN"):
-            silent.append(f"{name} ({record.code or 'no answer'})")
-        elif record.truncated:
-            cut.append(name)
-        elif not addresses:
-            missing.append(f"{name} ({spec.service}.{spec.namespace})")
-        elif all(contained(address, cluster.pod_networks) for address in addresses):
-            kinds["headless"].append(name)
-        elif all(contained(address, cluster.service_networks) for address in addresses):
-            kinds["cluster IP"].append(name)
-        else:
-            foreign.append(f"{name} ({some(record.addresses, 2)})")
-    told = [f"{len(names)} {kind}: {some(names)}" for kind, names in kinds.items() if names]
-    more = f"; {facts.left_out} more were not asked about" if facts.left_out else ""
-    if told:
-        yield _GROUP.ok(f"{at} declared services", "; ".join(told) + more)
+    yield from _declared(at, cluster, services, facts)
+
+
+class _Said(StrEnum):
+    HEADLESS = "headless"
+    SERVICE = "with a cluster IP"
+    FOREIGN = "foreign"
+    MISSING = "missing"
+    SILENT = "silent"
+    CUT = "cut"
+
+
+def _said(cluster: Cluster, record: Record) -> _Said:
+    addresses = [ip_address(text) for text in record.addresses]
+    if record.code not in ("NOERROR", "NXDOMAIN"):
+        return _Said.SILENT
+    if record.truncated:
+        return _Said.CUT
+    if not addresses:
+        return _Said.MISSING
+    if all(contained(address, cluster.pod_networks) for address in addresses):
+        return _Said.HEADLESS
+    if all(contained(address, cluster.service_networks) for address in addresses):
+        return _Said.SERVICE
+    return _Said.FOREIGN
+
+
+def _declared(
+    at: str, cluster: Cluster, services: tuple[ServiceSpec, ...], facts: NamesFacts
+) -> Iterator[Finding]:
     check = f"{at} declared services"
-    if foreign:
+    by: dict[_Said, list[str]] = {}
+    for spec in services:
+        if spec.name in facts.bare:
+            record = facts.bare[spec.name]
+            said = _said(cluster, record)
+            detail = {
+                _Said.SILENT: f" ({record.code or 'no answer'})",
+                _Said.MISSING: f" ({spec.service}.{spec.namespace})",
+                _Said.FOREIGN: f" ({some(record.addresses, 2)})",
+            }.get(said, "")
+            by.setdefault(said, []).append(spec.name + detail)
+    good = [f"{len(by[s])} {s}: {some(by[s])}" for s in (_Said.HEADLESS, _Said.SERVICE) if s in by]
+    if good:
+        more = f"; {facts.left_out} more were not asked about" if facts.left_out else ""
+        yield _GROUP.ok(check, "; ".join(good) + more)
+    if _Said.FOREIGN in by:
         yield _GROUP.problem(
             check,
-            f"addresses outside of the pod and service networks: {some(foreign)}",
+            f"addresses outside of the pod and service networks: {some(by[_Said.FOREIGN])}",
             "correct cluster.pod_network and cluster.service_network; such addresses get no "
             "traffic",
         )
-    if missing:
+    if _Said.MISSING in by:
         yield _GROUP.warning(
             check,
-            f"no address for {some(missing)}",
+            f"no address for {some(by[_Said.MISSING])}",
             "no such service, or none of its pods is ready: `kubectl get service,endpoints`",
         )
-    if silent:
+    if _Said.SILENT in by:
         yield _GROUP.problem(
             check,
-            f"no usable answer for {some(silent)}",
+            f"no usable answer for {some(by[_Said.SILENT])}",
             "`fc-frontend resolve` says more; look at the log of the cluster's DNS",
+        )
+    yield from _sizes(at, by.get(_Said.CUT, []), facts)
+
+
+def _sizes(at: str, cut: list[str], facts: NamesFacts) -> Iterator[Finding]:
+    lost = [name for name, record in facts.bare.items() if record.large_lost]
+    if lost:
+        yield _GROUP.problem(
+            f"{at} large answers",
+            f"answers larger than {SMALLEST_EDNS} bytes do not arrive over UDP ({some(lost)}): "
+            "fragments get lost on the way",
+            "let IP fragments through, set `bufsize 1232` in CoreDNS, or use tcp://… alone in "
+            "cluster.nameservers",
         )
     if cut:
         yield _GROUP.problem(
-            check,
+            f"{at} declared services",
             f"truncated answers, and no TCP to get the rest: {some(cut)}",
             "let TCP through to the nameserver, and give it without udp://",
         )
@@ -290,8 +324,7 @@ def _wildcard(check: str, services: tuple[ServiceSpec, ...], facts: NamesFacts) 
     answered = [name for name, record in facts.wildcard.items() if record.addresses]
     if answered or facts.api_wildcard.addresses:
         return _GROUP.ok(check, "answered, as by CoreDNS before 1.9: every pod has its address")
-    asked = [record for record in (facts.api_wildcard, *facts.wildcard.values())]
-    if all(record.code is None for record in asked):
+    if all(record.code is None for record in (facts.api_wildcard, *facts.wildcard.values())):
         return _GROUP.unknown(
             check, "no answer", "see the findings on this nameserver's transports"
         )
@@ -304,7 +337,7 @@ def _wildcard(check: str, services: tuple[ServiceSpec, ...], facts: NamesFacts) 
         return _GROUP.problem(
             check,
             f"not answered, as by CoreDNS since 1.9, and needed by {some(needing)}",
-            "make these services headless (clusterIP: None) and declare discovery: headless or auto",
+            "make these services headless (clusterIP: None) and declare discovery: auto",
         )
     return _GROUP.ok(check, "not answered, as by CoreDNS since 1.9; no service depends on them")
 

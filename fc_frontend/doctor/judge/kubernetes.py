@@ -232,5 +232,3 @@ def ahead(date_header: float, sent: float, received: float) -> float:
     if sent - 1 <= date_header <= received:
         return 0.0
     return date_header - (sent + received) / 2
-
-

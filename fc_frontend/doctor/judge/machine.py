@@ -118,7 +118,7 @@ def judge_serial(source: str, serial: int | None, now: float) -> tuple[Finding, 
 
     A serial in the past says nothing.
     """
-    if serial is None or not _LEAST_SERIAL <= serial:
+    if serial is None or serial < _LEAST_SERIAL:
         return ()
     if serial > now + _AHEAD:
         return (

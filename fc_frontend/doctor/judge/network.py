@@ -61,7 +61,7 @@ class NetworkFacts:
     """What this VM's kernel says.
 
     `sources` has for each network the address that a packet to it would leave with, None where the
-    kernel knows no way; that includes routes of other tables.  `kube_proxy` is True if it runs here.
+    kernel knows no way; that includes routes of other tables.  `kube_proxy` says if it runs here.
     """
 
     addresses: tuple[HostAddress, ...]
@@ -134,8 +134,8 @@ def _overlaps(kind: str, network: Network, cluster: Cluster, facts: NetworkFacts
 def _is_strange(route: Route, network: Network, cluster: Cluster) -> bool:
     """True for a route into `network` that does not look like the cluster's own.
 
-    Network plugins make routes to the nodes' parts of the pod network, by interfaces of their own or
-    by the nodes' addresses.
+    Network plugins make routes to the nodes' parts of the pod network, by interfaces of their own
+    or by the nodes' addresses.
     """
     if (
         route.refuses

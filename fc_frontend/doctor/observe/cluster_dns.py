@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Literal
 
 import dns.asyncquery
@@ -21,18 +21,21 @@ import dns.rdtypes.ANY.SOA
 from fc_frontend.doctor.judge.cluster_dns import (
     SMALLEST_EDNS,
     Attempt,
-    NamesFacts,
     NameserverFacts,
+    NamesFacts,
     Record,
 )
-from fc_frontend.plan.model import Cluster, Nameserver, ServiceSpec, Target, Transport
+from fc_frontend.plan.model import Cluster, Nameserver, Network, ServiceSpec, Target, Transport
 from fc_frontend.plan.names import headless_name, srv_name, wildcard_name
 
+RecordType = Literal["A", "AAAA", "SRV"]
 PAYLOAD = 8192
 """Bytes offered over UDP, as fc-frontend does itself."""
 MOST_SERVICES = 100
 _TRIES = 3
 _CONCURRENT = 16
+_MOST_SILENCES = 8
+_TIMEOUT = "timed out"
 _FAILURES = (dns.exception.DNSException, OSError, EOFError, ValueError)
 
 
@@ -45,14 +48,13 @@ def observe_nameserver(
     configuration allows it.
     """
     udp, answer = _best(lambda: _ask(nameserver, domain, Transport.UDP, timeout))
-    large_lost = False
-    if answer is None and udp.code == _TIMEOUT:
-        # An answer may be lost for its size alone.
-        small, answer = _attempt(
-            lambda: _ask(nameserver, domain, Transport.UDP, timeout, payload=SMALLEST_EDNS)
+    edns_lost = False
+    if udp.code == _TIMEOUT:
+        plain, answer = _attempt(
+            lambda: _ask(nameserver, domain, Transport.UDP, timeout, payload=None)
         )
-        large_lost = small.answered
-        udp = small if small.answered else udp
+        edns_lost = plain.answered
+        udp = plain if plain.answered else udp
     tcp, over_tcp = _best(lambda: _ask(nameserver, domain, Transport.TCP, timeout))
     known = answer or over_tcp
     software = None
@@ -67,14 +69,11 @@ def observe_nameserver(
         udp=udp,
         tcp=tcp,
         payload=answer.payload if answer is not None and answer.edns >= 0 else None,
-        large_lost=large_lost,
+        edns_lost=edns_lost,
         software=software,
         transfer=asked,
         serial=_serial(known),
     )
-
-
-_TIMEOUT = "timed out"
 
 
 def _ask(
@@ -85,9 +84,10 @@ def _ask(
     *,
     rdtype: str = "SOA",
     rdclass: str = "IN",
-    payload: int = PAYLOAD,
+    payload: int | None = PAYLOAD,
 ) -> dns.message.Message:
-    query = dns.message.make_query(name, rdtype, rdclass, use_edns=0, payload=payload)
+    edns = None if payload is None else 0
+    query = dns.message.make_query(name, rdtype, rdclass, use_edns=edns, payload=payload)
     where = str(nameserver.address)
     if transport is Transport.UDP:
         return dns.query.udp(query, where, timeout, nameserver.port, ignore_trailing=True)
@@ -139,9 +139,7 @@ def _serial(answer: dns.message.Message | None) -> int | None:
 
 def _software(nameserver: Nameserver, transport: Transport, timeout: float) -> str | None:
     with contextlib.suppress(*_FAILURES):
-        answer = _ask(
-            nameserver, "version.bind", transport, timeout, rdtype="TXT", rdclass="CH"
-        )
+        answer = _ask(nameserver, "version.bind", transport, timeout, rdtype="TXT", rdclass="CH")
         for rrset in answer.answer:
             if rrset.rdtype == dns.rdatatype.TXT:
                 text: bytes = b" ".join(rrset[0].strings)
@@ -159,20 +157,26 @@ def _transfer(nameserver: Nameserver, domain: str, timeout: float) -> Attempt:
     return attempt
 
 
-async def _record(
-    nameserver: Nameserver, name: str, rdtype: Literal["A", "AAAA", "SRV"], timeout: float
-) -> Record:
+async def _record(nameserver: Nameserver, name: str, rdtype: RecordType, seconds: float) -> Record:
     where, port = str(nameserver.address), nameserver.port
-    query = dns.message.make_query(name, rdtype, use_edns=0, payload=PAYLOAD)
     answer = None
+    large_lost = False
+
+    async def ask(transport: Transport, payload: int) -> dns.message.Message | None:
+        query = dns.message.make_query(name, rdtype, use_edns=0, payload=payload)
+        send = dns.asyncquery.udp if transport is Transport.UDP else dns.asyncquery.tcp
+        try:
+            return await send(query, where, seconds, port, ignore_trailing=True)
+        except _FAILURES:
+            return None
+
     if Transport.UDP in nameserver.transports:
-        with contextlib.suppress(*_FAILURES):
-            answer = await dns.asyncquery.udp(query, where, timeout, port, ignore_trailing=True)
-    cut = answer is not None and bool(answer.flags & dns.flags.TC)
-    if (answer is None or cut) and Transport.TCP in nameserver.transports:
-        with contextlib.suppress(*_FAILURES):
-            answer = await dns.asyncquery.tcp(query, where, timeout, port, ignore_trailing=True)
-            cut = bool(answer.flags & dns.flags.TC)
+        answer = await ask(Transport.UDP, PAYLOAD)
+        if answer is None:
+            answer = await ask(Transport.UDP, SMALLEST_EDNS)
+            large_lost = _is_cut(answer)
+    if (answer is None or _is_cut(answer)) and Transport.TCP in nameserver.transports:
+        answer = await ask(Transport.TCP, PAYLOAD) or answer
     if answer is None:
         return Record(None)
     return Record(
@@ -184,73 +188,92 @@ async def _record(
             for record in rrset
         ),
         sum(len(rrset) for rrset in answer.answer if rrset.rdtype == dns.rdatatype.SRV),
-        cut,
+        _is_cut(answer),
+        large_lost,
     )
 
 
-async def _names(
-    nameserver: Nameserver, cluster: Cluster, services: Sequence[ServiceSpec], timeout: float
-) -> NamesFacts:
-    limit = asyncio.Semaphore(_CONCURRENT)
-    silences = 0
+def _is_cut(answer: dns.message.Message | None) -> bool:
+    return answer is not None and bool(answer.flags & dns.flags.TC)
 
-    async def ask(name: str, *rdtypes: Literal["A", "AAAA", "SRV"]) -> Record:
-        nonlocal silences
+
+class _Asker:
+    """Asks one nameserver about names, several at once, and gives up on one that says nothing."""
+
+    def __init__(self, nameserver: Nameserver, timeout: float) -> None:
+        self._nameserver = nameserver
+        self._timeout = timeout
+        self._limit = asyncio.Semaphore(_CONCURRENT)
+        self._silences = 0
+
+    async def ask(self, name: str, rdtypes: Iterable[RecordType]) -> Record:
+        """The first record that has something, else what was said first."""
         found = Record(None)
         for rdtype in rdtypes:
-            async with limit:
-                # A nameserver that says nothing is not waited for once a name.
-                if silences >= _CONCURRENT:
+            async with self._limit:
+                if self._silences >= _MOST_SILENCES:
                     return found
-                record = await _record(nameserver, name, rdtype, timeout)
-            silences = silences + 1 if record.code is None else 0
+                record = await _record(self._nameserver, name, rdtype, self._timeout)
+            self._silences = self._silences + 1 if record.code is None else 0
             if record.addresses or record.count:
                 return record
             found = record if found.code is None else found
         return found
 
-    def families(spec: ServiceSpec | None) -> tuple[Literal["A", "AAAA"], ...]:
-        to_pods = spec is not None and spec.target is Target.POD
-        networks = cluster.pod_networks if to_pods else cluster.service_networks
-        found = [
-            "A" if family == "ipv4" else "AAAA" for family in cluster.families(networks)
-        ]
-        if to_pods:
-            found += ["A" if f == "ipv4" else "AAAA" for f in cluster.families(cluster.service_networks)]
-        return tuple(dict.fromkeys(found)) or ("A",)  # type: ignore[return-value]
+    async def of_each(
+        self, questions: Mapping[str, tuple[str, Sequence[RecordType]]]
+    ) -> dict[str, Record]:
+        """The records of names, by whatever key each has."""
+        records = await asyncio.gather(*(self.ask(*question) for question in questions.values()))
+        return dict(zip(questions, records, strict=True))
 
+
+def _types(networks: tuple[Network, ...]) -> tuple[RecordType, ...]:
+    versions = dict.fromkeys(network.version for network in networks)
+    return tuple("A" if version == 4 else "AAAA" for version in versions)
+
+
+async def _names(
+    nameserver: Nameserver, cluster: Cluster, services: Sequence[ServiceSpec], seconds: float
+) -> NamesFacts:
     asked = [spec for spec in services if spec.target is not Target.NODE]
     chosen = asked[:MOST_SERVICES]
     domain = cluster.domain
     api = f"kubernetes.default.svc.{domain}"
-
-    async def each(
-        specs: Sequence[ServiceSpec], name: Callable[[ServiceSpec, str], str], srv: bool = False
-    ) -> dict[str, Record]:
-        records = await asyncio.gather(
-            *(
-                ask(name(spec, domain), *(("SRV",) if srv else families(spec)))
-                for spec in specs
-            )
-        )
-        return {spec.name: record for spec, record in zip(specs, records, strict=True)}
-
+    of_services = _types(cluster.service_networks)
+    of_any = tuple(dict.fromkeys((*_types(cluster.pod_networks), *of_services)))
     to_pods = [spec for spec in chosen if spec.target is Target.POD]
-    numbered = [spec for spec in to_pods if isinstance(spec.port, int)]
-    named = [spec for spec in to_pods if isinstance(spec.port, str)]
-    first, first_srv, first_wildcard = await asyncio.gather(
-        ask(api, *families(None)),
-        ask(f"_https._tcp.{api}", "SRV"),
-        ask(f"*.{api}", "A"),
-    )
-    bare, wildcard, srv = await asyncio.gather(
-        each(chosen, headless_name), each(numbered, wildcard_name), each(named, srv_name, srv=True)
+    asker = _Asker(nameserver, seconds)
+    first, bare, wildcard, srv = await asyncio.gather(
+        asker.of_each(
+            {
+                "api": (api, of_services),
+                "srv": (f"_https._tcp.{api}", ("SRV",)),
+                # Its endpoints are the master's own addresses, of whichever family.
+                "wildcard": (f"*.{api}", ("A", "AAAA")),
+            }
+        ),
+        asker.of_each({spec.name: (headless_name(spec, domain), of_any) for spec in chosen}),
+        asker.of_each(
+            {
+                spec.name: (wildcard_name(spec, domain), _types(cluster.pod_networks))
+                for spec in to_pods
+                if isinstance(spec.port, int)
+            }
+        ),
+        asker.of_each(
+            {
+                spec.name: (srv_name(spec, domain), ("SRV",))
+                for spec in to_pods
+                if isinstance(spec.port, str)
+            }
+        ),
     )
     return NamesFacts(
         nameserver=nameserver,
-        api=first,
-        api_srv=first_srv,
-        api_wildcard=first_wildcard,
+        api=first["api"],
+        api_srv=first["srv"],
+        api_wildcard=first["wildcard"],
         bare=bare,
         wildcard=wildcard,
         srv=srv,

@@ -10,8 +10,7 @@ from fc_frontend.errors import Problem, Unavailable
 from fc_frontend.haproxy import install, preflight, runtime
 from fc_frontend.haproxy.binary import find_binary
 from fc_frontend.haproxy.deploy import Running, TextBinds, text_binds
-from fc_frontend.haproxy.deploy import observe as observe_running
-from fc_frontend.haproxy.master import show_proc
+from fc_frontend.haproxy.master import Processes, show_proc
 from fc_frontend.haproxy.process import run
 from fc_frontend.haproxy.socket import NoListener
 from fc_frontend.haproxy.version import parse_version
@@ -39,32 +38,33 @@ def observe_build(haproxy: Haproxy, timeout: float) -> Build:
     )
 
 
-def observe_runtime(path: str, timeout: float) -> Socket:
-    """How the worker answers on its socket, and what that permits."""
+def observe_sockets(haproxy: Haproxy, timeout: float) -> tuple[Socket, Socket, Running]:
+    """How worker and master answer on their sockets, and what both say of what runs."""
+    worker, info = _runtime(haproxy.runtime_socket, timeout)
+    master, processes = _master(haproxy.master_socket, timeout)
+    running = Running(
+        hash=runtime.hash_in(info),
+        processes=processes,
+        worker=int(info["Pid"]) if info.get("Pid", "").isdigit() else None,
+    )
+    return worker, master, running
+
+
+def _runtime(path: str, timeout: float) -> tuple[Socket, dict[str, str]]:
     try:
-        version = runtime.info(path, timeout).get("Version", "")
+        info = runtime.info(path, timeout)
         level = runtime.command(path, "show cli level", timeout).strip()
-    except NoListener as exc:
-        return Socket(path, exc.problems[0], is_there=False)
     except Unavailable as exc:
-        return Socket(path, exc.problems[0])
-    return Socket(path, level=level, version=version)
+        return Socket(path, exc.problems[0], not isinstance(exc, NoListener)), {}
+    return Socket(path, level=level, version=info.get("Version", "")), info
 
 
-def observe_master(path: str, timeout: float) -> Socket:
-    """How the master answers on its socket."""
+def _master(path: str, timeout: float) -> tuple[Socket, Processes | None]:
     try:
-        version = show_proc(path, timeout).version or ""
-    except NoListener as exc:
-        return Socket(path, exc.problems[0], is_there=False)
+        processes = show_proc(path, timeout)
     except Unavailable as exc:
-        return Socket(path, exc.problems[0])
-    return Socket(path, version=version)
-
-
-def running(haproxy: Haproxy) -> Running:
-    """What HAProxy is doing now."""
-    return observe_running(haproxy)
+        return Socket(path, exc.problems[0], not isinstance(exc, NoListener)), None
+    return Socket(path, version=processes.version or ""), processes
 
 
 def taken_binds(haproxy: Haproxy, text: str, now: Running) -> tuple[TextBinds, tuple[Problem, ...]]:
@@ -85,7 +85,7 @@ def taken_binds(haproxy: Haproxy, text: str, now: Running) -> tuple[TextBinds, t
     return wanted, found
 
 
-def held_listen(listen: Bind | None, now: Running) -> Problem | None:
+def held_listen(listen: Bind | None) -> Problem | None:
     """What keeps fc-frontend's own listener from its address, None if it is free."""
     if listen is None:
         return None
@@ -136,7 +136,7 @@ def _may_bind(pid: int) -> bool | None:
 
 
 def descriptors(slots: int, binds: int, now: Running) -> tuple[int, int, Problem | None]:
-    """How many file descriptors HAProxy needs and may have, and the problem if these are too few."""
+    """How many file descriptors HAProxy needs and may have, and the problem if too few."""
     needed = preflight.file_descriptors_needed(slots, binds + 1)
     master = now.processes.master if now.processes else None
     limit = preflight.descriptor_limit(master)

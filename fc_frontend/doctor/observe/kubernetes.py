@@ -256,9 +256,9 @@ def _get(
         connection.close()
     if len(body) > limit:
         return Response(None, "its answer is too large"), b"", days
-    there = email.utils.parsedate_to_datetime(date).timestamp() if (
-        date := _date(response)
-    ) else None
+    there = (
+        email.utils.parsedate_to_datetime(date).timestamp() if (date := _date(response)) else None
+    )
     difference = ahead(there, sent, received) if there is not None else None
     text = body[:200].decode("utf-8", "replace") if response.status != 200 else ""
     return Response(response.status, text or response.reason, difference), body, days

@@ -1,4 +1,4 @@
-"""This VM's addresses and routes, as the kernel tells them; not a packet is sent into the cluster."""
+"""This VM's addresses and routes, as the kernel has them; nothing is sent into the cluster."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def _interface(address: str, netmask: str | None) -> IPv4Interface | IPv6Interfa
         ip = ip_address(address.partition("%")[0])
         if netmask is None:
             return ip_interface(ip)
-        bits = bin(int(ip_address(netmask))).count("1")
+        bits = int(ip_address(netmask)).bit_count()
         return ip_interface(f"{ip}/{bits}")
     except ValueError:  # a link-layer address
         return None
