@@ -85,7 +85,9 @@ def test_cluster_dns_is_asked_three_times_a_second_for_a_service(frontend: Front
 
     async def asked() -> int:
         return sum(
-            count for (name, _, _), count in frontend.dns.queries.items() if name.startswith("shop.")
+            count
+            for (name, _, _), count in frontend.dns.queries.items()
+            if name.startswith("shop.")
         )
 
     before, started = frontend.call(asked()), time.monotonic()

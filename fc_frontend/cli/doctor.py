@@ -174,7 +174,7 @@ def _table(found: list[Finding]) -> None:
             check = printable(finding.check).ljust(checks)
             click.echo(f"  {word}  {check}  {printable(finding.message)}")
             if finding.remedy:
-                click.echo(f"  {'':{words}}  {'':{checks}}  → {printable(finding.remedy)}")
+                click.echo(f"  {'':{words}}  → {printable(finding.remedy)}")
     click.echo(_summary(found))
 
 

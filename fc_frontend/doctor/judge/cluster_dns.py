@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from ipaddress import ip_address
 
@@ -69,18 +69,21 @@ class NameserverFacts:
     serial: int | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+NOTHING = Record(None)
+
+
+@dataclass(frozen=True, slots=True)
 class NamesFacts:
     """What one nameserver said about names, all by the name of the service in the settings."""
 
     nameserver: Nameserver
     api: Record
     """A or AAAA of kubernetes.default.svc: it exists in every cluster."""
-    api_srv: Record
-    api_wildcard: Record
-    bare: dict[str, Record]
-    wildcard: dict[str, Record]
-    srv: dict[str, Record]
+    api_srv: Record = NOTHING
+    api_wildcard: Record = NOTHING
+    bare: dict[str, Record] = field(default_factory=dict)
+    wildcard: dict[str, Record] = field(default_factory=dict)
+    srv: dict[str, Record] = field(default_factory=dict)
     left_out: int = 0
 
 
@@ -204,6 +207,13 @@ def _names(
     cluster: Cluster, services: tuple[ServiceSpec, ...], facts: NamesFacts
 ) -> Iterator[Finding]:
     at = str(facts.nameserver)
+    if facts.api.code is None:
+        yield _GROUP.unknown(
+            f"{at} names",
+            "no answer about any name",
+            "see what is said of this nameserver's transports",
+        )
+        return
     yield _api(f"{at} kubernetes.default", cluster, facts.api)
     yield _wildcard(f"{at} wildcard records", services, facts)
     yield _srv(f"{at} SRV records", facts)
@@ -294,10 +304,6 @@ def _sizes(at: str, cut: list[str], facts: NamesFacts) -> Iterator[Finding]:
 
 
 def _api(check: str, cluster: Cluster, record: Record) -> Finding:
-    if record.code is None:
-        return _GROUP.unknown(
-            check, "no answer", "see the findings on this nameserver's transports"
-        )
     if record.code != "NOERROR" or not record.addresses:
         code = record.code if record.code != "NOERROR" else "no address"
         return _GROUP.warning(
@@ -325,9 +331,7 @@ def _wildcard(check: str, services: tuple[ServiceSpec, ...], facts: NamesFacts) 
     if answered or facts.api_wildcard.addresses:
         return _GROUP.ok(check, "answered, as by CoreDNS before 1.9: every pod has its address")
     if all(record.code is None for record in (facts.api_wildcard, *facts.wildcard.values())):
-        return _GROUP.unknown(
-            check, "no answer", "see the findings on this nameserver's transports"
-        )
+        return _GROUP.unknown(check, "no answer", "ask again; look at the log of the cluster's DNS")
     needing = [
         spec.name
         for spec in services
@@ -354,7 +358,5 @@ def _srv(check: str, facts: NamesFacts) -> Finding:
     if answered or facts.api_srv.count:
         return _GROUP.ok(check, "answered: named ports can be declared")
     if facts.api_srv.code is None:
-        return _GROUP.unknown(
-            check, "no answer", "see the findings on this nameserver's transports"
-        )
+        return _GROUP.unknown(check, "no answer", "ask again; look at the log of the cluster's DNS")
     return _GROUP.ok(check, "none at _https._tcp.kubernetes.default; no service depends on them")

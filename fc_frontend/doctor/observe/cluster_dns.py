@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Literal
@@ -90,7 +91,14 @@ def _ask(
     query = dns.message.make_query(name, rdtype, rdclass, use_edns=edns, payload=payload)
     where = str(nameserver.address)
     if transport is Transport.UDP:
-        return dns.query.udp(query, where, timeout, nameserver.port, ignore_trailing=True)
+        family = socket.AF_INET6 if nameserver.address.version == 6 else socket.AF_INET
+        with socket.socket(family, socket.SOCK_DGRAM) as connected:
+            # Only a connected socket hears of a closed port.
+            connected.connect((where, nameserver.port))
+            connected.setblocking(False)
+            return dns.query.udp(
+                query, where, timeout, nameserver.port, ignore_trailing=True, sock=connected
+            )
     return dns.query.tcp(query, where, timeout, nameserver.port, ignore_trailing=True)
 
 
@@ -244,10 +252,12 @@ async def _names(
     of_any = tuple(dict.fromkeys((*_types(cluster.pod_networks), *of_services)))
     to_pods = [spec for spec in chosen if spec.target is Target.POD]
     asker = _Asker(nameserver, seconds)
-    first, bare, wildcard, srv = await asyncio.gather(
+    first = await asker.ask(api, of_services)
+    if first.code is None:
+        return NamesFacts(nameserver, first)
+    cluster_own, bare, wildcard, srv = await asyncio.gather(
         asker.of_each(
             {
-                "api": (api, of_services),
                 "srv": (f"_https._tcp.{api}", ("SRV",)),
                 # Its endpoints are the master's own addresses, of whichever family.
                 "wildcard": (f"*.{api}", ("A", "AAAA")),
@@ -270,10 +280,10 @@ async def _names(
         ),
     )
     return NamesFacts(
-        nameserver=nameserver,
-        api=first["api"],
-        api_srv=first["srv"],
-        api_wildcard=first["wildcard"],
+        nameserver,
+        first,
+        api_srv=cluster_own["srv"],
+        api_wildcard=cluster_own["wildcard"],
         bare=bare,
         wildcard=wildcard,
         srv=srv,
