@@ -12,9 +12,10 @@ import click
 
 from fc_frontend.cli.common import Exit, config_option, print_problems, style
 from fc_frontend.doctor.findings import Finding, Group, Result, printable, worst
-from fc_frontend.errors import errors_in
+from fc_frontend.errors import Problem, errors_in
 
 if TYPE_CHECKING:
+    from fc_frontend.config.loader import Declaration
     from fc_frontend.doctor.examine import Probe
 
 _COLORS = {
@@ -82,14 +83,15 @@ def command(config: str, kubeconfig: str | None, transfer: bool, shape: str) -> 
 
     prepared = prepare_offline(config)
     errors = errors_in(prepared.problems)
-    if not prepared.declaration.settings.cluster.nameservers and errors:
-        # There are no settings to examine this VM for.
+    if unread := _unread(prepared.declaration, errors):
+        # What this VM is examined for would be defaults, which nobody declared.
         if shape == "nagios":
-            click.echo(f"FC-FRONTEND UNKNOWN - {_plain(errors[0].message)}")
+            click.echo(f"FC-FRONTEND UNKNOWN - {_plain(unread[0].message)}")
         elif shape == "json":
-            _json(config, [Group("settings").unknown("settings", str(e), e.remedy) for e in errors])
+            settings = Group("settings")
+            _json(config, [settings.unknown("settings", e.message, e.remedy) for e in unread])
         else:
-            print_problems(errors)
+            print_problems(unread)
         sys.exit(Exit.CANNOT_TELL)
     progress = _Progress()
     every = probes(
@@ -125,6 +127,20 @@ def command(config: str, kubeconfig: str | None, transfer: bool, shape: str) -> 
     else:
         _table(found)
     sys.exit(_EXITS.get(worst(found), Exit.GOOD))
+
+
+def _unread(declaration: Declaration, errors: tuple[Problem, ...]) -> tuple[Problem, ...]:
+    """The errors for which the settings could not be read, and are not those declared."""
+    from fc_frontend.plan.checks import settings_problems
+
+    of_read = {problem.message for problem in settings_problems(declaration.settings)}
+    return tuple(
+        error
+        for error in errors
+        if error.file == declaration.settings_file
+        and error.service is None
+        and error.message not in of_read
+    )
 
 
 def _order(group: str) -> int:

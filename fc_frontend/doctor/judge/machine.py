@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -17,6 +18,8 @@ _EARLIEST_YEAR = 2026
 _AHEAD = 60.0
 """Seconds that another clock may be ahead: it may be wrong itself."""
 _LEAST_SERIAL = 1_500_000_000
+_DATE = re.compile(r"20\d\d(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])\d\d")
+"""2000000000, as Unix time, is in 2033; before that none looks like this."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,9 +119,9 @@ def _clock(clock: Clock) -> Iterator[Finding]:
 def judge_serial(source: str, serial: int | None, now: float) -> tuple[Finding, ...]:
     """Whether cluster DNS lives in our future: CoreDNS's serial is the time of its last change.
 
-    A serial in the past says nothing.
+    A serial in the past says nothing; others' serials are a date such as 2026112301, or count.
     """
-    if serial is None or serial < _LEAST_SERIAL:
+    if serial is None or serial < _LEAST_SERIAL or _DATE.fullmatch(str(serial)):
         return ()
     if serial > now + _AHEAD:
         return (

@@ -273,7 +273,8 @@ def parse_routes(text: str) -> tuple[Route, ...]:
                 ip_network(f"{address(words[1])}/{address(words[7])}", strict=False),
                 words[0],
                 address(words[2]) if flags & _GATEWAY else None,
-                bool(flags & _REJECT),
+                # A blackhole has no flag of its own, and no interface either.
+                bool(flags & _REJECT) or words[0] == "*",
             )
         )
     return tuple(routes)
