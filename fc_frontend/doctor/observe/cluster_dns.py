@@ -7,6 +7,7 @@ import contextlib
 import socket
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Literal
 
 import dns.asyncquery
@@ -20,6 +21,7 @@ import dns.rdatatype
 import dns.rdtypes.ANY.SOA
 
 from fc_frontend.doctor.judge.cluster_dns import (
+    NOTHING,
     SMALLEST_EDNS,
     Attempt,
     NameserverFacts,
@@ -295,4 +297,15 @@ def observe_names(
     nameserver: Nameserver, cluster: Cluster, services: Sequence[ServiceSpec], timeout: float
 ) -> NamesFacts:
     """What `nameserver` says of kubernetes.default and of the first 100 declared services."""
+    if not _lives(nameserver, cluster.domain, timeout):
+        return NamesFacts(nameserver, NOTHING)
     return asyncio.run(_names(nameserver, cluster, services, timeout))
+
+
+def _lives(nameserver: Nameserver, domain: str, timeout: float) -> bool:
+    """True if it answers at all; one packet may get lost."""
+    transports = (*nameserver.transports, nameserver.transports[0])
+    return any(
+        _attempt(partial(_ask, nameserver, domain, transport, timeout))[0].answered
+        for transport in transports
+    )
