@@ -19,6 +19,7 @@ COMMANDS = {
     "history": "List what HAProxy had, when, and why.",
     "rollback": "Go back to a configuration that HAProxy had, and hold it.",
     "resume": "End the hold: go on with what is declared.",
+    "doctor": "Look whether this VM is fit: networks, routes, DNS, HAProxy, permissions, clock.",
     "demo": "Show the whole thing on loopback, with nothing set up.",
 }
 
@@ -70,6 +71,7 @@ def cli(ctx: click.Context, config: str | None) -> None:
     \b
     First steps:
       fc-frontend demo      see it work, on loopback, with nothing set up
+      fc-frontend doctor    is this VM fit to be a frontend?
       fc-frontend check     judge /etc/fc-frontend/config.yaml
       fc-frontend run       the daemon
     """

@@ -227,12 +227,15 @@ class ClusterDns:
         rng: random.Random | None = None,
         clock: Callable[[], float] = time.time,
         loopback_only: bool = True,
+        software: str | None = None,
+        transfers: bool = False,
     ) -> None:
         """`ttl` and `idle_timeout` are in seconds, `bufsize` in bytes; port 0 takes a free one.
 
         `wildcards` answers `*` and `any` as CoreDNS did before 1.9. `extra_records` maps names
         to the targets of their CNAMEs. `clock` gives Unix time, for the serial. `loopback_only`
-        may be given up in a network namespace of one's own.
+        may be given up in a network namespace of one's own. `software` answers version.bind, as
+        CoreDNS's `chaos` plugin does; `transfers` allows zone transfers (AXFR) of all addresses.
         """
         if loopback_only and not ipaddress.ip_address(address).is_loopback:
             raise ValueError(f"{address} is not a loopback address")
@@ -245,6 +248,8 @@ class ClusterDns:
         self._zone = dns.name.from_text(zone)
         self._ttl = ttl
         self._wildcards = wildcards
+        self._software = software
+        self._transfers = transfers
         self._bufsize = bufsize
         self._max_connections = max_connections
         self._idle_timeout = idle_timeout
@@ -437,13 +442,36 @@ class ClusterDns:
 
     def _found(self, question: _Question, fault: Fault) -> _Found:
         if question.error is not dns.rcode.NOERROR:
-            return _Found(question.error)
+            return self._special(question) or _Found(question.error)
         if fault in _FAULT_CODES:
             found = _Found(_FAULT_CODES[fault], authoritative=fault is Fault.NXDOMAIN)
             if fault is Fault.NXDOMAIN:
                 found.authority.append(self._soa())
             return found
         return self._records(question.name, question.rdtype)
+
+    def _special(self, question: _Question) -> _Found | None:
+        """The answer to version.bind or a zone transfer, where these are not refused."""
+        asked = question.query.question[0]
+        if asked.rdclass == dns.rdataclass.CH and question.key == ("version.bind", "TXT"):
+            if self._software is None:
+                return None
+            text = f'"{self._software}"'
+            record = dns.rrset.from_text(asked.name, 0, asked.rdclass, asked.rdtype, text)
+            return _Found(dns.rcode.NOERROR, authoritative=True, answers=[record])
+        if not (
+            self._transfers and asked.rdtype == dns.rdatatype.AXFR and asked.name == self._zone
+        ):
+            return None
+        found = _Found(dns.rcode.NOERROR, authoritative=True, answers=[self._soa()])
+        for service in self._services.values():
+            name = dns.name.from_text(f"{service.name}.{service.namespace}.svc", self._zone)
+            found.answers += (
+                self._record(name, _address_rdata(address))
+                for address in service.cluster_ips or service.endpoints
+            )
+        found.answers.append(self._soa())
+        return found
 
     def _records(self, name: dns.name.Name, rdtype: dns.rdatatype.RdataType) -> _Found:
         """The records at a name, with the aliases on the way to it."""

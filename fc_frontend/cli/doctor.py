@@ -1,0 +1,241 @@
+"""`fc-frontend doctor`: is this VM fit to be a frontend?"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+import click
+
+from fc_frontend.cli.common import Exit, config_option, print_problems, style
+from fc_frontend.doctor.findings import Finding, Group, Result, printable, worst
+from fc_frontend.errors import Problem, errors_in
+
+if TYPE_CHECKING:
+    from fc_frontend.config.loader import Declaration
+    from fc_frontend.doctor.examine import Probe
+
+_COLORS = {
+    Result.OK: "green",
+    Result.WARNING: "yellow",
+    Result.UNKNOWN: "magenta",
+    Result.PROBLEM: "red",
+}
+_EXITS = {Result.PROBLEM: Exit.PROBLEMS, Result.UNKNOWN: Exit.CANNOT_TELL}
+_NAGIOS = {
+    Result.OK: ("OK", 0),
+    Result.WARNING: ("WARNING", 1),
+    Result.PROBLEM: ("CRITICAL", 2),
+    Result.UNKNOWN: ("UNKNOWN", 3),
+}
+
+
+@click.command("doctor")
+@config_option
+@click.option(
+    "--kubeconfig",
+    metavar="PATH",
+    help="Ask the API server and its nodes as well. Nothing of the file is ever shown.",
+)
+@click.option(
+    "--zone-transfer",
+    "transfer",
+    is_flag=True,
+    help="Ask cluster DNS for a zone transfer as well (AXFR). Where CoreDNS before 1.14.5 allows "
+    "transfers, this can bring it down.",
+)
+@click.option(
+    "--format",
+    "shape",
+    type=click.Choice(["text", "json", "nagios"]),
+    default="text",
+    help="text for people, json for scripts, nagios for Sensu, Nagios and Icinga.",
+)
+def command(config: str, kubeconfig: str | None, transfer: bool, shape: str) -> None:
+    """Look at this VM and its surroundings: is it fit to be a frontend?
+
+    Looks at all of this at once, within 15 seconds, and changes nothing:
+
+    \b
+    network         overlaps of the cluster's networks with this VM's, routes into them
+    cluster DNS     each nameserver over UDP and TCP, response time, sizes, software,
+                    kinds of record, the declared services' names
+    HAProxy         version and end of life, features, sockets, binds, low ports,
+                    file descriptors
+    files, clock    may this user write where it must; is the time right
+    Kubernetes API  with --kubeconfig: the API server, nodes, the cluster's networks
+
+    Run it as the user that fc-frontend runs as: permissions are those of who asks. Each finding
+    that is not ok says what to do.
+
+    \b
+    Exit code  text, json                            nagios
+    0          good; there may be warnings           good
+    1          problems                              warnings
+    2          wrong usage                           problems
+    3          no problem, but something unknown     something unknown
+    """
+    from fc_frontend.doctor.examine import examine, probes
+    from fc_frontend.pipeline import prepare_offline
+
+    prepared = prepare_offline(config)
+    errors = errors_in(prepared.problems)
+    if unread := _unread(prepared.declaration, errors):
+        # What this VM is examined for would be defaults, which nobody declared.
+        if shape == "nagios":
+            click.echo(f"FC-FRONTEND UNKNOWN - {_plain(unread[0].message)}")
+        elif shape == "json":
+            settings = Group("settings")
+            _json(config, [settings.unknown("settings", e.message, e.remedy) for e in unread])
+        else:
+            print_problems(unread)
+        sys.exit(Exit.CANNOT_TELL)
+    progress = _Progress()
+    every = probes(
+        prepared.plan,
+        prepared.config.text if prepared.config else None,
+        kubeconfig=kubeconfig,
+        transfer=transfer,
+    )
+    found = list(examine(every, told=progress.told))
+    progress.end()
+    if errors:
+        more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
+        found.insert(
+            0,
+            Group("settings").problem(
+                "declaration", f"{errors[0].message}{more}", "`fc-frontend check` says all of it"
+            ),
+        )
+    if not prepared.declaration.settings.cluster.nameservers:
+        found.append(
+            Group("cluster DNS").problem(
+                "nameservers",
+                "none is declared, and /etc/resolv.conf has none",
+                "set cluster.nameservers to the cluster's DNS, such as 10.0.0.254:53",
+            )
+        )
+    # A probe may find things for two groups.
+    found.sort(key=lambda finding: _order(finding.group))
+    if shape == "json":
+        _json(config, found)
+    elif shape == "nagios":
+        sys.exit(_nagios(found))
+    else:
+        _table(found)
+    sys.exit(_EXITS.get(worst(found), Exit.GOOD))
+
+
+def _unread(declaration: Declaration, errors: tuple[Problem, ...]) -> tuple[Problem, ...]:
+    """The errors for which the settings could not be read, and are not those declared."""
+    from fc_frontend.plan.checks import settings_problems
+
+    of_read = {problem.message for problem in settings_problems(declaration.settings)}
+    return tuple(
+        error
+        for error in errors
+        if error.file == declaration.settings_file
+        and error.service is None
+        and error.message not in of_read
+    )
+
+
+def _order(group: str) -> int:
+    groups = ("settings", "network", "cluster DNS", "HAProxy", "files", "clock", "Kubernetes API")
+    return groups.index(group) if group in groups else len(groups)
+
+
+class _Progress:
+    """One line on a terminal, once it takes longer than a second."""
+
+    def __init__(self) -> None:
+        self._started = time.monotonic()
+        self._shown = False
+
+    def told(self, done: int, under_way: tuple[Probe, ...]) -> None:
+        """Show what is still under way."""
+        if not sys.stderr.isatty() or time.monotonic() - self._started < 1 or not under_way:
+            return
+        self._shown = True
+        first = under_way[0]
+        line = f"{done} of {done + len(under_way)} done; asking: {first.group} {first.check}"
+        click.echo(f"\r\033[K{printable(line, 78)}", nl=False, err=True)
+
+    def end(self) -> None:
+        """Take the line away."""
+        if self._shown:
+            click.echo("\r\033[K", nl=False, err=True)
+
+
+def _json(config: str, found: list[Finding]) -> None:
+    document = {
+        "version": 1,
+        "status": worst(found).value,
+        "config": config,
+        "findings": [finding.as_json() for finding in found],
+    }
+    click.echo(json.dumps(document, indent=2, ensure_ascii=False))
+
+
+def _table(found: list[Finding]) -> None:
+    words = max(len(result) for result in Result)
+    checks = max(len(printable(finding.check)) for finding in found)
+    for group, findings in groupby(found, key=lambda finding: finding.group):
+        click.echo(click.style(group, bold=True))
+        for finding in findings:
+            word = style(finding.result.value.ljust(words), _COLORS[finding.result])
+            check = printable(finding.check).ljust(checks)
+            click.echo(f"  {word}  {check}  {printable(finding.message)}")
+            if finding.remedy:
+                click.echo(f"  {'':{words}}  → {printable(finding.remedy)}")
+    click.echo(_summary(found))
+
+
+def _count(found: list[Finding], result: Result) -> int:
+    return sum(finding.result is result for finding in found)
+
+
+def _summary(found: list[Finding]) -> str:
+    counts = {result: _count(found, result) for result in Result}
+    names = {
+        Result.PROBLEM: "problems",
+        Result.UNKNOWN: "unknown",
+        Result.WARNING: "warnings",
+        Result.OK: "ok",
+    }
+    result = worst(found)
+    verdict = {
+        Result.OK: "fit",
+        Result.WARNING: "fit, with warnings",
+        Result.UNKNOWN: "cannot tell",
+        Result.PROBLEM: "not fit",
+    }[result]
+    said = ", ".join(f"{counts[r]} {name}" for r, name in names.items() if counts[r])
+    return f"{style(verdict, _COLORS[result])}: {said}"
+
+
+def _nagios(found: list[Finding]) -> int:
+    word, code = _NAGIOS[worst(found)]
+    order = [Result.PROBLEM, Result.UNKNOWN, Result.WARNING]
+    wrong = sorted((f for f in found if f.result in order), key=lambda f: order.index(f.result))
+    said = f"{len(found)} checks"
+    if wrong:
+        more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
+        said = f"{wrong[0].check}: {wrong[0].message}{more}"
+    click.echo(
+        f"FC-FRONTEND {word} - {_plain(said)} | problems={_count(found, Result.PROBLEM)} "
+        f"warnings={_count(found, Result.WARNING)} unknown={_count(found, Result.UNKNOWN)}"
+    )
+    for finding in wrong:
+        remedy = f" → {finding.remedy}" if finding.remedy else ""
+        click.echo(
+            _plain(f"{finding.result}: {finding.group}: {finding.check}: {finding.message}{remedy}")
+        )
+    return code
+
+
+def _plain(text: str) -> str:
+    return printable(text.replace("|", "/"))

@@ -1,0 +1,243 @@
+"""The whole examination: all probes at once, each and all within bounds of time."""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+
+from fc_frontend.doctor.findings import Finding, Group, Result
+from fc_frontend.errors import FrontendError
+from fc_frontend.plan.model import Nameserver, Plan, Settings
+
+TIMEOUT = 2.0
+"""Seconds for each question to somebody."""
+WHOLE = 14.0
+"""Seconds for everything; what has not ended by then is told as unknown."""
+
+
+_Ended = queue.SimpleQueue[tuple[int, tuple[Finding, ...]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """Something to look at: `look` observes and judges, and changes nothing."""
+
+    group: str
+    check: str
+    look: Callable[[], Iterable[Finding]]
+
+
+def examine(
+    probes: Iterable[Probe],
+    whole: float = WHOLE,
+    told: Callable[[int, tuple[Probe, ...]], None] = lambda _done, _open: None,
+) -> tuple[Finding, ...]:
+    """The findings of all probes in their order, after at most `whole` seconds.
+
+    A probe that fails in a way that nobody foresaw costs its own findings only.  `told` hears now
+    and then how many are done and which are still under way.
+    """
+    every = tuple(probes)
+    done: dict[int, tuple[Finding, ...]] = {}
+    ended: _Ended = queue.SimpleQueue()
+    for number, probe in enumerate(every):
+        # Not waited for at the end: one that hangs must not keep us.
+        threading.Thread(target=partial(_look, number, probe, ended), daemon=True).start()
+    deadline = time.monotonic() + whole
+    while len(done) < len(every) and (left := deadline - time.monotonic()) > 0:
+        try:
+            number, findings = ended.get(timeout=min(left, 0.2))
+            done[number] = findings
+        except queue.Empty:
+            pass
+        told(len(done), tuple(p for n, p in enumerate(every) if n not in done))
+    return tuple(
+        finding
+        for number, probe in enumerate(every)
+        for finding in done.get(number, (_too_slow(probe, whole),))
+    )
+
+
+def _look(number: int, probe: Probe, ended: _Ended) -> None:
+    ended.put((number, _looked(probe)))
+
+
+def _looked(probe: Probe) -> tuple[Finding, ...]:
+    try:
+        return tuple(probe.look())
+    except FrontendError as exc:
+        return tuple(
+            Finding(probe.group, probe.check, Result.UNKNOWN, problem.message, problem.remedy)
+            for problem in exc.problems
+        )
+    except Exception as exc:
+        # Its text might have what must not be shown.
+        return (
+            Group(probe.group).unknown(
+                probe.check,
+                f"it could not be looked at ({type(exc).__name__})",
+                "please report this, with `fc-frontend --version`",
+            ),
+        )
+
+
+def _too_slow(probe: Probe, whole: float) -> Finding:
+    return Group(probe.group).unknown(
+        probe.check,
+        f"no result within {whole:g} s",
+        "see whether this VM is overloaded, and ask again",
+    )
+
+
+def probes(
+    plan: Plan,
+    text: str | None,
+    *,
+    kubeconfig: str | None = None,
+    transfer: bool = False,
+    timeout: float = TIMEOUT,
+) -> tuple[Probe, ...]:
+    """What there is to look at, for a plan and the `haproxy.cfg` that follows from it.
+
+    `text` is None if none follows: then there are no binds to try.
+    """
+    settings = plan.settings
+    found = [
+        Probe("network", "networks", lambda: _network(settings, timeout)),
+        *(
+            Probe(
+                "cluster DNS",
+                f"{nameserver} {kind}",
+                partial(look, plan, nameserver, timeout, transfer),
+            )
+            for nameserver in settings.cluster.nameservers
+            for kind, look in (("transports", _nameserver), ("names", _names))
+        ),
+        Probe("HAProxy", "binary", lambda: _build(plan, timeout)),
+        Probe("HAProxy", "running", lambda: _running(plan, text, timeout)),
+        Probe("files", "directories", lambda: _places(settings)),
+        Probe("clock", "time", lambda: _clock(settings)),
+    ]
+    if kubeconfig is not None:
+        found.append(
+            Probe(
+                "Kubernetes API", "kubeconfig", lambda: _kubernetes(settings, kubeconfig, timeout)
+            )
+        )
+    return tuple(found)
+
+
+def _network(settings: Settings, timeout: float) -> Iterable[Finding]:
+    from fc_frontend.doctor.judge.network import judge_networks
+    from fc_frontend.doctor.observe.network import observe_network
+
+    return judge_networks(settings.cluster, observe_network(settings.cluster, timeout))
+
+
+def _nameserver(
+    plan: Plan, nameserver: Nameserver, timeout: float, transfer: bool
+) -> Iterable[Finding]:
+    from fc_frontend.doctor.judge.cluster_dns import judge_nameserver
+    from fc_frontend.doctor.judge.machine import judge_serial
+    from fc_frontend.doctor.observe.cluster_dns import observe_nameserver
+
+    cluster = plan.settings.cluster
+    facts = observe_nameserver(nameserver, cluster.domain, timeout, transfer=transfer)
+    return (
+        *judge_nameserver(cluster, facts),
+        *judge_serial(str(nameserver), facts.serial, time.time()),
+    )
+
+
+def _names(
+    plan: Plan, nameserver: Nameserver, timeout: float, _transfer: bool
+) -> Iterable[Finding]:
+    from fc_frontend.doctor.judge.cluster_dns import judge_names
+    from fc_frontend.doctor.observe.cluster_dns import observe_names
+
+    cluster = plan.settings.cluster
+    specs = tuple(service.spec for service in plan.services)
+    return judge_names(cluster, specs, observe_names(nameserver, cluster, specs, timeout))
+
+
+def _build(plan: Plan, timeout: float) -> Iterable[Finding]:
+    from fc_frontend.doctor.judge.haproxy import judge_build
+    from fc_frontend.doctor.observe.haproxy import observe_build
+    from fc_frontend.errors import Unavailable
+
+    try:
+        build = observe_build(plan.settings.haproxy, timeout)
+    except Unavailable as exc:
+        problem = exc.problems[0]
+        return (Group("HAProxy").problem("version", problem.message, problem.remedy),)
+    return judge_build(
+        build,
+        datetime.now(UTC).date(),
+        with_tls=any(
+            service.spec.tls or " ssl" in f" {service.spec.bind_options}"
+            for service in plan.services
+        ),
+        with_stats=plan.settings.haproxy.stats is not None,
+    )
+
+
+def _running(plan: Plan, text: str | None, timeout: float) -> Iterable[Finding]:
+    from fc_frontend.doctor.judge import haproxy as judge
+    from fc_frontend.doctor.observe import haproxy as observe
+    from fc_frontend.errors import Unavailable
+    from fc_frontend.haproxy.binary import find_binary
+    from fc_frontend.haproxy.version import binary_version
+
+    haproxy = plan.settings.haproxy
+    binary = None
+    with contextlib.suppress(Unavailable):  # `_build` tells it
+        binary = str(binary_version(find_binary(haproxy.binary), timeout))
+    runtime, master, now = observe.observe_sockets(haproxy, timeout)
+    found = [*judge.judge_sockets(haproxy, runtime, master, binary)]
+    if text is None:
+        return found
+    wanted, taken = observe.taken_binds(haproxy, text, now)
+    binds = tuple(sorted(wanted.all, key=str))
+    listen = plan.settings.listen
+    held = observe.held_listen(listen)
+    ours = held is not None and listen is not None and observe.answers_health(listen, timeout)
+    slots = sum(service.slots for service in plan.services if service.spec.check)
+    return (
+        *found,
+        *judge.judge_binds(binds, taken, held, ours),
+        judge.judge_low_ports(binds, observe.observe_privilege(haproxy, now)),
+        judge.judge_descriptors(*observe.descriptors(slots, len(binds), now)),
+    )
+
+
+def _places(settings: Settings) -> Iterable[Finding]:
+    from fc_frontend.doctor.judge.machine import judge_place
+    from fc_frontend.doctor.observe.machine import observe_place
+
+    # The file itself may be a link, as NixOS has it: what it points to is replaced.
+    config = Path(settings.haproxy.config_file).resolve().parent
+    return (
+        *judge_place(observe_place("directory of haproxy.cfg", str(config))),
+        *judge_place(observe_place("state directory", settings.state_directory)),
+    )
+
+
+def _clock(settings: Settings) -> Iterable[Finding]:
+    from fc_frontend.doctor.judge.machine import judge_clock
+    from fc_frontend.doctor.observe.machine import observe_clock
+
+    return judge_clock(observe_clock(settings.state_directory))
+
+
+def _kubernetes(settings: Settings, path: str, timeout: float) -> Iterable[Finding]:
+    from fc_frontend.doctor.judge.kubernetes import judge_kubernetes
+    from fc_frontend.doctor.observe.kubernetes import observe_kubernetes
+
+    return judge_kubernetes(settings.cluster, observe_kubernetes(path, timeout))

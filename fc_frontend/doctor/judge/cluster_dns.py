@@ -1,0 +1,362 @@
+"""Does cluster DNS answer, in what way, and which kinds of record?
+
+HAProxy throws a truncated answer away whole, so what UDP carries and whether TCP works decide how
+many pods a service may have.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from enum import StrEnum
+from ipaddress import ip_address
+
+from fc_frontend.doctor.findings import Finding, Group, some
+from fc_frontend.doctor.judge.network import contained
+from fc_frontend.plan.model import Cluster, Discovery, Nameserver, ServiceSpec, Target, Transport
+
+_GROUP = Group("cluster DNS")
+SLOW = 0.2
+"""Seconds: HAProxy asks each name once a second, and new ones in a burst."""
+SMALLEST_EDNS = 1232
+_COREDNS = re.compile(r"coredns-v?(\d+)\.(\d+)\.(\d+)", re.IGNORECASE)
+_PER_SIZE = ((8192, 508), (4096, 253), (1232, 73), (512, 28))
+"""A records that fit into so many bytes, measured on CoreDNS."""
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One question over one transport: `code` is DNS's word for the outcome, or what failed.
+
+    `seconds` is the slowest of the tries that were answered.
+    """
+
+    answered: bool
+    code: str
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What a name said: the response code, or None if nothing came, and the addresses.
+
+    `large_lost` if nothing came over UDP until a size was offered for which it is too large.
+    """
+
+    code: str | None
+    addresses: tuple[str, ...] = ()
+    count: int = 0
+    truncated: bool = False
+    large_lost: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NameserverFacts:
+    """What one nameserver said.  `payload` is what it sends over UDP at most, None without EDNS.
+
+    `edns_lost` if it answered over UDP only without EDNS.  `transfer` is None if no zone transfer
+    was asked for.  `serial` is the zone's, which CoreDNS takes from its clock.
+    """
+
+    nameserver: Nameserver
+    udp: Attempt
+    tcp: Attempt
+    payload: int | None = None
+    edns_lost: bool = False
+    software: str | None = None
+    transfer: Attempt | None = None
+    serial: int | None = None
+
+
+NOTHING = Record(None)
+
+
+@dataclass(frozen=True, slots=True)
+class NamesFacts:
+    """What one nameserver said about names, all by the name of the service in the settings."""
+
+    nameserver: Nameserver
+    api: Record
+    """A or AAAA of kubernetes.default.svc: it exists in every cluster."""
+    api_srv: Record = NOTHING
+    api_wildcard: Record = NOTHING
+    bare: dict[str, Record] = field(default_factory=dict)
+    wildcard: dict[str, Record] = field(default_factory=dict)
+    srv: dict[str, Record] = field(default_factory=dict)
+    left_out: int = 0
+
+
+def judge_nameserver(cluster: Cluster, facts: NameserverFacts) -> tuple[Finding, ...]:
+    """Transports, sizes, response time, software and zone transfer of one nameserver."""
+    return tuple(_nameserver(cluster, facts))
+
+
+def _nameserver(cluster: Cluster, facts: NameserverFacts) -> Iterator[Finding]:
+    at = str(facts.nameserver)
+    wanted = facts.nameserver.transports
+    if not facts.udp.answered and not facts.tcp.answered:
+        yield _GROUP.problem(
+            at,
+            f"no answer: over UDP {facts.udp.code}, over TCP {facts.tcp.code}",
+            "check the address in cluster.nameservers, the route to it, firewalls for port "
+            f"{facts.nameserver.port} (UDP and TCP), and that the cluster's DNS pods run",
+        )
+        return
+    for transport, attempt in ((Transport.UDP, facts.udp), (Transport.TCP, facts.tcp)):
+        if transport in wanted:
+            yield _transport(f"{at} over {transport.upper()}", cluster, transport, attempt)
+    if Transport.UDP in wanted and facts.udp.answered:
+        yield _size(f"{at} EDNS size", facts)
+    yield _software(f"{at} software", facts.software)
+    if facts.transfer is not None:
+        yield _transfer(f"{at} zone transfer", facts.transfer, facts.software)
+
+
+def _transport(check: str, cluster: Cluster, transport: Transport, attempt: Attempt) -> Finding:
+    if not attempt.answered:
+        meaning = (
+            "HAProxy cannot read answers that are too large for UDP, and never sees these pods"
+            if transport is Transport.TCP
+            else "HAProxy has TCP only"
+        )
+        return _GROUP.warning(
+            check,
+            f"no answer: {attempt.code}; {meaning}",
+            f"let {transport.upper()} through to it, or name the working transport alone "
+            "(tcp://… or udp://… in cluster.nameservers)",
+        )
+    if attempt.code != "NOERROR":
+        return _GROUP.problem(
+            check,
+            f"it says {attempt.code} for the zone {cluster.domain}",
+            "give the cluster's own DNS in cluster.nameservers, and its cluster.domain",
+        )
+    took = f"{attempt.seconds * 1000:.1f} ms"
+    if attempt.seconds > SLOW:
+        return _GROUP.warning(
+            check,
+            f"answers within {took}, and HAProxy asks each name once a second",
+            "look at the load of the cluster's DNS pods and of the way there",
+        )
+    return _GROUP.ok(check, f"answers within {took}")
+
+
+def _size(check: str, facts: NameserverFacts) -> Finding:
+    over_tcp = (
+        "; what is larger comes over TCP"
+        if facts.tcp.answered and Transport.TCP in facts.nameserver.transports
+        else "; what is larger is lost, as TCP does not serve"
+    )
+    if facts.edns_lost:
+        return _GROUP.problem(
+            check,
+            "questions with EDNS, as HAProxy's are, get no answer over UDP",
+            "look for a firewall that drops them, or use tcp://… alone in cluster.nameservers",
+        )
+    if facts.payload is None:
+        message = f"no EDNS: 512 bytes hold 28 pods{over_tcp}"
+    else:
+        pods = next((n for size, n in _PER_SIZE if facts.payload >= size), 28)
+        message = f"{facts.payload} bytes hold some {pods} pods{over_tcp}"
+    is_small = facts.payload is None or facts.payload < SMALLEST_EDNS
+    if over_tcp.startswith("; what is larger is") or is_small:
+        return _GROUP.warning(
+            check, message, "let TCP through as well, and give the nameserver without udp://"
+        )
+    return _GROUP.ok(check, message)
+
+
+def _software(check: str, software: str | None) -> Finding:
+    if software is None:
+        return _GROUP.ok(check, "it does not tell (version.bind)")
+    version = coredns_version(software)
+    if version is None:
+        return _GROUP.ok(check, software)
+    wildcards = "wildcard names work" if version < (1, 9, 0) else "no wildcard names (since 1.9)"
+    return _GROUP.ok(check, f"{software}: {wildcards}")
+
+
+def coredns_version(software: str) -> tuple[int, int, int] | None:
+    """CoreDNS's version in what version.bind says, None for other software."""
+    found = _COREDNS.match(software)
+    return (int(found[1]), int(found[2]), int(found[3])) if found else None
+
+
+def _transfer(check: str, transfer: Attempt, software: str | None) -> Finding:
+    if not transfer.answered or transfer.code != "NOERROR":
+        return _GROUP.ok(check, f"not allowed ({transfer.code}); fc-frontend does not need it")
+    version = coredns_version(software) if software else None
+    if version is not None and version >= (1, 14, 5):
+        return _GROUP.ok(check, "allowed to this VM")
+    return _GROUP.warning(
+        check,
+        "allowed to this VM: CoreDNS before 1.14.5 can be brought down by it",
+        "take the `transfer` plugin out of CoreDNS's configuration, or update it to 1.14.5",
+    )
+
+
+def judge_names(
+    cluster: Cluster, services: tuple[ServiceSpec, ...], facts: NamesFacts
+) -> tuple[Finding, ...]:
+    """Whether names mean what the settings expect: kubernetes.default, and declared services."""
+    return tuple(_names(cluster, services, facts))
+
+
+def _names(
+    cluster: Cluster, services: tuple[ServiceSpec, ...], facts: NamesFacts
+) -> Iterator[Finding]:
+    at = str(facts.nameserver)
+    if facts.api.code is None:
+        yield _GROUP.unknown(
+            f"{at} names",
+            "no answer about any name",
+            "see what is said of this nameserver's transports",
+        )
+        return
+    yield _api(f"{at} kubernetes.default", cluster, facts.api)
+    yield _wildcard(f"{at} wildcard records", services, facts)
+    yield _srv(f"{at} SRV records", facts)
+    yield from _declared(at, cluster, services, facts)
+
+
+class _Said(StrEnum):
+    HEADLESS = "headless"
+    SERVICE = "with a cluster IP"
+    FOREIGN = "foreign"
+    MISSING = "missing"
+    SILENT = "silent"
+    CUT = "cut"
+
+
+def _said(cluster: Cluster, record: Record) -> _Said:
+    addresses = [ip_address(text) for text in record.addresses]
+    if record.code not in ("NOERROR", "NXDOMAIN"):
+        return _Said.SILENT
+    if record.truncated:
+        return _Said.CUT
+    if not addresses:
+        return _Said.MISSING
+    if all(contained(address, cluster.pod_networks) for address in addresses):
+        return _Said.HEADLESS
+    if all(contained(address, cluster.service_networks) for address in addresses):
+        return _Said.SERVICE
+    return _Said.FOREIGN
+
+
+def _declared(
+    at: str, cluster: Cluster, services: tuple[ServiceSpec, ...], facts: NamesFacts
+) -> Iterator[Finding]:
+    check = f"{at} declared services"
+    by: dict[_Said, list[str]] = {}
+    for spec in services:
+        if spec.name in facts.bare:
+            record = facts.bare[spec.name]
+            said = _said(cluster, record)
+            detail = {
+                _Said.SILENT: f" ({record.code or 'no answer'})",
+                _Said.MISSING: f" ({spec.service}.{spec.namespace})",
+                _Said.FOREIGN: f" ({some(record.addresses, 2)})",
+            }.get(said, "")
+            by.setdefault(said, []).append(spec.name + detail)
+    good = [f"{len(by[s])} {s}: {some(by[s])}" for s in (_Said.HEADLESS, _Said.SERVICE) if s in by]
+    if good:
+        more = f"; {facts.left_out} more were not asked about" if facts.left_out else ""
+        yield _GROUP.ok(check, "; ".join(good) + more)
+    if _Said.FOREIGN in by:
+        yield _GROUP.problem(
+            check,
+            f"addresses outside of the pod and service networks: {some(by[_Said.FOREIGN])}",
+            "correct cluster.pod_network and cluster.service_network; such addresses get no "
+            "traffic",
+        )
+    if _Said.MISSING in by:
+        yield _GROUP.warning(
+            check,
+            f"no address for {some(by[_Said.MISSING])}",
+            "no such service, or none of its pods is ready: `kubectl get service,endpoints`",
+        )
+    if _Said.SILENT in by:
+        yield _GROUP.problem(
+            check,
+            f"no usable answer for {some(by[_Said.SILENT])}",
+            "`fc-frontend resolve` says more; look at the log of the cluster's DNS",
+        )
+    yield from _sizes(at, by.get(_Said.CUT, []), facts)
+
+
+def _sizes(at: str, cut: list[str], facts: NamesFacts) -> Iterator[Finding]:
+    lost = [name for name, record in facts.bare.items() if record.large_lost]
+    if lost:
+        yield _GROUP.problem(
+            f"{at} large answers",
+            f"answers larger than {SMALLEST_EDNS} bytes do not arrive over UDP ({some(lost)}): "
+            "fragments get lost on the way",
+            "let IP fragments through, set `bufsize 1232` in CoreDNS, or use tcp://… alone in "
+            "cluster.nameservers",
+        )
+    if cut:
+        yield _GROUP.problem(
+            f"{at} declared services",
+            f"truncated answers, and no TCP to get the rest: {some(cut)}",
+            "let TCP through to the nameserver, and give it without udp://",
+        )
+
+
+def _api(check: str, cluster: Cluster, record: Record) -> Finding:
+    if record.code != "NOERROR" or not record.addresses:
+        code = record.code if record.code != "NOERROR" else "no address"
+        return _GROUP.warning(
+            check,
+            f"{code} for kubernetes.default.svc.{cluster.domain}, which every cluster has",
+            "check cluster.domain, and that the nameserver is the cluster's own",
+        )
+    outside = [
+        text
+        for text in record.addresses
+        if not contained(ip_address(text), cluster.service_networks)
+    ]
+    if outside:
+        return _GROUP.problem(
+            check,
+            f"{some(outside)} is the API's cluster IP and lies outside of the service network "
+            f"{some(cluster.service_networks)}",
+            "correct cluster.service_network: this cluster has another one",
+        )
+    return _GROUP.ok(check, f"{some(record.addresses)}, in the service network")
+
+
+def _wildcard(check: str, services: tuple[ServiceSpec, ...], facts: NamesFacts) -> Finding:
+    answered = [name for name, record in facts.wildcard.items() if record.addresses]
+    if answered or facts.api_wildcard.addresses:
+        return _GROUP.ok(check, "answered, as by CoreDNS before 1.9: every pod has its address")
+    if all(record.code is None for record in (facts.api_wildcard, *facts.wildcard.values())):
+        return _GROUP.unknown(check, "no answer", "ask again; look at the log of the cluster's DNS")
+    needing = [
+        spec.name
+        for spec in services
+        if spec.discovery is Discovery.WILDCARD and spec.target is Target.POD
+    ]
+    if needing:
+        return _GROUP.problem(
+            check,
+            f"not answered, as by CoreDNS since 1.9, and needed by {some(needing)}",
+            "make these services headless (clusterIP: None) and declare discovery: auto",
+        )
+    return _GROUP.ok(check, "not answered, as by CoreDNS since 1.9; no service depends on them")
+
+
+def _srv(check: str, facts: NamesFacts) -> Finding:
+    answered = [name for name, record in facts.srv.items() if record.count]
+    silent = [name for name, record in facts.srv.items() if not record.count]
+    if silent:
+        return _GROUP.problem(
+            check,
+            f"none for the named port of {some(silent)}",
+            "name the port in the Service as in pod_port, or give its number",
+        )
+    if answered or facts.api_srv.count:
+        return _GROUP.ok(check, "answered: named ports can be declared")
+    if facts.api_srv.code is None:
+        return _GROUP.unknown(check, "no answer", "ask again; look at the log of the cluster's DNS")
+    return _GROUP.ok(check, "none at _https._tcp.kubernetes.default; no service depends on them")

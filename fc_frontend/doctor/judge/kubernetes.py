@@ -1,0 +1,234 @@
+"""Does the API server answer, are the nodes ready, and are its networks those of the settings?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from ipaddress import ip_network
+from typing import Any
+
+from fc_frontend.doctor.findings import Finding, Group, some
+from fc_frontend.doctor.judge.machine import judge_date
+from fc_frontend.plan.model import Cluster
+
+_GROUP = Group("Kubernetes API")
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """What the API server said to one request: `status` is None if nothing, and `said` why."""
+
+    status: int | None
+    said: str = ""
+    ahead: float | None = None
+    """Seconds that its clock is ahead of ours."""
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A node, as far as it tells."""
+
+    name: str
+    ready: bool
+    reason: str = ""
+    addresses: tuple[str, ...] = ()
+    pod_networks: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KubernetesFacts:
+    """What the API server said.  `nodes` is None if they were not told."""
+
+    server: str
+    ready: Response
+    listed: Response
+    nodes: tuple[Node, ...] | None = None
+    readable_by_others: bool = False
+    verified: bool = True
+    certificate_days: float | None = None
+    """How long the server's certificate is still good for, in days."""
+
+
+def parse_nodes(document: Any) -> tuple[Node, ...]:
+    """The nodes in the API's list of them; what is not as expected is left out."""
+    nodes = []
+    for item in _list(_get(document, "items")):
+        name = _get(item, "metadata", "name")
+        if not isinstance(name, str):
+            continue
+        status = [
+            entry
+            for entry in _list(_get(item, "status", "conditions"))
+            if _get(entry, "type") == "Ready"
+        ]
+        reason = _get(status[0], "reason") if status else "no Ready condition"
+        networks = _list(_get(item, "spec", "podCIDRs")) or [_get(item, "spec", "podCIDR")]
+        nodes.append(
+            Node(
+                name,
+                bool(status) and _get(status[0], "status") == "True",
+                str(reason or ""),
+                tuple(
+                    str(_get(entry, "address"))
+                    for entry in _list(_get(item, "status", "addresses"))
+                    if _get(entry, "type") == "InternalIP"
+                ),
+                tuple(text for text in networks if isinstance(text, str) and text),
+            )
+        )
+    return tuple(nodes)
+
+
+def _get(value: Any, *path: str) -> Any:
+    for key in path:
+        value = value.get(key) if isinstance(value, dict) else None
+    return value
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def judge_kubernetes(cluster: Cluster, facts: KubernetesFacts) -> tuple[Finding, ...]:
+    """Readiness of the API and its nodes, and whether its networks are those of the settings."""
+    return tuple(_kubernetes(cluster, facts))
+
+
+def _kubernetes(cluster: Cluster, facts: KubernetesFacts) -> Iterator[Finding]:
+    if facts.readable_by_others:
+        yield _GROUP.warning(
+            "kubeconfig",
+            "other users may read it, and it gives access to the whole cluster",
+            "chmod 600 the file",
+        )
+    yield _ready(facts)
+    if facts.ready.status is None:
+        return
+    if not facts.verified:
+        yield _GROUP.warning(
+            "certificate",
+            "it is not verified (insecure-skip-tls-verify): anybody may pose as the API",
+            "use a kubeconfig with the cluster's certificate-authority-data",
+        )
+    elif facts.certificate_days is not None and facts.certificate_days < 14:
+        yield _GROUP.warning(
+            "certificate",
+            f"the API server's certificate ends in {facts.certificate_days:.0f} days",
+            "renew it on the master VM",
+        )
+    if facts.ready.ahead is not None:
+        yield judge_date("the API server", facts.ready.ahead)
+    if facts.nodes is None:
+        yield _refusal("nodes", facts.listed)
+        return
+    yield _nodes(facts.nodes)
+    yield from _networks(cluster, facts.nodes)
+
+
+def _ready(facts: KubernetesFacts) -> Finding:
+    status = facts.ready.status
+    if status == 200:
+        return _GROUP.ok("readyz", f"{facts.server} is ready")
+    if status is None:
+        return _GROUP.problem(
+            "readyz",
+            f"{facts.server} cannot be asked: {facts.ready.said}",
+            "check the address in the kubeconfig, the route to it and its certificates; HAProxy "
+            "serves on without the API, but the cluster changes no more",
+        )
+    if status in (401, 403):
+        return _refusal("readyz", facts.ready)
+    return _GROUP.problem(
+        "readyz",
+        f"{facts.server} says {status}: {facts.ready.said}",
+        "`kubectl get --raw '/readyz?verbose'` names the check that fails",
+    )
+
+
+def _refusal(check: str, response: Response) -> Finding:
+    if response.status == 401:
+        return _GROUP.unknown(
+            check,
+            "the API server does not accept the kubeconfig's certificate or token (401)",
+            "make a new one on the master VM, `kubernetes-make-kubeconfig`: its certificate is "
+            "valid for 365 days",
+        )
+    if response.status == 403:
+        return _GROUP.unknown(
+            check,
+            "the kubeconfig's user may not ask for it (403)",
+            "use one that may get /readyz and list nodes",
+        )
+    said = f"{response.status}: {response.said}" if response.status else response.said
+    return _GROUP.unknown(check, said or "no proper answer", "try `kubectl get nodes`")
+
+
+def _nodes(nodes: tuple[Node, ...]) -> Finding:
+    unready = [f"{node.name} ({node.reason})" for node in nodes if not node.ready]
+    ready = [node.name for node in nodes if node.ready]
+    if not ready:
+        return _GROUP.problem(
+            "nodes",
+            f"none is ready: {some(unready)}" if nodes else "the cluster has none",
+            "`kubectl describe node` says why; activate the kubernetes-node role on a VM",
+        )
+    if unready:
+        return _GROUP.warning(
+            "nodes",
+            f"{len(ready)} of {len(nodes)} are ready, these are not: {some(unready)}",
+            "`kubectl describe node` says why",
+        )
+    return _GROUP.ok("nodes", f"{len(nodes)} are ready: {some(ready)}")
+
+
+def _networks(cluster: Cluster, nodes: tuple[Node, ...]) -> Iterator[Finding]:
+    outside = [
+        f"{text} ({node.name})"
+        for node in nodes
+        for text in node.pod_networks
+        if not _inside(text, cluster)
+    ]
+    if outside:
+        yield _GROUP.problem(
+            "pod network",
+            f"nodes have pods in {some(outside)}, outside of cluster.pod_network "
+            f"({some(cluster.pod_networks)})",
+            "correct cluster.pod_network: addresses outside of it get no traffic",
+        )
+    elif any(node.pod_networks for node in nodes):
+        yield _GROUP.ok("pod network", "all nodes' pods lie in cluster.pod_network")
+    known = {text for node in nodes for text in node.addresses}
+    strange = [
+        f"{name} ({address})"
+        for name, address in cluster.nodes.items()
+        if str(address) not in known
+    ]
+    if known and strange:
+        yield _GROUP.problem(
+            "cluster.nodes",
+            f"no node has the address of {some(strange)}",
+            "correct cluster.nodes; `kubectl get nodes -o wide` shows their addresses",
+        )
+
+
+def _inside(text: str, cluster: Cluster) -> bool:
+    try:
+        network = ip_network(text)
+    except ValueError:
+        return True
+    return any(
+        network.version == own.version
+        and network.network_address in own
+        and network.prefixlen >= own.prefixlen
+        for own in cluster.pod_networks
+    )
+
+
+def ahead(date_header: float, sent: float, received: float) -> float:
+    """How far a server's clock is ahead, given its answer's date and our times around it.
+
+    Within the time the answer took, and the second that the date is cut to, it counts as none.
+    """
+    if sent - 1 <= date_header <= received:
+        return 0.0
+    return date_header - (sent + received) / 2

@@ -1,0 +1,147 @@
+"""May fc-frontend write where it must, and is the clock right?"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from fc_frontend.doctor.findings import Finding, Group
+
+_FILES = Group("files")
+_CLOCK = Group("clock")
+_MEGABYTE = 1024 * 1024
+_LEAST_SPACE = 100 * _MEGABYTE
+_EARLIEST_YEAR = 2026
+"""When this was written: a clock before that is not set."""
+_AHEAD = 60.0
+"""Seconds that another clock may be ahead: it may be wrong itself."""
+_LEAST_SERIAL = 1_500_000_000
+_DATE = re.compile(r"20\d\d(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])\d\d")
+"""2000000000, as Unix time, is in 2033; before that none looks like this."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """A directory that is written in.
+
+    `nearest` is the part of it that exists, `writable` whether `user` may write there, `free` the
+    bytes that are left (None if that cannot be told).
+    """
+
+    check: str
+    path: str
+    nearest: str
+    is_directory: bool
+    writable: bool
+    user: str
+    free: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Clock:
+    """Unix time now, the newest file of ours, and whether the kernel knows its clock to be set.
+
+    `synchronized` is None if the kernel cannot be asked.
+    """
+
+    now: float
+    newest_file: float | None = None
+    newest_path: str = ""
+    synchronized: bool | None = None
+
+
+def judge_place(place: Place) -> tuple[Finding, ...]:
+    """Whether a directory can be written in, and has room."""
+    return tuple(_place(place))
+
+
+def _place(place: Place) -> Iterator[Finding]:
+    if not place.is_directory:
+        yield _FILES.problem(
+            place.check, f"{place.nearest} is not a directory", f"remove it, or move {place.path}"
+        )
+    elif not place.writable:
+        yield _FILES.problem(
+            place.check,
+            f"{place.user} may not write in {place.nearest}",
+            f"give it {place.path}, or run as the user that fc-frontend runs as; a read-only "
+            "file system must be mounted otherwise",
+        )
+    elif place.nearest != place.path:
+        yield _FILES.ok(place.check, f"{place.path} will be made by {place.user}")
+    else:
+        yield _FILES.ok(place.check, f"{place.user} may write in {place.path}")
+    if place.free is not None and place.free < _LEAST_SPACE:
+        yield _FILES.warning(
+            f"{place.check} space",
+            f"{place.free // _MEGABYTE} MB are free at {place.nearest}",
+            "make room: a full disk keeps new configurations from being written",
+        )
+
+
+def judge_clock(clock: Clock) -> tuple[Finding, ...]:
+    """Whether the clock can be right: certificates, histories and ages depend on it."""
+    return tuple(_clock(clock))
+
+
+def _clock(clock: Clock) -> Iterator[Finding]:
+    now = datetime.fromtimestamp(clock.now, UTC)
+    shown = f"{now:%Y-%m-%d %H:%M:%S} UTC"
+    remedy = "set it, and keep it so: `timedatectl set-ntp true`"
+    if now.year < _EARLIEST_YEAR:
+        yield _CLOCK.problem("time", f"it says {shown}: it was never set", remedy)
+    elif clock.newest_file is not None and clock.newest_file > clock.now + _AHEAD:
+        behind = clock.newest_file - clock.now
+        yield _CLOCK.problem(
+            "time",
+            f"it says {shown}, {behind:.0f} s before {clock.newest_path} was written",
+            remedy,
+        )
+    else:
+        yield _CLOCK.ok("time", shown)
+    if clock.synchronized is None:
+        yield _CLOCK.unknown(
+            "synchronized", "the kernel does not say", "see `timedatectl` or `chronyc tracking`"
+        )
+    elif not clock.synchronized:
+        yield _CLOCK.warning(
+            "synchronized",
+            "the kernel says that nobody keeps the clock (STA_UNSYNC)",
+            "run an NTP client: `timedatectl set-ntp true`, or chrony; in a container or VM whose "
+            "host keeps the clock, this may be meant",
+        )
+    else:
+        yield _CLOCK.ok("synchronized", "the kernel's clock is kept by an NTP client")
+
+
+def judge_serial(source: str, serial: int | None, now: float) -> tuple[Finding, ...]:
+    """Whether cluster DNS lives in our future: CoreDNS's serial is the time of its last change.
+
+    A serial in the past says nothing; others' serials are a date such as 2026112301, or count.
+    """
+    if serial is None or serial < _LEAST_SERIAL or _DATE.fullmatch(str(serial)):
+        return ()
+    if serial > now + _AHEAD:
+        return (
+            _CLOCK.warning(
+                f"against {source}",
+                f"cluster DNS has changed {serial - now:.0f} s from now by its own clock",
+                "compare the clocks of this VM and of the nodes: `timedatectl` on each",
+            ),
+        )
+    return (_CLOCK.ok(f"against {source}", "cluster DNS is not ahead of it"),)
+
+
+def judge_date(source: str, ahead: float) -> Finding:
+    """`ahead` is how many seconds the other clock is ahead of ours, to a second."""
+    check = f"against {source}"
+    if abs(ahead) > _AHEAD:
+        order = "behind" if ahead > 0 else "ahead of"
+        return _CLOCK.problem(
+            check,
+            f"this VM is {abs(ahead):.0f} s {order} it",
+            "compare the clocks of this VM and of the master: `timedatectl` on each",
+        )
+    return _CLOCK.ok(check, f"within {max(1.0, abs(ahead)):.0f} s of it")

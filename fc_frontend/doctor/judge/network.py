@@ -1,0 +1,303 @@
+"""Do the cluster's networks overlap with this VM's own, and does a route lead into them?
+
+The platform's documentation warns: the networks of services and pods must not overlap with existing
+networks.  The cluster's own interfaces on this VM do lie in them, and are known by their names.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface, ip_network
+
+from fc_frontend.doctor.findings import Finding, Group, some
+from fc_frontend.plan.model import Address, Cluster, Nameserver, Network
+
+_GROUP = Group("network")
+_UP, _GATEWAY, _REJECT = 0x1, 0x2, 0x200
+_ANYCAST, _LOCAL = 0x100000, 0x80000000
+
+CLUSTER_INTERFACE = re.compile(
+    r"(cni|flannel|cali|tunl|vxlan\.calico|cilium|lxc|weave|kube-|kube-ipvs|nodelocaldns|genev"
+    r"|antrea|ovn|veth|wireguard\.cali)[A-Za-z0-9_.@-]*"
+)
+"""How the interfaces are named that network plugins and kube-proxy make."""
+
+_OTHERS_INTERFACE = re.compile(r"(docker|br-|virbr|lxdbr|podman|tun|tap|wg|ppp)[A-Za-z0-9_.@-]*")
+"""Interfaces of container engines and VPNs, whose networks are not the cluster's."""
+
+
+@dataclass(frozen=True, slots=True)
+class HostAddress:
+    """An address of this VM with the network that it was given for."""
+
+    interface: str
+    address: IPv4Interface | IPv6Interface
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """A route of the main table; `refuses` if it says unreachable, prohibit or blackhole."""
+
+    network: Network
+    interface: str
+    gateway: Address | None = None
+    refuses: bool = False
+
+    @property
+    def is_default(self) -> bool:
+        """True for a route to everywhere, in one or, as VPNs have it, two halves."""
+        return self.network.prefixlen <= 1
+
+    def __str__(self) -> str:
+        by = f" by {self.gateway}" if self.gateway else ""
+        return f"{self.network}{by} on {self.interface}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NetworkFacts:
+    """What this VM's kernel says.
+
+    `sources` has for each network the address that a packet to it would leave with, None where the
+    kernel knows no way; that includes routes of other tables.  `kube_proxy` says if it runs here.
+    """
+
+    addresses: tuple[HostAddress, ...]
+    routes: tuple[Route, ...]
+    sources: Mapping[Network, Address | None]
+    kube_proxy: bool = False
+
+
+def judge_networks(cluster: Cluster, facts: NetworkFacts) -> tuple[Finding, ...]:
+    """Overlaps and routes, for each network of the cluster; and where its fixed addresses lie."""
+    named = [
+        *(("service network", network) for network in cluster.service_networks),
+        *(("pod network", network) for network in cluster.pod_networks),
+    ]
+    found: list[Finding] = []
+    for kind in ("service network", "pod network"):
+        if kind not in [name for name, _ in named]:
+            field = f"cluster.{kind.replace(' ', '_')}"
+            found.append(
+                _GROUP.unknown(kind, f"no {kind} is declared", f"set {field} to the cluster's")
+            )
+    for kind, network in named:
+        found.append(_overlaps(kind, network, cluster, facts))
+        found.append(_route(kind, network, facts))
+    found += _declared_overlaps(cluster)
+    found += _fixed(cluster)
+    return tuple(found)
+
+
+def _overlaps(kind: str, network: Network, cluster: Cluster, facts: NetworkFacts) -> Finding:
+    check = f"overlap of {kind} {network}"
+    own = [
+        str(entry.address.ip)
+        for entry in facts.addresses
+        if entry.interface == "lo" and contained(entry.address.ip, (network,))
+    ]
+    existing = [
+        f"{entry.address} on {entry.interface}"
+        for entry in facts.addresses
+        if entry.interface != "lo"
+        and not CLUSTER_INTERFACE.fullmatch(entry.interface)
+        and overlap(entry.address.network, network)
+    ]
+    if existing:
+        return _GROUP.problem(
+            check,
+            f"this VM has in the same range: {some(existing)}",
+            "existing networks and the cluster's must not overlap: renumber one of them (the "
+            "cluster's only before its Kubernetes roles are activated); if the cluster has "
+            "another range, correct the settings",
+        )
+    strange = [str(route) for route in facts.routes if _is_strange(route, network, cluster)]
+    if strange:
+        return _GROUP.warning(
+            check,
+            f"routes of this VM lead elsewhere with parts of it: {some(strange)}",
+            "if these are not the cluster's, the networks overlap: renumber one of them; if they "
+            "are, name their gateways in cluster.nodes",
+        )
+    if own:
+        return _GROUP.warning(
+            check,
+            f"this VM itself has {some(own)} on its loopback interface: no other host, and no "
+            "pod, can be reached under that",
+            "remove the address unless it stands for the cluster's own on this VM (node-local DNS)",
+        )
+    return _GROUP.ok(check, "no address and no other network of this VM lies in it")
+
+
+def _is_strange(route: Route, network: Network, cluster: Cluster) -> bool:
+    """True for a route into `network` that does not look like the cluster's own.
+
+    Network plugins make routes to the nodes' parts of the pod network, by interfaces of their own
+    or by the nodes' addresses.
+    """
+    if (
+        route.refuses
+        or route.is_default
+        or route.interface == "lo"
+        or not overlap(route.network, network)
+        or _covers(route.network, network)
+        or CLUSTER_INTERFACE.fullmatch(route.interface)
+    ):
+        return False
+    if route.gateway is None or _OTHERS_INTERFACE.fullmatch(route.interface):
+        return True
+    nodes = set(cluster.nodes.values())
+    return bool(nodes) and route.gateway not in nodes
+
+
+def _route(kind: str, network: Network, facts: NetworkFacts) -> Finding:
+    check = f"route to {kind} {network}"
+    over = [route for route in facts.routes if _covers(route.network, network)]
+    inside = [
+        route
+        for route in facts.routes
+        if overlap(route.network, network) and not _covers(route.network, network)
+    ]
+    leading = [route for route in inside if not route.refuses]
+    best = max(over, key=lambda route: route.network.prefixlen, default=None)
+    if leading and (best is None or best.is_default):
+        return _GROUP.ok(check, f"routes to {len(leading)} parts of it: {some(leading, 3)}")
+    remedy = (
+        "activate the role kubernetes-frontend, which routes into the cluster, or add a route: "
+        f"`ip route add {network} via NODE`"
+    )
+    if best is not None and best.refuses:
+        return _GROUP.problem(check, f"the route {best} refuses it", remedy)
+    if best is not None and not best.is_default:
+        return _wider(check, network, best)
+    if facts.sources.get(network) is None:
+        return _GROUP.problem(check, "no route leads there", remedy)
+    if best is None:
+        return _GROUP.ok(check, "a route of another table than main leads there (`ip rule`)")
+    if kind == "service network" and facts.kube_proxy:
+        return _GROUP.ok(
+            check, f"kube-proxy runs on this VM and translates it; {best} is enough for that"
+        )
+    return _GROUP.warning(
+        check,
+        f"only the default route ({best}) leads there: right only if that gateway knows the way",
+        remedy,
+    )
+
+
+def _wider(check: str, network: Network, best: Route) -> Finding:
+    if best.network == network or best.gateway is None:
+        return _GROUP.ok(check, f"{best}")
+    return _GROUP.warning(
+        check,
+        f"the route {best} leads there, which is for a wider network than {network}",
+        f"make sure that {best.gateway} leads into the cluster and not into another network of "
+        "that range, or add a route of its own",
+    )
+
+
+def _declared_overlaps(cluster: Cluster) -> Iterator[Finding]:
+    pairs = [
+        f"{service} and {pod}"
+        for service in cluster.service_networks
+        for pod in cluster.pod_networks
+        if overlap(service, pod)
+    ]
+    if pairs:
+        yield _GROUP.problem(
+            "services and pods apart",
+            f"service and pod network overlap: {some(pairs)}",
+            "give each its own range, as in the cluster's serviceClusterIpRange and clusterCidr",
+        )
+
+
+def _fixed(cluster: Cluster) -> Iterator[Finding]:
+    inside = [
+        f"{name} ({address})"
+        for name, address in cluster.nodes.items()
+        if contained(address, (*cluster.pod_networks, *cluster.service_networks))
+    ]
+    if inside:
+        yield _GROUP.problem(
+            "addresses of nodes",
+            f"nodes have addresses in the cluster's own networks: {some(inside)}",
+            "the nodes' network must not overlap with these; correct cluster.nodes",
+        )
+    for nameserver in cluster.nameservers:
+        if contained(nameserver.address, cluster.pod_networks):
+            yield _moving(nameserver)
+
+
+def _moving(nameserver: Nameserver) -> Finding:
+    return _GROUP.warning(
+        f"address of nameserver {nameserver}",
+        "it is a pod's address, which ends with that pod",
+        "give the cluster IP of the cluster's DNS service in cluster.nameservers",
+    )
+
+
+def contained(address: Address, networks: Iterable[Network]) -> bool:
+    """True if `address` lies in one of `networks`."""
+    return any(address.version == network.version and address in network for network in networks)
+
+
+def overlap(one: Network, other: Network) -> bool:
+    """True if both have an address in common."""
+    return one.version == other.version and one.overlaps(other)
+
+
+def _covers(wide: Network, narrow: Network) -> bool:
+    return (
+        wide.version == narrow.version
+        and wide.prefixlen <= narrow.prefixlen
+        and narrow.network_address in wide
+    )
+
+
+def parse_routes(text: str) -> tuple[Route, ...]:
+    """/proc/net/route's routes; it has the main table, with addresses in the machine's order."""
+
+    def address(word: str) -> IPv4Address:
+        return IPv4Address(int(word, 16).to_bytes(4, sys.byteorder))
+
+    routes = []
+    for line in text.splitlines()[1:]:
+        words = line.split()
+        if len(words) < 8 or not int(words[3], 16) & _UP:
+            continue
+        flags = int(words[3], 16)
+        routes.append(
+            Route(
+                ip_network(f"{address(words[1])}/{address(words[7])}", strict=False),
+                words[0],
+                address(words[2]) if flags & _GATEWAY else None,
+                # A blackhole has no flag of its own, and no interface either.
+                bool(flags & _REJECT) or words[0] == "*",
+            )
+        )
+    return tuple(routes)
+
+
+def parse_routes6(text: str) -> tuple[Route, ...]:
+    """/proc/net/ipv6_route's routes, without those to this VM's own addresses and multicast."""
+    routes = []
+    for line in text.splitlines():
+        words = line.split()
+        if len(words) < 10:
+            continue
+        flags = int(words[8], 16)
+        network = ip_network((bytes.fromhex(words[0]), int(words[1], 16)), strict=False)
+        if (
+            flags & (_LOCAL | _ANYCAST)
+            or network.is_multicast
+            or network.is_link_local
+            or not flags & (_UP | _REJECT)
+            # The kernel's own last word, where there is no route.
+            or (network.prefixlen == 0 and flags & _REJECT and words[9] == "lo")
+        ):
+            continue
+        gateway = IPv6Address(bytes.fromhex(words[4])) if flags & _GATEWAY else None
+        routes.append(Route(network, words[9], gateway, bool(flags & _REJECT)))
+    return tuple(routes)

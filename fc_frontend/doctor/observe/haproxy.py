@@ -1,0 +1,143 @@
+"""HAProxy's binary, sockets and privileges, and whether its binds can be taken."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from fc_frontend.doctor.judge.haproxy import Build, Privilege, Socket, parse_build
+from fc_frontend.errors import Problem, Unavailable
+from fc_frontend.haproxy import install, preflight, runtime
+from fc_frontend.haproxy.binary import find_binary
+from fc_frontend.haproxy.deploy import Running, TextBinds, text_binds
+from fc_frontend.haproxy.master import Processes, show_proc
+from fc_frontend.haproxy.process import run
+from fc_frontend.haproxy.socket import NoListener
+from fc_frontend.haproxy.version import parse_version
+from fc_frontend.plan.model import Bind, Haproxy
+from fc_frontend.render.render import config_hash
+
+_CAP_NET_BIND_SERVICE = 10
+_FIRST_FREE = "/proc/sys/net/ipv4/ip_unprivileged_port_start"
+
+
+def observe_build(haproxy: Haproxy, timeout: float) -> Build:
+    """What the binary says of itself.  Raises `Unavailable`."""
+    path = find_binary(haproxy.binary)
+    finished = run([path, "-vv"], timeout=timeout, limit=65536)
+    if finished.status != 0:
+        raise Unavailable(
+            Problem(
+                message=f"`{path} -vv` {finished.ending}",
+                remedy="run it by hand; set haproxy.binary to a HAProxy 2.6 or later",
+            )
+        )
+    version = parse_version(finished.output)
+    return parse_build(
+        path, finished.output, str(version), f"{version.major}.{version.minor}", version.supported
+    )
+
+
+def observe_sockets(haproxy: Haproxy, timeout: float) -> tuple[Socket, Socket, Running]:
+    """How worker and master answer on their sockets, and what both say of what runs."""
+    worker, info = _runtime(haproxy.runtime_socket, timeout)
+    master, processes = _master(haproxy.master_socket, timeout)
+    running = Running(
+        hash=runtime.hash_in(info),
+        processes=processes,
+        worker=int(info["Pid"]) if info.get("Pid", "").isdigit() else None,
+    )
+    return worker, master, running
+
+
+def _runtime(path: str, timeout: float) -> tuple[Socket, dict[str, str]]:
+    try:
+        info = runtime.info(path, timeout)
+        level = runtime.command(path, "show cli level", timeout).strip()
+    except Unavailable as exc:
+        return Socket(path, exc.problems[0], not isinstance(exc, NoListener)), {}
+    return Socket(path, level=level, version=info.get("Version", "")), info
+
+
+def _master(path: str, timeout: float) -> tuple[Socket, Processes | None]:
+    try:
+        processes = show_proc(path, timeout)
+    except Unavailable as exc:
+        return Socket(path, exc.problems[0], not isinstance(exc, NoListener)), None
+    return Socket(path, version=processes.version or ""), processes
+
+
+def taken_binds(haproxy: Haproxy, text: str, now: Running) -> tuple[TextBinds, tuple[Problem, ...]]:
+    """The binds in `text`, and what keeps HAProxy from those that it does not have yet."""
+    wanted = text_binds(text)
+    known = frozenset[Bind]()
+    try:
+        installed = install.read(haproxy.config_file)
+    except Unavailable:
+        installed = None
+    if installed is not None and now.hash is not None:
+        content = installed.decode("utf-8", "surrogateescape")
+        if config_hash(content) == now.hash:
+            known = text_binds(content).all
+    found = preflight.check_binds(
+        sorted(wanted.all - known, key=str), owned_by=now.pids, v6only=wanted.v6only
+    )
+    return wanted, found
+
+
+def held_listen(listen: Bind | None) -> Problem | None:
+    """What keeps fc-frontend's own listener from its address, None if it is free."""
+    if listen is None:
+        return None
+    found = preflight.check_binds((listen,), owned_by=frozenset())
+    return found[0] if found else None
+
+
+def answers_health(listen: Bind, timeout: float) -> bool:
+    """True if a daemon of ours listens there."""
+    import http.client
+
+    host = {"*": "127.0.0.1", "::": "::1"}.get(listen.host, listen.host)
+    connection = http.client.HTTPConnection(host, listen.port, timeout=timeout)
+    try:
+        connection.request("GET", "/metrics", headers={"Host": "localhost"})
+        return b"fc_frontend_build_info" in connection.getresponse().read(1024 * 1024)
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+def observe_privilege(haproxy: Haproxy, now: Running) -> Privilege:
+    """Whether the process that binds HAProxy's ports may take low ones."""
+    first_free = 1024
+    if Path(_FIRST_FREE).exists():
+        first_free = int(Path(_FIRST_FREE).read_text())
+    pid = now.processes.master if now.processes else now.worker
+    if pid is not None:
+        return Privilege(first_free=first_free, may=_may_bind(pid), who="HAProxy's master")
+    if haproxy.supervise:
+        return Privilege(
+            first_free=first_free, may=_may_bind(os.getpid()), who="this user's HAProxy"
+        )
+    return Privilege(first_free=first_free, may=None, who="HAProxy")
+
+
+def _may_bind(pid: int) -> bool | None:
+    """Whether process `pid` has CAP_NET_BIND_SERVICE, None if it cannot be seen."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return None
+    for line in status.splitlines():
+        if line.startswith("CapEff:"):
+            return bool(int(line.split()[1], 16) >> _CAP_NET_BIND_SERVICE & 1)
+    return None
+
+
+def descriptors(slots: int, binds: int, now: Running) -> tuple[int, int, Problem | None]:
+    """How many file descriptors HAProxy needs and may have, and the problem if too few."""
+    needed = preflight.file_descriptors_needed(slots, binds + 1)
+    master = now.processes.master if now.processes else None
+    limit = preflight.descriptor_limit(master)
+    return needed, limit, preflight.check_file_descriptors(needed, limit)
