@@ -71,21 +71,21 @@ class Histories(RuleBasedStateMachine):
     def settle(self) -> None:
         """Wait until the model is right, and see that it stays so."""
 
-        def right() -> bool:
-            return {name: self.seen(name) for name in NAMES} == expected
-
         expected = {name: self.expected(name) for name in NAMES}
+        broken = {name for name, state in self.declared.items() if state == "broken"}
+
+        def now() -> tuple[dict[str, set[str] | None], set[str]]:
+            held = self.frontend.status()["quarantined"]
+            return (
+                {name: self.seen(name) for name in NAMES},
+                {h["name"].rpartition("/")[2].split(".")[0] for h in held},
+            )
+
         try:
-            self.frontend.until(right, 30)
+            self.frontend.until(lambda: now() == (expected, broken), 30)
         except AssertionError as exc:
-            seen = {name: self.seen(name) for name in NAMES}
-            raise AssertionError(f"expected {expected}, seen {seen}\n{exc}") from None
-        assert right()
-        held = {
-            q["name"].rpartition("/")[2].split(".")[0]
-            for q in self.frontend.status()["quarantined"]
-        }
-        assert held == {name for name, state in self.declared.items() if state == "broken"}
+            raise AssertionError(f"expected {expected}, {broken}; seen {now()}\n{exc}") from None
+        assert now() == (expected, broken)
 
     def expected(self, name: str) -> set[str] | None:
         """The pods that must answer; None if nobody listens."""

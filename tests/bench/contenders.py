@@ -143,8 +143,8 @@ class FcFrontend:
     def take(self, seconds: float) -> None:
         with socket.create_server((self.frontend.host, TAKEN)):
             self._toggle(TAKEN)
-            self.frontend.until(lambda: not self.frontend.ready())
-            assert any("is held by" in p["message"] for p in self.frontend.status()["problems"])
+            (held,) = self.frontend.until(lambda: self.frontend.status()["quarantined"])
+            assert "is held by" in held["problems"][0]["message"]
             time.sleep(seconds)
 
     def reloads(self) -> int:
@@ -177,16 +177,16 @@ class PlainHaproxy:
 
     def start(self) -> None:
         self.frontend.external = self.haproxy
-        self.haproxy.start(self._text(TOGGLED))
+        self.haproxy.start(self.text(TOGGLED))
         self.frontend.until(lambda: self.frontend.ask(HTTP).startswith("shop-"))
 
     def reload(self, number: int) -> None:
-        self.haproxy.write(self._text(TOGGLED + 1 + number))
+        self.haproxy.write(self.text(TOGGLED + 1 + number))
         assert reload_by_master(self.haproxy.master_socket, self.version, 60).ok
 
     def take(self, seconds: float) -> None:
         with socket.create_server((self.frontend.host, TAKEN)):
-            self.haproxy.write(self._text(TAKEN))
+            self.haproxy.write(self.text(TAKEN))
             with suppress(Unavailable):
                 outcome = reload_by_master(self.haproxy.master_socket, self.version, 60)
                 assert not outcome.ok
@@ -198,7 +198,7 @@ class PlainHaproxy:
     def crashes(self) -> int:
         return len(CRASHED.findall(self.haproxy.log.read_text(errors="replace")))
 
-    def _text(self, toggled: int) -> str:
+    def text(self, toggled: int) -> str:
         """The documentation gives the `listen` with its `server-template`, and `balance`."""
         host, port = self.frontend.dns.address
         lines = [
