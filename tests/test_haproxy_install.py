@@ -18,6 +18,7 @@ from fc_frontend.haproxy.install import (
     install,
     read,
     refused_path,
+    remove_leftovers,
     restore,
     write_refused,
 )
@@ -260,3 +261,14 @@ def test_a_full_and_a_read_only_disk_leave_the_old_file(tmp_path: Path) -> None:
         assert "Read-only file system → mount it writable" in read_only
     else:
         assert "File too large" in failures[0]
+
+
+def test_what_killed_writers_left_is_removed_once_it_is_old(tmp_path: Path) -> None:
+    old, young = tmp_path / ".haproxy.cfg.0123456789ab.tmp", tmp_path / ".a.cfg.ba9876543210.tmp"
+    others = [tmp_path / name for name in ("haproxy.cfg", ".x.tmp", ".haproxy.cfg.0123.tmp")]
+    for path in (old, young, *others):
+        path.write_text("")
+        if path != young:
+            os.utime(path, (1.0, 1.0))
+    assert remove_leftovers([str(tmp_path), "/nowhere"]) == 1
+    assert sorted(tmp_path.iterdir()) == sorted([young, *others])

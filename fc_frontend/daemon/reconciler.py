@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from pathlib import Path
 
 from fc_frontend.config.last_good import Form, LastGood, Piece, Quarantine, Unit
 from fc_frontend.config.loader import Declaration, Sources, read, state_directory
@@ -107,6 +108,7 @@ class Reconciler:
         self._withdrawn = Withdrawn()
         self._substitutes: dict[str, str] = {}
         self._guard = Guard()
+        self._tidied = False
         self._unassigned = True
         self._server_state_age: dict[str, Answer] | None = None
         # Neither a reload nor the runtime API may meet the other half-way.
@@ -645,8 +647,13 @@ class Reconciler:
         if deployment.ok and self.declaration is not None and self._last_good is not None:
             await self._keep_files(self.declaration)
             await self.save()
-            if not self._withdrawn.refused and self.declaration is not None:
-                await asyncio.to_thread(forget_refused, self.declaration.settings.haproxy)
+            settings = self.declaration.settings
+            if not self._withdrawn.refused:
+                await asyncio.to_thread(forget_refused, settings.haproxy)
+            if not self._tidied:
+                self._tidied = True
+                places = (str(Path(settings.haproxy.config_file).parent), settings.state_directory)
+                await asyncio.to_thread(install.remove_leftovers, places)
 
     def _accept(self, prepared: Prepared) -> None:
         assert prepared.config is not None

@@ -9,11 +9,18 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import secrets
 import stat
+import time
+from collections.abc import Iterable
 from pathlib import Path
 
 from fc_frontend.errors import Problem, Unavailable
+
+_LEFTOVER = re.compile(r"\..{1,200}\.[0-9a-f]{12}\.tmp")
+_LEFTOVER_AGE = 60.0
+"""In seconds."""
 
 _REMEDIES = {
     errno.ENOSPC: "make room on that file system",
@@ -71,6 +78,23 @@ def install(path: str, text: str) -> bytes | None:
     if previous != data:
         atomic_write(path, data)
     return previous
+
+
+def remove_leftovers(directories: Iterable[str]) -> int:
+    """Remove what writers that were killed left behind; how many files it was.
+
+    Only what is old enough to be nobody's any more.  What cannot be removed stays.
+    """
+    removed = 0
+    for directory in directories:
+        with contextlib.suppress(OSError):
+            for path in Path(directory).iterdir():
+                if not _LEFTOVER.fullmatch(path.name):
+                    continue
+                if time.time() - path.lstat().st_mtime > _LEFTOVER_AGE:
+                    path.unlink()
+                    removed += 1
+    return removed
 
 
 def signature(path: str) -> tuple[int, int, int] | None:
