@@ -116,6 +116,14 @@ def test_the_rules_fire_when_they_should_and_only_then() -> None:
     assert done.returncode == 0, done.stdout
 
 
+def test_the_operations_guide_has_every_alert_and_no_other() -> None:
+    guide = (PROMETHEUS.parent / "operations.rst").read_text()
+    alerts = {
+        rule["alert"] for group in RULES["groups"] for rule in group["rules"] if "alert" in rule
+    }
+    assert set(re.findall(r"FcFrontend\w+", guide)) == alerts
+
+
 def test_every_alert_is_tested_and_says_what_to_do() -> None:
     tests = yaml.safe_load((PROMETHEUS / "fc-frontend.test.yml").read_text())["tests"]
     fired = {
