@@ -31,13 +31,6 @@ PROMETHEUS = CONTRIB / "prometheus"
 RULES = yaml.safe_load((PROMETHEUS / "fc-frontend.rules.yml").read_text())
 DASHBOARD = json.loads((CONTRIB / "grafana" / "fc-frontend.json").read_text())
 
-PLANNED = {
-    "fc_frontend_service_drained": {"service", "namespace"},
-    "fc_frontend_old_workers_oldest_age_seconds": set[str](),
-    "fc_frontend_old_workers_memory_bytes": set[str](),
-}
-"""Metrics that the rules are ready for and that the daemon may not have yet."""
-
 SCRAPED = {"job", "instance"}
 _NAME = re.compile(r"\b(?:fc_frontend|process)_\w+")
 _MATCHERS = re.compile(r"\b((?:fc_frontend|process)_\w+)\{([^}]*)\}")
@@ -80,7 +73,7 @@ def frontend() -> Iterator[Frontend]:
 @pytest.fixture(scope="module")
 def exported(frontend: Frontend) -> dict[str, set[str]]:
     """The names of all samples of a running daemon, with their labels."""
-    names: dict[str, set[str]] = {name: set(labels) for name, labels in PLANNED.items()}
+    names: dict[str, set[str]] = {}
     for family in text_string_to_metric_families(frontend.get("/metrics")[1].decode()):
         # A label's values come and go with what happens: the family's labels are what counts.
         for sample in family.samples:
