@@ -10,7 +10,7 @@ import os
 from tests.bench.options import Options
 from tests.conftest import BINARIES
 
-NAMES = ("startup", "footprint", "reaction", "reloads", "scaling")
+NAMES = ("startup", "footprint", "reaction", "reloads", "scaling", "faults")
 
 
 def main() -> None:
