@@ -206,7 +206,9 @@ class Stage:
     def reload(self) -> None:
         """A change that needs a reload."""
         self.phase("a change")
+        before = self.contender.reloads()
         self.contender.add()
+        self.frontend.until(lambda: self.contender.reloads() > before)
 
     def add(self, **faults: bool) -> None:
         """Add a service together with a fault, and ask it for 10 s from when it must be there."""
@@ -431,7 +433,7 @@ def row(version: str, scenario: Scenario, options: Options) -> dict[str, object]
         found = {
             "HAProxy": version,
             "fault": scenario.name,
-            **{f"fc-frontend {column}": value for column, value in ours.result().items()},
+            **{f"fc {column}": value for column, value in ours.result().items()},
             **{f"plain {column}": value for column, value in theirs.result().items()},
         }
     print(json.dumps(found), file=sys.stderr, flush=True)
