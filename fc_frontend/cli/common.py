@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from enum import IntEnum
 from typing import Any, NoReturn, TypeVar
@@ -49,7 +49,7 @@ def style(text: str, color: str) -> str:
     return text if os.environ.get("NO_COLOR") else click.style(text, fg=color, bold=True)
 
 
-def table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+def table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
     """Print rows below a header: drawn on a terminal, else in columns for grep and awk."""
     if sys.stdout.isatty():
         from rich.console import Console

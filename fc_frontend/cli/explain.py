@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from fc_frontend.cli.common import config_option, style
-from fc_frontend.errors import Problem
+from fc_frontend.cli.common import Exit, config_option, fail, style
+from fc_frontend.errors import Unavailable
 
 if TYPE_CHECKING:
     from fc_frontend.explain.facts import Facts
@@ -39,19 +39,13 @@ def command(config: str, as_json: bool, service: str) -> None:
     2  it does not serve, or pods get no traffic
     3  cannot tell
     """
-    from fc_frontend.config.loader import load
     from fc_frontend.explain.collect import collect
     from fc_frontend.explain.steps import explain
 
-    # Whatever the files are, there may be a last good form and a HAProxy to tell about.
-    if any(fragment.name == service for fragment in load(config).fragments):
-        _cannot_tell(
-            Problem(
-                message=f"{service} is a raw fragment: what it means, only HAProxy knows",
-                remedy="see HAProxy's statistics page, or `fc-frontend status`",
-            )
-        )
-    facts = collect(config, service)
+    try:
+        facts = collect(config, service)
+    except Unavailable as exc:
+        fail(exc.problems, Exit.CANNOT_TELL)
     explanation = explain(facts)
     if as_json:
         document = _document(facts, explanation)
@@ -59,12 +53,6 @@ def command(config: str, as_json: bool, service: str) -> None:
     else:
         _print(explanation)
     sys.exit(_CODES[explanation.verdict.value])
-
-
-def _cannot_tell(problem: Problem) -> None:
-    from fc_frontend.cli.common import Exit, fail
-
-    fail([problem], Exit.CANNOT_TELL)
 
 
 def _document(facts: Facts, explanation: Explanation) -> dict[str, object]:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from fc_frontend.cli.common import config_option, style, table
+from fc_frontend.cli.common import Exit, config_option, fail, style, table
+from fc_frontend.errors import Unavailable
 
 if TYPE_CHECKING:
     from fc_frontend.explain.overview import Overview, Row
@@ -44,7 +45,10 @@ def command(config: str, as_json: bool, shape: str) -> None:
     from fc_frontend.explain.collect import look
     from fc_frontend.explain.overview import overview
 
-    found = overview(look(config))
+    try:
+        found = overview(look(config))
+    except Unavailable as exc:
+        fail(exc.problems, Exit.CANNOT_TELL)
     if as_json or shape == "json":
         click.echo(json.dumps(found.as_json(), indent=2, ensure_ascii=False))
     elif shape == "nagios":

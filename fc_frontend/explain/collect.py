@@ -16,7 +16,7 @@ from fc_frontend.config.loader import Declaration, read, state_directory
 from fc_frontend.config.quarantine import Withdrawn, tolerate
 from fc_frontend.discovery.client import DnsClient, Outcome
 from fc_frontend.discovery.resolve import resolve_service
-from fc_frontend.errors import Problem, Unavailable
+from fc_frontend.errors import Problem, Unavailable, errors_in
 from fc_frontend.explain.daemon import ask_daemon
 from fc_frontend.explain.facts import (
     BindFact,
@@ -79,10 +79,20 @@ class Declared:
 
 
 def declared(settings_file: str, *, judged: bool) -> Declared:
-    """What is declared and in force; `judged` lets HAProxy say what it thinks without a daemon."""
+    """What is declared and in force; `judged` lets HAProxy say what it thinks without a daemon.
+
+    Raises `Unavailable` if there are no settings to go by.
+    """
     sources = read(settings_file)
     last_good = stored_last_good(state_directory(sources))
     declaration = tolerate(sources, last_good)
+    fatal = [
+        problem
+        for problem in errors_in(declaration.problems)
+        if problem.file == settings_file and problem.service is None
+    ]
+    if fatal:
+        raise Unavailable(*fatal)
     daemon: Daemon | None = None
     daemon_problem: Problem | None = None
     try:
@@ -125,9 +135,16 @@ def _spec(declaration: Declaration, name: str) -> ServiceSpec | None:
 
 
 def collect(settings_file: str, name: str) -> Facts:
-    """All that is to be known of one service now; at most some seconds."""
+    """All that is to be known of one service now; at most some seconds.  Raises `Unavailable`."""
     known = declared(settings_file, judged=True)
     declaration, daemon = known.declaration, known.daemon
+    if any(fragment.name == name for fragment in declaration.fragments):
+        raise Unavailable(
+            Problem(
+                message=f"{name} is a raw fragment: what it should do, only its author knows",
+                remedy="see HAProxy's statistics page, and `fc-frontend status` for quarantines",
+            )
+        )
     settings = declaration.settings
     answers = stored_answers(declaration)
     spec = _spec(declaration, name)
@@ -169,7 +186,7 @@ def collect(settings_file: str, name: str) -> Facts:
         age=service.age if service else None,
         worker=worker,
         worker_problem=worker_problem,
-        proxy=_proxy(settings.haproxy, name, spec) if worker else None,
+        proxy=_proxy(settings.haproxy, name) if worker else None,
         binds=_binds(settings.haproxy, spec, worker) if spec else (),
         wanted_hash=wanted,
         refused=daemon.problems if daemon else prepared.problems,
@@ -309,7 +326,7 @@ def _health(server: ServerState) -> Health:
     return Health.UP if server.up else Health.DOWN
 
 
-def _proxy(haproxy: Haproxy, name: str, spec: ServiceSpec | None) -> Proxy | None:
+def _proxy(haproxy: Haproxy, name: str) -> Proxy | None:
     """The section of a service in the running worker, None if it has none."""
     if not is_name(name):
         return None
@@ -387,7 +404,7 @@ def _binds(haproxy: Haproxy, spec: ServiceSpec, worker: Worker | None) -> tuple[
 
 
 def look(settings_file: str) -> Seen:
-    """All that is to be known of the frontend as a whole now; at most some seconds."""
+    """All that is to be known of the frontend now; at most some seconds.  Raises `Unavailable`."""
     known = declared(settings_file, judged=False)
     declaration, daemon = known.declaration, known.daemon
     settings = declaration.settings

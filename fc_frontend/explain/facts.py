@@ -226,7 +226,9 @@ class Facts:
     def as_json(self) -> dict[str, Any]:
         """The measured values that steps are made of, for scripts."""
         return {
-            "endpoints": [f"{e.address} {e.port}" for e in self.now.endpoints] if self.now else None,
+            "endpoints": [f"{e.address} {e.port}" for e in self.now.endpoints]
+            if self.now
+            else None,
             "rejected": list(self.now.rejected) if self.now else None,
             "query": self.planned.query if self.planned else None,
             "discovery": self.now.kind.value if self.now else None,

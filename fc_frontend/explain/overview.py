@@ -327,7 +327,7 @@ def _of_service(seen: Seen, service: DaemonService) -> Iterator[Finding]:
         )
         yield finding(
             Level.CRITICAL,
-            f"{service.pods} pods, and no server up" + (f" ({states})" if states else ""),
+            f"{_pods(service.pods)}, and no server up" + (f" ({states})" if states else ""),
             look,
         )
     elif counts and counts.down:
@@ -335,17 +335,17 @@ def _of_service(seen: Seen, service: DaemonService) -> Iterator[Finding]:
     if service.slots_short:
         yield finding(
             Level.CRITICAL,
-            f"{service.pods} pods, but {service.slots} slots: {service.slots_short} pods get no "
-            "traffic",
+            f"{_pods(service.pods)} in {service.slots} slots: {service.slots_short} without a slot "
+            "and traffic",
             look,
         )
     elif service.slots_scarce:
         yield finding(
             Level.WARNING,
-            f"{service.pods} pods in {service.slots} slots: little room is left",
+            f"{_pods(service.pods)} in {service.slots} slots: little room is left",
             "use slots: auto, or a larger number",
         )
-    if service.state == "empty":
+    if service.state == "empty" and not service.rejected:
         yield finding(
             Level.WARNING, f"cluster DNS names no pod: {service.error or 'no addresses'}", look
         )
@@ -358,7 +358,8 @@ def _of_service(seen: Seen, service: DaemonService) -> Iterator[Finding]:
     if service.rejected:
         yield finding(
             Level.WARNING,
-            f"{len(service.rejected)} addresses outside of the cluster's networks",
+            "cluster DNS names addresses outside of the cluster's networks: "
+            + ", ".join(service.rejected[:3]),
             service.remedy or look,
         )
     drained = counts.drained if counts else len(service.drained)
@@ -368,3 +369,7 @@ def _of_service(seen: Seen, service: DaemonService) -> Iterator[Finding]:
             f"{drained} drained",
             f"to end it: `fc-frontend undrain {name}`",
         )
+
+
+def _pods(number: int) -> str:
+    return f"{number} pod{'' if number == 1 else 's'}"

@@ -203,12 +203,14 @@ def _dns(facts: Facts, is_served: bool) -> Step:
     answer, spec = facts.now, facts.spec
     if spec is None or answer is None:
         return Step(
-            name="dns", verdict=Verdict.UNKNOWN, said="cluster DNS was not asked, for want of a name"
+            name="dns",
+            verdict=Verdict.UNKNOWN,
+            said="cluster DNS was not asked, for want of a name",
         )
     if answer.kind is Kind.NODES:
         return Step(name="dns", verdict=Verdict.OK, said="needs no DNS: the cluster's nodes")
     step = _dns_failed(facts, answer) if answer.freshness is not Freshness.FRESH else None
-    step = step or _dns_answered(facts, answer, spec) or _dns_nobody(facts, answer, spec)
+    step = step or _dns_answered(answer, spec) or _dns_nobody(facts, answer, spec)
     if step.verdict is Verdict.BAD and is_served:
         # HAProxy keeps what it had, for a while or for a day.
         kept = f"HAProxy keeps the servers that it has, {_for_how_long(facts, answer)}"
@@ -263,11 +265,12 @@ def _age(facts: Facts) -> str:
     return "" if facts.age is None else f", {duration(facts.age)} ago,"
 
 
-def _dns_answered(facts: Facts, answer: Answer, spec: ServiceSpec) -> Step | None:
+def _dns_answered(answer: Answer, spec: ServiceSpec) -> Step | None:
     found = len(answer.endpoints) + len(answer.rejected)
     if not found:
         return None
-    said = f"cluster DNS names {_count(found, 'address', 'addresses')}: {clean(answer.reason)}"
+    said = f"cluster DNS names {_count(found, 'address', 'addresses')}"
+    said += f": {clean(answer.reason)}" if answer.endpoints else ""
     if answer.kind is Kind.SERVICE and answer.remedy:
         return Step(
             name="dns",
@@ -334,9 +337,7 @@ def _dns_nobody(facts: Facts, answer: Answer, spec: ServiceSpec) -> Step:
             f"it had {_count(len(facts.before.endpoints), 'pod')} when it was last answered"
             f"{_age(facts).rstrip(',')}: most likely none is ready now"
         )
-    return Step(
-        name="dns", verdict=Verdict.BAD, said=said, remedy=remedy, details=tuple(details)
-    )
+    return Step(name="dns", verdict=Verdict.BAD, said=said, remedy=remedy, details=tuple(details))
 
 
 # Networks and slots
@@ -347,7 +348,9 @@ def _networks(facts: Facts) -> Step:
     if answer is None or spec is None or not (answer.endpoints or answer.rejected):
         return Step(name=name, verdict=Verdict.UNKNOWN, said="there is no address to look at")
     if answer.kind is Kind.NODES:
-        return Step(name=name, verdict=Verdict.OK, said="nodes need not be in the cluster's networks")
+        return Step(
+            name=name, verdict=Verdict.OK, said="nodes need not be in the cluster's networks"
+        )
     is_service = answer.kind is Kind.SERVICE
     networks = facts.cluster.service_networks if is_service else facts.cluster.pod_networks
     which = "service network" if is_service else "pod network"
@@ -360,7 +363,8 @@ def _networks(facts: Facts) -> Step:
     return Step(
         name=name,
         verdict=Verdict.WARN if answer.endpoints else Verdict.BAD,
-        said=f"outside of the {which} {shown}, so never used: {_listed(answer.rejected)}",
+        said=f"cluster DNS names addresses outside of the {which} {shown}, which are never used: "
+        f"{_listed(answer.rejected)}",
         remedy=remedy,
         details=_manifest(spec) if is_cluster_ip else (),
     )
@@ -518,7 +522,8 @@ def _checks(servers: Sequence[Server]) -> str:
 def _server_remedies(
     facts: Facts, down: list[Server], drained: list[Server], resting: list[Server]
 ) -> list[str]:
-    found = list(dict.fromkeys(_check_remedy(facts, server) for server in down))[:2]
+    is_service = facts.planned is not None and facts.planned.kind is Kind.SERVICE
+    found = list(dict.fromkeys(_check_remedy(server, is_service) for server in down))[:2]
     name = facts.name
     if drained:
         one = f" {drained[0].address}" if len(drained) == 1 else ""
@@ -531,8 +536,13 @@ def _server_remedies(
     return found
 
 
-def _check_remedy(facts: Facts, server: Server) -> str:
+def _check_remedy(server: Server, is_service: bool) -> str:
     code = server.code
+    if is_service and code.startswith("L4"):
+        return (
+            f"the cluster IP does not take port {server.port}: is it a port of the Service, are "
+            "any of its pods ready, does kube-proxy run where the way there leads?"
+        )
     if "route" in server.check or "unreachable" in server.check:
         return f"there is no route to the pods: `ip route get {server.address}`"
     if code.startswith("L4CON"):
