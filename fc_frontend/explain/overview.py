@@ -318,6 +318,9 @@ def _of_service(seen: Seen, service: DaemonService) -> Iterator[Finding]:
         return Finding(level=level, subject=name, message=clean(message), remedy=clean(remedy))
 
     counts = seen.worker.counts.get(name) if seen.worker else None
+    if seen.held_id is not None and seen.worker is not None and counts is None:
+        yield finding(Level.WARNING, "not in the configuration that is held", look)
+        return
     if seen.worker is not None and service.pods and not (counts and counts.up):
         parts = (counts.down, counts.drained, counts.maintenance) if counts else (0, 0, 0)
         states = ", ".join(
