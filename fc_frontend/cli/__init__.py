@@ -10,10 +10,13 @@ from fc_frontend import __version__
 
 COMMANDS = {
     "check": "Judge the configuration; changes nothing and needs no network.",
+    "diff": "Show what `apply` would change, by service, and whether it takes a reload.",
     "render": "Print the haproxy.cfg that follows from the configuration.",
     "apply": "Ask cluster DNS, check, install, reload and confirm, once.",
     "run": "Run the daemon: keep HAProxy in step with files and cluster DNS.",
     "resolve": "Show what cluster DNS says now of each service.",
+    "status": "Show how the frontend is; exit codes in Nagios' sense.",
+    "explain": "Say where a service's way is interrupted, and what to do.",
     "drain": "Let a pod, or a whole service, end what it has and get nothing new.",
     "undrain": "Let a drained pod or service take new traffic again.",
     "history": "List what HAProxy had, when, and why.",

@@ -255,6 +255,32 @@ def declare(
     )
 
 
+def recall(last_good: LastGood, sources: Sources) -> Declaration | None:
+    """What the last good forms declare, None if no settings are among them.
+
+    `sources` says where the settings file is; nothing else of it counts.
+    """
+    if last_good.settings is None:
+        return None
+    former = replace(
+        sources,
+        settings=dict(last_good.settings),
+        document=_NO_DOCUMENT,
+        services={
+            name: _Raw(name, form.value, form.file, _NO_DOCUMENT)
+            for name, form in last_good.services.items()
+        },
+        fragments=tuple(
+            Fragment(name, form.value, Origin(form.file))
+            for name, form in last_good.fragments.items()
+        ),
+        templates=last_good.templates,
+        broken=frozenset(),
+        problems=(),
+    )
+    return declare(former)
+
+
 def _with_reverted(
     sources: Sources, last_good: LastGood, reverted: Mapping[Unit, bool]
 ) -> dict[str, _Raw]:

@@ -133,7 +133,7 @@ class Theirs(PlainHaproxy):
             self._sections.append(self._section("taken", TAKEN))
         self._sections.append(self._section("added", ADDED))
         candidate = self.frontend.directory / "candidate.cfg"
-        candidate.write_text(self._text(TOGGLED))
+        candidate.write_text(self.text(TOGGLED))
         argv = [self.frontend.binary, "-c", "-f", str(candidate)]
         judged = subprocess.run(argv, capture_output=True, check=False, timeout=60)
         if judged.returncode == 0:
@@ -151,8 +151,8 @@ class Theirs(PlainHaproxy):
     def resume(self) -> None:
         """There is no daemon."""
 
-    def _text(self, toggled: int) -> str:
-        return super()._text(toggled) + "".join(self._sections)
+    def text(self, toggled: int) -> str:
+        return super().text(toggled) + "".join(self._sections)
 
     def _section(self, name: str, port: int, options: str = "") -> str:
         return (
