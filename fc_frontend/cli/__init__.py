@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import keyword
 
 import click
 
@@ -14,6 +15,7 @@ COMMANDS = {
     "apply": "Ask cluster DNS, check, install, reload and confirm, once.",
     "run": "Run the daemon: keep HAProxy in step with files and cluster DNS.",
     "resolve": "Show what cluster DNS says now of each service.",
+    "import": "Turn an existing haproxy.cfg into declarations.",
     "demo": "Show the whole thing on loopback, with nothing set up.",
 }
 
@@ -27,7 +29,8 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        module = importlib.import_module(f"fc_frontend.cli.{cmd_name}")
+        name = f"{cmd_name}_" if keyword.iskeyword(cmd_name) else cmd_name
+        module = importlib.import_module(f"fc_frontend.cli.{name}")
         command: click.Command = module.command
         return command
 

@@ -1,14 +1,14 @@
 """The whole of an import: sections in, settings, services and fragments out.
 
-    section                                  becomes
-    ---------------------------------------  --------------------------------------------------
-    resolvers                                cluster.nameservers
-    global                                   haproxy.*, global_extra for what is safe
-    defaults                                 defaults_extra, or a service's extra_config
-    a page like fc-frontend's own statistics haproxy.stats
-    listen, or frontend with one backend,    a service
-      with pods found by cluster DNS
-    all others                               a fragment, with all that it refers to
+section                                  becomes
+---------------------------------------  --------------------------------------------------
+resolvers                                cluster.nameservers
+global                                   haproxy.*, global_extra for what is safe
+defaults                                 defaults_extra, or a service's extra_config
+a page like fc-frontend's own statistics haproxy.stats
+listen, or frontend with one backend,    a service
+  with pods found by cluster DNS
+all others                               a fragment, with all that it refers to
 """
 
 from __future__ import annotations
@@ -68,9 +68,10 @@ class ImportedFragment:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Imported:
-    """All that came out.  Errors in `problems` are what was not carried over, warnings what differs.
+    """All that came out.
 
-    `settings` is the settings file as a mapping.
+    `settings` is the settings file as a mapping.  Errors in `problems` are what was not carried
+    over, warnings what differs.
     """
 
     settings: dict[str, Any]
@@ -99,11 +100,14 @@ class _Conversion:
     own_sections: list[Section]
     found: Found = field(default_factory=Found)
     reasons: dict[int, str] = field(default_factory=dict)
+    said: dict[int, set[str]] = field(default_factory=dict)
+    """What each section mentions, by its identity."""
 
     def result(self) -> Imported:
         self._take_global()
         self._leave_out()
         usable = [s for s in self.sections if not s.broken and s.kind not in ("global", "defaults")]
+        self.said = {id(section): mentions(section) for section in usable}
         candidates = self._candidates(usable)
         resolvers = self._choose_resolvers(usable, candidates)
         candidates = self._settled(usable, candidates, resolvers)
@@ -112,7 +116,7 @@ class _Conversion:
         rest = self._take_stats(rest)
         if resolvers is not None:
             take_resolvers(self.found, resolvers)
-            wanted = {name for section in rest for name in mentions(section)}
+            wanted = {name for section in rest for name in self.said[id(section)]}
             is_needed = resolvers.name != "cluster" and resolvers.name in wanted
             rest = [s for s in rest if s is not resolvers or is_needed]
         services = self._services(candidates)
@@ -160,7 +164,7 @@ class _Conversion:
         """The sections that could be services, looked at one by one."""
         own = own_defaults(self.own_sections)
         backends = {s.name: s for s in usable if s.kind == "backend"}
-        users = Counter(name for s in usable for name in mentions(s))
+        users = Counter(name for s in usable for name in self.said[id(s)])
         found: list[Declared] = []
         for section in usable:
             backend = None
@@ -222,31 +226,23 @@ class _Conversion:
         self, usable: Sequence[Section], candidates: list[Declared], resolvers: Section | None
     ) -> list[Declared]:
         names = {s.name for s in usable if s is not resolvers}
-        while True:
-            parts = {id(part) for c in candidates for part in c.sections}
-            mentioned = {n for s in usable if id(s) not in parts for n in mentions(s)}
-            kept: list[Declared] = []
-            for candidate in candidates:
-                inside = {part.name for part in candidate.sections}
-                said = {n for part in candidate.sections for n in mentions(part)} - inside
-                others = {
-                    n
-                    for other in candidates
-                    if other is not candidate
-                    for part in other.sections
-                    for n in mentions(part)
-                }
-                if said & names or "*" in said:
-                    self.reasons[id(candidate.section)] = (
-                        f"it refers to {', '.join(sorted(said & names)) or 'any backend'}"
-                    )
-                elif inside & (mentioned | others):
-                    self.reasons[id(candidate.section)] = "other sections refer to it"
-                else:
-                    kept.append(candidate)
-            if len(kept) == len(candidates):
-                return kept
-            candidates = kept
+        by_parts = Counter(name for s in usable for name in self.said[id(s)])
+        kept: list[Declared] = []
+        for candidate in candidates:
+            inside = {part.name for part in candidate.sections}
+            said = [name for part in candidate.sections for name in self.said[id(part)]]
+
+            own = Counter(said)
+            outside = set(said) - inside
+            if outside & names or "*" in outside:
+                self.reasons[id(candidate.section)] = (
+                    f"it refers to {', '.join(sorted(outside & names)) or 'any backend'}"
+                )
+            elif any(by_parts[name] > own[name] for name in inside):
+                self.reasons[id(candidate.section)] = "other sections refer to it"
+            else:
+                kept.append(candidate)
+        return kept
 
     def _take_stats(self, rest: list[Section]) -> list[Section]:
         for section in rest:

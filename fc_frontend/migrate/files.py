@@ -19,7 +19,8 @@ _CLUSTER_NOTE = (
 def files(imported: Imported) -> dict[str, str]:
     """The text of each file, by its path below the directory of the settings file."""
     sources = sorted(
-        {entry.file for entry in (*imported.services, *imported.fragments)}
+        {service.file for service in imported.services}
+        | {fragment.file for fragment in imported.fragments}
         | {problem.file for problem in imported.problems if problem.file}
     )
     found = {"config.yaml": _settings(imported.settings, sources)}

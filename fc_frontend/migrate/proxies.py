@@ -155,8 +155,10 @@ class _Proxy:
 
     def _gather(self) -> None:
         defaults: list[Option] = []
-        for line in [*self.inherited, *self.own]:
-            is_own = line in self.own
+        for is_own, line in [
+            *((False, line) for line in self.inherited),
+            *((True, line) for line in self.own),
+        ]:
             keyword = line.keyword
             if keyword in _ROUTING:
                 raise NotAService(f"it routes by itself ({keyword})")
@@ -247,7 +249,7 @@ class _Proxy:
         """`others` without the one that `fallback: service` says."""
         for line, backup_options, backup in named:
             if (
-                line in others
+                any(line is other for other in others)
                 and target.get("discovery") == "wildcard"
                 and backup["wild"] is None
                 and line.keyword == "server"
@@ -276,7 +278,7 @@ class _Proxy:
         """Servers at literal addresses with one port, taken as the cluster's nodes."""
         if len(self.servers) < 2:
             raise NotAService("no server is a name in the cluster's DNS")
-        first_line, first_options = self.servers[0]
+        _, first_options = self.servers[0]
         ports = set()
         for line, options in self.servers:
             host, _, port = _address(line).rpartition(":")

@@ -16,6 +16,11 @@ from fc_frontend.migrate.words import NotWords, Word, split
 MAX_TEXT = 4 * 1024 * 1024
 """Of all files together, in characters."""
 MAX_LINE = 65_536
+MOST_SECTIONS = 5_000
+MOST_DEFAULTS = 32
+"""One from another."""
+MOST_INHERITED = 500
+"""Lines from `defaults` that hold for one section."""
 PROXIES = ("listen", "frontend", "backend")
 
 
@@ -63,6 +68,10 @@ class Section:
     lines: list[Line] = field(default_factory=list)
     broken: bool = False
     """True if it cannot be used; a problem says why."""
+    depth: int = 0
+    """How many `defaults` hold for it."""
+    inherited: int = 0
+    """How many lines they have."""
     conditional: bool = False
     """True if HAProxy's preprocessor decides about some of its lines (`.if`)."""
 
@@ -123,9 +132,7 @@ class _Reader:
         self._end_section()
 
     def _refuse(self, number: int, message: str, remedy: str) -> None:
-        self.problems.append(
-            Problem(message=message, remedy=remedy, file=self._file, line=number)
-        )
+        self.problems.append(Problem(message=message, remedy=remedy, file=self._file, line=number))
         if self._section:
             self._section.broken = True
 
@@ -182,6 +189,15 @@ class _Reader:
         section = Section(kind, name, self._file, line, comment=comment)
         self._section = section
         self.sections.append(section)
+        if len(self.sections) > MOST_SECTIONS:
+            raise Refused(
+                Problem(
+                    message=f"more than {MOST_SECTIONS} sections",
+                    remedy="import the files in several runs",
+                    file=self._file,
+                    line=line.number,
+                )
+            )
         if outer:
             self._refuse(
                 line.number,
@@ -215,6 +231,17 @@ class _Reader:
             section.base = self._last_defaults
         if section.kind in PROXIES and not section.name:
             self._refuse(number, f"{section.kind} has no name", "give it one")
+        if section.base is not None:
+            section.depth = section.base.depth + 1
+            section.inherited = section.base.inherited + len(section.base.lines)
+            if section.depth > MOST_DEFAULTS or section.inherited > MOST_INHERITED:
+                self._refuse(
+                    number,
+                    f"more than {MOST_DEFAULTS} `defaults`, or {MOST_INHERITED} lines in them, "
+                    "hold for it",
+                    "shorten them",
+                )
+                section.base = None
         if section.base is not None and section.base.broken:
             section.broken = True
             self.problems.append(

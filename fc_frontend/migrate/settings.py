@@ -97,17 +97,8 @@ def take_global(found: Found, sections: Iterable[Section], own_log: Meaning) -> 
 def _global_line(found: Found, section: Section, line: Line) -> None:
     keyword, arguments = line.keyword, line.arguments
     plain = not any(word.variable for word in line.words) and not line.negated
-    if keyword in ("user", "group") and plain and len(arguments) == 1:
-        if re.fullmatch(r"[a-z_][a-z0-9_-]{0,30}", arguments[0]):
-            found.haproxy[keyword] = arguments[0]
-        else:
-            _left(found, section, line, "not the name of an account")
-    elif keyword == "hard-stop-after" and plain and arguments:
-        value = _time(arguments[0])
-        if value is None:
-            _left(found, section, line, "not a time from 1s to 7d")
-        elif value != "1h":
-            found.haproxy["hard_stop_after"] = value
+    if keyword in ("user", "group", "hard-stop-after") and plain and len(arguments) == 1:
+        _field(found, section, line)
     elif keyword == "stats" and arguments[:1] == ("socket",):
         _stats_socket(found, section, line)
     elif keyword == "stats" and arguments[:1] in (("timeout",), ("maxconn",)):
@@ -125,6 +116,20 @@ def _global_line(found: Found, section: Section, line: Line) -> None:
         found.global_extra.append(line.source)
     else:
         _left(found, section, line, "not known to the import")
+
+
+def _field(found: Found, section: Section, line: Line) -> None:
+    keyword, value = line.keyword, line.arguments[0]
+    if keyword == "hard-stop-after":
+        time = _time(value)
+        if time is None:
+            _left(found, section, line, "not a time from 1s to 7d")
+        elif time != "1h":
+            found.haproxy["hard_stop_after"] = time
+    elif re.fullmatch(r"[a-z_][a-z0-9_-]{0,30}", value):
+        found.haproxy[keyword] = value
+    else:
+        _left(found, section, line, "not the name of an account")
 
 
 def _stats_socket(found: Found, section: Section, line: Line) -> None:
@@ -311,5 +316,3 @@ def _left(found: Found, section: Section, line: Line, reason: str, remedy: str =
             remedy or f"add it to {field_name} yourself if it is needed",
         )
     )
-
-
