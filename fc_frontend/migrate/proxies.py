@@ -594,7 +594,9 @@ def _simplify(result: Declared) -> None:
         "bind_options": "",
     }
     result.fields = {
-        key: value for key, value in fields.items() if key not in defaults or defaults[key] != value
+        key: fields[key]
+        for key in ServiceDeclaration.model_fields
+        if key in fields and (key not in defaults or defaults[key] != fields[key])
     }
 
 
