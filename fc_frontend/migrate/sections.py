@@ -128,7 +128,7 @@ class _Reader:
     def read(self, file: str, text: str) -> None:
         self._file, self._section, self._comment, self._depth = file, None, [], 0
         for number, raw in enumerate(text.split("\n"), start=1):
-            self._read_line(number, raw.removesuffix("\r").strip(" \t"))
+            self._read_line(number, raw.removesuffix("\r").strip(" \t\v\f"))
         self._end_section()
 
     def _refuse(self, number: int, message: str, remedy: str) -> None:
@@ -275,6 +275,9 @@ class _Reader:
     def _split_comment(self) -> tuple[str, ...]:
         """The comment right above a section; what stands before a blank line belongs further up."""
         above: list[str] = []
+        if self._section is None:
+            # What stands at the head of a file has no other place.
+            above, self._comment = [text for text in self._comment if text], []
         while self._comment and self._comment[-1]:
             above.insert(0, self._comment.pop())
         return tuple(above)
