@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import keyword
 
 import click
 
@@ -23,6 +24,7 @@ COMMANDS = {
     "rollback": "Go back to a configuration that HAProxy had, and hold it.",
     "resume": "End the hold: go on with what is declared.",
     "doctor": "Look whether this VM is fit: networks, routes, DNS, HAProxy, permissions, clock.",
+    "import": "Turn an existing haproxy.cfg into declarations.",
     "demo": "Show the whole thing on loopback, with nothing set up.",
 }
 
@@ -36,7 +38,8 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        module = importlib.import_module(f"fc_frontend.cli.{cmd_name}")
+        name = f"{cmd_name}_" if keyword.iskeyword(cmd_name) else cmd_name
+        module = importlib.import_module(f"fc_frontend.cli.{name}")
         command: click.Command = module.command
         return command
 

@@ -374,7 +374,7 @@ class _Raw:
 
 
 def _read(path: str, problems: list[Problem], *, missing_remedy: str = "") -> Document:
-    text = _text(path, problems, missing_remedy)
+    text = read_text(path, problems, missing_remedy)
     if text is None:
         return _NO_DOCUMENT
     try:
@@ -403,7 +403,9 @@ def _read(path: str, problems: list[Problem], *, missing_remedy: str = "") -> Do
     return document
 
 
-def _text(path: str, problems: list[Problem], missing_remedy: str = "") -> str | None:
+def read_text(path: str, problems: list[Problem], missing_remedy: str = "") -> str | None:
+    """The text of a file that an operator names; None, and a problem, if it cannot be had."""
+
     def refuse(message: str, remedy: str) -> None:
         problems.append(Problem(message=message, remedy=remedy, file=path))
 
@@ -508,7 +510,7 @@ def _fragment(path: str, problems: list[Problem]) -> Fragment | None:
             )
         )
         return None
-    text = _text(path, problems)
+    text = read_text(path, problems)
     if text is None:
         return None
     text = text.replace("\r\n", "\n")
@@ -735,7 +737,7 @@ def _templates(directory: str, problems: list[Problem]) -> dict[str, str] | None
         return None
     texts: dict[str, str] = {}
     for name in names:
-        text = _text(f"{directory}/{name}", problems)
+        text = read_text(f"{directory}/{name}", problems)
         if text is None:
             return None
         texts[name] = text
