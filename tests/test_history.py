@@ -80,7 +80,7 @@ def test_a_haproxy_that_dies_while_held_comes_back_with_what_is_held(frontend: F
     frontend.end_haproxy()
     frontend.until(lambda: frontend.running_hash() == first)
     frontend.until(lambda: frontend.serves(8080, frontend.pods["shop"]))
-    assert frontend.events("haproxy-revived")
+    frontend.until(lambda: frontend.events("haproxy-revived"))
 
 
 def test_what_cannot_be_gone_back_to_changes_nothing(frontend: Frontend) -> None:

@@ -14,6 +14,7 @@ from contextlib import suppress
 import pytest
 
 from fc_frontend.demo.dns import KubernetesService
+from fc_frontend.haproxy import runtime
 from fc_frontend.haproxy.master import show_proc
 from tests.bench.contenders import takes
 from tests.frontend import Frontend
@@ -107,12 +108,21 @@ def reload(frontend: Frontend, number: int) -> None:
     frontend.until(lambda: takes(frontend.host, port))
 
 
+def connections_of_worker(frontend: Frontend) -> int:
+    """Connections that clients have to the worker that serves now."""
+    info = runtime.info(frontend.settings["haproxy"]["runtime_socket"])
+    return int(info["CurrConns"]) - 1  # ours, to ask this
+
+
 def test_long_connections_outlive_reloads_and_are_told_of(frontend: Frontend) -> None:
     frontend.start()
     assert frontend.metric("fc_frontend_old_workers") == 0
     connections = []
     for number in range(3):
         connections += [connect(frontend, RAW), connect(frontend, UPGRADE)]
+        # The worker before may still accept for a moment: each is to have some.
+        while connections_of_worker(frontend) < 2:
+            connections.append(connect(frontend, RAW))
         reload(frontend, number)
         assert all(map(echoes, connections))
     # Each worker has two of them.

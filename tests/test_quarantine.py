@@ -235,6 +235,8 @@ def test_a_fragment_at_fault_goes_on_as_it_was_or_is_left_out(
     after(site, before)
     site.frontend.until(lambda: site.frontend.ask(8095) == "shop-1")
     path.unlink()
+    # Only then is it out of the last good forms as well.
+    site.frontend.until(lambda: site.frontend.ask(8095) != "shop-1")
     site.is_mended()
 
 

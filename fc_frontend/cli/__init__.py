@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import keyword
 
 import click
 
@@ -10,16 +11,20 @@ from fc_frontend import __version__
 
 COMMANDS = {
     "check": "Judge the configuration; changes nothing and needs no network.",
+    "diff": "Show what `apply` would change, by service, and whether it takes a reload.",
     "render": "Print the haproxy.cfg that follows from the configuration.",
     "apply": "Ask cluster DNS, check, install, reload and confirm, once.",
     "run": "Run the daemon: keep HAProxy in step with files and cluster DNS.",
     "resolve": "Show what cluster DNS says now of each service.",
+    "status": "Show how the frontend is; exit codes in Nagios' sense.",
+    "explain": "Say where a service's way is interrupted, and what to do.",
     "drain": "Let a pod, or a whole service, end what it has and get nothing new.",
     "undrain": "Let a drained pod or service take new traffic again.",
     "history": "List what HAProxy had, when, and why.",
     "rollback": "Go back to a configuration that HAProxy had, and hold it.",
     "resume": "End the hold: go on with what is declared.",
     "doctor": "Look whether this VM is fit: networks, routes, DNS, HAProxy, permissions, clock.",
+    "import": "Turn an existing haproxy.cfg into declarations.",
     "demo": "Show the whole thing on loopback, with nothing set up.",
 }
 
@@ -33,7 +38,8 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        module = importlib.import_module(f"fc_frontend.cli.{cmd_name}")
+        name = f"{cmd_name}_" if keyword.iskeyword(cmd_name) else cmd_name
+        module = importlib.import_module(f"fc_frontend.cli.{name}")
         command: click.Command = module.command
         return command
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from enum import IntEnum
 from typing import Any, NoReturn, TypeVar
@@ -47,6 +47,26 @@ def style(text: str, color: str) -> str:
     import os
 
     return text if os.environ.get("NO_COLOR") else click.style(text, fg=color, bold=True)
+
+
+def table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
+    """Print rows below a header: drawn on a terminal, else in columns for grep and awk."""
+    if sys.stdout.isatty():
+        from rich.console import Console
+        from rich.table import Table
+        from rich.text import Text
+
+        drawn = Table(*header, box=None, header_style="bold")
+        for row in rows:
+            # Brackets are no markup: an IPv6 address has them.
+            drawn.add_row(*(Text(cell) for cell in row))
+        Console().print(drawn)
+        return
+    last = len(header) - 1
+    widths = [max(len(row[i]) for row in (header, *rows)) for i in range(last)]
+    for row in (header, *rows):
+        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
+        click.echo("  ".join((*cells, row[last])).rstrip())
 
 
 def print_problems(problems: Iterable[Problem], *, to_stderr: bool = True) -> None:

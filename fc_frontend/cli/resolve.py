@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 import click
 
-from fc_frontend.cli.common import Exit, config_option, print_problems
+from fc_frontend.cli.common import Exit, config_option, print_problems, table
 from fc_frontend.errors import Problem, errors_in
 from fc_frontend.plan.model import Answer, Freshness
 
@@ -88,19 +88,7 @@ def _table(answers: dict[str, Answer]) -> None:
         for name, answer in sorted(answers.items())
     ]
     header = ("SERVICE", "DISCOVERY", "PODS", "ADDRESSES", "WHY")
-    if sys.stdout.isatty():
-        from rich.console import Console
-        from rich.table import Table
-
-        table = Table(*header, box=None, header_style="bold")
-        for row in rows:
-            table.add_row(*row)
-        Console().print(table)
-    else:
-        widths = [max(len(row[i]) for row in (header, *rows)) for i in range(4)]
-        for row in (header, *rows):
-            cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
-            click.echo("  ".join((*cells, row[4])).rstrip())
+    table(header, rows)
     for name, answer in sorted(answers.items()):
         if answer.remedy:
             click.echo(f"{name}: {answer.remedy}")

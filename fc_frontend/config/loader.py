@@ -255,6 +255,32 @@ def declare(
     )
 
 
+def recall(last_good: LastGood, sources: Sources) -> Declaration | None:
+    """What the last good forms declare, None if no settings are among them.
+
+    `sources` says where the settings file is; nothing else of it counts.
+    """
+    if last_good.settings is None:
+        return None
+    former = replace(
+        sources,
+        settings=dict(last_good.settings),
+        document=_NO_DOCUMENT,
+        services={
+            name: _Raw(name, form.value, form.file, _NO_DOCUMENT)
+            for name, form in last_good.services.items()
+        },
+        fragments=tuple(
+            Fragment(name, form.value, Origin(form.file))
+            for name, form in last_good.fragments.items()
+        ),
+        templates=last_good.templates,
+        broken=frozenset(),
+        problems=(),
+    )
+    return declare(former)
+
+
 def _with_reverted(
     sources: Sources, last_good: LastGood, reverted: Mapping[Unit, bool]
 ) -> dict[str, _Raw]:
@@ -348,7 +374,7 @@ class _Raw:
 
 
 def _read(path: str, problems: list[Problem], *, missing_remedy: str = "") -> Document:
-    text = _text(path, problems, missing_remedy)
+    text = read_text(path, problems, missing_remedy)
     if text is None:
         return _NO_DOCUMENT
     try:
@@ -377,7 +403,9 @@ def _read(path: str, problems: list[Problem], *, missing_remedy: str = "") -> Do
     return document
 
 
-def _text(path: str, problems: list[Problem], missing_remedy: str = "") -> str | None:
+def read_text(path: str, problems: list[Problem], missing_remedy: str = "") -> str | None:
+    """The text of a file that an operator names; None, and a problem, if it cannot be had."""
+
     def refuse(message: str, remedy: str) -> None:
         problems.append(Problem(message=message, remedy=remedy, file=path))
 
@@ -482,7 +510,7 @@ def _fragment(path: str, problems: list[Problem]) -> Fragment | None:
             )
         )
         return None
-    text = _text(path, problems)
+    text = read_text(path, problems)
     if text is None:
         return None
     text = text.replace("\r\n", "\n")
@@ -709,7 +737,7 @@ def _templates(directory: str, problems: list[Problem]) -> dict[str, str] | None
         return None
     texts: dict[str, str] = {}
     for name in names:
-        text = _text(f"{directory}/{name}", problems)
+        text = read_text(f"{directory}/{name}", problems)
         if text is None:
             return None
         texts[name] = text

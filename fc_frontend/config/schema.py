@@ -78,7 +78,7 @@ _BALANCE = re.compile(
     rf"hdr\({_ARGUMENT}\)|rdp-cookie(?:\({_ARGUMENT}\))?"
 )
 _HTTP_BALANCE = ("uri", "url_param", "hdr(")
-_SECTIONS = frozenset(
+SECTIONS = frozenset(
     """
     global defaults listen frontend backend resolvers peers mailers userlist program http-errors
     ring cache log-forward log-profile crt-store crt-list traces acme fcgi-app healthcheck
@@ -156,7 +156,7 @@ def _haproxy_lines(value: Any) -> tuple[str, ...]:
     lines = tuple(line.strip() for line in value.split("\n") if line.strip())
     for line in lines:
         word = line.split()[0]
-        if word in _SECTIONS:
+        if word in SECTIONS:
             raise _error(
                 f"{_short(line)} would begin a new section",
                 "put whole sections into a fragment, services.d/NAME.cfg",

@@ -32,7 +32,7 @@ def routes(reconciler: Reconciler, metrics: Metrics) -> dict[str, Callable[[Requ
         return Response(503, b"the running HAProxy does not have what is declared\n", TEXT)
 
     def status(_request: Request) -> Response:
-        body = json.dumps(status_document(reconciler), ensure_ascii=False, indent=2)
+        body = json.dumps(status_document(reconciler, metrics), ensure_ascii=False, indent=2)
         return Response(200, body.encode() + b"\n", JSON)
 
     return {
@@ -43,11 +43,12 @@ def routes(reconciler: Reconciler, metrics: Metrics) -> dict[str, Callable[[Requ
     }
 
 
-def status_document(reconciler: Reconciler) -> dict[str, Any]:
+def status_document(reconciler: Reconciler, metrics: Metrics) -> dict[str, Any]:
     """The daemon's view of everything, in a stable shape (`version` 1)."""
     last = reconciler.last_reload
     held = {quarantine.unit: quarantine for quarantine in reconciler.quarantined}
     services = []
+    now = time.monotonic()
     for planned in reconciler.deployed.services if reconciler.deployed else ():
         answer = reconciler.resolution.get(planned.spec.name)
         endpoints = answer.endpoints if answer else ()
@@ -64,6 +65,9 @@ def status_document(reconciler: Reconciler) -> dict[str, Any]:
                 "state": service_state(
                     answer, quarantined=Unit(Piece.SERVICE, planned.spec.name) in held
                 ),
+                "freshness": answer.freshness.value if answer else "unknown",
+                "answer_age": metrics.answer_age(planned.spec.name, now),
+                "file": planned.spec.origin.file if planned.spec.origin else None,
                 "error": answer.error if answer else None,
                 "remedy": answer.remedy if answer else "",
                 "endpoints": [f"{e.address} {e.port}" for e in endpoints],
@@ -79,6 +83,7 @@ def status_document(reconciler: Reconciler) -> dict[str, Any]:
         "version": 1,
         "fc_frontend": __version__,
         "in_sync": reconciler.in_sync,
+        "drifted": reconciler.drifted,
         "wanted_hash": reconciler.wanted,
         "running_hash": reconciler.running,
         "problems": [problem.as_json() for problem in reconciler.problems],

@@ -106,6 +106,7 @@ class Reconciler:
         self._last_good: LastGood | None = None
         self._saved: LastGood | None = None
         self._withdrawn = Withdrawn()
+        self._untraced: Unit | None = None
         self._substitutes: dict[str, str] = {}
         self._guard = Guard()
         self._tidied = False
@@ -189,6 +190,7 @@ class Reconciler:
                 prepared = await self._prepare(shrink=True)
             async with self._haproxy:
                 deployment = await self._deploy(prepared)
+            prepared = self._attributed(prepared, deployment)
             if deployment.outcome is not Outcome.REFUSED or not await self._isolate(
                 prepared, deployment
             ):
@@ -224,6 +226,7 @@ class Reconciler:
         """Read the files, and give units that HAProxy refused another chance."""
         self._sources = await asyncio.to_thread(read, self._settings_file)
         self._withdrawn.clear()
+        self._untraced = None
         if self._last_good is None:
             directory = state_directory(self._sources)
             self._last_good = await asyncio.to_thread(stored_last_good, directory)
@@ -282,7 +285,23 @@ class Reconciler:
             # Who cannot be asked has blamed nobody; it is tried again later.
             return False
         said = errors_in(deployment.problems)
+        self._untraced = found
         return found is not None and self._withdrawn.withdraw({found: said})
+
+    def _attributed(self, prepared: Prepared, deployment: Deployment) -> Prepared:
+        """Leave the unit that was found by search only the errors that are gone without it."""
+        unit, self._untraced = self._untraced, None
+        if unit is None or unit not in self._withdrawn.refused:
+            return prepared
+        others = errors_in(deployment.problems)
+        said = self._withdrawn.refused[unit]
+        own = tuple(problem for problem in said if problem not in others) or said
+        self._withdrawn.refused[unit] = own
+        quarantined = tuple(
+            replace(held, problems=own) if held.unit == unit else held
+            for held in prepared.declaration.quarantined
+        )
+        return replace(prepared, declaration=replace(prepared.declaration, quarantined=quarantined))
 
     def _accepts(self, reverted: frozenset[Unit]) -> bool:
         """True if HAProxy accepts the configuration without these units' changes.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 
 from fc_frontend.config.last_good import Quarantine
@@ -15,6 +16,7 @@ from fc_frontend.plan.reasons import Reason
 
 _MOST_LOGGED = 20
 """Of one event, what is logged one by one."""
+_LINE = re.compile(r"haproxy\.cfg:\d+")
 
 
 class Report:
@@ -29,8 +31,8 @@ class Report:
 
     def quarantine(self, quarantined: tuple[Quarantine, ...]) -> None:
         """What is not taken as it is declared, and what is again."""
-        before = {held.unit: held for held in self.quarantined}
-        fresh = [held for held in quarantined if before.get(held.unit) != held]
+        before = {held.unit: _gist(held) for held in self.quarantined}
+        fresh = [held for held in quarantined if before.get(held.unit) != _gist(held)]
         for held in fresh[:_MOST_LOGGED]:
             problem = held.problems[0] if held.problems else None
             self._log.error(
@@ -155,3 +157,8 @@ class Report:
                 drained=sum(command.endswith(" drain") for command in held.sent),
                 freed=sum(command.endswith(" ready") for command in held.sent),
             )
+
+
+def _gist(held: Quarantine) -> object:
+    """What makes a quarantine another one: a line moves with what stands before it."""
+    return held.kept, frozenset(_LINE.sub("", problem.message) for problem in held.problems)

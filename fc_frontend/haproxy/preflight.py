@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import resource
 import socket
 import stat
@@ -30,6 +31,7 @@ _ACCEPTS = 0x10000
 """__SO_ACCEPTCON in the flags of /proc/net/unix: it listens."""
 
 _CAP_SYS_RESOURCE = 24
+_TEMPORARY = re.compile(r"\.\d+\.tmp$")
 _OURS_TO_SOLVE = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
@@ -142,6 +144,60 @@ def check_binds(
         if problem is not None:
             problems.append(problem)
     return tuple(problems)
+
+
+@dataclass(frozen=True, slots=True)
+class Holding:
+    """Who listens on a bind.  `others` are processes that are not HAProxy's, with their numbers.
+
+    `is_hidden` if somebody listens whom this user may not see.
+    """
+
+    by_haproxy: bool = False
+    others: tuple[str, ...] = ()
+    is_hidden: bool = False
+
+
+def holding(
+    binds: Iterable[Bind],
+    *,
+    owned_by: frozenset[int],
+    v6only: frozenset[Bind] = frozenset(),
+) -> dict[Bind, Holding]:
+    """Who listens on each of `binds` now; nothing is tried.
+
+    `owned_by` are HAProxy's processes, as for `check_binds`.
+    """
+    listeners = _Listeners(owned_by)
+    return {bind: _holding(bind, bind in v6only, listeners) for bind in binds}
+
+
+def _holding(bind: Bind, v6only: bool, listeners: _Listeners) -> Holding:
+    if bind.kind == "ip":
+        host = _host(bind)
+        same_port = [listener for listener in listeners.tcp if listener.port == bind.port]
+        exact = [listener for listener in same_port if listener.name == host]
+        # What listens on this very address gets the connections, whoever has the wildcard.
+        found = exact or [one for one in same_port if _takes(host, v6only, one.name)]
+        if not found and ":" not in host:
+            found = [listener for listener in same_port if listener.name == "::"]
+    elif bind.kind == "unix":
+        # HAProxy's sockets are known by the temporary names under which they were bound.
+        found = [
+            listener
+            for listener in listeners.unix
+            if listener.name == bind.host or _TEMPORARY.sub("", listener.name) == bind.host
+        ]
+    else:
+        shown = "@" + bind.host
+        found = [listener for listener in listeners.unix if listener.name.rstrip("@") == shown]
+    foreign = listeners.foreign(found)
+    pids = sorted({pid for listener in foreign for pid in listeners.pids(listener)})
+    return Holding(
+        by_haproxy=len(foreign) < len(found),
+        others=tuple(f"{_name(pid)} (process {pid})" for pid in pids),
+        is_hidden=any(not listeners.pids(listener) for listener in foreign),
+    )
 
 
 def file_descriptors_needed(

@@ -104,6 +104,21 @@ def servers_of(path: str, proxy: str, timeout: float = TIMEOUT) -> tuple[ServerS
     return parse_servers(path, answer)
 
 
+def statistics(path: str, proxy: str, timeout: float = TIMEOUT) -> tuple[dict[str, str], ...]:
+    """The rows of `show stat` for one proxy, by column: its frontend, servers and backend.
+
+    Empty if there is no such proxy.  `proxy` must be a name as HAProxy takes it: it goes into a
+    command.  Raises `Unavailable`.
+    """
+    answer = ask(path, f"show stat {proxy} 7 -1", timeout)
+    if answer.startswith("No such proxy"):
+        return ()
+    rows = csv.DictReader(answer.removeprefix("# ").strip().splitlines())
+    if "svname" not in (rows.fieldnames or ()):
+        raise _strange(path, "show stat", answer)
+    return tuple({key: value or "" for key, value in row.items() if key} for row in rows)
+
+
 def sessions(answer: str) -> dict[str, int]:
     """The current sessions of each server, by its name, in `show stat PROXY 4 -1`'s answer."""
     rows = csv.DictReader(answer.removeprefix("# ").strip().splitlines())

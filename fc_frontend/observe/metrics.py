@@ -198,6 +198,11 @@ class Metrics:
                 self._age.labels(name, namespace).set(max(0.0, now - self._answered[name]))
         return generate_latest(self.registry)
 
+    def answer_age(self, name: str, now: float) -> float | None:
+        """Seconds since the last good answer about a service, None if there was none."""
+        answered = self._answered.get(name)
+        return None if answered is None else max(0.0, now - answered)
+
     def query(self, nameserver: str, transport: str, rcode: str, duration: float) -> None:
         """One exchange with a nameserver; `duration` in seconds."""
         key = (nameserver, transport, rcode)

@@ -1,8 +1,8 @@
 """A load generator in a process of its own, so that nothing else holds up its clients.
 
 `python -m tests.bench.clients HOST` with what argparse says below.  It prints `ready` when each
-client was answered once, counts from then on until standard input ends, and prints what came of it
-as JSON.  What counts:
+client was answered once (`--now`: at once), counts from then on until standard input ends, and
+prints what came of it as JSON.  What counts:
 
 - Each request has one try; nothing is sent again.  A failure is: a connection that is refused,
   reset or not made within 10 s; a status other than 200; a reset, an end or 10 s of silence before
@@ -211,14 +211,16 @@ async def main() -> None:
     parser.add_argument("--new", type=int, default=0, help="HTTP clients with new connections")
     parser.add_argument("--long", type=int, default=0, help="long connections over TCP")
     parser.add_argument("--pause", type=float, default=0.35, help="seconds between two requests")
+    parser.add_argument("--now", action="store_true", help="count from the first request on")
     given = parser.parse_args()
     crowd = Crowd(given.host, given.pause)
     crowd.waiting = given.keep + given.new + given.long
     tasks = [asyncio.create_task(crowd.web(given.http, True)) for _ in range(given.keep)]
     tasks += [asyncio.create_task(crowd.web(given.http, False)) for _ in range(given.new)]
     tasks += [asyncio.create_task(crowd.long(given.tcp, n % 2 == 0)) for n in range(given.long)]
-    async with asyncio.timeout(60):
-        await crowd.all_answered.wait()
+    if not given.now:
+        async with asyncio.timeout(60):
+            await crowd.all_answered.wait()
     crowd.count.gap = crowd.count.slowest = 0.0
     tasks.append(asyncio.create_task(crowd.watch()))
     print("ready", flush=True)

@@ -1,206 +1,496 @@
-"""Faults under load, beside plain HAProxy with the platform documentation's configuration.
+"""Faults under load, with fc-frontend and with the documentation's plain configuration beside it.
 
-The same fault happens to both, with the same clients.  `unserved` are pods that got no traffic, or
-new services that nobody answers for, a while after the fault.
+Both have a cluster and some 100 requests/s of their own at the same time, and suffer the same.
+Plain HAProxy's operator has a script that asks `haproxy -c` before it installs and reloads.  A
+service that is added in a scenario is asked from 5 s after the change on, by a fifth as many.
+`failing s` is the time from the first request that failed to the last.  Restarts of HAProxy close
+its listeners for a moment, whoever orders them.
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import http.client
 import json
 import os
 import signal
+import ssl
+import subprocess
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
 
 from fc_frontend.demo.dns import Fault, KubernetesService
+from fc_frontend.errors import Unavailable
 from fc_frontend.haproxy.master import show_proc
+from fc_frontend.haproxy.reload import reload_by_master
 from tests.bench.contenders import (
     HTTP,
+    SLOTS,
+    TAKEN,
     TOGGLED,
     FcFrontend,
     PlainHaproxy,
     cluster,
-    takes,
     tell_failures,
 )
-from tests.bench.load import Clients
+from tests.bench.load import Clients, Loaded
 from tests.bench.options import Options
-from tests.conftest import binary_of
+from tests.conftest import RealHaproxy, binary_of
+from tests.frontend import Frontend
 
-Someone = FcFrontend | PlainHaproxy
-Scenario = Callable[[Someone, float], str]
-OUTAGE = 45.0
-"""Seconds: plain HAProxy keeps its servers for about 32 s."""
 PODS = 4
+CLIENTS, ADDED_CLIENTS, PAUSE = 20, 4, 0.2
+ADDED, SECURE = 8090, 8443
+OUTAGE, SHORT_OUTAGE = 45.0, 36.0
+"""Seconds; plain HAProxy gives its servers up after 32."""
+TIME_TO_COME = 5.0
+"""Seconds after which an added service is expected to be there."""
+AFTER = 3.0
+NAMES = ("shop.default.svc.cluster.local", "*.shop.default.svc.cluster.local")
+BAD_SNIPPET = "listen bad\n  bind 127.0.0.1:8095\n  no-such-keyword\n"
 
 
-def outage(fault: Fault) -> Scenario:
-    """Cluster DNS is ill for a while."""
+class Ours(FcFrontend):
+    """fc-frontend with the times and slots that it has by default."""
 
-    def scenario(contender: Someone, seconds: float) -> str:
-        contender.frontend.dns.fault = fault
+    def __init__(self, frontend: Frontend) -> None:
+        super().__init__(frontend)
+        self.haproxy = RealHaproxy(frontend.binary, frontend.directory)
+
+    def begin(self, *, secure: Path | None, supervise: bool) -> None:
+        """Serve `shop`; a HAProxy that is not supervised has been started before."""
+        frontend = self.frontend
+        frontend.settings["intervals"] = {}
+        frontend.settings["haproxy"]["supervise"] = supervise
+        frontend.settings["services"]["shop"] = frontend.service("shop", HTTP)
+        if secure:
+            self._declare("secure", SECURE, bind_options=f"ssl crt {secure}")
+        if not supervise:
+            frontend.external = self.haproxy
+            self.haproxy.start()
+        frontend.start()
+        frontend.until(lambda: frontend.ask(HTTP).startswith("shop-"))
+
+    def add(self, *, bad_snippet: bool = False, taken: bool = False) -> None:
+        """Declare `added`, and with it what nobody can serve; returns at once."""
+        if bad_snippet:
+            self.frontend.drop("bad.cfg", BAD_SNIPPET)
+        if taken:
+            self._declare("taken", TAKEN)
+        self._declare("added", ADDED)
+
+    def _declare(self, name: str, port: int, **fields: Any) -> None:
+        declared = self.frontend.service("shop", port, **fields)
+        self.frontend.drop(f"{name}.json", {name: declared})
+
+    def master(self) -> int:
+        """The process number of HAProxy's master."""
+        return show_proc(self.frontend.settings["haproxy"]["master_socket"], patience=5).master
+
+    def suspend(self, number: int) -> None:
+        """Send the daemon a signal after which it does nothing."""
+        if number == signal.SIGKILL:
+            self.frontend.stop_daemon(number)
+        else:
+            assert self.frontend.daemon
+            self.frontend.daemon.send_signal(number)
+
+    def resume(self) -> None:
+        """Let the daemon go on, or start it again."""
+        if self.frontend.daemon:
+            self.frontend.daemon.send_signal(signal.SIGCONT)
+        else:
+            self.frontend.start()
+
+
+class Theirs(PlainHaproxy):
+    """The documentation's configuration, and a script that an operator may have."""
+
+    def __init__(self, frontend: Frontend) -> None:
+        super().__init__(frontend)
+        self._sections: list[str] = []
+
+    def begin(self, *, secure: Path | None, supervise: bool) -> None:
+        """Serve `shop`; nobody supervises HAProxy in either case."""
+        del supervise
+        if secure:
+            self._sections.append(self._section("secure", SECURE, f" ssl crt {secure}"))
+        self.start()
+
+    def add(self, *, bad_snippet: bool = False, taken: bool = False) -> None:
+        """Judge a configuration with `added`; install it and reload, unless it is refused."""
+        if bad_snippet:
+            self._sections.append(BAD_SNIPPET)
+        if taken:
+            self._sections.append(self._section("taken", TAKEN))
+        self._sections.append(self._section("added", ADDED))
+        candidate = self.frontend.directory / "candidate.cfg"
+        candidate.write_text(self.text(TOGGLED))
+        argv = [self.frontend.binary, "-c", "-f", str(candidate)]
+        judged = subprocess.run(argv, capture_output=True, check=False, timeout=60)
+        if judged.returncode == 0:
+            candidate.rename(self.haproxy.config_file)
+            with contextlib.suppress(Unavailable):
+                reload_by_master(self.haproxy.master_socket, self.version, 60)
+
+    def master(self) -> int:
+        """The process number of HAProxy's master."""
+        return show_proc(self.haproxy.master_socket, patience=5).master
+
+    def suspend(self, number: int) -> None:
+        """There is no daemon that could fail."""
+
+    def resume(self) -> None:
+        """There is no daemon."""
+
+    def text(self, toggled: int) -> str:
+        return super().text(toggled) + "".join(self._sections)
+
+    def _section(self, name: str, port: int, options: str = "") -> str:
+        return (
+            f"listen {name}\n  bind {self.frontend.host}:{port}{options}\n"
+            f"  server-template pod {SLOTS} *.shop.default.svc.cluster.local:8080 check "
+            "resolvers cluster init-addr none\n"
+        )
+
+
+class Stage:
+    """One contender in one scenario, and what can be done to it."""
+
+    def __init__(self, contender: Ours | Theirs, options: Options) -> None:
+        self.contender = contender
+        self.frontend = contender.frontend
+        self.outage = SHORT_OUTAGE if options.quick else OUTAGE
+        self.pem = self.frontend.directory / "secure.pem"
+        self.phases: list[tuple[float, str]] = []
+        self.notes: list[str] = []
+        self._added: Clients | None = None
+
+    @contextlib.contextmanager
+    def loaded(self) -> Iterator[None]:
+        """Under load; `came` holds what came of it in the end."""
+        half = CLIENTS // 2
+        with (
+            Clients(self.frontend.host, http=HTTP, keep=half, new=half, pause=PAUSE) as crowd,
+            contextlib.ExitStack() as self._stack,
+        ):
+            self.phase("the clients' start")
+            time.sleep(1)
+            yield
+            self.came = [crowd.end()]
+            if self._added:
+                self.came.append(self._added.end())
+
+    def phase(self, name: str) -> None:
+        """Take note of when this begins."""
+        self.phases.append((time.monotonic(), name))
+
+    def wait(self, seconds: float, name: str) -> None:
+        """Let the load go on, in a phase of its own."""
+        self.phase(name)
         time.sleep(seconds)
-        return ""
 
-    return scenario
+    def dns(self, fault: Fault) -> None:
+        """Let cluster DNS fail in this way from now on."""
+        self.phase(f"DNS: {fault.value}")
+        self.frontend.dns.fault = fault
 
+    def reload(self) -> None:
+        """A change that needs a reload."""
+        self.phase("a change")
+        before = self.contender.reloads()
+        self.contender.add()
+        self.frontend.until(lambda: self.contender.reloads() > before)
 
-def with_reload(fault: Fault) -> Scenario:
-    """Cluster DNS is ill, and HAProxy is reloaded for a new service."""
+    def add(self, **faults: bool) -> None:
+        """Add a service together with a fault, and ask it for 10 s from when it must be there."""
+        self.phase("the change")
+        self.contender.add(**faults)
+        time.sleep(TIME_TO_COME)
+        self.phase("the added service is asked")
+        half = ADDED_CLIENTS // 2
+        added = Clients(self.frontend.host, http=ADDED, keep=half, new=half, pause=PAUSE, now=True)
+        self._added = self._stack.enter_context(added)
+        time.sleep(10)
 
-    def scenario(contender: Someone, _seconds: float) -> str:
-        contender.frontend.dns.fault = fault
-        time.sleep(1)
-        contender.reload(0)
-        time.sleep(4)
-        return ""
+    def publish(self, *addresses: str) -> None:
+        """Let cluster DNS name these for `shop`."""
+        service = KubernetesService("shop", ports={"http": 8080}, endpoints=addresses)
 
-    return scenario
+        async def publish() -> None:
+            self.frontend.dns.set_service(service)
 
+        self.phase("other addresses in DNS")
+        self.frontend.call(publish())
 
-def pod_dies(contender: Someone, _seconds: float) -> str:
-    """A pod is gone, and DNS names it still."""
-    contender.frontend.scale("shop", PODS - 1, publish=False)
-    time.sleep(8)
-    return ""
-
-
-def many_pods(contender: Someone, _seconds: float) -> str:
-    """More pods than the twenty slots that were thought to be enough."""
-    frontend = contender.frontend
-    if isinstance(contender, FcFrontend):
-        # Nobody has to guess a number there.
-        frontend.settings["services"]["shop"]["slots"] = "auto"
-        frontend.write()
-    pods = frontend.scale("shop", 25)
-    time.sleep(5)
-    before = {pod.name: pod.requests for pod in pods.pods}
-    frontend.answers(HTTP, 250)
-    idle = sum(pod.requests == before[pod.name] for pod in pods.pods)
-    return f"{idle} of 25 pods" if idle else ""
-
-
-def foreign_address(contender: Someone, _seconds: float) -> str:
-    """DNS names an address that is none of the pods', where nobody serves."""
-    frontend = contender.frontend
-    pods = frontend.pods["shop"].addresses
-    foreign = f"127.{frontend.octet}.250.1"
-    service = KubernetesService("shop", ports={"http": 8080}, endpoints=pods)
-    frontend.dns.set_service(replace(service, endpoints=(*pods, foreign)))
-    time.sleep(6)
-    return ""
+    def replace_pods(self) -> None:
+        """As a rollout does: others in DNS, and the former ones end 5 s later."""
+        pods = self.frontend.scale("shop", 2 * PODS, publish=False)
+        former = pods.pods[:PODS]
+        self.publish(*pods.addresses[PODS:])
+        time.sleep(5)
+        self.phase("the former pods end")
+        for pod in former:
+            self.frontend.call(pods.remove(pod, grace=1.0))
 
 
-def bad_snippet(contender: Someone, _seconds: float) -> str:
-    """One team's snippet is wrong; another team adds a service."""
-    frontend, port = contender.frontend, TOGGLED + 1
-    if isinstance(contender, FcFrontend):
-        bad = frontend.service("shop", 8090, extra_config="nonsense here")
-        frontend.drop("bad.json", {"bad": bad})
-        contender.reload(0)
-    else:
-        text = contender.text(port).replace("listen toggle", "  nonsense here\nlisten toggle")
-        contender.haproxy.write(text)
-        # As systemd does it: `haproxy -c` refuses, and the reload does not take place.
-    time.sleep(2)
-    return "" if takes(frontend.host, port) else "the new service"
+def dns_fails(fault: Fault, *, reload: bool = False) -> Callable[[Stage], None]:
+    """All of cluster DNS fails for some time, with a reload meanwhile."""
+
+    def play(stage: Stage) -> None:
+        stage.dns(fault)
+        began = time.monotonic()
+        if reload:
+            stage.wait(10, "the outage")
+            stage.reload()
+        stage.wait(began + stage.outage - time.monotonic(), "the outage goes on")
+        stage.dns(Fault.NONE)
+        stage.wait(AFTER, "it is over")
+
+    return play
 
 
-def taken_bind(contender: Someone, _seconds: float) -> str:
-    """Another process holds a bind that a new service wants."""
-    contender.take(2.5)
-    return ""
+def nxdomain(stage: Stage) -> None:
+    """What cluster DNS answers for a service none of whose pods is ready."""
+    stage.phase("NXDOMAIN")
+    stage.frontend.dns.fault_for.update(dict.fromkeys(NAMES, Fault.NXDOMAIN))
+    stage.wait(5, "the outage")
+    stage.reload()
+    stage.wait(15, "the outage goes on")
+    stage.frontend.dns.fault_for.clear()
+    stage.wait(AFTER, "it is over")
 
 
-def reload_by_hand(contender: Someone, _seconds: float) -> str:
-    """Somebody reloads HAProxy."""
-    os.kill(show_proc(master_socket(contender)).master, signal.SIGUSR2)
-    time.sleep(4)
-    return ""
+def dead_pod(stage: Stage) -> None:
+    async def kill() -> None:
+        stage.frontend.pods["shop"].pods[0].kill()
+
+    stage.phase("a pod dies")
+    stage.frontend.call(kill())
+    time.sleep(20)
 
 
-def broken_file(contender: Someone, _seconds: float) -> str:
-    """Somebody breaks haproxy.cfg, and it is reloaded a little later."""
-    contender.frontend.haproxy_cfg.write_text("nonsense\n")
-    time.sleep(7)
-    os.kill(show_proc(master_socket(contender)).master, signal.SIGUSR2)
-    time.sleep(2)
-    return ""
+def broken_certificate(stage: Stage) -> None:
+    assert secure_answers(stage.frontend)
+    stage.pem.write_text("not a certificate\n")
+    stage.add()
+    stage.notes.append(f"TLS {'serves' if secure_answers(stage.frontend) else 'fails'}")
 
 
-def killed(contender: Someone, _seconds: float) -> str:
-    """fc-frontend is killed, DNS changes, it starts again; plain HAProxy has nothing to kill."""
-    if isinstance(contender, FcFrontend):
-        contender.frontend.stop_daemon(signal.SIGKILL)
-        contender.frontend.scale("shop", PODS + 2)
+def taken_bind(stage: Stage) -> None:
+    async def take() -> asyncio.Server:
+        return await asyncio.start_server(lambda *_: None, stage.frontend.host, TAKEN)
+
+    async def leave() -> None:
+        holder.close()
+
+    holder = stage.frontend.call(take())
+    try:
+        stage.add(taken=True)
+    finally:
+        stage.frontend.call(leave())
+
+
+def daemon_ends(number: int) -> Callable[[Stage], None]:
+    """fc-frontend does nothing for 20 s, in which all pods are replaced."""
+
+    def play(stage: Stage) -> None:
+        stage.phase(signal.Signals(number).name)
+        stage.contender.suspend(number)
         time.sleep(2)
-        contender.frontend.start()
-    else:
-        contender.frontend.scale("shop", PODS + 2)
-    time.sleep(3)
-    return ""
+        stage.replace_pods()
+        stage.wait(12, "after the rollout")
+        stage.phase("fc-frontend again")
+        stage.contender.resume()
+        time.sleep(5)
+
+    return play
 
 
-SCENARIOS: dict[str, Scenario] = {
-    "DNS silent": outage(Fault.SILENT),
-    "DNS SERVFAIL": outage(Fault.SERVFAIL),
-    "DNS truncated, no TCP": outage(Fault.TRUNCATED_NO_TCP),
-    "DNS silent, a reload": with_reload(Fault.SILENT),
-    "NXDOMAIN, a reload": with_reload(Fault.NXDOMAIN),
-    "a pod dies, DNS names it": pod_dies,
-    "25 pods, 20 slots": many_pods,
-    "a foreign address in DNS": foreign_address,
-    "a bad snippet, a new service": bad_snippet,
-    "a new bind is taken": taken_bind,
-    "reload by hand": reload_by_hand,
-    "haproxy.cfg broken, a reload": broken_file,
-    "fc-frontend killed, pods change": killed,
-}
+def reload_by_hand(delay: float) -> Callable[[Stage], None]:
+    """As `systemctl reload haproxy`, five times, with a DNS that takes `delay` seconds."""
+
+    def play(stage: Stage) -> None:
+        stage.frontend.dns.delay = delay
+        time.sleep(2)
+        for number in range(5):
+            stage.phase(f"reload {number + 1}")
+            os.kill(stage.contender.master(), signal.SIGUSR2)
+            time.sleep(3)
+
+    return play
 
 
-def master_socket(contender: Someone) -> str:
-    """Where the contender's HAProxy is controlled."""
-    if isinstance(contender, PlainHaproxy):
-        return contender.haproxy.master_socket
-    return str(contender.frontend.settings["haproxy"]["master_socket"])
+def edited_file(stage: Stage) -> None:
+    """Somebody breaks haproxy.cfg with an editor, and HAProxy is restarted 5 s later."""
+    with Path(stage.contender.haproxy.config_file).open("a") as file:
+        file.write("lisen mistyped\n")
+    stage.wait(5, "the file is edited")
+    stage.phase("HAProxy is restarted")
+    master = psutil.Process(stage.contender.master())
+    master.terminate()
+    master.wait(30)
+    stage.contender.haproxy.launch()
+    time.sleep(10)
+
+
+def one_pod_too_many(stage: Stage) -> None:
+    """One more than the documentation's example has slots."""
+    pods = stage.frontend.scale("shop", SLOTS + 1)
+    stage.wait(10, f"{SLOTS + 1} pods")
+    before = [pod.requests for pod in pods.pods]
+    stage.wait(10, "the pods are counted")
+    asked = sum(pod.requests > former for pod, former in zip(pods.pods, before, strict=True))
+    stage.notes.append(f"{asked} of {SLOTS + 1} pods asked")
+
+
+def foreign_address(stage: Stage) -> None:
+    """DNS names, beside the pods, a host outside of the pod network that answers 404."""
+    frontend = stage.frontend
+    requests = 0
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal requests
+        with contextlib.suppress(asyncio.IncompleteReadError, OSError):
+            while await reader.readuntil(b"\r\n\r\n"):
+                requests += 1
+                writer.write(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")
+        writer.close()
+
+    async def start() -> asyncio.Server:
+        return await asyncio.start_server(answer, foreign, 8080)
+
+    async def end() -> None:
+        server.close()
+
+    foreign = f"127.{frontend.octet}.201.1"
+    server = frontend.call(start())
+    pods = frontend.pods["shop"].addresses
+    try:
+        stage.publish(*pods, foreign)
+        time.sleep(20)
+        stage.publish(*pods)
+        time.sleep(AFTER)
+    finally:
+        frontend.call(end())
+    stage.notes.append(f"{requests} to the foreign host")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scenario:
+    """One fault."""
+
+    name: str
+    play: Callable[[Stage], None]
+    secure: bool = False
+    """With a service that has a certificate."""
+    supervise: bool = True
+    """fc-frontend starts HAProxy; else it is there already."""
+
+
+SCENARIOS = (
+    Scenario(name="DNS down", play=dns_fails(Fault.SILENT)),
+    Scenario(name="DNS down, a reload", play=dns_fails(Fault.SILENT, reload=True)),
+    Scenario(name="DNS SERVFAIL", play=dns_fails(Fault.SERVFAIL)),
+    Scenario(name="DNS truncated, no TCP", play=dns_fails(Fault.TRUNCATED_NO_TCP)),
+    Scenario(name="NXDOMAIN for 20 s, a reload", play=nxdomain),
+    Scenario(name="pod dead, still in DNS", play=dead_pod),
+    Scenario(name="bad snippet, a service added", play=lambda s: s.add(bad_snippet=True)),
+    Scenario(name="bind taken, a service added", play=taken_bind),
+    Scenario(name="certificate broken, a service added", play=broken_certificate, secure=True),
+    Scenario(name="fc-frontend killed, a rollout", play=daemon_ends(signal.SIGKILL)),
+    Scenario(name="fc-frontend stopped, a rollout", play=daemon_ends(signal.SIGSTOP)),
+    Scenario(name="5 reloads by hand", play=reload_by_hand(0.0)),
+    Scenario(name="5 reloads by hand, DNS 0.2 s late", play=reload_by_hand(0.2)),
+    Scenario(name="file edited, HAProxy restarted", play=edited_file, supervise=False),
+    Scenario(name="21 pods", play=one_pod_too_many),
+    Scenario(name="foreign address in DNS", play=foreign_address),
+)
 
 
 def rows(options: Options) -> list[dict[str, object]]:
     """A row for each HAProxy and fault."""
-    seconds = 5.0 if options.quick else OUTAGE
-    found = []
-    for version in options.versions:
-        for name, scenario in SCENARIOS.items():
-            row: dict[str, object] = {"HAProxy": version, "fault": name}
-            for kind in (FcFrontend, PlainHaproxy):
-                row |= measure(kind, version, name, scenario, seconds)
-            print(json.dumps(row), file=sys.stderr, flush=True)
-            found.append(row)
-    return found
+    return [
+        row(version, scenario, options) for version in options.versions for scenario in SCENARIOS
+    ]
+
+
+def row(version: str, scenario: Scenario, options: Options) -> dict[str, object]:
+    """Both contenders, at the same time."""
+    print(f"{version}, {scenario.name}", file=sys.stderr, flush=True)
+    with ThreadPoolExecutor(2) as pool:
+        ours, theirs = (
+            pool.submit(measure, kind, version, scenario, options) for kind in (Ours, Theirs)
+        )
+        found = {
+            "HAProxy": version,
+            "fault": scenario.name,
+            **{f"fc {column}": value for column, value in ours.result().items()},
+            **{f"plain {column}": value for column, value in theirs.result().items()},
+        }
+    print(json.dumps(found), file=sys.stderr, flush=True)
+    return {column: value for column, value in found.items() if not column.endswith(" kinds")}
 
 
 def measure(
-    kind: type[Someone], version: str, name: str, scenario: Scenario, seconds: float
+    kind: type[Ours | Theirs], version: str, scenario: Scenario, options: Options
 ) -> dict[str, object]:
-    """Requests sent to one contender, those that failed, and what was not served."""
+    """What came of the requests to one contender."""
     with cluster(binary_of(version)) as frontend:
         frontend.scale("shop", PODS)
         contender = kind(frontend)
-        contender.start()
-        with Clients(frontend.host, http=HTTP, keep=10, new=10, pause=0.1) as crowd:
-            time.sleep(0.5)
-            started = time.monotonic()
-            unserved = scenario(contender, seconds)
-            time.sleep(0.5)
-            loaded = crowd.end()
-        frontend.dns.fault = Fault.NONE
-        if kind is FcFrontend:
-            tell_failures(f"{version}, {name}", loaded, [(started, "the fault")], frontend)
-    who = "plain" if kind is PlainHaproxy else "ours"
+        stage = Stage(contender, options)
+        if scenario.secure:
+            certificate(stage.pem)
+        contender.begin(secure=stage.pem if scenario.secure else None, supervise=scenario.supervise)
+        with stage.loaded():
+            scenario.play(stage)
+        if kind is Ours:
+            for loaded in stage.came:
+                tell_failures(f"{version}, {scenario.name}", loaded, stage.phases, frontend)
     return {
-        f"{who}: requests": loaded.requests,
-        f"{who}: failed": loaded.failed,
-        f"{who}: unserved": unserved,
+        "sent": sum(loaded.requests for loaded in stage.came),
+        "failed": sum(loaded.failed for loaded in stage.came),
+        "failing s": failing(stage.came),
+        "note": ", ".join(stage.notes),
+        "kinds": "; ".join(loaded.kinds for loaded in stage.came if loaded.failed),
     }
+
+
+def failing(came: list[Loaded]) -> str:
+    """Seconds from the first request that failed to the last."""
+    times = [at for loaded in came for at, _ in loaded.failed_at]
+    return f"{max(times) - min(times):.1f}" if times else ""
+
+
+def certificate(path: Path) -> None:
+    """Write a key and a certificate that it signed itself."""
+    key = path.with_suffix(".key")
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1",
+         "-nodes", "-subj", "/CN=shop.example", "-days", "2", "-keyout", key, "-out", path],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    path.write_text(path.read_text() + key.read_text())
+
+
+def secure_answers(frontend: Frontend) -> bool:
+    """True if a request over TLS is answered."""
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    connection = http.client.HTTPSConnection(frontend.host, SECURE, timeout=10, context=context)
+    try:
+        connection.request("GET", "/")
+        return connection.getresponse().status == 200
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()

@@ -29,7 +29,10 @@ class Loaded:
 
 
 class Clients:
-    """Clients in a process of their own, from the first answer to each of them until `end`."""
+    """Clients in a process of their own, from the first answer to each of them until `end`.
+
+    With `now` they count from their first request on, whether anybody answers or not.
+    """
 
     def __init__(
         self,
@@ -41,12 +44,14 @@ class Clients:
         tcp: int = 0,
         long: int = 0,
         pause: float = 0.35,
+        now: bool = False,
     ) -> None:
         given = {
             "http": http, "tcp": tcp, "keep": keep, "new": new, "long": long, "pause": pause,
         }  # fmt: skip
         self._argv = [sys.executable, "-m", "tests.bench.clients", host]
         self._argv += [f"--{name}={value}" for name, value in given.items()]
+        self._argv += ["--now"] if now else []
         self._process: subprocess.Popen[str] | None = None
 
     def __enter__(self) -> Self:

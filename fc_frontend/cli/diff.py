@@ -1,0 +1,206 @@
+"""`fc-frontend diff`: what `apply` would change."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from typing import TYPE_CHECKING
+
+import click
+
+from fc_frontend.cli.common import Exit, config_option, fail, print_problems, style, summary
+from fc_frontend.errors import Problem, Severity, Unavailable, errors_in
+
+if TYPE_CHECKING:
+    from fc_frontend.config.loader import Declaration
+    from fc_frontend.explain.differences import Change, Installed
+    from fc_frontend.plan.model import Answer, Settings
+
+_REFUSED = 2
+_MARKS = {"added": "+", "removed": "-", "changed": "~"}
+_COLORS = {"added": "green", "removed": "red", "changed": "yellow"}
+_SHOWN = 40
+_DNS_PATIENCE = 10.0
+
+
+@click.command("diff")
+@config_option
+@click.option("--text", "as_text", is_flag=True, help="Print a unified diff of haproxy.cfg.")
+@click.option("--json", "as_json", is_flag=True, help="Print a document for scripts.")
+def command(config: str, as_text: bool, as_json: bool) -> None:
+    """Show what `apply` would change of what is installed, and whether it takes a reload.
+
+    By service, with the fields that differ, binds that are opened (+) and closed (-), and slots.
+    Asks cluster DNS as `apply` does, and lets HAProxy judge; changes nothing. It has to read
+    haproxy.cfg, so whoever may not read that sees nothing. Passwords are shown by --text only.
+
+    \b
+    0  nothing would change
+    1  something would
+    2  apply would refuse what is declared; wrong usage
+    3  cannot tell, e.g. haproxy.cfg cannot be read
+    """
+    from fc_frontend.config.loader import load
+    from fc_frontend.explain.differences import differences
+    from fc_frontend.haproxy import hold
+    from fc_frontend.pipeline import judged, prepare
+
+    declaration = load(config)
+    if errors_in(declaration.problems):
+        _refuse(declaration.problems)
+    resolution, problems = _resolution(declaration)
+    prepared = prepare(declaration, resolution)
+    try:
+        installed = _installed(config, declaration.settings)
+        prepared = judged(prepared)
+    except Unavailable as exc:
+        fail(exc.problems, Exit.CANNOT_TELL)
+    if prepared.config is None or not prepared.ok:
+        _refuse(prepared.problems)
+    assert prepared.config is not None
+    held = hold.load(declaration.settings.state_directory)
+    if held is not None:
+        problem = Problem(
+            message=f"configuration {held.id} is held, by {held.by}: `apply` changes nothing",
+            remedy="`fc-frontend resume` goes on with what is declared",
+            severity=Severity.WARNING,
+        )
+        problems = (problem, *problems)
+    changes = differences(installed, prepared.plan, prepared.config)
+    code = Exit.PROBLEMS if changes else Exit.GOOD
+    if as_json:
+        document = {
+            "version": 1,
+            "hash": prepared.config.hash,
+            "running_hash": installed.running_hash,
+            "reload": any(change.effect == "reload" for change in changes),
+            "changes": [change.as_json() for change in changes],
+            "problems": [problem.as_json() for problem in problems],
+        }
+        click.echo(json.dumps(document, indent=2, ensure_ascii=False))
+        sys.exit(code)
+    print_problems(problems)
+    if as_text:
+        _unified(installed.text or "", prepared.config.text, declaration.settings)
+    else:
+        _print(changes)
+    sys.exit(code)
+
+
+def _refuse(problems: tuple[Problem, ...]) -> None:
+    click.echo(style(summary(problems), "red"), err=True)
+    print_problems(problems)
+    sys.exit(_REFUSED)
+
+
+def _resolution(declaration: Declaration) -> tuple[dict[str, Answer], tuple[Problem, ...]]:
+    """What cluster DNS says now; what it said last if that takes too long."""
+    from fc_frontend.pipeline import resolve, stored_answers
+
+    async def bounded() -> dict[str, Answer]:
+        return await asyncio.wait_for(resolve(declaration), _DNS_PATIENCE)
+
+    try:
+        return asyncio.run(bounded()), ()
+    except TimeoutError:
+        warning = Problem(
+            message=f"cluster DNS took more than {_DNS_PATIENCE:g} s: its last answers are used",
+            remedy="see `fc-frontend status`",
+            severity=Severity.WARNING,
+        )
+        return stored_answers(declaration), (warning,)
+
+
+def _installed(config: str, settings: Settings) -> Installed:
+    """What is there now.  Raises `Unavailable` if haproxy.cfg cannot be read."""
+    from fc_frontend.config.loader import read, recall
+    from fc_frontend.explain.differences import Installed, Pods
+    from fc_frontend.haproxy import install, runtime
+    from fc_frontend.haproxy.assign import is_free
+    from fc_frontend.pipeline import prepare, stored_answers, stored_last_good
+
+    content = install.read(settings.haproxy.config_file)
+    text = None if content is None else content.decode("utf-8", "surrogateescape")
+    former = recall(stored_last_good(settings.state_directory), read(config))
+    plan = None
+    if former is not None:
+        before = prepare(former, stored_answers(former))
+        # Only what gives this very text tells what it was made of.
+        if before.config is not None and before.config.text == text:
+            plan = before.plan
+    try:
+        running_hash = runtime.running_hash(settings.haproxy.runtime_socket)
+        servers = runtime.servers(settings.haproxy.runtime_socket)
+    except Unavailable:
+        return Installed(text=text, plan=plan)
+    addresses: dict[str, set[str]] = {}
+    free: dict[str, int] = {}
+    for server in servers:
+        addresses.setdefault(server.proxy, set())
+        free.setdefault(server.proxy, 0)
+        if server.address is None or is_free(server):
+            free[server.proxy] += 1
+        elif server.server.startswith("pod"):
+            addresses[server.proxy].add(server.address)
+    return Installed(
+        text=text,
+        plan=plan,
+        is_running=True,
+        running_hash=running_hash,
+        pods={
+            name: Pods(addresses=frozenset(found), free=free[name])
+            for name, found in addresses.items()
+            if found or free[name]
+        },
+    )
+
+
+def _print(changes: tuple[Change, ...]) -> None:
+    from fc_frontend.explain.facts import clean
+
+    for change in changes:
+        mark = style(_MARKS[change.how], _COLORS[change.how])
+        because = f", because {change.because}" if change.because else ""
+        subject = f"{change.what} {change.name}".strip()
+        click.echo(f"{mark} {clean(f'{subject}: {change.effect}{because}')}")
+        for field in change.fields:
+            click.echo(f"      {clean(field)}")
+        for bind in change.binds:
+            word = "opens" if bind.startswith("+") else "closes"
+            click.echo(f"      {word} {clean(bind[1:])}")
+        lines = _lines(change)
+        for line in lines[:_SHOWN]:
+            click.echo(f"      {clean(line)}")
+        if len(lines) > _SHOWN:
+            click.echo(f"      and {len(lines) - _SHOWN} lines more")
+    if not changes:
+        click.echo(f"{style('nothing', 'green')} would change")
+        return
+    reload = any(change.effect == "reload" for change in changes)
+    number = f"{len(changes)} change{'' if len(changes) == 1 else 's'}"
+    click.echo(f"{number}, {'one reload' if reload else 'no reload'}")
+
+
+def _lines(change: Change) -> list[str]:
+    """The lines that say what fields, binds and slots do not."""
+    names = {field.name for field in change.fields}
+    if change.how != "changed" or names - {"slots"}:
+        return []
+    told = ("bind ", "server-template ") if names else ("bind ",)
+    return [line for line in change.lines if not line[1:].startswith(told)]
+
+
+def _unified(before: str, after: str, settings: Settings) -> None:
+    from difflib import unified_diff
+
+    path = settings.haproxy.config_file
+    for line in unified_diff(
+        before.splitlines(), after.splitlines(), path, f"{path} (declared)", lineterm=""
+    ):
+        shown = line.encode("utf-8", "backslashreplace").decode()
+        shown = "".join(
+            letter if letter.isprintable() or letter == "\t" else "?" for letter in shown
+        )
+        color = {"+": "green", "-": "red", "@": "cyan"}.get(line[:1])
+        click.echo(style(shown, color) if color else shown)

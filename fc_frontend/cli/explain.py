@@ -1,0 +1,89 @@
+"""`fc-frontend explain`: where a service's way is interrupted."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING
+
+import click
+
+from fc_frontend.cli.common import Exit, config_option, fail, style
+from fc_frontend.errors import Unavailable
+
+if TYPE_CHECKING:
+    from fc_frontend.explain.facts import Facts
+    from fc_frontend.explain.steps import Explanation, Verdict
+
+_CODES = {"ok": 0, "warn": 1, "bad": 2, "unknown": 3}
+_COLORS = {"ok": "green", "warn": "yellow", "bad": "red", "unknown": "yellow"}
+
+
+@click.command("explain")
+@config_option
+@click.option("--json", "as_json", is_flag=True, help="Print a document for scripts.")
+@click.argument("service")
+def command(config: str, as_json: bool, service: str) -> None:
+    """Walk the way of SERVICE, step by step, and say where it is interrupted, and what to do.
+
+    Declaration, what cluster DNS says now, networks, slots, HAProxy's servers and their checks, the
+    bind, and whether HAProxy has what is declared. Asks cluster DNS itself, for at most 2 s; works
+    without the daemon. Changes nothing. As root it also tells who else holds a bind.
+
+    The JSON has version, service, verdict, serves, summary, cause (a step, or null), steps (each
+    with step, verdict, said, remedy, details) and facts; keys are added, never removed.
+
+    \b
+    0  all is well
+    1  it serves, but something should be mended
+    2  it does not serve, or pods get no traffic
+    3  cannot tell
+    """
+    from fc_frontend.explain.collect import collect
+    from fc_frontend.explain.steps import explain
+
+    try:
+        facts = collect(config, service)
+    except Unavailable as exc:
+        fail(exc.problems, Exit.CANNOT_TELL)
+    explanation = explain(facts)
+    if as_json:
+        document = _document(facts, explanation)
+        click.echo(json.dumps(document, indent=2, ensure_ascii=False))
+    else:
+        _print(explanation)
+    sys.exit(_CODES[explanation.verdict.value])
+
+
+def _document(facts: Facts, explanation: Explanation) -> dict[str, object]:
+    cause = explanation.cause
+    return {
+        "version": 1,
+        "service": explanation.service,
+        "verdict": explanation.verdict.value,
+        "serves": explanation.serves,
+        "summary": explanation.summary,
+        "cause": cause.as_json() if cause else None,
+        "steps": [step.as_json() for step in explanation.steps],
+        "facts": facts.as_json(),
+    }
+
+
+def _print(explanation: Explanation) -> None:
+    cause = explanation.cause
+    for step in explanation.steps:
+        word = _word(step.verdict)
+        click.echo(f"{word} {step.name:13} {step.said}")
+        if step.remedy and step is not cause:
+            click.echo(f"{'':20} → {step.remedy}")
+        for line in step.details:
+            click.echo(f"{'':22}{line}".rstrip())
+    click.echo()
+    color = "green" if explanation.serves and cause is None else "red"
+    click.echo(style(explanation.summary, color))
+    if cause is not None and cause.remedy:
+        click.echo(f"    → {cause.remedy}")
+
+
+def _word(verdict: Verdict) -> str:
+    return style(f"{verdict.value:7}", _COLORS[verdict.value])

@@ -1,0 +1,149 @@
+"""`fc-frontend status`: how the frontend is."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import click
+
+from fc_frontend.cli.common import Exit, config_option, fail, style, table
+from fc_frontend.errors import Unavailable
+
+if TYPE_CHECKING:
+    from fc_frontend.explain.overview import Overview, Row
+
+_COLORS = {"OK": "green", "WARNING": "yellow", "CRITICAL": "red", "UNKNOWN": "yellow"}
+_SHOWN = 50
+
+
+@click.command("status")
+@config_option
+@click.option("--json", "as_json", is_flag=True, help="The same as --format json.")
+@click.option(
+    "--format",
+    "shape",
+    type=click.Choice(["text", "json", "nagios"]),
+    default="text",
+    help="text for people, json for scripts, nagios for Sensu, Nagios and Icinga.",
+)
+def command(config: str, as_json: bool, shape: str) -> None:
+    """Show how the frontend is: services, servers, quarantines, the last reload, cluster DNS.
+
+    Asks the daemon, HAProxy and each nameserver. Without the daemon it goes by the files, the
+    stored answers of cluster DNS, and HAProxy.
+
+    \b
+    0  all is well
+    1  warning: answers out of date, little room, no pods, drained, held, no daemon
+    2  critical: in quarantine, too few slots, not in sync, pods but no server up, no HAProxy
+    3  unknown: neither the daemon nor HAProxy answers
+    """
+    from fc_frontend.explain.collect import look
+    from fc_frontend.explain.overview import overview
+
+    try:
+        found = overview(look(config))
+    except Unavailable as exc:
+        fail(exc.problems, Exit.CANNOT_TELL)
+    if as_json or shape == "json":
+        click.echo(json.dumps(found.as_json(), indent=2, ensure_ascii=False))
+    elif shape == "nagios":
+        _nagios(found)
+    else:
+        _print(found)
+    sys.exit(found.level)
+
+
+def _nagios(found: Overview) -> None:
+    counts = [row.counts for row in found.rows if row.counts]
+    figures = {
+        "services": len(found.rows),
+        "up": sum(count.up for count in counts),
+        "down": sum(count.down for count in counts),
+        "drained": sum(count.drained for count in counts),
+        "quarantined": len(found.seen.quarantined),
+    }
+    performance = " ".join(f"{name}={value}" for name, value in figures.items())
+    click.echo(f"FC-FRONTEND {found.level.name} - {_plain(found.summary)} | {performance}")
+    for finding in found.findings:
+        remedy = f" → {finding.remedy}" if finding.remedy else ""
+        click.echo(_plain(f"{finding.level.name}: {finding}{remedy}"))
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.replace("|", "/").split())
+
+
+def _print(found: Overview) -> None:
+    level = found.level.name
+    click.echo(f"{style(level.lower(), _COLORS[level])}: {found.summary}")
+    click.echo()
+    for name, said in _about(found):
+        click.echo(f"{name:12} {said}")
+    if found.rows:
+        click.echo()
+        header = ("SERVICE", "STATE", "PODS", "SLOTS", "UP", "DOWN", "DRAINED", "BINDS", "WHY")
+        table(header, [_cells(row) for row in found.rows])
+    if found.findings:
+        click.echo()
+    for finding in found.findings[:_SHOWN]:
+        word = style(finding.level.name.lower(), _COLORS[finding.level.name])
+        where = f"{finding.file}:{finding.line}: " if finding.line else ""
+        where = where or (f"{finding.file}: " if finding.file else "")
+        click.echo(f"{where}{word}: {finding.subject}: {finding.message}")
+        if finding.remedy:
+            click.echo(f"    → {finding.remedy}")
+    if len(found.findings) > _SHOWN:
+        click.echo(f"and {len(found.findings) - _SHOWN} more")
+
+
+def _about(found: Overview) -> list[tuple[str, str]]:
+    from fc_frontend.explain.steps import duration
+
+    seen, last = found.seen, found.last_reload
+    lines = []
+    if seen.worker:
+        since = f", since {duration(seen.worker.seconds)}" if seen.worker.seconds else ""
+        sync = "in sync" if seen.in_sync else "not in sync"
+        lines.append(
+            ("HAProxy", f"{seen.worker.version}, {sync} ({seen.worker.hash or 'not ours'}){since}")
+        )
+    else:
+        lines.append(("HAProxy", "does not answer"))
+    lines.append(("daemon", f"fc-frontend {seen.daemon.version}" if seen.daemon else "not there"))
+    if last:
+        when = datetime.fromtimestamp(last.at, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
+        ago = duration(max(0.0, time.time() - last.at))
+        more = f"; and {len(last.reasons) - 5} more" if len(last.reasons) > 5 else ""
+        why = "; ".join(last.reasons[:5]) + more
+        lines.append(
+            ("last reload", f"{when} ({ago} ago), {last.outcome} in {last.seconds:.2f} s: {why}")
+        )
+    for nameserver in seen.nameservers:
+        said = nameserver.said or f"answers in {nameserver.seconds * 1000:.0f} ms"
+        lines.append(("cluster DNS", f"{nameserver.name}: {said}"))
+    return lines
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    counts = row.counts
+    binds = ", ".join(row.binds[:2]) + (f" +{len(row.binds) - 2}" if len(row.binds) > 2 else "")
+    return (
+        row.name,
+        row.state,
+        _number(row.pods),
+        _number(row.slots),
+        _number(counts.up if counts else None),
+        _number(counts.down if counts else None),
+        _number(counts.drained if counts else None),
+        binds or "-",
+        row.why,
+    )
+
+
+def _number(value: int | None) -> str:
+    return "-" if value is None else str(value)

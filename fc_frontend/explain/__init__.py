@@ -1,0 +1,1 @@
+"""What operators ask: how is it, where does it break, what would change."""

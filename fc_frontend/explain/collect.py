@@ -1,0 +1,463 @@
+"""Find out what there is to be known: from files, the daemon, cluster DNS, HAProxy and the kernel.
+
+Asks and never changes anything; each source may be missing, and the others tell what they can.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from fc_frontend.config.last_good import Piece, Quarantine, Unit
+from fc_frontend.config.loader import Declaration, read, state_directory
+from fc_frontend.config.quarantine import Withdrawn, tolerate
+from fc_frontend.discovery.client import DnsClient, Outcome
+from fc_frontend.discovery.resolve import resolve_service
+from fc_frontend.errors import Problem, Unavailable, errors_in
+from fc_frontend.explain.daemon import ask_daemon
+from fc_frontend.explain.facts import (
+    BindFact,
+    Counts,
+    Daemon,
+    DaemonService,
+    Facts,
+    Health,
+    Held,
+    Listening,
+    Nameserver,
+    Proxy,
+    Server,
+    Worker,
+    clean,
+)
+from fc_frontend.explain.overview import Seen
+from fc_frontend.haproxy import hold, install, preflight, runtime
+from fc_frontend.haproxy.assign import is_free
+from fc_frontend.haproxy.drain import is_name
+from fc_frontend.haproxy.master import show_proc
+from fc_frontend.haproxy.runtime import ServerState
+from fc_frontend.pipeline import prepare, quarantines, stored_answers, stored_last_good
+from fc_frontend.plan import slots
+from fc_frontend.plan.model import Answer, Cluster, Haproxy, ServicePlan, ServiceSpec
+from fc_frontend.plan.names import headless_name
+from fc_frontend.plan.planner import assumed_kind, plan
+
+DNS_TIMEOUT = 2.0
+"""Seconds that cluster DNS has for its answers about one service."""
+_TRY = 0.9
+_MAINTENANCE = 0b11
+_DRAIN = 0b11000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Declared:
+    """What is in force by the files, and what the daemon, if there is one, says of it."""
+
+    declaration: Declaration
+    daemon: Daemon | None
+    daemon_problem: Problem | None
+    quarantined: tuple[Held, ...]
+    names: frozenset[str]
+    """All that is declared, in quarantine or not."""
+
+    def held(self, name: str) -> tuple[Held, ...]:
+        """The quarantines that have to do with a service."""
+        spec = _spec(self.declaration, name)
+        file = spec.origin.file if spec and spec.origin else None
+        return tuple(
+            held
+            for held in self.quarantined
+            if (held.piece == "service" and held.name == name)
+            or (held.piece == "file" and file == held.name)
+            # A file that cannot be read may declare what nobody else does.
+            or (held.piece == "file" and spec is None and name not in self.names)
+            or (held.piece in ("settings", "templates") and spec is not None)
+        )
+
+
+def declared(settings_file: str, *, judged: bool) -> Declared:
+    """What is declared and in force; `judged` lets HAProxy say what it thinks without a daemon.
+
+    Raises `Unavailable` if there are no settings to go by.
+    """
+    sources = read(settings_file)
+    last_good = stored_last_good(state_directory(sources))
+    declaration = tolerate(sources, last_good)
+    fatal = [
+        problem
+        for problem in errors_in(declaration.problems)
+        if problem.file == settings_file and problem.service is None
+    ]
+    if fatal:
+        raise Unavailable(*fatal)
+    daemon: Daemon | None = None
+    daemon_problem: Problem | None = None
+    try:
+        daemon = ask_daemon(declaration.settings.listen)
+        held = daemon.quarantined
+    except Unavailable as exc:
+        daemon_problem = exc.problems[0] if declaration.settings.listen is not None else None
+        found = declaration.quarantined
+        if judged:
+            with contextlib.suppress(Unavailable):
+                found = quarantines(settings_file)
+        held = tuple(_held(quarantine) for quarantine in found)
+    withdrawn = Withdrawn()
+    for entry in held:
+        with contextlib.suppress(ValueError):
+            unit = Unit(Piece(entry.piece), entry.name)
+            withdrawn.refused[unit] = entry.problems
+            if not entry.is_kept:
+                withdrawn.left_out.add(unit)
+    return Declared(
+        declaration=tolerate(sources, last_good, withdrawn),
+        daemon=daemon,
+        daemon_problem=daemon_problem,
+        quarantined=held,
+        names=frozenset(sources.services),
+    )
+
+
+def _held(quarantine: Quarantine) -> Held:
+    return Held(
+        piece=quarantine.unit.piece.value,
+        name=quarantine.unit.name,
+        effect=quarantine.effect,
+        problems=quarantine.problems,
+    )
+
+
+def _spec(declaration: Declaration, name: str) -> ServiceSpec | None:
+    return next((spec for spec in declaration.services if spec.name == name), None)
+
+
+def collect(settings_file: str, name: str) -> Facts:
+    """All that is to be known of one service now; at most some seconds.  Raises `Unavailable`."""
+    known = declared(settings_file, judged=True)
+    declaration, daemon = known.declaration, known.daemon
+    if any(fragment.name == name for fragment in declaration.fragments):
+        raise Unavailable(
+            Problem(
+                message=f"{name} is a raw fragment: what it should do, only its author knows",
+                remedy="see HAProxy's statistics page, and `fc-frontend status` for quarantines",
+            )
+        )
+    settings = declaration.settings
+    answers = stored_answers(declaration)
+    spec = _spec(declaration, name)
+    before = answers.get(name)
+    now: Answer | None = None
+    absent = ""
+    planned: ServicePlan | None = None
+    if spec is not None:
+        now, absent = asyncio.run(_resolved(spec, settings.cluster))
+        current = now if now.endpoints or now.rejected else before or now
+        if before is not None:
+            current = replace(current, slots=before.slots, by_runtime=before.by_runtime)
+        (planned,) = plan(settings, (spec,), (), {name: current}).services
+    worker, worker_problem = ask_worker(settings.haproxy)
+    place = declaration.located(Problem(message="", service=name)).location if spec else ""
+    service = daemon.service(name) if daemon else None
+    prepared = prepare(declaration, answers)
+    wanted = daemon.wanted_hash if daemon else prepared.config.hash if prepared.config else None
+    differs = None
+    with contextlib.suppress(Unavailable):
+        installed = install.read(settings.haproxy.config_file)
+        if installed is not None and prepared.config is not None:
+            section = prepared.config.section_text(name)
+            differs = section not in installed.decode("utf-8", "surrogateescape")
+    held = hold.load(settings.state_directory)
+    near = difflib.get_close_matches(name, sorted(known.names), n=1, cutoff=0.6)
+    return Facts(
+        name=name,
+        spec=spec,
+        place=place,
+        declared=tuple(near),
+        quarantined=known.held(name),
+        cluster=settings.cluster,
+        hold=settings.intervals.hold,
+        planned=planned,
+        now=now,
+        absent=absent,
+        before=before,
+        age=service.age if service else None,
+        worker=worker,
+        worker_problem=worker_problem,
+        proxy=_proxy(settings.haproxy, name) if worker else None,
+        binds=_binds(settings.haproxy, spec, worker) if spec else (),
+        wanted_hash=wanted,
+        refused=daemon.problems if daemon else prepared.problems,
+        daemon=daemon,
+        daemon_problem=known.daemon_problem,
+        held_id=held.id if held else None,
+        held_by=held.by if held else "",
+        settings_file=settings_file,
+        section_differs=differs,
+    )
+
+
+# Cluster DNS
+
+
+async def _resolved(spec: ServiceSpec, cluster: Cluster) -> tuple[Answer, str]:
+    """What cluster DNS says now, and what of the name is missing besides the service."""
+    client = DnsClient(cluster.nameservers, timeout=_TRY)
+    try:
+        try:
+            answer = await asyncio.wait_for(
+                resolve_service(spec, cluster, client, None), DNS_TIMEOUT
+            )
+        except TimeoutError:
+            error = f"no answer within {DNS_TIMEOUT:g} s"
+            return Answer(kind=assumed_kind(spec), reason=error, error=error), ""
+        if answer.error is None or answer.endpoints or answer.rejected or answer.remedy:
+            return answer, ""
+        try:
+            return answer, await asyncio.wait_for(_absent(spec, cluster, client), DNS_TIMEOUT)
+        except TimeoutError:
+            return answer, ""
+    finally:
+        client.close()
+
+
+async def _absent(spec: ServiceSpec, cluster: Cluster, client: DnsClient) -> str:
+    """domain, namespace or port if more is missing than a pod; empty otherwise.
+
+    CoreDNS answers NXDOMAIN for a namespace that does not exist, and NOERROR for one that does.
+    """
+    if isinstance(spec.port, str):
+        bare = await client.ask(headless_name(spec, cluster.domain), "A")
+        if bare.outcome in (Outcome.ANSWER, Outcome.PARTIAL):
+            return "port"
+    for what, name in (
+        ("domain", f"svc.{cluster.domain}"),
+        ("namespace", f"{spec.namespace}.svc.{cluster.domain}"),
+    ):
+        if (await client.ask(name, "A")).outcome is Outcome.NXDOMAIN:
+            return what
+    return ""
+
+
+async def ask_nameservers(cluster: Cluster) -> tuple[Nameserver, ...]:
+    """Ask each nameserver one question that every cluster can answer, at once."""
+    return tuple(
+        await asyncio.gather(
+            *(_ask_nameserver(cluster, index) for index in range(len(cluster.nameservers)))
+        )
+    )
+
+
+async def _ask_nameserver(cluster: Cluster, index: int) -> Nameserver:
+    nameserver = cluster.nameservers[index]
+    seconds: list[float] = []
+    client = DnsClient(
+        [nameserver],
+        timeout=1.0,
+        tries=1,
+        observe=lambda exchange: seconds.append(exchange.duration),
+    )
+    try:
+        reply = await asyncio.wait_for(client.ask(f"svc.{cluster.domain}", "A"), DNS_TIMEOUT)
+    except TimeoutError:
+        return Nameserver(name=str(nameserver), said=f"no answer within {DNS_TIMEOUT:g} s")
+    finally:
+        client.close()
+    if reply.outcome is Outcome.FAILURE:
+        said = clean(reply.detail).removeprefix(f"{nameserver}: ")
+        return Nameserver(name=str(nameserver), said=said)
+    if reply.outcome is Outcome.NXDOMAIN:
+        said = f"it does not know svc.{cluster.domain}"
+        return Nameserver(name=str(nameserver), said=said, seconds=sum(seconds))
+    return Nameserver(name=str(nameserver), seconds=sum(seconds))
+
+
+# HAProxy
+
+
+def ask_worker(haproxy: Haproxy) -> tuple[Worker | None, Problem | None]:
+    """What the running worker says, or why it says nothing."""
+    try:
+        info = runtime.info(haproxy.runtime_socket)
+        servers = runtime.servers(haproxy.runtime_socket)
+    except Unavailable as exc:
+        return None, exc.problems[0]
+    uptime = info.get("Uptime_sec", "")
+    return (
+        Worker(
+            hash=runtime.hash_in(info),
+            version=clean(info.get("Version", "")),
+            pid=int(info["Pid"]) if info["Pid"].isdigit() else None,
+            seconds=int(uptime) if uptime.isdigit() else None,
+            counts=counted(servers),
+        ),
+        None,
+    )
+
+
+def counted(servers: Iterable[ServerState]) -> dict[str, Counts]:
+    """How many servers of each proxy are in which state; cluster IPs as backup are left out."""
+    found: dict[str, dict[Health, int]] = {}
+    for server in servers:
+        by_health = found.setdefault(server.proxy, dict.fromkeys(Health, 0))
+        by_health[_health(server)] += 1
+    return {
+        proxy: Counts(
+            up=by_health[Health.UP],
+            down=by_health[Health.DOWN],
+            drained=by_health[Health.DRAINED],
+            maintenance=by_health[Health.MAINTENANCE],
+            free=by_health[Health.FREE],
+        )
+        for proxy, by_health in found.items()
+    }
+
+
+def _health(server: ServerState) -> Health:
+    admin = server.admin or 0
+    if is_free(server) or admin & 32:
+        return Health.FREE
+    if admin & _MAINTENANCE:
+        return Health.MAINTENANCE
+    if admin & _DRAIN:
+        return Health.DRAINED
+    return Health.UP if server.up else Health.DOWN
+
+
+def _proxy(haproxy: Haproxy, name: str) -> Proxy | None:
+    """The section of a service in the running worker, None if it has none."""
+    if not is_name(name):
+        return None
+    try:
+        states = runtime.servers_of(haproxy.runtime_socket, name)
+        rows = runtime.statistics(haproxy.runtime_socket, name)
+    except Unavailable:
+        return None
+    if not rows:
+        return None
+    by_name = {row["svname"]: row for row in rows}
+    front = by_name.get("FRONTEND", {})
+    has_template = any(state.server.startswith("pod") for state in states)
+    return Proxy(
+        servers=tuple(
+            _server(
+                state,
+                by_name.get(state.server, {}),
+                is_backup=has_template and state.server == "service",
+            )
+            for state in states
+        ),
+        status=clean(front.get("status", "")),
+        sessions=_number(front.get("scur")) or 0,
+        most_sessions=_number(front.get("slim")) or 0,
+    )
+
+
+def _server(state: ServerState, row: dict[str, str], *, is_backup: bool) -> Server:
+    words = [clean(row.get(column, "")) for column in ("check_desc", "last_chk")]
+    code = clean(row.get("check_status", "")).removeprefix("* ")
+    status = f" (HTTP {row['check_code']})" if row.get("check_code", "").isdigit() else ""
+    return Server(
+        name=clean(state.server),
+        health=_health(state),
+        address=state.address,
+        port=state.port,
+        code=code,
+        check=": ".join(word for word in words if word) + status,
+        seconds=state.changed_ago,
+        is_backup=is_backup,
+    )
+
+
+def _number(text: str | None) -> int | None:
+    return int(text) if text and text.isdigit() else None
+
+
+def _binds(haproxy: Haproxy, spec: ServiceSpec, worker: Worker | None) -> tuple[BindFact, ...]:
+    """Who listens on the service's binds."""
+    pids = {worker.pid} if worker and worker.pid else set()
+    with contextlib.suppress(Unavailable):
+        pids |= show_proc(haproxy.master_socket).pids
+    owned_by = frozenset(pids)
+    v6only = frozenset(spec.binds if "v6only" in spec.bind_options.split() else ())
+    found = []
+    for bind, held in preflight.holding(spec.binds, owned_by=owned_by, v6only=v6only).items():
+        who = ", ".join(clean(other) for other in held.others)
+        problem = None
+        if held.by_haproxy:
+            listening = Listening.HAPROXY
+        elif who:
+            listening = Listening.OTHER
+        elif held.is_hidden:
+            listening = Listening.HIDDEN
+        else:
+            listening = Listening.NOBODY
+            problems = preflight.check_binds([bind], owned_by=owned_by, v6only=v6only)
+            problem = problems[0] if problems else None
+        found.append(BindFact(bind=str(bind), listening=listening, who=who, problem=problem))
+    return tuple(found)
+
+
+# The whole frontend
+
+
+def look(settings_file: str) -> Seen:
+    """All that is to be known of the frontend now; at most some seconds.  Raises `Unavailable`."""
+    known = declared(settings_file, judged=False)
+    declaration, daemon = known.declaration, known.daemon
+    settings = declaration.settings
+    worker, worker_problem = ask_worker(settings.haproxy)
+    held = hold.load(settings.state_directory)
+    services, wanted, problems = _by_files(declaration) if daemon is None else ((), None, ())
+    if daemon is not None:
+        services, wanted, problems = daemon.services, daemon.wanted_hash, daemon.problems
+    if held is not None:
+        wanted = held.hash
+    return Seen(
+        daemon=daemon,
+        daemon_problem=known.daemon_problem,
+        worker=worker,
+        worker_problem=worker_problem,
+        nameservers=asyncio.run(ask_nameservers(settings.cluster)),
+        services=services,
+        quarantined=known.quarantined,
+        problems=problems,
+        wanted_hash=wanted,
+        held_id=held.id if held else None,
+        held_by=clean(held.by) if held else "",
+    )
+
+
+def _by_files(
+    declaration: Declaration,
+) -> tuple[tuple[DaemonService, ...], str | None, tuple[Problem, ...]]:
+    """Services by the files and stored answers, the hash that follows, and what is wrong."""
+    answers = stored_answers(declaration)
+    prepared = prepare(declaration, answers)
+    held = {unit.name for unit in (q.unit for q in declaration.quarantined)}
+    services = tuple(
+        DaemonService(
+            name=planned.spec.name,
+            namespace=planned.spec.namespace,
+            binds=tuple(str(bind) for bind in planned.spec.binds),
+            state="quarantined" if planned.spec.name in held else "stale",
+            reason="as it was last stored: without the daemon nobody asks cluster DNS",
+            error=None,
+            remedy="",
+            pods=len(planned.endpoints),
+            slots=planned.slots,
+            slots_short=_short(planned),
+            slots_scarce=planned.has_pods and slots.scarce(len(planned.endpoints), planned.slots),
+            rejected=(),
+            drained=(),
+            age=None,
+        )
+        for planned in prepared.plan.services
+    )
+    return services, prepared.config.hash if prepared.config else None, prepared.problems
+
+
+def _short(planned: ServicePlan) -> int:
+    return slots.short(len(planned.endpoints), planned.slots) if planned.has_pods else 0

@@ -1,0 +1,173 @@
+"""Ask the daemon how it is, over HTTP.
+
+Whoever listens on that port may answer anything: what is not as the daemon writes it is no answer.
+"""
+
+from __future__ import annotations
+
+import http.client
+import io
+import json
+import socket
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from fc_frontend.errors import Problem, Severity, Unavailable
+from fc_frontend.explain.facts import Daemon, DaemonService, Held, LastReload, clean
+from fc_frontend.plan.model import Bind
+
+TIMEOUT = 3.0
+"""In seconds, for the whole answer."""
+_MOST_BYTES = 64 * 1024 * 1024
+_ANY = {"*": "127.0.0.1", "::": "::1"}
+
+
+def ask_daemon(listen: Bind | None, timeout: float = TIMEOUT) -> Daemon:
+    """What the daemon that listens there says of itself.  Raises `Unavailable`."""
+    if listen is None or listen.port is None:
+        raise Unavailable(
+            Problem(
+                message="the daemon cannot be asked: `listen` is null",
+                remedy="set listen, such as 127.0.0.1:9484",
+                field="listen",
+            )
+        )
+    try:
+        content = _get(_ANY.get(listen.host, listen.host), listen.port, timeout)
+    except (OSError, http.client.HTTPException) as exc:
+        reason = "no answer in time" if isinstance(exc, TimeoutError) else _reason(exc)
+        raise Unavailable(
+            Problem(
+                message=f"the daemon does not answer on {listen}: {reason}",
+                remedy="see `systemctl status fc-frontend` and its log; HAProxy serves on without "
+                "it, but nothing follows changes",
+            )
+        ) from exc
+    try:
+        return parse_status(json.loads(content))
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as exc:
+        raise Unavailable(
+            Problem(
+                message=f"what answers on {listen} is not this fc-frontend's daemon",
+                remedy="see who listens there (`ss -ltnp`), or set another `listen`",
+                field="listen",
+            )
+        ) from exc
+
+
+def _get(host: str, port: int, timeout: float) -> bytes:
+    """The body of /status.json.  Raises OSError or HTTPException."""
+    deadline = time.monotonic() + timeout
+    content = bytearray()
+    with socket.create_connection((host, port), timeout) as connection:
+        name = f"[{host}]" if ":" in host else host
+        request = f"GET /status.json HTTP/1.1\r\nHost: {name}:{port}\r\nConnection: close\r\n\r\n"
+        connection.sendall(request.encode())
+        while chunk := connection.recv(65536):
+            content += chunk
+            if len(content) > _MOST_BYTES:
+                raise http.client.HTTPException(f"more than {_MOST_BYTES} bytes")
+            # Byte by byte it may take no longer either.
+            connection.settimeout(max(0.001, deadline - time.monotonic()))
+    response = http.client.HTTPResponse(_Received(bytes(content)))  # type: ignore[arg-type]
+    response.begin()
+    if response.status != 200:
+        raise http.client.HTTPException(f"HTTP status {response.status}")
+    return response.read()
+
+
+@dataclass(frozen=True, slots=True)
+class _Received:
+    """What was received, as http.client reads from a socket."""
+
+    content: bytes
+
+    def makefile(self, _mode: str) -> io.BytesIO:
+        return io.BytesIO(self.content)
+
+
+def _reason(exc: Exception) -> str:
+    return clean(getattr(exc, "strerror", None) or exc or type(exc).__name__)[:200]
+
+
+def parse_status(document: Any) -> Daemon:
+    """The daemon's /status.json as a value.
+
+    Raises KeyError, TypeError, ValueError or AttributeError for what the daemon would not say.
+    """
+    if document["version"] != 1:
+        raise ValueError
+    last, hold = document["last_reload"], document.get("held")
+    return Daemon(
+        version=_text(document["fc_frontend"]),
+        in_sync=document["in_sync"] is True,
+        wanted_hash=_optional(document["wanted_hash"]),
+        running_hash=_optional(document["running_hash"]),
+        problems=tuple(_problem(entry) for entry in document["problems"]),
+        quarantined=tuple(_held(entry) for entry in document["quarantined"]),
+        last_reload=LastReload(
+            at=float(last["at"]),
+            reasons=tuple(_text(reason) for reason in last["reasons"]),
+            outcome=_text(last["outcome"]),
+            seconds=float(last["seconds"]),
+        )
+        if last
+        else None,
+        services=tuple(_service(entry) for entry in document["services"]),
+        held_id=int(hold["id"]) if hold else None,
+        held_by=_text(hold["by"]) if hold else "",
+    )
+
+
+def _service(entry: Mapping[str, Any]) -> DaemonService:
+    age = entry.get("answer_age")
+    return DaemonService(
+        name=_text(entry["name"]),
+        namespace=_text(entry["namespace"]),
+        binds=tuple(_text(bind) for bind in entry["binds"]),
+        state=_text(entry["state"]),
+        reason=_text(entry["reason"]),
+        error=_optional(entry["error"]),
+        remedy=_text(entry["remedy"]),
+        pods=len(entry["endpoints"]),
+        slots=int(entry["slots"]),
+        slots_short=int(entry["slots_short"]),
+        slots_scarce=entry["slots_scarce"] is True,
+        rejected=tuple(_text(address) for address in entry["rejected"]),
+        drained=tuple(_text(address) for address in entry["drained"]),
+        age=None if age is None else float(age),
+    )
+
+
+def _held(entry: Mapping[str, Any]) -> Held:
+    return Held(
+        piece=_text(entry["piece"]),
+        name=_text(entry["name"]),
+        effect=_text(entry["effect"]),
+        problems=tuple(_problem(problem) for problem in entry["problems"]),
+    )
+
+
+def _problem(entry: Mapping[str, Any]) -> Problem:
+    return Problem(
+        message=_text(entry["message"]),
+        remedy=_text(entry["remedy"]),
+        severity=Severity(entry["severity"]),
+        file=_optional(entry["file"]),
+        line=None if entry["line"] is None else int(entry["line"]),
+        column=None if entry["column"] is None else int(entry["column"]),
+        service=_optional(entry["service"]),
+        field=_optional(entry["field"]),
+    )
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError
+    return clean(value)
+
+
+def _optional(value: Any) -> str | None:
+    return None if value is None else _text(value)

@@ -1,0 +1,353 @@
+"""What another configuration would change, piece by piece, and whether HAProxy must reload for it.
+
+Pure.  Texts are compared section by section, which holds whatever templates were used; where the
+plan behind the installed text is known, the fields that differ are named too.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from enum import StrEnum
+from typing import Any
+
+from fc_frontend.plan.model import Plan, ServicePlan, ServiceSpec
+from fc_frontend.plan.reasons import Cause, Reason, reasons
+from fc_frontend.render.render import HASH_PREFIX, RenderedConfig
+
+_SECTION = re.compile(
+    r"(?:global|defaults|listen|frontend|backend|resolvers|userlist|peers|mailers|program|cache|"
+    r"ring|http-errors|fcgi-app|log-forward|log-profile|crt-store|traces|acme)\b"
+)
+_FRAGMENT = re.compile(r"defaults fc-fragment-(\S+)")
+_TEMPLATE = re.compile(r"^server-template \S+ (\d+) ")
+_SECRET = re.compile(r"(password|insecure-password)\s+\S+")
+Key = tuple[str, str]
+"""What a section is of, `service`, `fragment` or `settings`, and its name."""
+
+
+class Effect(StrEnum):
+    """What bringing a change to HAProxy takes."""
+
+    RELOAD = "reload"
+    RUNTIME = "runtime only"
+    START = "at its start"
+    """HAProxy does not run: it will have it when it is started."""
+    FILE = "file only"
+    """HAProxy has it already."""
+    DAEMON = "daemon only"
+    """It is about fc-frontend itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class FieldChange:
+    """A field that differs.  One of the two is empty if it was not there."""
+
+    name: str
+    before: str
+    after: str
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.before or '(none)'} → {self.after or '(none)'}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """One piece that differs; `how` is added, removed or changed.
+
+    `lines` are those of haproxy.cfg that go (`-`) and come (`+`).  `binds` are those that are
+    opened (`+`) or closed (`-`).
+    """
+
+    what: str
+    name: str
+    how: str
+    effect: Effect
+    because: str = ""
+    fields: tuple[FieldChange, ...] = ()
+    binds: tuple[str, ...] = ()
+    lines: tuple[str, ...] = ()
+
+    def as_json(self) -> dict[str, Any]:
+        """The change in the shape of all JSON output."""
+        return {
+            "what": self.what,
+            "name": self.name,
+            "how": self.how,
+            "effect": self.effect.value,
+            "because": self.because,
+            "fields": [
+                {"name": field.name, "before": field.before, "after": field.after}
+                for field in self.fields
+            ],
+            "opened": [bind[1:] for bind in self.binds if bind.startswith("+")],
+            "closed": [bind[1:] for bind in self.binds if bind.startswith("-")],
+            "lines": list(self.lines),
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pods:
+    """The pods that HAProxy has for a service, and how many more it has room for."""
+
+    addresses: frozenset[str]
+    free: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Installed:
+    """What is there now.
+
+    `text` is haproxy.cfg, None if there is none; `plan` the one that it was rendered from, None if
+    that is not known for sure.  `is_running` if HAProxy answers, with the configuration
+    `running_hash`, None if that is not ours, and `pods` by service.
+    """
+
+    text: str | None
+    plan: Plan | None = None
+    is_running: bool = False
+    running_hash: str | None = None
+    pods: Mapping[str, Pods] | None = None
+
+
+def differences(installed: Installed, wanted: Plan, config: RenderedConfig) -> tuple[Change, ...]:
+    """What `config`, rendered from `wanted`, changes of what is installed."""
+    effect = Effect.RELOAD
+    if not installed.is_running:
+        effect = Effect.START
+    elif installed.running_hash == config.hash:
+        effect = Effect.FILE
+    services = {service.spec.name for service in wanted.services}
+    services |= {s.spec.name for s in installed.plan.services} if installed.plan else set()
+    before = sections(installed.text or "", services)
+    after = sections(config.text, services)
+    why = _reasons(installed.plan, wanted)
+    found = [
+        _change(key, before.get(key), after.get(key), installed.plan, wanted, effect, why)
+        for key in sorted(before.keys() | after.keys(), key=_order)
+        if before.get(key) != after.get(key)
+    ]
+    found = [*_settings(installed.plan, wanted, found, effect), *found]
+    if not found and installed.text != config.text:
+        found = [
+            Change(
+                what="file",
+                name="haproxy.cfg",
+                how="changed",
+                effect=effect,
+                because="templates: comments, the order of sections, or blank lines",
+            )
+        ]
+    elif not found and installed.is_running and installed.running_hash != config.hash:
+        has = installed.running_hash or "one that is not fc-frontend's"
+        found = [
+            Change(
+                what="haproxy",
+                name="running configuration",
+                how="changed",
+                effect=effect,
+                because=f"HAProxy has another one than is installed: {has}",
+            )
+        ]
+    return (*found, *_pods(installed, wanted, {change.name for change in found}))
+
+
+def sections(text: str, services: Iterable[str] = ()) -> dict[Key, tuple[str, ...]]:
+    """The lines of a configuration by what they are of; those before all sections are settings.
+
+    A service is a section of its name; all that follows a fragment's own `defaults` is of it.
+    """
+    names = set(services)
+    found: dict[Key, list[str]] = {}
+    key: Key = ("settings", "")
+    pending: list[str] = []
+    for raw in text.splitlines():
+        line = raw.strip()
+        if fragment := _FRAGMENT.match(raw):
+            key = ("fragment", fragment[1])
+        elif key[0] != "fragment" and _SECTION.match(raw):
+            key = _key(raw.split(), names)
+        elif not line or line.startswith("#"):
+            # What stands above a section belongs to it.
+            pending += [line] if line else []
+            continue
+        if HASH_PREFIX not in line:
+            found.setdefault(key, []).extend([*pending, line])
+        pending = []
+    if pending:
+        found.setdefault(key, []).extend(pending)
+    return {key: tuple(lines) for key, lines in found.items()}
+
+
+def _key(words: list[str], services: set[str]) -> Key:
+    name = words[1] if len(words) > 1 else ""
+    if name in services or (words[0] == "listen" and words[2:3] == ["from"]):
+        return "service", name
+    return "settings", " ".join(words[:2])
+
+
+def _order(key: Key) -> tuple[int, str]:
+    return ("settings", "service", "fragment").index(key[0]), key[1]
+
+
+def _reasons(before: Plan | None, after: Plan) -> dict[str, Reason]:
+    return {reason.subject: reason for reason in reasons(before, after)} if before else {}
+
+
+def _change(
+    key: Key,
+    before: tuple[str, ...] | None,
+    after: tuple[str, ...] | None,
+    old: Plan | None,
+    new: Plan,
+    effect: Effect,
+    why: Mapping[str, Reason],
+) -> Change:
+    what, name = key
+    how = "added" if before is None else "removed" if after is None else "changed"
+    lines = _lines(before or (), after or ())
+    differing: tuple[FieldChange, ...] = ()
+    if what == "service":
+        differing = (*_slots(before, after), *_service_fields(name, old, new))
+        reason = why.get(name) or Reason(Cause(f"service-{how}"), name)
+        if how == "changed" and name not in why and old is not None:
+            reason = Reason(Cause.TEMPLATES, name)
+    elif what == "fragment":
+        reason = Reason(Cause.FRAGMENT, name, how)
+    else:
+        is_settings = old is None or old.settings != new.settings
+        reason = Reason(Cause.SETTINGS if is_settings else Cause.TEMPLATES, name)
+    return Change(
+        what=what,
+        name=name,
+        how=how,
+        effect=effect,
+        because=str(reason),
+        fields=tuple({change.name: change for change in differing}.values()),
+        binds=_binds(before or (), after or ()),
+        lines=tuple(_SECRET.sub(r"\1 ***", line) for line in lines),
+    )
+
+
+def _lines(before: tuple[str, ...], after: tuple[str, ...]) -> list[str]:
+    gone, come = Counter(before), Counter(after)
+    return [
+        *(f"-{line}" for line in (gone - come).elements()),
+        *(f"+{line}" for line in (come - gone).elements()),
+    ]
+
+
+def _binds(before: tuple[str, ...], after: tuple[str, ...]) -> tuple[str, ...]:
+    old = {line.split()[1]: None for line in before if line.startswith("bind ")}
+    new = {line.split()[1]: None for line in after if line.startswith("bind ")}
+    return (
+        *(f"-{bind}" for bind in old if bind not in new),
+        *(f"+{bind}" for bind in new if bind not in old),
+    )
+
+
+def _slots(
+    before: tuple[str, ...] | None, after: tuple[str, ...] | None
+) -> tuple[FieldChange, ...]:
+    old, new = _slot_count(before or ()), _slot_count(after or ())
+    return (FieldChange("slots", old, new),) if old != new and before and after else ()
+
+
+def _slot_count(lines: tuple[str, ...]) -> str:
+    found = next((match for line in lines if (match := _TEMPLATE.match(line))), None)
+    return found[1] if found else ""
+
+
+def _service_fields(name: str, old: Plan | None, new: Plan) -> Iterator[FieldChange]:
+    before = _service(old, name)
+    after = _service(new, name)
+    if before is None or after is None:
+        return
+    for field in fields(ServiceSpec):
+        if field.name in ("name", "origin", "slots"):
+            continue
+        one, other = getattr(before.spec, field.name), getattr(after.spec, field.name)
+        if one != other:
+            # pod_port and its like are one field with two values here.
+            label = after.spec.target.value if field.name == "port" else field.name
+            yield FieldChange(label, _shown(one), _shown(other))
+    if before.kind is not after.kind:
+        yield FieldChange("servers by", before.kind.value, after.kind.value)
+    if before.by_runtime != after.by_runtime:
+        by = ("HAProxy's resolver", "the runtime API")
+        yield FieldChange("addresses by", by[before.by_runtime], by[after.by_runtime])
+
+
+def _service(plan: Plan | None, name: str) -> ServicePlan | None:
+    if plan is None:
+        return None
+    return next((service for service in plan.services if service.spec.name == name), None)
+
+
+def _settings(old: Plan | None, new: Plan, found: list[Change], effect: Effect) -> Iterator[Change]:
+    """The settings whose values differ, if they are known."""
+    if old is None or old.settings == new.settings:
+        return
+    is_in_text = any(change.what == "settings" for change in found)
+    differing = tuple(_value_changes(old.settings, new.settings, ""))
+    if differing:
+        yield Change(
+            what="settings",
+            name="",
+            how="changed",
+            effect=effect if is_in_text else Effect.DAEMON,
+            because=str(Reason(Cause.SETTINGS)) if is_in_text else "",
+            fields=differing,
+        )
+
+
+def _value_changes(old: Any, new: Any, prefix: str) -> Iterator[FieldChange]:
+    for field in fields(old):
+        one, other = getattr(old, field.name), getattr(new, field.name)
+        name = f"{prefix}{field.name}"
+        if one == other:
+            continue
+        if is_dataclass(one) and type(one) is type(other) and field.name != "stats":
+            yield from _value_changes(one, other, f"{name}.")
+        else:
+            yield FieldChange(name, _shown(one), _shown(other))
+
+
+def _shown(value: Any) -> str:
+    if value is None or value == ():
+        return ""
+    if isinstance(value, tuple):
+        return _SECRET.sub(r"\1 ***", ", ".join(str(item) for item in value))
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {item}" for name, item in value.items())
+    if is_dataclass(value) and type(value).__str__ is object.__str__:
+        return ", ".join(
+            f"{field.name} {_shown(getattr(value, field.name))}".strip() for field in fields(value)
+        )
+    return str(value)
+
+
+def _pods(installed: Installed, wanted: Plan, changed: set[str]) -> Iterator[Change]:
+    """Pods that come and go without a reload, in services that do not change otherwise."""
+    for service in wanted.services:
+        name = service.spec.name
+        have = (installed.pods or {}).get(name)
+        if have is None or service.query is None or name in changed:
+            continue
+        named = {endpoint.address for endpoint in service.endpoints}
+        went = sorted(have.addresses - named)
+        came = sorted(named - have.addresses)[: have.free + len(went)]
+        if came or went:
+            by = "the daemon" if service.by_runtime else "HAProxy's own resolver"
+            yield Change(
+                what="service",
+                name=name,
+                how="changed",
+                effect=Effect.RUNTIME,
+                because=f"{by} takes pods in and out",
+                fields=(FieldChange("pods", ", ".join(went), ", ".join(came)),),
+            )

@@ -1,0 +1,272 @@
+"""What is known of a frontend at one moment: values that say nothing of how they were found.
+
+    Daemon      what the daemon says of itself, by HTTP
+    Worker      what HAProxy's running worker says
+    Facts       one service's way from its declaration to its bind
+
+What could not be found out is None, with the reason beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from fc_frontend.errors import Problem
+from fc_frontend.plan.model import Answer, Cluster, ServicePlan, ServiceSpec
+
+
+class Health(StrEnum):
+    """What HAProxy does with a server."""
+
+    UP = "up"
+    DOWN = "down"
+    DRAINED = "drained"
+    MAINTENANCE = "maintenance"
+    FREE = "free"
+    """A slot without a pod."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Server:
+    """One server of a service.  `check` has HAProxy's words on its last check, empty without one.
+
+    `code` is HAProxy's short name of that check's outcome, as L4CON (Management Guide 9.1).
+    """
+
+    name: str
+    health: Health
+    address: str | None = None
+    port: int | None = None
+    code: str = ""
+    check: str = ""
+    seconds: int | None = None
+    """How long it has been so."""
+    is_backup: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Proxy:
+    """A service's section in the running worker.
+
+    `status` is its frontend's: OPEN, or STOP where it was disabled by hand.  `sessions` of at most
+    `most_sessions` are open.
+    """
+
+    servers: tuple[Server, ...]
+    status: str = "OPEN"
+    sessions: int = 0
+    most_sessions: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """How many servers of a service are in which state."""
+
+    up: int = 0
+    down: int = 0
+    drained: int = 0
+    maintenance: int = 0
+    free: int = 0
+
+    @property
+    def with_pod(self) -> int:
+        """The servers that have a pod."""
+        return self.up + self.down + self.drained + self.maintenance
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Worker:
+    """The running worker; `hash` is None if its configuration is not ours."""
+
+    hash: str | None
+    version: str = ""
+    pid: int | None = None
+    seconds: int | None = None
+    """Since its start."""
+    counts: Mapping[str, Counts] = field(default_factory=dict)
+    """By proxy."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DaemonService:
+    """A service as the daemon sees it; `age` in seconds since the last good answer of DNS."""
+
+    name: str
+    namespace: str
+    binds: tuple[str, ...]
+    state: str
+    reason: str
+    error: str | None
+    remedy: str
+    pods: int
+    slots: int
+    slots_short: int
+    slots_scarce: bool
+    rejected: tuple[str, ...]
+    drained: tuple[str, ...]
+    age: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Held:
+    """A unit in quarantine."""
+
+    piece: str
+    name: str
+    effect: str
+    problems: tuple[Problem, ...]
+
+    @property
+    def is_kept(self) -> bool:
+        """True if its last good form goes on."""
+        return self.effect != "it is left out"
+
+    def __str__(self) -> str:
+        return f"{self.piece} {self.name}".strip()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LastReload:
+    """The last reload; `at` is Unix time."""
+
+    at: float
+    reasons: tuple[str, ...]
+    outcome: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Daemon:
+    """What the daemon says."""
+
+    version: str
+    in_sync: bool
+    wanted_hash: str | None
+    running_hash: str | None
+    problems: tuple[Problem, ...]
+    quarantined: tuple[Held, ...]
+    last_reload: LastReload | None
+    services: tuple[DaemonService, ...]
+    held_id: int | None = None
+    held_by: str = ""
+
+    def service(self, name: str) -> DaemonService | None:
+        """The service of that name."""
+        return next((service for service in self.services if service.name == name), None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Nameserver:
+    """A nameserver that was just asked; `said` is empty if it answered, after `seconds`."""
+
+    name: str
+    said: str = ""
+    seconds: float = 0.0
+
+
+class Listening(StrEnum):
+    """Who takes the connections to a bind."""
+
+    HAPROXY = "haproxy"
+    OTHER = "other"
+    NOBODY = "nobody"
+    HIDDEN = "hidden"
+    """Somebody, whom this user may not see."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BindFact:
+    """A bind and who listens there; `problem` says what keeps HAProxy from taking it."""
+
+    bind: str
+    listening: Listening
+    who: str = ""
+    problem: Problem | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """All that is known of one service.
+
+    `spec` is what is in force, None if nothing is; `place` the file and line of its declaration.
+    `now` is what cluster DNS says now, `before` what was last good.  `absent` names the name that
+    is missing where more than the service is: its namespace or the whole domain.
+    """
+
+    name: str
+    spec: ServiceSpec | None = None
+    place: str = ""
+    declared: tuple[str, ...] = ()
+    quarantined: tuple[Held, ...] = ()
+    cluster: Cluster = field(default_factory=Cluster)
+    hold: float = 30.0
+    planned: ServicePlan | None = None
+    now: Answer | None = None
+    absent: str = ""
+    before: Answer | None = None
+    age: float | None = None
+    worker: Worker | None = None
+    worker_problem: Problem | None = None
+    proxy: Proxy | None = None
+    binds: tuple[BindFact, ...] = ()
+    wanted_hash: str | None = None
+    refused: tuple[Problem, ...] = ()
+    """Why what is declared as a whole is not what HAProxy has."""
+    daemon: Daemon | None = None
+    daemon_problem: Problem | None = None
+    held_id: int | None = None
+    held_by: str = ""
+    settings_file: str = ""
+    section_differs: bool | None = None
+    """True if the service's own section is not the one that is installed."""
+
+    def as_json(self) -> dict[str, Any]:
+        """The measured values that steps are made of, for scripts."""
+        return {
+            "endpoints": [f"{e.address} {e.port}" for e in self.now.endpoints]
+            if self.now
+            else None,
+            "rejected": list(self.now.rejected) if self.now else None,
+            "query": self.planned.query if self.planned else None,
+            "discovery": self.now.kind.value if self.now else None,
+            "answer_age": self.age,
+            "servers": [
+                {
+                    "name": server.name,
+                    "address": server.address,
+                    "port": server.port,
+                    "health": server.health.value,
+                    "check": server.check,
+                    "code": server.code,
+                    "seconds": server.seconds,
+                }
+                for server in self.proxy.servers
+                if server.health is not Health.FREE
+            ]
+            if self.proxy
+            else None,
+            "slots": slots_of(self),
+            "binds": [
+                {"bind": bind.bind, "listening": bind.listening.value, "who": bind.who}
+                for bind in self.binds
+            ],
+            "wanted_hash": self.wanted_hash,
+            "running_hash": self.worker.hash if self.worker else None,
+        }
+
+
+def slots_of(facts: Facts) -> int | None:
+    """The servers that HAProxy has for pods; what is planned where that is not known."""
+    if facts.proxy is not None:
+        own = [server for server in facts.proxy.servers if not server.is_backup]
+        return len(own)
+    return facts.planned.slots if facts.planned else None
+
+
+def clean(text: object) -> str:
+    """Text from outside in one line, without what a terminal would take as a command."""
+    line = " ".join(str(text).split())
+    return line if line.isprintable() else "".join(c if c.isprintable() else "?" for c in line)

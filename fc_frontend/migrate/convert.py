@@ -1,0 +1,426 @@
+"""The whole of an import: sections in, settings, services and fragments out.
+
+section                                  becomes
+---------------------------------------  --------------------------------------------------
+resolvers                                cluster.nameservers
+global                                   haproxy.*, global_extra for what is safe
+defaults                                 defaults_extra, or a service's extra_config
+a page like fc-frontend's own statistics haproxy.stats
+listen, or frontend with one backend,    a service
+  with pods found by cluster DNS
+all others                               a fragment, with all that it refers to
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from fc_frontend.errors import Problem, Severity
+from fc_frontend.migrate.fragments import fragment_name, fragment_text, mentions, together
+from fc_frontend.migrate.proxies import (
+    Declared,
+    NotAService,
+    accepted,
+    declared,
+    hoisted,
+    meaning_of,
+    own_defaults,
+)
+from fc_frontend.migrate.sections import PROXIES, Section, read_sections
+from fc_frontend.migrate.settings import (
+    Found,
+    stats_bind,
+    take_global,
+    take_resolvers,
+    unset_notice,
+)
+from fc_frontend.plan.addresses import NotAnAddress, parse_bind
+from fc_frontend.plan.model import Bind
+
+_OWN_STATS = Bind("ip", "127.0.0.1", 8000)
+_OWN_LISTEN = Bind("ip", "127.0.0.1", 9484)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImportedService:
+    """A service's fields, and the section that it was."""
+
+    name: str
+    fields: dict[str, Any]
+    file: str
+    line: int
+    comment: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImportedFragment:
+    """A fragment's text, and why its sections are no declarations."""
+
+    name: str
+    text: str
+    file: str
+    line: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Imported:
+    """All that came out.
+
+    `settings` is the settings file as a mapping.  Errors in `problems` are what was not carried
+    over, warnings what differs.
+    """
+
+    settings: dict[str, Any]
+    services: tuple[ImportedService, ...] = ()
+    fragments: tuple[ImportedFragment, ...] = ()
+    problems: tuple[Problem, ...] = ()
+
+
+def convert(texts: Iterable[tuple[str, str]], own: str) -> Imported:
+    """What the configurations, given as (file, text), become.
+
+    `own` is a configuration that fc-frontend renders with no service: what it sets by itself need
+    not be carried over.  Raises `Refused` if the texts are too large.
+    """
+    sections, problems = read_sections(texts)
+    own_sections, _ = read_sections([("fc-frontend", own)])
+    return _Conversion(sections, problems, own_sections).result()
+
+
+@dataclass(slots=True)
+class _Conversion:
+    """One import on its way."""
+
+    sections: list[Section]
+    problems: list[Problem]
+    own_sections: list[Section]
+    found: Found = field(default_factory=Found)
+    reasons: dict[int, str] = field(default_factory=dict)
+    said: dict[int, set[str]] = field(default_factory=dict)
+    """What each section mentions, by its identity."""
+
+    def result(self) -> Imported:
+        self._take_global()
+        self._leave_out()
+        usable = [s for s in self.sections if not s.broken and s.kind not in ("global", "defaults")]
+        self.said = {id(section): mentions(section) for section in usable}
+        candidates = self._candidates(usable)
+        resolvers = self._choose_resolvers(usable, candidates)
+        candidates = self._settled(usable, candidates, resolvers)
+        taken = {id(part) for service in candidates for part in service.sections}
+        rest = [s for s in usable if id(s) not in taken]
+        rest = self._take_stats(rest)
+        if resolvers is not None:
+            take_resolvers(self.found, resolvers)
+            wanted = {name for section in rest for name in self.said[id(section)]}
+            is_needed = resolvers.name != "cluster" and resolvers.name in wanted
+            rest = [s for s in rest if s is not resolvers or is_needed]
+        services = self._services(candidates)
+        fragments = self._fragments(rest, [service.name for service in candidates])
+        self._own_listeners()
+        self.problems += self.found.problems
+        return Imported(
+            settings=self._settings(candidates),
+            services=tuple(services),
+            fragments=tuple(fragments),
+            problems=tuple(self.problems),
+        )
+
+    def _take_global(self) -> None:
+        own_log = next(
+            (
+                meaning_of(line)
+                for section in self.own_sections
+                if section.kind == "global"
+                for line in section.statements
+                if line.keyword == "log"
+            ),
+            (),
+        )
+        usable = [s for s in self.sections if s.kind == "global" and not s.broken]
+        take_global(self.found, usable, own_log)
+
+    def _leave_out(self) -> None:
+        for section in self.sections:
+            if section.name.startswith("fc-") and section.kind != "defaults" and not section.broken:
+                section.broken = True
+                self.problems.append(
+                    _left(section, "names beginning with fc- are fc-frontend's own", "rename it")
+                )
+            elif section.broken:
+                self.problems.append(
+                    _left(
+                        section,
+                        "something in it, or that it relies on, could not be read",
+                        "see the error about it, mend it, and import again",
+                    )
+                )
+
+    def _candidates(self, usable: Sequence[Section]) -> list[Declared]:
+        """The sections that could be services, looked at one by one."""
+        own = own_defaults(self.own_sections)
+        backends = {s.name: s for s in usable if s.kind == "backend"}
+        users = Counter(name for s in usable for name in self.said[id(s)])
+        found: list[Declared] = []
+        for section in usable:
+            backend = None
+            if section.kind == "frontend":
+                backend = _only_backend(section, backends)
+                if backend is None or users[backend.name] > (backend.name != section.name):
+                    self.reasons[id(section)] = "it routes to backends"
+                    continue
+            elif section.kind != "listen":
+                continue
+            try:
+                candidate = declared(section, backend, own)
+            except NotAService as exc:
+                self.reasons[id(section)] = str(exc)
+                continue
+            if accepted(candidate):
+                found.append(candidate)
+            else:
+                self.reasons[id(section)] = "a declaration cannot say it"
+        return found
+
+    def _choose_resolvers(
+        self, usable: Sequence[Section], candidates: Sequence[Declared]
+    ) -> Section | None:
+        """The `resolvers` that become fc-frontend's: `cluster`, else what most services use."""
+        known = {s.name: s for s in usable if s.kind == "resolvers"}
+        if "cluster" in known or not known:
+            return known.get("cluster")
+        uses = Counter(c.resolvers for c in candidates if c.resolvers in known)
+        return known[uses.most_common(1)[0][0]] if uses else None
+
+    def _settled(
+        self, usable: Sequence[Section], candidates: list[Declared], resolvers: Section | None
+    ) -> list[Declared]:
+        """The candidates that agree with each other, and that no other section refers to."""
+        name = resolvers.name if resolvers else ""
+        domains = Counter(c.domain for c in candidates if c.domain)
+        domain = domains.most_common(1)[0][0] if domains else "cluster.local"
+        if domain != "cluster.local":
+            self.found.cluster["domain"] = domain
+        nodes = Counter(tuple(sorted(c.nodes.items())) for c in candidates if c.nodes)
+        node_set = dict(nodes.most_common(1)[0][0]) if nodes else {}
+        kept: list[Declared] = []
+        for candidate in candidates:
+            reason = ""
+            if candidate.nodes:
+                reason = "" if candidate.nodes == node_set else "its servers are not the nodes"
+            elif candidate.resolvers != name:
+                reason = f"it is resolved by `resolvers {candidate.resolvers}`"
+            elif candidate.domain != domain:
+                reason = f"its names are below {candidate.domain}, not {domain}"
+            if reason:
+                self.reasons[id(candidate.section)] = reason
+            else:
+                kept.append(candidate)
+        return self._unrelated(usable, kept, resolvers)
+
+    def _unrelated(
+        self, usable: Sequence[Section], candidates: list[Declared], resolvers: Section | None
+    ) -> list[Declared]:
+        names = {s.name for s in usable if s is not resolvers}
+        by_parts = Counter(name for s in usable for name in self.said[id(s)])
+        kept: list[Declared] = []
+        for candidate in candidates:
+            inside = {part.name for part in candidate.sections}
+            said = [name for part in candidate.sections for name in self.said[id(part)]]
+
+            own = Counter(said)
+            outside = set(said) - inside
+            if outside & names or "*" in outside:
+                self.reasons[id(candidate.section)] = (
+                    f"it refers to {', '.join(sorted(outside & names)) or 'any backend'}"
+                )
+            elif any(by_parts[name] > own[name] for name in inside):
+                self.reasons[id(candidate.section)] = "other sections refer to it"
+            else:
+                kept.append(candidate)
+        return kept
+
+    def _take_stats(self, rest: list[Section]) -> list[Section]:
+        for section in rest:
+            if section.kind not in ("listen", "frontend") or section.conditional:
+                continue
+            bind = stats_bind(section)
+            if bind is None:
+                continue
+            if bind != str(_OWN_STATS):
+                self.found.haproxy["stats"] = bind
+            else:
+                self.found.haproxy.setdefault("stats", str(_OWN_STATS))
+            self.found.problems.append(
+                Problem(
+                    message=f"{section.kind} {section.name} becomes fc-frontend's own page, "
+                    "fc-stats, which serves Prometheus metrics as well",
+                    remedy="nothing to do",
+                    severity=Severity.WARNING,
+                    file=section.file,
+                    line=section.header.number,
+                )
+            )
+            return [s for s in rest if s is not section]
+        return rest
+
+    def _services(self, candidates: list[Declared]) -> list[ImportedService]:
+        shared = hoisted(candidates)
+        self.found.haproxy["defaults_extra"] = [line.source for line in shared]
+        logs = [_logs(c, self.found.has_log) for c in candidates]
+        if candidates and not any(logs) and not self.found.has_log:
+            # Nothing is logged: not by any service, and there is no target in `global`.
+            self.found.haproxy["log"] = None
+        services = []
+        for candidate, said in zip(candidates, logs, strict=True):
+            extra = [line.source for _, line in candidate.carried]
+            if "log" not in self.found.haproxy and said != [("global",)]:
+                kept = said[1:] if said[:1] == [("global",)] else said
+                extra += [] if kept != said else ["no log"]
+                extra += [f"log {' '.join(words)}" for words in kept]
+            extra += candidate.extra
+            fields = dict(candidate.fields)
+            if extra:
+                fields["extra_config"] = extra
+            self.problems += candidate.problems
+            services.append(
+                ImportedService(
+                    name=candidate.name,
+                    fields=fields,
+                    file=candidate.section.file,
+                    line=candidate.section.header.number,
+                    comment=_comment(candidate),
+                )
+            )
+        return services
+
+    def _fragments(self, rest: list[Section], taken: list[str]) -> list[ImportedFragment]:
+        fragments: list[ImportedFragment] = []
+        used = list(taken)
+        for group in together(rest):
+            name = fragment_name(group, used)
+            used.append(name)
+            said = [self.reasons[id(s)] for s in group if id(s) in self.reasons]
+            reason = said[0] if said else f"{group[0].kind} has no form as a declaration"
+            fragments.append(
+                ImportedFragment(
+                    name=name,
+                    text=fragment_text(name, group),
+                    file=group[0].file,
+                    line=group[0].header.number,
+                    reason=reason,
+                )
+            )
+        return fragments
+
+    def _own_listeners(self) -> None:
+        """fc-frontend's own listeners must not take an address that something else had."""
+        binds = list(_binds(self.sections))
+        if "stats" not in self.found.haproxy:
+            for section, bind in binds:
+                if bind.overlaps(_OWN_STATS):
+                    self.found.haproxy["stats"] = None
+                    self.found.problems.append(
+                        Problem(
+                            message=f"{bind} is taken by {section.kind} {section.name}, so "
+                            "fc-frontend's own page is off (haproxy.stats: null)",
+                            remedy="set haproxy.stats to a free address for the page and "
+                            "Prometheus metrics",
+                            severity=Severity.WARNING,
+                            file=section.file,
+                            line=section.header.number,
+                        )
+                    )
+                    break
+        elif self.found.haproxy["stats"] == str(_OWN_STATS):
+            del self.found.haproxy["stats"]
+        for section, bind in binds:
+            if bind.overlaps(_OWN_LISTEN):
+                self.found.problems.append(
+                    Problem(
+                        message=f"{bind} of {section.kind} {section.name} is where fc-frontend's "
+                        "own metrics and status are served",
+                        remedy="set `listen` in config.yaml to another address",
+                        file=section.file,
+                        line=section.header.number,
+                    )
+                )
+
+    def _settings(self, candidates: Sequence[Declared]) -> dict[str, Any]:
+        found = self.found
+        cluster = {
+            **found.cluster,
+            # As the platform sets them; the loader refuses endpoints outside of them.
+            "service_network": "10.0.0.0/24",
+            "pod_network": "10.1.0.0/16",
+        }
+        nodes = next((c.nodes for c in candidates if c.nodes), {})
+        if nodes:
+            cluster["nodes"] = nodes
+        haproxy = {key: value for key, value in found.haproxy.items() if value != []}
+        if haproxy.get("runtime_socket") == "/run/haproxy/admin.sock":
+            del haproxy["runtime_socket"]
+        if found.global_extra:
+            haproxy["global_extra"] = found.global_extra
+        settings: dict[str, Any] = {"cluster": cluster}
+        if haproxy:
+            settings["haproxy"] = haproxy
+        if found.intervals:
+            settings["intervals"] = found.intervals
+        unset = [(c.fields.get("mode", "tcp"), c.unset) for c in candidates]
+        found_notice = unset_notice(unset, has_fragments=bool(self.reasons))
+        self.problems += found_notice
+        return settings
+
+
+def _logs(service: Declared, has_global: bool) -> list[tuple[str, ...]]:
+    """Where a service logs to; `global` counts only if something stands there."""
+    return [words for words in service.logs if has_global or words != ("global",)]
+
+
+def _only_backend(section: Section, backends: dict[str, Section]) -> Section | None:
+    """The backend of a frontend that has no other way to go."""
+    found = [line for line in section.statements if line.keyword == "default_backend"]
+    if len(found) != 1 or len(found[0].arguments) != 1 or found[0].words[-1].variable:
+        return None
+    if any(line.keyword == "use_backend" for line in section.statements):
+        return None
+    return backends.get(found[0].arguments[0])
+
+
+def _binds(sections: Iterable[Section]) -> Iterable[tuple[Section, Bind]]:
+    for section in sections:
+        if section.broken or section.kind not in PROXIES:
+            continue
+        for line in section.statements:
+            if line.keyword != "bind" or not line.arguments:
+                continue
+            for text in line.arguments[0].split(","):
+                try:
+                    yield section, parse_bind(text)
+                except NotAnAddress:
+                    continue
+
+
+def _comment(service: Declared) -> tuple[str, ...]:
+    """The comments in and above a service's sections."""
+    return tuple(
+        text
+        for part in service.sections
+        for text in (*part.comment, *(line.source for line in part.lines if not line.words))
+        if text
+    )
+
+
+def _left(section: Section, reason: str, remedy: str) -> Problem:
+    named = f"{section.kind} {section.name}".strip()
+    return Problem(
+        message=f"{named} is not carried over: {reason}",
+        remedy=remedy,
+        file=section.file,
+        line=section.header.number,
+    )

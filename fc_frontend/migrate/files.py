@@ -1,0 +1,86 @@
+"""An import as files: config.yaml and services.d, in YAML that people go on writing in."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+from fc_frontend.migrate.convert import Imported, ImportedFragment, ImportedService
+
+_PLAIN = re.compile(r"[A-Za-z][A-Za-z0-9_./-]*(?: [A-Za-z0-9_./()-]+)*")
+_WORDS_OF_YAML = frozenset("true false null yes no on off y n".split())
+_CLUSTER_NOTE = (
+    "# haproxy.cfg does not tell the networks: these are the platform's defaults.",
+    "# Addresses outside of pod_network are not taken for pods.",
+)
+
+
+def files(imported: Imported) -> dict[str, str]:
+    """The text of each file, by its path below the directory of the settings file."""
+    sources = sorted(
+        {service.file for service in imported.services}
+        | {fragment.file for fragment in imported.fragments}
+        | {problem.file for problem in imported.problems if problem.file}
+    )
+    found = {"config.yaml": _settings(imported.settings, sources)}
+    found |= {f"services.d/{s.name}.yaml": _service(s) for s in imported.services}
+    found |= {f"services.d/{f.name}.cfg": _fragment(f) for f in imported.fragments}
+    return found
+
+
+def _settings(settings: dict[str, Any], sources: list[str]) -> str:
+    origin = f" from {', '.join(_one_line(source) for source in sources)}" if sources else ""
+    lines = [f"# Written by `fc-frontend import`{origin}."]
+    for key, value in settings.items():
+        lines.append(f"{key}:")
+        for name, inner in value.items():
+            if name == "service_network":
+                lines += [f"  {note}" for note in _CLUSTER_NOTE]
+            lines += _entry(name, inner, "  ")
+    return "\n".join(lines) + "\n"
+
+
+def _service(service: ImportedService) -> str:
+    lines = [f"# {_one_line(service.file)}, line {service.line}"]
+    lines += [_one_line(comment) for comment in service.comment]
+    lines += ["services:", f"  {_scalar(service.name)}:"]
+    for name, value in service.fields.items():
+        lines += _entry(name, value, "    ")
+    return "\n".join(lines) + "\n"
+
+
+def _fragment(fragment: ImportedFragment) -> str:
+    lines = (
+        f"# {_one_line(fragment.file)}, line {fragment.line}",
+        f"# Not a declaration: {_one_line(fragment.reason)}.",
+    )
+    return "\n".join(lines) + f"\n\n{fragment.text}"
+
+
+def _one_line(text: str) -> str:
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
+
+
+def _entry(name: str, value: Any, indent: str) -> list[str]:
+    key = f"{indent}{_scalar(name)}:"
+    if name in ("extra_config", "global_extra", "defaults_extra"):
+        return [f"{key} |", *(f"{indent}  {line}" for line in value)]
+    if isinstance(value, dict):
+        return [key, *(line for k, v in value.items() for line in _entry(k, v, indent + "  "))]
+    if isinstance(value, list):
+        return [f"{key} [{', '.join(_scalar(item) for item in value)}]"]
+    return [f"{key} {_scalar(value)}"]
+
+
+def _scalar(value: Any) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int):
+        return str(value)
+    text = str(value)
+    if _PLAIN.fullmatch(text) and text.lower() not in _WORDS_OF_YAML:
+        return text
+    return json.dumps(text, ensure_ascii=False)

@@ -1,0 +1,57 @@
+"""The words after a `server` or `bind`, with their arguments (manual 5.1 and 5.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from fc_frontend.migrate.words import Word
+
+_WITHOUT_ARGUMENT = frozenset(
+    """
+    agent-check allow-0rtt backup check check-send-proxy check-ssl check-via-socks4 disabled enabled
+    force-sslv3 force-tlsv10 force-tlsv11 force-tlsv12 force-tlsv13 no-agent-check no-backup
+    no-check no-check-send-proxy no-check-ssl no-send-proxy no-send-proxy-v2 no-send-proxy-v2-ssl
+    no-send-proxy-v2-ssl-cn no-ssl no-ssl-reuse no-sslv3 no-tfo no-tls-tickets no-tlsv10 no-tlsv11
+    no-tlsv12 no-tlsv13 no-verifyhost non-stick send-proxy send-proxy-v2 send-proxy-v2-ssl
+    send-proxy-v2-ssl-cn ssl ssl-reuse stick tfo tls-tickets
+    """.split()
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """A keyword of a server with its argument, if it takes one."""
+
+    keyword: str
+    words: tuple[Word, ...]
+
+    @property
+    def argument(self) -> str:
+        """The argument's text; empty if there is none."""
+        return self.words[1].text if len(self.words) > 1 else ""
+
+    @property
+    def source(self) -> str:
+        """As it was written, without spaces that would be lost in a declaration."""
+        return " ".join(word.source for word in self.words)
+
+
+def server_options(words: Sequence[Word]) -> list[Option]:
+    """The options that `words` are."""
+    found: list[Option] = []
+    at = 0
+    while at < len(words):
+        taken = 1 if words[at].text in _WITHOUT_ARGUMENT else 2
+        found.append(Option(words[at].text, tuple(words[at : at + taken])))
+        at += taken
+    return found
+
+
+def effective(options: Iterable[Option], keyword: str) -> Option | None:
+    """The last option of that name, which is the one that counts; None if it is not there."""
+    last = None
+    for option in options:
+        if option.keyword == keyword:
+            last = option
+    return last

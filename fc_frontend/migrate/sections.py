@@ -1,0 +1,305 @@
+"""haproxy.cfg as sections of lines, with the place of each.
+
+Sections begin where HAProxy sees them begin.  What HAProxy could not read, or what no file of ours
+may hold, is told as a problem, and the section that it stands in is not used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from fc_frontend.config.schema import SECTIONS
+from fc_frontend.errors import Problem, Refused
+from fc_frontend.migrate.words import NotWords, Word, split
+
+MAX_TEXT = 4 * 1024 * 1024
+"""Of all files together, in characters."""
+MAX_LINE = 65_536
+MOST_SECTIONS = 5_000
+MOST_DEFAULTS = 32
+"""One from another."""
+MOST_INHERITED = 500
+"""Lines from `defaults` that hold for one section."""
+PROXIES = ("listen", "frontend", "backend")
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A line: its number from 1, its text without the indentation, and its words."""
+
+    number: int
+    source: str
+    words: tuple[Word, ...] = ()
+
+    @property
+    def keyword(self) -> str:
+        """The first word; `no X` counts as X."""
+        if self.negated and len(self.words) > 1:
+            return self.words[1].text
+        return self.words[0].text if self.words else ""
+
+    @property
+    def negated(self) -> bool:
+        """True for `no …`."""
+        return bool(self.words) and self.words[0].text == "no"
+
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        """The texts of the words after the keyword."""
+        return tuple(word.text for word in self.words[2 if self.negated else 1 :])
+
+    @property
+    def code(self) -> str:
+        """The source without the comment that may follow it."""
+        return self.source[: split(self.source).end]
+
+
+@dataclass(slots=True)
+class Section:
+    """A section: `base` is the `defaults` that holds for it, `comment` what stands above it."""
+
+    kind: str
+    name: str
+    file: str
+    header: Line
+    base: Section | None = None
+    comment: tuple[str, ...] = ()
+    lines: list[Line] = field(default_factory=list)
+    broken: bool = False
+    """True if it cannot be used; a problem says why."""
+    depth: int = 0
+    """How many `defaults` hold for it."""
+    inherited: int = 0
+    """How many lines they have."""
+    conditional: bool = False
+    """True if HAProxy's preprocessor decides about some of its lines (`.if`)."""
+
+    @property
+    def statements(self) -> list[Line]:
+        """The lines that say something."""
+        return [line for line in self.lines if line.words]
+
+    def lineage(self) -> list[Section]:
+        """The `defaults` that hold for it, the most general one first."""
+        chain: list[Section] = []
+        base = self.base
+        while base is not None:
+            chain.insert(0, base)
+            base = base.base
+        return chain
+
+
+def read_sections(texts: Iterable[tuple[str, str]]) -> tuple[list[Section], list[Problem]]:
+    """The sections of files, given as (file, text), in HAProxy's order, and what is wrong.
+
+    Raises `Refused` if the whole is too large.
+    """
+    reader = _Reader()
+    size = 0
+    for file, text in texts:
+        size += len(text)
+        if size > MAX_TEXT:
+            raise Refused(
+                Problem(
+                    message=f"more than {MAX_TEXT} characters",
+                    remedy="import the files in several runs",
+                    file=file,
+                )
+            )
+        reader.read(file, text)
+    return reader.sections, reader.problems
+
+
+class _Reader:
+    """Reads files one after the other: `defaults` reach from one into the next."""
+
+    def __init__(self) -> None:
+        self.sections: list[Section] = []
+        self.problems: list[Problem] = []
+        self._file = ""
+        self._section: Section | None = None
+        self._comment: list[str] = []
+        self._last_defaults: Section | None = None
+        self._named: dict[str, Section] = {}
+        self._taken: dict[tuple[str, str], Section] = {}
+        self._depth = 0
+
+    def read(self, file: str, text: str) -> None:
+        self._file, self._section, self._comment, self._depth = file, None, [], 0
+        for number, raw in enumerate(text.split("\n"), start=1):
+            self._read_line(number, raw.removesuffix("\r").strip(" \t\v\f"))
+        self._end_section()
+
+    def _refuse(self, number: int, message: str, remedy: str) -> None:
+        self.problems.append(Problem(message=message, remedy=remedy, file=self._file, line=number))
+        if self._section:
+            self._section.broken = True
+
+    def _read_line(self, number: int, source: str) -> None:
+        if not source or source.startswith("#"):
+            # A comment is worth no refusal.
+            shown = "".join(letter if _fit(letter) else "?" for letter in source)
+            self._comment.append(shown)
+            return
+        if len(source) > MAX_LINE:
+            self._refuse(number, f"more than {MAX_LINE} characters in a line", "shorten it")
+            return
+        try:
+            found = split(source)
+        except NotWords as exc:
+            self._refuse(number, str(exc), exc.remedy)
+            return
+        code = source[: found.end]
+        if not all(_fit(letter) for letter in code):
+            self._refuse(
+                number, "has a control character or another one that is not printable", "replace it"
+            )
+            return
+        comment = "".join(letter if _fit(letter) else "?" for letter in source[found.end :])
+        line = Line(number, code + comment, found.words)
+        word = found.words[0].text
+        if word in SECTIONS:
+            self._begin(line)
+        elif self._section is None:
+            self._refuse(number, f"{_short(code)} stands in no section", "put it into one")
+        else:
+            self._add(self._section, line, word)
+
+    def _add(self, section: Section, line: Line, word: str) -> None:
+        self._flush_comment(section)
+        section.lines.append(line)
+        if word.startswith("."):
+            section.conditional = True
+            self._depth += {".if": 1, ".endif": -1}.get(word, 0)
+
+    def _flush_comment(self, section: Section) -> None:
+        section.lines += [Line(0, text) for text in self._comment]
+        self._comment = []
+
+    def _begin(self, line: Line) -> None:
+        comment = self._split_comment()
+        outer = self._depth
+        self._end_section()
+        words = [word.text for word in line.words]
+        kind = words[0]
+        name = words[1] if len(words) > 1 else ""
+        if kind == "defaults" and name == "from":
+            name, words = "", [kind, "", *words[1:]]
+        section = Section(kind, name, self._file, line, comment=comment)
+        self._section = section
+        self.sections.append(section)
+        if len(self.sections) > MOST_SECTIONS:
+            raise Refused(
+                Problem(
+                    message=f"more than {MOST_SECTIONS} sections",
+                    remedy="import the files in several runs",
+                    file=self._file,
+                    line=line.number,
+                )
+            )
+        if outer:
+            self._refuse(
+                line.number,
+                f"{kind} {name}".strip() + " stands inside a condition (.if)",
+                "write the file as it comes out for this host, and import that",
+            )
+        if any(word.variable for word in line.words):
+            self._refuse(line.number, "a variable in a section's name", "write the name itself")
+        if kind in PROXIES or kind == "defaults":
+            self._set_base(section, words)
+        if kind == "defaults":
+            self._last_defaults = section
+            if name:
+                self._named[name] = section
+        self._require_unique(section)
+
+    def _set_base(self, section: Section, words: list[str]) -> None:
+        number = section.header.number
+        if len(words) > 2:
+            if words[2] != "from" or len(words) != 4:
+                self._refuse(
+                    number,
+                    f"{_short(' '.join(words[2:]))} after the name",
+                    "put it on lines of its own (an address belongs into a `bind`)",
+                )
+            elif words[3] not in self._named:
+                self._refuse(number, f"there is no `defaults {words[3]}` above", "add it")
+            else:
+                section.base = self._named[words[3]]
+        elif section.kind != "defaults":
+            section.base = self._last_defaults
+        if section.kind in PROXIES and not section.name:
+            self._refuse(number, f"{section.kind} has no name", "give it one")
+        if section.base is not None:
+            section.depth = section.base.depth + 1
+            section.inherited = section.base.inherited + len(section.base.lines)
+            if section.depth > MOST_DEFAULTS or section.inherited > MOST_INHERITED:
+                self._refuse(
+                    number,
+                    f"more than {MOST_DEFAULTS} `defaults`, or {MOST_INHERITED} lines in them, "
+                    "hold for it",
+                    "shorten them",
+                )
+                section.base = None
+        if section.base is not None and section.base.broken:
+            section.broken = True
+            self.problems.append(
+                Problem(
+                    message=f"{section.kind} {section.name} relies on `defaults` that could not "
+                    "be read",
+                    remedy="mend those, and import again",
+                    file=self._file,
+                    line=number,
+                )
+            )
+
+    def _require_unique(self, section: Section) -> None:
+        kind = section.kind
+        if kind == "global" or (kind == "defaults" and not section.name):
+            return
+        for taken in {"listen": ("listen", "frontend", "backend")}.get(kind, (kind, "listen")):
+            if taken == "listen" and kind not in PROXIES:
+                continue
+            first = self._taken.get((taken, section.name))
+            if first:
+                self._refuse(
+                    section.header.number,
+                    f"{kind} {section.name} has the name of the {first.kind} in "
+                    f"{first.file}:{first.header.number}",
+                    "rename one of the two",
+                )
+                return
+        self._taken[kind, section.name] = section
+
+    def _split_comment(self) -> tuple[str, ...]:
+        """The comment right above a section; what stands before a blank line belongs further up."""
+        above: list[str] = []
+        if self._section is None:
+            # What stands at the head of a file has no other place.
+            above, self._comment = [text for text in self._comment if text], []
+        while self._comment and self._comment[-1]:
+            above.insert(0, self._comment.pop())
+        return tuple(above)
+
+    def _end_section(self) -> None:
+        section = self._section
+        if section is not None:
+            self._flush_comment(section)
+            while section.lines and not section.lines[-1].source:
+                section.lines.pop()
+            if self._depth and not section.broken:
+                self._refuse(
+                    section.header.number,
+                    "a condition (.if) does not end in the section where it begins",
+                    "write the file as it comes out for this host, and import that",
+                )
+        self._section = None
+
+
+def _fit(letter: str) -> bool:
+    return letter == "\t" or letter.isprintable()
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= 60 else text[:57] + "…")
