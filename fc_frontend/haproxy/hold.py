@@ -1,0 +1,98 @@
+"""The hold that `rollback` sets: while it is there, nothing that is declared is deployed.
+
+A file, so that it outlasts whoever set it, and the daemon.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from fc_frontend.errors import Problem, Unavailable
+from fc_frontend.haproxy.history import write_as_owner
+
+FILE = "hold.json"
+_MOST_BYTES = 64 * 1024
+_HASH = re.compile(r"^[0-9a-f]{16}$")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hold:
+    """Entry `id` of the history, with `hash`, is held since the Unix time `since`, set by `by`.
+
+    A file that cannot be understood holds what HAProxy has: then `hash` is empty and `id` 0.
+    """
+
+    id: int = 0
+    hash: str = ""
+    since: float = 0.0
+    by: str = ""
+
+    def as_json(self) -> dict[str, Any]:
+        """The hold in the shape of all JSON output."""
+        return asdict(self)
+
+
+def path(state_directory: str) -> str:
+    """Where the hold is kept."""
+    return f"{state_directory}/{FILE}"
+
+
+def load(state_directory: str) -> Hold | None:
+    """The hold, None if there is none.
+
+    Raises nothing: an operator who went back has reasons, so a file that cannot be read holds too.
+    """
+    file = Path(path(state_directory))
+    try:
+        if not file.is_file():
+            # A directory or a pipe in its place is not read, but it is something.
+            return Hold() if file.exists() or file.is_symlink() else None
+        with file.open("rb") as stream:
+            return _parsed(json.loads(stream.read(_MOST_BYTES)))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, RecursionError):
+        return Hold()
+
+
+def save(state_directory: str, hold: Hold) -> None:
+    """Set the hold.  Raises `Unavailable`."""
+    data = json.dumps({"version": 1, **asdict(hold)}, ensure_ascii=True)
+    write_as_owner(path(state_directory), data.encode() + b"\n")
+
+
+def remove(state_directory: str) -> None:
+    """Remove the hold, if there is one.  Raises `Unavailable`."""
+    file = Path(path(state_directory))
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            file.unlink()
+    except OSError as error:
+        raise Unavailable(
+            Problem(
+                message=f"{file} cannot be removed: {error.strerror or error}",
+                remedy="run as the user that fc-frontend's daemon runs as, or as root",
+                file=str(file),
+            )
+        ) from error
+
+
+def _parsed(value: Any) -> Hold:
+    if not isinstance(value, dict) or value.get("version") != 1:
+        return Hold()
+    number, digest = value.get("id"), value.get("hash")
+    since, by = value.get("since"), value.get("by")
+    if type(number) is not int or not isinstance(digest, str) or not _HASH.match(digest):
+        return Hold()
+    is_time = type(since) in (int, float) and 0 <= since < 1e11
+    return Hold(
+        id=number,
+        hash=digest,
+        since=float(since) if is_time else 0.0,
+        by=by[:100] if isinstance(by, str) and by.isprintable() else "",
+    )
