@@ -79,6 +79,7 @@ def status_document(reconciler: Reconciler) -> dict[str, Any]:
         "version": 1,
         "fc_frontend": __version__,
         "in_sync": reconciler.in_sync,
+        "held": reconciler.held.as_json() if reconciler.held else None,
         "wanted_hash": reconciler.wanted,
         "running_hash": reconciler.running,
         "problems": [problem.as_json() for problem in reconciler.problems],

@@ -11,6 +11,7 @@ is due.  A declaration with an error changes nothing: the last good state stays.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -22,7 +23,7 @@ from fc_frontend.config.quarantine import Withdrawn, tolerate
 from fc_frontend.discovery.client import DnsClient, Exchange
 from fc_frontend.discovery.resolve import resolve_all
 from fc_frontend.errors import Problem, Unavailable, errors_in, warnings_in
-from fc_frontend.haproxy import drain_record, install, kept_files, runtime
+from fc_frontend.haproxy import drain_record, history, hold, install, kept_files, runtime
 from fc_frontend.haproxy.assign import assign
 from fc_frontend.haproxy.deploy import (
     Deployment,
@@ -31,10 +32,13 @@ from fc_frontend.haproxy.deploy import (
     forget_refused,
     proxies_up,
     revive,
+    save_running,
     save_server_state,
 )
 from fc_frontend.haproxy.drain_record import Held
+from fc_frontend.haproxy.hold import Hold
 from fc_frontend.haproxy.runtime import ServerState
+from fc_frontend.haproxy.server_state import servers_in
 from fc_frontend.observe.log import Log
 from fc_frontend.observe.metrics import Metrics
 from fc_frontend.pipeline import (
@@ -44,6 +48,7 @@ from fc_frontend.pipeline import (
     judged,
     prepare,
     question,
+    record,
     save_answers,
     save_last_good,
     stored_answers,
@@ -51,9 +56,9 @@ from fc_frontend.pipeline import (
     traced,
     with_slots,
 )
-from fc_frontend.plan.model import Answer, Freshness, Haproxy, Plan, ServicePlan
+from fc_frontend.plan.model import Answer, Freshness, Haproxy, Plan, ServicePlan, Settings
 from fc_frontend.plan.planner import plan
-from fc_frontend.plan.reasons import Reason, reasons
+from fc_frontend.plan.reasons import Cause, Reason, reasons
 from fc_frontend.render.render import RenderedConfig
 
 _WATCH_FOR = 15.0
@@ -76,6 +81,7 @@ class Trigger(StrEnum):
     RESCAN = "rescan"
     HAPROXY = "haproxy"
     RETRY = "retry"
+    RESUME = "resume"
 
 
 _WITHOUT_FILES = frozenset((Trigger.DNS, Trigger.HAPROXY))
@@ -137,6 +143,9 @@ class Reconciler:
         """Service name → addresses of the pods that are drained."""
         self._drain_record: object = None
         self._drains = False
+        self.held: Hold | None = None
+        """While it is there, nothing that is declared is deployed."""
+        self._resumes = False
 
     @property
     def in_sync(self) -> bool:
@@ -156,8 +165,11 @@ class Reconciler:
         """
         if self._sources is None or not triggers <= _WITHOUT_FILES:
             await self._read()
+        await self.look_at_hold()
         for _ in range(MOST_TRIALS):
             prepared = await self._prepare()
+            if self.held is not None:
+                return await self._stay(prepared)
             if errors_in(prepared.declaration.problems):
                 self._refuse(prepared.problems)
                 return await self._revive()
@@ -176,15 +188,71 @@ class Reconciler:
                 # A reload is due anyway: slots that are not needed any more go along with it.
                 prepared = await self._prepare(shrink=True)
             async with self._haproxy:
-                deployment = await self._deploy(prepared)
+                deployed = await self._deploy(prepared)
+            if deployed is None:
+                await self.look_at_hold()
+                return await self._stay(prepared)
+            deployment = deployed
             if deployment.outcome is not Outcome.REFUSED or not await self._isolate(
                 prepared, deployment
             ):
                 break
-        self._conclude(prepared, deployment, seen)
-        await self._keep(deployment)
+        why = self._conclude(prepared, deployment, seen)
+        await self._keep(prepared, deployment, why)
         await self.assign()
         return deployment
+
+    async def look_at_hold(self) -> bool:
+        """See whether an operator holds a configuration, or has ended that; True if it has ended.
+
+        Settings must have been read once; False until then.
+        """
+        if self._sources is None:
+            return False
+        before = self.held
+        found = await asyncio.to_thread(hold.load, self._state_directory)
+        if found is not None:
+            # What cannot be read holds what HAProxy has, whichever that is.
+            self.wanted = found.hash or self.running
+        if found == before:
+            return False
+        self.held = found
+        self._metrics.held(found is not None)
+        if found is None:
+            self._log.info("resumed", effect="what is declared is deployed again")
+            self.wanted = None
+            self._resumes = True
+            return True
+        self._log.warning(
+            "held",
+            entry=found.id or None,
+            hash=found.hash or "unknown",
+            by=found.by or None,
+            effect="nothing that is declared is deployed",
+            remedy="fc-frontend resume",
+        )
+        self._watched = {}
+        self._config = None
+        self.drifted = False
+        self._metrics.drifted(False)
+        self._metrics.synced(self.wanted, self.running)
+        return False
+
+    @property
+    def _state_directory(self) -> str:
+        """Where the hold is: also before anything was accepted."""
+        assert self._sources is not None
+        return state_directory(self._sources)
+
+    async def _stay(self, prepared: Prepared) -> Deployment | None:
+        """Deploy nothing, but show what is declared, and keep a supervised HAProxy serving."""
+        if self.declaration is None and prepared.config is not None:
+            # HAProxy may have other services; cluster DNS is asked about those that are declared.
+            self.declaration, self.deployed = prepared.declaration, prepared.plan
+        self._quarantine(prepared.declaration.quarantined)
+        self._note(prepared.problems)
+        self._metrics.synced(self.wanted, self.running)
+        return await self._revive()
 
     async def _read(self) -> None:
         """Read the files, and give units that HAProxy refused another chance."""
@@ -282,10 +350,11 @@ class Reconciler:
         if answers == before:
             return False
         self._log_answers(before, answers)
+        # What follows from it for the plan is for the step that ends a hold.
         self.resolution = answers
         self._unsaved = True
         self._unassigned = True
-        if self.deployed is None:
+        if self.deployed is None or self.held is not None:
             return False
         planned = plan(self.declaration.settings, specs, self.declaration.fragments, answers)
         self._metrics.planned(self.deployed, answers)
@@ -304,6 +373,9 @@ class Reconciler:
             if service.by_runtime and service.spec.name in self.resolution
         ]
         self._unassigned = False
+        if services and self.held is not None:
+            haproxy = self.deployed.settings.haproxy
+            services = await asyncio.to_thread(_as_installed, haproxy, services)
         if not services:
             return
         try:
@@ -336,7 +408,10 @@ class Reconciler:
             return
         try:
             async with self._haproxy:
-                await asyncio.to_thread(save_server_state, plan_now, dict(answers))
+                if self.held is not None:
+                    await asyncio.to_thread(_save_as_it_runs, plan_now.settings)
+                else:
+                    await asyncio.to_thread(save_server_state, plan_now, dict(answers))
             self._server_state_age = answers
         except Unavailable as exc:
             self._log.limited("server-state").warning(
@@ -363,7 +438,7 @@ class Reconciler:
         HAProxy itself goes on with what it has: a file that is wrong would count at its next start.
         """
         async with self._haproxy:
-            if self._config is None or self.deployed is None:
+            if self._config is None or self.deployed is None or self.held is not None:
                 return
             haproxy, text = self.deployed.settings.haproxy, self._config.text
             signature = await asyncio.to_thread(install.signature, haproxy.config_file)
@@ -373,7 +448,8 @@ class Reconciler:
                 found = await asyncio.to_thread(install.read, haproxy.config_file)
                 self.drifted = found != text.encode("utf-8", "surrogateescape")
                 self._seen_file = signature
-                if self.drifted:
+                # Somebody who goes back writes the file before the next look at the hold.
+                if self.drifted and await self.look_at_hold() is False and self.held is None:
                     await self._mend_drift(haproxy, text, is_missing=found is None)
             except Unavailable as exc:
                 self._seen_file = None
@@ -391,7 +467,7 @@ class Reconciler:
             effect="put right" if restores else "left until the configuration changes",
         )
         if restores:
-            await asyncio.to_thread(install.install, haproxy.config_file, text)
+            await asyncio.to_thread(_restore, self._state_directory, haproxy, text)
             # Who edits it again meanwhile is seen at the next look.
             self._seen_file = None
             self.drifted = False
@@ -515,7 +591,9 @@ class Reconciler:
         declaration = self.declaration or self.read
         if declaration is None:
             return None
-        deployment = await asyncio.to_thread(revive, declaration.settings.haproxy)
+        deployment = await asyncio.to_thread(
+            _revive, self._state_directory, declaration.settings.haproxy
+        )
         if deployment is None:
             return None
         if deployment.ok:
@@ -528,30 +606,32 @@ class Reconciler:
             )
         return deployment
 
-    async def _deploy(self, prepared: Prepared) -> Deployment:
-        assert prepared.config is not None
+    async def _deploy(self, prepared: Prepared) -> Deployment | None:
+        """Deploy; None if an operator holds a configuration by now."""
         deployment = await asyncio.to_thread(
-            deploy,
-            prepared.plan,
-            prepared.config,
-            dict(self.resolution),
-            located=prepared.declaration.located,
+            _deploy_unless_held, self._state_directory, prepared, dict(self.resolution)
         )
-        if deployment.checked:
+        if deployment is not None and deployment.checked:
             refused = deployment.outcome is Outcome.REFUSED
             self._metrics.checked("refused" if refused else "accepted")
         return deployment
 
-    def _conclude(self, prepared: Prepared, deployment: Deployment, seen: float) -> None:
-        """Note how a deployment went."""
+    def _conclude(
+        self, prepared: Prepared, deployment: Deployment, seen: float
+    ) -> tuple[Reason, ...]:
+        """Note how a deployment went; returns its reasons."""
         why = reasons(self.deployed, prepared.plan)
+        if self._resumes:
+            others = (reason for reason in why if reason.cause is not Cause.TEMPLATES)
+            why = (Reason(Cause.RESUMED), *others)
+            self._resumes = not deployment.ok
         if deployment.outcome not in (Outcome.IN_SYNC, Outcome.REFUSED):
             self.last_reload = LastReload(at=time.time(), reasons=why, deployment=deployment)
             result = "failed" if deployment.outcome is Outcome.FAILED else "ok"
             self._metrics.reloaded(why[0].cause, result, deployment.duration)
         if not deployment.ok:
             self._refuse((*prepared.problems, *deployment.problems), deployment)
-            return
+            return why
         if deployment.outcome is Outcome.RELOADED:
             self._watch(prepared.declaration.forms, deployment.had_up)
         self._accept(replace(prepared, problems=(*prepared.problems, *deployment.problems)))
@@ -569,6 +649,7 @@ class Reconciler:
         self.resolution = with_slots(prepared.plan, self.resolution)
         self._unassigned = True
         self._unsaved = True
+        return why
 
     async def _keep_files(self, declaration: Declaration) -> None:
         """Keep copies of certificates and what else the sections that HAProxy took name."""
@@ -592,13 +673,27 @@ class Reconciler:
             self._last_good = replace(self._last_good, files=files)
             self._unsaved = True
 
-    async def _keep(self, deployment: Deployment) -> None:
-        """Keep what is good now for the next start."""
+    async def _keep(
+        self, prepared: Prepared, deployment: Deployment, why: tuple[Reason, ...]
+    ) -> None:
+        """Keep what was done in the history, and what is good now for the next start."""
+        if deployment.outcome is not Outcome.IN_SYNC:
+            await self._record(prepared, deployment, why)
         if deployment.ok and self.declaration is not None and self._last_good is not None:
             await self._keep_files(self.declaration)
             await self.save()
             if not self._withdrawn.refused and self.declaration is not None:
                 await asyncio.to_thread(forget_refused, self.declaration.settings.haproxy)
+
+    async def _record(
+        self, prepared: Prepared, deployment: Deployment, why: tuple[Reason, ...]
+    ) -> None:
+        try:
+            await asyncio.to_thread(record, prepared, deployment, tuple(str(r) for r in why))
+        except Unavailable as exc:
+            self._log.limited("history-not-kept").warning(
+                "history-not-kept", said=exc.problems[0].message, remedy=exc.problems[0].remedy
+            )
 
     def _accept(self, prepared: Prepared) -> None:
         assert prepared.config is not None
@@ -799,6 +894,64 @@ class _Watched:
 
     until: float
     looks_down: int = 0
+
+
+def _deploy_unless_held(
+    directory: str, prepared: Prepared, resolution: dict[str, Answer]
+) -> Deployment | None:
+    """Deploy while nobody goes back; None if somebody has."""
+    assert prepared.config is not None
+    try:
+        with history.exclusive(directory):
+            if hold.load(directory) is not None:
+                return None
+            return deploy(
+                prepared.plan,
+                prepared.config,
+                resolution,
+                located=prepared.declaration.located,
+            )
+    except Unavailable as exc:
+        return Deployment(outcome=Outcome.FAILED, hash=prepared.config.hash, problems=exc.problems)
+
+
+def _revive(directory: str, haproxy: Haproxy) -> Deployment | None:
+    if not haproxy.supervise:
+        return None
+    with contextlib.ExitStack() as stack:
+        # It must serve, also where the state directory is not to be had.
+        with contextlib.suppress(Unavailable):
+            stack.enter_context(history.exclusive(directory))
+        return revive(haproxy)
+
+
+def _restore(directory: str, haproxy: Haproxy, text: str) -> None:
+    with history.exclusive(directory):
+        if hold.load(directory) is None:
+            install.install(haproxy.config_file, text)
+
+
+def _as_installed(haproxy: Haproxy, services: Iterable[ServicePlan]) -> list[ServicePlan]:
+    """Those whose slots are for the runtime API, and for the same pods, in haproxy.cfg too."""
+    try:
+        text = (install.read(haproxy.config_file) or b"").decode("utf-8", "replace")
+    except Unavailable:
+        return []
+    found = servers_in(text)
+    return [
+        service
+        for service in services
+        if any(
+            servers.is_disabled and servers.target == service.query
+            for servers in found.get(service.spec.name, ())
+        )
+    ]
+
+
+def _save_as_it_runs(settings: Settings) -> None:
+    installed = install.read(settings.haproxy.config_file) or b""
+    text = installed.decode("utf-8", "replace")
+    save_running(settings, text, text, runtime.servers(settings.haproxy.runtime_socket))
 
 
 def _no_server_up(name: str, evidence: str) -> Problem:

@@ -35,7 +35,9 @@ _FIRST_RETRY = 1.0
 _LONGEST_RETRY = 60.0
 _DEBOUNCE_AT_MOST = 5
 """Changes that go on are acted upon after this many debounce times."""
-_AT_ONCE = frozenset((Trigger.START, Trigger.SIGHUP, Trigger.HAPROXY, Trigger.RETRY))
+_AT_ONCE = frozenset(
+    (Trigger.START, Trigger.SIGHUP, Trigger.HAPROXY, Trigger.RETRY, Trigger.RESUME)
+)
 
 
 class Service:
@@ -259,14 +261,17 @@ class Service:
             haproxy = self._settings.haproxy
             if self._triggers or self._reconciler.is_busy():
                 continue
+            if await self._reconciler.look_at_hold():
+                self._trigger(Trigger.RESUME)
+                continue
             running = await asyncio.to_thread(_running_hash, haproxy.runtime_socket)
             if self._reconciler.is_busy():
                 continue
             was_in_sync = self._reconciler.in_sync
             self._reconciler.observed(running)
             wanted = self._reconciler.wanted
-            if wanted is None:
-                # What is declared is refused: HAProxy only has to run.
+            if wanted is None or self._reconciler.held is not None:
+                # What is declared is refused, or is to wait: HAProxy only has to run.
                 is_amiss = running is None and haproxy.supervise
             else:
                 is_amiss = running != wanted and (running is not None or haproxy.supervise)

@@ -9,10 +9,11 @@ from __future__ import annotations
 import contextlib
 import re
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
+from types import MappingProxyType
 
 from fc_frontend.errors import Problem, Refused, Severity, Unavailable, errors_in
 from fc_frontend.haproxy import drain_record, install, preflight, runtime, supervise
@@ -26,15 +27,16 @@ from fc_frontend.haproxy.reload import (
     reload_by_master,
     unconfirmed,
 )
-from fc_frontend.haproxy.server_state import server_state
+from fc_frontend.haproxy.server_state import server_state, servers_in, state_of_running
 from fc_frontend.haproxy.socket import NoListener
 from fc_frontend.haproxy.version import binary_version, parse_version
 from fc_frontend.plan.addresses import NotAnAddress, parse_bind
-from fc_frontend.plan.model import Bind, Haproxy, Plan, Resolution
+from fc_frontend.plan.model import Bind, Haproxy, Plan, Resolution, Settings
 from fc_frontend.render.render import RenderedConfig, config_hash
 
 _BIND = re.compile(r"^[ \t]*bind[ \t]+(\S+)(.*)$", re.MULTILINE)
 _OTHER_RULES = frozenset(("transparent", "interface", "namespace"))
+_NO_BINDS: Mapping[str, str] = MappingProxyType({})
 
 
 class Outcome(StrEnum):
@@ -158,6 +160,29 @@ def deploy(
     return replace(deployment, problems=tuple(located(p) for p in deployment.problems))
 
 
+def deploy_text(settings: Settings, config: RenderedConfig, *, output: str | None) -> Deployment:
+    """As `deploy`, for a configuration of which only the text is known.
+
+    Pods that the worker knows keep their addresses; the declaration has no part in it.
+    """
+    haproxy = settings.haproxy
+    slots = sum(len(servers.names) for made in servers_in(config.text).values() for servers in made)
+
+    def write_state(running: Running) -> tuple[Problem, ...]:
+        installed = install.read(haproxy.config_file)
+        before = installed.decode("utf-8", "replace") if installed else ""
+        if config_hash(before) != running.hash:
+            # What the worker's servers are of is not known.
+            before = ""
+        return save_running(settings, config.text, before, running.servers)
+
+    try:
+        running = observe(haproxy)
+        return _bring(haproxy, config, running, slots=slots, write_state=write_state, output=output)
+    except (Unavailable, Refused) as exc:
+        return Deployment(outcome=Outcome.FAILED, hash=config.hash, problems=exc.problems)
+
+
 def _deploy(
     haproxy: Haproxy,
     plan: Plan,
@@ -166,16 +191,44 @@ def _deploy(
     output: str | None,
 ) -> Deployment:
     running = observe(haproxy)
+    deployment = _bring(
+        haproxy,
+        config,
+        running,
+        slots=sum(service.slots for service in plan.services if service.spec.check),
+        write_state=lambda running: _write_server_state(plan, resolution, running),
+        output=output,
+        by_bind={
+            str(bind): service.spec.name for service in plan.services for bind in service.spec.binds
+        },
+    )
+    if deployment.outcome in (Outcome.RELOADED, Outcome.STARTED):
+        said = _drain_again(plan, resolution)
+        return replace(deployment, problems=(*deployment.problems, *said))
+    return deployment
+
+
+def _bring(
+    haproxy: Haproxy,
+    config: RenderedConfig,
+    running: Running,
+    *,
+    slots: int,
+    write_state: Callable[[Running], tuple[Problem, ...]],
+    output: str | None,
+    by_bind: Mapping[str, str] = _NO_BINDS,
+) -> Deployment:
+    """Judge, try, install and activate a text.  `slots` are its servers with checks."""
     if running.hash == config.hash:
         install.install(haproxy.config_file, config.text)
         return Deployment(outcome=Outcome.IN_SYNC, hash=config.hash)
     accepted, said = judge(haproxy, config)
     if not accepted:
         return replace(_refused(haproxy, config, said), judged=True)
-    found = _trial(haproxy, plan, config, running)
+    found = _trial(haproxy, config, running, slots, by_bind)
     if errors_in(found):
         return replace(_refused(haproxy, config, (*found, *said)), refused_file=None)
-    said = (*said, *_write_server_state(plan, resolution, running))
+    said = (*said, *write_state(running))
     previous = install.install(haproxy.config_file, config.text)
     try:
         deployment = _activate(haproxy, config, running, output)
@@ -183,8 +236,6 @@ def _deploy(
         deployment = Deployment(outcome=Outcome.FAILED, hash=config.hash, problems=exc.problems)
     if deployment.outcome is Outcome.FAILED:
         install.restore(haproxy.config_file, previous)
-    if deployment.outcome in (Outcome.RELOADED, Outcome.STARTED):
-        said = (*said, *_drain_again(plan, resolution))
     return replace(
         deployment,
         checked=True,
@@ -249,34 +300,34 @@ def forget_refused(haproxy: Haproxy) -> None:
 
 
 def _trial(
-    haproxy: Haproxy, plan: Plan, config: RenderedConfig, running: Running
+    haproxy: Haproxy,
+    config: RenderedConfig,
+    running: Running,
+    slots: int,
+    by_bind: Mapping[str, str],
 ) -> tuple[Problem, ...]:
     """What HAProxy's own check does not see: new binds that are taken, too few descriptors."""
     wanted = text_binds(config.text)
     known = frozenset[Bind]()
     installed = install.read(haproxy.config_file)
     if installed is not None and running.hash is not None:
-        text = installed.decode("utf-8", "surrogateescape")
+        text = installed.decode("utf-8", "replace")
         if config_hash(text) == running.hash:
             known = text_binds(text).all
     found = preflight.check_binds(
         sorted(wanted.all - known, key=str), owned_by=running.pids, v6only=wanted.v6only
     )
-    by_bind = {
-        str(bind): service.spec.name for service in plan.services for bind in service.spec.binds
-    }
     named = [
         replace(problem, service=problem.service or _service_of(problem, by_bind))
         for problem in found
     ]
-    slots = sum(service.slots for service in plan.services if service.spec.check)
     needed = preflight.file_descriptors_needed(slots, len(wanted.all) + 1)
     master = running.processes.master if running.processes else None
     too_few = preflight.check_file_descriptors(needed, preflight.descriptor_limit(master))
     return (*named, *([too_few] if too_few else []))
 
 
-def _service_of(problem: Problem, by_bind: dict[str, str]) -> str | None:
+def _service_of(problem: Problem, by_bind: Mapping[str, str]) -> str | None:
     return next(
         (name for bind, name in by_bind.items() if problem.message.startswith(f"{bind} ")), None
     )
@@ -289,6 +340,19 @@ def save_server_state(plan: Plan, resolution: Resolution) -> None:
     """
     running = Running(servers=runtime.servers(plan.settings.haproxy.runtime_socket))
     _write_server_state(plan, resolution, running)
+
+
+def save_running(
+    settings: Settings, text: str, before: str, servers: Iterable[runtime.ServerState]
+) -> tuple[Problem, ...]:
+    """Keep `servers`, which run with the text `before`, for a start with `text`.
+
+    Returns what could not be read of the drains.  Raises `Unavailable`.
+    """
+    drained, problems = drain_record.load(settings)
+    state = state_of_running(text, before, servers, drained=drained)
+    install.atomic_write(settings.server_state_file, state.encode(), mode=0o640)
+    return problems
 
 
 def _write_server_state(

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
-import math
 import os
 import re
 import stat
@@ -175,7 +174,8 @@ def exclusive(state_directory: str, timeout: float = _LOCK_TIMEOUT) -> Iterator[
     path = _directory(state_directory)
     try:
         if not path.is_dir():
-            path.mkdir(mode=0o750, parents=True, exist_ok=True)
+            path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
+            path.mkdir(mode=0o750, exist_ok=True)
             _give(str(path))
         file = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
@@ -248,7 +248,6 @@ def _parsed(value: Any, number: int) -> Entry | None:
         return None
     reasons = value.get("reasons")
     digest, outcome = value.get("hash"), value.get("outcome")
-    at, seconds = value.get("at"), value.get("seconds")
     is_good = (
         isinstance(digest, str)
         and _HASH.match(digest)
@@ -257,19 +256,19 @@ def _parsed(value: Any, number: int) -> Entry | None:
         and isinstance(reasons, list)
         and all(isinstance(reason, str) and reason.isprintable() for reason in reasons)
         and all(_is_count(value.get(field)) for field in ("services", "slots"))
-        and all(_is_time(number) for number in (at, seconds))
+        and all(_is_time(value.get(field)) for field in ("at", "seconds"))
     )
     if not is_good:
         return None
     return Entry(
         id=number,
-        at=float(at),
+        at=float(value["at"]),
         hash=str(digest),
         outcome=str(outcome),
-        reasons=tuple(reasons),
+        reasons=tuple(value["reasons"]),
         services=value["services"],
         slots=value["slots"],
-        seconds=float(seconds),
+        seconds=float(value["seconds"]),
     )
 
 
@@ -278,7 +277,8 @@ def _is_count(value: object) -> bool:
 
 
 def _is_time(value: object) -> bool:
-    return type(value) in (int, float) and math.isfinite(value) and 0 <= value < 1e11  # type: ignore[arg-type, operator]
+    # NaN and infinity, which json reads, compare as outside.
+    return isinstance(value, int | float) and 0 <= value < 1e11
 
 
 def _bounded(entry: Entry) -> Entry:

@@ -89,10 +89,9 @@ def _parsed(value: Any) -> Hold:
     since, by = value.get("since"), value.get("by")
     if type(number) is not int or not isinstance(digest, str) or not _HASH.match(digest):
         return Hold()
-    is_time = type(since) in (int, float) and 0 <= since < 1e11
     return Hold(
         id=number,
         hash=digest,
-        since=float(since) if is_time else 0.0,
+        since=float(since) if isinstance(since, int | float) and 0 <= since < 1e11 else 0.0,
         by=by[:100] if isinstance(by, str) and by.isprintable() else "",
     )

@@ -8,7 +8,9 @@ made here.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 from fc_frontend.haproxy.assign import is_free
 from fc_frontend.haproxy.drain import NOTHING, Drained
@@ -31,6 +33,23 @@ _FORCED = 1 | 8
 """Administrative states that an operator set: maintenance and drain."""
 _DISABLED = 4
 """Says of a server that is `disabled` in the configuration that it was enabled since."""
+_SECTION = re.compile(r"^(?:listen|backend)[ \t]+(\S+)")
+_ANY_SECTION = re.compile(r"^[a-z]")
+_TEMPLATE = re.compile(r"^[ \t]+server-template pod (\d+) (\S+):(\d+)(.*)$")
+_SERVICE = re.compile(r"^[ \t]+server service (\S+):(\d+)(.*)$")
+
+
+@dataclass(frozen=True, slots=True)
+class TextServers:
+    """A line of a configuration's text that makes servers: their names, and what they are of.
+
+    `port` is None where SRV records bring it.
+    """
+
+    names: tuple[str, ...]
+    target: str
+    port: int | None
+    is_disabled: bool
 
 
 def server_state(
@@ -58,6 +77,68 @@ def server_state(
         else:
             nodes = plan.settings.cluster.nodes
             lines += _node_lines(service, nodes, known.get(service.spec.name, []), drained)
+    return EMPTY + "".join(f"{line}\n" for line in lines)
+
+
+def servers_in(text: str) -> dict[str, tuple[TextServers, ...]]:
+    """The servers that get their addresses from cluster DNS in a rendered text, by proxy."""
+    found: dict[str, list[TextServers]] = {}
+    proxy = ""
+    for line in text.split("\n"):
+        if _ANY_SECTION.match(line):
+            section = _SECTION.match(line)
+            proxy = section[1] if section else ""
+            continue
+        if not proxy:
+            continue
+        if made := _TEMPLATE.match(line):
+            names = tuple(f"pod{number}" for number in range(1, int(made[1]) + 1))
+            target, port, words = made[2], int(made[3]), made[4].split()
+        elif made := _SERVICE.match(line):
+            names, target, port, words = ("service",), made[1], int(made[2]), made[3].split()
+        else:
+            continue
+        servers = TextServers(
+            names, target, None if target.startswith("_") else port, "disabled" in words
+        )
+        found.setdefault(proxy, []).append(servers)
+    return {name: tuple(servers) for name, servers in found.items()}
+
+
+def state_of_running(
+    text: str, before: str, running: Iterable[ServerState], *, drained: Drained = NOTHING
+) -> str:
+    """The state file's text for a configuration of which only the text is known.
+
+    Servers that the worker knows, which runs with the text `before`, keep their addresses where
+    both texts ask cluster DNS for the same; all others wait for HAProxy's resolver.
+    """
+    known: dict[str, list[ServerState]] = {}
+    for server in running:
+        if not is_free(server):
+            known.setdefault(server.proxy, []).append(server)
+    former = servers_in(before)
+    lines: list[str] = []
+    for proxy, made in servers_in(text).items():
+        targets = {other.target for other in former.get(proxy, ())}
+        for servers in made:
+            if servers.target not in targets:
+                continue
+            own = servers.names[0].rstrip("0123456789")
+            by_address = {
+                server.address: server
+                for server in known.get(proxy, [])
+                if server.address and server.server.rstrip("0123456789") == own
+            }
+            names = list(servers.names[: len(by_address)])
+            for name, address in _placed(names, list(by_address), by_address).items():
+                server = by_address[address]
+                admin = drained.admin(proxy, address, server) & _FORCED
+                if servers.is_disabled:
+                    admin |= _DISABLED
+                port = servers.port or server.port
+                if port:
+                    lines.append(_text_line(proxy, name, Endpoint(address, port), server, admin))
     return EMPTY + "".join(f"{line}\n" for line in lines)
 
 
@@ -144,10 +225,16 @@ def _line(
     server: ServerState | None,
     drained: Drained,
 ) -> str:
-    is_up = server is None or server.operational in (1, 2)
     admin = drained.admin(service.spec.name, endpoint.address, server) & _FORCED
     if service.by_runtime and (name != "service" or service.kind is Kind.SERVICE):
         admin |= _DISABLED
+    return _text_line(service.spec.name, name, endpoint, server, admin)
+
+
+def _text_line(
+    proxy: str, name: str, endpoint: Endpoint, server: ServerState | None, admin: int
+) -> str:
+    is_up = server is None or server.operational in (1, 2)
     weight = server.weight if server and server.weight is not None else 1
     initial = server.initial_weight if server and server.initial_weight is not None else 1
     health = "3 3 6" if is_up else "2 0 6"
@@ -155,6 +242,6 @@ def _line(
     # outdated once DNS has been silent for `timeout resolve` + `resolve_retries` × `timeout retry`,
     # and would drop all of them.  A wildcard fqdn would make the line fail.
     return (
-        f"0 {service.spec.name} 0 {name} {endpoint.address} {2 if is_up else 0} {admin} "
+        f"0 {proxy} 0 {name} {endpoint.address} {2 if is_up else 0} {admin} "
         f"{weight} {initial} 0 6 {health} 0 0 0 - {endpoint.port} -"
     )

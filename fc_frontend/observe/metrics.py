@@ -165,6 +165,11 @@ class Metrics:
             "1 if haproxy.cfg was changed by others and is left so.",
             registry=self.registry,
         )
+        self._held = Gauge(
+            "fc_frontend_held",
+            "1 while an operator holds a former configuration (`fc-frontend rollback`).",
+            registry=self.registry,
+        )
         self._drifts = Counter(
             "fc_frontend_config_drifts",
             "Times that haproxy.cfg was found to be changed by others.",
@@ -300,6 +305,10 @@ class Metrics:
     def drifted(self, value: bool) -> None:
         """Whether haproxy.cfg was changed by others and is left so."""
         self._drift.set(value)
+
+    def held(self, value: bool) -> None:
+        """Whether an operator holds a former configuration."""
+        self._held.set(value)
 
     def drift_seen(self) -> None:
         """haproxy.cfg was changed by others."""
