@@ -16,6 +16,9 @@ COMMANDS = {
     "resolve": "Show what cluster DNS says now of each service.",
     "drain": "Let a pod, or a whole service, end what it has and get nothing new.",
     "undrain": "Let a drained pod or service take new traffic again.",
+    "history": "List what HAProxy was given, when, why, and what became of it.",
+    "rollback": "Go back to a former haproxy.cfg, and hold it.",
+    "resume": "End what rollback began: what is declared is deployed again.",
     "demo": "Show the whole thing on loopback, with nothing set up.",
 }
 

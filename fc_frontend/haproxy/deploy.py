@@ -160,10 +160,18 @@ def deploy(
     return replace(deployment, problems=tuple(located(p) for p in deployment.problems))
 
 
-def deploy_text(settings: Settings, config: RenderedConfig, *, output: str | None) -> Deployment:
+def deploy_text(
+    settings: Settings,
+    config: RenderedConfig,
+    *,
+    output: str | None,
+    first: Callable[[], None],
+) -> Deployment:
     """As `deploy`, for a configuration of which only the text is known.
 
-    Pods that the worker knows keep their addresses; the declaration has no part in it.
+    Pods that the worker knows keep their addresses; the declaration has no part in it.  `first` is
+    called once HAProxy has accepted the text, before anything is changed; it may raise
+    `Unavailable`.
     """
     haproxy = settings.haproxy
     slots = sum(len(servers.names) for made in servers_in(config.text).values() for servers in made)
@@ -174,10 +182,14 @@ def deploy_text(settings: Settings, config: RenderedConfig, *, output: str | Non
         if config_hash(before) != running.hash:
             # What the worker's servers are of is not known.
             before = ""
-        return save_running(settings, config.text, before, running.servers)
+        said = save_running(settings, config.text, before, running.servers)
+        first()
+        return said
 
     try:
         running = observe(haproxy)
+        if running.hash == config.hash:
+            first()
         return _bring(haproxy, config, running, slots=slots, write_state=write_state, output=output)
     except (Unavailable, Refused) as exc:
         return Deployment(outcome=Outcome.FAILED, hash=config.hash, problems=exc.problems)

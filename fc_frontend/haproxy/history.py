@@ -227,10 +227,10 @@ def _files(directory: Path) -> list[tuple[int, str]]:
 
 def _content(path: Path, most: int) -> bytes:
     # Without O_NONBLOCK a pipe would be waited for.
-    file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
-    with open(file, "rb") as stream:
-        if not stat.S_ISREG(os.fstat(file).st_mode):
-            return b""
+    if not stat.S_ISREG(path.lstat().st_mode):
+        # A pipe would be waited for.
+        return b""
+    with path.open("rb") as stream:
         data = stream.read(most + 1)
     return data if len(data) <= most else b""
 

@@ -1,0 +1,113 @@
+"""`fc-frontend history`: what HAProxy was given, when, why, and what became of it."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import click
+
+from fc_frontend.cli.common import Exit, config_option, fail, settings_in_force, style
+from fc_frontend.errors import Unavailable
+
+if TYPE_CHECKING:
+    from fc_frontend.haproxy.history import Entry
+    from fc_frontend.haproxy.hold import Hold
+
+_LONGEST_REASONS = 100
+
+
+@click.command("history")
+@config_option
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+def command(config: str, as_json: bool) -> None:
+    """List what HAProxy was given, the newest last: the time, what became of it, and the reasons.
+
+    `fc-frontend rollback ID` goes back to an entry that was reloaded, started or installed.
+
+    \b
+    0  listed
+    3  haproxy.cfg cannot be read
+    """
+    from fc_frontend.haproxy import history, hold
+    from fc_frontend.haproxy.rollback import present, present_hash
+
+    settings = settings_in_force(config)
+    try:
+        digest = present_hash(settings.haproxy)
+    except Unavailable as exc:
+        fail(exc.problems, Exit.CANNOT_TELL)
+    entries = history.entries(settings.state_directory)
+    held = hold.load(settings.state_directory)
+    now = present(entries, digest, held)
+    if as_json:
+        click.echo(json.dumps(_document(entries, now, held), ensure_ascii=False, indent=2))
+        return
+    rows: list[tuple[str, ...]] = [
+        ("ID", "TIME", "OUTCOME", "HASH", "SERVICES", "SLOTS", "SECONDS", "REASONS")
+    ]
+    rows += [_row(entry) for entry in entries]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row, entry in zip(rows, (None, *entries), strict=True):
+        line = "  ".join(word.ljust(width) for word, width in zip(row, widths, strict=True))
+        marks = _marks(entry, now, held)
+        click.echo(
+            f"{line.rstrip()}{'  ' if marks else ''}{style(marks, 'green') if marks else ''}"
+        )
+    if not entries:
+        click.echo("nothing yet: HAProxy was given nothing since the history is kept")
+    if held is not None:
+        what = f"entry {held.id}" if held.id else "what HAProxy has"
+        by = f" by {held.by}" if held.by else ""
+        since = f" since {_time(held.since)}" if held.since else ""
+        click.echo(f"{what} is held{since}{by}; what is declared waits for: fc-frontend resume")
+
+
+def _document(entries: tuple[Entry, ...], now: Entry | None, held: Hold | None) -> object:
+    return {
+        "version": 1,
+        "held": held.as_json() if held else None,
+        "entries": [
+            {
+                "id": entry.id,
+                "at": entry.at,
+                "hash": entry.hash,
+                "outcome": entry.outcome,
+                "reasons": list(entry.reasons),
+                "services": entry.services,
+                "slots": entry.slots,
+                "seconds": entry.seconds,
+                "running": entry is now,
+                "held": held is not None and entry.id == held.id,
+            }
+            for entry in entries
+        ],
+    }
+
+
+def _row(entry: Entry) -> tuple[str, ...]:
+    why = "; ".join(entry.reasons)
+    return (
+        str(entry.id),
+        _time(entry.at),
+        entry.outcome,
+        entry.hash,
+        "-" if entry.services is None else str(entry.services),
+        "-" if entry.slots is None else str(entry.slots),
+        f"{entry.seconds:.2f}",
+        why if len(why) <= _LONGEST_REASONS else why[: _LONGEST_REASONS - 1] + "…",
+    )
+
+
+def _marks(entry: Entry | None, now: Entry | None, held: Hold | None) -> str:
+    if entry is None:
+        return ""
+    is_held = held is not None and entry.id == held.id
+    return " ".join(
+        mark for mark, is_so in (("← running", entry is now), ("held", is_held)) if is_so
+    )
+
+
+def _time(at: float) -> str:
+    return datetime.fromtimestamp(at, UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S")

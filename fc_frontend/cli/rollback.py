@@ -1,0 +1,74 @@
+"""`fc-frontend rollback`: back to a configuration that HAProxy had, and stay there."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import click
+
+from fc_frontend.cli.common import (
+    Exit,
+    config_option,
+    fail,
+    print_problems,
+    settings_in_force,
+    style,
+    summary,
+)
+from fc_frontend.errors import Refused, Unavailable
+
+
+@click.command("rollback")
+@config_option
+@click.argument("entry_id", metavar="[ID]", type=click.IntRange(min=1), required=False)
+def command(config: str, entry_id: int | None) -> None:
+    """Go back to a former haproxy.cfg, and hold it.
+
+    ID is an entry of `fc-frontend history`; without it, the one before what HAProxy has now.
+    HAProxy checks the text as it always does. From then on nothing that is declared is deployed, until
+    `fc-frontend resume`. Pods are found by cluster DNS as ever.
+
+    \b
+    0  HAProxy has it, and it is held
+    1  there is no such entry, HAProxy refuses it now, or the reload failed: nothing was changed
+    3  cannot tell, e.g. no haproxy found: nothing was changed
+    """
+    from fc_frontend.haproxy.binary import find_binary
+    from fc_frontend.haproxy.deploy import Outcome
+    from fc_frontend.haproxy.rollback import go_back
+
+    settings = settings_in_force(config)
+    try:
+        find_binary(settings.haproxy.binary)
+        # HAProxy outlives this command: it must not hold the pipe that our output goes to.
+        entry, deployment = go_back(settings, entry_id, by=_user(), output=os.devnull)
+    except Refused as exc:
+        fail(exc.problems, Exit.PROBLEMS)
+    except Unavailable as exc:
+        fail(exc.problems, Exit.CANNOT_TELL)
+    if not deployment.ok:
+        click.echo(style(summary(deployment.problems), "red"), err=True)
+        print_problems(deployment.problems)
+        sys.exit(Exit.PROBLEMS)
+    print_problems(deployment.problems)
+    words = {
+        Outcome.IN_SYNC: "HAProxy has this configuration already",
+        Outcome.RELOADED: f"reloaded in {deployment.duration:.2f} s",
+        Outcome.STARTED: f"HAProxy started in {deployment.duration:.2f} s",
+        Outcome.INSTALLED: "installed",
+    }
+    click.echo(
+        f"{style('good', 'green')}: entry {entry.id}: {words[deployment.outcome]} ({entry.hash})"
+    )
+    click.echo("Nothing that is declared is deployed until: fc-frontend resume")
+
+
+def _user() -> str:
+    """Who does this, as far as that can be seen."""
+    import pwd
+
+    try:
+        return os.environ.get("SUDO_USER") or pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return str(os.getuid())
