@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -226,8 +227,8 @@ def test_running_servers_keep_addresses_where_both_texts_mean_the_same_pods() ->
     servers = [
         running("pod7", "10.1.0.7", admin=8),
         running("pod8", "10.1.0.8"),
-        running("pod1", "10.1.0.1", proxy="other"),
-        running("pod1", "10.1.0.9", proxy="srv"),
+        replace(running("pod1", "10.1.0.1"), proxy="other"),
+        replace(running("pod1", "10.1.0.9"), proxy="srv"),
     ]
     lines = [line.split() for line in state_of_running(text, before, servers).splitlines()]
     # In slots that are there, with the port of the text; SRV keeps the port of the record.
@@ -329,7 +330,7 @@ def test_a_hold_outlasts_the_daemon_and_a_haproxy_that_dies(frontend: Frontend) 
     # With settings that are wrong, too, the commands do what they must.
     frontend.settings["no_such_field"] = 1
     frontend.write()
-    frontend.run("resume")
+    assert "last good form" in frontend.run("resume").stderr
     frontend.until(lambda: "listen third" in frontend.haproxy_cfg.read_text())
     frontend.until(lambda: frontend.ready() and frontend.status()["held"] is None)
     frontend.until(lambda: frontend.serves(8082, pods))
@@ -379,7 +380,7 @@ def test_a_reload_that_fails_leaves_file_and_hold_as_they_were(frontend: Fronten
     started(frontend)
     frontend.stop_daemon()
     text, now = frontend.haproxy_cfg.read_bytes(), frontend.running_hash()
-    frontend.settings["haproxy"]["reload_command"] = ["/bin/false"]
+    frontend.settings["haproxy"] |= {"reload_command": ["/bin/false"], "supervise": False}
     frontend.write()
     for held in (None, Hold(id=2, hash=str(now), since=1.0, by="me")):
         if held is not None:

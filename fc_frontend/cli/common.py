@@ -46,16 +46,26 @@ def config_option(function: F) -> F:
 
 
 def settings_in_force(config: str) -> Settings:
-    """The settings, in their last good form where what is declared is wrong.
+    """The settings, in their last good form, with a warning, if what is declared is wrong.
 
     For commands that must work just when a declaration does not.
     """
+    from fc_frontend.config.last_good import Piece
     from fc_frontend.config.loader import read, state_directory
     from fc_frontend.config.quarantine import tolerate
     from fc_frontend.pipeline import stored_last_good
 
     sources = read(config)
-    return tolerate(sources, stored_last_good(state_directory(sources))).settings
+    declaration = tolerate(sources, stored_last_good(state_directory(sources)))
+    if any(held.unit.piece is Piece.SETTINGS for held in declaration.quarantined):
+        warning = Problem(
+            message="the settings are wrong: their last good form counts",
+            remedy="see fc-frontend check",
+            severity=Severity.WARNING,
+            file=config,
+        )
+        print_problems([warning])
+    return declaration.settings
 
 
 def style(text: str, color: str) -> str:

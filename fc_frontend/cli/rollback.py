@@ -26,8 +26,8 @@ def command(config: str, entry_id: int | None) -> None:
     """Go back to a former haproxy.cfg, and hold it.
 
     ID is an entry of `fc-frontend history`; without it, the one before what HAProxy has now.
-    HAProxy checks the text as it always does. From then on nothing that is declared is deployed, until
-    `fc-frontend resume`. Pods are found by cluster DNS as ever.
+    HAProxy checks the text as it always does. From then on nothing that is declared is deployed,
+    until `fc-frontend resume`. Pods are found by cluster DNS as ever.
 
     \b
     0  HAProxy has it, and it is held

@@ -33,7 +33,7 @@ _KEPT_ACCEPTED = 2
 _MOST_REASONS = 20
 _LONGEST_WORD = 500
 _LARGEST_ENTRY = 64 * 1024
-_NAME = re.compile(r"^(\d{6,12})\.(json|cfg)$")
+_NAME = re.compile(r"^(\d{6}|[1-9]\d{6,11})\.(json|cfg)$")
 _HASH = re.compile(r"^[0-9a-f]{16}$")
 _LOCK_TIMEOUT = 60.0
 _PAUSE = 0.02
@@ -220,9 +220,7 @@ def _files(directory: Path) -> list[tuple[int, str]]:
         names = [entry.name for entry in os.scandir(directory)]
     except OSError:
         return []
-    found = [(int(match[1]), match[2]) for name in names if (match := _NAME.match(name))]
-    # `0000001.json` is nobody's.
-    return [(number, suffix) for number, suffix in found if f"{number:06}.{suffix}" in names]
+    return [(int(match[1]), match[2]) for name in names if (match := _NAME.match(name))]
 
 
 def _content(path: Path, most: int) -> bytes:
