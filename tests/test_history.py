@@ -18,7 +18,6 @@ from fc_frontend.errors import Refused, Unavailable
 from fc_frontend.haproxy import history, hold
 from fc_frontend.haproxy.history import Entry
 from fc_frontend.haproxy.hold import Hold
-from fc_frontend.haproxy.master import show_proc
 from fc_frontend.haproxy.rollback import choice
 from fc_frontend.haproxy.server_state import servers_in, state_of_running
 from fc_frontend.render.render import config_hash
@@ -332,8 +331,7 @@ def test_a_hold_outlasts_the_daemon_and_a_haproxy_that_dies(frontend: Frontend) 
     frontend.scale("shop", 5)
     frontend.until(lambda: frontend.serves(8080, pods))
     assert frontend.running_hash() == held and frontend.ready()
-    for pid in show_proc(frontend.settings["haproxy"]["master_socket"]).pids:
-        os.kill(pid, signal.SIGKILL)
+    frontend.end_haproxy()
     frontend.until(lambda: frontend.events("haproxy-revived"))
     frontend.until(lambda: frontend.running_hash() == held and frontend.ready())
     frontend.until(lambda: frontend.serves(8080, pods))
