@@ -161,6 +161,14 @@ def test_history_is_bounded_in_number_and_size(
     assert history.text_of(str(tmp_path), last) == "z" * 9000
 
 
+def test_what_fails_again_and_again_is_told_once(tmp_path: Path) -> None:
+    add(tmp_path, 1)
+    first = add(tmp_path, 2, None)
+    assert add(tmp_path, 2, None) == first
+    assert add(tmp_path, 3, None).id == 3
+    assert len(history.entries(str(tmp_path))) == 3
+
+
 @pytest.mark.parametrize("damage", [b"", b"{", b"[]", b'{"at": "x"}', b"\xff\xfe"])
 def test_damaged_entries_are_left_out(tmp_path: Path, damage: bytes) -> None:
     add(tmp_path, 1)

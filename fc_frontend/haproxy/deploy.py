@@ -287,7 +287,7 @@ def _trial(
     known = frozenset[Bind]()
     installed = install.read(haproxy.config_file)
     if installed is not None and running.hash is not None:
-        text = installed.decode("utf-8", "surrogateescape")
+        text = installed.decode("utf-8", "replace")
         if config_hash(text) == running.hash:
             known = text_binds(text).all
     found = preflight.check_binds(
