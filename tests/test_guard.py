@@ -59,6 +59,21 @@ def test_a_port_that_nobody_serves_is_taken_back_with_the_evidence(frontend: Fro
     frontend.until(lambda: not json.loads(last_good.read_text())["failed"])
 
 
+def test_a_change_to_a_named_port_is_not_taken_back(frontend: Frontend) -> None:
+    """HAProxy marks servers that it knows by SRV, and they serve all the same."""
+    pods = frontend.scale("shop", 2)
+    frontend.drop("shop.json", {"shop": frontend.service("shop", 8080)})
+    frontend.start()
+    frontend.until(lambda: frontend.serves(8080, pods))
+    frontend.drop("shop.json", {"shop": frontend.service("shop", 8080, pod_port="http")})
+    frontend.until(lambda: frontend.status()["services"][0]["discovery"] == "srv")
+    frontend.until(lambda: frontend.serves(8080, pods))
+    # Watched for 15 s: then its form is the last good one.
+    last_good = frontend.directory / "state" / "last-good.json"
+    frontend.until(lambda: '"pod_port":"http"' in last_good.read_text(), 40)
+    assert not held(frontend)
+
+
 def test_a_change_that_works_is_not_taken_back_when_its_pods_go(frontend: Frontend) -> None:
     """Without servers before the change, or without pods, the change is not to blame."""
     frontend.drop("shop.json", {"shop": frontend.service("shop", 8080)})

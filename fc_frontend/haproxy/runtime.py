@@ -21,6 +21,8 @@ TIMEOUT = 5.0
 BATCH = 7000
 """Bytes in a line of several commands: well below the smallest buffer (16 kB, halved)."""
 
+_AWAY = 1 | 2 | 8 | 16 | 32
+"""Maintenance or drain, by an operator, by a tracked server, or for want of an address."""
 _NAME = re.compile(r"[A-Za-z0-9._:-]{1,256}")
 """A proxy's or server's name (manual 2.3)."""
 _HASH = re.compile(r"^fc-frontend:([0-9a-f]{16})$")
@@ -56,9 +58,10 @@ class ServerState:
     def up(self) -> bool:
         """True if it takes new connections: it runs, and is neither in maintenance nor draining.
 
-        4 only says that the configuration has it disabled, which it was enabled from since.
+        4 only says that the configuration has it disabled, which it was enabled from since; 64 that
+        DNS gave its name, by SRV.
         """
-        return self.operational in (1, 2) and self.admin in (0, 4)
+        return self.operational in (1, 2) and not (self.admin or 0) & _AWAY
 
 
 def info(path: str, timeout: float = TIMEOUT) -> dict[str, str]:
