@@ -234,7 +234,8 @@ def _line(
 def _text_line(
     proxy: str, name: str, endpoint: Endpoint, server: ServerState | None, admin: int
 ) -> str:
-    is_up = server is None or server.operational in (1, 2)
+    # What checks found out about another port says nothing of this one.
+    is_up = server is None or server.port != endpoint.port or server.operational in (1, 2)
     weight = server.weight if server and server.weight is not None else 1
     initial = server.initial_weight if server and server.initial_weight is not None else 1
     health = "3 3 6" if is_up else "2 0 6"
