@@ -13,7 +13,6 @@ import re
 import shlex
 import shutil
 import subprocess
-import sys
 import urllib.parse
 from collections.abc import Iterator
 from pathlib import Path
@@ -297,39 +296,20 @@ def nagios_commands() -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("command", nagios_commands())
 @pytest.mark.parametrize(
     ("services", "code", "word"),
     [({}, 0, "OK"), ({"bad": {"pod_prt": 1}}, 2, "CRITICAL")],
 )
-def test_the_monitoring_checks_commands(
-    tmp_path: Path, command: str, services: dict[str, Any], code: int, word: str
-) -> None:
-    settings = {
-        "cluster": {"nameservers": ["10.0.0.254:53"]},
-        "haproxy": {"binary": binary_of("2.6-debian")},
-        "state_directory": str(tmp_path),
-        "services": services,
-    }
-    (tmp_path / "config.json").write_text(json.dumps(settings))
-    name, *arguments = shlex.split(command)
-    assert name == "/opt/fc-frontend/bin/fc-frontend"
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "fc_frontend",
-            *arguments,
-            "--config",
-            str(tmp_path / "config.json"),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert done.returncode == code, done.stdout + done.stderr
-    assert done.stdout.startswith(f"FC-FRONTEND {word} - ")
+def test_the_monitoring_checks_commands(services: dict[str, Any], code: int, word: str) -> None:
+    with Frontend(binary_of("2.6-debian")) as frontend:
+        frontend.settings["services"] = services
+        frontend.start()
+        for command in nagios_commands():
+            name, *arguments = shlex.split(command)
+            assert name == "/opt/fc-frontend/bin/fc-frontend"
+            done = frontend.run(*arguments, check=False)
+            assert done.returncode == code, command + done.stdout + done.stderr
+            assert done.stdout.startswith(f"FC-FRONTEND {word} - ")
 
 
 def test_the_readiness_check_asks_what_is_served(frontend: Frontend) -> None:

@@ -107,7 +107,7 @@ def test_more_pods_than_an_answer_carries_all_get_traffic(
     )
     publish(frontend, pods[:3], everywhere)
     frontend.start()
-    with Load(frontend.host, 8080, clients=2) as load:
+    with Load(frontend.host, 8080, clients=2, timeout=20.0) as load:
         publish(frontend, pods, everywhere)
         frontend.until(lambda: routed(frontend) == set(pods), 60)
         assert frontend.status()["services"][0]["addresses_by"] == "runtime"
