@@ -11,6 +11,8 @@ from itertools import combinations
 from fc_frontend.errors import Problem, Severity
 from fc_frontend.plan.model import Address, Bind, Network, ServiceSpec, Settings, Target
 
+_WILDCARDS = frozenset(("*", "::"))
+
 
 def settings_problems(settings: Settings, host: Sequence[Address] = ()) -> tuple[Problem, ...]:
     """Networks that overlap each other (errors) or addresses of this host (warnings), and more."""
@@ -69,14 +71,17 @@ def service_problems(settings: Settings, specs: Iterable[ServiceSpec]) -> tuple[
     found: list[Problem] = []
     taken: dict[Bind, ServiceSpec] = {}
     wide: list[tuple[Bind, ServiceSpec]] = []
+    own_ports = {bind.port for _, bind in _own_binds(settings)}
     for spec in specs:
-        found += _own_conflicts(settings, spec)
+        # Nearly all have nothing in common with fc-frontend's own, and there may be thousands.
+        if any([bind.port in own_ports or bind.kind == "unix" for bind in spec.binds]):
+            found += _own_conflicts(settings, spec)
         for bind in spec.binds:
             if bind in taken:
                 found.append(_taken_twice(spec, bind, taken[bind]))
             else:
                 taken[bind] = spec
-                if bind.host in ("*", "::"):
+                if bind.host in _WILDCARDS:
                     wide.append((bind, spec))
         if spec.target is Target.NODE and not settings.cluster.nodes:
             found.append(
