@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from fc_frontend.daemon.watch import FileWatch
+from fc_frontend.daemon.watch import Changes, FileWatch
 
 PATIENCE = 15.0
 SHORTLY = 0.25
@@ -32,6 +32,7 @@ class Watched:
         self.files = [str(path) for path in files]
         self.directories = [str(path) for path in directories]
         self.calls: list[frozenset[str]] = []
+        self.names: list[Changes] = []
         self._called = asyncio.Event()
 
     async def __aenter__(self) -> Watched:
@@ -42,8 +43,9 @@ class Watched:
     async def __aexit__(self, *_exc: object) -> None:
         self.watch.stop()
 
-    def _on_change(self, paths: frozenset[str]) -> None:
-        self.calls.append(paths)
+    def _on_change(self, changes: Changes) -> None:
+        self.calls.append(frozenset(changes))
+        self.names.append(changes)
         self._called.set()
 
     async def sees(self, path: Path) -> None:
@@ -581,7 +583,7 @@ def test_stop_leaves_no_thread_and_no_descriptor(tmp_path: Path) -> None:
 
 UNPRIVILEGED = """
 import asyncio, os, pathlib, sys
-from fc_frontend.daemon.watch import FileWatch
+from fc_frontend.daemon.watch import Changes, FileWatch
 
 async def main():
     changed = asyncio.Event()

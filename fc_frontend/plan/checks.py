@@ -74,7 +74,7 @@ def service_problems(settings: Settings, specs: Iterable[ServiceSpec]) -> tuple[
     own_ports = {bind.port for _, bind in _own_binds(settings)}
     for spec in specs:
         # Nearly all have nothing in common with fc-frontend's own, and there may be thousands.
-        if any([bind.port in own_ports or bind.kind == "unix" for bind in spec.binds]):
+        if any(bind.port in own_ports or bind.kind == "unix" for bind in spec.binds):
             found += _own_conflicts(settings, spec)
         for bind in spec.binds:
             if bind in taken:

@@ -86,21 +86,24 @@ def plan(
 
 
 class Memo:
-    """Services as they were planned before, for as long as all that a plan follows from is the same.
+    """Services as they were planned before, while what their plans follow from is the same.
 
     It knows the very objects: those that were made anew are planned anew, even if they are equal.
     """
 
     def __init__(self) -> None:
         self._settings: tuple[object, ...] = ()
-        self._known: dict[str, _Planned] = {}
+        self._known: tuple[dict[str, _Planned], dict[str, _Planned]] = ({}, {})
 
-    def of(self, settings: Settings, *, shrink: bool) -> dict[str, _Planned]:
-        """What is known under these settings; to be written to."""
-        now = (settings.cluster, settings.intervals.hold, shrink)
+    def of(
+        self, settings: Settings, *, shrink: bool
+    ) -> tuple[dict[str, _Planned], dict[str, _Planned]]:
+        """What is known under these settings, to be written to; and what is if `shrink` differs."""
+        now = (settings.cluster, settings.intervals.hold)
         if now != self._settings:
-            self._settings, self._known = now, {}
-        return self._known
+            self._settings, self._known = now, ({}, {})
+        known, other = self._known
+        return (other, known) if shrink else (known, other)
 
 
 _Planned = tuple[ServiceSpec, Answer | None, ServicePlan, tuple[Problem, ...]]
@@ -114,7 +117,7 @@ def _services(
     shrink: bool,
     memo: Memo,
 ) -> tuple[tuple[ServicePlan, ...], Sequence[Problem]]:
-    known = memo.of(settings, shrink=shrink)
+    known, other = memo.of(settings, shrink=shrink)
     hold = settings.intervals.hold
     plans: list[ServicePlan] = []
     notices: list[Problem] = []
@@ -124,6 +127,10 @@ def _services(
         done = known.get(name)
         if done is None or done[0] is not spec or done[1] is not answer:
             planned = _service(settings, spec, answer, shrink)
+            twin = other.get(name)
+            if twin is not None and twin[0] is spec and twin[2] == planned:
+                # What follows from it is the same as well then.
+                planned = twin[2]
             said = tuple(_notices(planned, answer, hold))
             done = known[name] = (spec, answer, planned, said)
         plans.append(done[2])
