@@ -11,7 +11,7 @@ import json
 import os
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,11 +67,21 @@ def many_services(binary: str, count: int, **fields: Any) -> Iterator[tuple[Fron
             yield frontend, knot
 
 
-def declare(frontend: Frontend, numbers: Sequence[int], **fields: Any) -> float:
-    """Write one file with these services; the time when it was there."""
+def declare(
+    frontend: Frontend,
+    numbers: Sequence[int],
+    changed: Mapping[int, int] | None = None,
+    **fields: Any,
+) -> float:
+    """Write one file with these services; the time when it was there.
+
+    `changed` gives some another port than their own.
+    """
     services = {
         f"s{number}": frontend.service(
-            f"s{number}", FIRST_PORT + number, **{"check": False, **fields}
+            f"s{number}",
+            (changed or {}).get(number, FIRST_PORT + number),
+            **{"check": False, **fields},
         )
         for number in numbers
     }
