@@ -8,8 +8,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from fc_frontend.config.last_good import (
     LastGood,
@@ -24,10 +26,14 @@ from fc_frontend.config.quarantine import Faults, Withdrawn, tolerate, unit_of
 from fc_frontend.config.templates import templates
 from fc_frontend.discovery.store import dump_answers, load_answers
 from fc_frontend.errors import Problem, Refused, errors_in
+from fc_frontend.haproxy import history
 from fc_frontend.haproxy.judge import judge
 from fc_frontend.plan.model import Answer, Freshness, Plan, Resolution, ServiceSpec
 from fc_frontend.plan.planner import plan
 from fc_frontend.render.render import RenderedConfig, render
+
+if TYPE_CHECKING:
+    from fc_frontend.haproxy.deploy import Deployment
 
 ANSWERS_FILE = "answers.json"
 LAST_GOOD_FILE = "last-good.json"
@@ -150,6 +156,26 @@ async def resolve(
         )
     finally:
         client.close()
+
+
+def record(prepared: Prepared, deployment: Deployment, reasons: tuple[str, ...]) -> None:
+    """Keep in the history how a deployment of `prepared` went, if it did anything.
+
+    Raises `Unavailable`.
+    """
+    assert prepared.config is not None
+    if deployment.outcome.value in ("in-sync", "held"):
+        return
+    entry = history.Entry(
+        at=time.time(),
+        hash=prepared.config.hash,
+        outcome=deployment.outcome.value,
+        reasons=reasons,
+        services=len(prepared.plan.services),
+        slots=prepared.plan.slot_count,
+        seconds=round(deployment.duration, 3),
+    )
+    history.record(prepared.plan.settings.state_directory, entry, prepared.config.text)
 
 
 def question(spec: ServiceSpec) -> str:

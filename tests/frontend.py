@@ -35,6 +35,7 @@ from tests.conftest import RealHaproxy, until
 
 T = TypeVar("T")
 _RESERVED_PORT = 65001
+_LISTEN_PORT = 9484
 
 
 def _network() -> tuple[int, socket.socket]:
@@ -43,6 +44,8 @@ def _network() -> tuple[int, socket.socket]:
         reservation = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         try:
             reservation.bind((f"127.{octet}.255.254", _RESERVED_PORT))
+            with socket.create_server((f"127.{octet}.200.1", _LISTEN_PORT)):
+                pass
         except OSError:
             reservation.close()
         else:
@@ -90,7 +93,7 @@ class Frontend:
                 "log": None,
             },
             "state_directory": str(self.directory / "state"),
-            "listen": f"{self.host}:9484",
+            "listen": f"{self.host}:{_LISTEN_PORT}",
             "intervals": {"resolve": "200ms", "reload": "500ms"},
             "services": {},
         }
@@ -196,6 +199,7 @@ class Frontend:
 
     def start(self, *, wait: bool = True) -> subprocess.Popen[bytes]:
         """Start the daemon, and wait until HAProxy has what is declared."""
+        assert self.daemon is None or self.daemon.poll() is not None, "one is running"
         if not self.config.exists():
             self.write()
         with self.log.open("ab") as log:

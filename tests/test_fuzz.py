@@ -26,8 +26,8 @@ from fc_frontend.errors import Refused, Unavailable, errors_in
 from fc_frontend.haproxy import drain, history, hold
 from fc_frontend.haproxy.master import parse_processes
 from fc_frontend.haproxy.reload import _parse_answer
-from fc_frontend.haproxy.runtime import _split, hash_in, parse_servers
-from fc_frontend.haproxy.server_state import state_of
+from fc_frontend.haproxy.runtime import ServerState, _split, hash_in, parse_servers
+from fc_frontend.haproxy.server_state import state_of_running
 from fc_frontend.haproxy.validate import parse_messages
 from fc_frontend.pipeline import prepare
 
@@ -240,7 +240,12 @@ def test_what_haproxy_says() -> None:
             with contextlib.suppress(Unavailable, Refused):
                 result = reader("socket", text)
                 if reader is parse_servers:
-                    state = state_of(result)  # type: ignore[arg-type]
+                    known: tuple[ServerState, ...] = result  # type: ignore[assignment]
+                    sections = "".join(
+                        f"listen {server.proxy}\n    server-template pod 20 shop:80 check\n"
+                        for server in known
+                    )
+                    state = state_of_running(sections, sections, known)
                     lines = state.splitlines()
                     assert lines[0] == "1"
                     assert all(len(line.split()) == 20 for line in lines[1:])

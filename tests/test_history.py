@@ -1,19 +1,269 @@
-"""History, and the way back: rollback holds a configuration until resume."""
+"""The history, going back under load, and the hold that outlasts the daemon."""
 
 from __future__ import annotations
 
 import json
-import threading
+import os
+import signal
+import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from fc_frontend.demo.load import Load
-from fc_frontend.errors import Unavailable
+from fc_frontend.errors import Refused, Severity, Unavailable
 from fc_frontend.haproxy import history, hold
+from fc_frontend.haproxy.history import Entry
+from fc_frontend.haproxy.hold import Hold
 from fc_frontend.haproxy.lock import deploying
+from fc_frontend.haproxy.rollback import choice
+from fc_frontend.haproxy.server_state import servers_in, state_of_running
+from fc_frontend.render.render import config_hash
 from tests.frontend import Frontend
+from tests.test_server_state import running
+
+GOOD = Path(__file__).parent / "golden" / "headless-grown" / "expected.cfg"
+
+
+def good_text() -> tuple[str, str]:
+    """A rendered text and its hash."""
+    text = GOOD.read_text()
+    digest = config_hash(text)
+    assert digest
+    return text, digest
+
+
+def entry(outcome: str = "reloaded", digest: str = "0" * 16, **fields: Any) -> Entry:
+    return Entry(at=1.0, hash=digest, outcome=outcome, **fields)
+
+
+# What is kept
+
+
+def test_entries_come_back_as_they_were_and_texts_only_of_what_was_taken(tmp_path: Path) -> None:
+    text, digest = good_text()
+    state = str(tmp_path / "state")
+    first = history.record(
+        state, entry(digest=digest, reasons=("start",), services=3, slots=30, seconds=0.25), text
+    )
+    second = history.record(state, entry("refused"), "nonsense")
+    assert first and second
+    assert (first.id, second.id) == (1, 2)
+    assert history.entries(state) == (first, second)
+    assert history.text(state, first) == text
+    with pytest.raises(Refused, match="did not take"):
+        history.text(state, second)
+    kept = tmp_path / "state" / "history"
+    assert sorted(path.name for path in kept.iterdir()) == [
+        "000001.cfg",
+        "000001.json",
+        "000002.json",
+    ]
+    assert {path.stat().st_mode & 0o777 for path in kept.iterdir()} == {0o640}
+    assert kept.stat().st_mode & 0o777 == 0o750
+
+
+def test_the_same_refusal_is_told_once_and_does_not_push_out_what_is_good(tmp_path: Path) -> None:
+    text, digest = good_text()
+    state = str(tmp_path)
+    history.record(state, entry(digest=digest), text)
+    for _ in range(3):
+        history.record(state, entry("refused"), "")
+    assert [found.outcome for found in history.entries(state)] == ["reloaded", "refused"]
+    for number in range(2 * history.MOST_ENTRIES):
+        history.record(state, entry("failed", f"{number:016x}"), "")
+    found = history.entries(state)
+    assert found[0].outcome == "reloaded" and history.text(state, found[0]) == text
+    assert len(found) == history.MOST_ENTRIES // 2 + 1
+    assert found[-1].hash == f"{2 * history.MOST_ENTRIES - 1:016x}"
+
+
+def test_no_more_than_fifty_entries_and_the_bytes_are_bounded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = str(tmp_path)
+    for number in range(history.MOST_ENTRIES + 10):
+        history.record(state, entry(digest=f"{number:016x}"), "x" * 1000)
+    found = history.entries(state)
+    assert [e.id for e in found] == list(range(11, history.MOST_ENTRIES + 11))
+    monkeypatch.setattr(history, "MOST_BYTES", 10_000)
+    history.record(state, entry(digest="f" * 16), "x" * 1000)
+    files = list((tmp_path / "history").iterdir())
+    assert sum(path.stat().st_size for path in files) <= 10_000
+    assert history.entries(state)[-1].hash == "f" * 16
+    # What runs, and what was there before it, stay whatever they need.
+    history.record(state, entry(digest="e" * 16), "x" * 20_000)
+    assert [e.hash[0] for e in history.entries(state)] == ["f", "e"]
+
+
+DAMAGED = {
+    "empty": "",
+    "not JSON": "{",
+    "deep": "[" * 100_000,
+    "a list": "[]",
+    "another version": '{"version": 2, "id": 2}',
+    "another number": '{"version": 1, "id": 3}',
+    "a hash that is none": json.dumps(
+        {"version": 1, "id": 2, "at": 1, "hash": "; quit", "outcome": "reloaded", "reasons": []}
+    ),
+    "endless time": '{"version": 1, "id": 2, "at": Infinity, "hash": "0123456789abcdef", '
+    '"outcome": "reloaded", "reasons": [], "services": 1, "slots": 1, "seconds": 0}',
+    "a colour": '{"version": 1, "id": 2, "at": 1, "hash": "0123456789abcdef", '
+    '"outcome": "\\u001b[31m", "reasons": [], "services": 1, "slots": 1, "seconds": 0}',
+}
+
+
+@pytest.mark.parametrize("content", DAMAGED.values(), ids=DAMAGED)
+def test_a_damaged_entry_is_left_out_and_its_number_is_not_given_again(
+    tmp_path: Path, content: str
+) -> None:
+    state = str(tmp_path)
+    history.record(state, entry(), "")
+    (tmp_path / "history" / "000002.json").write_text(content)
+    assert [found.id for found in history.entries(state)] == [1]
+    third = history.record(state, entry(digest="1" * 16), "")
+    assert third and third.id == 3
+    assert [found.id for found in history.entries(state)] == [1, 3]
+
+
+def test_pipes_links_and_other_names_are_no_entries(tmp_path: Path) -> None:
+    history.record(str(tmp_path), entry(), "")
+    kept = tmp_path / "history"
+    os.mkfifo(kept / "000002.json")
+    (kept / "000003.json").symlink_to("/dev/zero")
+    (kept / "1.json").write_text("{}")
+    (kept / "0000001.json").write_text((kept / "000001.json").read_text())
+    assert [found.id for found in history.entries(str(tmp_path))] == [1]
+
+
+def test_a_text_that_was_changed_is_not_gone_back_to(tmp_path: Path) -> None:
+    text, digest = good_text()
+    kept = history.record(str(tmp_path), entry(digest=digest), text)
+    assert kept
+    file = tmp_path / "history" / "000001.cfg"
+    for changed in (text.replace("leastconn", "roundrobin"), text + "\udcff", ""):
+        file.write_bytes(changed.encode("utf-8", "surrogateescape"))
+        with pytest.raises(Refused, match="damaged"):
+            history.text(str(tmp_path), kept)
+
+
+def test_reasons_are_bounded_and_on_one_line(tmp_path: Path) -> None:
+    reasons = ("a\nb\x1b[31m", "x" * 10_000, *("more",) * 100)
+    kept = history.record(str(tmp_path), entry(reasons=reasons), "")
+    assert kept and history.entries(str(tmp_path)) == (kept,)
+    assert kept.reasons[0] == "a?b?[31m" and len(kept.reasons[1]) == 500
+    assert kept.reasons[-1] == "and 82 more"
+
+
+def test_what_root_writes_belongs_to_the_owner_of_the_state_directory(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    state.mkdir()
+    if os.geteuid() == 0:
+        os.chown(state, 4321, 4322)
+    text, digest = good_text()
+    history.record(str(state), entry(digest=digest), text)
+    hold.save(str(state), Hold(id=1, hash=digest))
+    found = {(path.stat().st_uid, path.stat().st_gid) for path in state.rglob("*")}
+    assert found == {(state.stat().st_uid, state.stat().st_gid)}
+
+
+def test_only_one_process_deploys_at_a_time(tmp_path: Path) -> None:
+    with (
+        deploying(str(tmp_path), 1.0) as unlocked,
+        pytest.raises(Unavailable, match=rf"process {os.getpid()} has been deploying for 0.05 s"),
+        deploying(str(tmp_path), 0.05),
+    ):
+        raise AssertionError
+    assert not unlocked
+    with deploying(str(tmp_path), 0.05) as unlocked:
+        assert not unlocked
+
+
+def test_where_no_lock_can_be_had_a_warning_is_all(tmp_path: Path) -> None:
+    (tmp_path / "deploy.lock").mkdir()
+    (tmp_path / "link").mkdir()
+    (tmp_path / "link" / "deploy.lock").symlink_to("/dev/null")
+    for state in (str(tmp_path), str(tmp_path / "link"), "/proc/none"):
+        with deploying(state, 0.1) as (warning,):
+            assert warning.severity is Severity.WARNING
+            assert "deploy.lock cannot be locked" in warning.message
+
+
+def test_a_hold_comes_back_and_one_that_cannot_be_understood_holds_too(tmp_path: Path) -> None:
+    state = str(tmp_path)
+    assert hold.load(state) is None
+    hold.remove(state)
+    wanted = Hold(id=3, hash="0123456789abcdef", since=5.0, by="ünser")
+    hold.save(state, wanted)
+    assert hold.load(state) == wanted
+    file = tmp_path / hold.FILE
+    for content in ("", "[]", "{" * 100_000, '{"version": 1, "id": 1, "hash": "; quit"}'):
+        file.write_text(content)
+        assert hold.load(state) == Hold()
+    hold.remove(state)
+    os.mkfifo(file)
+    assert hold.load(state) == Hold()
+    hold.remove(state)
+    assert hold.load(state) is None
+
+
+# What is gone back to
+
+
+def test_going_back_without_a_number_goes_on_from_what_is_held() -> None:
+    a, b, c = "a" * 16, "b" * 16, "c" * 16
+    known = (
+        entry(digest=a, id=1),
+        entry(digest=b, id=2),
+        entry("refused", c, id=3),
+        entry(digest=c, id=4),
+    )
+    assert choice(known, c, None, None).id == 2
+    # Gone back to 2, which made an entry of its own: then to 1.
+    after = (*known, entry(digest=b, id=5))
+    held = Hold(id=2, hash=b)
+    assert choice(after, b, held, None).id == 1
+    assert choice(after, b, held, 4).id == 4
+    # What HAProxy has is not known: the newest that was taken.
+    assert choice(known, None, None, None).id == 4
+    for there in (known, ()):
+        with pytest.raises(Refused, match="nothing from before"):
+            choice(there, a, None, None)
+    with pytest.raises(Refused, match="no entry 9"):
+        choice(known, c, None, 9)
+
+
+def test_running_servers_keep_addresses_where_both_texts_mean_the_same_pods() -> None:
+    def section(name: str, server: str) -> str:
+        return f"listen {name} from tcp\n    bind 127.0.0.1:80\n    {server}\n"
+
+    shop = "server-template pod 2 shop.default.svc.cluster.local:80 check"
+    text = "global\n    # server-template pod 9 x:1\n" + section("shop", shop)
+    text += section("srv", "server-template pod 1 _http._tcp.srv.default.svc:1 check")
+    text += section("other", "server-template pod 1 other.default.svc.cluster.local:80")
+    assert list(servers_in(text)) == ["shop", "srv", "other"]
+    before = text.replace(shop, shop.replace("pod 2", "pod 9").replace(":80", ":81"))
+    before = before.replace("other.default", "wrong.default")
+    servers = [
+        running("pod7", "10.1.0.7", admin=8),
+        running("pod8", "10.1.0.8"),
+        replace(running("pod1", "10.1.0.1"), proxy="other"),
+        replace(running("pod1", "10.1.0.9"), proxy="srv"),
+    ]
+    lines = [line.split() for line in state_of_running(text, before, servers).splitlines()]
+    # In slots that are there, with the port of the text; SRV keeps the port of the record.
+    assert [(line[1], line[3], line[4], line[6], line[-2]) for line in lines[1:]] == [
+        ("shop", "pod1", "10.1.0.7", "8", "80"),
+        ("shop", "pod2", "10.1.0.8", "0", "80"),
+        ("srv", "pod1", "10.1.0.9", "0", "8080"),
+    ]
+    assert state_of_running(text, "", servers) == "1\n"
+
+
+# The whole of it
 
 
 @pytest.fixture
@@ -22,171 +272,166 @@ def frontend(haproxy_binary: str) -> Iterator[Frontend]:
         yield made
 
 
-def two_configurations(frontend: Frontend) -> tuple[str, str]:
-    """A daemon that has deployed two configurations; their hashes."""
-    frontend.scale("shop", 2)
+def listed(frontend: Frontend) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads(frontend.run("history", "--json").stdout)["entries"]
+    return found
+
+
+def started(frontend: Frontend) -> None:
+    """A daemon that has deployed shop, and then more."""
     frontend.settings["services"]["shop"] = frontend.service("shop", 8080)
+    pods = frontend.scale("shop", 3)
     frontend.start()
-    first = frontend.running_hash()
-    frontend.drop("more.json", {"more": frontend.service("shop", 8081)})
-    frontend.until(lambda: frontend.metric("fc_frontend_reloads_total") == 2)
-    frontend.until(frontend.ready)
-    second = frontend.running_hash()
-    assert first
-    assert second
-    frontend.until(
-        lambda: len(json.loads(frontend.run("history", "--json").stdout)["entries"]) == 2
-    )
-    return first, second
-
-
-def test_going_back_is_held_until_resume_and_costs_no_request(frontend: Frontend) -> None:
-    first, second = two_configurations(frontend)
-    pods = frontend.pods["shop"]
     frontend.until(lambda: frontend.serves(8080, pods))
+    frontend.drop("more.json", {"more": frontend.service("more", 8081, service="shop")})
+    frontend.until(lambda: len(frontend.status()["services"]) == 2 and frontend.ready())
+    frontend.until(lambda: len(listed(frontend)) == 2)
+
+
+def test_going_back_and_resuming_under_load_loses_no_request(frontend: Frontend) -> None:
+    started(frontend)
+    first, second = listed(frontend)
+    assert (first["outcome"], first["reasons"]) == ("started", ["start"])
+    assert (second["outcome"], second["reasons"]) == ("reloaded", ["service-added more"])
+    assert (first["running"], second["running"]) == (False, True)
+    declared = frontend.running_hash()
+    assert second["hash"] == declared
     with Load(frontend.host, 8080, clients=4) as load:
-        done = frontend.run("rollback")
-        assert "good: 1 is held, reloaded" in done.stdout
-        assert frontend.running_hash() == first
-        frontend.until(lambda: frontend.status()["held"])
-        assert frontend.until(frontend.ready)
-        assert frontend.metric("fc_frontend_held") == 1
-        # Neither files nor a restart nor `apply` end it.
-        frontend.drop("third.json", {"third": frontend.service("shop", 8082)})
+        assert "entry 1: reloaded" in frontend.run("rollback").stdout
+        assert frontend.running_hash() == first["hash"]
+        assert "listen more" not in frontend.haproxy_cfg.read_text()
+        frontend.until(lambda: frontend.metric("fc_frontend_held") == 1)
+        frontend.until(frontend.ready)
+        status = frontend.status()
+        assert status["held"]["id"] == 1 and status["wanted_hash"] == first["hash"]
+        # It stays, whatever is declared.
+        frontend.drop("third.json", {"third": frontend.service("third", 8082, service="shop")})
+        frontend.until(lambda: len(load.tally().pods) == 3)
         refused = frontend.run("apply", check=False)
-        assert refused.returncode == 1
-        assert "fc-frontend resume" in refused.stderr
-        frontend.stop_daemon()
-        frontend.start()
-        assert frontend.running_hash() == first
-        assert frontend.serves(8080, pods)
-        listed = frontend.run("history").stdout
-        assert "1 is held" in listed
-        assert "*     1 " in listed
-        done = frontend.run("resume")
-        assert "1 is not held any more" in done.stdout
-        frontend.until(lambda: frontend.ask(8082).startswith("shop-"))
-        frontend.until(lambda: not frontend.status()["held"] and frontend.ready())
-        assert frontend.running_hash() not in (first, second)
-        assert frontend.metric("fc_frontend_held") == 0
-        assert not load.stop().failures
-    assert frontend.run("resume").stdout == "nothing was held\n"
+        assert refused.returncode == 1 and "fc-frontend resume" in refused.stderr
+        assert frontend.running_hash() == first["hash"]
+        (frontend.services_d / "third.json").unlink()
+        seen = load.tally().requests
+        frontend.until(lambda: load.tally().requests > seen + 100)
+        frontend.run("resume")
+        resumed = time.monotonic()
+        frontend.until(lambda: frontend.running_hash() == declared)
+        assert time.monotonic() - resumed < 5
+        frontend.until(frontend.ready)
+        tally = load.stop()
+    assert tally.requests > 200 and not tally.failures
+    assert frontend.metric("fc_frontend_held") == 0 and frontend.status()["held"] is None
+    assert [found["reasons"] for found in listed(frontend)[2:]] == [["rollback to 1"], ["resumed"]]
+    assert len(frontend.events("held")) == len(frontend.events("resumed")) == 1
+    assert "← running" in frontend.run("history").stdout
+    assert frontend.run("resume").stdout == "nothing is held\n"
 
 
-def test_a_haproxy_that_dies_while_held_comes_back_with_what_is_held(frontend: Frontend) -> None:
-    first, _ = two_configurations(frontend)
+def test_a_hold_outlasts_the_daemon_and_a_haproxy_that_dies(frontend: Frontend) -> None:
+    started(frontend)
+    pods = frontend.pods["shop"]
+    held = listed(frontend)[0]["hash"]
     frontend.run("rollback", "1")
-    frontend.until(lambda: frontend.status()["held"])
+    assert "held" in frontend.run("history").stdout
+    frontend.stop_daemon(signal.SIGKILL)
+    frontend.drop("third.json", {"third": frontend.service("third", 8082, service="shop")})
+    frontend.start()
+    assert frontend.running_hash() == held and frontend.status()["held"]["id"] == 1
+    # Files change, and are wrong; pods come: HAProxy finds them by itself.
+    frontend.drop("bad.json", {"bad": {"pod_port": "no such thing !"}})
+    frontend.until(lambda: frontend.status()["problems"] or frontend.status()["quarantined"])
+    frontend.scale("shop", 5)
+    frontend.until(lambda: frontend.serves(8080, pods))
+    assert frontend.running_hash() == held and frontend.ready()
     frontend.end_haproxy()
-    frontend.until(lambda: frontend.running_hash() == first)
-    frontend.until(lambda: frontend.serves(8080, frontend.pods["shop"]))
     frontend.until(lambda: frontend.events("haproxy-revived"))
+    frontend.until(lambda: frontend.running_hash() == held and frontend.ready())
+    frontend.until(lambda: frontend.serves(8080, pods))
+    # With settings that are wrong, too, the commands do what they must.
+    frontend.settings["no_such_field"] = 1
+    frontend.write()
+    assert "last good form" in frontend.run("resume").stderr
+    frontend.until(lambda: "listen third" in frontend.haproxy_cfg.read_text())
+    frontend.until(lambda: frontend.ready() and frontend.status()["held"] is None)
+    frontend.until(lambda: frontend.serves(8082, pods))
 
 
-def test_what_cannot_be_gone_back_to_changes_nothing(frontend: Frontend) -> None:
-    _, second = two_configurations(frontend)
-    unknown = frontend.run("rollback", "77", check=False)
-    assert unknown.returncode == 1
-    assert "there is no configuration 77 to go back to" in unknown.stderr
-    text = frontend.directory / "state" / "history" / "000001.cfg"
-    text.write_text(text.read_text().replace("leastconn", "nonsense"))
-    refused = frontend.run("rollback", "1", check=False)
-    assert refused.returncode == 1
-    assert "not gone back to 1: all is as before" in refused.stderr
-    assert "nonsense" in refused.stderr
-    assert frontend.running_hash() == second
-    assert hold.load(str(frontend.directory / "state")) is None
-    frontend.until(frontend.ready)
-
-
-def test_what_haproxy_refused_is_remembered_without_its_text(frontend: Frontend) -> None:
+def test_a_text_that_haproxy_refuses_now_changes_nothing(frontend: Frontend) -> None:
+    certificate = frontend.directory / "errors.http"
+    certificate.write_text("HTTP/1.0 503 No\r\n\r\n")
+    frontend.settings["haproxy"]["defaults_extra"] = f"errorfile 503 {certificate}"
+    frontend.settings["services"]["shop"] = frontend.service("shop", 8080)
+    pods = frontend.scale("shop", 2)
     frontend.start()
-    frontend.drop("a.json", {"a": frontend.service("a", 8081, extra_config="nonsense")})
-    frontend.until(lambda: frontend.status()["quarantined"])
-    entries = history.entries(str(frontend.directory / "state"))
-    assert [entry.outcome for entry in entries if entry.has_text] == ["started"]
-    directory = frontend.directory / "state" / "history"
-    assert directory.stat().st_mode & 0o777 == 0o750
-    assert {path.stat().st_mode & 0o777 for path in directory.iterdir()} == {0o640}
-
-
-def test_several_at_once_take_turns(frontend: Frontend) -> None:
-    frontend.scale("shop", 1)
-    frontend.start()
-    codes: list[int] = []
-
-    def apply() -> None:
-        codes.append(frontend.run("apply", check=False).returncode)
-
-    frontend.drop("shop.json", {"shop": frontend.service("shop", 8080)})
-    threads = [threading.Thread(target=apply) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert codes == [0, 0, 0]
-    frontend.until(frontend.ready)
-    frontend.until(lambda: frontend.ask(8080) == "shop-1")
-
-
-def add(state: Path, number: int, text: str | None = "x") -> history.Entry:
-    return history.record(
-        str(state),
-        at=float(number),
-        hash=f"{number:016x}",
-        outcome="reloaded" if text else "refused",
-        reasons=[f"reason {number}"],
-        services=1,
-        slots=10,
-        seconds=0.1,
-        text=text,
-    )
-
-
-def test_history_is_bounded_in_number_and_size(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for number in range(history.MOST_ENTRIES + 7):
-        add(tmp_path, number)
-    kept = history.entries(str(tmp_path))
-    assert len(kept) == history.MOST_ENTRIES
-    assert kept[-1].id == history.MOST_ENTRIES + 7
-    assert history.text_of(str(tmp_path), kept[0]) == "x"
-    monkeypatch.setattr(history, "MOST_BYTES", 5000)
-    add(tmp_path, 90, "y" * 4000)
-    assert len(history.entries(str(tmp_path))) < 10
-    # What HAProxy took last stays, however large, and however much it refused since.
-    last = add(tmp_path, 91, "z" * 9000)
-    add(tmp_path, 92, None)
-    assert history.text_of(str(tmp_path), last) == "z" * 9000
-
-
-def test_what_fails_again_and_again_is_told_once(tmp_path: Path) -> None:
-    add(tmp_path, 1)
-    first = add(tmp_path, 2, None)
-    assert add(tmp_path, 2, None) == first
-    assert add(tmp_path, 3, None).id == 3
-    assert len(history.entries(str(tmp_path))) == 3
-
-
-@pytest.mark.parametrize("damage", [b"", b"{", b"[]", b'{"at": "x"}', b"\xff\xfe"])
-def test_damaged_entries_are_left_out(tmp_path: Path, damage: bytes) -> None:
-    add(tmp_path, 1)
-    add(tmp_path, 2)
-    (tmp_path / "history" / "000001.json").write_bytes(damage)
-    (tmp_path / "hold.json").write_bytes(damage)
-    assert [entry.id for entry in history.entries(str(tmp_path))] == [2]
-    assert hold.load(str(tmp_path)) is None
-    assert add(tmp_path, 3).id == 3
-
-
-def test_who_deploys_for_too_long_is_named(tmp_path: Path) -> None:
-    with (
-        deploying(str(tmp_path), 1.0),
-        pytest.raises(Unavailable, match=r"process \d+ has been deploying for 0.1 s"),
-        deploying(str(tmp_path), 0.1),
+    frontend.until(lambda: frontend.serves(8080, pods))
+    first = frontend.running_hash()
+    frontend.settings["haproxy"]["defaults_extra"] = ""
+    frontend.write()
+    frontend.until(lambda: frontend.running_hash() != first and frontend.ready())
+    frontend.until(lambda: len(listed(frontend)) == 2)
+    certificate.unlink()
+    second, text = frontend.running_hash(), frontend.haproxy_cfg.read_bytes()
+    before = listed(frontend)
+    for arguments, code, words in (
+        (("rollback",), 1, "errors.http"),
+        (("rollback", "1"), 1, "errors.http"),
+        (("rollback", "77"), 1, "no entry 77"),
+        (("rollback", "0"), 2, "not in the range"),
+        (("rollback", "x;quit"), 2, "not a valid integer"),
     ):
-        raise AssertionError
-    # Where no lock can be made, nobody is hindered.
-    with deploying("/proc/none", 0.1):
-        pass
+        done = frontend.run(*arguments, check=False)
+        assert done.returncode == code and words in done.stderr, done.stderr
+        assert frontend.haproxy_cfg.read_bytes() == text and frontend.running_hash() == second
+        assert not (frontend.directory / "state" / hold.FILE).exists()
+    # The refusal is in the history, once.
+    assert [found["outcome"] for found in listed(frontend)[len(before) :]] == ["refused"]
+    refused = frontend.run("rollback", "3", check=False)
+    assert refused.returncode == 1 and "did not take" in refused.stderr
+    (frontend.directory / "state" / "history" / "000001.cfg").write_text("global\n")
+    damaged = frontend.run("rollback", "1", check=False)
+    assert damaged.returncode == 1 and "damaged" in damaged.stderr
+    # What runs can be held as well.
+    frontend.run("rollback", "2")
+    frontend.until(lambda: frontend.metric("fc_frontend_held") == 1 and frontend.ready())
+    assert frontend.running_hash() == second and not frontend.events("resumed")
+
+
+def test_a_reload_that_fails_leaves_file_and_hold_as_they_were(frontend: Frontend) -> None:
+    started(frontend)
+    frontend.stop_daemon()
+    text, now = frontend.haproxy_cfg.read_bytes(), frontend.running_hash()
+    frontend.settings["haproxy"] |= {"reload_command": ["/bin/false"], "supervise": False}
+    frontend.write()
+    for held in (None, Hold(id=2, hash=str(now), since=1.0, by="me")):
+        if held is not None:
+            hold.save(str(frontend.directory / "state"), held)
+        done = frontend.run("rollback", "1", check=False)
+        assert done.returncode == 1 and "/bin/false" in done.stderr
+        assert frontend.haproxy_cfg.read_bytes() == text and frontend.running_hash() == now
+        assert hold.load(str(frontend.directory / "state")) == held
+    assert listed(frontend)[-1]["outcome"] == "failed"
+
+
+def test_without_a_daemon_apply_is_recorded_and_can_be_gone_back_from(frontend: Frontend) -> None:
+    frontend.settings["services"]["shop"] = frontend.service("shop", 8080)
+    pods = frontend.scale("shop", 2)
+    frontend.write()
+    assert "nothing yet" in frontend.run("history").stdout
+    frontend.run("apply")
+    first = frontend.running_hash()
+    frontend.drop("more.json", {"more": frontend.service("more", 8081, service="shop")})
+    frontend.run("apply")
+    assert frontend.running_hash() != first
+    frontend.run("rollback")
+    assert frontend.running_hash() == first
+    frontend.until(lambda: frontend.serves(8080, pods))
+    assert frontend.run("apply", check=False).returncode == 1
+    frontend.run("resume")
+    frontend.run("apply")
+    frontend.until(lambda: frontend.serves(8081, pods))
+    assert [found["outcome"] for found in listed(frontend)] == [
+        "started",
+        "reloaded",
+        "reloaded",
+        "reloaded",
+    ]

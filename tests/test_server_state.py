@@ -105,8 +105,11 @@ def test_an_answer_that_may_be_old_removes_no_server() -> None:
 def test_a_changed_port_is_written() -> None:
     resolution = {"shop": replace(answer("10.1.0.1"), endpoints=(Endpoint("10.1.0.1", 9090),))}
     spec = replace(SHOP, port=9090)
-    text = server_state(planned(resolution, spec), resolution, [running("pod1", "10.1.0.1")])
-    assert text.splitlines()[1].split()[18] == "9090"
+    down = running("pod1", "10.1.0.1", operational=0)
+    fields = server_state(planned(resolution, spec), resolution, [down]).splitlines()[1].split()
+    assert fields[18] == "9090"
+    # That the other port was down says nothing of this one.
+    assert fields[5] == "2"
 
 
 @given(

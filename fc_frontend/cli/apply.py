@@ -10,7 +10,7 @@ from dataclasses import replace
 import click
 
 from fc_frontend.cli.common import Exit, config_option, fail, print_problems, style, summary
-from fc_frontend.errors import Problem, Severity, Unavailable, errors_in
+from fc_frontend.errors import Severity, Unavailable, errors_in
 
 
 @click.command("apply")
@@ -22,16 +22,14 @@ def command(config: str) -> None:
 
     \b
     0  HAProxy has the configuration, or will have it when it is started
-    1  refused, or the reload failed
+    1  refused, or the reload failed, or a former configuration is held (see rollback)
     3  cannot tell, e.g. no haproxy found
     """
-    import time
-
     from fc_frontend.config.loader import load
-    from fc_frontend.haproxy import history, hold
+    from fc_frontend.haproxy import hold
     from fc_frontend.haproxy.binary import find_binary
     from fc_frontend.haproxy.deploy import Outcome, deploy, forget_refused
-    from fc_frontend.pipeline import prepare, resolve, save_answers, with_slots
+    from fc_frontend.pipeline import prepare, record, resolve, save_answers, with_slots
 
     declaration = load(config)
     if errors_in(declaration.problems):
@@ -41,14 +39,10 @@ def command(config: str) -> None:
         find_binary(declaration.settings.haproxy.binary)
     except Unavailable as exc:
         fail(exc.problems, Exit.CANNOT_TELL)
-    state = declaration.settings.state_directory
-    held = hold.load(state)
+    # Told before cluster DNS is asked; what counts is the look of `deploy`.
+    held = hold.load(declaration.settings.state_directory)
     if held is not None:
-        problem = Problem(
-            message=f"configuration {held.id} is held since it was gone back to, by {held.by}",
-            remedy="run `fc-frontend resume` to go on with what is declared",
-        )
-        fail((problem,), Exit.PROBLEMS)
+        fail([hold.problem(held)], Exit.PROBLEMS)
     resolution = asyncio.run(resolve(declaration))
     prepared = prepare(declaration, resolution)
     if prepared.config is None or not prepared.ok:
@@ -62,22 +56,13 @@ def command(config: str) -> None:
         located=declaration.located,
         output=os.devnull,
     )
+    if deployment.outcome is Outcome.HELD:
+        fail(deployment.problems, Exit.PROBLEMS)
     problems = (*prepared.problems, *deployment.problems)
-    if deployment.outcome is not Outcome.IN_SYNC:
-        try:
-            history.record(
-                state,
-                at=time.time(),
-                hash=deployment.hash,
-                outcome=deployment.outcome.value,
-                reasons=["apply"],
-                services=len(prepared.plan.services),
-                slots=prepared.plan.slot_count,
-                seconds=deployment.duration,
-                text=prepared.config.text if deployment.ok else None,
-            )
-        except Unavailable as exc:
-            problems = (*problems, *(replace(p, severity=Severity.WARNING) for p in exc.problems))
+    try:
+        record(prepared, deployment, ("apply",))
+    except Unavailable as exc:
+        problems = (*problems, *(replace(p, severity=Severity.WARNING) for p in exc.problems))
     if not deployment.ok:
         click.echo(style(summary(problems), "red"), err=True)
         print_problems(problems)

@@ -6,11 +6,14 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from enum import IntEnum
-from typing import Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
 from fc_frontend.errors import Problem, Severity, errors_in, warnings_in
+
+if TYPE_CHECKING:
+    from fc_frontend.plan.model import Settings
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -40,6 +43,29 @@ def config_option(function: F) -> F:
         callback=chosen,
         help="The settings file [default: $FC_FRONTEND_CONFIG, else /etc/fc-frontend/config.yaml]",
     )(function)
+
+
+def settings_in_force(config: str) -> Settings:
+    """The settings, in their last good form, with a warning, if what is declared is wrong.
+
+    For commands that must work just when a declaration does not.
+    """
+    from fc_frontend.config.last_good import Piece
+    from fc_frontend.config.loader import read, state_directory
+    from fc_frontend.config.quarantine import tolerate
+    from fc_frontend.pipeline import stored_last_good
+
+    sources = read(config)
+    declaration = tolerate(sources, stored_last_good(state_directory(sources)))
+    if any(held.unit.piece is Piece.SETTINGS for held in declaration.quarantined):
+        warning = Problem(
+            message="the settings are wrong: their last good form counts",
+            remedy="see fc-frontend check",
+            severity=Severity.WARNING,
+            file=config,
+        )
+        print_problems([warning])
+    return declaration.settings
 
 
 def style(text: str, color: str) -> str:

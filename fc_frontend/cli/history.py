@@ -1,64 +1,129 @@
-"""`fc-frontend history`: what HAProxy had, when, and why."""
+"""`fc-frontend history`: what HAProxy was given, when, why, and what became of it."""
 
 from __future__ import annotations
 
 import json
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 import click
 
-from fc_frontend.cli.common import config_option, style
+from fc_frontend.cli.common import (
+    Exit,
+    config_option,
+    fail,
+    print_problems,
+    settings_in_force,
+    style,
+)
+from fc_frontend.errors import Problem, Severity, Unavailable
+
+if TYPE_CHECKING:
+    from fc_frontend.haproxy.history import Entry
+    from fc_frontend.haproxy.hold import Hold
+
+_LONGEST_REASONS = 100
 
 
 @click.command("history")
 @config_option
-@click.option("--json", "as_json", is_flag=True, help="Print a document for scripts.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def command(config: str, as_json: bool) -> None:
-    """List what HAProxy had, when, and why; the newest last.
+    """List what HAProxy was given, the newest last: the time, what became of it, and the reasons.
 
-    `*` marks the configuration that the running worker has. Those with an ID in front of a hash can
-    be gone back to with `fc-frontend rollback ID`; what HAProxy refused is listed without.
+    `fc-frontend rollback ID` goes back to an entry that was reloaded, started or installed.
 
     \b
     0  listed
-    3  cannot tell, e.g. the state directory cannot be read
+    3  haproxy.cfg cannot be read
     """
-    from fc_frontend.config.loader import load
-    from fc_frontend.errors import Unavailable
-    from fc_frontend.haproxy import history, hold, runtime
+    from fc_frontend.haproxy import history, hold
+    from fc_frontend.haproxy.rollback import present, present_hash
 
-    settings = load(config).settings
-    running = None
+    settings = settings_in_force(config)
     try:
-        running = runtime.running_hash(settings.haproxy.runtime_socket)
-        said = None if running else "HAProxy has a configuration that is not ours"
+        digest = present_hash(settings.haproxy)
     except Unavailable as exc:
-        said = f"what HAProxy has cannot be told: {exc.problems[0].message}"
-    found = history.entries(settings.state_directory)
-    held = hold.load(settings.state_directory)
-    if as_json:
-        document = {
-            "version": 1,
-            "running_hash": running,
-            "held": held.as_json() if held else None,
-            "entries": [entry.as_json() for entry in found],
-        }
-        click.echo(json.dumps(document, indent=2, ensure_ascii=False))
-        return
-    newest = max((e.id for e in found if e.has_text and e.hash == running), default=None)
-    for entry in found:
-        when = datetime.fromtimestamp(entry.at, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
-        mark = "*" if entry.id == newest else " "
-        outcome = f"{entry.outcome:9}"
-        outcome = outcome if entry.has_text else style(outcome, "red")
-        why = "; ".join(entry.reasons[:3]) + ("; …" if len(entry.reasons) > 3 else "")
-        hash_ = entry.hash if entry.has_text else "-" * 16
-        click.echo(
-            f"{mark}{entry.id:6}  {when}  {outcome}  {hash_}  {entry.services:5} services  {why}"
+        fail(exc.problems, Exit.CANNOT_TELL)
+    entries = history.entries(settings.state_directory)
+    print_problems(
+        Problem(
+            message="this entry of the history is damaged, and is left out",
+            remedy="remove it, or leave it: it goes with its age",
+            severity=Severity.WARNING,
+            file=path,
         )
-    if not found:
-        click.echo(f"nothing is recorded in {settings.state_directory}")
-    if held:
-        click.echo(f"{held.id} is held, by {held.by}: `fc-frontend resume` goes on")
-    if said:
-        click.echo(said, err=True)
+        for path in history.damaged(settings.state_directory)
+    )
+    held = hold.load(settings.state_directory)
+    now = present(entries, digest, held)
+    if as_json:
+        click.echo(json.dumps(_document(entries, now, held), ensure_ascii=False, indent=2))
+        return
+    rows: list[tuple[str, ...]] = [
+        ("ID", "TIME", "OUTCOME", "HASH", "SERVICES", "SLOTS", "SECONDS", "REASONS")
+    ]
+    rows += [_row(entry) for entry in entries]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row, entry in zip(rows, (None, *entries), strict=True):
+        line = "  ".join(word.ljust(width) for word, width in zip(row, widths, strict=True))
+        marks = _marks(entry, now, held)
+        click.echo(
+            f"{line.rstrip()}{'  ' if marks else ''}{style(marks, 'green') if marks else ''}"
+        )
+    if not entries:
+        click.echo("nothing yet: HAProxy was given nothing since the history is kept")
+    if held is not None:
+        what = f"entry {held.id}" if held.id else "what HAProxy has"
+        by = f" by {held.by}" if held.by else ""
+        since = f" since {_time(held.since)}" if held.since else ""
+        click.echo(f"{what} is held{since}{by}; what is declared waits for: fc-frontend resume")
+
+
+def _document(entries: tuple[Entry, ...], now: Entry | None, held: Hold | None) -> object:
+    return {
+        "version": 1,
+        "held": held.as_json() if held else None,
+        "entries": [
+            {
+                "id": entry.id,
+                "at": entry.at,
+                "hash": entry.hash,
+                "outcome": entry.outcome,
+                "reasons": list(entry.reasons),
+                "services": entry.services,
+                "slots": entry.slots,
+                "seconds": entry.seconds,
+                "running": entry is now,
+                "held": held is not None and entry.id == held.id,
+            }
+            for entry in entries
+        ],
+    }
+
+
+def _row(entry: Entry) -> tuple[str, ...]:
+    why = "; ".join(entry.reasons)
+    return (
+        str(entry.id),
+        _time(entry.at),
+        entry.outcome,
+        entry.hash,
+        "-" if entry.services is None else str(entry.services),
+        "-" if entry.slots is None else str(entry.slots),
+        f"{entry.seconds:.2f}",
+        why if len(why) <= _LONGEST_REASONS else why[: _LONGEST_REASONS - 1] + "…",
+    )
+
+
+def _marks(entry: Entry | None, now: Entry | None, held: Hold | None) -> str:
+    if entry is None:
+        return ""
+    is_held = held is not None and entry.id == held.id
+    return " ".join(
+        mark for mark, is_so in (("← running", entry is now), ("held", is_held)) if is_so
+    )
+
+
+def _time(at: float) -> str:
+    return datetime.fromtimestamp(at, UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S")

@@ -1,34 +1,38 @@
-"""`fc-frontend resume`: end the hold."""
+"""`fc-frontend resume`: what is declared counts again."""
 
 from __future__ import annotations
 
 import click
 
-from fc_frontend.cli.common import Exit, config_option, fail
+from fc_frontend.cli.common import Exit, config_option, fail, settings_in_force
 from fc_frontend.errors import Unavailable
 
 
 @click.command("resume")
 @config_option
 def command(config: str) -> None:
-    """End the hold of `rollback`: go on with what is declared.
+    """End what `fc-frontend rollback` began: what is declared is deployed again.
 
-    The daemon sees it within a second. Without a daemon, `fc-frontend apply` does the rest.
+    The daemon sees to it within a second; without a daemon, use `fc-frontend apply`.
 
     \b
     0  nothing is held any more
-    1  the hold cannot be ended
+    3  the hold cannot be removed
     """
-    from fc_frontend.config.loader import load
     from fc_frontend.haproxy import hold
+    from fc_frontend.haproxy.lock import deploying
 
-    state = load(config).settings.state_directory
-    held = hold.load(state)
+    settings = settings_in_force(config)
+    directory = settings.state_directory
+    if hold.load(directory) is None:
+        click.echo("nothing is held")
+        return
     try:
-        hold.remove(state)
+        # Whoever goes back just now gets its hold first.
+        with deploying(directory, settings.haproxy.check_timeout + settings.haproxy.reload_timeout):
+            held = hold.load(directory)
+            hold.remove(directory)
     except Unavailable as exc:
-        fail(exc.problems, Exit.PROBLEMS)
-    if held is None:
-        click.echo("nothing was held")
-    else:
-        click.echo(f"{held.id} is not held any more: the daemon, or `fc-frontend apply`, goes on")
+        fail(exc.problems, Exit.CANNOT_TELL)
+    what = f"entry {held.id}" if held and held.id else "what HAProxy has"
+    click.echo(f"{what} is not held any more: what is declared is deployed again")

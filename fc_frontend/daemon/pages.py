@@ -84,10 +84,10 @@ def status_document(reconciler: Reconciler, metrics: Metrics) -> dict[str, Any]:
         "fc_frontend": __version__,
         "in_sync": reconciler.in_sync,
         "drifted": reconciler.drifted,
+        "held": reconciler.held.as_json() if reconciler.held else None,
         "wanted_hash": reconciler.wanted,
         "running_hash": reconciler.running,
         "problems": [problem.as_json() for problem in reconciler.problems],
-        "held": reconciler.held.as_json() if reconciler.held else None,
         "quarantined": [quarantine.as_json() for quarantine in held.values()],
         "last_reload": {
             "at": last.at,

@@ -25,7 +25,7 @@ from fc_frontend.daemon.report import Report
 from fc_frontend.discovery.client import DnsClient, Exchange
 from fc_frontend.discovery.resolve import resolve_all
 from fc_frontend.errors import Problem, Unavailable, errors_in
-from fc_frontend.haproxy import drain_record, history, hold, install, kept_files, runtime
+from fc_frontend.haproxy import drain_record, hold, install, kept_files, rollback, runtime
 from fc_frontend.haproxy.assign import assign
 from fc_frontend.haproxy.deploy import (
     Deployment,
@@ -34,10 +34,13 @@ from fc_frontend.haproxy.deploy import (
     forget_refused,
     proxies_up,
     revive,
+    save_running,
     save_server_state,
 )
 from fc_frontend.haproxy.hold import Hold
+from fc_frontend.haproxy.lock import deploying
 from fc_frontend.haproxy.runtime import ServerState
+from fc_frontend.haproxy.server_state import servers_in
 from fc_frontend.observe.log import Log
 from fc_frontend.observe.metrics import Metrics
 from fc_frontend.pipeline import (
@@ -47,6 +50,7 @@ from fc_frontend.pipeline import (
     judged,
     prepare,
     question,
+    record,
     save_answers,
     save_last_good,
     stored_answers,
@@ -54,9 +58,9 @@ from fc_frontend.pipeline import (
     traced,
     with_slots,
 )
-from fc_frontend.plan.model import Answer, Haproxy, Plan, ServicePlan
+from fc_frontend.plan.model import Answer, Haproxy, Plan, ServicePlan, Settings
 from fc_frontend.plan.planner import plan
-from fc_frontend.plan.reasons import Reason, reasons
+from fc_frontend.plan.reasons import Cause, Reason, reasons
 from fc_frontend.render.render import RenderedConfig
 
 
@@ -70,6 +74,7 @@ class Trigger(StrEnum):
     RESCAN = "rescan"
     HAPROXY = "haproxy"
     RETRY = "retry"
+    RESUME = "resume"
 
 
 _WITHOUT_FILES = frozenset((Trigger.DNS, Trigger.HAPROXY))
@@ -125,6 +130,7 @@ class Reconciler:
         self.running: str | None = None
         self.last_reload: LastReload | None = None
         self.held: Hold | None = None
+        """While it is there, nothing that is declared is deployed."""
         self._config: RenderedConfig | None = None
         self._seen_file: tuple[int, int, int] | None = None
         self.drifted = False
@@ -133,6 +139,7 @@ class Reconciler:
         """Service name → addresses of the pods that are drained."""
         self._drain_record: object = None
         self._drains = False
+        self._resumes = False
 
     @property
     def problems(self) -> tuple[Problem, ...]:
@@ -167,10 +174,11 @@ class Reconciler:
         """
         if self._sources is None or not triggers <= _WITHOUT_FILES:
             await self._read()
-        if await self.is_held():
-            return await self._stay()
+        await self.look_at_hold()
         for _ in range(MOST_TRIALS):
             prepared = await self._prepare()
+            if self.held is not None:
+                return await self._stay(prepared)
             if errors_in(prepared.declaration.problems):
                 self._refuse(prepared.problems)
                 return await self._revive()
@@ -190,37 +198,92 @@ class Reconciler:
                 prepared = await self._prepare(shrink=True)
             async with self._haproxy:
                 deployment = await self._deploy(prepared)
+            if deployment.outcome is Outcome.HELD:
+                await self.look_at_hold()
+                return await self._stay(prepared)
             prepared = self._attributed(prepared, deployment)
             if deployment.outcome is not Outcome.REFUSED or not await self._isolate(
                 prepared, deployment
             ):
                 break
-        why = reasons(self.deployed, prepared.plan)
-        self._conclude(prepared, deployment, why, seen)
-        await self._keep(deployment, prepared, why)
+        why = self._conclude(prepared, deployment, seen)
+        await self._keep(prepared, deployment, why)
         await self.assign()
         return deployment
 
-    async def is_held(self) -> bool:
-        """True if an operator holds a configuration; nothing is deployed then."""
-        assert self._sources is not None
-        before = self.held
-        self.held = await asyncio.to_thread(hold.load, state_directory(self._sources))
-        if self.held is not None and self.held != before:
-            self._log.warning("held", id=self.held.id, hash=self.held.hash, by=self.held.by)
-        elif self.held is None and before is not None:
-            self._log.info("resumed")
-        self._metrics.held(self.held is not None)
-        return self.held is not None
+    async def look_at_hold(self) -> bool:
+        """See whether an operator holds a configuration, or has ended that; True if it has ended.
 
-    async def _stay(self) -> Deployment | None:
-        """Have HAProxy serve with what is held, and nothing else."""
-        assert self.held is not None
-        self.wanted = self.held.hash
+        Settings must have been read once; False until then.
+        """
+        if self._sources is None:
+            return False
+        before = self.held
+        found = await asyncio.to_thread(hold.load, self._state_directory)
+        if found is not None:
+            # What cannot be read holds what HAProxy has, whichever that is.
+            self.wanted = found.hash or self.running
+        if found == before:
+            return False
+        self.held = found
+        self._metrics.held(found is not None)
+        if found is None:
+            self._log.info("resumed", effect="what is declared is deployed again")
+            self.wanted = None
+            self._resumes = True
+            return True
+        self._log.warning(
+            "held",
+            entry=found.id or None,
+            hash=found.hash or "unknown",
+            by=found.by or None,
+            effect="nothing that is declared is deployed",
+            remedy="fc-frontend resume",
+        )
         self._guard.clear()
-        if self.read is None:
-            await self._prepare()
-        return await self._revive()
+        self._config = None
+        self.drifted = False
+        self._metrics.drifted(False)
+        self._metrics.synced(self.wanted, self.running)
+        return False
+
+    @property
+    def _state_directory(self) -> str:
+        """Where the hold is: also before anything was accepted."""
+        assert self._sources is not None
+        return state_directory(self._sources)
+
+    async def _stay(self, prepared: Prepared) -> Deployment | None:
+        """Deploy nothing, but show what is declared, and keep a supervised HAProxy serving."""
+        if self.declaration is None and prepared.config is not None:
+            # HAProxy may have other services; cluster DNS is asked about those that are declared.
+            self.declaration, self.deployed = prepared.declaration, prepared.plan
+        self._report.quarantine(prepared.declaration.quarantined)
+        self._report.note(prepared.problems)
+        self._metrics.synced(self.wanted, self.running)
+        return await self._revive() or await self._go_on_holding(prepared.declaration)
+
+    async def _go_on_holding(self, declaration: Declaration) -> Deployment | None:
+        """Have HAProxy take what is held, if it has something else."""
+        held = self.held
+        if held is None or self.running == held.hash:
+            return None
+        settings = (self.declaration or declaration).settings
+        async with self._haproxy:
+            deployment = await asyncio.to_thread(rollback.go_on_holding, settings, held)
+        if deployment is None:
+            return None
+        if deployment.ok:
+            self.observed(deployment.hash)
+            self._log.warning(
+                "held-again", entry=held.id, hash=held.hash, reason="HAProxy had something else"
+            )
+        else:
+            said = deployment.problems[0]
+            self._log.limited("not-held").error(
+                "held-not-deployed", hash=held.hash, said=said.message, remedy=said.remedy
+            )
+        return deployment
 
     async def _read(self) -> None:
         """Read the files, and give units that HAProxy refused another chance."""
@@ -335,10 +398,11 @@ class Reconciler:
         if answers == before:
             return False
         self._report.answers(before, answers)
+        # What follows from it for the plan is for the step that ends a hold.
         self.resolution = answers
         self._unsaved = True
         self._unassigned = True
-        if self.deployed is None:
+        if self.deployed is None or self.held is not None:
             return False
         planned = plan(self.declaration.settings, specs, self.declaration.fragments, answers)
         self._metrics.planned(self.deployed, answers)
@@ -351,14 +415,15 @@ class Reconciler:
         """
         if self.deployed is None or not self.in_sync or not (self._unassigned or anew):
             return
-        if self.held is not None:
-            return
         services = [
             replace(service, endpoints=self.resolution[service.spec.name].endpoints)
             for service in self.deployed.services
             if service.by_runtime and service.spec.name in self.resolution
         ]
         self._unassigned = False
+        if services and self.held is not None:
+            haproxy = self.deployed.settings.haproxy
+            services = await asyncio.to_thread(_as_installed, haproxy, services)
         if not services:
             return
         try:
@@ -389,13 +454,15 @@ class Reconciler:
         plan_now, answers = self.deployed, self.resolution
         if plan_now is None or not self.in_sync or answers == self._server_state_age:
             return
-        if self.held is not None:
-            return
         try:
             async with self._haproxy:
-                await asyncio.to_thread(save_server_state, plan_now, dict(answers))
+                if self.held is not None:
+                    await asyncio.to_thread(_save_as_it_runs, plan_now.settings)
+                else:
+                    await asyncio.to_thread(save_server_state, plan_now, dict(answers))
             self._server_state_age = answers
         except Unavailable as exc:
+            self._metrics.state_not_written("server-state")
             self._log.limited("server-state").warning(
                 "server-state-not-saved",
                 said=exc.problems[0].message,
@@ -430,7 +497,8 @@ class Reconciler:
                 found = await asyncio.to_thread(install.read, haproxy.config_file)
                 self.drifted = found != text.encode("utf-8", "surrogateescape")
                 self._seen_file = signature
-                if self.drifted:
+                # Somebody who goes back writes the file before the next look at the hold.
+                if self.drifted and await self.look_at_hold() is False and self.held is None:
                     await self._mend_drift(haproxy, text, is_missing=found is None)
             except Unavailable as exc:
                 self._seen_file = None
@@ -448,7 +516,7 @@ class Reconciler:
             effect="put right" if restores else "left until the configuration changes",
         )
         if restores:
-            await asyncio.to_thread(install.install, haproxy.config_file, text)
+            await asyncio.to_thread(_restore, self._state_directory, haproxy, text)
             # Who edits it again meanwhile is seen at the next look.
             self._seen_file = None
             self.drifted = False
@@ -500,6 +568,7 @@ class Reconciler:
                 self._saved = self._last_good
             self._unsaved = False
         except Unavailable as exc:
+            self._metrics.state_not_written("answers")
             self._log.limited("state-not-saved").warning(
                 "state-not-saved", reason=exc.problems[0].message, remedy=exc.problems[0].remedy
             )
@@ -554,7 +623,9 @@ class Reconciler:
         declaration = self.declaration or self.read
         if declaration is None:
             return None
-        deployment = await asyncio.to_thread(revive, declaration.settings.haproxy)
+        deployment = await asyncio.to_thread(
+            _revive, self._state_directory, declaration.settings.haproxy
+        )
         if deployment is None:
             return None
         if deployment.ok:
@@ -582,16 +653,21 @@ class Reconciler:
         return deployment
 
     def _conclude(
-        self, prepared: Prepared, deployment: Deployment, why: tuple[Reason, ...], seen: float
-    ) -> None:
-        """Note how a deployment went."""
+        self, prepared: Prepared, deployment: Deployment, seen: float
+    ) -> tuple[Reason, ...]:
+        """Note how a deployment went; returns its reasons."""
+        why = reasons(self.deployed, prepared.plan)
+        if self._resumes:
+            others = (reason for reason in why if reason.cause is not Cause.TEMPLATES)
+            why = (Reason(Cause.RESUMED), *others)
+            self._resumes = not deployment.ok
         if deployment.outcome not in (Outcome.IN_SYNC, Outcome.REFUSED):
             self.last_reload = LastReload(at=time.time(), reasons=why, deployment=deployment)
             result = "failed" if deployment.outcome is Outcome.FAILED else "ok"
             self._metrics.reloaded(why[0].cause, result, deployment.duration)
         if not deployment.ok:
             self._refuse((*prepared.problems, *deployment.problems), deployment)
-            return
+            return why
         if deployment.outcome is Outcome.RELOADED:
             assert self._last_good is not None
             changed = prepared.declaration.forms.differing(self._last_good)
@@ -612,29 +688,7 @@ class Reconciler:
         self.resolution = with_slots(prepared.plan, self.resolution)
         self._unassigned = True
         self._unsaved = True
-
-    async def _remember(
-        self, deployment: Deployment, prepared: Prepared, why: tuple[Reason, ...]
-    ) -> None:
-        if deployment.outcome is Outcome.IN_SYNC or prepared.config is None:
-            return
-        try:
-            await asyncio.to_thread(
-                history.record,
-                prepared.declaration.settings.state_directory,
-                at=time.time(),
-                hash=deployment.hash,
-                outcome=deployment.outcome.value,
-                reasons=[str(reason) for reason in why],
-                services=len(prepared.plan.services),
-                slots=prepared.plan.slot_count,
-                seconds=deployment.duration,
-                text=prepared.config.text if deployment.ok else None,
-            )
-        except Unavailable as exc:
-            self._log.limited("history-not-kept").warning(
-                "history-not-kept", said=exc.problems[0].message, remedy=exc.problems[0].remedy
-            )
+        return why
 
     async def _keep_files(self, declaration: Declaration) -> None:
         """Keep copies of certificates and what else the sections that HAProxy took name."""
@@ -650,6 +704,7 @@ class Reconciler:
                 kept_files.keep, directory, kept_files.paths_in(text), self._last_good.named_files()
             )
         except Unavailable as exc:
+            self._metrics.state_not_written("files")
             self._log.limited("files-not-kept").warning(
                 "files-not-kept", said=exc.problems[0].message, remedy=exc.problems[0].remedy
             )
@@ -659,10 +714,10 @@ class Reconciler:
             self._unsaved = True
 
     async def _keep(
-        self, deployment: Deployment, prepared: Prepared, why: tuple[Reason, ...]
+        self, prepared: Prepared, deployment: Deployment, why: tuple[Reason, ...]
     ) -> None:
-        """Keep what is good now for the next start, and what was for those who look back."""
-        await self._remember(deployment, prepared, why)
+        """Keep what was done in the history, and what is good now for the next start."""
+        await self._record(prepared, deployment, why)
         if deployment.ok and self.declaration is not None and self._last_good is not None:
             await self._keep_files(self.declaration)
             await self.save()
@@ -673,6 +728,17 @@ class Reconciler:
                 self._tidied = True
                 places = (str(Path(settings.haproxy.config_file).parent), settings.state_directory)
                 await asyncio.to_thread(install.remove_leftovers, places)
+
+    async def _record(
+        self, prepared: Prepared, deployment: Deployment, why: tuple[Reason, ...]
+    ) -> None:
+        try:
+            await asyncio.to_thread(record, prepared, deployment, tuple(str(r) for r in why))
+        except Unavailable as exc:
+            self._metrics.state_not_written("history")
+            self._log.limited("history-not-kept").warning(
+                "history-not-kept", said=exc.problems[0].message, remedy=exc.problems[0].remedy
+            )
 
     def _accept(self, prepared: Prepared) -> None:
         assert prepared.config is not None
@@ -742,6 +808,45 @@ class Reconciler:
         self.wanted = None
         self._metrics.synced(None, self.running)
         self._report.refusal(problems, deployment)
+
+
+def _revive(directory: str, haproxy: Haproxy) -> Deployment | None:
+    if not haproxy.supervise:
+        return None
+    try:
+        with deploying(directory, haproxy.check_timeout + haproxy.reload_timeout):
+            return revive(haproxy)
+    except Unavailable as exc:
+        return Deployment(outcome=Outcome.FAILED, hash="", problems=exc.problems)
+
+
+def _restore(directory: str, haproxy: Haproxy, text: str) -> None:
+    with deploying(directory, haproxy.check_timeout + haproxy.reload_timeout):
+        if hold.load(directory) is None:
+            install.install(haproxy.config_file, text)
+
+
+def _as_installed(haproxy: Haproxy, services: Iterable[ServicePlan]) -> list[ServicePlan]:
+    """Those whose slots are for the runtime API, and for the same pods, in haproxy.cfg too."""
+    try:
+        text = (install.read(haproxy.config_file) or b"").decode("utf-8", "replace")
+    except Unavailable:
+        return []
+    found = servers_in(text)
+    return [
+        service
+        for service in services
+        if any(
+            servers.is_disabled and servers.target == service.query
+            for servers in found.get(service.spec.name, ())
+        )
+    ]
+
+
+def _save_as_it_runs(settings: Settings) -> None:
+    installed = install.read(settings.haproxy.config_file) or b""
+    text = installed.decode("utf-8", "replace")
+    save_running(settings, text, text, runtime.servers(settings.haproxy.runtime_socket))
 
 
 def _no_server_up(name: str, evidence: str) -> Problem:

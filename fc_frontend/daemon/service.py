@@ -35,7 +35,9 @@ _FIRST_RETRY = 1.0
 _LONGEST_RETRY = 60.0
 _DEBOUNCE_AT_MOST = 5
 """Changes that go on are acted upon after this many debounce times."""
-_AT_ONCE = frozenset((Trigger.START, Trigger.SIGHUP, Trigger.HAPROXY, Trigger.RETRY))
+_AT_ONCE = frozenset(
+    (Trigger.START, Trigger.SIGHUP, Trigger.HAPROXY, Trigger.RETRY, Trigger.RESUME)
+)
 
 
 class Service:
@@ -284,17 +286,18 @@ class Service:
 
     async def _look(self, *, thoroughly: bool) -> None:
         """See what HAProxy does, and have done what follows from it."""
+        if await self._reconciler.look_at_hold():
+            self._trigger(Trigger.RESUME)
+            return
         haproxy = self._settings.haproxy
         running = await asyncio.to_thread(_running_hash, haproxy.runtime_socket)
         if self._reconciler.is_busy():
             return
         was_in_sync = self._reconciler.in_sync
         self._reconciler.observed(running)
-        if await self._follow_hold():
-            return
         wanted = self._reconciler.wanted
         if wanted is None:
-            # What is declared is refused: HAProxy only has to run.
+            # What is declared is refused, or what is held cannot be told: HAProxy only has to run.
             is_amiss = running is None and haproxy.supervise
         else:
             is_amiss = running != wanted and (running is not None or haproxy.supervise)
@@ -313,18 +316,6 @@ class Service:
             await self._reconciler.look_for_drift()
             await self._reconciler.assign(anew=True)
             await self._reconciler.save_server_state()
-
-    async def _follow_hold(self) -> bool:
-        """True while an operator holds a configuration; sees to it that it begins and ends."""
-        if self._reconciler.read is None:
-            return False
-        was_held = self._reconciler.held is not None
-        is_held = await self._reconciler.is_held()
-        if was_held and not is_held:
-            self._trigger(Trigger.SIGHUP)
-        elif is_held and (not was_held or self._reconciler.running is None):
-            self._trigger(Trigger.HAPROXY)
-        return is_held
 
     async def _bound_old_workers(self) -> None:
         haproxy = self._settings.haproxy

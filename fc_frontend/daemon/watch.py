@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import logging
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -20,6 +21,9 @@ from watchdog.observers import Observer
 from watchdog.observers.api import BaseObserver, ObservedWatch
 
 from fc_frontend.errors import Problem, Severity
+
+# It calls the end of a watch an error when an event arrives meanwhile; `problems` has what matters.
+logging.getLogger("watchdog").addHandler(logging.NullHandler())
 
 _MOST_LINKS = 40
 _MOST_LOOKS = 10

@@ -9,12 +9,13 @@ from __future__ import annotations
 import contextlib
 import re
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from types import MappingProxyType
 
 from fc_frontend.errors import Problem, Refused, Severity, Unavailable, errors_in
-from fc_frontend.haproxy import drain_record, install, preflight, runtime, supervise
+from fc_frontend.haproxy import drain_record, hold, install, preflight, runtime, supervise
 from fc_frontend.haproxy.binary import find_binary
 from fc_frontend.haproxy.judge import judge
 from fc_frontend.haproxy.lock import deploying
@@ -26,7 +27,7 @@ from fc_frontend.haproxy.reload import (
     reload_by_master,
     unconfirmed,
 )
-from fc_frontend.haproxy.server_state import server_state, state_of
+from fc_frontend.haproxy.server_state import server_state, servers_in, state_of_running
 from fc_frontend.haproxy.socket import NoListener
 from fc_frontend.haproxy.version import binary_version, parse_version
 from fc_frontend.plan.addresses import NotAnAddress, parse_bind
@@ -35,6 +36,7 @@ from fc_frontend.render.render import RenderedConfig, config_hash
 
 _BIND = re.compile(r"^[ \t]*bind[ \t]+(\S+)(.*)$", re.MULTILINE)
 _OTHER_RULES = frozenset(("transparent", "interface", "namespace"))
+_NO_BINDS: Mapping[str, str] = MappingProxyType({})
 
 
 class Outcome(StrEnum):
@@ -51,6 +53,8 @@ class Outcome(StrEnum):
     """HAProxy, or a trial of what HAProxy's check does not see, says no.  Nothing was changed."""
     FAILED = "failed"
     """It could not be installed or the running worker does not have it.  All is as before."""
+    HELD = "held"
+    """An operator holds another one: nothing was done."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +75,7 @@ class Deployment:
     @property
     def ok(self) -> bool:
         """True if HAProxy has the configuration, or will have it when it is started."""
-        return self.outcome not in (Outcome.REFUSED, Outcome.FAILED)
+        return self.outcome not in (Outcome.REFUSED, Outcome.FAILED, Outcome.HELD)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,42 +155,52 @@ def deploy(
     a supervised HAProxy that has to be started writes to; without it, it writes where we do.
     """
 
-    def write_state(running: Running) -> tuple[Problem, ...]:
-        return _write_server_state(plan, resolution, running)
-
-    deployment = _guarded(plan, config, write_state, output)
-    if deployment.outcome in (Outcome.RELOADED, Outcome.STARTED):
-        drained = _drain_again(plan, resolution)
-        deployment = replace(deployment, problems=(*deployment.problems, *drained))
+    settings = plan.settings
+    patience = settings.haproxy.check_timeout + settings.haproxy.reload_timeout
+    try:
+        with deploying(settings.state_directory, patience) as unlocked:
+            held = hold.load(settings.state_directory)
+            if held is not None:
+                problems = (hold.problem(held),)
+                return Deployment(outcome=Outcome.HELD, hash=config.hash, problems=problems)
+            deployment = _deploy(settings.haproxy, plan, config, resolution, output)
+            deployment = replace(deployment, problems=(*deployment.problems, *unlocked))
+    except (Unavailable, Refused) as exc:
+        deployment = Deployment(outcome=Outcome.FAILED, hash=config.hash, problems=exc.problems)
     return replace(deployment, problems=tuple(located(p) for p in deployment.problems))
 
 
-def deploy_text(settings: Settings, text: str, *, output: str | None = None) -> Deployment:
-    """Make HAProxy have a configuration that it had before; as `deploy`.
+def deploy_text(
+    settings: Settings,
+    config: RenderedConfig,
+    *,
+    output: str | None,
+    first: Callable[[], None],
+) -> Deployment:
+    """As `deploy`, for a configuration of which only the text is known.
 
-    Servers keep what the running worker knows of them.
+    Pods that the worker knows keep their addresses; the declaration has no part in it.  `first` is
+    called once HAProxy has accepted the text, before anything is changed; it may raise
+    `Unavailable`.  For callers that are `deploying`.
     """
-    config = RenderedConfig(text, config_hash(text) or "", ())
+    haproxy = settings.haproxy
+    slots = sum(len(servers.names) for made in servers_in(config.text).values() for servers in made)
 
     def write_state(running: Running) -> tuple[Problem, ...]:
-        state = state_of(running.servers)
-        install.atomic_write(settings.server_state_file, state.encode(), mode=0o640)
-        return ()
+        installed = install.read(haproxy.config_file)
+        before = installed.decode("utf-8", "replace") if installed else ""
+        if config_hash(before) != running.hash:
+            # What the worker's servers are of is not known.
+            before = ""
+        said = save_running(settings, config.text, before, running.servers)
+        first()
+        return said
 
-    return _guarded(Plan(settings=settings, services=()), config, write_state, output)
-
-
-def _guarded(
-    plan: Plan,
-    config: RenderedConfig,
-    write_state: Callable[[Running], tuple[Problem, ...]],
-    output: str | None,
-) -> Deployment:
-    haproxy = plan.settings.haproxy
-    patience = haproxy.check_timeout + haproxy.reload_timeout
     try:
-        with deploying(plan.settings.state_directory, patience):
-            return _deploy(haproxy, plan, config, write_state, output)
+        running = observe(haproxy)
+        if running.hash == config.hash:
+            first()
+        return _bring(haproxy, config, running, slots=slots, write_state=write_state, output=output)
     except (Unavailable, Refused) as exc:
         return Deployment(outcome=Outcome.FAILED, hash=config.hash, problems=exc.problems)
 
@@ -195,17 +209,45 @@ def _deploy(
     haproxy: Haproxy,
     plan: Plan,
     config: RenderedConfig,
-    write_state: Callable[[Running], tuple[Problem, ...]],
+    resolution: Resolution,
     output: str | None,
 ) -> Deployment:
     running = observe(haproxy)
+    deployment = _bring(
+        haproxy,
+        config,
+        running,
+        slots=sum(service.slots for service in plan.services if service.spec.check),
+        write_state=lambda running: _write_server_state(plan, resolution, running),
+        output=output,
+        by_bind={
+            str(bind): service.spec.name for service in plan.services for bind in service.spec.binds
+        },
+    )
+    if deployment.outcome in (Outcome.RELOADED, Outcome.STARTED):
+        said = _drain_again(plan, resolution)
+        return replace(deployment, problems=(*deployment.problems, *said))
+    return deployment
+
+
+def _bring(
+    haproxy: Haproxy,
+    config: RenderedConfig,
+    running: Running,
+    *,
+    slots: int,
+    write_state: Callable[[Running], tuple[Problem, ...]],
+    output: str | None,
+    by_bind: Mapping[str, str] = _NO_BINDS,
+) -> Deployment:
+    """Judge, try, install and activate a text.  `slots` are its servers with checks."""
     if running.hash == config.hash:
         install.install(haproxy.config_file, config.text)
         return Deployment(outcome=Outcome.IN_SYNC, hash=config.hash)
     accepted, said = judge(haproxy, config)
     if not accepted:
         return replace(_refused(haproxy, config, said), judged=True)
-    found = _trial(haproxy, plan, config, running)
+    found = _trial(haproxy, config, running, slots, by_bind)
     if errors_in(found):
         return replace(_refused(haproxy, config, (*found, *said)), refused_file=None)
     said = (*said, *write_state(running))
@@ -280,7 +322,11 @@ def forget_refused(haproxy: Haproxy) -> None:
 
 
 def _trial(
-    haproxy: Haproxy, plan: Plan, config: RenderedConfig, running: Running
+    haproxy: Haproxy,
+    config: RenderedConfig,
+    running: Running,
+    slots: int,
+    by_bind: Mapping[str, str],
 ) -> tuple[Problem, ...]:
     """What HAProxy's own check does not see: new binds that are taken, too few descriptors."""
     wanted = text_binds(config.text)
@@ -293,21 +339,17 @@ def _trial(
     found = preflight.check_binds(
         sorted(wanted.all - known, key=str), owned_by=running.pids, v6only=wanted.v6only
     )
-    by_bind = {
-        str(bind): service.spec.name for service in plan.services for bind in service.spec.binds
-    }
     named = [
         replace(problem, service=problem.service or _service_of(problem, by_bind))
         for problem in found
     ]
-    slots = sum(service.slots for service in plan.services if service.spec.check)
     needed = preflight.file_descriptors_needed(slots, len(wanted.all) + 1)
     master = running.processes.master if running.processes else None
     too_few = preflight.check_file_descriptors(needed, preflight.descriptor_limit(master))
     return (*named, *([too_few] if too_few else []))
 
 
-def _service_of(problem: Problem, by_bind: dict[str, str]) -> str | None:
+def _service_of(problem: Problem, by_bind: Mapping[str, str]) -> str | None:
     return next(
         (name for bind, name in by_bind.items() if problem.message.startswith(f"{bind} ")), None
     )
@@ -320,6 +362,19 @@ def save_server_state(plan: Plan, resolution: Resolution) -> None:
     """
     running = Running(servers=runtime.servers(plan.settings.haproxy.runtime_socket))
     _write_server_state(plan, resolution, running)
+
+
+def save_running(
+    settings: Settings, text: str, before: str, servers: Iterable[runtime.ServerState]
+) -> tuple[Problem, ...]:
+    """Keep `servers`, which run with the text `before`, for a start with `text`.
+
+    Returns what could not be read of the drains.  Raises `Unavailable`.
+    """
+    drained, problems = drain_record.load(settings)
+    state = state_of_running(text, before, servers, drained=drained)
+    install.atomic_write(settings.server_state_file, state.encode(), mode=0o640)
+    return problems
 
 
 def _write_server_state(

@@ -1,145 +1,310 @@
-"""Past configurations: what HAProxy had, when and why, to look at and to go back to.
+"""What HAProxy was given, when, why and with what outcome: so that an operator can go back.
 
-An entry is a small JSON file, with the text beside it where HAProxy took it.  A damaged entry is
-left out; the oldest make room.
+Each deployment is a file of its own in the state directory; one that HAProxy took has its text
+beside it.  Numbers only rise.  What is damaged is left out and never ends anybody.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+import os
+import re
+import stat
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fc_frontend.haproxy.install import atomic_write
+from fc_frontend.errors import Problem, Refused, Unavailable
+from fc_frontend.haproxy.install import atomic_write, give_to_owner
+from fc_frontend.render.render import config_hash
 
 DIRECTORY = "history"
 MOST_ENTRIES = 50
 MOST_BYTES = 64 * 1024 * 1024
+"""Of all entries and texts together."""
+ACCEPTED = frozenset(("reloaded", "started", "installed"))
+"""Outcomes of deployments that HAProxy took, or will take when it is started."""
+_KEPT_ACCEPTED = 2
+"""The newest accepted entries that are never forgotten: the one that runs and the one before."""
 _MOST_REASONS = 20
+_LONGEST_WORD = 500
+_LARGEST_ENTRY = 64 * 1024
+_NAME = re.compile(r"^(\d{6}|[1-9]\d{6,11})\.(json|cfg)$")
+_HASH = re.compile(r"^[0-9a-f]{16}$")
+_LOCK_TIMEOUT = 5.0
+_PAUSE = 0.02
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """One deployment.  `at` is Unix time, `seconds` how long it took; `id` counts from 1.
+    """One deployment.  `at` is Unix time, `seconds` how long its reload or start took.
 
-    `has_text` tells whether one can go back to it.
+    `id` is 0 until it is recorded.  `slots` and `services` are None where they are not known.
     """
 
-    id: int
+    id: int = 0
     at: float
     hash: str
     outcome: str
-    reasons: tuple[str, ...]
-    services: int
-    slots: int
-    seconds: float
-    has_text: bool = False
+    reasons: tuple[str, ...] = ()
+    services: int | None = None
+    slots: int | None = None
+    seconds: float = 0.0
 
-    def as_json(self) -> dict[str, Any]:
-        """The entry in the shape of all JSON output."""
-        return asdict(self)
+    @property
+    def accepted(self) -> bool:
+        """True if HAProxy took it."""
+        return self.outcome in ACCEPTED
 
 
-def record(
-    state_directory: str,
-    *,
-    at: float,
-    hash: str,  # noqa: A002 - as everywhere else
-    outcome: str,
-    reasons: Iterable[str],
-    services: int,
-    slots: int,
-    seconds: float,
-    text: str | None,
-) -> Entry:
-    """Add an entry, and return it.  `text` is None if HAProxy did not take it.
+def record(state_directory: str, entry: Entry, text: str) -> Entry | None:
+    """Keep `entry`, and `text` if HAProxy took it; returns it with its number.
 
-    What failed before in the same way is not told again.  Raises `Unavailable` if it cannot be
-    written.
+    None if the last entry says the same: something that is refused again and again is told once.
+    Forgets what is too old.  Raises `Unavailable`.
     """
-    directory = Path(state_directory) / DIRECTORY
-    known = entries(state_directory)
-    if text is None and known and (known[-1].hash, known[-1].outcome) == (hash, outcome):
-        return known[-1]
-    entry = Entry(
-        id=known[-1].id + 1 if known else 1,
-        at=at,
-        hash=hash,
-        outcome=outcome,
-        reasons=tuple(reasons)[:_MOST_REASONS],
-        services=services,
-        slots=slots,
-        seconds=seconds,
-        has_text=text is not None,
-    )
-    with contextlib.suppress(OSError):
-        directory.mkdir(mode=0o750, parents=True, exist_ok=True)
-    if text is not None:
-        atomic_write(str(_text_path(directory, entry.id)), text.encode("utf-8", "surrogateescape"))
-    content = json.dumps({**entry.as_json(), "version": 1}).encode() + b"\n"
-    atomic_write(str(_entry_path(directory, entry.id)), content)
-    _make_room(directory, (*known, entry))
+    with _exclusive(state_directory):
+        directory = _directory(state_directory)
+        known = entries(state_directory)
+        if known and not entry.accepted and _same(known[-1], entry):
+            return None
+        entry = replace(
+            _bounded(entry), id=max((number for number, _ in _files(directory)), default=0) + 1
+        )
+        if entry.accepted:
+            # Before the entry: an entry without its text would be of no use.
+            data = text.encode("utf-8", "surrogateescape")
+            write_as_owner(f"{directory}/{entry.id:06}.cfg", data)
+        data = json.dumps({"version": 1, **asdict(entry)}).encode()
+        write_as_owner(f"{directory}/{entry.id:06}.json", data + b"\n")
+        prune(state_directory)
     return entry
 
 
 def entries(state_directory: str) -> tuple[Entry, ...]:
-    """All entries that can be read, the oldest first."""
-    directory = Path(state_directory) / DIRECTORY
-    found = []
-    with contextlib.suppress(OSError):
-        for path in sorted(directory.glob("[0-9]*.json")):
-            with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
-                found.append(_entry(directory, path))
-    return tuple(sorted(found, key=lambda entry: entry.id))
+    """The entries that can be read, the oldest one first."""
+    directory = _directory(state_directory)
+    found = (
+        _read(directory / f"{number:06}.json", number)
+        for number, suffix in _files(directory)
+        if suffix == "json"
+    )
+    return tuple(sorted((entry for entry in found if entry), key=lambda entry: entry.id))
 
 
-def text_of(state_directory: str, entry: Entry) -> str | None:
-    """The configuration of an entry, None if it is not there."""
-    try:
-        content = _text_path(Path(state_directory) / DIRECTORY, entry.id).read_bytes()
-    except OSError:
-        return None
-    return content.decode("utf-8", "surrogateescape")
-
-
-def _entry_path(directory: Path, number: int) -> Path:
-    return directory / f"{number:06}.json"
-
-
-def _text_path(directory: Path, number: int) -> Path:
-    return directory / f"{number:06}.cfg"
-
-
-def _entry(directory: Path, path: Path) -> Entry:
-    """Raises OSError, ValueError, TypeError or KeyError."""
-    document = json.loads(path.read_bytes())
-    number = int(path.stem)
-    return Entry(
-        id=number,
-        at=float(document["at"]),
-        hash=str(document["hash"]),
-        outcome=str(document["outcome"]),
-        reasons=tuple(str(reason) for reason in document["reasons"]),
-        services=int(document["services"]),
-        slots=int(document["slots"]),
-        seconds=float(document["seconds"]),
-        has_text=_text_path(directory, number).is_file(),
+def damaged(state_directory: str) -> tuple[str, ...]:
+    """The paths of entries that cannot be read; they are left out everywhere else."""
+    directory = _directory(state_directory)
+    found = (
+        (directory / f"{number:06}.json", number)
+        for number, suffix in sorted(_files(directory))
+        if suffix == "json"
+    )
+    # One that has gone meanwhile has only made room.
+    return tuple(
+        str(path) for path, number in found if _read(path, number) is None and os.path.lexists(path)
     )
 
 
-def _make_room(directory: Path, known: tuple[Entry, ...]) -> None:
-    """Remove the oldest entries beyond the bounds; what HAProxy took last stays in any case."""
-    newest = max((entry.id for entry in known if entry.has_text), default=0)
-    size = 0
-    for count, entry in enumerate(reversed(known), start=1):
-        paths = _text_path(directory, entry.id), _entry_path(directory, entry.id)
-        for path in paths:
+def text(state_directory: str, entry: Entry) -> str:
+    """The haproxy.cfg of an entry that HAProxy took.
+
+    Raises `Refused` if there is none, or if it is not what was recorded; `Unavailable` if it cannot
+    be read.
+    """
+    path = _directory(state_directory) / f"{entry.id:06}.cfg"
+    if not entry.accepted:
+        raise Refused(
+            Problem(
+                message=f"entry {entry.id} is of a configuration that HAProxy did not take "
+                f"({entry.outcome})",
+                remedy="choose one that it took: fc-frontend history",
+            )
+        )
+    try:
+        content = _content(path, MOST_BYTES).decode("utf-8", "surrogateescape")
+    except FileNotFoundError:
+        content = ""
+    except OSError as error:
+        raise Unavailable(
+            Problem(
+                message=f"{path} cannot be read: {error.strerror or error}",
+                remedy="run as the user that fc-frontend's daemon runs as, or as root",
+                file=str(path),
+            )
+        ) from error
+    # A surrogate has no hash: it could not have been rendered.
+    with contextlib.suppress(UnicodeEncodeError):
+        if config_hash(content) == entry.hash:
+            return content
+    raise Refused(
+        Problem(
+            message=f"the text of entry {entry.id} is damaged or gone",
+            remedy="choose another one: fc-frontend history",
+            file=str(path),
+        )
+    )
+
+
+def prune(state_directory: str) -> None:
+    """Forget what is beyond `MOST_ENTRIES` and `MOST_BYTES`, the oldest first.
+
+    The newest entries that HAProxy took stay, and of what it refused no more than half of all.
+    """
+    directory = _directory(state_directory)
+    known = entries(state_directory)
+    kept = {entry.id for entry in [e for e in known if e.accepted][-_KEPT_ACCEPTED:]}
+    others = {entry.id for entry in [e for e in known if not e.accepted][-MOST_ENTRIES // 2 :]}
+    sizes: dict[int, int] = {}
+    for number, suffix in _files(directory):
+        with contextlib.suppress(OSError):
+            size = (directory / f"{number:06}.{suffix}").lstat().st_size
+            sizes[number] = sizes.get(number, 0) + size
+    # Damaged entries count as well, or they would stay for ever.
+    refused = {entry.id for entry in known if not entry.accepted}
+    left = MOST_ENTRIES - len(kept & sizes.keys())
+    room = MOST_BYTES - sum(sizes.get(number, 0) for number in kept)
+    for number in sorted(sizes.keys() - kept, reverse=True):
+        is_wanted = number not in refused or number in others
+        if is_wanted and left > 0 and sizes[number] <= room:
+            left -= 1
+            room -= sizes[number]
+            continue
+        for suffix in ("json", "cfg"):
             with contextlib.suppress(OSError):
-                size += path.stat().st_size
-        if (count > MOST_ENTRIES or size > MOST_BYTES) and entry.id != newest:
-            for path in paths:
-                with contextlib.suppress(OSError):
-                    path.unlink()
+                (directory / f"{number:06}.{suffix}").unlink()
+
+
+@contextlib.contextmanager
+def _exclusive(state_directory: str, timeout: float = _LOCK_TIMEOUT) -> Iterator[None]:
+    """Nobody else records in the meantime, so that no number is given twice.
+
+    Raises `Unavailable`.
+    """
+    path = _directory(state_directory)
+    try:
+        if not path.is_dir():
+            path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
+            path.mkdir(mode=0o750, exist_ok=True)
+            give_to_owner(str(path))
+        file = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise _not_locked(path, error.strerror or str(error)) from error
+    try:
+        deadline = time.monotonic() + timeout
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    raise _not_locked(path, "another process holds it") from None
+                time.sleep(_PAUSE)
+        yield
+    finally:
+        os.close(file)
+
+
+def write_as_owner(path: str, data: bytes) -> None:
+    """Write a file that belongs to the owner of its directory.  Raises `Unavailable`.
+
+    What root writes, the daemon must be able to read.
+    """
+    atomic_write(path, data, mode=0o640)
+    give_to_owner(path)
+
+
+def _directory(state_directory: str) -> Path:
+    return Path(state_directory) / DIRECTORY
+
+
+def _files(directory: Path) -> list[tuple[int, str]]:
+    try:
+        names = [entry.name for entry in os.scandir(directory)]
+    except OSError:
+        return []
+    return [(int(match[1]), match[2]) for name in names if (match := _NAME.match(name))]
+
+
+def _content(path: Path, most: int) -> bytes:
+    # Without O_NONBLOCK a pipe would be waited for.
+    if not stat.S_ISREG(path.lstat().st_mode):
+        # A pipe would be waited for.
+        return b""
+    with path.open("rb") as stream:
+        data = stream.read(most + 1)
+    return data if len(data) <= most else b""
+
+
+def _read(path: Path, number: int) -> Entry | None:
+    try:
+        value = json.loads(_content(path, _LARGEST_ENTRY))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return _parsed(value, number)
+
+
+def _parsed(value: Any, number: int) -> Entry | None:
+    if not isinstance(value, dict) or value.get("version") != 1 or value.get("id") != number:
+        return None
+    reasons = value.get("reasons")
+    digest, outcome = value.get("hash"), value.get("outcome")
+    is_good = (
+        isinstance(digest, str)
+        and _HASH.match(digest)
+        and isinstance(outcome, str)
+        and outcome.isprintable()
+        and isinstance(reasons, list)
+        and all(isinstance(reason, str) and reason.isprintable() for reason in reasons)
+        and all(_is_count(value.get(field)) for field in ("services", "slots"))
+        and all(_is_time(value.get(field)) for field in ("at", "seconds"))
+    )
+    if not is_good:
+        return None
+    return Entry(
+        id=number,
+        at=float(value["at"]),
+        hash=str(digest),
+        outcome=str(outcome),
+        reasons=tuple(value["reasons"]),
+        services=value["services"],
+        slots=value["slots"],
+        seconds=float(value["seconds"]),
+    )
+
+
+def _is_count(value: object) -> bool:
+    return value is None or (type(value) is int and value >= 0)
+
+
+def _is_time(value: object) -> bool:
+    # NaN and infinity, which json reads, compare as outside.
+    return isinstance(value, int | float) and 0 <= value < 1e11
+
+
+def _bounded(entry: Entry) -> Entry:
+    shown = entry.reasons[:_MOST_REASONS]
+    more = len(entry.reasons) - len(shown)
+    words = [
+        "".join(letter if letter.isprintable() else "?" for letter in reason)[:_LONGEST_WORD]
+        for reason in shown
+    ]
+    return replace(entry, reasons=(*words, *([f"and {more} more"] if more else [])))
+
+
+def _same(one: Entry, other: Entry) -> bool:
+    return (one.hash, one.outcome) == (other.hash, other.outcome)
+
+
+def _not_locked(path: Path, reason: str) -> Unavailable:
+    return Unavailable(
+        Problem(
+            message=f"{path} cannot be locked: {reason}",
+            remedy="run as the user that fc-frontend's daemon runs as, or as root; else try again",
+            field="state_directory",
+        )
+    )

@@ -1,67 +1,107 @@
-"""The hold: HAProxy stays with one configuration until the operator resumes.
+"""The hold that `rollback` sets: while it is there, nothing that is declared is deployed.
 
-A file in the state directory, so that it outlives the daemon and needs none.
+A file, so that it outlasts whoever set it, and the daemon.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from fc_frontend.errors import Problem, Unavailable
-from fc_frontend.haproxy.install import atomic_write
+from fc_frontend.haproxy.history import write_as_owner
 
 FILE = "hold.json"
-_MOST_BYTES = 4096
+_MOST_BYTES = 64 * 1024
+_HASH = re.compile(r"^[0-9a-f]{16}$")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hold:
-    """Which configuration is held, since when (Unix time), and by whom."""
+    """Entry `id` of the history, with `hash`, is held since the Unix time `since`, set by `by`.
 
-    id: int
-    hash: str
-    since: float
-    by: str
+    A file that cannot be understood holds what HAProxy has: then `hash` is empty and `id` 0.
+    """
+
+    id: int = 0
+    hash: str = ""
+    since: float = 0.0
+    by: str = ""
 
     def as_json(self) -> dict[str, Any]:
         """The hold in the shape of all JSON output."""
         return asdict(self)
 
 
+def path(state_directory: str) -> str:
+    """Where the hold is kept."""
+    return f"{state_directory}/{FILE}"
+
+
 def load(state_directory: str) -> Hold | None:
-    """The hold, None if there is none.  A damaged one holds nothing."""
+    """The hold, None if there is none.
+
+    Raises nothing: an operator who went back has reasons, so a file that cannot be read holds too.
+    """
+    file = Path(path(state_directory))
     try:
-        with (Path(state_directory) / FILE).open("rb") as stream:
-            document = json.loads(stream.read(_MOST_BYTES))
-        return Hold(
-            id=int(document["id"]),
-            hash=str(document["hash"]),
-            since=float(document["since"]),
-            by=str(document["by"]),
-        )
-    except (OSError, ValueError, TypeError, KeyError):
+        if not file.is_file():
+            # A directory or a pipe in its place is not read, but it is something.
+            return Hold() if file.exists() or file.is_symlink() else None
+        with file.open("rb") as stream:
+            return _parsed(json.loads(stream.read(_MOST_BYTES)))
+    except FileNotFoundError:
         return None
+    except (OSError, ValueError, RecursionError):
+        return Hold()
+
+
+def problem(held: Hold) -> Problem:
+    """That nothing else is deployed, as a problem of who wanted to."""
+    by = f" by {held.by}" if held.by else ""
+    what = f"configuration {held.id}" if held.id else "what HAProxy has"
+    return Problem(
+        message=f"{what} is held{by}: nothing that is declared is deployed",
+        remedy="run `fc-frontend resume` to go on with what is declared",
+    )
 
 
 def save(state_directory: str, hold: Hold) -> None:
-    """Hold from now on.  Raises `Unavailable`."""
-    content = json.dumps({**hold.as_json(), "version": 1}).encode() + b"\n"
-    atomic_write(f"{state_directory}/{FILE}", content)
+    """Set the hold.  Raises `Unavailable`."""
+    data = json.dumps({"version": 1, **asdict(hold)}, ensure_ascii=True)
+    write_as_owner(path(state_directory), data.encode() + b"\n")
 
 
 def remove(state_directory: str) -> None:
-    """Hold no longer.  Raises `Unavailable`."""
+    """Remove the hold, if there is one.  Raises `Unavailable`."""
+    file = Path(path(state_directory))
     try:
         with contextlib.suppress(FileNotFoundError):
-            (Path(state_directory) / FILE).unlink()
+            file.unlink()
     except OSError as error:
         raise Unavailable(
             Problem(
-                message=f"{state_directory}/{FILE} cannot be removed: {error.strerror}",
-                remedy="run this as a user who may write there",
+                message=f"{file} cannot be removed: {error.strerror or error}",
+                remedy="run as the user that fc-frontend's daemon runs as, or as root",
+                file=str(file),
             )
         ) from error
+
+
+def _parsed(value: Any) -> Hold:
+    if not isinstance(value, dict) or value.get("version") != 1:
+        return Hold()
+    number, digest = value.get("id"), value.get("hash")
+    since, by = value.get("since"), value.get("by")
+    if type(number) is not int or not isinstance(digest, str) or not _HASH.match(digest):
+        return Hold()
+    return Hold(
+        id=number,
+        hash=digest,
+        since=float(since) if isinstance(since, int | float) and 0 <= since < 1e11 else 0.0,
+        by=by[:100] if isinstance(by, str) and by.isprintable() else "",
+    )

@@ -58,6 +58,17 @@ def make_directory(path: str, *, mode: int) -> None:
         raise _unavailable("made", path, error) from error
 
 
+def give_to_owner(path: str) -> None:
+    """Let `path` belong to whom its directory belongs, if we are root; else nothing.
+
+    What root writes into the state directory, the daemon must be able to read.
+    """
+    if os.geteuid() == 0:
+        with contextlib.suppress(OSError):
+            owner = Path(path).parent.stat()
+            os.chown(path, owner.st_uid, owner.st_gid, follow_symlinks=False)
+
+
 def read(path: str) -> bytes | None:
     """The content of `path`, None if there is no such file.  Raises `Unavailable`."""
     try:

@@ -8,7 +8,9 @@ made here.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 from fc_frontend.haproxy.assign import is_free
 from fc_frontend.haproxy.drain import NOTHING, Drained
@@ -31,6 +33,23 @@ _FORCED = 1 | 8
 """Administrative states that an operator set: maintenance and drain."""
 _DISABLED = 4
 """Says of a server that is `disabled` in the configuration that it was enabled since."""
+_SECTION = re.compile(r"^(?:listen|backend)[ \t]+(\S+)")
+_ANY_SECTION = re.compile(r"^[a-z]")
+_TEMPLATE = re.compile(r"^[ \t]+server-template pod (\d+) (\S+):(\d+)(.*)$")
+_SERVICE = re.compile(r"^[ \t]+server service (\S+):(\d+)(.*)$")
+
+
+@dataclass(frozen=True, slots=True)
+class TextServers:
+    """A line of a configuration's text that makes servers: their names, and what they are of.
+
+    `port` is None where SRV records bring it.
+    """
+
+    names: tuple[str, ...]
+    target: str
+    port: int | None
+    is_disabled: bool
 
 
 def server_state(
@@ -61,20 +80,65 @@ def server_state(
     return EMPTY + "".join(f"{line}\n" for line in lines)
 
 
-def state_of(running: Iterable[ServerState]) -> str:
-    """The state file's text that keeps what the running worker knows, whatever the plan."""
-    lines = [
-        _fields(
-            server.proxy,
-            server.server,
-            server.address or "",
-            server.port or 0,
-            server,
-            (server.admin or 0) & (_FORCED | _DISABLED),
+def servers_in(text: str) -> dict[str, tuple[TextServers, ...]]:
+    """The servers that get their addresses from cluster DNS in a rendered text, by proxy."""
+    found: dict[str, list[TextServers]] = {}
+    proxy = ""
+    for line in text.split("\n"):
+        if _ANY_SECTION.match(line):
+            section = _SECTION.match(line)
+            proxy = section[1] if section else ""
+            continue
+        if not proxy:
+            continue
+        if made := _TEMPLATE.match(line):
+            names = tuple(f"pod{number}" for number in range(1, int(made[1]) + 1))
+            target, port, words = made[2], int(made[3]), made[4].split()
+        elif made := _SERVICE.match(line):
+            names, target, port, words = ("service",), made[1], int(made[2]), made[3].split()
+        else:
+            continue
+        servers = TextServers(
+            names, target, None if target.startswith("_") else port, "disabled" in words
         )
-        for server in running
-        if server.address and server.port and not is_free(server)
-    ]
+        found.setdefault(proxy, []).append(servers)
+    return {name: tuple(servers) for name, servers in found.items()}
+
+
+def state_of_running(
+    text: str, before: str, running: Iterable[ServerState], *, drained: Drained = NOTHING
+) -> str:
+    """The state file's text for a configuration of which only the text is known.
+
+    Servers that the worker knows, which runs with the text `before`, keep their addresses where
+    both texts ask cluster DNS for the same; all others wait for HAProxy's resolver.
+    """
+    known: dict[str, list[ServerState]] = {}
+    for server in running:
+        if not is_free(server):
+            known.setdefault(server.proxy, []).append(server)
+    former = servers_in(before)
+    lines: list[str] = []
+    for proxy, made in servers_in(text).items():
+        targets = {other.target for other in former.get(proxy, ())}
+        for servers in made:
+            if servers.target not in targets:
+                continue
+            own = servers.names[0].rstrip("0123456789")
+            by_address = {
+                server.address: server
+                for server in known.get(proxy, [])
+                if server.address and server.server.rstrip("0123456789") == own
+            }
+            names = list(servers.names[: len(by_address)])
+            for name, address in _placed(names, list(by_address), by_address).items():
+                server = by_address[address]
+                admin = drained.admin(proxy, address, server) & _FORCED
+                if servers.is_disabled:
+                    admin |= _DISABLED
+                port = servers.port or server.port
+                if port:
+                    lines.append(_text_line(proxy, name, Endpoint(address, port), server, admin))
     return EMPTY + "".join(f"{line}\n" for line in lines)
 
 
@@ -164,13 +228,14 @@ def _line(
     admin = drained.admin(service.spec.name, endpoint.address, server) & _FORCED
     if service.by_runtime and (name != "service" or service.kind is Kind.SERVICE):
         admin |= _DISABLED
-    return _fields(service.spec.name, name, endpoint.address, endpoint.port, server, admin)
+    return _text_line(service.spec.name, name, endpoint, server, admin)
 
 
-def _fields(
-    proxy: str, name: str, address: str, port: int, server: ServerState | None, admin: int
+def _text_line(
+    proxy: str, name: str, endpoint: Endpoint, server: ServerState | None, admin: int
 ) -> str:
-    is_up = server is None or server.operational in (1, 2)
+    # What checks found out about another port says nothing of this one.
+    is_up = server is None or server.port != endpoint.port or server.operational in (1, 2)
     weight = server.weight if server and server.weight is not None else 1
     initial = server.initial_weight if server and server.initial_weight is not None else 1
     health = "3 3 6" if is_up else "2 0 6"
@@ -178,6 +243,6 @@ def _fields(
     # outdated once DNS has been silent for `timeout resolve` + `resolve_retries` × `timeout retry`,
     # and would drop all of them.  A wildcard fqdn would make the line fail.
     return (
-        f"0 {proxy} 0 {name} {address} {2 if is_up else 0} {admin} "
-        f"{weight} {initial} 0 6 {health} 0 0 0 - {port} -"
+        f"0 {proxy} 0 {name} {endpoint.address} {2 if is_up else 0} {admin} "
+        f"{weight} {initial} 0 6 {health} 0 0 0 - {endpoint.port} -"
     )

@@ -18,6 +18,8 @@ from fc_frontend.plan.model import Answer, Freshness, Plan, Resolution, ServiceP
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 PIECES = ("service", "fragment", "file", "settings", "templates")
+STATE_FILES = ("history", "answers", "server-state", "files")
+"""What is kept in the state directory, as far as HAProxy goes on without it."""
 STATES = ("ok", "stale", "quarantined", "empty")
 _FAST = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 _SLOW = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
@@ -160,6 +162,14 @@ class Metrics:
             "Former workers that were ended with their connections, as there were too many.",
             registry=self.registry,
         )
+        self._state_failures = Counter(
+            "fc_frontend_state_write_failures",
+            "Times that something could not be kept in the state directory.",
+            ("what",),
+            registry=self.registry,
+        )
+        for what in STATE_FILES:
+            self._state_failures.labels(what)
         self._held = Gauge(
             "fc_frontend_held",
             "1 while an operator holds a configuration (`rollback`), until `resume`.",
@@ -306,6 +316,10 @@ class Metrics:
     def ended_old_workers(self, count: int) -> None:
         """Former workers were ended, as there were too many."""
         self._old_workers_ended.inc(count)
+
+    def state_not_written(self, what: str) -> None:
+        """One of `STATE_FILES` could not be kept."""
+        self._state_failures.labels(what).inc()
 
     def held(self, value: bool) -> None:
         """Whether an operator holds a configuration."""

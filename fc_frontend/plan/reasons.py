@@ -19,6 +19,8 @@ class Cause(StrEnum):
     FRAGMENT = "fragment"
     SETTINGS = "settings"
     TEMPLATES = "templates"
+    RESUMED = "resumed"
+    """What an operator held has ended: what is declared is deployed again."""
     START = "start"
     """Nothing is known of the configuration before."""
 
