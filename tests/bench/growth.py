@@ -81,7 +81,7 @@ def measure(version: str, count: int, rounds: int) -> dict[str, object]:
         judged = [ran([binary, "-c", "-f", str(rendered)], log) for _ in range(min(3, rounds))]
         swept = json.loads(
             subprocess.run(
-                [sys.executable, "-m", "tests.bench.sweep", str(frontend.config), str(rounds + 1)],
+                [sys.executable, "-m", "tests.bench.sweeps", str(frontend.config), str(rounds + 1)],
                 check=True,
                 capture_output=True,
             ).stdout
@@ -168,9 +168,7 @@ def applied(
     }
 
 
-def change(
-    frontend: Frontend, pid: int, count: int, turn: int, idle: float
-) -> tuple[float, float]:
+def change(frontend: Frontend, pid: int, count: int, turn: int, idle: float) -> tuple[float, float]:
     """Change a service's port and wait for it: seconds, and the daemon's CPU time.
 
     `idle` is the share of a core that the daemon takes anyway, which does not count.

@@ -1,6 +1,6 @@
 """Asks cluster DNS about all services as the daemon does, and prints what each sweep took.
 
-`python -m tests.bench.sweep SETTINGS_FILE SWEEPS`, in a process of its own: JSON, a list of wall
+`python -m tests.bench.sweeps SETTINGS_FILE SWEEPS`, in a process of its own: JSON, a list of wall
 time and CPU time in seconds.  The first sweep finds out what each service is.
 """
 
