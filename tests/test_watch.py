@@ -193,6 +193,61 @@ def test_each_way_to_change_a_file_is_seen(tmp_path: Path, change: Callable[[Pat
     asyncio.run(scenario())
 
 
+def test_names_that_changed_in_a_directory_are_called_back(tmp_path: Path) -> None:
+    services = tmp_path / "services.d"
+    services.mkdir()
+    (services / "old.yaml").write_text("a")
+
+    async def scenario() -> None:
+        async with Watched([], [services]) as watched:
+            (services / "web.yaml").write_text("a")
+            (services / "old.yaml").rename(services / "new.yaml")
+            names: set[str] = set()
+            while names != {"web.yaml", "old.yaml", "new.yaml"}:
+                await watched.until(lambda: bool(watched.names))
+                for changes in watched.names:
+                    names |= changes[str(services)] or {"anything"}
+                watched.names.clear()
+            shutil.rmtree(services)
+            await watched.until(lambda: any(None in seen.values() for seen in watched.names))
+
+    asyncio.run(scenario())
+
+
+def test_a_link_that_came_after_the_watch_is_followed(tmp_path: Path) -> None:
+    services, elsewhere = tmp_path / "services.d", tmp_path / "elsewhere"
+    services.mkdir()
+    elsewhere.mkdir()
+    (elsewhere / "web.yaml").write_text("a")
+    (services / "plain.yaml").write_text("a")
+
+    async def scenario() -> None:
+        async with Watched([], [services]) as watched:
+            (services / "web.yaml").symlink_to(elsewhere / "web.yaml")
+            await watched.sees(services)
+            (elsewhere / "web.yaml").write_text("b")
+            await watched.sees(services)
+            (services / "web.yaml").unlink()
+            await watched.sees(services)
+            (elsewhere / "web.yaml").write_text("c")
+            await watched.sees_nothing()
+
+    asyncio.run(scenario())
+
+
+def test_after_very_many_events_nothing_is_taken_for_known(tmp_path: Path) -> None:
+    services = tmp_path / "services.d"
+    services.mkdir()
+
+    async def scenario() -> None:
+        async with Watched([], [services]) as watched:
+            for number in range(2000):
+                (services / f"{number}.yaml").write_text("a")
+            await watched.until(lambda: any(None in seen.values() for seen in watched.names))
+
+    asyncio.run(scenario())
+
+
 def test_only_what_changed_is_called_back(tmp_path: Path) -> None:
     settings, services = tmp_path / "frontend.yaml", tmp_path / "services.d"
     services.mkdir()

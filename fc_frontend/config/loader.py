@@ -146,8 +146,6 @@ def read(
     main = _file(settings_file, known.get(settings_file), _signature(settings_file), is_main=True)
     problems: list[Problem] = list(main.problems)
     broken = {settings_file} if main.is_broken else set()
-    services = dict(main.services)
-
     directory = services_directory(settings_file)
     listed: list[Problem] = []
     if before is not None and known and changed is not None and directory not in before.broken:
@@ -160,18 +158,17 @@ def read(
     if errors_in(listed):
         broken.add(directory)
     problems += listed
-    fragments: list[Fragment] = []
-    for path, file in files.items():
-        if file.problems:
-            problems += file.problems
+    all_files = {settings_file: main, **files}
+    services = _with_same_names(before, all_files) if before and known else None
+    clashes: dict[str, list[Problem]] = {}
+    if services is None:
+        services = _merged(all_files, clashes)
+    odd = [(path, file) for path, file in files.items() if not file.is_plain or path in clashes]
+    for path, file in odd:
+        problems += file.problems
+        problems += clashes.get(path, ())
         if file.is_broken:
             broken.add(path)
-        if file.fragment is not None:
-            fragments.append(file.fragment)
-        elif services.keys().isdisjoint(file.services):
-            services.update(file.services)
-        else:
-            problems += _merge(services, file.services)
     templates = _template_directory(main.content)
     return Sources(
         settings_file=settings_file,
@@ -179,13 +176,13 @@ def read(
         settings=main.content,
         document=main.document,
         services=services,
-        fragments=tuple(fragments),
+        fragments=tuple(file.fragment for _, file in odd if file.fragment is not None),
         templates=_templates(templates, problems) if templates else {},
         broken=frozenset(broken),
         has_directory=Path(directory).is_dir(),
         problems=tuple(dict.fromkeys(problems)),
         host=host.host_addresses(),
-        files={settings_file: main, **files},
+        files=all_files,
     )
 
 
@@ -288,6 +285,37 @@ def _is_settled(signature: _Signature) -> bool:
     return max(signature[3:]) + _GRAIN < time.time_ns()
 
 
+def _with_same_names(before: Sources, files: Mapping[str, _File]) -> dict[str, _Raw] | None:
+    """All services, if files and services are called as they were before, each only once.
+
+    None otherwise.
+    """
+    if len(files) != len(before.files):
+        return None
+    changed: dict[str, _Raw] = {}
+    count = 0
+    for path, file in files.items():
+        count += len(file.services)
+        former = before.files.get(path)
+        if former is file:
+            continue
+        if former is None or former.services.keys() != file.services.keys():
+            return None
+        changed.update(file.services)
+    return {**before.services, **changed} if count == len(before.services) else None
+
+
+def _merged(files: Mapping[str, _File], clashes: dict[str, list[Problem]]) -> dict[str, _Raw]:
+    """All services; of those with the same name the first, and what is wrong with the others."""
+    services: dict[str, _Raw] = {}
+    for path, file in files.items():
+        if services.keys().isdisjoint(file.services):
+            services.update(file.services)
+        else:
+            clashes[path] = list(_merge(services, file.services))
+    return services
+
+
 def _merge(services: dict[str, _Raw], more: Mapping[str, _Raw]) -> Iterator[Problem]:
     """Add `more`, but for names that are there already: those are problems."""
     for name, raw in more.items():
@@ -332,7 +360,7 @@ def declare(
     built: dict[str, ServiceSpec] = {}
     forms: dict[str, Form] = {}
     for name, raw in services.items():
-        spec, said, form = raw.judged()
+        spec, said, form = raw.found[0] if raw.found else raw.judged()
         if said:
             problems += said
         if spec is not None:
@@ -350,7 +378,12 @@ def declare(
         fragments.remove(clash)
     # What serves already comes first: a newcomer is at fault if both want the same.
     names = sorted(built)
-    fresh = {name for name in names if not _is_same(forms[name], last_good.services.get(name))}
+    good = last_good.services
+    fresh = {
+        name
+        for name, form in forms.items()
+        if (other := good.get(name)) is not form and not _is_same(form, other)
+    }
     order = sorted(names, key=fresh.__contains__) if fresh else names
     between = [
         *settings_problems(settings, sources.host),
@@ -445,7 +478,7 @@ def _fragments(
 
 
 def _is_same(form: Form, other: Form | None) -> bool:
-    return other is not None and (form.value is other.value or form.value == other.value)
+    return other is not None and form.value == other.value
 
 
 def _template_directory(raw: Mapping[str, Any]) -> str | None:
@@ -473,6 +506,11 @@ class _File:
     problems: tuple[Problem, ...]
     is_broken: bool
 
+    @property
+    def is_plain(self) -> bool:
+        """True if it holds services and nothing else that counts."""
+        return not self.problems and not self.is_broken and self.fragment is None
+
 
 @dataclass(frozen=True, slots=True)
 class _Raw:
@@ -482,17 +520,18 @@ class _Raw:
     value: Any
     file: str
     document: Document
-    _judged: list[tuple[ServiceSpec | None, tuple[Problem, ...], Form]] = field(
+    found: list[tuple[ServiceSpec | None, tuple[Problem, ...], Form]] = field(
         default_factory=list, compare=False, repr=False
     )
+    """What `judged` found out, if it was asked."""
 
     def judged(self) -> tuple[ServiceSpec | None, tuple[Problem, ...], Form]:
         """What it declares, None if that is wrong; what is wrong; its form.  Found out once."""
-        if not self._judged:
+        if not self.found:
             problems: list[Problem] = []
             spec = _service(self, problems)
-            self._judged.append((spec, tuple(problems), Form(self.file, self.value)))
-        return self._judged[0]
+            self.found.append((spec, tuple(problems), Form(self.file, self.value)))
+        return self.found[0]
 
     @property
     def problems(self) -> tuple[Problem, ...]:

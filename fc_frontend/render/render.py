@@ -11,6 +11,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import jinja2
@@ -33,6 +34,9 @@ FRAGMENT = "fragment.cfg.j2"
 
 HASH_PREFIX = "fc-frontend:"
 HASH_LENGTH = 16
+_MANY = 100
+_FAR = 100
+"""Characters."""
 _NO_HASH = "0" * HASH_LENGTH
 
 
@@ -203,6 +207,27 @@ def _service_blocks(plan: Plan, environment: jinja2.Environment, memo: Memo) -> 
 
 
 def _sections(text: str, blocks: list[_Block]) -> tuple[Section, ...]:
+    """Where the blocks stand.  Raises Refused if one of them does not."""
+    return _evenly_apart(text, blocks) or _one_by_one(text, blocks)
+
+
+def _evenly_apart(text: str, blocks: list[_Block]) -> tuple[Section, ...]:
+    """The same, at once, if the same text stands between all of them; nothing otherwise."""
+    if len(blocks) < _MANY:
+        return ()
+    names, texts, breaks = zip(*blocks, strict=True)
+    start = text.find(texts[0])
+    end = start + len(texts[0])
+    between = text[end : text.find(texts[1], end)]
+    if start < 0 or len(between) > _FAR or not text.startswith(between.join(texts), start):
+        return ()
+    line, gap = text.count("\n", 0, start) + 1, between.count("\n")
+    firsts = list(accumulate((lines + gap for lines in breaks[:-1]), initial=line))
+    ends = (first + lines + 1 for first, lines in zip(firsts, breaks, strict=True))
+    return tuple(map(Section, names, firsts, ends))
+
+
+def _one_by_one(text: str, blocks: list[_Block]) -> tuple[Section, ...]:
     sections: list[Section] = []
     position, line = 0, 1
     for name, block, breaks in blocks:
@@ -238,8 +263,11 @@ def _environment(templates: tuple[tuple[str, str], ...]) -> jinja2.Environment:
     return environment
 
 
+_AS_IT_IS = (Verbatim, jinja2.Undefined)
+
+
 def _checked(value: Any) -> Any:
-    if isinstance(value, Verbatim | jinja2.Undefined):
+    if isinstance(value, _AS_IT_IS):
         return value
     if value is None:
         raise ValueError("a value is missing")
