@@ -2,7 +2,7 @@
 
 `python -m tests.bench.census PYTHON -m fc_frontend ARGUMENT…`, as a launcher is called.  A Unix
 socket, named by the environment's FC_CENSUS, answers each connection with JSON, which `census`
-reads: objects and tasks that live, and since the start what was written, executed and called.
+reads: memory and tasks that live, and since the start what was written, executed and called.
 Python's own audit events are what is counted, so that nothing is missed and nothing is imitated.
 """
 
@@ -13,12 +13,14 @@ import gc
 import importlib
 import json
 import os
+import re
 import socket
 import sys
 import threading
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,49 +28,86 @@ VARIABLE = "FC_CENSUS"
 CALLS = {
     "renders": ("fc_frontend.render.render", "render"),
     "plans": ("fc_frontend.plan.planner", "plan"),
+    "queries": ("fc_frontend.observe.metrics", "Metrics.query"),
+}
+TURNS = {
     "sweeps": ("fc_frontend.daemon.reconciler", "Reconciler.sweep"),
     "steps": ("fc_frontend.daemon.reconciler", "Reconciler.step"),
 }
-MOST_TYPES = 400
+TEMPLATES = ("jinja2", "Template.render")
+_TEMPORARY = re.compile(r"\.[0-9a-f]{12}\.tmp$")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Census:
     """What a process holds (objects by type, tasks), and what it has done."""
 
-    objects: int
-    types: dict[str, int]
+    blocks: int
+    """Pieces of memory that Python objects have."""
     tasks: int
     threads: int
     calls: dict[str, int]
+    """Sweeps and steps count when they are through."""
+    under_way: dict[str, int]
+    """Sweeps and steps that are not."""
+    swept: dict[str, int]
+    """Sweeps by the number of queries that were sent meanwhile."""
+    templates: dict[str, int]
+    """Templates that were rendered, by name."""
     executed: dict[str, int]
     """Programs by name and first argument."""
     replaced: dict[str, list[int]]
     """Files that were renamed into place, by path: how often, and how many bytes in all."""
     opened: dict[str, int]
     """Other files that were opened for writing, by path."""
+    read: dict[str, int]
+    """Files below the socket's directory that were opened for reading, by path.
+
+    Paths are relative to that directory where they are below it, and have `#` for numbers.
+    """
 
 
 def census(path: str) -> Census:
     """Ask a process that runs under this module."""
+    return Census(**_ask(path, b"census"))
+
+
+def types(path: str) -> Counter[str]:
+    """Objects by type that were made since the daemon was ready.
+
+    It must have nothing to do: a tuple that another thread is making cannot bear to be looked at.
+    """
+    return Counter(_ask(path, b"types"))
+
+
+def _ask(path: str, question: bytes) -> dict[str, Any]:
     with socket.socket(socket.AF_UNIX) as connection:
         connection.settimeout(60)
         connection.connect(path)
+        connection.sendall(question)
+        connection.shutdown(socket.SHUT_WR)
         answer = b""
         while chunk := connection.recv(65536):
             answer += chunk
-    return Census(**json.loads(answer))
+    found: dict[str, Any] = json.loads(answer)
+    return found
 
 
 class _Counts:
     """What was counted so far; audit events come from all threads."""
 
-    def __init__(self) -> None:
+    def __init__(self, root: str) -> None:
+        self.root = f"{root}/"
         self.lock = threading.Lock()
+        self.loop: asyncio.AbstractEventLoop | None = None
         self.calls: Counter[str] = Counter()
+        self.under_way: Counter[str] = Counter()
+        self.swept: Counter[int] = Counter()
+        self.templates: Counter[str] = Counter()
         self.executed: Counter[str] = Counter()
         self.replaced: dict[str, list[int]] = {}
         self.opened: Counter[str] = Counter()
+        self.read: Counter[str] = Counter()
         self._busy = threading.local()
 
     def audit(self, event: str, arguments: tuple[Any, ...]) -> None:
@@ -80,25 +119,37 @@ class _Counts:
         self._busy.here = True
         try:
             if event == "os.rename":
-                source, target = (os.fsdecode(name) for name in arguments[:2])
-                size = Path(source).stat().st_size
-                with self.lock:
-                    entry = self.replaced.setdefault(target, [0, 0])
-                    entry[0] += 1
-                    entry[1] += size
+                self._renamed(*(os.fsdecode(name) for name in arguments[:2]))
             elif event == "subprocess.Popen":
                 argv = [os.fsdecode(word) for word in arguments[1]]
                 with self.lock:
                     self.executed[" ".join([Path(argv[0]).name, *argv[1:2]])] += 1
-            else:
-                path, _, flags = arguments
-                if isinstance(path, (str, bytes)) and flags & (os.O_WRONLY | os.O_RDWR):
-                    with self.lock:
-                        self.opened[os.fsdecode(path)] += 1
+            elif isinstance(arguments[0], (str, bytes)):
+                self._opened(os.fsdecode(arguments[0]), arguments[2])
         except (OSError, TypeError, ValueError, IndexError):
             pass
         finally:
             self._busy.here = False
+
+    def _renamed(self, source: str, target: str) -> None:
+        size = Path(source).stat().st_size
+        with self.lock:
+            entry = self.replaced.setdefault(self._name(target), [0, 0])
+            entry[0] += 1
+            entry[1] += size
+
+    def _opened(self, path: str, flags: int) -> None:
+        writes = flags & (os.O_WRONLY | os.O_RDWR)
+        # What is renamed into place counts as that.
+        if _TEMPORARY.search(path) or not (writes or path.startswith(self.root)):
+            return
+        with self.lock:
+            (self.opened if writes else self.read)[self._name(path)] += 1
+
+    def _name(self, path: str) -> str:
+        """Few names for many files, or counting would be what grows."""
+        below = path.removeprefix(self.root)
+        return re.sub(r"\d+", "#", below) if below == path or "/" in below else below
 
     def counted(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         """`function`, which counts its calls."""
@@ -110,37 +161,78 @@ class _Counts:
 
         return call
 
-    def answer(self) -> bytes:
-        """All counts, and what lives after a collection."""
+    def turning(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The coroutine function `function`, which counts those that are through."""
+
+        async def turn(*arguments: Any, **named: Any) -> Any:
+            self.loop = asyncio.get_running_loop()
+            with self.lock:
+                self.under_way[name] += 1
+                queries = self.calls["queries"]
+            try:
+                return await function(*arguments, **named)
+            finally:
+                with self.lock:
+                    self.under_way[name] -= 1
+                    self.calls[name] += 1
+                    if name == "sweeps":
+                        self.swept[self.calls["queries"] - queries] += 1
+
+        return turn
+
+    def printing(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """A template's method `function`, which counts by the template's name."""
+
+        def call(template: Any, *arguments: Any, **named: Any) -> Any:
+            with self.lock:
+                self.templates[str(template.name)] += 1
+            return function(template, *arguments, **named)
+
+        return call
+
+    def types(self) -> bytes:
+        """What lives after a collection, by type."""
         gc.collect()
-        living = gc.get_objects()
-        types = Counter(f"{type(each).__module__}.{type(each).__qualname__}" for each in living)
-        tasks = sum(isinstance(each, asyncio.Task) and not each.done() for each in living)
+        found = Counter(
+            f"{type(each).__module__}.{type(each).__qualname__}" for each in gc.get_objects()
+        )
+        return json.dumps(found).encode()
+
+    def answer(self) -> bytes:
+        """All counts, after a collection."""
+        gc.collect()
+        tasks = len(asyncio.all_tasks(self.loop)) if self.loop else 0
+        turns = dict.fromkeys(TURNS, 0)
         with self.lock:
             return json.dumps(
                 {
-                    "objects": len(living),
-                    "types": dict(types.most_common(MOST_TYPES)),
+                    "blocks": sys.getallocatedblocks(),
                     "tasks": tasks,
                     "threads": threading.active_count() - 1,
-                    "calls": dict.fromkeys(CALLS, 0) | self.calls,
+                    "calls": dict.fromkeys(CALLS, 0) | turns | self.calls,
+                    "under_way": turns | self.under_way,
+                    "swept": self.swept,
+                    "templates": self.templates,
                     "executed": self.executed,
                     "replaced": self.replaced,
                     "opened": self.opened,
+                    "read": self.read,
                 }
             ).encode()
 
 
 def main() -> None:
-    counts = _Counts()
-    for name, (module, path) in CALLS.items():
-        owner: Any = importlib.import_module(module)
-        *outer, last = path.split(".")
-        for part in outer:
-            owner = getattr(owner, part)
-        setattr(owner, last, counts.counted(name, getattr(owner, last)))
+    path = os.environ[VARIABLE]
+    counts = _Counts(str(Path(path).parent))
+    for name, place in CALLS.items():
+        _replace(place, partial(counts.counted, name))
+    for name, place in TURNS.items():
+        _replace(place, partial(counts.turning, name))
+    _replace(TEMPLATES, counts.printing)
     listener = socket.socket(socket.AF_UNIX)
-    listener.bind(os.environ[VARIABLE])
+    # A daemon that was here before has left it.
+    Path(path).unlink(missing_ok=True)
+    listener.bind(path)
     listener.listen()
     threading.Thread(target=_serve, args=(listener, counts), daemon=True).start()
     sys.addaudithook(counts.audit)
@@ -148,11 +240,24 @@ def main() -> None:
     importlib.import_module("fc_frontend.__main__").main()
 
 
+def _replace(
+    place: tuple[str, str], counted: Callable[[Callable[..., Any]], Callable[..., Any]]
+) -> None:
+    """Have a module's function, or a class' method, counted."""
+    module, path = place
+    owner: Any = importlib.import_module(module)
+    *outer, last = path.split(".")
+    for part in outer:
+        owner = getattr(owner, part)
+    setattr(owner, last, counted(getattr(owner, last)))
+
+
 def _serve(listener: socket.socket, counts: _Counts) -> None:
     while True:
         connection, _ = listener.accept()
         with connection:
-            connection.sendall(counts.answer())
+            question = connection.recv(64)
+            connection.sendall(counts.types() if question == b"types" else counts.answer())
 
 
 if __name__ == "__main__":

@@ -1,0 +1,360 @@
+"""Counts the work that the daemon does for a fixed script of changes, and compares it.
+
+`python -m tests.bench.counted` runs the script with the real daemon, HAProxy and DNS, and prints
+what differs from `expectations.json`; `--write` makes what was counted the expectation.  Work is
+counted from within (`census`), not timed, so that a busy machine counts the same.
+
+Most counts are exact.  Bytes may differ by a tenth.  What a timer decides, as when the servers'
+state is kept, is summed over the script and has a ceiling; a retry that a timer brings in a step
+with a refused service is taken out by counting for each of the reconciler's turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fc_frontend.demo.dns import KubernetesService
+from tests.bench.census import VARIABLE, Census, census
+from tests.conftest import BINARIES, binary_of
+from tests.frontend import Frontend
+
+EXPECTATIONS = Path(__file__).with_name("expectations.json")
+REMEDY = "if this is meant: python -m tests.bench.counted --write, and commit expectations.json"
+SERVICES = 50
+FIRST_PORT = 10000
+GRAIN = 2.2
+"""Seconds after which a file that changes again has another time for certain."""
+QUIET_SWEEPS = 5
+IDLE_SWEEPS = 12
+LAUNCHER = (sys.executable, "-m", "tests.bench.census")
+BYTES = 0.1
+"""Share by which bytes may differ."""
+RUNS = 3
+"""Of the script, for expectations to be written."""
+IDLE = "nothing"
+REFUSED = "one that HAProxy refuses, by turn"
+WHOLE = "whole script, at most"
+ROOM = 1.5
+"""Of what timers decide, times as much as was counted."""
+
+Counts = dict[str, int]
+Counted = dict[str, Counts]
+"""What was counted, by step."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Before:
+    """All counts at a step's begin."""
+
+    census: Census
+    reloads: int
+
+
+class Script:
+    """The fixed script of changes; `counted` has what was counted in each step."""
+
+    def __init__(self, frontend: Frontend) -> None:
+        self.frontend = frontend
+        self.counted: Counted = {}
+        self._whole: dict[str, list[int]] = {}
+        self._opened = 0
+        frontend.launcher = LAUNCHER
+        self._socket = str(frontend.directory / "census.sock")
+        frontend.environ = {VARIABLE: self._socket}
+        frontend.settings["intervals"] = {"resolve": "100ms", "reload": 0}
+
+    def run(self) -> None:
+        """All steps, one after the other."""
+        for number in range(SERVICES):
+            self._write(number)
+            self._pods(number, 3)
+        written = time.monotonic()
+        # A file that was written just now is read again in any case.
+        self.frontend.until(lambda: time.monotonic() > written + GRAIN)
+        self.start("start")
+        self.step(IDLE, lambda: None, self._swept(IDLE_SWEEPS))
+        # Where pods were found, plans are others than those before the first answer.
+        self.step("touch a file", lambda: os.utime(self._file(1)), self._stepped())
+        self.step("touch it again", lambda: os.utime(self._file(1)), self._stepped())
+        self.step("change a comment", lambda: self._write(2, comment="new"), self._stepped())
+        self.step("change a port", lambda: self._write(3, port=20003), self._stepped())
+        self.step("more pods, slots suffice", lambda: self._pods(4, 6), self._has_pods(4, 6))
+        self.step("fewer pods", lambda: self._pods(4, 2), self._has_pods(4, 2))
+        self.step("more pods than slots", lambda: self._pods(5, 14), self._stepped())
+        self._pods(SERVICES, 3)
+        self.step("add a service", lambda: self._write(SERVICES), self._stepped())
+        self.step("remove a service", lambda: self._file(6).unlink(), self._stepped())
+        self.step("break a service", lambda: self._write(7, pod_port="no port"), self._stepped())
+        self.step("mend it", lambda: self._write(7, port=20007), self._stepped())
+        self.step(
+            REFUSED,
+            lambda: self._write(8, extra_config="no-such-word"),
+            lambda: self.frontend.status()["quarantined"] and True,
+            then=(lambda: self._write(8, port=20008), self._mended),
+        )
+        self.step("SIGHUP", self._hang_up, self._stepped())
+        self._sum_up()
+        self.frontend.stop_daemon()
+        self.start("start again")
+        self._sum_up()
+        self.counted[WHOLE] = {
+            f"{name} {what}": number
+            for name, numbers in sorted(self._whole.items())
+            for what, number in zip(("writes", "bytes"), numbers, strict=True)
+        }
+        self.counted[WHOLE]["other files opened for writing"] = self._opened
+
+    # Steps
+
+    def start(self, name: str) -> None:
+        """Start the daemon; a new one has counted nothing yet."""
+        self.frontend.start()
+        quiet = self._settle()
+        self.counted[name] = work(None, self._now(), quiet)
+
+    def step(
+        self,
+        name: str,
+        change: Callable[[], object],
+        seen: Callable[[], bool],
+        then: tuple[Callable[[], object], Callable[[], bool]] | None = None,
+    ) -> None:
+        """Make a change, wait until the daemon has seen it and all is quiet, and count.
+
+        With `then`, a second change belongs to the step, and work counts by turn of the reconciler.
+        """
+        before = self._now()
+        change()
+        self.frontend.until(seen, 60)
+        if then is not None:
+            then[0]()
+            self.frontend.until(then[1], 60)
+        quiet = self._settle()
+        after = self._now()
+        counts = work(before, after, quiet, by_turn=then is not None)
+        if name == IDLE:
+            for call in ("steps", "plans", "renders"):
+                counts[call] = after.census.calls[call] - before.census.calls[call]
+        self.counted[name] = counts
+
+    def _settle(self) -> Census:
+        """Wait until the reconciler has had nothing to do for some sweeps; what was before them."""
+        since = self._census()
+
+        def is_quiet() -> bool:
+            nonlocal since
+            now = self._census()
+            if now.under_way["steps"] or now.calls["steps"] != since.calls["steps"]:
+                since = now
+            swept = now.calls["sweeps"] - since.calls["sweeps"]
+            return swept >= QUIET_SWEEPS and self.frontend.ready()
+
+        self.frontend.until(is_quiet, 60)
+        return since
+
+    def _stepped(self) -> Callable[[], bool]:
+        """True once the reconciler has had another turn than those until now."""
+        return lambda: self._census().calls["steps"] > self._steps
+
+    def _swept(self, count: int) -> Callable[[], bool]:
+        return lambda: self._census().calls["sweeps"] >= self._sweeps + count
+
+    def _has_pods(self, number: int, count: int) -> Callable[[], bool]:
+        def has() -> bool:
+            services = {each["name"]: each for each in self.frontend.status()["services"]}
+            return len(services[f"s{number}"]["endpoints"]) == count
+
+        return has
+
+    def _mended(self) -> bool:
+        return not self.frontend.status()["quarantined"]
+
+    # Changes
+
+    def _file(self, number: int) -> Path:
+        return self.frontend.services_d / f"s{number:02}.yaml"
+
+    def _write(self, number: int, *, comment: str = "", port: int = 0, **fields: Any) -> None:
+        """Declare a service in a file of its own, which is renamed into place."""
+        name = f"s{number}"
+        declared = self.frontend.service(name, port or FIRST_PORT + number, check=False, **fields)
+        new = self.frontend.directory / ".service.new"
+        new.write_text(f"# {comment}\nservices: {json.dumps({name: declared})}\n")
+        new.rename(self._file(number))
+
+    def _pods(self, number: int, count: int) -> None:
+        """Have DNS name this many pods; they do not run."""
+        network = f"127.{self.frontend.octet}.{number}"
+        service = KubernetesService(
+            f"s{number}",
+            ports={"http": 8080},
+            endpoints=tuple(f"{network}.{pod + 1}" for pod in range(count)),
+        )
+
+        async def publish() -> None:
+            self.frontend.dns.set_service(service)
+
+        self.frontend.call(publish())
+
+    def _hang_up(self) -> None:
+        assert self.frontend.daemon is not None
+        self.frontend.daemon.send_signal(signal.SIGHUP)
+
+    # Counts
+
+    def _census(self) -> Census:
+        return census(self._socket)
+
+    def _now(self) -> Before:
+        now = self._census()
+        self._steps, self._sweeps = now.calls["steps"], now.calls["sweeps"]
+        return Before(census=now, reloads=int(self.frontend.metric("fc_frontend_reloads_total")))
+
+    def _sum_up(self) -> None:
+        now = self._census()
+        self._opened += sum(now.opened.values())
+        for path, numbers in now.replaced.items():
+            known = self._whole.setdefault(path, [0, 0])
+            self._whole[path] = [a + b for a, b in zip(known, numbers, strict=True)]
+
+
+def work(before: Before | None, after: Before, quiet: Census, *, by_turn: bool = False) -> Counts:
+    """What was done between the two; sweeps are those after `quiet`."""
+    then, now = before.census if before else None, after.census
+
+    def more(name: str, then: Census | None = then) -> Counts:
+        """The counts of this kind that rose, and by how much."""
+        old = getattr(then, name) if then else {}
+        return {
+            key: rise
+            for key, value in getattr(now, name).items()
+            if (rise := value - old.get(key, 0))
+        }
+
+    old = then.replaced if then else {}
+    written = {
+        path: (count - old.get(path, [0, 0])[0], size - old.get(path, [0, 0])[1])
+        for path, (count, size) in now.replaced.items()
+    }
+    executed, rendered, read = more("executed"), more("templates"), more("read")
+    sweeps = [int(queries) for queries, times in more("swept", quiet).items() for _ in range(times)]
+    counts = {
+        "queries a sweep": statistics.median_low(sweeps),
+        "services rendered": rendered.get("service.cfg.j2", 0),
+        "service files read": sum(n for path, n in read.items() if path.startswith("services.d/")),
+        "haproxy -c": executed.get("haproxy -c", 0),
+        "other programs": sum(executed.values()) - executed.get("haproxy -c", 0),
+        "reloads": after.reloads - (before.reloads if before else 0),
+        "haproxy.cfg written": written.get("haproxy.cfg", (0, 0))[0],
+        "haproxy.cfg bytes": written.get("haproxy.cfg", (0, 0))[1],
+        "history written": sum(n for path, (n, _) in written.items() if "history/" in path),
+        "history bytes": sum(n for path, (_, n) in written.items() if "history/" in path),
+    }
+    if by_turn:
+        turns = now.calls["steps"] - (then.calls["steps"] if then else 0)
+        for name in ("services rendered", "service files read", "haproxy -c", "other programs"):
+            counts[name] = -(-counts[name] // turns)
+    return counts
+
+
+# Comparison
+
+
+def differences(expected: Counted, counted: Counted) -> list[tuple[str, str, str, str]]:
+    """Step, what, expected, counted: all that is not as expected; empty if all is."""
+    return [
+        (step, what, shown(wanted.get(what)), shown(seen.get(what)))
+        for step in [*expected, *(step for step in counted if step not in expected)]
+        for wanted, seen in [(expected.get(step, {}), counted.get(step, {}))]
+        for what in [*wanted, *(what for what in seen if what not in wanted)]
+        if not agrees(step, what, wanted.get(what), seen.get(what))
+    ]
+
+
+def agrees(step: str, what: str, expected: int | None, counted: int | None) -> bool:
+    """True if a count is as expected."""
+    if step == WHOLE:
+        return (counted or 0) <= (expected or 0) * ROOM
+    if expected is None or counted is None:
+        return False
+    if what.endswith(" bytes"):
+        return abs(counted - expected) <= BYTES * expected
+    # What was written just now is read again by the next turn: how many that are is up to time.
+    if what == "service files read" or (step == REFUSED and what == "services rendered"):
+        return counted <= expected
+    return counted == expected
+
+
+def shown(count: int | None) -> str:
+    return "-" if count is None else str(count)
+
+
+def report(found: Sequence[tuple[str, str, str, str]]) -> str:
+    """A table of differences, and what to do."""
+    lines = [("step", "count", "expected", "counted"), *found]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    table = [
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in lines
+    ]
+    return "\n".join(["The daemon does not do the work that is expected:", *table, REMEDY])
+
+
+def expectations() -> Counted:
+    """What is committed."""
+    found: Counted = json.loads(EXPECTATIONS.read_text())
+    return found
+
+
+def count(version: str) -> Counted:
+    """Run the script with one HAProxy."""
+    with Frontend(binary_of(version)) as frontend:
+        script = Script(frontend)
+        script.run()
+        return script.counted
+
+
+def ceilings(runs: Sequence[Counted]) -> Counted:
+    """What holds for all runs; where it may, the most of them.
+
+    Raises ValueError if runs differ in what must not.
+    """
+    first = runs[0]
+    found: Counted = {}
+    for step, counts in first.items():
+        found[step] = {what: max(run[step].get(what, 0) for run in runs) for what in counts}
+    for run in runs:
+        if differs := [each for each in differences(found, run) if each[0] != WHOLE]:
+            raise ValueError(report(differs))
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.bench.counted", description=__doc__)
+    parser.add_argument("--write", action="store_true", help="expect what is counted now")
+    parser.add_argument("--json", action="store_true", help="print what was counted")
+    parser.add_argument("--version", choices=list(BINARIES), default=next(iter(BINARIES)))
+    given = parser.parse_args(arguments)
+    runs = [count(given.version) for _ in range(RUNS if given.write else 1)]
+    if given.json:
+        print(json.dumps(runs, indent=1))
+    if given.write:
+        EXPECTATIONS.write_text(json.dumps(ceilings(runs), indent=1) + "\n")
+        return 0
+    found = differences(expectations(), runs[0])
+    print(report(found) if found else "as expected")
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
