@@ -46,6 +46,7 @@ class Census:
     """Pieces of memory that Python objects have."""
     tasks: int
     threads: int
+    """But for the event loop's pool, of which Python decides how many it has."""
     calls: dict[str, int]
     """Sweeps and steps count when they are through."""
     under_way: dict[str, int]
@@ -208,7 +209,7 @@ class _Counts:
                 {
                     "blocks": sys.getallocatedblocks(),
                     "tasks": tasks,
-                    "threads": threading.active_count() - 1,
+                    "threads": sum(not _is_ours(each) for each in threading.enumerate()),
                     "calls": dict.fromkeys(CALLS, 0) | turns | self.calls,
                     "under_way": turns | self.under_way,
                     "swept": self.swept,
@@ -250,6 +251,10 @@ def _replace(
     for part in outer:
         owner = getattr(owner, part)
     setattr(owner, last, counted(getattr(owner, last)))
+
+
+def _is_ours(thread: threading.Thread) -> bool:
+    return thread is threading.current_thread() or thread.name.startswith("asyncio_")
 
 
 def _serve(listener: socket.socket, counts: _Counts) -> None:

@@ -1,0 +1,335 @@
+"""Whether anything grows while services and pods come, change and go: an hour of churn, or less.
+
+One turn adds services of new names, with pods; changes a port; lets pods come and go within the
+slots and beyond; breaks a service in two ways and mends it; sends SIGHUP; has cluster DNS fail;
+asks for the pages, and breaks connections off; and removes what it added.  After each turn all is
+as it was before, and once nothing is under way any more, the daemon is measured: each figure is
+the least of some looks, as what it does every second takes a descriptor or a task for a moment.
+`grows` is judged by the second half of the turns: half the way is for caches to fill, and for the
+history to have the fifty entries that it keeps.  `--minutes` or `--seconds` shorten it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from fc_frontend.demo.dns import Fault, KubernetesService
+from fc_frontend.haproxy.master import show_proc
+from tests.bench.census import VARIABLE, Census, census, types
+from tests.bench.options import Options
+from tests.conftest import binary_of
+from tests.frontend import Frontend
+
+SERVICES = 100
+FIRST_PORT = 10000
+NEW_PORTS = 20000
+CHANGED_PORTS = 30000
+ADDRESSES = 200
+LOOKS = 5
+QUIET_SWEEPS = 4
+MOST_POINTS = 400
+"""Of a slope: as many are taken, evenly, from all."""
+SHOWN = 12
+LAUNCHER = (sys.executable, "-m", "tests.bench.census")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Look:
+    """What the daemon holds at the end of a turn, and what is around it."""
+
+    turn: int
+    seconds: float
+    rss: float
+    """MB, as `uss`."""
+    uss: float
+    blocks: int
+    tasks: int
+    threads: int
+    descriptors: int
+    metrics: int
+    """Lines on the page of metrics."""
+    files: int
+    """In the state directory, at all depths."""
+    kilobytes: float
+    """Of those."""
+    workers: int
+    """HAProxy's, old ones too."""
+    master: int
+    """Descriptors of HAProxy's master."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """A figure grows if its slope makes it more than this over the half that is judged."""
+
+    least: float
+    share: float = 0.0
+    """Of what it is."""
+
+
+BOUNDS = {
+    "rss": Bound(1.0, 0.01),
+    "uss": Bound(1.0, 0.01),
+    "blocks": Bound(2000, 0.005),
+    "tasks": Bound(0.5),
+    "threads": Bound(0.5),
+    "descriptors": Bound(0.5),
+    "metrics": Bound(5),
+    "files": Bound(2),
+    "kilobytes": Bound(50, 0.01),
+    "workers": Bound(0.5),
+    "master": Bound(0.5),
+}
+
+
+class Churn:
+    """A frontend whose services and pods change, and looks at its daemon."""
+
+    def __init__(self, frontend: Frontend, services: int = SERVICES) -> None:
+        self.frontend = frontend
+        self.services = services
+        self.looks: list[Look] = []
+        self._began = time.monotonic()
+        self._socket = str(frontend.directory / "census.sock")
+        frontend.launcher = LAUNCHER
+        frontend.environ = {VARIABLE: self._socket}
+        frontend.settings["intervals"] = {
+            "resolve": "200ms", "reload": 0, "debounce": "50ms", "rescan": "1s", "hold": "1s",
+        }  # fmt: skip
+
+    def start(self) -> None:
+        """Start the daemon with all services that stay."""
+        for number in range(self.services):
+            self._declare(number)
+            self._pods(f"s{number}", 3)
+        self.frontend.start()
+        self._began = time.monotonic()
+
+    def turn(self, number: int) -> None:
+        """Change everything once, and undo it."""
+        one, other = number % self.services, (number * 7 + 3) % self.services
+        if one == other:
+            other = (other + 1) % self.services
+        self._add(number)
+        self._declare(one, port=CHANGED_PORTS + number % 5000)
+        self._pods(f"s{other}", 5 + number % 3)
+        self._until_stepped(lambda: self._endpoints(f"s{other}") == 5 + number % 3)
+        self._pods(f"s{other}", 12)
+        self._declare(one, pod_port="no port")
+        self._until_stepped(lambda: self._quarantined() == 1 and self._slots(f"s{other}") > 10)
+        self._declare(one, extra_config="no-such-word")
+        self._until_stepped(lambda: self._quarantined() == 1)
+        self._declare(one)
+        self._fail_dns()
+        self._ask_badly()
+        self._hang_up()
+        self._until_stepped(lambda: self._quarantined() == 0)
+        self._pods(f"s{other}", 3)
+        self._remove(number)
+        self._until_stepped(
+            lambda: self._endpoints(f"s{other}") == 3 and self._endpoints(f"n{number}") is None
+        )
+
+    def look(self, number: int) -> Look:
+        """Measure, once nothing is under way."""
+        self.quiet()
+        assert self.frontend.daemon is not None
+        process = psutil.Process(self.frontend.daemon.pid)
+        counts = [self._census() for _ in range(LOOKS)]
+        descriptors = [process.num_fds() for _ in range(LOOKS) if not time.sleep(0.02)]
+        memory = process.memory_full_info()
+        state = self.frontend.directory / "state"
+        sizes = [path.stat().st_size for path in state.rglob("*") if path.is_file()]
+        master = show_proc(self.frontend.settings["haproxy"]["master_socket"], 5.0)
+        look = Look(
+            turn=number,
+            seconds=round(time.monotonic() - self._began, 1),
+            rss=round(memory.rss / 1e6, 2),
+            uss=round(memory.uss / 1e6, 2),
+            blocks=min(each.blocks for each in counts),
+            tasks=min(each.tasks for each in counts),
+            threads=min(each.threads for each in counts),
+            descriptors=min(descriptors),
+            metrics=self.frontend.get("/metrics")[1].count(b"\n"),
+            files=len(sizes),
+            kilobytes=round(sum(sizes) / 1000, 1),
+            workers=len(master.pids) - 1,
+            master=psutil.Process(master.master).num_fds() if master.master else 0,
+        )
+        self.looks.append(look)
+        return look
+
+    def quiet(self) -> None:
+        """Wait until HAProxy has what is declared, and nothing has been due for some sweeps."""
+        since = self._census()
+
+        def is_quiet() -> bool:
+            nonlocal since
+            now = self._census()
+            if now.under_way["steps"] or now.calls["steps"] != since.calls["steps"]:
+                since = now
+            swept = now.calls["sweeps"] - since.calls["sweeps"]
+            return swept >= QUIET_SWEEPS and self.frontend.ready() and self._workers() == 1
+
+        self.frontend.until(is_quiet, 120)
+
+    def types(self) -> dict[str, int]:
+        """Objects by type; the daemon must be quiet."""
+        return types(self._socket)
+
+    # Changes
+
+    def _file(self, name: str) -> Path:
+        return self.frontend.services_d / f"{name}.yaml"
+
+    def _declare(self, number: int, *, port: int = 0, **fields: Any) -> None:
+        self._write(f"s{number}", port or FIRST_PORT + number, **fields)
+
+    def _write(self, name: str, port: int, **fields: Any) -> None:
+        declared = self.frontend.service(name, port, check=False, **fields)
+        new = self.frontend.directory / ".service.new"
+        new.write_text(json.dumps({"services": {name: declared}}))
+        new.rename(self._file(name))
+
+    def _pods(self, name: str, count: int) -> None:
+        """Have DNS name this many pods, others each time; they do not run."""
+        octet, first = self.frontend.octet, int(time.monotonic() * 10)
+        addresses = (
+            f"127.{octet}.{1 + n // 20}.{1 + n % 20}"
+            for n in ((first + pod) % ADDRESSES for pod in range(count))
+        )
+        service = KubernetesService(name, ports={"http": 8080}, endpoints=tuple(addresses))
+
+        async def publish() -> None:
+            self.frontend.dns.set_service(service)
+
+        self.frontend.call(publish())
+
+    def _add(self, number: int) -> None:
+        self._pods(f"n{number}", 2)
+        self._write(f"n{number}", NEW_PORTS + number % 5000)
+
+    def _remove(self, number: int) -> None:
+        self._file(f"n{number}").unlink()
+
+        async def remove() -> None:
+            self.frontend.dns.remove_service(f"n{number}")
+
+        self.frontend.call(remove())
+
+    def _fail_dns(self) -> None:
+        for fault in (Fault.SERVFAIL, Fault.NXDOMAIN, Fault.NONE):
+            sweeps = self._census().calls["sweeps"]
+            self.frontend.dns.fault = fault
+            self.frontend.until(lambda then=sweeps: self._census().calls["sweeps"] > then + 1, 60)
+
+    def _ask_badly(self) -> None:
+        for path in ("/", "/status.json", "/metrics", "/healthz", "/nothing-here"):
+            self.frontend.get(path)
+        for data in (b"", b"GET /", b"\x16\x03\x01\x00", b"GET /metrics HTTP/1.1\r\n"):
+            with contextlib.suppress(OSError), socket.create_connection(
+                (self.frontend.host, 9484), timeout=5
+            ) as connection:
+                connection.sendall(data)
+
+    def _hang_up(self) -> None:
+        assert self.frontend.daemon is not None
+        self.frontend.daemon.send_signal(signal.SIGHUP)
+
+    # What is seen
+
+    def _census(self) -> Census:
+        return census(self._socket)
+
+    def _until_stepped(self, found: Callable[[], bool]) -> None:
+        """Wait until the daemon has had a turn since now, and says so."""
+        steps = self._census().calls["steps"]
+        self.frontend.until(lambda: self._census().calls["steps"] > steps and found(), 120)
+
+    def _service(self, name: str) -> dict[str, Any] | None:
+        services: list[dict[str, Any]] = self.frontend.status()["services"]
+        return next((each for each in services if each["name"] == name), None)
+
+    def _endpoints(self, name: str) -> int | None:
+        service = self._service(name)
+        return None if service is None else len(service["endpoints"])
+
+    def _slots(self, name: str) -> int:
+        service = self._service(name)
+        return 0 if service is None else int(service["slots"])
+
+    def _quarantined(self) -> int:
+        return len(self.frontend.status()["quarantined"])
+
+    def _workers(self) -> int:
+        return len(show_proc(self.frontend.settings["haproxy"]["master_socket"], 5.0).pids) - 1
+
+
+def rows(options: Options) -> list[dict[str, object]]:
+    """A row a figure."""
+    seconds = options.given_seconds or options.minutes * 60
+    services = options.services_or((SERVICES,), quick=(SERVICES // 2,))[0]
+    with Frontend(binary_of(options.versions[0])) as frontend:
+        churn = Churn(frontend, services)
+        churn.start()
+        before: dict[str, int] = {}
+        while not churn.looks or churn.looks[-1].seconds < seconds:
+            number = len(churn.looks)
+            churn.turn(number)
+            look = churn.look(number)
+            if not before and look.seconds >= seconds / 2:
+                before = churn.types()
+            print(json.dumps({**asdict(look), "load": os.getloadavg()[0]}), file=sys.stderr)
+        told = judged(churn.looks)
+        if any(row["grows"] for row in told):
+            more = {name: n - before.get(name, 0) for name, n in churn.types().items()}
+            most = sorted(more.items(), key=lambda item: -item[1])[:SHOWN]
+            print(f"more objects than at half the time: {most}", file=sys.stderr)
+    return told
+
+
+def judged(looks: Sequence[Look]) -> list[dict[str, object]]:
+    """What became of each figure, and whether it grows."""
+    half = looks[len(looks) // 2 :]
+    hours = (half[-1].seconds - half[0].seconds) / 3600
+    found = []
+    for name, bound in BOUNDS.items():
+        values = [float(getattr(look, name)) for look in half]
+        rise = slope(values) * (len(values) - 1)
+        found.append(
+            {
+                "figure": name,
+                "turns": len(looks),
+                "first": getattr(looks[0], name),
+                "half": values[0],
+                "last": values[-1],
+                "most": max(getattr(look, name) for look in looks),
+                "in second half": round(rise, 2),
+                "an hour": round(rise / hours, 2) if hours else 0.0,
+                "allowed": round(max(bound.least, bound.share * values[0]), 2),
+                "grows": "GROWS" if rise > max(bound.least, bound.share * values[0]) else "",
+            }
+        )
+    return found
+
+
+def slope(values: Sequence[float]) -> float:
+    """The median of the slopes between any two: a few that are off do not move it (Theil, Sen)."""
+    step = max(1, len(values) // MOST_POINTS)
+    points = list(enumerate(values))[::step]
+    slopes = [(b - a) / (y - x) for (x, a), (y, b) in combinations(points, 2)]
+    return statistics.median(slopes) if slopes else 0.0
