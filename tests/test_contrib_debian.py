@@ -100,7 +100,7 @@ def test_it_checks_a_configuration_without_any_right(root: Path) -> None:
     config.chmod(0o644)
     done = said(str(root / "usr/bin/fc-frontend"), "check", "--config", str(config))
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "good: 1 services" in done.stdout
+    assert "good: 1 service," in done.stdout
 
 
 def test_the_user_and_the_units_are_there(root: Path) -> None:

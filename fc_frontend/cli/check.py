@@ -16,6 +16,7 @@ from fc_frontend.cli.common import (
     summary,
 )
 from fc_frontend.errors import Problem, Unavailable, errors_in, warnings_in
+from fc_frontend.plurals import counted
 
 if TYPE_CHECKING:
     from fc_frontend.config.last_good import Quarantine
@@ -86,8 +87,8 @@ def command(config: str, shape: str) -> None:
         click.echo(f"the daemon would quarantine {quarantine.unit}: {quarantine.effect}", err=True)
     if code is Exit.GOOD:
         slots = prepared.plan.slot_count
-        said = f"{services} services, {slots} slots"
-        said += f", {fragments} fragments" if fragments else ""
+        said = f"{counted(services, 'service')}, {counted(slots, 'slot')}"
+        said += f", {counted(fragments, 'fragment')}" if fragments else ""
         click.echo(f"{style('good', 'green')}: {said}, accepted by HAProxy")
     elif unknown and not refused:
         click.echo(f"cannot tell: {unknown[0].message}", err=True)
@@ -104,7 +105,7 @@ def _nagios(problems: tuple[Problem, ...], unknown: tuple[Problem, ...], service
         more = f" (and {len(warnings) - 1} more)" if len(warnings) > 1 else ""
         word, code, said = "WARNING", 1, f"{warnings[0].message}{more}"
     else:
-        word, code, said = "OK", 0, f"{services} services, accepted by HAProxy"
+        word, code, said = "OK", 0, f"{counted(services, 'service')}, accepted by HAProxy"
     said = " ".join(said.replace("|", "/").split())
     click.echo(f"FC-FRONTEND {word} - {said} | errors={len(errors)} warnings={len(warnings)}")
     for problem in (*errors, *warnings, *unknown):

@@ -11,6 +11,7 @@ import click
 
 from fc_frontend.cli.common import Exit, config_option, fail, print_problems, style, summary
 from fc_frontend.errors import Problem, Severity, Unavailable, errors_in
+from fc_frontend.plurals import counted
 
 if TYPE_CHECKING:
     from fc_frontend.config.loader import Declaration
@@ -173,12 +174,12 @@ def _print(changes: tuple[Change, ...]) -> None:
         for line in lines[:_SHOWN]:
             click.echo(f"      {clean(line)}")
         if len(lines) > _SHOWN:
-            click.echo(f"      and {len(lines) - _SHOWN} lines more")
+            click.echo(f"      and {counted(len(lines) - _SHOWN, 'more line')}")
     if not changes:
         click.echo(f"{style('nothing', 'green')} would change")
         return
     reload = any(change.effect == "reload" for change in changes)
-    number = f"{len(changes)} change{'' if len(changes) == 1 else 's'}"
+    number = counted(len(changes), "change")
     click.echo(f"{number}, {'one reload' if reload else 'no reload'}")
 
 

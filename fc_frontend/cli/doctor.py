@@ -13,6 +13,7 @@ import click
 from fc_frontend.cli.common import Exit, config_option, print_problems, style
 from fc_frontend.doctor.findings import Finding, Group, Result, printable, worst
 from fc_frontend.errors import Problem, errors_in
+from fc_frontend.plurals import counted
 
 if TYPE_CHECKING:
     from fc_frontend.config.loader import Declaration
@@ -201,10 +202,10 @@ def _count(found: list[Finding], result: Result) -> int:
 def _summary(found: list[Finding]) -> str:
     counts = {result: _count(found, result) for result in Result}
     names = {
-        Result.PROBLEM: "problems",
-        Result.UNKNOWN: "unknown",
-        Result.WARNING: "warnings",
-        Result.OK: "ok",
+        Result.PROBLEM: ("problem", "problems"),
+        Result.UNKNOWN: ("unknown", "unknown"),
+        Result.WARNING: ("warning", "warnings"),
+        Result.OK: ("ok", "ok"),
     }
     result = worst(found)
     verdict = {
@@ -213,7 +214,7 @@ def _summary(found: list[Finding]) -> str:
         Result.UNKNOWN: "cannot tell",
         Result.PROBLEM: "not fit",
     }[result]
-    said = ", ".join(f"{counts[r]} {name}" for r, name in names.items() if counts[r])
+    said = ", ".join(counted(counts[r], *forms) for r, forms in names.items() if counts[r])
     return f"{style(verdict, _COLORS[result])}: {said}"
 
 
@@ -221,7 +222,7 @@ def _nagios(found: list[Finding]) -> int:
     word, code = _NAGIOS[worst(found)]
     order = [Result.PROBLEM, Result.UNKNOWN, Result.WARNING]
     wrong = sorted((f for f in found if f.result in order), key=lambda f: order.index(f.result))
-    said = f"{len(found)} checks"
+    said = counted(len(found), "check")
     if wrong:
         more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
         said = f"{wrong[0].check}: {wrong[0].message}{more}"

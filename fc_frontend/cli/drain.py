@@ -10,6 +10,7 @@ import click
 
 from fc_frontend.cli.common import Exit, config_option, fail, print_problems
 from fc_frontend.errors import Problem, Refused, Severity, Unavailable, errors_in
+from fc_frontend.plurals import counted
 
 if TYPE_CHECKING:
     from fc_frontend.config.loader import Declaration
@@ -144,7 +145,8 @@ def _report(declaration: Declaration, held: Held, service: str, chosen: list[str
         admin = server.admin or 0
         state = "in maintenance" if admin & 1 else "draining" if admin & 8 else "not drained yet"
         click.echo(
-            f"{server.server} {address} of {service}: {state}, {_connections(left[address])} left"
+            f"{server.server} {address} of {service}: {state}, "
+            f"{counted(left[address], 'connection')} left"
         )
     if not found and chosen:
         click.echo(
@@ -180,11 +182,7 @@ def _wait(declaration: Declaration, service: str, chosen: list[str], seconds: in
             return 0
         remaining = deadline - time.monotonic()
         if remaining <= 0:
-            message = f"{subject}: {_connections(left)} left after {seconds} s"
+            message = f"{subject}: {counted(left, 'connection')} left after {seconds} s"
             print_problems([Problem(message=message, remedy="it stays drained; wait longer")])
             return left
         time.sleep(min(_LOOK_EVERY, remaining))
-
-
-def _connections(count: int) -> str:
-    return f"{count} connection{'' if count == 1 else 's'}"

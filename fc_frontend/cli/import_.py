@@ -10,6 +10,7 @@ import click
 
 from fc_frontend.cli.common import Exit, fail, print_problems, style, summary
 from fc_frontend.errors import FrontendError, Problem, Refused, Unavailable, errors_in
+from fc_frontend.plurals import counted
 
 if TYPE_CHECKING:
     from fc_frontend.migrate.convert import Imported
@@ -143,7 +144,7 @@ def _write(output: str, texts: dict[str, str]) -> None:
 
 def _tell(imported: Imported, output: str | None) -> None:
     click.echo(
-        f"{len(imported.services)} services: "
+        f"{counted(len(imported.services), 'service')}: "
         + (", ".join(service.name for service in imported.services) or "none"),
         err=True,
     )
@@ -154,7 +155,12 @@ def _tell(imported: Imported, output: str | None) -> None:
         )
     left = len(errors_in(imported.problems))
     if left:
-        click.echo(style(f"{left} things were not carried over: see above", "red"), err=True)
+        click.echo(
+            style(
+                f"{counted(left, 'thing was', 'things were')} not carried over: see above", "red"
+            ),
+            err=True,
+        )
     if output is None:
         click.echo("nothing was written: add -o DIRECTORY", err=True)
 

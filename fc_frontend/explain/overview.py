@@ -22,6 +22,7 @@ from fc_frontend.explain.facts import (
     Worker,
     clean,
 )
+from fc_frontend.plurals import counted
 
 LEFT_OUT = "left out"
 
@@ -196,7 +197,7 @@ def overview(seen: Seen) -> Overview:
 
 
 def _summary(seen: Seen, level: Level, findings: list[Finding]) -> str:
-    services = f"{len(seen.services)} service{'' if len(seen.services) == 1 else 's'}"
+    services = counted(len(seen.services), "service")
     if level is Level.UNKNOWN:
         problem = seen.worker_problem or seen.daemon_problem
         return f"neither the daemon nor HAProxy answers: {problem.message if problem else ''}"
@@ -330,22 +331,26 @@ def _of_service(seen: Seen, service: DaemonService) -> Iterator[Finding]:
         )
         yield finding(
             Level.CRITICAL,
-            f"{_pods(service.pods)}, and no server up" + (f" ({states})" if states else ""),
+            f"{counted(service.pods, 'pod')}, and no server up"
+            + (f" ({states})" if states else ""),
             look,
         )
     elif counts and counts.down:
-        yield finding(Level.WARNING, f"{counts.down} of {counts.with_pod} servers down", look)
+        yield finding(
+            Level.WARNING, f"{counts.down} of {counted(counts.with_pod, 'server')} down", look
+        )
     if service.slots_short:
         yield finding(
             Level.CRITICAL,
-            f"{_pods(service.pods)} in {service.slots} slots: {service.slots_short} without a slot "
-            "and traffic",
+            f"{counted(service.pods, 'pod')} in {counted(service.slots, 'slot')}: "
+            f"{service.slots_short} without a slot and traffic",
             look,
         )
     elif service.slots_scarce:
         yield finding(
             Level.WARNING,
-            f"{_pods(service.pods)} in {service.slots} slots: little room is left",
+            f"{counted(service.pods, 'pod')} in {counted(service.slots, 'slot')}: little room is "
+            "left",
             "use slots: auto, or a larger number",
         )
     if service.state == "empty" and not service.rejected:
@@ -372,7 +377,3 @@ def _of_service(seen: Seen, service: DaemonService) -> Iterator[Finding]:
             f"{drained} drained",
             f"to end it: `fc-frontend undrain {name}`",
         )
-
-
-def _pods(number: int) -> str:
-    return f"{number} pod{'' if number == 1 else 's'}"
