@@ -8,6 +8,7 @@ import keyword
 import click
 
 from fc_frontend import __version__
+from fc_frontend.cli.progress import volume_options
 
 COMMANDS = {
     "check": "Judge the configuration; changes nothing and needs no network.",
@@ -66,8 +67,8 @@ FC_FRONTEND_CONFIG; services from there and from services.d/*.yaml, *.json and *
     metavar="PATH",
     help="The settings file. Also an option of each command.",
 )
-@click.pass_context
-def cli(ctx: click.Context, config: str | None) -> None:
+@volume_options
+def cli(config: str | None) -> None:
     """HAProxy in front of a Kubernetes cluster.
 
     Declare services in a few lines; fc-frontend finds their pods by cluster DNS, writes
@@ -81,4 +82,3 @@ def cli(ctx: click.Context, config: str | None) -> None:
       fc-frontend check     judge /etc/fc-frontend/config.yaml
       fc-frontend run       the daemon
     """
-    ctx.obj = config

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from typing import TYPE_CHECKING
 
@@ -10,11 +9,15 @@ import click
 
 from fc_frontend.cli.common import (
     Exit,
-    config_option,
+    common_options,
+    emit,
+    format_options,
     print_problems,
     style,
     summary,
+    told,
 )
+from fc_frontend.cli.progress import step
 from fc_frontend.errors import Problem, Unavailable, errors_in, warnings_in
 from fc_frontend.plurals import counted
 
@@ -23,14 +26,8 @@ if TYPE_CHECKING:
 
 
 @click.command("check")
-@config_option
-@click.option(
-    "--format",
-    "shape",
-    type=click.Choice(["text", "json", "nagios"]),
-    default="text",
-    help="text for people, json for scripts, nagios for Sensu, Nagios and Icinga.",
-)
+@common_options
+@format_options("text", "json", "nagios")
 def command(config: str, shape: str) -> None:
     """Judge the configuration, without changing anything.
 
@@ -48,15 +45,18 @@ def command(config: str, shape: str) -> None:
     """
     from fc_frontend.pipeline import judged, prepare_offline, quarantines
 
-    prepared = prepare_offline(config)
+    with step("reading and rendering what is declared"):
+        prepared = prepare_offline(config)
     problems = prepared.problems
     unknown: tuple[Problem, ...] = ()
     held: tuple[Quarantine, ...] = ()
     try:
-        problems = judged(prepared).problems
+        with step("asking HAProxy whether it accepts that"):
+            problems = judged(prepared).problems
         if errors_in(problems):
             # HAProxy tells some errors only once others are gone.
-            held = quarantines(config)
+            with step("looking for what else is wrong"):
+                held = quarantines(config)
             found = (problem for quarantine in held for problem in quarantine.problems)
             problems = tuple(dict.fromkeys((*problems, *found)))
     except Unavailable as exc:
@@ -76,7 +76,7 @@ def command(config: str, shape: str) -> None:
             "problems": [problem.as_json() for problem in (*problems, *unknown)],
             "quarantined": [quarantine.as_json() for quarantine in held],
         }
-        click.echo(json.dumps(document, indent=2, ensure_ascii=False))
+        emit(document)
         sys.exit(code)
     if shape == "nagios":
         sys.exit(_nagios(problems, unknown, services))
@@ -89,7 +89,7 @@ def command(config: str, shape: str) -> None:
         slots = prepared.plan.slot_count
         said = f"{counted(services, 'service')}, {counted(slots, 'slot')}"
         said += f", {counted(fragments, 'fragment')}" if fragments else ""
-        click.echo(f"{style('good', 'green')}: {said}, accepted by HAProxy")
+        told(f"{style('good', 'green')}: {said}, accepted by HAProxy")
     elif unknown and not refused:
         click.echo(f"cannot tell: {unknown[0].message}", err=True)
     sys.exit(code)
