@@ -46,6 +46,7 @@ _NAGIOS = {
 @click.option(
     "--kubeconfig",
     metavar="PATH",
+    type=click.Path(),
     help="Ask the API server and its nodes as well. Nothing of the file is ever shown.",
 )
 @click.option(
@@ -107,7 +108,7 @@ def command(config: str, kubeconfig: str | None, transfer: bool, shape: str) -> 
         def seen(done: int, under_way: tuple[Probe, ...]) -> None:
             if under_way:
                 total, first = done + len(under_way), under_way[0]
-                looking.say(f"{done} of {total} looks done; now: {first.group} {first.check}")
+                looking.say(f"{done} of {total} done; now: {first.group} {first.check}")
 
         found = list(examine(every, told=seen))
         looking.say("looking at this VM")

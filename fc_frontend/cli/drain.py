@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from fc_frontend.cli import completion
 from fc_frontend.cli.common import (
     Exit,
     common_options,
@@ -42,8 +43,8 @@ _LONGEST_WAIT = 7 * 24 * 3600
     help="Wait until no connection is left, at most this long; exit code 1 if some are.",
 )
 @format_options("text", "json")
-@click.argument("service")
-@click.argument("pod", required=False)
+@click.argument("service", shell_complete=completion.service)
+@click.argument("pod", required=False, shell_complete=completion.pod)
 def command(config: str, wait: int | None, shape: str, service: str, pod: str | None) -> None:
     """Let POD of SERVICE, or all of SERVICE, end what it has and get nothing new.
 

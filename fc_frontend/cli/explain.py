@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from fc_frontend.cli import completion
 from fc_frontend.cli.common import Exit, common_options, emit, fail, format_options, style
 from fc_frontend.cli.progress import is_quiet, step
 from fc_frontend.errors import Unavailable
@@ -22,7 +23,7 @@ _COLORS = {"ok": "green", "warn": "yellow", "bad": "red", "unknown": "yellow"}
 @click.command("explain")
 @common_options
 @format_options("text", "json")
-@click.argument("service")
+@click.argument("service", shell_complete=completion.service)
 def command(config: str, shape: str, service: str) -> None:
     """Walk the way of SERVICE, step by step, and say where it is interrupted, and what to do.
 

@@ -44,11 +44,12 @@ Example:
 
 
 @click.command("import", epilog=EPILOG)
-@click.argument("files", nargs=-1, required=True, metavar="FILE...")
+@click.argument("files", nargs=-1, required=True, metavar="FILE...", type=click.Path())
 @click.option(
     "-o",
     "--output",
     metavar="DIRECTORY",
+    type=click.Path(),
     help="Write into DIRECTORY, which must be empty or new. Without it everything goes to stdout.",
 )
 @click.option("--force", is_flag=True, help="Write into a directory that is not empty.")

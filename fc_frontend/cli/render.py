@@ -12,7 +12,11 @@ from fc_frontend.errors import Unavailable, errors_in
 @click.command("render")
 @common_options
 @click.option(
-    "-o", "--output", metavar="FILE", help="Write to FILE, atomically, instead of stdout."
+    "-o",
+    "--output",
+    metavar="FILE",
+    type=click.Path(),
+    help="Write to FILE, atomically, instead of stdout.",
 )
 def command(config: str, output: str | None) -> None:
     """Print the haproxy.cfg that follows from the configuration.

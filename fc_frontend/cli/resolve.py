@@ -8,6 +8,7 @@ from collections.abc import Iterable
 
 import click
 
+from fc_frontend.cli import completion
 from fc_frontend.cli.common import (
     Exit,
     common_options,
@@ -31,7 +32,7 @@ _NO_NAMESERVER = Problem(
 @click.command("resolve")
 @common_options
 @format_options("text", "json")
-@click.argument("services", nargs=-1, metavar="[SERVICE]...")
+@click.argument("services", nargs=-1, metavar="[SERVICE]...", shell_complete=completion.service)
 def command(config: str, shape: str, services: tuple[str, ...]) -> None:
     """Ask cluster DNS about the declared services, now, and show the answers.
 

@@ -6,6 +6,7 @@ import os
 
 import click
 
+from fc_frontend.cli import completion
 from fc_frontend.cli.common import (
     Exit,
     common_options,
@@ -26,7 +27,13 @@ from fc_frontend.errors import Refused, Unavailable
 @click.command("rollback")
 @common_options
 @format_options("text", "json")
-@click.argument("entry_id", metavar="[ID]", type=click.IntRange(min=1), required=False)
+@click.argument(
+    "entry_id",
+    metavar="[ID]",
+    type=click.IntRange(min=1),
+    required=False,
+    shell_complete=completion.entry,
+)
 def command(config: str, shape: str, entry_id: int | None) -> None:
     """Go back to a former haproxy.cfg, and hold it.
 

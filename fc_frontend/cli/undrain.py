@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from fc_frontend.cli import completion
 from fc_frontend.cli.common import (
     Exit,
     common_options,
@@ -26,8 +27,8 @@ if TYPE_CHECKING:
 @click.command("undrain")
 @common_options
 @format_options("text", "json")
-@click.argument("service")
-@click.argument("pod", required=False)
+@click.argument("service", shell_complete=completion.service)
+@click.argument("pod", required=False, shell_complete=completion.pod)
 def command(config: str, shape: str, service: str, pod: str | None) -> None:
     """Let POD of SERVICE, or all of SERVICE, take new traffic again.
 
