@@ -79,7 +79,7 @@ FC_FRONTEND_CONFIG; services from there and from services.d/*.yaml, *.json and *
     "-c",
     "--config",
     metavar="PATH",
-    type=click.Path(),
+    type=click.Path(readable=False),
     help="The settings file. Also an option of each command.",
 )
 @volume_options

@@ -53,6 +53,9 @@ def command(config: str, shape: str) -> None:
     except Unavailable as exc:
         fail(exc.problems, Exit.CANNOT_TELL)
     # Told before cluster DNS is asked; what counts is the look of `deploy`.
+    unseen = hold.unseen(declaration.settings.state_directory)
+    if unseen is not None:
+        fail([unseen], Exit.CANNOT_TELL)
     held = hold.load(declaration.settings.state_directory)
     if held is not None:
         fail([hold.problem(held)], Exit.PROBLEMS)

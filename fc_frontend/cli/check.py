@@ -90,9 +90,17 @@ def command(config: str, shape: str) -> None:
         said = f"{counted(services, 'service')}, {counted(slots, 'slot')}"
         said += f", {counted(fragments, 'fragment')}" if fragments else ""
         told(f"{style('good', 'green')}: {said}, accepted by HAProxy")
+        if not services and not fragments:
+            told(f"no service is declared: {_where(config)}")
     elif unknown and not refused:
         click.echo(f"cannot tell: {unknown[0].message}", err=True)
     sys.exit(code)
+
+
+def _where(config: str) -> str:
+    from fc_frontend.config.loader import services_directory
+
+    return f"declare one in {config}, or in a file {services_directory(config)}/NAME.yaml"
 
 
 def _nagios(problems: tuple[Problem, ...], unknown: tuple[Problem, ...], services: int) -> int:

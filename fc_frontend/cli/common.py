@@ -47,7 +47,7 @@ def common_options(function: F) -> F:
         "-c",
         "--config",
         metavar="PATH",
-        type=click.Path(),
+        type=click.Path(readable=False),
         callback=chosen,
         help="The settings file [default: $FC_FRONTEND_CONFIG, else /etc/fc-frontend/config.yaml]",
     )(volume_options(function))

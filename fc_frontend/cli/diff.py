@@ -175,9 +175,12 @@ def _print(changes: tuple[Change, ...]) -> None:
 
     for change in changes:
         mark = style(_MARKS[change.how], _COLORS[change.how])
-        because = f", because {change.because}" if change.because else ""
+        # HAProxy does not run: that is the reason for all of them.
+        at_start = change.effect == "at its start"
+        because = f", because {change.because}" if change.because and not at_start else ""
+        effect = "once HAProxy is started" if at_start else change.effect
         subject = f"{change.what} {change.name}".strip()
-        click.echo(f"{mark} {clean(f'{subject}: {change.effect}{because}')}")
+        click.echo(f"{mark} {clean(f'{subject}: {effect}{because}')}")
         for field in change.fields:
             click.echo(f"      {clean(field)}")
         for bind in change.binds:

@@ -46,7 +46,7 @@ _NAGIOS = {
 @click.option(
     "--kubeconfig",
     metavar="PATH",
-    type=click.Path(),
+    type=click.Path(readable=False),
     help="Ask the API server and its nodes as well. Nothing of the file is ever shown.",
 )
 @click.option(

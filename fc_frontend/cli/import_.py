@@ -44,12 +44,14 @@ Example:
 
 
 @click.command("import", epilog=EPILOG)
-@click.argument("files", nargs=-1, required=True, metavar="FILE...", type=click.Path())
+@click.argument(
+    "files", nargs=-1, required=True, metavar="FILE...", type=click.Path(readable=False)
+)
 @click.option(
     "-o",
     "--output",
     metavar="DIRECTORY",
-    type=click.Path(),
+    type=click.Path(readable=False),
     help="Write into DIRECTORY, which must be empty or new. Without it everything goes to stdout.",
 )
 @click.option("--force", is_flag=True, help="Write into a directory that is not empty.")

@@ -24,7 +24,7 @@ from fc_frontend.errors import Unavailable
     "-o",
     "--output",
     metavar="DIRECTORY",
-    type=click.Path(file_okay=False),
+    type=click.Path(file_okay=False, readable=False),
     help="Write all pages into DIRECTORY, as fc-frontend.1, fc-frontend-check.1 and so on.",
 )
 @click.argument("name", metavar="[COMMAND]", required=False, shell_complete=command_names)

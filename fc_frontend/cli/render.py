@@ -15,7 +15,7 @@ from fc_frontend.errors import Unavailable, errors_in
     "-o",
     "--output",
     metavar="FILE",
-    type=click.Path(),
+    type=click.Path(readable=False),
     help="Write to FILE, atomically, instead of stdout.",
 )
 def command(config: str, output: str | None) -> None:

@@ -104,7 +104,8 @@ def _table(answers: dict[str, Answer]) -> None:
         (
             name,
             answer.kind.value,
-            str(len(answer.endpoints)),
+            # No answer says nothing about pods.
+            str(len(answer.endpoints)) if answer.freshness is Freshness.FRESH else "?",
             _addresses(answer),
             answer.error or answer.reason,
         )

@@ -202,7 +202,8 @@ def _summary(seen: Seen, level: Level, findings: list[Finding]) -> str:
         problem = seen.worker_problem or seen.daemon_problem
         return f"neither the daemon nor HAProxy answers: {problem.message if problem else ''}"
     if not findings:
-        return f"{services}, all served, HAProxy in sync"
+        said = f"{services}, all served" if seen.services else "no service is declared"
+        return f"{said}, HAProxy in sync"
     more = f" (and {len(findings) - 1} more)" if len(findings) > 1 else ""
     return f"{findings[0].subject}: {findings[0].message}{more}"
 
@@ -213,6 +214,8 @@ def _rows(seen: Seen) -> Iterator[Row]:
     for service in seen.services:
         known.add(service.name)
         why = service.error or service.reason
+        if service.rejected and not service.pods:
+            why = "cluster DNS names only addresses outside of the cluster's networks"
         if service.name in held and held[service.name].problems:
             why = held[service.name].problems[0].message
         counts = seen.worker.counts.get(service.name, Counts()) if seen.worker else None
@@ -342,15 +345,15 @@ def _of_service(seen: Seen, service: DaemonService) -> Iterator[Finding]:
     if service.slots_short:
         yield finding(
             Level.CRITICAL,
-            f"{counted(service.pods, 'pod')} in {counted(service.slots, 'slot')}: "
+            f"{counted(service.pods or 0, 'pod')} in {counted(service.slots, 'slot')}: "
             f"{service.slots_short} without a slot and traffic",
             look,
         )
     elif service.slots_scarce:
         yield finding(
             Level.WARNING,
-            f"{counted(service.pods, 'pod')} in {counted(service.slots, 'slot')}: little room is "
-            "left",
+            f"{counted(service.pods or 0, 'pod')} in {counted(service.slots, 'slot')}: little "
+            "room is left",
             "use slots: auto, or a larger number",
         )
     if service.state == "empty" and not service.rejected:
@@ -361,7 +364,7 @@ def _of_service(seen: Seen, service: DaemonService) -> Iterator[Finding]:
         yield finding(
             Level.WARNING,
             f"cluster DNS gives no answer: {service.error or 'none yet'}",
-            "the last good answer stays in use",
+            f"the last good answer stays in use; see {look}",
         )
     if service.rejected:
         yield finding(

@@ -123,7 +123,11 @@ def _summary(facts: Facts, explanation: Explanation) -> str:
     if cause is None:
         unknown = next((s for s in explanation.steps if s.verdict is Verdict.UNKNOWN), None)
         return f"{name}: it cannot be told whether it serves: {unknown.said if unknown else ''}"
-    return f"{name}: {_what_clients_see(facts, explanation)}, because {cause.said}"
+    said = f"{name}: {_what_clients_see(facts, explanation)}, because {cause.said}"
+    if any(s.name == "declaration" and s.verdict is Verdict.WARN for s in explanation.steps):
+        # Else who has just changed it would look for the fault in what is not in force.
+        said += "; what is declared now is in quarantine: see the step declaration"
+    return said
 
 
 def _what_clients_see(facts: Facts, explanation: Explanation) -> str:
@@ -287,6 +291,7 @@ def _dns_answered(answer: Answer, spec: ServiceSpec) -> Step | None:
 
 def _manifest(spec: ServiceSpec) -> tuple[str, ...]:
     return (
+        "the Service, made headless:",
         "apiVersion: v1",
         "kind: Service",
         "metadata:",
@@ -310,7 +315,8 @@ def _dns_nobody(facts: Facts, answer: Answer, spec: ServiceSpec) -> Step:
             name="dns",
             verdict=Verdict.BAD,
             said=f"wildcards are not supported by this CoreDNS: {error}",
-            remedy=clean(answer.remedy),
+            remedy=f"{clean(answer.remedy)} (kube-proxy balances then), or make the Service "
+            "headless, as shown",
             details=_manifest(spec),
         )
     said = {
@@ -490,6 +496,8 @@ def _missing(facts: Facts, servers: Sequence[Server]) -> list[str]:
 
 
 def _no_address(facts: Facts) -> str:
+    if facts.now is not None and facts.now.rejected and not facts.now.endpoints:
+        return "see the step networks: none of the addresses may be used"
     if facts.now is None or not facts.now.endpoints:
         return "see the step dns: there is no pod to be had"
     if facts.planned is not None and facts.planned.by_runtime:

@@ -64,10 +64,10 @@ def plan(
         names = ", ".join(unasked[:5]) + (", …" if len(unasked) > 5 else "")
         problems.append(
             Problem(
-                message=f"cluster DNS was not asked, and nothing is stored of its answers for "
-                f"{counted(len(unasked), 'service')} ({names}): automatic slots are "
-                f"{slots.DEFAULT}, and discovery: auto means headless",
-                remedy="nothing to do: the daemon asks DNS and adapts",
+                message=f"cluster DNS was not asked, and has said nothing yet of "
+                f"{counted(len(unasked), 'service')} ({names}): each counts as headless, with "
+                f"{slots.DEFAULT} slots, unless it says otherwise",
+                remedy="nothing to do: the daemon and `fc-frontend apply` ask it, and adapt",
                 severity=Severity.WARNING,
             )
         )
@@ -198,7 +198,9 @@ def _notices(planned: ServicePlan, resolution: Resolution, hold: float) -> Itera
     elif answer.error and answer.freshness is not Freshness.FRESH:
         yield warning(
             f"cluster DNS gave no answer: {answer.error}",
-            "the last good answer stays in use",
+            "the last good answer stays in use"
+            if answer.freshness is Freshness.STALE
+            else f"it never gave one; see `fc-frontend explain {spec.name}`",
             "discovery",
         )
     if spec.fallback and planned.kind is Kind.HEADLESS:
