@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from fc_frontend.config.last_good import (
@@ -28,8 +28,10 @@ from fc_frontend.discovery.store import dump_answers, load_answers
 from fc_frontend.errors import Problem, Refused, errors_in
 from fc_frontend.haproxy import history
 from fc_frontend.haproxy.judge import judge
-from fc_frontend.plan.model import Answer, Freshness, Plan, Resolution, ServiceSpec
+from fc_frontend.plan import planner
+from fc_frontend.plan.model import Answer, Freshness, Plan, Resolution, ServicePlan, ServiceSpec
 from fc_frontend.plan.planner import plan
+from fc_frontend.render import render as renderer
 from fc_frontend.render.render import RenderedConfig, render
 
 if TYPE_CHECKING:
@@ -57,19 +59,38 @@ class Prepared:
         return self.config is not None and not errors_in(self.problems)
 
 
-def prepare(declaration: Declaration, resolution: Resolution, *, shrink: bool = False) -> Prepared:
-    """Plan and render what was declared.  The plan has the services without faults."""
+@dataclass(frozen=True, slots=True)
+class Memo:
+    """What was planned and rendered before; see there."""
+
+    plan: planner.Memo = field(default_factory=planner.Memo)
+    render: renderer.Memo = field(default_factory=renderer.Memo)
+
+
+def prepare(
+    declaration: Declaration,
+    resolution: Resolution,
+    *,
+    shrink: bool = False,
+    memo: Memo | None = None,
+) -> Prepared:
+    """Plan and render what was declared.  The plan has the services without faults.
+
+    What `memo` has of services that are still the same is taken from there.
+    """
+    memo = memo or Memo()
     planned = plan(
         declaration.settings,
         declaration.services,
         declaration.fragments,
         resolution,
         shrink=shrink,
+        memo=memo.plan,
     )
     found = [*declaration.problems, *planned.problems]
     config = None
     try:
-        config = render(planned, templates(declaration.templates))
+        config = render(planned, templates(declaration.templates), memo=memo.render)
     except Refused as exc:
         found += exc.problems
     return Prepared(
@@ -116,12 +137,14 @@ def stored_form(declaration: Declaration, resolution: Resolution) -> bytes:
 def with_slots(plan: Plan, resolution: Resolution) -> dict[str, Answer]:
     """The answers with the slot counts of `plan`, which is what HAProxy now has."""
     planned = {service.spec.name: service for service in plan.services}
-    return {
-        name: replace(answer, slots=planned[name].slots, by_runtime=planned[name].by_runtime)
-        if name in planned
-        else answer
-        for name, answer in resolution.items()
-    }
+    return {name: _with_slots(answer, planned.get(name)) for name, answer in resolution.items()}
+
+
+def _with_slots(answer: Answer, planned: ServicePlan | None) -> Answer:
+    """The very same answer where nothing changes: what follows from it stays the same then."""
+    if planned is None or (answer.slots, answer.by_runtime) == (planned.slots, planned.by_runtime):
+        return answer
+    return replace(answer, slots=planned.slots, by_runtime=planned.by_runtime)
 
 
 def save_answers(declaration: Declaration, resolution: Resolution) -> None:

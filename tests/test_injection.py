@@ -24,6 +24,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fc_frontend.config.loader import load
+from fc_frontend.errors import Unavailable
 from fc_frontend.haproxy import runtime
 from fc_frontend.haproxy.validate import validate
 from fc_frontend.pipeline import Prepared, prepare
@@ -200,9 +201,11 @@ def parsed(binary: str, path: Path, text: str) -> dict[str, set[str]]:
 
         def answer() -> list[list[str]]:
             assert process.poll() is None, (path / "log").read_text(errors="replace")
-            if not (path / "admin.sock").exists():
+            try:
+                said = runtime.command(f"{path}/admin.sock", "show stat")
+            except Unavailable:
+                # Not there, or bound and not listening yet.
                 return []
-            said = runtime.command(f"{path}/admin.sock", "show stat")
             return [line.split(",") for line in said.splitlines() if line and line[0] != "#"]
 
         rows = until(answer)

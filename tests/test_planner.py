@@ -42,8 +42,8 @@ def answer(pods: int, kind: Kind = Kind.HEADLESS, have: int = 0) -> Answer:
     return Answer(kind=kind, reason="", endpoints=endpoints, freshness=Freshness.FRESH, slots=have)
 
 
-def planned(spec: ServiceSpec, given: Answer | None, **options: bool) -> Plan:
-    return plan(SETTINGS, [spec], (), {spec.name: given} if given else {}, **options)
+def planned(spec: ServiceSpec, given: Answer | None, *, shrink: bool = False) -> Plan:
+    return plan(SETTINGS, [spec], (), {spec.name: given} if given else {}, shrink=shrink)
 
 
 @given(st.integers(0, 3000), st.integers(0, 3000))

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from fc_frontend.daemon.watch import FileWatch
+from fc_frontend.daemon.watch import Changes, FileWatch
 
 PATIENCE = 15.0
 SHORTLY = 0.25
@@ -32,6 +32,7 @@ class Watched:
         self.files = [str(path) for path in files]
         self.directories = [str(path) for path in directories]
         self.calls: list[frozenset[str]] = []
+        self.names: list[Changes] = []
         self._called = asyncio.Event()
 
     async def __aenter__(self) -> Watched:
@@ -42,8 +43,9 @@ class Watched:
     async def __aexit__(self, *_exc: object) -> None:
         self.watch.stop()
 
-    def _on_change(self, paths: frozenset[str]) -> None:
-        self.calls.append(paths)
+    def _on_change(self, changes: Changes) -> None:
+        self.calls.append(frozenset(changes))
+        self.names.append(changes)
         self._called.set()
 
     async def sees(self, path: Path) -> None:
@@ -187,6 +189,61 @@ def test_each_way_to_change_a_file_is_seen(tmp_path: Path, change: Callable[[Pat
             change(services / "web.yaml")
             await watched.sees(services)
             assert watched.watch.problems == ()
+
+    asyncio.run(scenario())
+
+
+def test_names_that_changed_in_a_directory_are_called_back(tmp_path: Path) -> None:
+    services = tmp_path / "services.d"
+    services.mkdir()
+    (services / "old.yaml").write_text("a")
+
+    async def scenario() -> None:
+        async with Watched([], [services]) as watched:
+            (services / "web.yaml").write_text("a")
+            (services / "old.yaml").rename(services / "new.yaml")
+            names: set[str] = set()
+            while names != {"web.yaml", "old.yaml", "new.yaml"}:
+                await watched.until(lambda: bool(watched.names))
+                for changes in watched.names:
+                    names |= changes[str(services)] or {"anything"}
+                watched.names.clear()
+            shutil.rmtree(services)
+            await watched.until(lambda: any(None in seen.values() for seen in watched.names))
+
+    asyncio.run(scenario())
+
+
+def test_a_link_that_came_after_the_watch_is_followed(tmp_path: Path) -> None:
+    services, elsewhere = tmp_path / "services.d", tmp_path / "elsewhere"
+    services.mkdir()
+    elsewhere.mkdir()
+    (elsewhere / "web.yaml").write_text("a")
+    (services / "plain.yaml").write_text("a")
+
+    async def scenario() -> None:
+        async with Watched([], [services]) as watched:
+            (services / "web.yaml").symlink_to(elsewhere / "web.yaml")
+            await watched.sees(services)
+            (elsewhere / "web.yaml").write_text("b")
+            await watched.sees(services)
+            (services / "web.yaml").unlink()
+            await watched.sees(services)
+            (elsewhere / "web.yaml").write_text("c")
+            await watched.sees_nothing()
+
+    asyncio.run(scenario())
+
+
+def test_after_very_many_events_nothing_is_taken_for_known(tmp_path: Path) -> None:
+    services = tmp_path / "services.d"
+    services.mkdir()
+
+    async def scenario() -> None:
+        async with Watched([], [services]) as watched:
+            for number in range(2000):
+                (services / f"{number}.yaml").write_text("a")
+            await watched.until(lambda: any(None in seen.values() for seen in watched.names))
 
     asyncio.run(scenario())
 
@@ -581,7 +638,7 @@ def test_stop_leaves_no_thread_and_no_descriptor(tmp_path: Path) -> None:
 
 UNPRIVILEGED = """
 import asyncio, os, pathlib, sys
-from fc_frontend.daemon.watch import FileWatch
+from fc_frontend.daemon.watch import Changes, FileWatch
 
 async def main():
     changed = asyncio.Event()

@@ -6,13 +6,13 @@ loader reads files and this host's resolv.conf and addresses; it asks no network
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import os
 import re
 import stat
+import time
 from bisect import bisect_left
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -38,6 +38,8 @@ DEFAULT_SETTINGS = ("/etc/fc-frontend/config.yaml", "/etc/fc-frontend/config.jso
 SETTINGS_VARIABLE = "FC_FRONTEND_CONFIG"
 MOST_FILES = 20_000
 _RESERVED = "fc-"
+_GRAIN = 2_000_000_000
+"""Nanoseconds."""
 _FRAGMENT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _SETTINGS = Unit(Piece.SETTINGS)
 _TEMPLATES = Unit(Piece.TEMPLATES)
@@ -120,6 +122,8 @@ class Sources:
     has_directory: bool
     problems: tuple[Problem, ...]
     host: tuple[Address, ...]
+    files: Mapping[str, _File] = field(default_factory=dict, compare=False, repr=False)
+    """Each file that was read, by its path."""
 
 
 def load(settings_file: str) -> Declaration:
@@ -130,55 +134,199 @@ def load(settings_file: str) -> Declaration:
     return declare(read(settings_file))
 
 
-def read(settings_file: str) -> Sources:
-    """What the settings file and services.d beside it hold; never raises for what that is."""
-    problems: list[Problem] = []
-    broken: set[str] = set()
-    document = _read(settings_file, problems, missing_remedy=_MISSING_SETTINGS)
-    raw = _mapping(document, settings_file, problems)
-    services: dict[str, _Raw] = {}
-    inline = raw.pop("services", None)
-    _collect(inline, document, settings_file, services, problems)
-    if errors_in(problems):
-        broken.add(settings_file)
+def read(
+    settings_file: str, before: Sources | None = None, changed: frozenset[str] | None = None
+) -> Sources:
+    """What the settings file and services.d beside it hold; never raises for what that is.
 
+    A file that is as it was `before` is not read again.  With `changed`, names of files in
+    services.d, all others there are taken to be as they were `before`, without a look.
+    """
+    known = before.files if before and before.settings_file == settings_file else {}
+    main = _file(settings_file, known.get(settings_file), _signature(settings_file), is_main=True)
+    problems: list[Problem] = list(main.problems)
+    broken = {settings_file} if main.is_broken else set()
     directory = services_directory(settings_file)
-    fragments: list[Fragment] = []
     listed: list[Problem] = []
-    paths = _listing(directory, listed)
+    if before is not None and known and changed is not None and directory not in before.broken:
+        files = _looked_at(known, settings_file, directory, changed)
+    else:
+        files = {
+            path: _file(path, known.get(path), signature)
+            for path, signature in _listing(directory, listed).items()
+        }
     if errors_in(listed):
         broken.add(directory)
     problems += listed
-    for path in paths:
-        found: list[Problem] = []
-        if path.endswith(".cfg"):
-            fragment = _fragment(path, found)
-            fragments += [fragment] if fragment else []
-        else:
-            file_document = _read(path, found)
-            content = _mapping(file_document, path, found)
-            unknown = [key for key in content if key != "services"]
-            found += [
-                _unknown_field(key, ("services",), path, (key,), file_document) for key in unknown
-            ]
-            _collect(content.get("services"), file_document, path, services, found)
-        if any(problem.service is None for problem in errors_in(found)):
+    all_files = {settings_file: main, **files}
+    services = _with_same_names(before, all_files) if before and known else None
+    clashes: dict[str, list[Problem]] = {}
+    if services is None:
+        services = _merged(all_files, clashes)
+    odd = [(path, file) for path, file in files.items() if not file.is_plain or path in clashes]
+    for path, file in odd:
+        problems += file.problems
+        problems += clashes.get(path, ())
+        if file.is_broken:
             broken.add(path)
-        problems += found
-    templates = _template_directory(raw)
+    templates = _template_directory(main.content)
     return Sources(
         settings_file=settings_file,
         directory=directory,
-        settings=raw,
-        document=document,
+        settings=main.content,
+        document=main.document,
         services=services,
-        fragments=tuple(fragments),
+        fragments=tuple(file.fragment for _, file in odd if file.fragment is not None),
         templates=_templates(templates, problems) if templates else {},
         broken=frozenset(broken),
         has_directory=Path(directory).is_dir(),
         problems=tuple(dict.fromkeys(problems)),
         host=host.host_addresses(),
+        files=all_files,
     )
+
+
+def is_unchanged(sources: Sources) -> bool:
+    """True if every file that `sources` was read from, and the list of them, is as it was then."""
+    listed = _listing(sources.directory, [])
+    signatures = {sources.settings_file: _signature(sources.settings_file), **listed}
+    return signatures.keys() == sources.files.keys() and all(
+        signature == sources.files[path].signature for path, signature in signatures.items()
+    )
+
+
+def _looked_at(
+    known: Mapping[str, _File], settings_file: str, directory: str, changed: frozenset[str]
+) -> dict[str, _File]:
+    """The files of services.d, of which only those that are named `changed` are looked at."""
+    files = dict(known)
+    del files[settings_file]
+    for name in sorted(changed):
+        path = f"{directory}/{name}"
+        if not _is_declared_in(name):
+            continue
+        signature = _signature(path)
+        if signature is None and not os.path.lexists(path):
+            files.pop(path, None)
+        else:
+            files[path] = _file(path, None, signature)
+    if files.keys() != known.keys() - {settings_file}:
+        return dict(sorted(files.items()))
+    return files
+
+
+def _file(
+    path: str, before: _File | None, signature: _Signature | None, *, is_main: bool = False
+) -> _File:
+    """What a file holds; `before` if it is the same still."""
+    if before is not None and signature is not None and before.signature == signature:
+        return before
+    problems: list[Problem] = []
+    services: dict[str, _Raw] = {}
+    fragment = None
+    document, content = _NO_DOCUMENT, dict[str, Any]()
+    if path.endswith(".cfg") and not is_main:
+        fragment = _fragment(path, problems)
+    elif path.endswith(".yml") and not is_main:
+        problems.append(
+            Problem(
+                message="is not read",
+                remedy="name it .yaml",
+                severity=Severity.WARNING,
+                file=path,
+            )
+        )
+    else:
+        document = _read(path, problems, missing_remedy=_MISSING_SETTINGS if is_main else "")
+        content = _mapping(document, path, problems)
+        inline = content.pop("services", None)
+        if not is_main:
+            problems += [
+                _unknown_field(key, ("services",), path, (key,), document) for key in content
+            ]
+        services = _collect(inline, document, path, problems, before.services if before else {})
+    errors = errors_in(problems)
+    is_broken = bool(errors) if is_main else any(problem.service is None for problem in errors)
+    is_settled = signature is not None and not is_broken and _is_settled(signature)
+    return _File(
+        signature=signature if is_settled else None,
+        content=content,
+        document=document,
+        services=services,
+        fragment=fragment,
+        problems=tuple(problems),
+        is_broken=is_broken,
+    )
+
+
+def _signature(path: str) -> _Signature | None:
+    try:
+        return _signature_of(Path(path).stat())
+    except OSError:
+        return None
+
+
+def _signature_of(status: os.stat_result) -> _Signature:
+    return (
+        status.st_dev,
+        status.st_ino,
+        status.st_size,
+        status.st_mtime_ns,
+        status.st_ctime_ns,
+    )
+
+
+def _is_settled(signature: _Signature) -> bool:
+    """True if a change after the look would have another signature.
+
+    Clocks of file systems have grains of up to 2 s; what was changed within one grain of the look
+    may be changed again without any sign.
+    """
+    return max(signature[3:]) + _GRAIN < time.time_ns()
+
+
+def _with_same_names(before: Sources, files: Mapping[str, _File]) -> dict[str, _Raw] | None:
+    """All services, if files and services are called as they were before, each only once.
+
+    None otherwise.
+    """
+    if len(files) != len(before.files):
+        return None
+    changed: dict[str, _Raw] = {}
+    count = 0
+    for path, file in files.items():
+        count += len(file.services)
+        former = before.files.get(path)
+        if former is file:
+            continue
+        if former is None or former.services.keys() != file.services.keys():
+            return None
+        changed.update(file.services)
+    return {**before.services, **changed} if count == len(before.services) else None
+
+
+def _merged(files: Mapping[str, _File], clashes: dict[str, list[Problem]]) -> dict[str, _Raw]:
+    """All services; of those with the same name the first, and what is wrong with the others."""
+    services: dict[str, _Raw] = {}
+    for path, file in files.items():
+        if services.keys().isdisjoint(file.services):
+            services.update(file.services)
+        else:
+            clashes[path] = list(_merge(services, file.services))
+    return services
+
+
+def _merge(services: dict[str, _Raw], more: Mapping[str, _Raw]) -> Iterator[Problem]:
+    """Add `more`, but for names that are there already: those are problems."""
+    for name, raw in more.items():
+        first = services.setdefault(name, raw)
+        if first is not raw:
+            line = (first.document.locate(("services", name)) or (0, 0))[0]
+            yield raw.problem(
+                "",
+                f"is also defined in {first.file}:{line}",
+                "rename one of the two, or remove it",
+            )
 
 
 def state_directory(sources: Sources) -> str:
@@ -209,11 +357,15 @@ def declare(
         raw_settings, document = dict(last_good.settings), _NO_DOCUMENT
     settings = _settings(raw_settings, document, sources.settings_file, problems)
     services = _with_reverted(sources, last_good, reverted)
-    built = {
-        name: (raw, spec)
-        for name, raw in services.items()
-        if (spec := _service(raw, problems)) is not None
-    }
+    built: dict[str, ServiceSpec] = {}
+    forms: dict[str, Form] = {}
+    for name, raw in services.items():
+        spec, said, form = raw.found[0] if raw.found else raw.judged()
+        if said:
+            problems += said
+        if spec is not None:
+            built[name] = spec
+            forms[name] = form
     fragments = _fragments(sources, last_good, reverted)
     for clash in [fragment for fragment in fragments if fragment.name in built]:
         problems.append(
@@ -225,10 +377,17 @@ def declare(
         )
         fragments.remove(clash)
     # What serves already comes first: a newcomer is at fault if both want the same.
-    order = sorted(built, key=lambda name: (not _unchanged(last_good, built[name][0]), name))
+    names = sorted(built)
+    good = last_good.services
+    fresh = {
+        name
+        for name, form in forms.items()
+        if (other := good.get(name)) is not form and not _is_same(form, other)
+    }
+    order = sorted(names, key=fresh.__contains__) if fresh else names
     between = [
         *settings_problems(settings, sources.host),
-        *service_problems(settings, [built[name][1] for name in order]),
+        *service_problems(settings, [built[name] for name in order]),
     ]
     problems += [
         _place_between(problem, services, document, sources.settings_file) for problem in between
@@ -240,7 +399,7 @@ def declare(
         own_templates = {}
     return Declaration(
         settings=settings,
-        services=tuple(built[name][1] for name in sorted(built)),
+        services=tuple(built[name] for name in names),
         fragments=tuple(fragments),
         problems=tuple(dict.fromkeys(problems)),
         settings_file=sources.settings_file,
@@ -248,7 +407,7 @@ def declare(
         templates=own_templates,
         forms=LastGood(
             settings=raw_settings,
-            services={name: Form(raw.file, raw.value) for name, (raw, _) in built.items()},
+            services=forms,
             fragments={f.name: Form(f.origin.file, f.text) for f in fragments},
             templates=own_templates,
         ),
@@ -283,11 +442,13 @@ def recall(last_good: LastGood, sources: Sources) -> Declaration | None:
 
 def _with_reverted(
     sources: Sources, last_good: LastGood, reverted: Mapping[Unit, bool]
-) -> dict[str, _Raw]:
+) -> Mapping[str, _Raw]:
     """The services as declared, or as they were last good, or without those to leave out."""
     broken = {unit.name for unit in reverted if unit.piece is Piece.FILE}
+    if not reverted:
+        return sources.services
     services = {name: raw for name, raw in sources.services.items() if raw.file not in broken}
-    for name, form in last_good.services.items():
+    for name, form in last_good.services.items() if broken else ():
         is_lost = form.file in broken or str(Path(form.file).parent) in broken
         if is_lost and name not in services:
             services[name] = _Raw(name, form.value, form.file, _NO_DOCUMENT)
@@ -316,9 +477,8 @@ def _fragments(
     return [fragments[name] for name in sorted(fragments)]
 
 
-def _unchanged(last_good: LastGood, raw: _Raw) -> bool:
-    form = last_good.services.get(raw.name)
-    return form is not None and form.value == raw.value
+def _is_same(form: Form, other: Form | None) -> bool:
+    return other is not None and form.value == other.value
 
 
 def _template_directory(raw: Mapping[str, Any]) -> str | None:
@@ -327,21 +487,29 @@ def _template_directory(raw: Mapping[str, Any]) -> str | None:
     return directory if isinstance(directory, str) and SAFE_PATH.fullmatch(directory) else None
 
 
-def fingerprint(settings_file: str) -> tuple[tuple[str, int, int, int], ...]:
-    """What changes when any declared file does: path, inode, size and time of change of each."""
-    paths = [settings_file]
-    directory = services_directory(settings_file)
-    with contextlib.suppress(OSError):
-        paths += [f"{directory}/{name}" for name in _names(directory)]
-    found = []
-    for path in paths:
-        with contextlib.suppress(OSError):
-            status = Path(path).stat()
-            found.append((path, status.st_ino, status.st_size, status.st_mtime_ns))
-    return tuple(found)
-
-
 _MISSING_SETTINGS = f"create it, give --config PATH, or set {SETTINGS_VARIABLE}"
+
+
+_Signature = tuple[int, int, int, int, int]
+"""Device, inode, size, and the times of change of content and inode, in ns."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _File:
+    """A file as it was read.  `signature` is None if it is to be read again in any case."""
+
+    signature: _Signature | None
+    content: dict[str, Any]
+    document: Document
+    services: Mapping[str, _Raw]
+    fragment: Fragment | None
+    problems: tuple[Problem, ...]
+    is_broken: bool
+
+    @property
+    def is_plain(self) -> bool:
+        """True if it holds services and nothing else that counts."""
+        return not self.problems and not self.is_broken and self.fragment is None
 
 
 @dataclass(frozen=True, slots=True)
@@ -352,6 +520,23 @@ class _Raw:
     value: Any
     file: str
     document: Document
+    found: list[tuple[ServiceSpec | None, tuple[Problem, ...], Form]] = field(
+        default_factory=list, compare=False, repr=False
+    )
+    """What `judged` found out, if it was asked."""
+
+    def judged(self) -> tuple[ServiceSpec | None, tuple[Problem, ...], Form]:
+        """What it declares, None if that is wrong; what is wrong; its form.  Found out once."""
+        if not self.found:
+            problems: list[Problem] = []
+            spec = _service(self, problems)
+            self.found.append((spec, tuple(problems), Form(self.file, self.value)))
+        return self.found[0]
+
+    @property
+    def problems(self) -> tuple[Problem, ...]:
+        """What is wrong with it."""
+        return self.judged()[1]
 
     def problem(self, field: str, message: str, remedy: str) -> Problem:
         path: tuple[str | int, ...] = ("services", self.name)
@@ -454,11 +639,16 @@ def _mapping(document: Document, file: str, problems: list[Problem]) -> dict[str
     return dict(document.value)
 
 
-def _listing(directory: str, problems: list[Problem]) -> list[str]:
+def _listing(directory: str, problems: list[Problem]) -> dict[str, _Signature | None]:
+    """The files of a directory that may declare something, in order, and what they look like."""
+    found: dict[str, _Signature | None] = {}
     try:
-        names = _names(directory)
+        with os.scandir(directory) as entries:
+            for entry in entries:
+                if _is_declared_in(entry.name):
+                    found[f"{directory}/{entry.name}"] = _entry_signature(entry)
     except FileNotFoundError:
-        return []
+        return {}
     except OSError as exc:
         problems.append(
             Problem(
@@ -467,23 +657,7 @@ def _listing(directory: str, problems: list[Problem]) -> list[str]:
                 file=directory,
             )
         )
-        return []
-    found: list[str] = []
-    for name in names:
-        path = f"{directory}/{name}"
-        if name.startswith((".", "#")) or not name.endswith((".yaml", ".json", ".cfg", ".yml")):
-            continue
-        if name.endswith(".yml"):
-            problems.append(
-                Problem(
-                    message="is not read",
-                    remedy="name it .yaml",
-                    severity=Severity.WARNING,
-                    file=path,
-                )
-            )
-            continue
-        found.append(path)
+        return {}
     if len(found) > MOST_FILES:
         problems.append(
             Problem(
@@ -492,7 +666,18 @@ def _listing(directory: str, problems: list[Problem]) -> list[str]:
                 file=directory,
             )
         )
-    return found[:MOST_FILES]
+    return dict(sorted(found.items())[:MOST_FILES])
+
+
+def _is_declared_in(name: str) -> bool:
+    return not name.startswith((".", "#")) and name.endswith((".yaml", ".json", ".cfg", ".yml"))
+
+
+def _entry_signature(entry: os.DirEntry[str]) -> _Signature | None:
+    try:
+        return _signature_of(entry.stat())
+    except OSError:
+        return None
 
 
 def _names(directory: str) -> list[str]:
@@ -532,11 +717,12 @@ def _collect(
     value: Any,
     document: Document,
     file: str,
-    services: dict[str, _Raw],
     problems: list[Problem],
-) -> None:
+    before: Mapping[str, _Raw],
+) -> dict[str, _Raw]:
+    """The services of one file, as they were `before` where they are the same."""
     if value is None:
-        return
+        return {}
     if not isinstance(value, dict):
         line, column = document.locate(("services",)) or (None, None)
         problems.append(
@@ -549,21 +735,16 @@ def _collect(
                 field="services",
             )
         )
-        return
+        return {}
+    services: dict[str, _Raw] = {}
     for name, content in value.items():
-        raw = _Raw(name, content, file, document)
-        if name in services:
-            first = services[name]
-            line = (first.document.locate(("services", name)) or (0, 0))[0]
-            problems.append(
-                raw.problem(
-                    "",
-                    f"is also defined in {first.file}:{line}",
-                    "rename one of the two, or remove it",
-                )
-            )
+        known = before.get(name)
+        if known is not None and known.value == content and not known.problems:
+            # Its lines may be others now, and nothing of it names a line.
+            services[name] = replace(known, document=document)
         else:
-            services[name] = raw
+            services[name] = _Raw(name, content, file, document)
+    return services
 
 
 def _settings(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 
 
-def packaged_templates() -> dict[str, str]:
-    """File name → text of the templates that fc-frontend ships."""
+@cache
+def packaged_templates() -> Mapping[str, str]:
+    """File name → text of the templates that fc-frontend ships; read once."""
     package = Path(__file__).parent.parent
     directory = package / "templates"
     if not directory.is_dir():

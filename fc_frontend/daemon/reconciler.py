@@ -18,7 +18,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from fc_frontend.config.last_good import Form, LastGood, Piece, Quarantine, Unit
-from fc_frontend.config.loader import Declaration, Sources, read, state_directory
+from fc_frontend.config.loader import Declaration, Sources, is_unchanged, read, state_directory
 from fc_frontend.config.quarantine import Withdrawn, tolerate
 from fc_frontend.daemon.guard import Guard
 from fc_frontend.daemon.report import Report
@@ -45,6 +45,7 @@ from fc_frontend.observe.log import Log
 from fc_frontend.observe.metrics import Metrics
 from fc_frontend.pipeline import (
     MOST_TRIALS,
+    Memo,
     Prepared,
     culprit,
     judged,
@@ -58,6 +59,7 @@ from fc_frontend.pipeline import (
     traced,
     with_slots,
 )
+from fc_frontend.plan import planner
 from fc_frontend.plan.model import Answer, Haproxy, Plan, ServicePlan, Settings
 from fc_frontend.plan.planner import plan
 from fc_frontend.plan.reasons import Cause, Reason, reasons
@@ -77,7 +79,9 @@ class Trigger(StrEnum):
     RESUME = "resume"
 
 
-_WITHOUT_FILES = frozenset((Trigger.DNS, Trigger.HAPROXY))
+NAMED = frozenset((Trigger.FILES, Trigger.DNS, Trigger.HAPROXY))
+"""With these alone, it is known which files changed."""
+_WITHOUT_FILES = NAMED - {Trigger.FILES}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,6 +112,9 @@ class Reconciler:
         self._client: DnsClient | None = None
         self._unsaved = False
         self._sources: Sources | None = None
+        self._declared_by: tuple[Sources, LastGood, Withdrawn] | None = None
+        self._memo = Memo()
+        self._sweep_memo = planner.Memo()
         self._last_good: LastGood | None = None
         self._saved: LastGood | None = None
         self._withdrawn = Withdrawn()
@@ -166,14 +173,18 @@ class Reconciler:
             held.unit.piece is Piece.FILE for held in self.quarantined
         )
 
-    async def step(self, triggers: frozenset[Trigger], seen: float) -> Deployment | None:
+    async def step(
+        self, triggers: frozenset[Trigger], seen: float, changed: frozenset[str] | None = None
+    ) -> Deployment | None:
         """Read what may have changed and bring HAProxy there.
 
-        `seen` is when the first of `triggers` was seen, on the monotonic clock.  Returns what was
-        deployed, None if nothing had to be or could be.
+        `seen` is when the first of `triggers` was seen, on the monotonic clock.  `changed` names
+        the files of services.d that changed, where `triggers` are `NAMED`; None if any may have.
+        Returns what was deployed, None if nothing had to be or could be.
         """
         if self._sources is None or not triggers <= _WITHOUT_FILES:
-            await self._read()
+            before = None if Trigger.SIGHUP in triggers else self._sources
+            await self._read(before, changed if triggers <= NAMED else None)
         await self.look_at_hold()
         for _ in range(MOST_TRIALS):
             prepared = await self._prepare()
@@ -285,9 +296,13 @@ class Reconciler:
             )
         return deployment
 
-    async def _read(self) -> None:
+    async def look_at_files(self) -> bool:
+        """True if any file is another one than when it was read."""
+        return self._sources is None or not await asyncio.to_thread(is_unchanged, self._sources)
+
+    async def _read(self, before: Sources | None, changed: frozenset[str] | None) -> None:
         """Read the files, and give units that HAProxy refused another chance."""
-        self._sources = await asyncio.to_thread(read, self._settings_file)
+        self._sources = await asyncio.to_thread(read, self._settings_file, before, changed)
         self._withdrawn.clear()
         self._untraced = None
         if self._last_good is None:
@@ -321,13 +336,16 @@ class Reconciler:
         """Plan and render what can be had, with what is faulty in its last good form."""
         assert self._sources is not None
         assert self._last_good is not None
-        declaration = await asyncio.to_thread(
-            tolerate, self._sources, self._fallback, self._withdrawn.copy()
-        )
-        self.read = declaration
+        declared_by = (self._sources, self._fallback, self._withdrawn.copy())
+        if self.read is None or not _are_same(declared_by, self._declared_by):
+            self.read = await asyncio.to_thread(tolerate, *declared_by)
+            self._declared_by = declared_by
+        declaration = self.read
         if not errors_in(declaration.problems):
             await self._resolve_new(declaration)
-        return await asyncio.to_thread(prepare, declaration, self.resolution, shrink=shrink)
+        return await asyncio.to_thread(
+            prepare, declaration, self.resolution, shrink=shrink, memo=self._memo
+        )
 
     async def _isolate(self, prepared: Prepared, deployment: Deployment) -> bool:
         """Withdraw what HAProxy refused; False if that cannot be told from the rest."""
@@ -398,13 +416,15 @@ class Reconciler:
         if answers == before:
             return False
         self._report.answers(before, answers)
+        # The same objects where nothing changed: what follows from them is not worked out again.
+        answers = {n: old if (old := before.get(n)) == a else a for n, a in answers.items()}
         # What follows from it for the plan is for the step that ends a hold.
         self.resolution = answers
         self._unsaved = True
         self._unassigned = True
         if self.deployed is None or self.held is not None:
             return False
-        planned = plan(self.declaration.settings, specs, self.declaration.fragments, answers)
+        planned = plan(settings, specs, self.declaration.fragments, answers, memo=self._sweep_memo)
         self._metrics.planned(self.deployed, answers)
         return _shape(planned.services) != _shape(self.deployed.services)
 
@@ -594,9 +614,12 @@ class Reconciler:
             self.resolution = stored_answers(declaration)
             pending = declaration.services
         else:
-            asked = {spec.name: question(spec) for spec in before.services}
+            asked = {spec.name: spec for spec in before.services}
             pending = tuple(
-                spec for spec in declaration.services if asked.get(spec.name) != question(spec)
+                spec
+                for spec in declaration.services
+                if (old := asked.get(spec.name)) is not spec
+                and (old is None or question(old) != question(spec))
             )
             for spec in pending:
                 self.resolution.pop(spec.name, None)
@@ -615,8 +638,9 @@ class Reconciler:
             self._metrics.resolved(answers, self._clock())
             self.resolution = {**self.resolution, **answers}
             self._unsaved = True
-        names = {spec.name for spec in declaration.services}
-        self.resolution = {n: a for n, a in self.resolution.items() if n in names}
+        if len(self.resolution) > len(declaration.services):
+            names = {spec.name for spec in declaration.services}
+            self.resolution = {n: a for n, a in self.resolution.items() if n in names}
 
     async def _revive(self) -> Deployment | None:
         """Nothing new is to be had: a supervised HAProxy must serve with the last good one."""
@@ -858,6 +882,13 @@ def _no_server_up(name: str, evidence: str) -> Problem:
         remedy="see port, tls and checks in its declaration; once that changes it is tried again",
         service=name,
     )
+
+
+def _are_same(
+    one: tuple[Sources, LastGood, Withdrawn], other: tuple[Sources, LastGood, Withdrawn] | None
+) -> bool:
+    """True if the same would be declared: the sources and forms are large, so by identity."""
+    return other is not None and one[0] is other[0] and one[1] is other[1] and one[2] == other[2]
 
 
 def _shape(services: Iterable[ServicePlan]) -> list[tuple[object, ...]]:

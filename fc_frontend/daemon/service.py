@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import signal
 import socket
 import time
 from collections.abc import Coroutine, Iterator, Mapping
 from typing import Any
 
-from fc_frontend.config.loader import fingerprint, services_directory
+from fc_frontend.config.loader import services_directory
 from fc_frontend.daemon.notify import Notifier
 from fc_frontend.daemon.pages import routes
-from fc_frontend.daemon.reconciler import Reconciler, Trigger
-from fc_frontend.daemon.watch import FileWatch
+from fc_frontend.daemon.reconciler import NAMED, Reconciler, Trigger
+from fc_frontend.daemon.watch import Changes, FileWatch
 from fc_frontend.errors import Unavailable
 from fc_frontend.haproxy import runtime
 from fc_frontend.haproxy.deploy import Outcome
@@ -57,7 +58,8 @@ class Service:
         self._watch: FileWatch | None = None
         self._http: HttpServer | None = None
         self._http_bind: Bind | None = None
-        self._fingerprint: object = None
+        self._changed: frozenset[str] | None = frozenset()
+        self._watched: tuple[list[str], list[str]] | None = None
         self._retry_after = _FIRST_RETRY
         self._retry: asyncio.TimerHandle | None = None
         self._ready = False
@@ -69,7 +71,7 @@ class Service:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
         loop.add_signal_handler(signal.SIGHUP, self._on_sighup)
-        self._watch = FileWatch(loop, lambda _paths: self._trigger(Trigger.FILES))
+        self._watch = FileWatch(loop, self._on_files)
         # Before the files are read, so that no change falls between the two.
         self._watch.watch([self._settings_file], [services_directory(self._settings_file)])
         self._log.info("starting", config=self._settings_file)
@@ -120,6 +122,12 @@ class Service:
         self._triggers.add(trigger)
         self._due.set()
 
+    def _on_files(self, changes: Changes) -> None:
+        names = changes.get(services_directory(self._settings_file), frozenset())
+        known = self._changed
+        self._changed = None if names is None or known is None else known | names
+        self._trigger(Trigger.FILES)
+
     def _on_sighup(self) -> None:
         self._notifier.reloading("reading the configuration")
         self._trigger(Trigger.SIGHUP)
@@ -145,15 +153,14 @@ class Service:
                 return
             if self._stop.is_set():
                 return
-            triggers, seen = frozenset(self._triggers), self._seen
+            triggers, seen, changed = frozenset(self._triggers), self._seen, self._changed
             self._triggers.clear()
+            self._changed = frozenset()
             self._due.clear()
             self._failed = True
             with self._enduring("reconcile"):
-                if not triggers <= {Trigger.DNS, Trigger.HAPROXY}:
-                    self._fingerprint = await asyncio.to_thread(fingerprint, self._settings_file)
-                deployment = await self._reconciler.step(triggers, seen)
-                await self._follow_settings()
+                deployment = await self._reconciler.step(triggers, seen, changed)
+                await self._follow_settings(anew=not triggers <= NAMED)
                 if deployment and deployment.outcome in (Outcome.RELOADED, Outcome.STARTED):
                     last_reload = time.monotonic()
                 self._failed = deployment is not None and not deployment.ok
@@ -205,10 +212,14 @@ class Service:
         services = len(reconciler.declaration.services) if reconciler.declaration else 0
         state = "in sync" if reconciler.in_sync else "not in sync"
         self._notifier.ready(f"{counted(services, 'service')}, HAProxy {state}")
+        if not self._ready:
+            # What was read stays: to visit it at each collection takes a tenth of a second.
+            gc.collect()
+            gc.freeze()
         self._ready = True
 
-    async def _follow_settings(self) -> None:
-        """Let watches and the listener follow what is declared now."""
+    async def _follow_settings(self, *, anew: bool) -> None:
+        """Let watches and the listener follow what is declared now; `anew` looks again at links."""
         read = self._reconciler.read
         if read is None:
             return
@@ -217,7 +228,9 @@ class Service:
         if read.settings.haproxy.templates:
             directories.append(read.settings.haproxy.templates)
         if self._watch:
-            self._watch.watch(files, directories)
+            if anew or self._watched != (files, directories) or self._watch.problems:
+                self._watched = (files, directories)
+                self._watch.watch(files, directories)
             for problem in self._watch.problems:
                 self._log.limited("watch").warning(
                     "files-not-watched", said=problem.message, remedy=problem.remedy
@@ -269,8 +282,7 @@ class Service:
             pass
         while await self._sleep(self._settings.intervals.rescan):
             with self._enduring("rescan"):
-                now = await asyncio.to_thread(fingerprint, self._settings_file)
-                if now != self._fingerprint or not self._reconciler.in_sync:
+                if await self._reconciler.look_at_files() or not self._reconciler.in_sync:
                     self._trigger(Trigger.RESCAN)
                 elif self._http is None:
                     await self._listen(self._settings.listen)

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import logging
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from watchdog.events import FileSystemEvent, FileSystemEventHandler
@@ -21,12 +22,19 @@ from watchdog.observers.api import BaseObserver, ObservedWatch
 
 from fc_frontend.errors import Problem, Severity
 
+# It calls the end of a watch an error when an event arrives meanwhile; `problems` has what matters.
+logging.getLogger("watchdog").addHandler(logging.NullHandler())
+
 _MOST_LINKS = 40
 _MOST_LOOKS = 10
+_MANY = 1_000
+"""Events in one go, after which some may have been lost: inotify queues 16,384 (inotify(7))."""
 _QUIET = frozenset(("opened", "closed_no_write"))
 """Reading a file must not look like a change."""
 _Names = dict[str, dict[str | None, set[str]]]
 """Directory → name in it, None for any that is no editor's → the paths that it is about."""
+Changes = Mapping[str, frozenset[str] | None]
+"""Path, as it was given → names in it that may have changed, None if anything about it may have."""
 
 
 class FileWatch:
@@ -36,7 +44,7 @@ class FileWatch:
     """
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, on_change: Callable[[frozenset[str]], None]
+        self, loop: asyncio.AbstractEventLoop, on_change: Callable[[Changes], None]
     ) -> None:
         self._loop = loop
         self._on_change = on_change
@@ -44,6 +52,7 @@ class FileWatch:
         self._watches: dict[str, ObservedWatch] = {}
         self._identities: dict[str, tuple[int, int]] = {}
         self._names: _Names = {}
+        self._links: dict[str, set[str]] = {}
         self._events: deque[FileSystemEvent] = deque()
         self._files: frozenset[str] = frozenset()
         self._directories: frozenset[str] = frozenset()
@@ -53,9 +62,10 @@ class FileWatch:
     def watch(self, files: Iterable[str], directories: Iterable[str]) -> None:
         """Watch these, and no others; paths need not exist.  `problems` says what cannot be."""
         self._files, self._directories = frozenset(files), frozenset(directories)
+        self._links.clear()
         changed = self._look_up()
         if changed:
-            self._on_change(changed)
+            self._on_change(dict.fromkeys(changed))
 
     def stop(self) -> None:
         """End all watches; nothing is called back after this."""
@@ -92,8 +102,10 @@ class FileWatch:
             real = os.path.realpath(path)
             if _is_directory(real):
                 wanted.setdefault(real, {}).setdefault(None, set()).add(path)
-                for link in _links_in(real):
-                    _add(wanted, _way(link), path)
+                if real not in self._links:
+                    self._links[real] = _links_in(real)
+                for name in self._links[real]:
+                    _add(wanted, _way(f"{real}/{name}"), path)
         return wanted
 
     def _schedule(self, directory: str) -> Problem | None:
@@ -123,11 +135,13 @@ class FileWatch:
                 file=directory,
             )
         self._identities[directory] = key
+        self._links.pop(directory, None)
         return None
 
     def _unschedule(self, directory: str) -> None:
         watch = self._watches.pop(directory)
         self._identities.pop(directory, None)
+        self._links.pop(directory, None)
         if self._observer is not None:
             try:
                 self._observer.unschedule(watch)
@@ -148,27 +162,44 @@ class FileWatch:
 
     def _take(self) -> None:
         """Take all events that came until now."""
-        changed: set[str] = set()
+        changed: dict[str, frozenset[str] | None] = {}
+        named: dict[str, set[str]] = {}
+        count = 0
         while self._events and not self._stopped:
+            count += 1
             event = self._events.popleft()
             path = os.fsdecode(event.src_path)
-            changed |= self._meant(path)
+            changed.update(self._meant(path, named))
             if event.event_type in ("deleted", "moved") and path in self._watches:
                 # Its watch ended with it, even if another directory has its inode number now.
                 self._unschedule(path)
             if event.dest_path:
-                changed |= self._meant(os.fsdecode(event.dest_path))
-        if changed:
-            self._on_change(frozenset(changed) | self._look_up())
+                changed.update(self._meant(os.fsdecode(event.dest_path), named))
+        if not changed and not named:
+            return
+        changed = {**{path: frozenset(names) for path, names in named.items()}, **changed}
+        if count > _MANY:
+            self._links.clear()
+            changed = dict.fromkeys(changed)
+        self._on_change({**changed, **dict.fromkeys(self._look_up())})
 
-    def _meant(self, path: str) -> set[str]:
-        """The paths, as they were given, that are about `path`."""
+    def _meant(self, path: str, named: dict[str, set[str]]) -> dict[str, None]:
+        """The paths, as they were given, that are about `path`, but for directories that it is in.
+
+        Those are put into `named`, with its name.
+        """
         directory, name = os.path.split(path)
         names = self._names.get(directory, {})
-        meant = set(names.get(name, ()))
         if not _is_editors(name):
-            meant |= names.get(None, set())
-        return meant.union(*self._names.get(path, {}).values())
+            for about in names.get(None, ()):
+                named.setdefault(about, set()).add(name)
+            if directory in self._links:
+                is_link = Path(path).is_symlink()
+                (self._links[directory].add if is_link else self._links[directory].discard)(name)
+        meant = dict.fromkeys(names.get(name, ()))
+        for paths in self._names.get(path, {}).values():
+            meant |= dict.fromkeys(paths)
+        return meant
 
 
 class _Handler(FileSystemEventHandler):
@@ -206,16 +237,17 @@ def _link_target(path: Path) -> str | None:
         return None
 
 
-def _links_in(directory: str) -> Iterator[str]:
-    """The symbolic links in a directory that are no editor's."""
+def _links_in(directory: str) -> set[str]:
+    """The names of symbolic links in a directory that are no editor's."""
     try:
         with os.scandir(directory) as entries:
-            links = [entry.name for entry in entries if entry.is_symlink()]
+            return {
+                entry.name
+                for entry in entries
+                if entry.is_symlink() and not _is_editors(entry.name)
+            }
     except OSError:
-        return
-    for name in links:
-        if not _is_editors(name):
-            yield f"{directory}/{name}"
+        return set()
 
 
 def _places(names: _Names) -> dict[str, set[tuple[str, str | None]]]:

@@ -5,11 +5,13 @@ Pure: the addresses of this host come in as values.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import combinations
 
 from fc_frontend.errors import Problem, Severity
 from fc_frontend.plan.model import Address, Bind, Network, ServiceSpec, Settings, Target
+
+_WILDCARDS = frozenset(("*", "::"))
 
 
 def settings_problems(settings: Settings, host: Sequence[Address] = ()) -> tuple[Problem, ...]:
@@ -67,17 +69,19 @@ def settings_problems(settings: Settings, host: Sequence[Address] = ()) -> tuple
 def service_problems(settings: Settings, specs: Iterable[ServiceSpec]) -> tuple[Problem, ...]:
     """Binds that are taken twice or by fc-frontend's own listeners, and nodes that are missing."""
     found: list[Problem] = []
-    taken: dict[Bind, ServiceSpec] = {}
-    wide: list[tuple[Bind, ServiceSpec]] = []
+    taken: dict[tuple[str, str, int | None], tuple[Bind, ServiceSpec]] = {}
+    own_ports = {bind.port for _, bind in _own_binds(settings)}
     for spec in specs:
-        found += _own_conflicts(settings, spec)
+        is_near = False
         for bind in spec.binds:
-            if bind in taken:
-                found.append(_taken_twice(spec, bind, taken[bind]))
-            else:
-                taken[bind] = spec
-                if bind.host in ("*", "::"):
-                    wide.append((bind, spec))
+            # Nearly all have nothing in common with fc-frontend's own, and there may be thousands.
+            is_near |= bind.port in own_ports or bind.kind == "unix"
+            mine = (bind, spec)
+            first = taken.setdefault((bind.kind, bind.host, bind.port), mine)
+            if first is not mine:
+                found.append(_taken_twice(spec, bind, first[1]))
+        if is_near:
+            found += _own_conflicts(settings, spec)
         if spec.target is Target.NODE and not settings.cluster.nodes:
             found.append(
                 Problem(
@@ -87,7 +91,7 @@ def service_problems(settings: Settings, specs: Iterable[ServiceSpec]) -> tuple[
                     field="lb_service_port",
                 )
             )
-    found += _partial_overlaps(taken, wide)
+    found += _partial_overlaps(taken.values())
     return tuple(found)
 
 
@@ -144,11 +148,15 @@ def _taken_twice(spec: ServiceSpec, bind: Bind, holder: ServiceSpec) -> Problem:
     )
 
 
-def _partial_overlaps(
-    taken: dict[Bind, ServiceSpec], wide: list[tuple[Bind, ServiceSpec]]
-) -> Iterator[Problem]:
+def _partial_overlaps(taken: Collection[tuple[Bind, ServiceSpec]]) -> Iterator[Problem]:
+    wide = [(bind, spec) for bind, spec in taken if bind.host in _WILDCARDS]
+    ports = {bind.port for bind, _ in wide}
+    at: dict[int | None, list[tuple[Bind, ServiceSpec]]] = {}
+    for bind, spec in taken if wide else ():
+        if bind.port in ports:
+            at.setdefault(bind.port, []).append((bind, spec))
     for bind, spec in wide:
-        for other, holder in taken.items():
+        for other, holder in at[bind.port]:
             if holder is not spec and bind != other and bind.overlaps(other):
                 yield Problem(
                     message=f"{bind} also covers {other} of service {holder.name}, which keeps "

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from operator import attrgetter
 
 from fc_frontend.errors import Problem, Severity
 from fc_frontend.plan import slots
@@ -43,21 +44,20 @@ def plan(
     resolution: Resolution,
     *,
     shrink: bool = False,
+    memo: Memo | None = None,
 ) -> Plan:
     """What HAProxy should do.
 
     `resolution` may lack services: they are planned from the declaration alone, and a warning says
     so.  With `shrink`, automatic slot counts may fall below those of the running configuration.
+    What `memo` has of services that are still the same is not planned again.
     """
-    plans = tuple(
-        _service(settings, spec, resolution.get(spec.name), shrink)
-        for spec in sorted(services, key=lambda spec: spec.name)
-    )
-    hold = settings.intervals.hold
-    problems = [problem for planned in plans for problem in _notices(planned, resolution, hold)]
+    specs = sorted(services, key=attrgetter("name"))
+    plans, notices = _services(settings, specs, resolution, shrink, memo or Memo())
+    problems = list(notices)
     unasked = [
         planned.spec.name
-        for planned in plans
+        for planned in (plans if len(resolution) < len(plans) else ())
         if planned.query and planned.has_pods and planned.spec.name not in resolution
     ]
     if unasked:
@@ -84,6 +84,63 @@ def plan(
         fragments=tuple(sorted(fragments, key=lambda fragment: fragment.name)),
         problems=tuple(problems),
     )
+
+
+class Memo:
+    """Services as they were planned before, while what their plans follow from is the same.
+
+    It knows the very objects: those that were made anew are planned anew, even if they are equal.
+    """
+
+    def __init__(self) -> None:
+        self._settings: tuple[object, ...] = ()
+        self._known: tuple[dict[str, _Planned], dict[str, _Planned]] = ({}, {})
+
+    def of(
+        self, settings: Settings, *, shrink: bool
+    ) -> tuple[dict[str, _Planned], dict[str, _Planned]]:
+        """What is known under these settings, to be written to; and what is if `shrink` differs."""
+        now = (settings.cluster, settings.intervals.hold)
+        if now != self._settings:
+            self._settings, self._known = now, ({}, {})
+        known, other = self._known
+        return (other, known) if shrink else (known, other)
+
+
+_Planned = tuple[ServiceSpec, Answer | None, ServicePlan, tuple[Problem, ...]]
+"""What a service was planned from, its plan, and what the operator should know of it."""
+
+
+def _services(
+    settings: Settings,
+    specs: Sequence[ServiceSpec],
+    resolution: Resolution,
+    shrink: bool,
+    memo: Memo,
+) -> tuple[tuple[ServicePlan, ...], Sequence[Problem]]:
+    known, other = memo.of(settings, shrink=shrink)
+    hold = settings.intervals.hold
+    plans: list[ServicePlan] = []
+    notices: list[Problem] = []
+    for spec in specs:
+        name = spec.name
+        answer = resolution.get(name)
+        done = known.get(name)
+        if done is None or done[0] is not spec or done[1] is not answer:
+            planned = _service(settings, spec, answer, shrink)
+            twin = other.get(name)
+            if twin is not None and twin[0] is spec and twin[2] == planned:
+                # What follows from it is the same as well then.
+                planned = twin[2]
+            said = tuple(_notices(planned, answer, hold))
+            done = known[name] = (spec, answer, planned, said)
+        plans.append(done[2])
+        if done[3]:
+            notices += done[3]
+    if len(known) > len(plans):
+        for name in known.keys() - {spec.name for spec in specs}:
+            del known[name]
+    return tuple(plans), notices
 
 
 def assumed_kind(spec: ServiceSpec) -> Kind:
@@ -142,9 +199,8 @@ def _is_sure(answer: Answer) -> bool:
     return answer.freshness is Freshness.FRESH and answer.lost_at is None
 
 
-def _notices(planned: ServicePlan, resolution: Resolution, hold: float) -> Iterable[Problem]:
+def _notices(planned: ServicePlan, answer: Answer | None, hold: float) -> Iterable[Problem]:
     spec = planned.spec
-    answer = resolution.get(spec.name)
     if answer is None or planned.query is None:
         return
 

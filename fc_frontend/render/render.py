@@ -11,12 +11,22 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from itertools import accumulate
+from typing import Any, NamedTuple
 
 import jinja2
 
 from fc_frontend.errors import Problem, Refused
-from fc_frontend.plan.model import FREE_ADDRESS, Fragment, Kind, Nameserver, Plan, ServicePlan, Tls
+from fc_frontend.plan.model import (
+    FREE_ADDRESS,
+    Address,
+    Fragment,
+    Kind,
+    Nameserver,
+    Plan,
+    ServicePlan,
+    Tls,
+)
 
 MAIN = "haproxy.cfg.j2"
 SERVICE = "service.cfg.j2"
@@ -24,11 +34,13 @@ FRAGMENT = "fragment.cfg.j2"
 
 HASH_PREFIX = "fc-frontend:"
 HASH_LENGTH = 16
+_MANY = 100
+_FAR = 100
+"""Characters."""
 _NO_HASH = "0" * HASH_LENGTH
 
 
-@dataclass(frozen=True, slots=True)
-class Section:
+class Section(NamedTuple):
     """Where a service or fragment stands: its first line and the one after its last, from 1."""
 
     name: str
@@ -95,6 +107,36 @@ class Verbatim(str):
     __slots__ = ()
 
 
+class _Block(NamedTuple):
+    """What a service or fragment prints, and how many lines end in it."""
+
+    name: str
+    text: Verbatim
+    breaks: int
+
+    @classmethod
+    def of(cls, name: str, text: str) -> _Block:
+        return cls(name, Verbatim(text), text.count("\n"))
+
+
+class Memo:
+    """Services as they were rendered before, for as long as plan and templates are the same."""
+
+    def __init__(self) -> None:
+        self._for: tuple[object, object] | None = None
+        self._known: dict[str, tuple[ServicePlan, _Block]] = {}
+        self.rendered = 0
+        """How many services were rendered so far."""
+
+    def of(
+        self, environment: jinja2.Environment, nodes: Mapping[str, Address]
+    ) -> dict[str, tuple[ServicePlan, _Block]]:
+        """What is known with these templates and nodes; to be written to."""
+        if self._for is None or self._for[0] is not environment or self._for[1] != nodes:
+            self._for, self._known = (environment, nodes), {}
+        return self._known
+
+
 def config_hash(text: str) -> str | None:
     """The hash that stands in `text`, if it is that of the text itself; None if it was edited."""
     start = text.find(HASH_PREFIX)
@@ -106,18 +148,16 @@ def config_hash(text: str) -> str | None:
     return stated if stated == _digest(blank) else None
 
 
-def render(plan: Plan, templates: Mapping[str, str]) -> RenderedConfig:
+def render(plan: Plan, templates: Mapping[str, str], *, memo: Memo | None = None) -> RenderedConfig:
     """haproxy.cfg for `plan`.  `templates` maps file names to texts.
 
-    Raises Refused if a template is missing, fails, or leaves out what fc-frontend relies on.
+    What `memo` has of services whose plan is still the same object is not rendered again.  Raises
+    Refused if a template is missing, fails, or leaves out what fc-frontend relies on.
     """
     environment = _environment(tuple(sorted(templates.items())))
-    blocks: list[tuple[str, str]] = []
-    for service in plan.services:
-        model = _service_model(service, plan)
-        blocks.append((service.spec.name, _print(environment, SERVICE, service=model)))
+    blocks = _service_blocks(plan, environment, memo or Memo())
     blocks += [
-        (fragment.name, _print(environment, FRAGMENT, fragment=_fragment_model(fragment)))
+        _Block.of(fragment.name, _print(environment, FRAGMENT, fragment=_fragment_model(fragment)))
         for fragment in plan.fragments
     ]
     text = _print(
@@ -126,7 +166,7 @@ def render(plan: Plan, templates: Mapping[str, str]) -> RenderedConfig:
         settings=plan.settings,
         description=HASH_PREFIX + _NO_HASH,
         nameservers=_nameservers(plan.settings.cluster.nameservers),
-        sections=[Verbatim(block) for _, block in blocks],
+        sections=[block.text for block in blocks],
     )
     text = text.rstrip("\n") + "\n"
     if text.count(HASH_PREFIX + _NO_HASH) != 1:
@@ -148,10 +188,49 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:HASH_LENGTH]
 
 
-def _sections(text: str, blocks: list[tuple[str, str]]) -> tuple[Section, ...]:
+def _service_blocks(plan: Plan, environment: jinja2.Environment, memo: Memo) -> list[_Block]:
+    known = memo.of(environment, plan.settings.cluster.nodes)
+    blocks: list[_Block] = []
+    for service in plan.services:
+        name = service.spec.name
+        done = known.get(name)
+        if done is None or done[0] is not service:
+            model = _service_model(service, plan)
+            block = _Block.of(name, _print(environment, SERVICE, service=model))
+            done = known[name] = (service, block)
+            memo.rendered += 1
+        blocks.append(done[1])
+    if len(known) > len(blocks):
+        for name in known.keys() - {service.spec.name for service in plan.services}:
+            del known[name]
+    return blocks
+
+
+def _sections(text: str, blocks: list[_Block]) -> tuple[Section, ...]:
+    """Where the blocks stand.  Raises Refused if one of them does not."""
+    return _evenly_apart(text, blocks) or _one_by_one(text, blocks)
+
+
+def _evenly_apart(text: str, blocks: list[_Block]) -> tuple[Section, ...]:
+    """The same, at once, if the same text stands between all of them; nothing otherwise."""
+    if len(blocks) < _MANY:
+        return ()
+    names, texts, breaks = zip(*blocks, strict=True)
+    start = text.find(texts[0])
+    end = start + len(texts[0])
+    between = text[end : text.find(texts[1], end)]
+    if start < 0 or len(between) > _FAR or not text.startswith(between.join(texts), start):
+        return ()
+    line, gap = text.count("\n", 0, start) + 1, between.count("\n")
+    firsts = list(accumulate((lines + gap for lines in breaks[:-1]), initial=line))
+    ends = (first + lines + 1 for first, lines in zip(firsts, breaks, strict=True))
+    return tuple(map(Section, names, firsts, ends))
+
+
+def _one_by_one(text: str, blocks: list[_Block]) -> tuple[Section, ...]:
     sections: list[Section] = []
     position, line = 0, 1
-    for name, block in blocks:
+    for name, block, breaks in blocks:
         start = text.find(block, position)
         if start < 0:
             raise Refused(
@@ -163,9 +242,8 @@ def _sections(text: str, blocks: list[tuple[str, str]]) -> tuple[Section, ...]:
                 )
             )
         line += text.count("\n", position, start)
-        end = line + block.count("\n") + 1
-        sections.append(Section(name, line, end))
-        line += block.count("\n")
+        sections.append(Section(name, line, line + breaks + 1))
+        line += breaks
         position = start + len(block)
     return tuple(sections)
 
@@ -185,8 +263,11 @@ def _environment(templates: tuple[tuple[str, str], ...]) -> jinja2.Environment:
     return environment
 
 
+_AS_IT_IS = (Verbatim, jinja2.Undefined)
+
+
 def _checked(value: Any) -> Any:
-    if isinstance(value, Verbatim | jinja2.Undefined):
+    if isinstance(value, _AS_IT_IS):
         return value
     if value is None:
         raise ValueError("a value is missing")

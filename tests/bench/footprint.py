@@ -1,65 +1,63 @@
-"""The daemon's memory, and its CPU while nothing changes.
+"""The daemon's memory, and its CPU while nothing changes, as ratios to HAProxy's worker beside it.
 
-Services have three pods each and are asked about every second; HAProxy is a process of its own and
-does not count.
+Services have three to five pods each and are asked about every second, by both.  Cluster DNS is a
+process of its own.  RSS counts pages that processes share for each of them, PSS its part of them.
 """
 
 from __future__ import annotations
 
-import os
+import json
+import sys
 import time
-from pathlib import Path
 
-from fc_frontend.demo.dns import KubernetesService
+from tests.bench.many import cpu, many_services, memory, worker
 from tests.bench.options import Options
 from tests.conftest import binary_of
-from tests.frontend import Frontend
 
-TICK = os.sysconf("SC_CLK_TCK")
-PAGE = os.sysconf("SC_PAGE_SIZE")
+AIMS = {100: (60, 1.0), 5000: (120, 10.0)}
+"""Most MB, and most percent of a core, by number of services."""
+SETTLING = 10.0
 
 
 def rows(options: Options) -> list[dict[str, object]]:
     """A row a number of services."""
-    return [
-        measure(count, 10 if options.quick else 30)
-        for count in ((1, 100) if options.quick else (1, 100, 500))
-    ]
+    seconds = options.seconds_or(60.0, quick=15.0)
+    counts = options.services_or((100, 1000, 5000), quick=(100, 1000))
+    return [measure(options.versions[0], count, seconds) for count in counts]
 
 
-def measure(count: int, seconds: int) -> dict[str, object]:
-    with Frontend(binary_of("2.6-debian")) as frontend:
-        frontend.settings["intervals"]["resolve"] = "1s"
-        for number in range(count):
-            name = f"s{number}"
-            addresses = tuple(
-                f"127.{frontend.octet}.{number // 80}.{n + number % 80 * 3}" for n in (1, 2, 3)
-            )
-
-            async def publish(name: str = name, addresses: tuple[str, ...] = addresses) -> None:
-                frontend.dns.set_service(KubernetesService(name, endpoints=addresses))
-
-            frontend.call(publish())
-            frontend.settings["services"][name] = frontend.service(
-                name, 10000 + number, check=False
-            )
-        daemon = frontend.start()
-        time.sleep(3)
-        before, started = cpu(daemon.pid), time.monotonic()
-        time.sleep(seconds)
-        share = (cpu(daemon.pid) - before) / (time.monotonic() - started)
-        pages = int(Path(f"/proc/{daemon.pid}/statm").read_text().split()[1])
+def measure(version: str, count: int, seconds: float) -> dict[str, object]:
+    print(f"{version}, {count} services", file=sys.stderr, flush=True)
+    with many_services(binary_of(version), count) as (frontend, knot):
+        began = time.monotonic()
+        daemon = frontend.start(wait=False)
+        frontend.until(frontend.ready, 600)
+        ready = time.monotonic() - began
+        time.sleep(SETTLING)
+        pids = {"daemon": daemon.pid, "worker": worker(frontend), "dns": knot.pid}
         queries = frontend.metric("fc_frontend_dns_queries_total")
-        return {
-            "services": count,
-            "RSS MB": f"{pages * PAGE / 1e6:.1f}",
-            "idle CPU %": f"{share * 100:.2f}",
-            "queries so far": int(queries),
-            "aim": "≤ 60 MB, ≤ 1 %" if count == 100 else "",
-        }
-
-
-def cpu(pid: int) -> float:
-    """User and system time of a process, in seconds."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-    return (int(fields[11]) + int(fields[12])) / TICK
+        before, started = {who: cpu(pid) for who, pid in pids.items()}, time.monotonic()
+        time.sleep(seconds)
+        took = time.monotonic() - started
+        share = {who: (cpu(pid) - before[who]) / took * 100 for who, pid in pids.items()}
+        asked = (frontend.metric("fc_frontend_dns_queries_total") - queries) / took
+        ours, theirs = memory(daemon.pid), memory(pids["worker"])
+    most_memory, most_cpu = AIMS.get(count, (None, None))
+    row: dict[str, object] = {
+        "services": count,
+        "ready s": round(ready, 1),
+        "RSS MB": round(ours.rss, 1),
+        "PSS MB": round(ours.pss, 1),
+        "USS MB": round(ours.uss, 1),
+        "aim MB": most_memory or "",
+        "HAProxy RSS MB": round(theirs.rss, 1),
+        "× HAProxy RSS": round(ours.rss / theirs.rss, 2),
+        "idle CPU %": round(share["daemon"], 2),
+        "aim CPU %": most_cpu or "",
+        "HAProxy CPU %": round(share["worker"], 2),
+        "× HAProxy CPU": round(share["daemon"] / max(share["worker"], 0.01), 2),
+        "DNS CPU %": round(share["dns"], 2),
+        "queries/s": round(asked),
+    }
+    print(json.dumps(row), file=sys.stderr, flush=True)
+    return row

@@ -1,0 +1,208 @@
+"""A cluster DNS that keeps up with thousands of services: Debian's Knot on a loopback address.
+
+Our own `ClusterDns` is Python and would be what is measured.  Knot is taken from the system, or
+from Debian's packages unpacked into a cache: nothing is installed and no service is started.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Self
+
+import dns.asyncquery
+import dns.exception
+import dns.message
+import dns.query
+import dns.rcode
+import dns.update
+
+ZONE = "cluster.local"
+PACKAGES = (
+    "knot", "libknot13", "libdnssec9", "libzscanner4", "liburcu8", "liblmdb0", "libcap-ng0",
+    "libbpf1", "libxdp1", "libedit2",
+)  # fmt: skip
+CONFIG = """\
+server:
+  rundir: "{directory}"
+  listen: ["{host}@{port}"]
+  udp-workers: 1
+  tcp-workers: 1
+  background-workers: 1
+  tcp-max-clients: 200
+log:
+  - target: "{directory}/knot.log"
+    any: warning
+database:
+  storage: "{directory}"
+acl:
+  - id: local
+    address: 127.0.0.0/8
+    action: [{actions}]
+zone:
+  - domain: {zone}
+    storage: "{directory}"
+    file: zone
+    zonefile-sync: -1
+    zonefile-load: whole
+    journal-content: none
+    acl: local
+"""
+
+
+class Knot:
+    """A DNS server for `cluster.local`; use as a context manager.
+
+    A service's addresses are found at `NAME.default.svc`, as a headless service's in CoreDNS, and
+    at `*.NAME.default.svc`, as CoreDNS before 1.9 answered.
+    """
+
+    def __init__(self, host: str, directory: Path, *, port: int = 5300, axfr: bool = False) -> None:
+        self.address = (host, port)
+        self.directory = directory
+        self.log = directory / "knot.log"
+        self._actions = "update, transfer" if axfr else "update"
+        self._process: subprocess.Popen[bytes] | None = None
+        self._endpoints: dict[str, tuple[str, ...]] = {}
+
+    def fill(self, services: Mapping[str, tuple[str, ...]]) -> None:
+        """Say what the zone holds when the server starts."""
+        self._endpoints = dict(services)
+
+    def __enter__(self) -> Self:
+        self.directory.mkdir(parents=True, exist_ok=True)
+        host, port = self.address
+        config = self.directory / "knot.conf"
+        config.write_text(
+            CONFIG.format(
+                directory=self.directory, host=host, port=port, zone=ZONE, actions=self._actions
+            )
+        )
+        with (self.directory / "zone").open("w") as zone:
+            zone.write(f"{ZONE}. 5 SOA ns.{ZONE}. hostmaster.{ZONE}. 1 7200 1800 86400 5\n")
+            zone.write(f"{ZONE}. 5 NS ns.{ZONE}.\nns.{ZONE}. 5 A {host}\n")
+            for name, addresses in self._endpoints.items():
+                for owner in owners(name):
+                    zone.writelines(f"{owner} 5 A {address}\n" for address in addresses)
+        knotd, environ = program()
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [knotd, "-c", str(config)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=environ,
+            )
+        self._await_answers()
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        if self._process:
+            self._process.kill()
+            self._process.wait()
+
+    @property
+    def pid(self) -> int:
+        """Its process number."""
+        assert self._process is not None
+        return self._process.pid
+
+    @property
+    def endpoints(self) -> Mapping[str, tuple[str, ...]]:
+        """What the zone holds, by service."""
+        return self._endpoints
+
+    async def change(self, name: str, addresses: Iterable[str]) -> float:
+        """Let a service have these addresses; the monotonic time when the server says so."""
+        response = await dns.asyncquery.tcp(
+            self._update(name, addresses), self.address[0], port=self.address[1], timeout=30
+        )
+        changed = time.monotonic()
+        self._check(response)
+        return changed
+
+    def change_now(self, name: str, addresses: Iterable[str]) -> float:
+        """As `change`, for those who have no event loop."""
+        response = dns.query.tcp(
+            self._update(name, addresses), self.address[0], port=self.address[1], timeout=30
+        )
+        changed = time.monotonic()
+        self._check(response)
+        return changed
+
+    def _update(self, name: str, addresses: Iterable[str]) -> dns.update.UpdateMessage:
+        self._endpoints[name] = tuple(addresses)
+        update = dns.update.UpdateMessage(ZONE)
+        for owner in owners(name):
+            update.delete(owner)
+            for address in self._endpoints[name]:
+                update.add(owner, 5, "A", address)
+        return update
+
+    def _check(self, response: dns.message.Message) -> None:
+        assert response.rcode() == dns.rcode.NOERROR, self.log.read_text()[-2000:]
+
+    def _await_answers(self) -> None:
+        query = dns.message.make_query(f"ns.{ZONE}", "A")
+        deadline = time.monotonic() + 60
+        while True:
+            assert self._process is not None
+            assert self._process.poll() is None, self.log.read_text()
+            assert time.monotonic() < deadline, self.log.read_text()
+            with contextlib.suppress(dns.exception.DNSException, OSError):
+                host, port = self.address
+                if dns.query.udp(query, host, port=port, timeout=0.5).answer:
+                    return
+            time.sleep(0.02)
+
+
+def owners(name: str) -> tuple[str, str]:
+    """The names under which a service's pods are found."""
+    inner = f"{name}.default.svc.{ZONE}."
+    return inner, f"*.{inner}"
+
+
+def program() -> tuple[str, dict[str, str]]:
+    """The server's path, and the environment that it needs.
+
+    Raises RuntimeError, with what to do, where it cannot be had.
+    """
+    path = os.pathsep.join((os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"))
+    found = shutil.which("knotd", path=path)
+    if found:
+        return found, dict(os.environ)
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "fc-frontend-bench"
+    root = cache / "knot"
+    knotd = root / "usr/sbin/knotd"
+    if not knotd.exists():
+        _unpack(root)
+    libraries = [str(path) for path in root.glob("**/lib/*-linux-gnu")]
+    return str(knotd), {**os.environ, "LD_LIBRARY_PATH": os.pathsep.join(libraries)}
+
+
+def _unpack(root: Path) -> None:
+    packages = root.with_suffix(".packages")
+    packages.mkdir(parents=True, exist_ok=True)
+    remedy = "run `apt install knot` and stop its service"
+    try:
+        for package in PACKAGES:
+            subprocess.run(
+                ["apt-get", "download", "-qq", package],
+                cwd=packages,
+                check=True,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
+        for archive in sorted(packages.glob("*.deb")):
+            subprocess.run(["dpkg-deb", "-x", str(archive), str(root)], check=True)
+    except (OSError, subprocess.CalledProcessError) as exc:
+        shutil.rmtree(root, ignore_errors=True)
+        raise RuntimeError(f"Knot DNS cannot be had ({exc}): {remedy}") from exc
+    finally:
+        shutil.rmtree(packages, ignore_errors=True)

@@ -1,0 +1,256 @@
+"""Reading, planning and rendering what changed gives the very same as doing it all anew."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from fc_frontend.config import loader
+from fc_frontend.config.loader import Sources, declare, is_unchanged, read
+from fc_frontend.config.quarantine import tolerate
+from fc_frontend.pipeline import Memo, prepare
+from fc_frontend.plan.model import Answer, Endpoint, Freshness, Kind
+
+LONG_AGO = time.time() - 3600
+
+
+class Files:
+    """Settings and services.d, whose changes are as old as those of files mostly are."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.services_d = directory / "services.d"
+        self.services_d.mkdir()
+        self.settings = directory / "config.json"
+        self.write_settings({})
+        (directory / "server-state").write_text("1\n")
+
+    def write_settings(self, intervals: dict[str, Any]) -> None:
+        self.settings.write_text(
+            json.dumps(
+                {
+                    "cluster": {
+                        "nameservers": ["udp://127.0.0.1:1"],
+                        "nodes": {"node-a": "127.0.0.1"},
+                    },
+                    "haproxy": {"runtime_socket": f"{self.directory}/admin.sock", "log": None},
+                    "state_directory": str(self.directory),
+                    "intervals": intervals,
+                }
+            )
+        )
+        self.age(self.settings)
+
+    def write(self, name: str, text: str) -> None:
+        (self.services_d / name).write_text(text)
+        self.age(self.services_d / name)
+
+    def age(self, path: Path) -> None:
+        """Another time at each call, and always one that is past."""
+        global LONG_AGO  # noqa: PLW0603
+        LONG_AGO += 0.001
+        os.utime(path, (LONG_AGO, LONG_AGO))
+
+    def read(self, before: Sources | None = None, *names: str) -> Sources:
+        return read(str(self.settings), before, frozenset(names) if names else None)
+
+
+@pytest.fixture
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Files:
+    # The times of change of inodes cannot be set: only that they are past is left out.
+    monkeypatch.setattr(loader, "_GRAIN", -(10**9))
+    return Files(tmp_path)
+
+
+def service(port: int = 8080, **fields: Any) -> dict[str, Any]:
+    return {"pod_port": port, "binds": [f"127.0.0.1:{10000 + port}"], **fields}
+
+
+def services(**declared: dict[str, Any]) -> str:
+    return json.dumps({"services": declared})
+
+
+def test_a_file_that_is_as_it_was_is_not_read_again(files: Files) -> None:
+    files.write("a.json", services(a=service(1)))
+    files.write("b.json", services(b=service(2)))
+    before = files.read()
+    assert is_unchanged(before)
+    files.write("b.json", services(b=service(3)))
+    assert not is_unchanged(before)
+    now = files.read(before)
+    assert now.services["a"] is before.services["a"]
+    assert now.services["b"].value == service(3)
+    assert is_unchanged(now)
+
+
+def test_of_a_file_with_many_services_only_those_that_changed_are_made_anew(files: Files) -> None:
+    files.write("all.json", services(a=service(1), b=service(2)))
+    before = declare(files.read())
+    sources = files.read()
+    first = declare(sources)
+    files.write("all.json", services(a=service(1), b=service(3)))
+    now = declare(files.read(sources))
+    assert now.services[0] is first.services[0]
+    assert now.services[1] != before.services[1]
+
+
+def test_lines_of_problems_are_those_of_the_file_as_it_is_now(files: Files) -> None:
+    files.write("all.json", services(a=service(1)))
+    sources = files.read()
+    declare(sources)
+    files.write("all.json", '\n\n\n{"services":\n{"a":\n' + json.dumps(service(1)) + "}}")
+    now = files.read(sources)
+    assert now.services["a"].problem("pod_port", "", "").line == 6
+
+
+def test_files_that_are_not_named_are_not_looked_at(files: Files) -> None:
+    files.write("a.json", services(a=service(1)))
+    files.write("b.json", services(b=service(2)))
+    before = files.read()
+    files.write("a.json", services(a=service(3)))
+    files.write("b.json", services(b=service(4)))
+    files.write("c.json", services(c=service(5)))
+    now = files.read(before, "b.json")
+    assert [now.services[name].value["pod_port"] for name in sorted(now.services)] == [1, 4]
+    assert sorted(files.read(now).services) == ["a", "b", "c"]
+
+
+def test_what_was_changed_just_now_is_read_again(tmp_path: Path) -> None:
+    files = Files(tmp_path)
+    path = files.services_d / "a.json"
+    path.write_text(services(a=service(1)))
+    before = files.read()
+    # As on a file system whose clock is coarse: another content with the same times.
+    assert not is_unchanged(before)
+    now = files.read(before)
+    assert now.services["a"].document is not before.services["a"].document
+
+
+def test_a_file_that_could_not_be_read_is_tried_again(files: Files) -> None:
+    files.write("a.json", "{")
+    before = files.read()
+    assert before.broken
+    assert not is_unchanged(before)
+    files.write("a.json", services(a=service(1)))
+    assert not files.read(before).problems
+
+
+def test_a_link_to_another_file_is_another_file(files: Files) -> None:
+    for number in (1, 2):
+        target = files.directory / f"target{number}.json"
+        target.write_text(services(a=service(number)))
+        os.utime(target, (LONG_AGO, LONG_AGO))
+    link = files.services_d / "a.json"
+    link.symlink_to(files.directory / "target1.json")
+    before = files.read()
+    link.unlink()
+    link.symlink_to(files.directory / "target2.json")
+    assert not is_unchanged(before)
+    assert files.read(before).services["a"].value == service(2)
+    assert files.read(before, "a.json").services["a"].value == service(2)
+
+
+NAMES = [f"{name}.json" for name in "abcd"] + ["e.cfg", "f.yml", ".g.json"]
+SERVICES = st.dictionaries(
+    st.sampled_from(["shop", "cart", "docs", "api"]),
+    st.one_of(
+        st.builds(service, st.integers(1, 4)),
+        st.just({"pod_port": 80, "binds": ["*:80"]}),
+        st.just({"pod_prot": 80}),
+        st.just({"lb_service_port": 80}),
+    ),
+    max_size=3,
+)
+CONTENT = st.one_of(
+    st.none(),
+    SERVICES.map(lambda found: json.dumps({"services": found})),
+    SERVICES.map(lambda found: json.dumps({"services": found}, indent=2)),
+    st.sampled_from(["{", "frontend x\n  bind :81\n", ""]),
+)
+EDITS = st.lists(
+    st.tuples(st.sampled_from([*NAMES, "settings"]), CONTENT, st.booleans()), max_size=8
+)
+
+
+@settings(
+    max_examples=60,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(edits=EDITS, pods=st.lists(st.integers(0, 5), min_size=1))
+def test_changes_one_by_one_give_the_same_as_all_anew(
+    edits: list[tuple[str, str | None, bool]], pods: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loader, "_GRAIN", -(10**9))
+    for directory in temporary():
+        files = Files(directory)
+        files.write("a.json", services(shop=service(1), cart=service(2)))
+        sources = files.read()
+        memo = Memo()
+        last_good = declare(sources).forms
+        for number, (name, content, is_named) in enumerate(edits):
+            edit(files, name, content)
+            names = () if name == "settings" or not is_named else (name,)
+            sources = files.read(sources, *names)
+            fresh = files.read()
+            assert comparable(sources) == comparable(fresh)
+            given_answers = answers(pods, number)
+            declaration = tolerate(sources, last_good)
+            assert declaration == tolerate(fresh, last_good)
+            for shrink in (False, True):
+                done = prepare(declaration, given_answers, shrink=shrink, memo=memo)
+                assert done == prepare(declaration, given_answers, shrink=shrink)
+
+
+def temporary() -> Iterator[Path]:
+    directory = Path(tempfile.mkdtemp(prefix="fci-"))
+    try:
+        yield directory
+    finally:
+        shutil.rmtree(directory)
+
+
+def edit(files: Files, name: str, content: str | None) -> None:
+    if name == "settings":
+        files.write_settings({"hold": f"{len(content or '') + 1}s"})
+    elif content is None:
+        (files.services_d / name).unlink(missing_ok=True)
+    else:
+        files.write(name, content)
+
+
+def answers(pods: list[int], turn: int) -> dict[str, Answer]:
+    return {
+        name: Answer(
+            kind=Kind.HEADLESS,
+            reason="pods",
+            endpoints=tuple(
+                Endpoint(f"10.1.0.{n + 1}", 80) for n in range(pods[(turn + at) % len(pods)])
+            ),
+            freshness=Freshness.FRESH,
+            slots=4,
+        )
+        for at, name in enumerate(("shop", "cart", "docs"))
+    }
+
+
+def comparable(sources: Sources) -> tuple[object, ...]:
+    """What was read, without how it is located: problems have their lines from that."""
+    return (
+        sources.settings,
+        {name: (raw.value, raw.file) for name, raw in sources.services.items()},
+        sources.fragments,
+        sources.templates,
+        sources.broken,
+        sources.problems,
+    )
