@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import fcntl
 import os
@@ -44,6 +45,8 @@ class Terminal:
         )
         os.close(secondary)
         self.text = ""
+        # A character may come in two pieces.
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def __enter__(self) -> Self:
         return self
@@ -85,5 +88,5 @@ class Terminal:
             data = os.read(self._primary, 65536)
         except OSError:
             return None
-        self.text += data.decode("utf-8", "replace")
+        self.text += self._decoder.decode(data)
         return len(data) or None
