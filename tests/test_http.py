@@ -48,7 +48,8 @@ async def broken_later(_request: Request) -> Response:
 
 
 async def never(_request: Request) -> Response:
-    return await asyncio.get_running_loop().create_future()
+    await asyncio.get_running_loop().create_future()
+    raise AssertionError
 
 
 ROUTES: dict[str, Handler] = {

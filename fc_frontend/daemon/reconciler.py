@@ -138,6 +138,8 @@ class Reconciler:
         self.last_reload: LastReload | None = None
         self.held: Hold | None = None
         """While it is there, nothing that is declared is deployed."""
+        self.prepared: Prepared | None = None
+        """What followed last from files and answers, whether HAProxy took it or not."""
         self._config: RenderedConfig | None = None
         self._seen_file: tuple[int, int, int] | None = None
         self.drifted = False
@@ -157,6 +159,11 @@ class Reconciler:
     def quarantined(self) -> tuple[Quarantine, ...]:
         """What is not taken as it is declared."""
         return self._report.quarantined
+
+    @property
+    def names(self) -> frozenset[str]:
+        """All services that are declared, in quarantine or not."""
+        return frozenset(self._sources.services if self._sources else ())
 
     @property
     def in_sync(self) -> bool:
@@ -187,7 +194,7 @@ class Reconciler:
             await self._read(before, changed if triggers <= NAMED else None)
         await self.look_at_hold()
         for _ in range(MOST_TRIALS):
-            prepared = await self._prepare()
+            self.prepared = prepared = await self._prepare()
             if self.held is not None:
                 return await self._stay(prepared)
             if errors_in(prepared.declaration.problems):

@@ -226,6 +226,16 @@ class Metrics:
         children[0].inc()
         children[1].observe(duration)
 
+    def queries(self) -> dict[str, dict[str, int]]:
+        """How many questions each nameserver was asked since the start, by the answer's code."""
+        found: dict[str, dict[str, int]] = {}
+        for sample in next(iter(self._queries.collect())).samples:
+            if sample.name.endswith("_total"):
+                by_code = found.setdefault(sample.labels["nameserver"], {})
+                code = sample.labels["rcode"]
+                by_code[code] = by_code.get(code, 0) + int(sample.value)
+        return found
+
     def resolved(self, resolution: Resolution, now: float) -> None:
         """What cluster DNS said in a sweep that ended at `now` on the monotonic clock."""
         for name, answer in resolution.items():
