@@ -39,7 +39,7 @@ from fc_frontend.haproxy.assign import is_free
 from fc_frontend.haproxy.drain import is_name
 from fc_frontend.haproxy.master import show_proc
 from fc_frontend.haproxy.runtime import ServerState
-from fc_frontend.haproxy.traffic import Traffic, traffic_in, traffic_of
+from fc_frontend.haproxy.traffic import NO_TRAFFIC, traffic_in, traffic_of
 from fc_frontend.pipeline import Prepared, prepare, quarantines, stored_answers, stored_last_good
 from fc_frontend.plan import slots
 from fc_frontend.plan.model import Answer, Cluster, Haproxy, ServicePlan, ServiceSpec
@@ -375,7 +375,7 @@ def _proxy(haproxy: Haproxy, name: str, timeout: float) -> Proxy | None:
         status=clean(front.get("status", "")),
         sessions=_number(front.get("scur")) or 0,
         most_sessions=_number(front.get("slim")) or 0,
-        traffic=traffic_in(rows).get(name, Traffic()),
+        traffic=traffic_in(rows).get(name, NO_TRAFFIC),
     )
 
 
@@ -433,9 +433,23 @@ def _binds(
 def look(settings_file: str) -> Seen:
     """All that is to be known of the frontend now; at most some seconds.  Raises `Unavailable`."""
     known = declared(settings_file, judged=False)
+    cluster = known.declaration.settings.cluster
+    return seen_of(known, asyncio.run(ask_nameservers(cluster)))
+
+
+def seen_of(
+    known: Declared,
+    nameservers: tuple[Nameserver, ...],
+    *,
+    timeout: float = runtime.TIMEOUT,
+) -> Seen:
+    """All that is to be known of the frontend now, with what is declared at hand.
+
+    HAProxy is asked, and has `timeout` seconds for each answer.
+    """
     declaration, daemon = known.declaration, known.daemon
     settings = declaration.settings
-    worker, worker_problem = ask_worker(settings.haproxy)
+    worker, worker_problem = ask_worker(settings.haproxy, timeout)
     held = hold.load(settings.state_directory)
     services, wanted, problems = _by_files(declaration) if daemon is None else ((), None, ())
     if daemon is not None:
@@ -447,7 +461,7 @@ def look(settings_file: str) -> Seen:
         daemon_problem=known.daemon_problem,
         worker=worker,
         worker_problem=worker_problem,
-        nameservers=asyncio.run(ask_nameservers(settings.cluster)),
+        nameservers=nameservers,
         services=services,
         quarantined=known.quarantined,
         problems=problems,

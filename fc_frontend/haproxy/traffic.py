@@ -30,6 +30,9 @@ class Traffic:
     errors: int = 0
 
 
+NO_TRAFFIC = Traffic()
+
+
 def parse_traffic(answer: str) -> dict[str, Traffic] | None:
     """Each proxy's traffic by its name, None if that is not `show stat`'s answer."""
     rows = _rows(answer)
