@@ -24,6 +24,7 @@ from fc_frontend.daemon.guard import Guard
 from fc_frontend.daemon.report import Report
 from fc_frontend.discovery.client import DnsClient, Exchange
 from fc_frontend.discovery.resolve import resolve_all
+from fc_frontend.discovery.steady import Steady
 from fc_frontend.errors import Problem, Unavailable, errors_in
 from fc_frontend.haproxy import drain_record, hold, install, kept_files, rollback, runtime
 from fc_frontend.haproxy.assign import assign
@@ -110,6 +111,7 @@ class Reconciler:
         self._report = Report(log, metrics)
         self._clock = clock
         self._client: DnsClient | None = None
+        self._steady = Steady()
         self._unsaved = False
         self._sources: Sources | None = None
         self._declared_by: tuple[Sources, LastGood, Withdrawn] | None = None
@@ -411,6 +413,7 @@ class Reconciler:
             before,
             now=self._clock(),
             hold=settings.intervals.hold,
+            steady=self._steady,
         )
         self._metrics.resolved(answers, self._clock())
         if answers == before:
@@ -603,8 +606,8 @@ class Reconciler:
         return self._client
 
     def _exchanged(self, exchange: Exchange) -> None:
-        self._metrics.query(
-            exchange.nameserver, exchange.transport, exchange.rcode, exchange.duration
+        self._metrics.queries(
+            exchange.nameserver, exchange.transport, exchange.rcode, exchange.durations
         )
 
     async def _resolve_new(self, declaration: Declaration) -> None:
