@@ -23,6 +23,7 @@ from fc_frontend.config.quarantine import Withdrawn, tolerate
 from fc_frontend.daemon.guard import Guard
 from fc_frontend.daemon.report import Report
 from fc_frontend.discovery.client import DnsClient, Exchange
+from fc_frontend.discovery.hint import WORTHWHILE, Hint
 from fc_frontend.discovery.resolve import resolve_all
 from fc_frontend.discovery.steady import Steady
 from fc_frontend.errors import Problem, Unavailable, errors_in
@@ -61,7 +62,15 @@ from fc_frontend.pipeline import (
     with_slots,
 )
 from fc_frontend.plan import planner
-from fc_frontend.plan.model import Answer, Haproxy, Plan, ServicePlan, Settings
+from fc_frontend.plan.model import (
+    Answer,
+    Freshness,
+    Haproxy,
+    Plan,
+    Resolution,
+    ServicePlan,
+    Settings,
+)
 from fc_frontend.plan.planner import plan
 from fc_frontend.plan.reasons import Cause, Reason, reasons
 from fc_frontend.render.render import RenderedConfig
@@ -112,6 +121,7 @@ class Reconciler:
         self._clock = clock
         self._client: DnsClient | None = None
         self._steady = Steady()
+        self._hint = Hint()
         self._unsaved = False
         self._sources: Sources | None = None
         self._declared_by: tuple[Sources, LastGood, Withdrawn] | None = None
@@ -404,8 +414,14 @@ class Reconciler:
         if self.declaration is None:
             return False
         specs = self.declaration.services
-        before = self.resolution
         settings = self.declaration.settings
+        began = self._clock()
+        serial = await self._serial(settings, len(specs))
+        is_due = self._hint.is_due(serial, began, settings.intervals.resolve)
+        self._metrics.swept("whole" if is_due else "spared")
+        if not is_due:
+            return False
+        before = self.resolution
         answers = await resolve_all(
             specs,
             settings.cluster,
@@ -416,13 +432,18 @@ class Reconciler:
             steady=self._steady,
         )
         self._metrics.resolved(answers, self._clock())
-        if answers == before:
+        changed = answers != before
+        is_quiet = not changed and all(
+            answer.freshness is Freshness.FRESH and answer.lost_at is None
+            for answer in answers.values()
+        )
+        after = await self._serial(settings, len(specs)) if changed else serial
+        self._hint = self._hint.after(serial, after, began, changed=changed, is_quiet=is_quiet)
+        if not changed:
             return False
         self._report.answers(before, answers)
-        # The same objects where nothing changed: what follows from them is not worked out again.
-        answers = {n: old if (old := before.get(n)) == a else a for n, a in answers.items()}
         # What follows from it for the plan is for the step that ends a hold.
-        self.resolution = answers
+        self.resolution = answers = _updated(self.resolution, before, answers)
         self._unsaved = True
         self._unassigned = True
         if self.deployed is None or self.held is not None:
@@ -430,6 +451,12 @@ class Reconciler:
         planned = plan(settings, specs, self.declaration.fragments, answers, memo=self._sweep_memo)
         self._metrics.planned(self.deployed, answers)
         return _shape(planned.services) != _shape(self.deployed.services)
+
+    async def _serial(self, settings: Settings, services: int) -> int | None:
+        """The serial of the cluster's zone, where asking for it may save more than it costs."""
+        if services < WORTHWHILE:
+            return None
+        return await self._dns().serial(settings.cluster.domain)
 
     async def assign(self, *, anew: bool = False) -> None:
         """Give pods to the slots of services that HAProxy's resolver cannot fill.
@@ -630,6 +657,7 @@ class Reconciler:
             self.close()
             pending = declaration.services
         if pending:
+            self._hint = Hint()
             answers = await resolve_all(
                 pending,
                 declaration.settings.cluster,
@@ -882,6 +910,26 @@ def _no_server_up(name: str, evidence: str) -> Problem:
         remedy="see port, tls and checks in its declaration; once that changes it is tried again",
         service=name,
     )
+
+
+def _updated(now: Resolution, before: Resolution, answers: Resolution) -> dict[str, Answer]:
+    """`now` with what a sweep that began with `before` found to be different.
+
+    A step may have brought others meanwhile.  What did not change stays the same object: what
+    follows from it is not worked out again.
+    """
+    updated = dict(now)
+    for name, answer in answers.items():
+        old, current = before.get(name), now.get(name)
+        if answer == old or (current is None and old is not None):
+            continue
+        has_moved = current is not None and current is not old
+        updated[name] = (
+            replace(answer, slots=current.slots, by_runtime=current.by_runtime)
+            if current is not None and has_moved
+            else answer
+        )
+    return updated
 
 
 def _are_same(

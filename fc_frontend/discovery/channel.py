@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import dns.rcode
 
-from fc_frontend.discovery.scan import NONE, ONE, Gist, RecordType, gist
+from fc_frontend.discovery.scan import NONE, ONE, Gist, gist
 from fc_frontend.plan.model import Nameserver
 
 _RECEIVE_BUFFER = 1 << 20
@@ -40,7 +40,7 @@ class Question:
     """A question as it goes over the wire, without its id, and the last plain answer to it."""
 
     name: str
-    rdtype: RecordType
+    rdtype: str
     wire: bytes
     section: bytes
     gist: Gist | None = None

@@ -23,7 +23,9 @@ import dns.flags
 import dns.message
 import dns.name
 import dns.rcode
+import dns.rdataclass
 import dns.rdatatype
+import dns.rdtypes.ANY.SOA
 import dns.rdtypes.IN.SRV
 import dns.rrset
 
@@ -93,6 +95,7 @@ class Reply:
 class _Asked(Question):
     """A question and the reply that its last plain answer made."""
 
+    rdtype: RecordType
     reply: Reply | None = None
 
 
@@ -156,6 +159,29 @@ class DnsClient:
             self._prefer(nameserver)
         return compared.same
 
+    async def serial(self, zone: str) -> int | None:
+        """The serial in a zone's SOA record (RFC 1035, 3.3.13); None if nobody tells it at once."""
+        nameserver = self._order()[0] if self._nameservers else None
+        if nameserver is None or Transport.UDP not in nameserver.transports:
+            return None
+        name, wire, section = _query(zone, "SOA")
+        started = self._clock()
+        try:
+            answer = await self._channel(nameserver).exchange(
+                Question(zone, "SOA", wire, section), self._timeout
+            )
+            response = dns.message.from_wire(answer, ignore_trailing=True)
+        except TimeoutError:
+            self._tell(nameserver, "udp", "timeout", started)
+            return None
+        except (OSError, dns.exception.DNSException, ValueError):
+            self._tell(nameserver, "udp", "unreachable", started)
+            return None
+        self._tell(nameserver, "udp", dns.rcode.to_text(response.rcode()), started)
+        found = response.get_rrset(response.answer, name, dns.rdataclass.IN, dns.rdatatype.SOA)
+        record = found[0] if found else None
+        return record.serial if isinstance(record, dns.rdtypes.ANY.SOA.SOA) else None
+
     def close(self) -> None:
         """Close all sockets; questions under way fail.  The client may be used again."""
         self._closings += 1
@@ -169,12 +195,8 @@ class DnsClient:
             if len(self._questions) >= _MOST_QUESTIONS:
                 # Targets of CNAME and SRV records come and go.
                 self._questions.clear()
-            query = dns.message.make_query(
-                dns.name.from_text(name), rdtype, use_edns=0, payload=EDNS_PAYLOAD
-            )
-            wire = query.to_wire()
-            length = len(query.question[0].name.to_wire() or b"") + 4
-            self._questions[key] = _Asked(name, rdtype, wire[2:], wire[12 : 12 + length])
+            _, wire, section = _query(name, rdtype)
+            self._questions[key] = _Asked(name, rdtype, wire, section)
         return self._questions[key]
 
     def _order(self) -> list[Nameserver]:
@@ -324,6 +346,16 @@ class DnsClient:
     def _tell(self, nameserver: Nameserver, transport: str, rcode: str, started: float) -> None:
         took = self._clock() - started
         self._observe(Exchange(_label(nameserver), transport, rcode, (took,)))
+
+
+def _query(name: str, rdtype: str) -> tuple[dns.name.Name, bytes, bytes]:
+    """A name, the question about it without its id, and the question section of that."""
+    query = dns.message.make_query(
+        dns.name.from_text(name), rdtype, use_edns=0, payload=EDNS_PAYLOAD
+    )
+    wire = query.to_wire()
+    asked = query.question[0].name
+    return asked, wire[2:], wire[12 : 12 + len(asked.to_wire() or b"") + 4]
 
 
 @cache

@@ -19,13 +19,14 @@ _IN = b"\x00\x01"
 _OPT = b"\x00\x00\x29"
 _POINTER_TO_QUESTION = b"\xc0\x0c"
 _NXDOMAIN = 3
+_POINTER = 0xC0
 _SOA_IN = b"\x00\x06" + _IN
 
 Gist = tuple[bytes, ...] | bytes
 """What an answer says, to be compared: sorted addresses, or how it says that there are none."""
 
 
-def gist(wire: bytes, section: int, rdtype: RecordType) -> Gist | None:
+def gist(wire: bytes, section: int, rdtype: str) -> Gist | None:
     """What a plain answer says: two of the same question with equal gists are read alike.
 
     `section` is the length of the question section in bytes.  None for anything out of the
@@ -49,28 +50,43 @@ def plain_absence(wire: bytes, section: int) -> bytes | None:
         or wire[4:10] != ONE + NONE + ONE
     ):
         return None
-    at = _after_name(wire, 12 + section)
+    suffixes = _suffixes(wire, 12, 12 + section - 4)
+    at = _after_name(wire, 12 + section, suffixes)
     if wire[at : at + 4] != _SOA_IN:
         return None
-    end = at + 10 + int.from_bytes(wire[at + 8 : at + 10], "big")
-    if end - 20 < at + 10 or not _ends_plainly(wire, end):
+    start, end = at + 10, at + 10 + int.from_bytes(wire[at + 8 : at + 10], "big")
+    names_end = _after_name(wire, _after_name(wire, start, suffixes), suffixes)
+    if names_end != end - 20 or not _ends_plainly(wire, end):
         return None
     return wire[2 : at + 4] + wire[at + 8 : end - 20] + wire[end - 16 :]
 
 
-def _after_name(wire: bytes, at: int) -> int:
-    """Where the name at `at` ends (RFC 1035, 4.1.4); beyond the message if it does not."""
+def _suffixes(wire: bytes, start: int, end: int) -> frozenset[int]:
+    """Where the labels of the question's name begin: what other names may end in."""
+    found = []
+    while start < end and 0 < wire[start] < _POINTER:
+        found.append(start)
+        start += 1 + wire[start]
+    return frozenset(found)
+
+
+def _after_name(wire: bytes, at: int, suffixes: frozenset[int]) -> int:
+    """Where the name at `at` ends (RFC 1035, 4.1.4); beyond the message if it is not plain.
+
+    A pointer to elsewhere than the question may lead to bytes that are not compared, as the id.
+    """
     while at < len(wire):
         length = wire[at]
-        if length >= 0xC0:
-            return at + 2
         if not length:
             return at + 1
+        if length >= _POINTER:
+            target = int.from_bytes(wire[at : at + 2], "big") - (_POINTER << 8)
+            return at + 2 if target in suffixes else len(wire)
         at += 1 + length
-    return at
+    return len(wire)
 
 
-def plain_records(wire: bytes, section: int, rdtype: RecordType) -> tuple[bytes, ...] | None:
+def plain_records(wire: bytes, section: int, rdtype: str) -> tuple[bytes, ...] | None:
     """The sorted data of an answer that has address records of the question's own name and no more.
 
     `section` is the length of the question section in bytes.  None for anything out of the

@@ -81,6 +81,12 @@ class Metrics:
             ("nameserver", "transport", "rcode"),
             registry=self.registry,
         )
+        self._sweeps = Counter(
+            "fc_frontend_dns_sweeps",
+            "Times that all services were to be asked about; spared while nothing moves.",
+            ("kind",),
+            registry=self.registry,
+        )
         self._query_durations = Durations(
             "fc_frontend_dns_query_duration_seconds",
             "From question to answer of cluster DNS.",
@@ -228,6 +234,10 @@ class Metrics:
             )
         children[0].inc(len(durations))
         children[1].observe(durations)
+
+    def swept(self, kind: str) -> None:
+        """A sweep was due: "whole", or "spared" as the zone's serial had not moved."""
+        self._sweeps.labels(kind).inc()
 
     def resolved(self, resolution: Resolution, now: float) -> None:
         """What cluster DNS said in a sweep that ended at `now` on the monotonic clock."""
