@@ -91,7 +91,7 @@ def test_the_daemon_asks_less_while_nothing_moves_and_at_once_when_something_doe
     haproxy_binary: str,
 ) -> None:
     with Frontend(haproxy_binary) as frontend:
-        pods = frontend.scale("shop", 2)
+        frontend.scale("shop", 2)
         services = {"shop": frontend.service("shop", 10000)}
         for number in range(1, WORTHWHILE + 20):
             services[f"s{number}"] = frontend.service("shop", 10000 + number)
@@ -106,7 +106,7 @@ def test_the_daemon_asks_less_while_nothing_moves_and_at_once_when_something_doe
         frontend.until(lambda: swept("spared") >= spared + 12)
         assert swept("whole") - whole <= 4
         # The serial tells of it, as does the end of the longest time without a sweep.
-        frontend.call(pods.scale(4))
+        frontend.scale("shop", 4)
         frontend.until(
             lambda: frontend.metric("fc_frontend_service_endpoints", service="shop") == 4
         )

@@ -20,7 +20,7 @@ _DISTRUST = 600.0
 
 
 def longest(interval: float) -> float:
-    """Seconds after which a whole sweep comes in any case, for sweeps that are due each interval."""
+    """Seconds after which a whole sweep comes in any case; `interval` is that of the sweeps."""
     return max(interval, min(5 * interval, 10.0))
 
 
