@@ -69,7 +69,7 @@ def test_wrong_usage_is_2(arguments: tuple[str, ...]) -> None:
 def test_a_good_configuration(tmp_path: Path, haproxy_binary: str) -> None:
     done = fc("check", "--config", config(tmp_path, binary=haproxy_binary))
     assert done.returncode == 0
-    assert done.stdout == "good: 1 services, 10 slots, accepted by HAProxy\n"
+    assert done.stdout == "good: 1 service, 10 slots, accepted by HAProxy\n"
     # The same by the option before the command, and by the environment.
     assert fc("--config", config(tmp_path), "check").returncode == 0
     assert fc("check", FC_FRONTEND_CONFIG=config(tmp_path)).returncode == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import shutil
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from fc_frontend import __version__
+from fc_frontend.cli import COMMANDS
 from tests.conftest import binary_of
 from tests.test_readme import fresh_checkout
 
@@ -100,7 +102,7 @@ def test_it_checks_a_configuration_without_any_right(root: Path) -> None:
     config.chmod(0o644)
     done = said(str(root / "usr/bin/fc-frontend"), "check", "--config", str(config))
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "good: 1 services" in done.stdout
+    assert "good: 1 service," in done.stdout
 
 
 def test_the_user_and_the_units_are_there(root: Path) -> None:
@@ -111,6 +113,22 @@ def test_the_user_and_the_units_are_there(root: Path) -> None:
         text = (units / unit).read_text()
         assert "/usr/bin/fc-frontend" in text
         assert "/opt/" not in text
+
+
+def test_completion_and_manual_are_where_shells_and_man_look(root: Path) -> None:
+    share = root / "usr/share"
+    program = str(root / "usr/bin/fc-frontend")
+    for shell, path in (
+        ("bash", "bash-completion/completions/fc-frontend"),
+        ("zsh", "zsh/vendor-completions/_fc-frontend"),
+        ("fish", "fish/vendor_completions.d/fc-frontend.fish"),
+    ):
+        assert (share / path).read_text() == said(program, "completion", shell).stdout
+    pages = {path.name for path in (share / "man/man1").iterdir()}
+    assert pages == {"fc-frontend.1.gz", *(f"fc-frontend-{name}.1.gz" for name in COMMANDS)}
+    text = gzip.decompress((share / "man/man1/fc-frontend-check.1.gz").read_bytes()).decode()
+    assert text.startswith(".TH FC\\-FRONTEND\\-CHECK 1 ")
+    assert (share / "doc/fc-frontend/json.rst").is_file()
 
 
 def test_the_package_needs_what_it_was_built_for(package: Path) -> None:

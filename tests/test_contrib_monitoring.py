@@ -22,6 +22,7 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
+from fc_frontend.cli import COMMANDS
 from tests.conftest import binary_of
 from tests.frontend import Frontend, patiently
 
@@ -114,6 +115,23 @@ def test_the_operations_guide_has_every_alert_and_no_other() -> None:
         rule["alert"] for group in RULES["groups"] for rule in group["rules"] if "alert" in rule
     }
     assert set(re.findall(r"FcFrontend\w+", guide)) == alerts
+
+
+def test_the_events_in_the_operations_guide_are_logged() -> None:
+    guide = (PROMETHEUS.parent / "operations.rst").read_text()
+    table = guide.partition("The log\n-------")[2].partition("Sizes and limits")[0]
+    named = re.findall(r"^``([a-z-]+)``", table, re.MULTILINE)
+    assert len(named) >= 8
+    daemon = Path(__file__).parent.parent / "fc_frontend" / "daemon"
+    source = "".join(path.read_text() for path in daemon.glob("*.py"))
+    assert [name for name in named if f'"{name}"' not in source] == []
+
+
+def test_every_command_in_the_operations_guide_exists() -> None:
+    guide = (PROMETHEUS.parent / "operations.rst").read_text()
+    named = set(re.findall(r"``fc-frontend ([a-z]+)", guide))
+    assert named
+    assert named <= set(COMMANDS)
 
 
 def test_every_alert_is_tested_and_says_what_to_do() -> None:

@@ -1328,7 +1328,7 @@ def test_progress_on_a_terminal(frontend: Frontend) -> None:
     finally:
         os.close(ours)
     until(lambda: process.poll() is not None)
-    assert b"asking: cluster DNS" in seen
+    assert b"done; now: cluster DNS" in seen
     assert seen.endswith(b"\r\x1b[K")
 
 

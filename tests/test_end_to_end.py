@@ -330,7 +330,7 @@ def test_systemd_is_told(frontend: Frontend) -> None:
             while state not in "\n".join(told):
                 told.append(sock.recv(4096).decode())
 
-        hear("READY=1\nSTATUS=1 services, HAProxy in sync")
+        hear("READY=1\nSTATUS=1 service, HAProxy in sync")
         hear("WATCHDOG=1")
         daemon.send_signal(signal.SIGHUP)
         hear("RELOADING=1\nMONOTONIC_USEC=")

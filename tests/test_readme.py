@@ -13,6 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import yaml
 
 from fc_frontend.config.loader import load
@@ -21,6 +22,7 @@ from fc_frontend.errors import errors_in
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.rst").read_text()
 EXAMPLES = ROOT / "contrib" / "examples"
+SITUATIONS = EXAMPLES / "situations"
 
 
 def commands(prompt: str) -> list[str]:
@@ -117,6 +119,37 @@ def test_the_readmes_service_is_the_example() -> None:
     assert block
     shown = yaml.safe_load(re.sub(r"^    ", "", block[1], flags=re.MULTILINE))
     assert shown == yaml.safe_load((EXAMPLES / "services.d" / "ingress.yaml").read_text())
+
+
+@pytest.mark.parametrize("path", sorted(SITUATIONS.glob("*")), ids=lambda path: path.stem)
+def test_the_example_of_each_situation_is_good(path: Path, haproxy_binary: str) -> None:
+    """HAProxy of both versions accepts it, and a newcomer reads it in a minute."""
+    program = Path(haproxy_binary).parent
+    done = subprocess.run(
+        [sys.executable, "-m", "fc_frontend", "check", "--config", str(path)],
+        env={**os.environ, "PATH": f"{program}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "accepted by HAProxy" in done.stdout
+    lines = path.read_text().splitlines()
+    assert len(lines) < 30
+    assert lines[0].startswith("# ")
+
+
+def test_there_is_an_example_for_each_situation() -> None:
+    assert {path.name for path in SITUATIONS.iterdir()} == {
+        "cluster-ip.yaml",
+        "dual-stack.yaml",
+        "http-named-port.yaml",
+        "load-balancer-nodes.yaml",
+        "several-frontends.yaml",
+        "tcp-ingress.yaml",
+        "tls-to-pods.yaml",
+    }
 
 
 def test_the_examples_are_good_and_name_every_field(tmp_path: Path) -> None:

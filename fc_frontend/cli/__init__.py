@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import importlib
 import keyword
+from typing import TYPE_CHECKING
 
 import click
 
 from fc_frontend import __version__
+from fc_frontend.cli.progress import volume_options
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
 
 COMMANDS = {
     "check": "Judge the configuration; changes nothing and needs no network.",
@@ -26,6 +31,8 @@ COMMANDS = {
     "doctor": "Look whether this VM is fit: networks, routes, DNS, HAProxy, permissions, clock.",
     "import": "Turn an existing haproxy.cfg into declarations.",
     "demo": "Show the whole thing on loopback, with nothing set up.",
+    "completion": "Print what lets bash, zsh or fish complete commands and names.",
+    "man": "Print the manual, or write its pages into a directory.",
 }
 
 
@@ -42,6 +49,14 @@ class LazyGroup(click.Group):
         module = importlib.import_module(f"fc_frontend.cli.{name}")
         command: click.Command = module.command
         return command
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        from click.shell_completion import CompletionItem
+
+        # click's own would import every command to see whether it is hidden.
+        names = [name for name in COMMANDS if name.startswith(incomplete)]
+        items = [CompletionItem(name, help=COMMANDS[name]) for name in names]
+        return [*items, *click.Command.shell_complete(self, ctx, incomplete)]
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
@@ -64,10 +79,11 @@ FC_FRONTEND_CONFIG; services from there and from services.d/*.yaml, *.json and *
     "-c",
     "--config",
     metavar="PATH",
+    type=click.Path(readable=False),
     help="The settings file. Also an option of each command.",
 )
-@click.pass_context
-def cli(ctx: click.Context, config: str | None) -> None:
+@volume_options
+def cli(config: str | None) -> None:
     """HAProxy in front of a Kubernetes cluster.
 
     Declare services in a few lines; fc-frontend finds their pods by cluster DNS, writes
@@ -81,4 +97,3 @@ def cli(ctx: click.Context, config: str | None) -> None:
       fc-frontend check     judge /etc/fc-frontend/config.yaml
       fc-frontend run       the daemon
     """
-    ctx.obj = config

@@ -4,18 +4,31 @@ from __future__ import annotations
 
 import asyncio
 import os
-import sys
 from dataclasses import replace
 
 import click
 
-from fc_frontend.cli.common import Exit, config_option, fail, print_problems, style, summary
+from fc_frontend.cli.common import (
+    Exit,
+    common_options,
+    deployed,
+    emit,
+    fail,
+    format_options,
+    print_problems,
+    refuse,
+    style,
+    told,
+)
+from fc_frontend.cli.progress import step
 from fc_frontend.errors import Severity, Unavailable, errors_in
+from fc_frontend.plurals import counted
 
 
 @click.command("apply")
-@config_option
-def command(config: str) -> None:
+@common_options
+@format_options("text", "json")
+def command(config: str, shape: str) -> None:
     """Ask cluster DNS, check, install, reload and confirm, once.
 
     Does what the daemon does on a change. What fails leaves HAProxy and haproxy.cfg as they were.
@@ -31,31 +44,36 @@ def command(config: str) -> None:
     from fc_frontend.haproxy.deploy import Outcome, deploy, forget_refused
     from fc_frontend.pipeline import prepare, record, resolve, save_answers, with_slots
 
-    declaration = load(config)
+    with step("reading what is declared"):
+        declaration = load(config)
     if errors_in(declaration.problems):
-        click.echo(style(summary(declaration.problems), "red"), err=True)
-        fail(declaration.problems, Exit.PROBLEMS)
+        refuse(declaration.problems)
     try:
         find_binary(declaration.settings.haproxy.binary)
     except Unavailable as exc:
         fail(exc.problems, Exit.CANNOT_TELL)
     # Told before cluster DNS is asked; what counts is the look of `deploy`.
+    unseen = hold.unseen(declaration.settings.state_directory)
+    if unseen is not None:
+        fail([unseen], Exit.CANNOT_TELL)
     held = hold.load(declaration.settings.state_directory)
     if held is not None:
         fail([hold.problem(held)], Exit.PROBLEMS)
-    resolution = asyncio.run(resolve(declaration))
-    prepared = prepare(declaration, resolution)
+    with step(f"asking cluster DNS about {counted(len(declaration.services), 'service')}"):
+        resolution = asyncio.run(resolve(declaration))
+    with step("rendering what is declared"):
+        prepared = prepare(declaration, resolution)
     if prepared.config is None or not prepared.ok:
-        click.echo(style(summary(prepared.problems), "red"), err=True)
-        fail(prepared.problems, Exit.PROBLEMS)
+        refuse(prepared.problems)
     # HAProxy outlives this command: it must not hold the pipe that our output goes to.
-    deployment = deploy(
-        prepared.plan,
-        prepared.config,
-        resolution,
-        located=declaration.located,
-        output=os.devnull,
-    )
+    with step("checking, installing and reloading"):
+        deployment = deploy(
+            prepared.plan,
+            prepared.config,
+            resolution,
+            located=declaration.located,
+            output=os.devnull,
+        )
     if deployment.outcome is Outcome.HELD:
         fail(deployment.problems, Exit.PROBLEMS)
     problems = (*prepared.problems, *deployment.problems)
@@ -64,19 +82,20 @@ def command(config: str) -> None:
     except Unavailable as exc:
         problems = (*problems, *(replace(p, severity=Severity.WARNING) for p in exc.problems))
     if not deployment.ok:
-        click.echo(style(summary(problems), "red"), err=True)
-        print_problems(problems)
-        sys.exit(Exit.PROBLEMS)
-    print_problems(problems)
+        refuse(problems)
     forget_refused(declaration.settings.haproxy)
     try:
         save_answers(declaration, with_slots(prepared.plan, resolution))
     except Unavailable as exc:
-        print_problems(exc.problems)
+        problems = (*problems, *(replace(p, severity=Severity.WARNING) for p in exc.problems))
+    if shape == "json":
+        emit(deployed(deployment, problems))
+        return
+    print_problems(problems)
     words = {
         Outcome.IN_SYNC: "nothing to do: HAProxy has this configuration",
         Outcome.RELOADED: f"reloaded in {deployment.duration:.2f} s",
         Outcome.STARTED: f"HAProxy started in {deployment.duration:.2f} s",
-        Outcome.INSTALLED: "installed",
+        Outcome.INSTALLED: "installed; HAProxy does not run, and will have it when it is started",
     }
-    click.echo(f"{style('good', 'green')}: {words[deployment.outcome]} ({deployment.hash})")
+    told(f"{style('good', 'green')}: {words[deployment.outcome]} ({deployment.hash})")

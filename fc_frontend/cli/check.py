@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from typing import TYPE_CHECKING
 
@@ -10,26 +9,25 @@ import click
 
 from fc_frontend.cli.common import (
     Exit,
-    config_option,
+    common_options,
+    emit,
+    format_options,
     print_problems,
     style,
     summary,
+    told,
 )
+from fc_frontend.cli.progress import step
 from fc_frontend.errors import Problem, Unavailable, errors_in, warnings_in
+from fc_frontend.plurals import counted
 
 if TYPE_CHECKING:
     from fc_frontend.config.last_good import Quarantine
 
 
 @click.command("check")
-@config_option
-@click.option(
-    "--format",
-    "shape",
-    type=click.Choice(["text", "json", "nagios"]),
-    default="text",
-    help="text for people, json for scripts, nagios for Sensu, Nagios and Icinga.",
-)
+@common_options
+@format_options("text", "json", "nagios")
 def command(config: str, shape: str) -> None:
     """Judge the configuration, without changing anything.
 
@@ -47,15 +45,18 @@ def command(config: str, shape: str) -> None:
     """
     from fc_frontend.pipeline import judged, prepare_offline, quarantines
 
-    prepared = prepare_offline(config)
+    with step("reading and rendering what is declared"):
+        prepared = prepare_offline(config)
     problems = prepared.problems
     unknown: tuple[Problem, ...] = ()
     held: tuple[Quarantine, ...] = ()
     try:
-        problems = judged(prepared).problems
+        with step("asking HAProxy whether it accepts that"):
+            problems = judged(prepared).problems
         if errors_in(problems):
             # HAProxy tells some errors only once others are gone.
-            held = quarantines(config)
+            with step("looking for what else is wrong"):
+                held = quarantines(config)
             found = (problem for quarantine in held for problem in quarantine.problems)
             problems = tuple(dict.fromkeys((*problems, *found)))
     except Unavailable as exc:
@@ -75,7 +76,7 @@ def command(config: str, shape: str) -> None:
             "problems": [problem.as_json() for problem in (*problems, *unknown)],
             "quarantined": [quarantine.as_json() for quarantine in held],
         }
-        click.echo(json.dumps(document, indent=2, ensure_ascii=False))
+        emit(document)
         sys.exit(code)
     if shape == "nagios":
         sys.exit(_nagios(problems, unknown, services))
@@ -86,12 +87,20 @@ def command(config: str, shape: str) -> None:
         click.echo(f"the daemon would quarantine {quarantine.unit}: {quarantine.effect}", err=True)
     if code is Exit.GOOD:
         slots = prepared.plan.slot_count
-        said = f"{services} services, {slots} slots"
-        said += f", {fragments} fragments" if fragments else ""
-        click.echo(f"{style('good', 'green')}: {said}, accepted by HAProxy")
+        said = f"{counted(services, 'service')}, {counted(slots, 'slot')}"
+        said += f", {counted(fragments, 'fragment')}" if fragments else ""
+        told(f"{style('good', 'green')}: {said}, accepted by HAProxy")
+        if not services and not fragments:
+            told(f"no service is declared: {_where(config)}")
     elif unknown and not refused:
         click.echo(f"cannot tell: {unknown[0].message}", err=True)
     sys.exit(code)
+
+
+def _where(config: str) -> str:
+    from fc_frontend.config.loader import services_directory
+
+    return f"declare one in {config}, or in a file {services_directory(config)}/NAME.yaml"
 
 
 def _nagios(problems: tuple[Problem, ...], unknown: tuple[Problem, ...], services: int) -> int:
@@ -104,7 +113,7 @@ def _nagios(problems: tuple[Problem, ...], unknown: tuple[Problem, ...], service
         more = f" (and {len(warnings) - 1} more)" if len(warnings) > 1 else ""
         word, code, said = "WARNING", 1, f"{warnings[0].message}{more}"
     else:
-        word, code, said = "OK", 0, f"{services} services, accepted by HAProxy"
+        word, code, said = "OK", 0, f"{counted(services, 'service')}, accepted by HAProxy"
     said = " ".join(said.replace("|", "/").split())
     click.echo(f"FC-FRONTEND {word} - {said} | errors={len(errors)} warnings={len(warnings)}")
     for problem in (*errors, *warnings, *unknown):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -10,12 +11,16 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
+from fc_frontend.cli.progress import is_quiet, volume_options
 from fc_frontend.errors import Problem, Severity, errors_in, warnings_in
 
 if TYPE_CHECKING:
+    from fc_frontend.haproxy.deploy import Deployment
     from fc_frontend.plan.model import Settings
 
 F = TypeVar("F", bound=Callable[..., Any])
+_SHAPE = "fc_frontend.shape"
+_JSON = "fc_frontend.json"
 
 
 class Exit(IntEnum):
@@ -27,22 +32,77 @@ class Exit(IntEnum):
     CANNOT_TELL = 3
 
 
-def config_option(function: F) -> F:
-    """The option `--config`, here or before the command's name; the command gets `config`."""
+def common_options(function: F) -> F:
+    """The options that every command with a configuration has; the command gets `config`.
+
+    All of them may stand before the command's name as well.
+    """
 
     def chosen(ctx: click.Context, _param: click.Parameter, value: str | None) -> str:
         from fc_frontend.config.loader import settings_path
 
-        given = value or ctx.obj
-        return settings_path(given if isinstance(given, str) else None)
+        return settings_path(value or config_before(ctx))
 
     return click.option(
         "-c",
         "--config",
         metavar="PATH",
+        type=click.Path(readable=False),
         callback=chosen,
         help="The settings file [default: $FC_FRONTEND_CONFIG, else /etc/fc-frontend/config.yaml]",
-    )(function)
+    )(volume_options(function))
+
+
+def config_before(ctx: click.Context) -> str | None:
+    """What --config before the command's name says, if it stands there."""
+    given = ctx.parent.params.get("config") if ctx.parent else None
+    return given if isinstance(given, str) else None
+
+
+def format_options(*shapes: str) -> Callable[[F], F]:
+    """The options --format, of `shapes`, and --json; the command gets `shape`."""
+    words = {
+        "text": "text for people",
+        "json": "json for scripts",
+        "nagios": "nagios for Sensu, Nagios and Icinga",
+    }
+
+    def chosen(ctx: click.Context, _param: click.Parameter, value: str | None) -> str:
+        if ctx.meta.get(_JSON):
+            if value not in (None, "json"):
+                raise click.UsageError(f"--json and --format {value} exclude each other", ctx)
+            value = "json"
+        ctx.meta[_SHAPE] = value or "text"
+        return value or "text"
+
+    def as_json(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
+        ctx.meta[_JSON] = value
+
+    def both(function: F) -> F:
+        function = click.option(
+            "--json",
+            is_flag=True,
+            is_eager=True,
+            expose_value=False,
+            callback=as_json,
+            help="The same as --format json.",
+        )(function)
+        return click.option(
+            "--format",
+            "shape",
+            type=click.Choice(shapes),
+            callback=chosen,
+            help=f"{', '.join(words[shape] for shape in shapes)} [default: text]",
+        )(function)
+
+    return both
+
+
+def emit(document: dict[str, object]) -> None:
+    """Print a document for scripts.  contrib/json.rst says what stands in each."""
+    import json
+
+    click.echo(json.dumps(document, indent=2, ensure_ascii=False))
 
 
 def settings_in_force(config: str) -> Settings:
@@ -68,11 +128,28 @@ def settings_in_force(config: str) -> Settings:
     return declaration.settings
 
 
-def style(text: str, color: str) -> str:
-    """`text` in colour; click takes the colour away where the output is no terminal."""
-    import os
+def deployed(deployment: Deployment, problems: Iterable[Problem]) -> dict[str, object]:
+    """How a deployment went, in the shape of all JSON output."""
+    return {
+        "version": 1,
+        "status": "good",
+        "outcome": deployment.outcome.value,
+        "hash": deployment.hash,
+        "seconds": round(deployment.duration, 3),
+        "problems": [problem.as_json() for problem in problems],
+    }
 
-    return text if os.environ.get("NO_COLOR") else click.style(text, fg=color, bold=True)
+
+def style(text: str, color: str | None = None) -> str:
+    """`text` bold and in colour; click takes that away where the output is no terminal."""
+    is_plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
+    return text if is_plain else click.style(text, fg=color, bold=True)
+
+
+def told(text: str) -> None:
+    """Print `text`, unless --quiet: how it went, where nothing went wrong."""
+    if not is_quiet():
+        click.echo(text)
 
 
 def table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
@@ -126,7 +203,31 @@ def summary(problems: Iterable[Problem]) -> str:
     return f"refused: {' '.join(said.split())}{more}"
 
 
-def fail(problems: Iterable[Problem], code: Exit) -> NoReturn:
-    """Print problems and end with `code`."""
-    print_problems(problems)
+def refuse(problems: Iterable[Problem], code: int = Exit.PROBLEMS) -> NoReturn:
+    """End as `fail` does, with why it is refused in one line before the details."""
+    found = tuple(problems)
+    if shape_asked_for() == "text":
+        click.echo(style(summary(found), "red"), err=True)
+    fail(found, code)
+
+
+def fail(problems: Iterable[Problem], code: int) -> NoReturn:
+    """Print problems, in the shape that was asked for, and end with the exit code for that."""
+    found = tuple(problems)
+    shape, is_unknown = shape_asked_for(), code == Exit.CANNOT_TELL
+    if shape == "json":
+        status = "unknown" if is_unknown else "refused"
+        emit({"version": 1, "status": status, "problems": [p.as_json() for p in found]})
+    elif shape == "nagios":
+        word, code = ("UNKNOWN", 3) if is_unknown else ("CRITICAL", 2)
+        lines = [" ".join(str(problem).replace("|", "/").split()) for problem in found]
+        click.echo("\n".join([f"FC-FRONTEND {word} - {lines[0] if lines else ''}", *lines[1:]]))
+    else:
+        print_problems(found)
     sys.exit(code)
+
+
+def shape_asked_for() -> str:
+    """What --format or --json of the command that runs says; text where it has neither."""
+    context = click.get_current_context(silent=True)
+    return str(context.meta.get(_SHAPE, "text")) if context else "text"

@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import sys
 from typing import TYPE_CHECKING
 
 import click
 
-from fc_frontend.cli.common import Exit, config_option, fail, print_problems, style, summary
+from fc_frontend.cli.common import (
+    Exit,
+    common_options,
+    emit,
+    fail,
+    format_options,
+    print_problems,
+    refuse,
+    style,
+)
+from fc_frontend.cli.progress import is_quiet, step
 from fc_frontend.errors import Problem, Severity, Unavailable, errors_in
+from fc_frontend.plurals import counted
 
 if TYPE_CHECKING:
     from fc_frontend.config.loader import Declaration
@@ -25,10 +35,10 @@ _DNS_PATIENCE = 10.0
 
 
 @click.command("diff")
-@config_option
+@common_options
 @click.option("--text", "as_text", is_flag=True, help="Print a unified diff of haproxy.cfg.")
-@click.option("--json", "as_json", is_flag=True, help="Print a document for scripts.")
-def command(config: str, as_text: bool, as_json: bool) -> None:
+@format_options("text", "json")
+def command(config: str, as_text: bool, shape: str) -> None:
     """Show what `apply` would change of what is installed, and whether it takes a reload.
 
     By service, with the fields that differ, binds that are opened (+) and closed (-), and slots.
@@ -46,14 +56,20 @@ def command(config: str, as_text: bool, as_json: bool) -> None:
     from fc_frontend.haproxy import hold
     from fc_frontend.pipeline import judged, prepare
 
-    declaration = load(config)
+    with step("reading what is declared"):
+        declaration = load(config)
     if errors_in(declaration.problems):
         _refuse(declaration.problems)
-    resolution, problems = _resolution(declaration)
-    prepared = prepare(declaration, resolution)
+    number = counted(len(declaration.services), "service")
+    with step(f"asking cluster DNS about {number}"):
+        resolution, problems = _resolution(declaration)
+    with step("rendering what is declared"):
+        prepared = prepare(declaration, resolution)
     try:
-        installed = _installed(config, declaration.settings)
-        prepared = judged(prepared)
+        with step("reading what is installed"):
+            installed = _installed(config, declaration.settings)
+        with step("asking HAProxy whether it accepts the new one"):
+            prepared = judged(prepared)
     except Unavailable as exc:
         fail(exc.problems, Exit.CANNOT_TELL)
     if prepared.config is None or not prepared.ok:
@@ -69,7 +85,7 @@ def command(config: str, as_text: bool, as_json: bool) -> None:
         problems = (problem, *problems)
     changes = differences(installed, prepared.plan, prepared.config)
     code = Exit.PROBLEMS if changes else Exit.GOOD
-    if as_json:
+    if shape == "json":
         document = {
             "version": 1,
             "hash": prepared.config.hash,
@@ -78,20 +94,18 @@ def command(config: str, as_text: bool, as_json: bool) -> None:
             "changes": [change.as_json() for change in changes],
             "problems": [problem.as_json() for problem in problems],
         }
-        click.echo(json.dumps(document, indent=2, ensure_ascii=False))
+        emit(document)
         sys.exit(code)
     print_problems(problems)
     if as_text:
         _unified(installed.text or "", prepared.config.text, declaration.settings)
-    else:
+    elif not is_quiet():
         _print(changes)
     sys.exit(code)
 
 
 def _refuse(problems: tuple[Problem, ...]) -> None:
-    click.echo(style(summary(problems), "red"), err=True)
-    print_problems(problems)
-    sys.exit(_REFUSED)
+    refuse(problems, _REFUSED)
 
 
 def _resolution(declaration: Declaration) -> tuple[dict[str, Answer], tuple[Problem, ...]]:
@@ -161,9 +175,12 @@ def _print(changes: tuple[Change, ...]) -> None:
 
     for change in changes:
         mark = style(_MARKS[change.how], _COLORS[change.how])
-        because = f", because {change.because}" if change.because else ""
+        # HAProxy does not run: that is the reason for all of them.
+        at_start = change.effect == "at its start"
+        because = f", because {change.because}" if change.because and not at_start else ""
+        effect = "once HAProxy is started" if at_start else change.effect
         subject = f"{change.what} {change.name}".strip()
-        click.echo(f"{mark} {clean(f'{subject}: {change.effect}{because}')}")
+        click.echo(f"{mark} {clean(f'{subject}: {effect}{because}')}")
         for field in change.fields:
             click.echo(f"      {clean(field)}")
         for bind in change.binds:
@@ -173,12 +190,12 @@ def _print(changes: tuple[Change, ...]) -> None:
         for line in lines[:_SHOWN]:
             click.echo(f"      {clean(line)}")
         if len(lines) > _SHOWN:
-            click.echo(f"      and {len(lines) - _SHOWN} lines more")
+            click.echo(f"      and {counted(len(lines) - _SHOWN, 'more line')}")
     if not changes:
         click.echo(f"{style('nothing', 'green')} would change")
         return
     reload = any(change.effect == "reload" for change in changes)
-    number = f"{len(changes)} change{'' if len(changes) == 1 else 's'}"
+    number = counted(len(changes), "change")
     click.echo(f"{number}, {'one reload' if reload else 'no reload'}")
 
 

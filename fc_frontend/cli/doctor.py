@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import sys
-import time
 from itertools import groupby
 from typing import TYPE_CHECKING
 
 import click
 
-from fc_frontend.cli.common import Exit, config_option, print_problems, style
+from fc_frontend.cli.common import (
+    Exit,
+    common_options,
+    emit,
+    format_options,
+    print_problems,
+    style,
+    told,
+)
+from fc_frontend.cli.progress import is_quiet, step
 from fc_frontend.doctor.findings import Finding, Group, Result, printable, worst
 from fc_frontend.errors import Problem, errors_in
+from fc_frontend.plurals import counted
 
 if TYPE_CHECKING:
     from fc_frontend.config.loader import Declaration
@@ -34,10 +42,11 @@ _NAGIOS = {
 
 
 @click.command("doctor")
-@config_option
+@common_options
 @click.option(
     "--kubeconfig",
     metavar="PATH",
+    type=click.Path(readable=False),
     help="Ask the API server and its nodes as well. Nothing of the file is ever shown.",
 )
 @click.option(
@@ -47,13 +56,7 @@ _NAGIOS = {
     help="Ask cluster DNS for a zone transfer as well (AXFR). Where CoreDNS before 1.14.5 allows "
     "transfers, this can bring it down.",
 )
-@click.option(
-    "--format",
-    "shape",
-    type=click.Choice(["text", "json", "nagios"]),
-    default="text",
-    help="text for people, json for scripts, nagios for Sensu, Nagios and Icinga.",
-)
+@format_options("text", "json", "nagios")
 def command(config: str, kubeconfig: str | None, transfer: bool, shape: str) -> None:
     """Look at this VM and its surroundings: is it fit to be a frontend?
 
@@ -81,7 +84,8 @@ def command(config: str, kubeconfig: str | None, transfer: bool, shape: str) -> 
     from fc_frontend.doctor.examine import examine, probes
     from fc_frontend.pipeline import prepare_offline
 
-    prepared = prepare_offline(config)
+    with step("reading and rendering what is declared"):
+        prepared = prepare_offline(config)
     errors = errors_in(prepared.problems)
     if unread := _unread(prepared.declaration, errors):
         # What this VM is examined for would be defaults, which nobody declared.
@@ -93,15 +97,21 @@ def command(config: str, kubeconfig: str | None, transfer: bool, shape: str) -> 
         else:
             print_problems(unread)
         sys.exit(Exit.CANNOT_TELL)
-    progress = _Progress()
     every = probes(
         prepared.plan,
         prepared.config.text if prepared.config else None,
         kubeconfig=kubeconfig,
         transfer=transfer,
     )
-    found = list(examine(every, told=progress.told))
-    progress.end()
+    with step("looking at this VM") as looking:
+
+        def seen(done: int, under_way: tuple[Probe, ...]) -> None:
+            if under_way:
+                total, first = done + len(under_way), under_way[0]
+                looking.say(f"{done} of {total} done; now: {first.group} {first.check}")
+
+        found = list(examine(every, told=seen))
+        looking.say("looking at this VM")
     if errors:
         more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
         found.insert(
@@ -148,50 +158,29 @@ def _order(group: str) -> int:
     return groups.index(group) if group in groups else len(groups)
 
 
-class _Progress:
-    """One line on a terminal, once it takes longer than a second."""
-
-    def __init__(self) -> None:
-        self._started = time.monotonic()
-        self._shown = False
-
-    def told(self, done: int, under_way: tuple[Probe, ...]) -> None:
-        """Show what is still under way."""
-        if not sys.stderr.isatty() or time.monotonic() - self._started < 1 or not under_way:
-            return
-        self._shown = True
-        first = under_way[0]
-        line = f"{done} of {done + len(under_way)} done; asking: {first.group} {first.check}"
-        click.echo(f"\r\033[K{printable(line, 78)}", nl=False, err=True)
-
-    def end(self) -> None:
-        """Take the line away."""
-        if self._shown:
-            click.echo("\r\033[K", nl=False, err=True)
-
-
 def _json(config: str, found: list[Finding]) -> None:
-    document = {
+    document: dict[str, object] = {
         "version": 1,
         "status": worst(found).value,
         "config": config,
         "findings": [finding.as_json() for finding in found],
     }
-    click.echo(json.dumps(document, indent=2, ensure_ascii=False))
+    emit(document)
 
 
 def _table(found: list[Finding]) -> None:
     words = max(len(result) for result in Result)
     checks = max(len(printable(finding.check)) for finding in found)
-    for group, findings in groupby(found, key=lambda finding: finding.group):
-        click.echo(click.style(group, bold=True))
+    shown = [f for f in found if f.result is not Result.OK] if is_quiet() else found
+    for group, findings in groupby(shown, key=lambda finding: finding.group):
+        click.echo(style(group))
         for finding in findings:
             word = style(finding.result.value.ljust(words), _COLORS[finding.result])
             check = printable(finding.check).ljust(checks)
             click.echo(f"  {word}  {check}  {printable(finding.message)}")
             if finding.remedy:
                 click.echo(f"  {'':{words}}  → {printable(finding.remedy)}")
-    click.echo(_summary(found))
+    told(_summary(found))
 
 
 def _count(found: list[Finding], result: Result) -> int:
@@ -201,10 +190,10 @@ def _count(found: list[Finding], result: Result) -> int:
 def _summary(found: list[Finding]) -> str:
     counts = {result: _count(found, result) for result in Result}
     names = {
-        Result.PROBLEM: "problems",
-        Result.UNKNOWN: "unknown",
-        Result.WARNING: "warnings",
-        Result.OK: "ok",
+        Result.PROBLEM: ("problem", "problems"),
+        Result.UNKNOWN: ("unknown", "unknown"),
+        Result.WARNING: ("warning", "warnings"),
+        Result.OK: ("ok", "ok"),
     }
     result = worst(found)
     verdict = {
@@ -213,7 +202,7 @@ def _summary(found: list[Finding]) -> str:
         Result.UNKNOWN: "cannot tell",
         Result.PROBLEM: "not fit",
     }[result]
-    said = ", ".join(f"{counts[r]} {name}" for r, name in names.items() if counts[r])
+    said = ", ".join(counted(counts[r], *forms) for r, forms in names.items() if counts[r])
     return f"{style(verdict, _COLORS[result])}: {said}"
 
 
@@ -221,7 +210,7 @@ def _nagios(found: list[Finding]) -> int:
     word, code = _NAGIOS[worst(found)]
     order = [Result.PROBLEM, Result.UNKNOWN, Result.WARNING]
     wrong = sorted((f for f in found if f.result in order), key=lambda f: order.index(f.result))
-    said = f"{len(found)} checks"
+    said = counted(len(found), "check")
     if wrong:
         more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
         said = f"{wrong[0].check}: {wrong[0].message}{more}"

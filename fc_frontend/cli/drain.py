@@ -4,12 +4,24 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import Counter
 from typing import TYPE_CHECKING
 
 import click
 
-from fc_frontend.cli.common import Exit, config_option, fail, print_problems
+from fc_frontend.cli import completion
+from fc_frontend.cli.common import (
+    Exit,
+    common_options,
+    emit,
+    fail,
+    format_options,
+    print_problems,
+    told,
+)
+from fc_frontend.cli.progress import step
 from fc_frontend.errors import Problem, Refused, Severity, Unavailable, errors_in
+from fc_frontend.plurals import counted
 
 if TYPE_CHECKING:
     from fc_frontend.config.loader import Declaration
@@ -23,16 +35,17 @@ _LONGEST_WAIT = 7 * 24 * 3600
 
 
 @click.command("drain")
-@config_option
+@common_options
 @click.option(
     "--wait",
     type=click.IntRange(0, _LONGEST_WAIT),
     metavar="SECONDS",
     help="Wait until no connection is left, at most this long; exit code 1 if some are.",
 )
-@click.argument("service")
-@click.argument("pod", required=False)
-def command(config: str, wait: int | None, service: str, pod: str | None) -> None:
+@format_options("text", "json")
+@click.argument("service", shell_complete=completion.service)
+@click.argument("pod", required=False, shell_complete=completion.pod)
+def command(config: str, wait: int | None, shape: str, service: str, pod: str | None) -> None:
     """Let POD of SERVICE, or all of SERVICE, end what it has and get nothing new.
 
     POD is a pod's address, its slot in HAProxy (pod3) or its name in an SRV record, whole or up to
@@ -52,9 +65,11 @@ def command(config: str, wait: int | None, service: str, pod: str | None) -> Non
     from dataclasses import replace
 
     from fc_frontend.haproxy import drain_record
+    from fc_frontend.haproxy.connections import connections
     from fc_frontend.haproxy.drain import pod_address
 
-    declaration = declared(config)
+    with step("reading what is declared"):
+        declaration = declared(config)
     known(declaration, service)
     endpoints = stored_endpoints(declaration, service)
     chosen: list[str] = []
@@ -66,16 +81,28 @@ def command(config: str, wait: int | None, service: str, pod: str | None) -> Non
         return replace(before, pods=before.pods | {(service, chosen[-1])})
 
     try:
-        held = drain_record.change(declaration.settings, changed, [service])
-        print_problems(held.problems)
-        left = _report(declaration, held, service, chosen)
-        _warn(held, service)
+        with step("telling HAProxy"):
+            held = drain_record.change(declaration.settings, changed, [service])
+        problems = [*held.problems, *_none_left(held, service)]
+        found = connections(declaration.settings.haproxy, service)
+        servers = _servers(held, service, chosen)
+        if shape == "text":
+            print_problems(held.problems)
+            _tell(servers, service, chosen, found)
+            print_problems(problems[len(held.problems) :])
         if wait is not None:
-            left = _wait(declaration, service, chosen, wait)
+            found, late = _wait(declaration, service, chosen, wait)
+            problems += late
+            if shape == "text":
+                print_problems(late)
+                _tell_end(service, chosen, late)
     except Refused as exc:
         fail(exc.problems, Exit.PROBLEMS)
     except Unavailable as exc:
         fail(exc.problems, Exit.CANNOT_TELL)
+    left = _left(found, chosen)
+    if shape == "json":
+        emit(_document(service, chosen, servers, found, problems))
     sys.exit(Exit.PROBLEMS if wait is not None and left else Exit.GOOD)
 
 
@@ -125,66 +152,108 @@ def stored_endpoints(declaration: Declaration, service: str) -> tuple[Endpoint, 
     return answer.endpoints if answer else ()
 
 
-def _report(declaration: Declaration, held: Held, service: str, chosen: list[str]) -> int:
-    """Print what is drained; the number of connections that are left."""
-    from fc_frontend.haproxy.connections import connections
+def _servers(held: Held, service: str, chosen: list[str]) -> list[ServerState]:
+    """The servers of `service` with a pod, or only those with a chosen one."""
     from fc_frontend.haproxy.drain import canonical
 
-    left = connections(declaration.settings.haproxy, service)
-    total = 0
-    found = False
-    for server in held.servers:
-        if server.proxy != service or not server.address:
-            continue
-        address = canonical(server.address)
-        if chosen and address not in chosen:
-            continue
-        found = True
-        total += left[address]
-        admin = server.admin or 0
-        state = "in maintenance" if admin & 1 else "draining" if admin & 8 else "not drained yet"
-        click.echo(
-            f"{server.server} {address} of {service}: {state}, {_connections(left[address])} left"
-        )
-    if not found and chosen:
-        click.echo(
-            f"{chosen[0]} of {service}: has no slot now, will be drained in any that it gets"
-        )
-    elif not found:
-        click.echo(f"{service}: has no pods now, those that come will be drained")
-    return total
+    return [
+        server
+        for server in held.servers
+        if server.proxy == service
+        and server.address
+        and (not chosen or canonical(server.address) in chosen)
+    ]
 
 
-def _warn(held: Held, service: str) -> None:
+def _state(server: ServerState) -> str:
+    admin = server.admin or 0
+    return "in maintenance" if admin & 1 else "draining" if admin & 8 else "not drained yet"
+
+
+def _tell(servers: list[ServerState], service: str, chosen: list[str], found: Counter[str]) -> None:
+    from fc_frontend.haproxy.drain import canonical
+
+    for server in servers:
+        address = canonical(server.address or "")
+        left = counted(found[address], "connection")
+        told(f"{server.server} {address} of {service}: {_state(server)}, {left} left")
+    if not servers and chosen:
+        told(f"{chosen[0]} of {service}: has no slot now, will be drained in any that it gets")
+    elif not servers:
+        told(f"{service}: has no pods now, those that come will be drained")
+
+
+def _tell_end(service: str, chosen: list[str], late: list[Problem]) -> None:
+    if not late:
+        told(f"{_subject(service, chosen)}: no connection is left")
+
+
+def _document(
+    service: str,
+    chosen: list[str],
+    servers: list[ServerState],
+    found: Counter[str],
+    problems: list[Problem],
+) -> dict[str, object]:
+    from fc_frontend.haproxy.drain import canonical
+
+    addresses = [canonical(server.address or "") for server in servers]
+    return {
+        "version": 1,
+        "status": "late" if errors_in(problems) else "good",
+        "service": service,
+        "pod": chosen[0] if chosen else None,
+        "servers": [
+            {
+                "server": server.server,
+                "address": address,
+                "state": _state(server),
+                "connections": found[address],
+            }
+            for server, address in zip(servers, addresses, strict=True)
+        ],
+        "connections": _left(found, chosen),
+        "problems": [problem.as_json() for problem in problems],
+    }
+
+
+def _none_left(held: Held, service: str) -> list[Problem]:
+    """A warning if no server of `service` is up any more."""
     if any(server.proxy == service and server.up and server.address for server in held.servers):
-        return
+        return []
     problem = Problem(
         message=f"no server of {service} takes new requests now: they will get 503, or be closed",
         remedy=f"undo it with `fc-frontend undrain {service}`",
         severity=Severity.WARNING,
     )
-    print_problems([problem])
+    return [problem]
 
 
-def _wait(declaration: Declaration, service: str, chosen: list[str], seconds: int) -> int:
-    """Wait until no connection is left; how many are, once time is up."""
+def _wait(
+    declaration: Declaration, service: str, chosen: list[str], seconds: int
+) -> tuple[Counter[str], list[Problem]]:
+    """Wait until no connection is left; those that are once time is up, and a problem then."""
     from fc_frontend.haproxy.connections import connections
 
     deadline = time.monotonic() + seconds
-    while True:
-        found = connections(declaration.settings.haproxy, service)
-        left = sum(found[address] for address in (chosen or found))
-        subject = f"{chosen[0]} of {service}" if chosen else service
-        if not left:
-            click.echo(f"{subject}: no connection is left")
-            return 0
-        remaining = deadline - time.monotonic()
-        if remaining <= 0:
-            message = f"{subject}: {_connections(left)} left after {seconds} s"
-            print_problems([Problem(message=message, remedy="it stays drained; wait longer")])
-            return left
-        time.sleep(min(_LOOK_EVERY, remaining))
+    with step(f"waiting for the connections of {_subject(service, chosen)}") as waiting:
+        while True:
+            found = connections(declaration.settings.haproxy, service)
+            left = _left(found, chosen)
+            if not left:
+                return found, []
+            words = f"{_subject(service, chosen)}: {counted(left, 'connection')} left"
+            remaining = deadline - time.monotonic()
+            if remaining <= 0:
+                remedy = "it stays drained; wait longer"
+                return found, [Problem(message=f"{words} after {seconds} s", remedy=remedy)]
+            waiting.say(words)
+            time.sleep(min(_LOOK_EVERY, remaining))
 
 
-def _connections(count: int) -> str:
-    return f"{count} connection{'' if count == 1 else 's'}"
+def _subject(service: str, chosen: list[str]) -> str:
+    return f"{chosen[0]} of {service}" if chosen else service
+
+
+def _left(found: Counter[str], chosen: list[str]) -> int:
+    return sum(found[address] for address in (chosen or found))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from typing import TYPE_CHECKING
 
 import click
 
-from fc_frontend.cli.common import Exit, config_option, fail, style
+from fc_frontend.cli import completion
+from fc_frontend.cli.common import Exit, common_options, emit, fail, format_options, style
+from fc_frontend.cli.progress import is_quiet, step
 from fc_frontend.errors import Unavailable
 
 if TYPE_CHECKING:
@@ -20,10 +21,10 @@ _COLORS = {"ok": "green", "warn": "yellow", "bad": "red", "unknown": "yellow"}
 
 
 @click.command("explain")
-@config_option
-@click.option("--json", "as_json", is_flag=True, help="Print a document for scripts.")
-@click.argument("service")
-def command(config: str, as_json: bool, service: str) -> None:
+@common_options
+@format_options("text", "json")
+@click.argument("service", shell_complete=completion.service)
+def command(config: str, shape: str, service: str) -> None:
     """Walk the way of SERVICE, step by step, and say where it is interrupted, and what to do.
 
     Declaration, what cluster DNS says now, networks, slots, HAProxy's servers and their checks, the
@@ -43,13 +44,13 @@ def command(config: str, as_json: bool, service: str) -> None:
     from fc_frontend.explain.steps import explain
 
     try:
-        facts = collect(config, service)
+        with step("asking cluster DNS, HAProxy and the daemon"):
+            facts = collect(config, service)
     except Unavailable as exc:
         fail(exc.problems, Exit.CANNOT_TELL)
     explanation = explain(facts)
-    if as_json:
-        document = _document(facts, explanation)
-        click.echo(json.dumps(document, indent=2, ensure_ascii=False))
+    if shape == "json":
+        emit(_document(facts, explanation))
     else:
         _print(explanation)
     sys.exit(_CODES[explanation.verdict.value])
@@ -64,20 +65,24 @@ def _document(facts: Facts, explanation: Explanation) -> dict[str, object]:
         "serves": explanation.serves,
         "summary": explanation.summary,
         "cause": cause.as_json() if cause else None,
-        "steps": [step.as_json() for step in explanation.steps],
+        "steps": [each.as_json() for each in explanation.steps],
         "facts": facts.as_json(),
     }
 
 
 def _print(explanation: Explanation) -> None:
     cause = explanation.cause
-    for step in explanation.steps:
-        word = _word(step.verdict)
-        click.echo(f"{word} {step.name:13} {step.said}")
-        if step.remedy and step is not cause:
-            click.echo(f"{'':20} → {step.remedy}")
-        for line in step.details:
+    for each in explanation.steps:
+        if is_quiet() and each.verdict.value in ("ok", "unknown"):
+            continue
+        word = _word(each.verdict)
+        click.echo(f"{word} {each.name:13} {each.said}")
+        if each.remedy and each is not cause:
+            click.echo(f"{'':20} → {each.remedy}")
+        for line in each.details:
             click.echo(f"{'':22}{line}".rstrip())
+    if is_quiet() and explanation.verdict.value == "ok":
+        return
     click.echo()
     color = "green" if explanation.serves and cause is None else "red"
     click.echo(style(explanation.summary, color))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -10,8 +9,10 @@ import click
 
 from fc_frontend.cli.common import (
     Exit,
-    config_option,
+    common_options,
+    emit,
     fail,
+    format_options,
     print_problems,
     settings_in_force,
     style,
@@ -26,9 +27,9 @@ _LONGEST_REASONS = 100
 
 
 @click.command("history")
-@config_option
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
-def command(config: str, as_json: bool) -> None:
+@common_options
+@format_options("text", "json")
+def command(config: str, shape: str) -> None:
     """List what HAProxy was given, the newest last: the time, what became of it, and the reasons.
 
     `fc-frontend rollback ID` goes back to an entry that was reloaded, started or installed.
@@ -57,8 +58,8 @@ def command(config: str, as_json: bool) -> None:
     )
     held = hold.load(settings.state_directory)
     now = present(entries, digest, held)
-    if as_json:
-        click.echo(json.dumps(_document(entries, now, held), ensure_ascii=False, indent=2))
+    if shape == "json":
+        emit(_document(entries, now, held))
         return
     rows: list[tuple[str, ...]] = [
         ("ID", "TIME", "OUTCOME", "HASH", "SERVICES", "SLOTS", "SECONDS", "REASONS")
@@ -80,7 +81,9 @@ def command(config: str, as_json: bool) -> None:
         click.echo(f"{what} is held{since}{by}; what is declared waits for: fc-frontend resume")
 
 
-def _document(entries: tuple[Entry, ...], now: Entry | None, held: Hold | None) -> object:
+def _document(
+    entries: tuple[Entry, ...], now: Entry | None, held: Hold | None
+) -> dict[str, object]:
     return {
         "version": 1,
         "held": held.as_json() if held else None,

@@ -8,8 +8,19 @@ from typing import TYPE_CHECKING
 
 import click
 
-from fc_frontend.cli.common import Exit, fail, print_problems, style, summary
+from fc_frontend.cli.common import (
+    Exit,
+    emit,
+    fail,
+    format_options,
+    print_problems,
+    style,
+    summary,
+    told,
+)
+from fc_frontend.cli.progress import is_quiet, step, volume_options
 from fc_frontend.errors import FrontendError, Problem, Refused, Unavailable, errors_in
+from fc_frontend.plurals import counted
 
 if TYPE_CHECKING:
     from fc_frontend.migrate.convert import Imported
@@ -33,15 +44,20 @@ Example:
 
 
 @click.command("import", epilog=EPILOG)
-@click.argument("files", nargs=-1, required=True, metavar="FILE...")
+@click.argument(
+    "files", nargs=-1, required=True, metavar="FILE...", type=click.Path(readable=False)
+)
 @click.option(
     "-o",
     "--output",
     metavar="DIRECTORY",
+    type=click.Path(readable=False),
     help="Write into DIRECTORY, which must be empty or new. Without it everything goes to stdout.",
 )
 @click.option("--force", is_flag=True, help="Write into a directory that is not empty.")
-def command(files: tuple[str, ...], output: str | None, force: bool) -> None:
+@volume_options
+@format_options("text", "json")
+def command(files: tuple[str, ...], output: str | None, force: bool, shape: str) -> None:
     """Turn existing haproxy.cfg files into declarations.
 
     Reads the files in the order given, as `haproxy -f A -f B` does, and writes a config.yaml and
@@ -61,26 +77,57 @@ def command(files: tuple[str, ...], output: str | None, force: bool) -> None:
     if output is not None:
         _require_usable(output, force)
     try:
-        imported = _imported(files)
+        with step("reading and converting"):
+            imported = _imported(files)
     except Refused as exc:
         fail(exc.problems, Exit.PROBLEMS)
     except Unavailable as exc:
         fail(exc.problems, Exit.CANNOT_TELL)
     texts = as_files(imported)
-    if output is None:
+    if output is None and shape == "text":
         for name, text in texts.items():
             click.echo(f"{style(f'==> {name} <==', 'cyan')}\n{text}")
-    else:
+    elif output is not None:
         try:
             _write(output, texts)
         except Unavailable as exc:
             fail(exc.problems, Exit.CANNOT_TELL)
-    print_problems(imported.problems)
-    _tell(imported, output)
+    if shape == "text":
+        print_problems(imported.problems)
+        _tell(imported, output)
     code = Exit.PROBLEMS if errors_in(imported.problems) else Exit.GOOD
+    said: tuple[Problem, ...] = ()
     if output is not None:
-        code = max(code, _check(f"{output.rstrip('/') or '/'}/config.yaml"), key=_weight)
+        settings_file = f"{output.rstrip('/') or '/'}/config.yaml"
+        with step("asking HAProxy whether it accepts that"):
+            accepted, said = _judged(settings_file)
+        if shape == "text":
+            _tell_judged(settings_file, accepted, said)
+        code = max(code, accepted, key=_weight)
+    if shape == "json":
+        emit(_document(imported, texts, output, code, (*imported.problems, *said)))
     sys.exit(code)
+
+
+def _document(
+    imported: Imported,
+    texts: dict[str, str],
+    output: str | None,
+    code: Exit,
+    problems: tuple[Problem, ...],
+) -> dict[str, object]:
+    return {
+        "version": 1,
+        "status": {0: "good", 1: "refused", 3: "unknown"}[code],
+        "directory": output,
+        "files": [{"name": name, "text": text} for name, text in texts.items()],
+        "services": [service.name for service in imported.services],
+        "fragments": [
+            {"name": each.name, "file": each.file, "line": each.line, "reason": each.reason}
+            for each in imported.fragments
+        ],
+        "problems": [problem.as_json() for problem in problems],
+    }
 
 
 def _weight(code: Exit) -> int:
@@ -142,35 +189,42 @@ def _write(output: str, texts: dict[str, str]) -> None:
 
 
 def _tell(imported: Imported, output: str | None) -> None:
-    click.echo(
-        f"{len(imported.services)} services: "
-        + (", ".join(service.name for service in imported.services) or "none"),
-        err=True,
-    )
-    for fragment in imported.fragments:
-        click.echo(
-            f"{fragment.file}:{fragment.line}: fragment {fragment.name}: {fragment.reason}",
-            err=True,
-        )
+    if not is_quiet():
+        _tell_what(imported)
     left = len(errors_in(imported.problems))
     if left:
-        click.echo(style(f"{left} things were not carried over: see above", "red"), err=True)
-    if output is None:
+        click.echo(
+            style(
+                f"{counted(left, 'thing was', 'things were')} not carried over: see above", "red"
+            ),
+            err=True,
+        )
+    if output is None and not is_quiet():
         click.echo("nothing was written: add -o DIRECTORY", err=True)
 
 
-def _check(settings_file: str) -> Exit:
+def _tell_what(imported: Imported) -> None:
+    names = ", ".join(service.name for service in imported.services) or "none"
+    click.echo(f"{counted(len(imported.services), 'service')}: {names}", err=True)
+    for each in imported.fragments:
+        click.echo(f"{each.file}:{each.line}: fragment {each.name}: {each.reason}", err=True)
+
+
+def _judged(settings_file: str) -> tuple[Exit, tuple[Problem, ...]]:
     from fc_frontend.pipeline import judged, prepare_offline
 
     try:
-        prepared = judged(prepare_offline(settings_file))
+        problems = judged(prepare_offline(settings_file)).problems
     except FrontendError as exc:
-        print_problems(exc.problems)
+        return Exit.CANNOT_TELL, exc.problems
+    return Exit.PROBLEMS if errors_in(problems) else Exit.GOOD, problems
+
+
+def _tell_judged(settings_file: str, code: Exit, problems: tuple[Problem, ...]) -> None:
+    print_problems(problems)
+    if code is Exit.CANNOT_TELL:
         click.echo(f"cannot tell whether HAProxy accepts {settings_file}", err=True)
-        return Exit.CANNOT_TELL
-    print_problems(prepared.problems)
-    if errors_in(prepared.problems):
-        click.echo(style(summary(prepared.problems), "red"), err=True)
-        return Exit.PROBLEMS
-    click.echo(f"{style('good', 'green')}: {settings_file} is accepted by HAProxy")
-    return Exit.GOOD
+    elif code is Exit.PROBLEMS:
+        click.echo(style(summary(problems), "red"), err=True)
+    else:
+        told(f"{style('good', 'green')}: {settings_file} is accepted by HAProxy")

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import sys
-
 import click
 
-from fc_frontend.cli.common import Exit, config_option, fail, print_problems, style, summary
+from fc_frontend.cli.common import Exit, common_options, fail, print_problems, refuse
+from fc_frontend.cli.progress import step
 from fc_frontend.errors import Unavailable, errors_in
 
 
 @click.command("render")
-@config_option
+@common_options
 @click.option(
-    "-o", "--output", metavar="FILE", help="Write to FILE, atomically, instead of stdout."
+    "-o",
+    "--output",
+    metavar="FILE",
+    type=click.Path(readable=False),
+    help="Write to FILE, atomically, instead of stdout.",
 )
 def command(config: str, output: str | None) -> None:
     """Print the haproxy.cfg that follows from the configuration.
@@ -24,11 +27,11 @@ def command(config: str, output: str | None) -> None:
     """
     from fc_frontend.pipeline import prepare_offline
 
-    prepared = prepare_offline(config)
-    print_problems(prepared.problems)
+    with step("reading and rendering what is declared"):
+        prepared = prepare_offline(config)
     if prepared.config is None or errors_in(prepared.problems):
-        click.echo(style(summary(prepared.problems), "red"), err=True)
-        sys.exit(Exit.PROBLEMS)
+        refuse(prepared.problems)
+    print_problems(prepared.problems)
     if output is None:
         click.echo(prepared.config.text, nl=False)
         return

@@ -3,22 +3,37 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import sys
 from collections.abc import Iterable
 
 import click
 
-from fc_frontend.cli.common import Exit, config_option, print_problems, table
+from fc_frontend.cli import completion
+from fc_frontend.cli.common import (
+    Exit,
+    common_options,
+    emit,
+    fail,
+    format_options,
+    print_problems,
+    table,
+)
+from fc_frontend.cli.progress import is_quiet, step
 from fc_frontend.errors import Problem, errors_in
 from fc_frontend.plan.model import Answer, Freshness
+from fc_frontend.plurals import counted
+
+_NO_NAMESERVER = Problem(
+    message="no nameserver is declared, and /etc/resolv.conf has none",
+    remedy="set cluster.nameservers to the cluster's DNS, such as 10.0.0.254:53",
+)
 
 
 @click.command("resolve")
-@config_option
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@click.argument("services", nargs=-1, metavar="[SERVICE]...")
-def command(config: str, as_json: bool, services: tuple[str, ...]) -> None:
+@common_options
+@format_options("text", "json")
+@click.argument("services", nargs=-1, metavar="[SERVICE]...", shell_complete=completion.service)
+def command(config: str, shape: str, services: tuple[str, ...]) -> None:
     """Ask cluster DNS about the declared services, now, and show the answers.
 
     Exits with 1 if a service got no answer or has no pods, with 3 if the settings cannot be read.
@@ -28,7 +43,8 @@ def command(config: str, as_json: bool, services: tuple[str, ...]) -> None:
     from fc_frontend.config.loader import load
     from fc_frontend.pipeline import resolve
 
-    declaration = load(config)
+    with step("reading what is declared"):
+        declaration = load(config)
     problems = errors_in(declaration.problems)
     known = {spec.name for spec in declaration.services}
     unknown = [name for name in services if name not in known]
@@ -40,18 +56,25 @@ def command(config: str, as_json: bool, services: tuple[str, ...]) -> None:
         chosen = tuple(spec for spec in declaration.services if spec.name in services)
         declaration = replace(declaration, services=chosen)
     if not declaration.settings.cluster.nameservers:
-        print_problems(problems)
-        sys.exit(Exit.CANNOT_TELL)
-    answers = asyncio.run(resolve(declaration, {}, hold=False))
-    if as_json:
-        click.echo(json.dumps(_document(answers, problems), indent=2, ensure_ascii=False))
+        fail(problems or [_NO_NAMESERVER], Exit.CANNOT_TELL)
+    number = counted(len(declaration.services), "service")
+    with step(f"asking cluster DNS about {number}"):
+        answers = asyncio.run(resolve(declaration, {}, hold=False))
+    wrong = {name: answer for name, answer in answers.items() if not _is_good(answer)}
+    if shape == "json":
+        emit(_document(answers, problems))
     else:
         print_problems(problems)
-        _table(answers)
-    is_good = all(
-        answer.freshness is Freshness.FRESH and answer.endpoints for answer in answers.values()
-    )
-    sys.exit(Exit.GOOD if is_good and not problems else Exit.PROBLEMS)
+        shown = wrong if is_quiet() else answers
+        if shown:
+            _table(shown)
+        elif not is_quiet():
+            click.echo("no service is declared")
+    sys.exit(Exit.GOOD if not wrong and not problems else Exit.PROBLEMS)
+
+
+def _is_good(answer: Answer) -> bool:
+    return answer.freshness is Freshness.FRESH and bool(answer.endpoints)
 
 
 def _document(answers: dict[str, Answer], problems: Iterable[Problem]) -> dict[str, object]:
@@ -81,7 +104,8 @@ def _table(answers: dict[str, Answer]) -> None:
         (
             name,
             answer.kind.value,
-            str(len(answer.endpoints)),
+            # No answer says nothing about pods.
+            str(len(answer.endpoints)) if answer.freshness is Freshness.FRESH else "?",
             _addresses(answer),
             answer.error or answer.reason,
         )

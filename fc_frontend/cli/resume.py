@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
-from fc_frontend.cli.common import Exit, config_option, fail, settings_in_force
+from fc_frontend.cli.common import (
+    Exit,
+    common_options,
+    emit,
+    fail,
+    format_options,
+    settings_in_force,
+    told,
+)
+from fc_frontend.cli.progress import step
 from fc_frontend.errors import Unavailable
+
+if TYPE_CHECKING:
+    from fc_frontend.haproxy.hold import Hold
 
 
 @click.command("resume")
-@config_option
-def command(config: str) -> None:
+@common_options
+@format_options("text", "json")
+def command(config: str, shape: str) -> None:
     """End what `fc-frontend rollback` began: what is declared is deployed again.
 
     The daemon sees to it within a second; without a daemon, use `fc-frontend apply`.
@@ -25,14 +40,22 @@ def command(config: str) -> None:
     settings = settings_in_force(config)
     directory = settings.state_directory
     if hold.load(directory) is None:
-        click.echo("nothing is held")
+        _tell(shape, None, "nothing is held")
         return
     try:
         # Whoever goes back just now gets its hold first.
-        with deploying(directory, settings.haproxy.check_timeout + settings.haproxy.reload_timeout):
+        patience = settings.haproxy.check_timeout + settings.haproxy.reload_timeout
+        with step("waiting for whoever deploys just now"), deploying(directory, patience):
             held = hold.load(directory)
             hold.remove(directory)
     except Unavailable as exc:
         fail(exc.problems, Exit.CANNOT_TELL)
     what = f"entry {held.id}" if held and held.id else "what HAProxy has"
-    click.echo(f"{what} is not held any more: what is declared is deployed again")
+    _tell(shape, held, f"{what} is not held any more: what is declared is deployed again")
+
+
+def _tell(shape: str, held: Hold | None, said: str) -> None:
+    if shape == "json":
+        emit({"version": 1, "status": "good", "was_held": held.as_json() if held else None})
+    else:
+        told(said)

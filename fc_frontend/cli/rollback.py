@@ -3,26 +3,38 @@
 from __future__ import annotations
 
 import os
-import sys
 
 import click
 
+from fc_frontend.cli import completion
 from fc_frontend.cli.common import (
     Exit,
-    config_option,
+    common_options,
+    deployed,
+    emit,
     fail,
+    format_options,
     print_problems,
+    refuse,
     settings_in_force,
     style,
-    summary,
+    told,
 )
+from fc_frontend.cli.progress import step
 from fc_frontend.errors import Refused, Unavailable
 
 
 @click.command("rollback")
-@config_option
-@click.argument("entry_id", metavar="[ID]", type=click.IntRange(min=1), required=False)
-def command(config: str, entry_id: int | None) -> None:
+@common_options
+@format_options("text", "json")
+@click.argument(
+    "entry_id",
+    metavar="[ID]",
+    type=click.IntRange(min=1),
+    required=False,
+    shell_complete=completion.entry,
+)
+def command(config: str, shape: str, entry_id: int | None) -> None:
     """Go back to a former haproxy.cfg, and hold it.
 
     ID is an entry of `fc-frontend history`; without it, the one before what HAProxy has now.
@@ -42,26 +54,26 @@ def command(config: str, entry_id: int | None) -> None:
     try:
         find_binary(settings.haproxy.binary)
         # HAProxy outlives this command: it must not hold the pipe that our output goes to.
-        entry, deployment = go_back(settings, entry_id, by=_user(), output=os.devnull)
+        with step("checking, installing and reloading"):
+            entry, deployment = go_back(settings, entry_id, by=_user(), output=os.devnull)
     except Refused as exc:
         fail(exc.problems, Exit.PROBLEMS)
     except Unavailable as exc:
         fail(exc.problems, Exit.CANNOT_TELL)
     if not deployment.ok:
-        click.echo(style(summary(deployment.problems), "red"), err=True)
-        print_problems(deployment.problems)
-        sys.exit(Exit.PROBLEMS)
+        refuse(deployment.problems)
+    if shape == "json":
+        emit({**deployed(deployment, deployment.problems), "id": entry.id})
+        return
     print_problems(deployment.problems)
     words = {
         Outcome.IN_SYNC: "HAProxy has this configuration already",
         Outcome.RELOADED: f"reloaded in {deployment.duration:.2f} s",
         Outcome.STARTED: f"HAProxy started in {deployment.duration:.2f} s",
-        Outcome.INSTALLED: "installed",
+        Outcome.INSTALLED: "installed; HAProxy does not run, and will have it when it is started",
     }
-    click.echo(
-        f"{style('good', 'green')}: entry {entry.id}: {words[deployment.outcome]} ({entry.hash})"
-    )
-    click.echo("Nothing that is declared is deployed until: fc-frontend resume")
+    told(f"{style('good', 'green')}: entry {entry.id}: {words[deployment.outcome]} ({entry.hash})")
+    told("Nothing that is declared is deployed until: fc-frontend resume")
 
 
 def _user() -> str:

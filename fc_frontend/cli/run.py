@@ -8,18 +8,18 @@ import sys
 
 import click
 
-from fc_frontend.cli.common import config_option
+from fc_frontend.cli.common import common_options
+from fc_frontend.cli.progress import volume
 
 
 @click.command("run")
-@config_option
+@common_options
 @click.option(
     "--log-level",
     type=click.Choice(["debug", "info", "warning", "error"]),
-    default="info",
-    show_default=True,
+    help="[default: info; with --quiet warning, with --verbose debug]",
 )
-def command(config: str, log_level: str) -> None:
+def command(config: str, log_level: str | None) -> None:
     """Keep HAProxy in step with the declared services and with cluster DNS.
 
     Watches the settings file and services.d, asks cluster DNS, and reloads HAProxy when, and only
@@ -34,6 +34,7 @@ def command(config: str, log_level: str) -> None:
     from fc_frontend.daemon.service import Service
     from fc_frontend.observe.log import configure
 
-    log = configure(sys.stderr, level=log_level, journal="JOURNAL_STREAM" in os.environ)
+    level = log_level or {-1: "warning", 0: "info", 1: "debug"}[volume()]
+    log = configure(sys.stderr, level=level, journal="JOURNAL_STREAM" in os.environ)
     service = Service(config, log, os.environ)
     sys.exit(asyncio.run(service.run()))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from datetime import UTC, datetime
@@ -10,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from fc_frontend.cli.common import Exit, config_option, fail, style, table
+from fc_frontend.cli.common import Exit, common_options, emit, fail, format_options, style, table
+from fc_frontend.cli.progress import is_quiet, step
 from fc_frontend.errors import Unavailable
 
 if TYPE_CHECKING:
@@ -21,16 +21,9 @@ _SHOWN = 50
 
 
 @click.command("status")
-@config_option
-@click.option("--json", "as_json", is_flag=True, help="The same as --format json.")
-@click.option(
-    "--format",
-    "shape",
-    type=click.Choice(["text", "json", "nagios"]),
-    default="text",
-    help="text for people, json for scripts, nagios for Sensu, Nagios and Icinga.",
-)
-def command(config: str, as_json: bool, shape: str) -> None:
+@common_options
+@format_options("text", "json", "nagios")
+def command(config: str, shape: str) -> None:
     """Show how the frontend is: services, servers, quarantines, the last reload, cluster DNS.
 
     Asks the daemon, HAProxy and each nameserver. Without the daemon it goes by the files, the
@@ -46,15 +39,18 @@ def command(config: str, as_json: bool, shape: str) -> None:
     from fc_frontend.explain.overview import overview
 
     try:
-        found = overview(look(config))
+        with step("asking the daemon, HAProxy and cluster DNS"):
+            found = overview(look(config))
     except Unavailable as exc:
         fail(exc.problems, Exit.CANNOT_TELL)
-    if as_json or shape == "json":
-        click.echo(json.dumps(found.as_json(), indent=2, ensure_ascii=False))
+    if shape == "json":
+        emit(found.as_json())
     elif shape == "nagios":
         _nagios(found)
     else:
-        _print(found)
+        if not is_quiet():
+            _print(found)
+        _print_findings(found)
     sys.exit(found.level)
 
 
@@ -90,6 +86,9 @@ def _print(found: Overview) -> None:
         table(header, [_cells(row) for row in found.rows])
     if found.findings:
         click.echo()
+
+
+def _print_findings(found: Overview) -> None:
     for finding in found.findings[:_SHOWN]:
         word = style(finding.level.name.lower(), _COLORS[finding.level.name])
         where = f"{finding.file}:{finding.line}: " if finding.line else ""

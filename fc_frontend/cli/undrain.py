@@ -6,7 +6,17 @@ from typing import TYPE_CHECKING
 
 import click
 
-from fc_frontend.cli.common import Exit, config_option, fail, print_problems
+from fc_frontend.cli import completion
+from fc_frontend.cli.common import (
+    Exit,
+    common_options,
+    emit,
+    fail,
+    format_options,
+    print_problems,
+    told,
+)
+from fc_frontend.cli.progress import step
 from fc_frontend.errors import Problem, Refused, Unavailable
 
 if TYPE_CHECKING:
@@ -15,10 +25,11 @@ if TYPE_CHECKING:
 
 
 @click.command("undrain")
-@config_option
-@click.argument("service")
-@click.argument("pod", required=False)
-def command(config: str, service: str, pod: str | None) -> None:
+@common_options
+@format_options("text", "json")
+@click.argument("service", shell_complete=completion.service)
+@click.argument("pod", required=False, shell_complete=completion.pod)
+def command(config: str, shape: str, service: str, pod: str | None) -> None:
     """Let POD of SERVICE, or all of SERVICE, take new traffic again.
 
     POD is named as for `drain`. Without POD, whatever is drained of SERVICE is freed, single pods
@@ -69,19 +80,30 @@ def command(config: str, service: str, pod: str | None) -> None:
         )
 
     try:
-        held = drain_record.change(declaration.settings, changed, [service])
+        with step("telling HAProxy"):
+            held = drain_record.change(declaration.settings, changed, [service])
     except Refused as exc:
         fail(exc.problems, Exit.PROBLEMS)
     except Unavailable as exc:
         fail(exc.problems, Exit.CANNOT_TELL)
-    print_problems(held.problems)
     sent = set(held.sent)
     freed = [
         server
         for server in held.servers
         if f"set server {server.proxy}/{server.server} state ready" in sent and server.address
     ]
+    if shape == "json":
+        document: dict[str, object] = {
+            "version": 1,
+            "status": "good",
+            "service": service,
+            "freed": [{"server": each.server, "address": each.address} for each in freed],
+            "problems": [problem.as_json() for problem in held.problems],
+        }
+        emit(document)
+        return
+    print_problems(held.problems)
     for server in freed:
-        click.echo(f"{server.server} {server.address} of {service}: takes new traffic again")
+        told(f"{server.server} {server.address} of {service}: takes new traffic again")
     if not freed:
-        click.echo(f"{service}: nothing more to free" if held.sent else f"{service}: not drained")
+        told(f"{service}: nothing more to free" if held.sent else f"{service}: not drained")

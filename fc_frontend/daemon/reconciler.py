@@ -849,7 +849,10 @@ class Reconciler:
         if form is None or name not in self._last_good.services:
             return False
         down = sum(server.proxy == name and bool(server.address) for server in servers)
-        evidence = f"all of its {down} servers failed their checks after the reload"
+        which = (
+            "its only server failed its" if down == 1 else f"all of its {down} servers failed their"
+        )
+        evidence = f"{which} checks after the reload"
         failed = {**self._last_good.failed, name: Form(evidence, form.value)}
         self._last_good = replace(self._last_good, failed=failed)
         self._unsaved = True

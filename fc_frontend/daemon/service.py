@@ -28,6 +28,7 @@ from fc_frontend.observe.http import HttpServer
 from fc_frontend.observe.log import Log
 from fc_frontend.observe.metrics import Metrics
 from fc_frontend.plan.model import Bind, Settings
+from fc_frontend.plurals import counted
 
 _HAPROXY_INTERVAL = 1.0
 _WORKERS_EVERY = 5
@@ -210,7 +211,7 @@ class Service:
         reconciler = self._reconciler
         services = len(reconciler.declaration.services) if reconciler.declaration else 0
         state = "in sync" if reconciler.in_sync else "not in sync"
-        self._notifier.ready(f"{services} services, HAProxy {state}")
+        self._notifier.ready(f"{counted(services, 'service')}, HAProxy {state}")
         if not self._ready:
             # What was read stays: to visit it at each collection takes a tenth of a second.
             gc.collect()

@@ -41,7 +41,14 @@ from fc_frontend.haproxy.master import show_proc
 from fc_frontend.haproxy.runtime import ServerState
 from fc_frontend.pipeline import prepare, quarantines, stored_answers, stored_last_good
 from fc_frontend.plan import slots
-from fc_frontend.plan.model import Answer, Cluster, Haproxy, ServicePlan, ServiceSpec
+from fc_frontend.plan.model import (
+    Answer,
+    Cluster,
+    Haproxy,
+    ServicePlan,
+    ServiceSpec,
+    Settings,
+)
 from fc_frontend.plan.names import headless_name
 from fc_frontend.plan.planner import assumed_kind, plan
 
@@ -169,7 +176,7 @@ def collect(settings_file: str, name: str) -> Facts:
         if installed is not None and prepared.config is not None:
             section = prepared.config.section_text(name)
             differs = section not in installed.decode("utf-8", "surrogateescape")
-    held = hold.load(settings.state_directory)
+    held = _on_hold(settings, daemon)
     near = difflib.get_close_matches(name, sorted(known.names), n=1, cutoff=0.6)
     return Facts(
         name=name,
@@ -400,6 +407,15 @@ def _binds(haproxy: Haproxy, spec: ServiceSpec, worker: Worker | None) -> tuple[
     return tuple(found)
 
 
+def _on_hold(settings: Settings, daemon: Daemon | None) -> hold.Hold | None:
+    """What is held: by its file, or for who may not read that, by what the daemon says."""
+    if hold.unseen(settings.state_directory) is None:
+        return hold.load(settings.state_directory)
+    if daemon is None or daemon.held_id is None:
+        return None
+    return hold.Hold(id=daemon.held_id, by=daemon.held_by)
+
+
 # The whole frontend
 
 
@@ -409,11 +425,11 @@ def look(settings_file: str) -> Seen:
     declaration, daemon = known.declaration, known.daemon
     settings = declaration.settings
     worker, worker_problem = ask_worker(settings.haproxy)
-    held = hold.load(settings.state_directory)
+    held = _on_hold(settings, daemon)
     services, wanted, problems = _by_files(declaration) if daemon is None else ((), None, ())
     if daemon is not None:
         services, wanted, problems = daemon.services, daemon.wanted_hash, daemon.problems
-    if held is not None:
+    if held is not None and (held.hash or not held.id):
         wanted = held.hash
     return Seen(
         daemon=daemon,
@@ -446,7 +462,7 @@ def _by_files(
             reason="as it was last stored: without the daemon nobody asks cluster DNS",
             error=None,
             remedy="",
-            pods=len(planned.endpoints),
+            pods=len(planned.endpoints) if planned.spec.name in answers else None,
             slots=planned.slots,
             slots_short=_short(planned),
             slots_scarce=planned.has_pods and slots.scarce(len(planned.endpoints), planned.slots),

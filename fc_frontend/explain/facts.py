@@ -101,7 +101,8 @@ class DaemonService:
     reason: str
     error: str | None
     remedy: str
-    pods: int
+    pods: int | None
+    """That cluster DNS names; None if it never said."""
     slots: int
     slots_short: int
     slots_scarce: bool

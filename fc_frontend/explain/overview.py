@@ -22,6 +22,7 @@ from fc_frontend.explain.facts import (
     Worker,
     clean,
 )
+from fc_frontend.plurals import counted
 
 LEFT_OUT = "left out"
 
@@ -196,12 +197,13 @@ def overview(seen: Seen) -> Overview:
 
 
 def _summary(seen: Seen, level: Level, findings: list[Finding]) -> str:
-    services = f"{len(seen.services)} service{'' if len(seen.services) == 1 else 's'}"
+    services = counted(len(seen.services), "service")
     if level is Level.UNKNOWN:
         problem = seen.worker_problem or seen.daemon_problem
         return f"neither the daemon nor HAProxy answers: {problem.message if problem else ''}"
     if not findings:
-        return f"{services}, all served, HAProxy in sync"
+        said = f"{services}, all served" if seen.services else "no service is declared"
+        return f"{said}, HAProxy in sync"
     more = f" (and {len(findings) - 1} more)" if len(findings) > 1 else ""
     return f"{findings[0].subject}: {findings[0].message}{more}"
 
@@ -212,6 +214,8 @@ def _rows(seen: Seen) -> Iterator[Row]:
     for service in seen.services:
         known.add(service.name)
         why = service.error or service.reason
+        if service.rejected and not service.pods:
+            why = "cluster DNS names only addresses outside of the cluster's networks"
         if service.name in held and held[service.name].problems:
             why = held[service.name].problems[0].message
         counts = seen.worker.counts.get(service.name, Counts()) if seen.worker else None
@@ -330,22 +334,26 @@ def _of_service(seen: Seen, service: DaemonService) -> Iterator[Finding]:
         )
         yield finding(
             Level.CRITICAL,
-            f"{_pods(service.pods)}, and no server up" + (f" ({states})" if states else ""),
+            f"{counted(service.pods, 'pod')}, and no server up"
+            + (f" ({states})" if states else ""),
             look,
         )
     elif counts and counts.down:
-        yield finding(Level.WARNING, f"{counts.down} of {counts.with_pod} servers down", look)
+        yield finding(
+            Level.WARNING, f"{counts.down} of {counted(counts.with_pod, 'server')} down", look
+        )
     if service.slots_short:
         yield finding(
             Level.CRITICAL,
-            f"{_pods(service.pods)} in {service.slots} slots: {service.slots_short} without a slot "
-            "and traffic",
+            f"{counted(service.pods or 0, 'pod')} in {counted(service.slots, 'slot')}: "
+            f"{service.slots_short} without a slot and traffic",
             look,
         )
     elif service.slots_scarce:
         yield finding(
             Level.WARNING,
-            f"{_pods(service.pods)} in {service.slots} slots: little room is left",
+            f"{counted(service.pods or 0, 'pod')} in {counted(service.slots, 'slot')}: little "
+            "room is left",
             "use slots: auto, or a larger number",
         )
     if service.state == "empty" and not service.rejected:
@@ -356,7 +364,7 @@ def _of_service(seen: Seen, service: DaemonService) -> Iterator[Finding]:
         yield finding(
             Level.WARNING,
             f"cluster DNS gives no answer: {service.error or 'none yet'}",
-            "the last good answer stays in use",
+            f"the last good answer stays in use; see {look}",
         )
     if service.rejected:
         yield finding(
@@ -372,7 +380,3 @@ def _of_service(seen: Seen, service: DaemonService) -> Iterator[Finding]:
             f"{drained} drained",
             f"to end it: `fc-frontend undrain {name}`",
         )
-
-
-def _pods(number: int) -> str:
-    return f"{number} pod{'' if number == 1 else 's'}"

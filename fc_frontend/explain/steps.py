@@ -26,6 +26,7 @@ from fc_frontend.explain.facts import (
 )
 from fc_frontend.plan import slots
 from fc_frontend.plan.model import Answer, Freshness, Kind, Network, ServiceSpec
+from fc_frontend.plurals import counted
 
 _SHOWN = 20
 _DETAILS = 40
@@ -122,7 +123,11 @@ def _summary(facts: Facts, explanation: Explanation) -> str:
     if cause is None:
         unknown = next((s for s in explanation.steps if s.verdict is Verdict.UNKNOWN), None)
         return f"{name}: it cannot be told whether it serves: {unknown.said if unknown else ''}"
-    return f"{name}: {_what_clients_see(facts, explanation)}, because {cause.said}"
+    said = f"{name}: {_what_clients_see(facts, explanation)}, because {cause.said}"
+    if any(s.name == "declaration" and s.verdict is Verdict.WARN for s in explanation.steps):
+        # Else who has just changed it would look for the fault in what is not in force.
+        said += "; what is declared now is in quarantine: see the step declaration"
+    return said
 
 
 def _what_clients_see(facts: Facts, explanation: Explanation) -> str:
@@ -143,7 +148,7 @@ def _up(facts: Facts) -> str:
         return "the cluster IP is up"
     if not up:
         return "the cluster IP takes the place of its pods"
-    return f"{up} of {_count(len(own), 'node' if kind is Kind.NODES else 'pod')} up"
+    return f"{up} of {counted(len(own), 'node' if kind is Kind.NODES else 'pod')} up"
 
 
 # Declaration
@@ -248,7 +253,7 @@ def _dns_failed(facts: Facts, answer: Answer) -> Step:
         )
     details = []
     if facts.before is not None and facts.before.freshness is not Freshness.UNKNOWN:
-        pods = _count(len(facts.before.endpoints), "pod")
+        pods = counted(len(facts.before.endpoints), "pod")
         details.append(f"the last good answer{_age(facts)} named {pods}")
     else:
         details.append("it never gave a good answer")
@@ -269,7 +274,7 @@ def _dns_answered(answer: Answer, spec: ServiceSpec) -> Step | None:
     found = len(answer.endpoints) + len(answer.rejected)
     if not found:
         return None
-    said = f"cluster DNS names {_count(found, 'address', 'addresses')}"
+    said = f"cluster DNS names {counted(found, 'address', 'addresses')}"
     said += f": {clean(answer.reason)}" if answer.endpoints else ""
     if answer.kind is Kind.SERVICE and answer.remedy:
         return Step(
@@ -286,6 +291,7 @@ def _dns_answered(answer: Answer, spec: ServiceSpec) -> Step | None:
 
 def _manifest(spec: ServiceSpec) -> tuple[str, ...]:
     return (
+        "the Service, made headless:",
         "apiVersion: v1",
         "kind: Service",
         "metadata:",
@@ -309,7 +315,8 @@ def _dns_nobody(facts: Facts, answer: Answer, spec: ServiceSpec) -> Step:
             name="dns",
             verdict=Verdict.BAD,
             said=f"wildcards are not supported by this CoreDNS: {error}",
-            remedy=clean(answer.remedy),
+            remedy=f"{clean(answer.remedy)} (kube-proxy balances then), or make the Service "
+            "headless, as shown",
             details=_manifest(spec),
         )
     said = {
@@ -334,7 +341,7 @@ def _dns_nobody(facts: Facts, answer: Answer, spec: ServiceSpec) -> Step:
         )
     if facts.before is not None and facts.before.endpoints:
         details.append(
-            f"it had {_count(len(facts.before.endpoints), 'pod')} when it was last answered"
+            f"it had {counted(len(facts.before.endpoints), 'pod')} when it was last answered"
             f"{_age(facts).rstrip(',')}: most likely none is ready now"
         )
     return Step(name="dns", verdict=Verdict.BAD, said=said, remedy=remedy, details=tuple(details))
@@ -381,10 +388,10 @@ def _slots(facts: Facts) -> Step:
     if planned is None or have is None:
         return Step(name=name, verdict=Verdict.UNKNOWN, said="the number of slots is not known")
     if not planned.has_pods:
-        return Step(name=name, verdict=Verdict.OK, said=f"{_count(have, 'server')}, as declared")
+        return Step(name=name, verdict=Verdict.OK, said=f"{counted(have, 'server')}, as declared")
     known = facts.now if facts.now is not None and facts.now.endpoints else facts.before
     pods = len(known.endpoints) if known else 0
-    said = f"{_count(pods, 'pod')} in {_count(have, 'slot')}"
+    said = f"{counted(pods, 'pod')} in {counted(have, 'slot')}"
     if facts.proxy is None:
         return Step(name=name, verdict=Verdict.OK, said=f"{said}, as planned")
     short, is_fixed = slots.short(pods, have), planned.spec.slots is not None
@@ -397,7 +404,7 @@ def _slots(facts: Facts) -> Step:
         return Step(
             name=name,
             verdict=Verdict.BAD,
-            said=f"{said}: {_count(short, 'pod')} without a slot, and without traffic",
+            said=f"{said}: {counted(short, 'pod')} without a slot, and without traffic",
             remedy=remedy,
         )
     if slots.scarce(pods, have):
@@ -448,9 +455,9 @@ def _servers(facts: Facts) -> Step:
     drained = by_health.get(Health.DRAINED, [])
     resting = by_health.get(Health.MAINTENANCE, [])
     up = by_health.get(Health.UP, [])
-    said = f"{len(up)} of {_count(len(servers), 'server')} up"
+    said = f"{len(up)} of {counted(len(servers), 'server')} up"
     faults = [
-        *([f"{_count(len(down), 'server')} down ({_checks(down)})"] if down else []),
+        *([f"{counted(len(down), 'server')} down ({_checks(down)})"] if down else []),
         *([f"{len(drained)} drained"] if drained else []),
         *([f"{len(resting)} in maintenance"] if resting else []),
     ]
@@ -489,6 +496,8 @@ def _missing(facts: Facts, servers: Sequence[Server]) -> list[str]:
 
 
 def _no_address(facts: Facts) -> str:
+    if facts.now is not None and facts.now.rejected and not facts.now.endpoints:
+        return "see the step networks: none of the addresses may be used"
     if facts.now is None or not facts.now.endpoints:
         return "see the step dns: there is no pod to be had"
     if facts.planned is not None and facts.planned.by_runtime:
@@ -685,7 +694,3 @@ def duration(seconds: float) -> str:
         if seconds >= 2 * length:
             return f"{seconds / length:.0f} {unit}"
     return f"{seconds:.0f} s"
-
-
-def _count(number: int, one: str, many: str = "") -> str:
-    return f"{number} {one if number == 1 else many or one + 's'}"

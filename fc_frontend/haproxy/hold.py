@@ -60,6 +60,21 @@ def load(state_directory: str) -> Hold | None:
         return Hold()
 
 
+def unseen(state_directory: str) -> Problem | None:
+    """That this user may not see whether anything is held; None if he may."""
+    try:
+        with Path(path(state_directory)).open("rb"):
+            return None
+    except PermissionError as error:
+        return Problem(
+            message=f"{error.filename} cannot be read: {error.strerror}",
+            remedy="run as the user that fc-frontend's daemon runs as, or as root",
+            file=str(error.filename),
+        )
+    except OSError:
+        return None
+
+
 def problem(held: Hold) -> Problem:
     """That nothing else is deployed, as a problem of who wanted to."""
     by = f" by {held.by}" if held.by else ""

@@ -211,6 +211,8 @@ def _sync_directory(directory: Path) -> None:
 def _unavailable(verb: str, path: str, error: OSError) -> Unavailable:
     reason = error.strerror or str(error)
     remedy = _REMEDIES.get(error.errno or 0, "see the reason, and correct the path or the disk")
+    if verb == "read" and error.errno in (errno.EACCES, errno.EPERM):
+        remedy = "run as root, or as a user who may read it"
     return Unavailable(
         Problem(message=f"{path} cannot be {verb}: {reason}", remedy=remedy, file=path)
     )

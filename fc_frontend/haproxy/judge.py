@@ -11,7 +11,9 @@ from fc_frontend.haproxy.version import binary_version
 from fc_frontend.plan.model import Haproxy
 from fc_frontend.render.render import RenderedConfig
 
-_OF_STATE = re.compile(r"server state file|\(leaving (?:forced )?maintenance\)")
+_OF_STATE = re.compile(
+    r"server state file|\(leaving (?:forced )?maintenance\)|from server-state after"
+)
 """What HAProxy says of its servers' last state, which is no matter of the configuration."""
 
 

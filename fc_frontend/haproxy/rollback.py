@@ -53,7 +53,9 @@ def choice(
         is_before = now is None or entry.id < now.id
         if entry.accepted and is_before and entry.hash != digest:
             return entry
-    raise _none("the history has nothing from before what HAProxy has now")
+    raise _none(
+        "there is nothing to go back to: the history has nothing from before what HAProxy has now"
+    )
 
 
 def go_back(

@@ -116,8 +116,8 @@ def _unreachable(path: str, error: OSError) -> Unavailable:
     message = f"HAProxy's socket {path} cannot be reached: {reason}"
     if error.errno in _GONE:
         remedy = (
-            "start HAProxy; its unit needs `-S` for the master socket, its configuration "
-            "`stats socket` for the runtime socket"
+            "start HAProxy, or fc-frontend where that supervises it; HAProxy's unit needs `-S` for "
+            "the master socket, its configuration `stats socket` for the runtime socket"
         )
         return NoListener(Problem(message=message, remedy=remedy))
     if error.errno in (errno.EACCES, errno.EPERM):

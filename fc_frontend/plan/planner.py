@@ -34,6 +34,7 @@ from fc_frontend.plan.model import (
     Target,
 )
 from fc_frontend.plan.names import headless_name, query_name
+from fc_frontend.plurals import counted
 
 
 def plan(
@@ -57,16 +58,16 @@ def plan(
     unasked = [
         planned.spec.name
         for planned in (plans if len(resolution) < len(plans) else ())
-        if planned.query and planned.spec.name not in resolution
+        if planned.query and planned.has_pods and planned.spec.name not in resolution
     ]
     if unasked:
         names = ", ".join(unasked[:5]) + (", …" if len(unasked) > 5 else "")
         problems.append(
             Problem(
-                message=f"cluster DNS was not asked, and nothing is stored of its answers for "
-                f"{len(unasked)} services ({names}): automatic slots are {slots.DEFAULT}, "
-                "and discovery: auto means headless",
-                remedy="nothing to do: the daemon asks DNS and adapts",
+                message=f"cluster DNS was not asked, and has said nothing yet of "
+                f"{counted(len(unasked), 'service')} ({names}): each counts as headless, with "
+                f"{slots.DEFAULT} slots, unless it says otherwise",
+                remedy="nothing to do: the daemon and `fc-frontend apply` ask it, and adapt",
                 severity=Severity.WARNING,
             )
         )
@@ -216,13 +217,14 @@ def _notices(planned: ServicePlan, answer: Answer | None, hold: float) -> Iterab
     short = slots.short(pods, planned.slots)
     if planned.has_pods and short:
         yield warning(
-            f"{pods} pods, but {planned.slots} slots: {short} pods get no traffic",
+            f"{counted(pods, 'pod')}, but {counted(planned.slots, 'slot')}: "
+            f"{counted(short, 'pod gets', 'pods get')} no traffic",
             f"use slots: auto, or {slots.automatic(pods)}",
             "slots",
         )
     elif planned.has_pods and slots.scarce(pods, planned.slots):
         yield warning(
-            f"{pods} pods in {planned.slots} slots: little room is left",
+            f"{counted(pods, 'pod')} in {counted(planned.slots, 'slot')}: little room is left",
             f"use slots: auto, or {slots.automatic(pods)}",
             "slots",
         )
@@ -242,8 +244,8 @@ def _notices(planned: ServicePlan, answer: Answer | None, hold: float) -> Iterab
     if answer.rejected:
         shown = ", ".join(answer.rejected[:3]) + (", …" if len(answer.rejected) > 3 else "")
         yield warning(
-            f"{len(answer.rejected)} addresses outside of the cluster's networks are left out: "
-            f"{shown}",
+            f"{counted(len(answer.rejected), 'address', 'addresses')} outside of the cluster's "
+            f"networks, left out: {shown}",
             answer.remedy or "add their network to cluster.pod_network if they are pods",
             "discovery",
         )
@@ -252,7 +254,9 @@ def _notices(planned: ServicePlan, answer: Answer | None, hold: float) -> Iterab
     elif answer.error and answer.freshness is not Freshness.FRESH:
         yield warning(
             f"cluster DNS gave no answer: {answer.error}",
-            "the last good answer stays in use",
+            "the last good answer stays in use"
+            if answer.freshness is Freshness.STALE
+            else f"it never gave one; see `fc-frontend explain {spec.name}`",
             "discovery",
         )
     if spec.fallback and planned.kind is Kind.HEADLESS:

@@ -10,6 +10,7 @@ from typing import Any
 from fc_frontend.doctor.findings import Finding, Group, some
 from fc_frontend.doctor.judge.machine import judge_date
 from fc_frontend.plan.model import Cluster
+from fc_frontend.plurals import counted
 
 _GROUP = Group("Kubernetes API")
 
@@ -113,7 +114,7 @@ def _kubernetes(cluster: Cluster, facts: KubernetesFacts) -> Iterator[Finding]:
     elif facts.certificate_days is not None and facts.certificate_days < 14:
         yield _GROUP.warning(
             "certificate",
-            f"the API server's certificate ends in {facts.certificate_days:.0f} days",
+            f"the API server's certificate ends in {counted(round(facts.certificate_days), 'day')}",
             "renew it on the master VM",
         )
     if facts.ready.ahead is not None:

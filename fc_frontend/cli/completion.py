@@ -1,0 +1,113 @@
+"""`fc-frontend completion SHELL`: the script that lets a shell complete commands, options, names.
+
+The script asks fc-frontend itself, by click's own protocol (`_FC_FRONTEND_COMPLETE`), so it never
+falls behind; what is asked then is below.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import click
+from click.shell_completion import ShellComplete, get_completion_class
+
+from fc_frontend.cli.progress import volume_options
+
+SHELLS = ("bash", "zsh", "fish")
+VARIABLE = "_FC_FRONTEND_COMPLETE"
+
+
+@click.command("completion")
+@volume_options
+@click.argument("shell", type=click.Choice(SHELLS))
+def command(shell: str) -> None:
+    """Print the script that lets SHELL complete commands, options, services and pods.
+
+    The Debian package brings these scripts along. By hand:
+
+    \b
+    bash  fc-frontend completion bash >/usr/share/bash-completion/completions/fc-frontend
+    zsh   fc-frontend completion zsh >/usr/local/share/zsh/site-functions/_fc-frontend
+    fish  fc-frontend completion fish >/etc/fish/completions/fc-frontend.fish
+
+    For one user, for now: eval "$(fc-frontend completion bash)".
+    """
+    click.echo(script(shell))
+
+
+def script(shell: str) -> str:
+    """The completion script of one of `SHELLS`."""
+    from fc_frontend.cli import cli
+
+    maker = get_completion_class(shell)
+    assert maker is not None
+    # The class for bash would start a bash to ask for its version, where there may be none.
+    text = ShellComplete.source(maker(cli, {}, "fc-frontend", VARIABLE)).strip()
+    if shell == "zsh":
+        # A function that is loaded from a file has to have that file's name, or only the first
+        # completion of a session works.
+        return text.replace("_fc_frontend_completion", "_fc-frontend")
+    # click's script for fish would cut what is said of a completion at its first comma.
+    return text.replace('string split "," $', 'string split --max 1 "," $')
+
+
+Names = Callable[[click.Context, click.Parameter, str], list[str]]
+
+
+def safely(names: Callable[[click.Context], Iterable[str]]) -> Names:
+    """Completes to those of `names` that begin as what was typed; to none where anything fails."""
+
+    def complete(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
+        try:
+            found = sorted(name for name in names(ctx) if name.startswith(incomplete))
+        # Whatever is wrong: a line that is being typed is no place to say it.
+        except Exception:
+            return []
+        # They may come from files and from the network, and the shell prints them.
+        return [name for name in found if name.isprintable() and " " not in name]
+
+    return complete
+
+
+@safely
+def service(ctx: click.Context) -> Iterable[str]:
+    """The declared services."""
+    from fc_frontend.config.loader import load
+
+    given = set(ctx.params.get("services") or ())
+    return (spec.name for spec in load(_config(ctx)).services if spec.name not in given)
+
+
+@safely
+def pod(ctx: click.Context) -> Iterable[str]:
+    """The addresses of the service's pods, as cluster DNS named them last."""
+    from fc_frontend.config.loader import load
+    from fc_frontend.pipeline import stored_answers
+
+    answer = stored_answers(load(_config(ctx))).get(ctx.params["service"])
+    return (endpoint.address for endpoint in answer.endpoints) if answer else ()
+
+
+@safely
+def entry(ctx: click.Context) -> Iterable[str]:
+    """The entries of the history that can be gone back to."""
+    from fc_frontend.cli.common import settings_in_force
+    from fc_frontend.haproxy import history
+
+    entries = history.entries(settings_in_force(_config(ctx)).state_directory)
+    return (str(each.id) for each in entries)
+
+
+def _config(ctx: click.Context) -> str:
+    from fc_frontend.cli.common import config_before
+    from fc_frontend.config.loader import settings_path
+
+    return settings_path(ctx.params.get("config") or config_before(ctx))
+
+
+@safely
+def command_names(_ctx: click.Context) -> Iterable[str]:
+    """The commands."""
+    from fc_frontend.cli import COMMANDS
+
+    return COMMANDS

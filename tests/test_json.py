@@ -1,0 +1,264 @@
+"""What contrib/json.rst says of every document is what the commands really print, all of it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fc_frontend.cli import COMMANDS
+from tests.conftest import binary_of
+from tests.frontend import Frontend
+from tests.test_cli import fc
+from tests.test_status import publish
+
+DOCUMENTED = (Path(__file__).parent.parent / "contrib" / "json.rst").read_text()
+_ROW = re.compile(
+    r"^(\S+) +((?:string|integer|number|boolean|list|object|problem|quarantine|hold|step)"
+    r"(?: or null)?) +(\S.*)$"
+)
+_PYTHON = {
+    "string": str,
+    "integer": int,
+    "number": (int, float),
+    "boolean": bool,
+    "list": list,
+    "object": dict,
+}
+OLD = """\
+resolvers cluster
+  nameserver a 10.0.0.254:53
+listen shop
+  bind 127.0.0.1:80
+  mode http
+  server-template pod 5 shop.default.svc.cluster.local:80 check resolvers cluster init-addr none
+frontend other
+  bind 127.0.0.1:81
+  default_backend other
+backend other
+  server a 192.0.2.1:80
+"""
+_WITHOUT = {"render", "run", "demo", "completion", "man"}
+"""Commands whose output is no document: text that something else reads, or a story."""
+
+
+def tables() -> dict[str, dict[str, str]]:
+    """By section, the type of each field."""
+    found = {}
+    for title, body in re.findall(
+        r"^(\S.*)\n-+\n\n((?:.*\n)*?)(?=\S.*\n---|\Z)", DOCUMENTED, re.MULTILINE
+    ):
+        rows = [_ROW.match(line) for line in body.splitlines()]
+        fields = {row[1]: row[2] for row in rows if row}
+        found[title] = fields
+    return found
+
+
+def expanded(title: str) -> dict[str, str]:
+    """The fields of a section, with those of what it refers to."""
+    found = {}
+    for path, kind in TABLES[title].items():
+        shared = kind.removesuffix(" or null")
+        if shared in TABLES:
+            found[path] = kind.replace(shared, "object")
+            found |= {f"{path}.{rest}": other for rest, other in expanded(shared).items()}
+        else:
+            found[path] = kind
+    return found
+
+
+TABLES = tables()
+
+
+def prefixes(path: str) -> Iterator[str]:
+    """The paths of what `path` is in: of `a.b[].c`, they are `a`, `a.b` and `a.b[]`."""
+    return (path[: found.start()] for found in re.finditer(r"\.|\[\]", path))
+
+
+def parts(value: Any, path: str) -> Iterator[tuple[str, Any]]:
+    """Every value below `value` with its path, as contrib/json.rst writes it."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            name = "NAME" if path == "services" else key
+            below = f"{path}.{name}" if path else name
+            yield below, item
+            yield from parts(item, below)
+    elif isinstance(value, list):
+        for item in value:
+            yield f"{path}[]", item
+            yield from parts(item, f"{path}[]")
+
+
+def fits(value: Any, kind: str) -> bool:
+    """True if `value` is of a documented type."""
+    if value is None:
+        return kind.endswith(" or null")
+    name = kind.removesuffix(" or null")
+    is_boolean = isinstance(value, bool)
+    return isinstance(value, _PYTHON[name]) and (name == "boolean" or not is_boolean)  # type: ignore[arg-type]
+
+
+class Seen:
+    """What was printed so far: every document fits what is documented, and lacks nothing."""
+
+    def __init__(self) -> None:
+        self.paths: dict[str, set[str]] = {}
+
+    def take(self, title: str, document: dict[str, Any]) -> dict[str, Any]:
+        fields = expanded(title)
+        found = list(parts(document, ""))
+        containers = {above for path in fields for above in prefixes(path)}
+        for path, value in found:
+            if path in fields:
+                assert fits(value, fields[path]), (title, path, value)
+            else:
+                assert path in containers, (title, path)
+                assert isinstance(value, (dict, list)), (title, path, value)
+        self.complete(fields, document, title)
+        self.paths.setdefault(title, set()).update(path for path, _ in found)
+        return document
+
+    def complete(self, fields: dict[str, str], document: dict[str, Any], title: str) -> None:
+        """No object lacks a key that is documented for it."""
+
+        def look(value: Any, path: str) -> None:
+            if isinstance(value, list):
+                for item in value:
+                    look(item, f"{path}[]")
+            elif isinstance(value, dict) and path != "services":
+                below = f"{path}." if path else ""
+                keys = {
+                    re.split(r"[.\[]", other[len(below) :])[0]
+                    for other in fields
+                    if other.startswith(below)
+                }
+                assert set(value) == keys, (title, path)
+                for key, item in value.items():
+                    look(item, f"{below}{key}")
+            elif isinstance(value, dict):
+                for item in value.values():
+                    look(item, "services.NAME")
+
+        look(document, "")
+
+
+@pytest.fixture
+def frontend() -> Iterator[Frontend]:
+    with Frontend(binary_of("2.6-debian")) as made:
+        made.scale("shop", 3)
+        made.settings["services"]["shop"] = made.service("shop", 8080)
+        made.settings["intervals"].update(hold="1s")
+        yield made
+
+
+def test_every_command_with_a_document_is_documented() -> None:
+    commands = set(COMMANDS) - _WITHOUT
+    assert commands <= set(TABLES)
+    for name in COMMANDS:
+        said = fc(name, "--help").stdout
+        assert ("--json" in said) == (name in commands), name
+        assert ("--format" in said) == (name in commands), name
+
+
+def test_documents_are_as_documented(frontend: Frontend, tmp_path: Path) -> None:
+    seen = Seen()
+
+    def take(command: str, *arguments: str, title: str = "") -> dict[str, Any]:
+        done = frontend.run(command, "--json", *arguments, check=False)
+        return seen.take(title or command, json.loads(done.stdout))
+
+    frontend.write()
+    # Nothing runs yet.
+    take("status")
+    take("explain", "shop")
+    take("diff")
+    take("history")
+    frontend.start()
+    frontend.until(lambda: frontend.serves(8080, frontend.pods["shop"]))
+    seen.take("/status.json", frontend.status())
+    take("status")
+    take("explain", "shop")
+    take("apply")
+    take("doctor")
+    # Something is drained, declared anew, wrong, and outside of the cluster.
+    pod = frontend.pods["shop"].addresses[0]
+    assert take("drain", "shop", pod)["pod"] == pod
+    frontend.until(lambda: frontend.status()["services"][0]["drained"])
+    seen.take("/status.json", frontend.status())
+    assert take("undrain", "shop")["freed"]
+    publish(frontend, "shop", (*frontend.pods["shop"].addresses, "192.0.2.1"))
+    frontend.until(lambda: frontend.status()["services"][0]["rejected"])
+    frontend.drop("bad.json", {"bad": {"pod_port": 80, "mode": "x"}})
+    frontend.drop("more.json", {"more": frontend.service("shop", 8081)})
+    frontend.until(lambda: frontend.status()["quarantined"])
+    frontend.until(lambda: "more" in {s["name"] for s in frontend.status()["services"]})
+    frontend.until(frontend.ready)
+    seen.take("/status.json", frontend.status())
+    take("status")
+    assert take("check")["quarantined"]
+    take("diff", title="Failure of any command")
+    take("resolve")
+    take("explain", "shop")
+    take("explain", "bad")
+    frontend.drop("gone.json", {"gone": frontend.service("gone", 8083)})
+    assert take("explain", "gone")["cause"]["details"]
+    (frontend.services_d / "gone.json").unlink()
+    (frontend.services_d / "bad.json").unlink()
+    (frontend.services_d / "more.json").unlink()
+    frontend.until(lambda: not frontend.status()["quarantined"])
+    frontend.until(frontend.ready)
+    frontend.until(lambda: len(take("history")["entries"]) >= 2)
+    take("rollback")
+    assert take("history")["held"]
+    frontend.until(lambda: frontend.status()["held"])
+    seen.take("/status.json", frontend.status())
+    assert take("status")["held"]
+    assert take("resume")["was_held"]
+    assert take("resume")["was_held"] is None
+    frontend.until(lambda: frontend.ready() and not frontend.status()["held"])
+    frontend.stop_daemon()
+    frontend.drop("more.json", {"more": frontend.service("shop", 8082)})
+    frontend.settings["services"]["shop"].update(balance="source", binds=f"{frontend.host}:8084")
+    frontend.write()
+    assert take("diff")["changes"]
+    installed = tmp_path / "old.cfg"
+    installed.write_text(OLD)
+    done = fc("import", "--json", str(installed), "-o", str(tmp_path / "new"))
+    seen.take("import", json.loads(done.stdout))
+    missing = {
+        title: sorted(expanded(title).keys() - seen.paths.get(title, set()))
+        for title in TABLES
+        if title in seen.paths
+    }
+    # Containers that were empty all the time: what could stand in them is documented with others.
+    excused = {"problems[]", "quarantined[]"}
+    left = {
+        title: [path for path in paths if not any(path.startswith(e) for e in excused)]
+        for title, paths in missing.items()
+    }
+    assert not any(left.values()), left
+    assert set(COMMANDS) - _WITHOUT - set(seen.paths) == set()
+
+
+def test_a_failure_is_a_document_as_well(tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text("haproxy: {binary: /nonexistent/haproxy}\nservices: {shop: {pod_port: 80}}\n")
+    for command, code in (("apply", 3), ("rollback", 3)):
+        done = fc(command, "--json", "--config", str(config))
+        document = Seen().take("Failure of any command", json.loads(done.stdout))
+        assert (done.returncode, document["status"], done.stderr) == (code, "unknown", "")
+        assert document["problems"][0]["remedy"]
+    config.write_text("services: {shop: {pod_port: 99999}}\n")
+    done = fc("apply", "--format", "json", "--config", str(config))
+    assert done.returncode == 1
+    assert json.loads(done.stdout)["status"] == "refused"
+
+
+def test_json_and_another_format_exclude_each_other() -> None:
+    done = fc("check", "--json", "--format", "nagios")
+    assert done.returncode == 2
+    assert "exclude each other" in done.stderr
