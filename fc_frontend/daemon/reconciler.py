@@ -26,7 +26,8 @@ from fc_frontend.discovery.client import DnsClient, Exchange
 from fc_frontend.discovery.hint import WORTHWHILE, Hint
 from fc_frontend.discovery.resolve import resolve_all
 from fc_frontend.discovery.steady import Steady
-from fc_frontend.errors import Problem, Unavailable, errors_in
+from fc_frontend.discovery.transfer import NotTransferred, Transferred, Transfers
+from fc_frontend.errors import Problem, Severity, Unavailable, errors_in
 from fc_frontend.haproxy import drain_record, hold, install, kept_files, rollback, runtime
 from fc_frontend.haproxy.assign import assign
 from fc_frontend.haproxy.deploy import (
@@ -122,6 +123,8 @@ class Reconciler:
         self._client: DnsClient | None = None
         self._steady = Steady()
         self._hint = Hint()
+        self._transfers = Transfers(clock)
+        self._transfer_problem: Problem | None = None
         self._unsaved = False
         self._sources: Sources | None = None
         self._declared_by: tuple[Sources, LastGood, Withdrawn] | None = None
@@ -163,7 +166,8 @@ class Reconciler:
     @property
     def problems(self) -> tuple[Problem, ...]:
         """What is wrong with what is declared."""
-        return self._report.problems
+        of_transfer = (self._transfer_problem,) if self._transfer_problem else ()
+        return (*self._report.problems, *of_transfer)
 
     @property
     def quarantined(self) -> tuple[Quarantine, ...]:
@@ -418,10 +422,12 @@ class Reconciler:
         began = self._clock()
         serial = await self._serial(settings, len(specs))
         is_due = self._hint.is_due(serial, began, settings.intervals.resolve)
-        self._metrics.swept("whole" if is_due else "spared")
         if not is_due:
+            self._metrics.swept("spared")
             return False
         before = self.resolution
+        zone = await self._zone(settings)
+        self._metrics.swept("transfer" if zone else "whole")
         answers = await resolve_all(
             specs,
             settings.cluster,
@@ -430,6 +436,7 @@ class Reconciler:
             now=self._clock(),
             hold=settings.intervals.hold,
             steady=self._steady,
+            zone=zone,
         )
         self._metrics.resolved(answers, self._clock())
         changed = answers != before
@@ -454,9 +461,32 @@ class Reconciler:
 
     async def _serial(self, settings: Settings, services: int) -> int | None:
         """The serial of the cluster's zone, where asking for it may save more than it costs."""
-        if services < WORTHWHILE:
+        if services < WORTHWHILE and not settings.cluster.by_transfer:
             return None
         return await self._dns().serial(settings.cluster.domain)
+
+    async def _zone(self, settings: Settings) -> Transferred | None:
+        """Whom to ask in place of cluster DNS, where a transfer is wanted, allowed and due."""
+        if not settings.cluster.by_transfer:
+            self._transfer_problem = None
+            return None
+        if not self._transfers.may_begin():
+            return None
+        client = self._dns()
+        try:
+            zone = await self._transfers.zone(client.preferred, settings.cluster.domain)
+        except NotTransferred as exc:
+            self._transfer_problem = _not_transferred(settings, str(exc))
+            self._log.limited("zone-not-transferred").warning(
+                "zone-not-transferred",
+                reason=self._transfer_problem.message,
+                remedy=self._transfer_problem.remedy,
+                effect="each service is asked about",
+            )
+            self._metrics.swept("refused")
+            return None
+        self._transfer_problem = None
+        return Transferred(zone, client)
 
     async def assign(self, *, anew: bool = False) -> None:
         """Give pods to the slots of services that HAProxy's resolver cannot fill.
@@ -912,6 +942,16 @@ def _no_server_up(name: str, evidence: str) -> Problem:
         message=f"no server up any more: {evidence}",
         remedy="see port, tls and checks in its declaration; once that changes it is tried again",
         service=name,
+    )
+
+
+def _not_transferred(settings: Settings, said: str) -> Problem:
+    return Problem(
+        message=f"zone {settings.cluster.domain} is not transferred: {said}",
+        remedy="allow it in CoreDNS (plugin `transfer`, 1.14.5 or later), or leave out "
+        "`discovery: transfer`; it is tried again after ten minutes",
+        severity=Severity.WARNING,
+        field="cluster.discovery",
     )
 
 

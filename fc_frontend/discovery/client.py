@@ -146,7 +146,7 @@ class DnsClient:
 
         What is to be thought of the others is for `ask`, which also asks other nameservers.
         """
-        nameserver = self._order()[0] if self._nameservers else None
+        nameserver = self.preferred
         if nameserver is None or Transport.UDP not in nameserver.transports:
             return set()
         try:
@@ -159,9 +159,14 @@ class DnsClient:
             self._prefer(nameserver)
         return compared.same
 
+    @property
+    def preferred(self) -> Nameserver | None:
+        """The nameserver that is asked first now."""
+        return self._order()[0] if self._nameservers else None
+
     async def serial(self, zone: str) -> int | None:
         """The serial in a zone's SOA record (RFC 1035, 3.3.13); None if nobody tells it at once."""
-        nameserver = self._order()[0] if self._nameservers else None
+        nameserver = self.preferred
         if nameserver is None or Transport.UDP not in nameserver.transports:
             return None
         name, wire, section = _query(zone, "SOA")

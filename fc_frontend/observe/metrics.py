@@ -236,7 +236,10 @@ class Metrics:
         children[1].observe(durations)
 
     def swept(self, kind: str) -> None:
-        """A sweep was due: "whole", or "spared" as the zone's serial had not moved."""
+        """A sweep was due: "whole", "spared" as the serial had not moved, or done by "transfer".
+
+        "refused" is a transfer that failed: a whole sweep follows.
+        """
         self._sweeps.labels(kind).inc()
 
     def resolved(self, resolution: Resolution, now: float) -> None:
