@@ -285,7 +285,7 @@ async def _ask_nameserver(cluster: Cluster, index: int) -> Nameserver:
         [nameserver],
         timeout=1.0,
         tries=1,
-        observe=lambda exchange: seconds.append(exchange.duration),
+        observe=lambda exchange: seconds.extend(exchange.durations),
     )
     try:
         reply = await asyncio.wait_for(client.ask(f"svc.{cluster.domain}", "A"), DNS_TIMEOUT)
