@@ -242,7 +242,7 @@ class Metrics:
         """
         self._sweeps.labels(kind).inc()
 
-    def queries(self) -> dict[str, dict[str, int]]:
+    def answered(self) -> dict[str, dict[str, int]]:
         """How many questions each nameserver was asked since the start, by the answer's code."""
         found: dict[str, dict[str, int]] = {}
         for sample in next(iter(self._queries.collect())).samples:

@@ -100,7 +100,8 @@ def missing_page(board: Board, name: str, near: str | None) -> bytes:
 
 def not_yet_page(problem: Problem, host: str) -> bytes:
     """The page of a daemon that has nothing to tell yet."""
-    return _environment().get_template("not_yet.html.j2").render(problem=problem, host=host).encode()
+    template = _environment().get_template("not_yet.html.j2")
+    return template.render(problem=problem, host=host).encode()
 
 
 @lru_cache(maxsize=1)
@@ -120,8 +121,10 @@ def headers() -> Mapping[str, str]:
 
 
 def _page(template: str, board: Board, **values: object) -> bytes:
-    text = _environment().get_template(template).render(
-        {"board": board, "overview": board.overview, "host": board.host, "q": "", **values}
+    text = (
+        _environment()
+        .get_template(template)
+        .render({"board": board, "overview": board.overview, "host": board.host, "q": "", **values})
     )
     return text.encode()
 

@@ -1,7 +1,7 @@
 """What the pages show, worked out of what was found.
 
-    Board     the whole frontend: a line a service, the worst first
-    Detail    one service, with the steps of `explain`
+Board     the whole frontend: a line a service, the worst first
+Detail    one service, with the steps of `explain`
 """
 
 from __future__ import annotations
@@ -79,6 +79,8 @@ class Board:
     findings: tuple[Finding, ...]
     """Those that are about no service alone, and no quarantine."""
     traffic_problem: Problem | None
+    seconds: float | None
+    """What the rates of errors are over, None without any."""
     changes: tuple[Change, ...]
     queries: Mapping[str, Mapping[str, int]]
     host: str
@@ -121,6 +123,7 @@ def board(
     traffic: Mapping[str, Traffic] | None,
     traffic_problem: Problem | None,
     errors: Mapping[str, float] | None,
+    seconds: float | None,
     changes: Iterable[Change],
     queries: Mapping[str, Mapping[str, int]],
     host: str,
@@ -153,11 +156,23 @@ def board(
             if finding.service is None and finding.subject not in held
         ),
         traffic_problem=traffic_problem,
+        seconds=seconds,
         changes=tuple(changes),
         queries=queries,
         host=host,
         at=at,
     )
+
+
+def error_rates(
+    before: Mapping[str, Traffic], now: Mapping[str, Traffic], seconds: float
+) -> dict[str, float]:
+    """Errors a second of each proxy that has any, from two samples `seconds` apart."""
+    return {
+        name: (traffic.errors - before[name].errors) / seconds
+        for name, traffic in now.items()
+        if name in before and traffic.errors > before[name].errors
+    }
 
 
 def _line(
