@@ -15,7 +15,7 @@ from functools import lru_cache
 from urllib.parse import parse_qs, quote
 
 import jinja2
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from fc_frontend import __version__
 from fc_frontend.errors import Problem
@@ -139,6 +139,7 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     environment.filters.update(
+        code=_code,
         duration=duration,
         clock=_clock,
         number=_number,
@@ -184,6 +185,15 @@ def _icon(level: Level) -> str:
         f"{shapes[level]}</svg>"
     )
     return f"data:image/svg+xml,{quote(picture)}"
+
+
+def _code(text: str) -> Markup:
+    """`text` with what stands between backticks as code."""
+    parts = text.split("`")
+    if len(parts) % 2 == 0:
+        return escape(text)
+    marked = (Markup("<code>{}</code>").format(p) if n % 2 else p for n, p in enumerate(parts))
+    return Markup("").join(marked)
 
 
 def _clock(at: float, form: str = "%Y-%m-%d %H:%M:%S") -> str:
