@@ -388,7 +388,8 @@ def test_an_answer_in_no_network_keeps_the_kind_and_is_rejected() -> None:
 async def test_in_a_dual_stack_cluster_the_operators_first_family_is_taken() -> None:
     async with frontend(HEADLESS, **dual()) as f:
         assert (await f.resolve()).endpoints == at(*V4)
-        assert f.asked() == {(BARE, "A"), (BARE, "AAAA")}
+        # What the second one has does not matter then.
+        assert f.asked() == {(BARE, "A")}
     async with frontend(HEADLESS, **dual(pods=("fd00::/64", "10.1.0.0/16"))) as f:
         assert (await f.resolve()).endpoints == at(*V6)
 

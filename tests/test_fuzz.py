@@ -20,7 +20,7 @@ import pytest
 from fc_frontend.config.last_good import LastGood, dump_last_good, load_last_good
 from fc_frontend.config.loader import Sources, declare, read
 from fc_frontend.config.quarantine import tolerate
-from fc_frontend.discovery.client import _LENGTHS, RecordType, plain_records
+from fc_frontend.discovery.scan import LENGTHS, RecordType, plain_records
 from fc_frontend.discovery.store import load_answers
 from fc_frontend.errors import Refused, Unavailable, errors_in
 from fc_frontend.haproxy import drain, history, hold
@@ -201,7 +201,7 @@ def test_answers_of_dns(rdtype: RecordType) -> None:
             return
         read = sorted(bytes(record.to_wire()) for rrset in message.answer for record in rrset)
         assert sorted(set(found)) == sorted(set(read))
-        assert all(len(record) == _LENGTHS[rdtype] for record in found)
+        assert all(len(record) == LENGTHS[rdtype] for record in found)
 
     inputs(f"DNS {rdtype}", [response.to_wire(), response.to_wire()[:60]], check)
 

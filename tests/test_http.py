@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fc_frontend.errors import Unavailable
-from fc_frontend.observe.http import HttpServer, Request, Response
+from fc_frontend.observe.http import Handler, HttpServer, Request, Response
 
 PATIENCE = 15.0
 LARGE = b"x" * 20_000_000
@@ -37,8 +37,26 @@ def broken(_request: Request) -> Response:
     raise Broken("secret")
 
 
-ROUTES = {
+async def later(request: Request) -> Response:
+    await asyncio.sleep(0)
+    return Response(200, f"{request.path}\n".encode(), headers={"Content-Language": "en"})
+
+
+async def broken_later(_request: Request) -> Response:
+    await asyncio.sleep(0)
+    raise Broken("secret")
+
+
+async def never(_request: Request) -> Response:
+    await asyncio.get_running_loop().create_future()
+    raise AssertionError
+
+
+ROUTES: dict[str, Handler] = {
     "/": hello,
+    "/later/": later,
+    "/broken-later": broken_later,
+    "/never": never,
     "/a b": hello,
     "/large": lambda _request: Response(200, LARGE, "application/octet-stream"),
     "/not-ready": lambda _request: Response(503, b"not ready\n"),
@@ -504,6 +522,38 @@ def test_an_exception_in_a_handler_is_reported_here_and_not_there() -> None:
             connection.send(get())
             assert (await connection.answer()).status == 200, "the connection goes on"
             await connection.close()
+
+    run(scenario())
+
+
+def test_a_route_with_a_slash_answers_for_names_right_below_it() -> None:
+    async def scenario() -> None:
+        async with Listener() as listener:
+            for path in ("/later/", "/later/x", "/later/a%20b?c=d", "/later/.."):
+                (answer,) = await listener.ask(last(path))
+                assert answer.status == 200, path
+            (answer,) = await listener.ask(last("/later/%3Cb%3E"))
+            assert answer.body == b"/later/<b>\n"
+            assert answer.headers["content-language"] == "en"
+            assert answer.headers["cache-control"] == "no-store"
+            for path in ("/later", "/later/x/y", "/later/x%2Fy", "/x"):
+                (answer,) = await listener.ask(last(path))
+                assert answer.status == 404, path
+
+    run(scenario())
+
+
+def test_a_handler_that_waits_keeps_nobody_else_waiting() -> None:
+    async def scenario() -> None:
+        async with Listener() as listener:
+            waiting = await listener.connect()
+            waiting.send(get("/never"))
+            (answer,) = await listener.ask(last("/"))
+            assert answer.status == 200
+            (answer,) = await listener.ask(last("/broken-later"))
+            assert answer.status == 500
+            assert isinstance(listener.errors[0], Broken)
+            await waiting.close()
 
     run(scenario())
 

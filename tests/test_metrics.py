@@ -68,7 +68,7 @@ def test_reloads_checks_and_hashes() -> None:
     metrics.reloaded("slots", "ok", 0.25)
     metrics.checked("refused")
     metrics.synced("aaaa", "bbbb")
-    metrics.query("10.0.0.254:53", "udp", "NOERROR", 0.001)
+    metrics.queries("10.0.0.254:53", "udp", "NOERROR", (0.001,))
     found = samples(metrics)
     assert found[("fc_frontend_reloads_total", "reason=slots", "result=ok")] == 1
     assert found[("fc_frontend_checks_total", "result=refused")] == 1

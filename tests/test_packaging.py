@@ -25,6 +25,9 @@ def test_the_wheel_ships_the_templates(tmp_path: Path) -> None:
     packaged = {f"fc_frontend/templates/{path.name}" for path in ROOT.glob("templates/*.j2")}
     assert packaged
     assert packaged <= names
+    pages = (ROOT / "fc_frontend").glob("page/templates/*")
+    assert {path.relative_to(ROOT).as_posix() for path in pages} <= names
+    assert "fc_frontend/page/templates/page.css" in names
     assert not any(name.startswith(("tests/", "templates/")) for name in names)
 
 

@@ -23,8 +23,11 @@ from fc_frontend.config.quarantine import Withdrawn, tolerate
 from fc_frontend.daemon.guard import Guard
 from fc_frontend.daemon.report import Report
 from fc_frontend.discovery.client import DnsClient, Exchange
+from fc_frontend.discovery.hint import WORTHWHILE, Hint
 from fc_frontend.discovery.resolve import resolve_all
-from fc_frontend.errors import Problem, Unavailable, errors_in
+from fc_frontend.discovery.steady import Steady
+from fc_frontend.discovery.transfer import NotTransferred, Transferred, Transfers
+from fc_frontend.errors import Problem, Severity, Unavailable, errors_in
 from fc_frontend.haproxy import drain_record, hold, install, kept_files, rollback, runtime
 from fc_frontend.haproxy.assign import assign
 from fc_frontend.haproxy.deploy import (
@@ -60,7 +63,15 @@ from fc_frontend.pipeline import (
     with_slots,
 )
 from fc_frontend.plan import planner
-from fc_frontend.plan.model import Answer, Haproxy, Plan, ServicePlan, Settings
+from fc_frontend.plan.model import (
+    Answer,
+    Freshness,
+    Haproxy,
+    Plan,
+    Resolution,
+    ServicePlan,
+    Settings,
+)
 from fc_frontend.plan.planner import plan
 from fc_frontend.plan.reasons import Cause, Reason, reasons
 from fc_frontend.render.render import RenderedConfig
@@ -110,6 +121,10 @@ class Reconciler:
         self._report = Report(log, metrics)
         self._clock = clock
         self._client: DnsClient | None = None
+        self._steady = Steady()
+        self._hint = Hint()
+        self._transfers = Transfers(clock)
+        self._transfer_problem: Problem | None = None
         self._unsaved = False
         self._sources: Sources | None = None
         self._declared_by: tuple[Sources, LastGood, Withdrawn] | None = None
@@ -138,6 +153,8 @@ class Reconciler:
         self.last_reload: LastReload | None = None
         self.held: Hold | None = None
         """While it is there, nothing that is declared is deployed."""
+        self.prepared: Prepared | None = None
+        """What followed last from files and answers, whether HAProxy took it or not."""
         self._config: RenderedConfig | None = None
         self._seen_file: tuple[int, int, int] | None = None
         self.drifted = False
@@ -151,12 +168,18 @@ class Reconciler:
     @property
     def problems(self) -> tuple[Problem, ...]:
         """What is wrong with what is declared."""
-        return self._report.problems
+        of_transfer = (self._transfer_problem,) if self._transfer_problem else ()
+        return (*self._report.problems, *of_transfer)
 
     @property
     def quarantined(self) -> tuple[Quarantine, ...]:
         """What is not taken as it is declared."""
         return self._report.quarantined
+
+    @property
+    def names(self) -> frozenset[str]:
+        """All services that are declared, in quarantine or not."""
+        return frozenset(self._sources.services if self._sources else ())
 
     @property
     def in_sync(self) -> bool:
@@ -187,7 +210,7 @@ class Reconciler:
             await self._read(before, changed if triggers <= NAMED else None)
         await self.look_at_hold()
         for _ in range(MOST_TRIALS):
-            prepared = await self._prepare()
+            self.prepared = prepared = await self._prepare()
             if self.held is not None:
                 return await self._stay(prepared)
             if errors_in(prepared.declaration.problems):
@@ -402,8 +425,16 @@ class Reconciler:
         if self.declaration is None:
             return False
         specs = self.declaration.services
-        before = self.resolution
         settings = self.declaration.settings
+        began = self._clock()
+        serial = await self._serial(settings, len(specs))
+        is_due = self._hint.is_due(serial, began, settings.intervals.resolve)
+        if not is_due:
+            self._metrics.swept("spared")
+            return False
+        before = self.resolution
+        zone = await self._zone(settings)
+        self._metrics.swept("transfer" if zone else "whole")
         answers = await resolve_all(
             specs,
             settings.cluster,
@@ -411,15 +442,22 @@ class Reconciler:
             before,
             now=self._clock(),
             hold=settings.intervals.hold,
+            steady=self._steady,
+            zone=zone,
         )
         self._metrics.resolved(answers, self._clock())
-        if answers == before:
+        changed = answers != before
+        is_quiet = not changed and all(
+            answer.freshness is Freshness.FRESH and answer.lost_at is None
+            for answer in answers.values()
+        )
+        after = await self._serial(settings, len(specs)) if changed else serial
+        self._hint = self._hint.after(serial, after, began, changed=changed, is_quiet=is_quiet)
+        if not changed:
             return False
         self._report.answers(before, answers)
-        # The same objects where nothing changed: what follows from them is not worked out again.
-        answers = {n: old if (old := before.get(n)) == a else a for n, a in answers.items()}
         # What follows from it for the plan is for the step that ends a hold.
-        self.resolution = answers
+        self.resolution = answers = _updated(self.resolution, before, answers)
         self._unsaved = True
         self._unassigned = True
         if self.deployed is None or self.held is not None:
@@ -427,6 +465,35 @@ class Reconciler:
         planned = plan(settings, specs, self.declaration.fragments, answers, memo=self._sweep_memo)
         self._metrics.planned(self.deployed, answers)
         return _shape(planned.services) != _shape(self.deployed.services)
+
+    async def _serial(self, settings: Settings, services: int) -> int | None:
+        """The serial of the cluster's zone, where asking for it may save more than it costs."""
+        if services < WORTHWHILE and not settings.cluster.by_transfer:
+            return None
+        return await self._dns().serial(settings.cluster.domain)
+
+    async def _zone(self, settings: Settings) -> Transferred | None:
+        """Whom to ask in place of cluster DNS, where a transfer is wanted, allowed and due."""
+        if not settings.cluster.by_transfer:
+            self._transfer_problem = None
+            return None
+        if not self._transfers.may_begin():
+            return None
+        client = self._dns()
+        try:
+            zone = await self._transfers.zone(client.preferred, settings.cluster.domain)
+        except NotTransferred as exc:
+            self._transfer_problem = _not_transferred(settings, str(exc))
+            self._log.limited("zone-not-transferred").warning(
+                "zone-not-transferred",
+                reason=self._transfer_problem.message,
+                remedy=self._transfer_problem.remedy,
+                effect="each service is asked about",
+            )
+            self._metrics.swept("refused")
+            return None
+        self._transfer_problem = None
+        return Transferred(zone, client)
 
     async def assign(self, *, anew: bool = False) -> None:
         """Give pods to the slots of services that HAProxy's resolver cannot fill.
@@ -603,8 +670,8 @@ class Reconciler:
         return self._client
 
     def _exchanged(self, exchange: Exchange) -> None:
-        self._metrics.query(
-            exchange.nameserver, exchange.transport, exchange.rcode, exchange.duration
+        self._metrics.queries(
+            exchange.nameserver, exchange.transport, exchange.rcode, exchange.durations
         )
 
     async def _resolve_new(self, declaration: Declaration) -> None:
@@ -627,6 +694,7 @@ class Reconciler:
             self.close()
             pending = declaration.services
         if pending:
+            self._hint = Hint()
             answers = await resolve_all(
                 pending,
                 declaration.settings.cluster,
@@ -882,6 +950,36 @@ def _no_server_up(name: str, evidence: str) -> Problem:
         remedy="see port, tls and checks in its declaration; once that changes it is tried again",
         service=name,
     )
+
+
+def _not_transferred(settings: Settings, said: str) -> Problem:
+    return Problem(
+        message=f"zone {settings.cluster.domain} is not transferred: {said}",
+        remedy="allow it in CoreDNS (plugin `transfer`, 1.14.5 or later), or leave out "
+        "`discovery: transfer`; it is tried again after ten minutes",
+        severity=Severity.WARNING,
+        field="cluster.discovery",
+    )
+
+
+def _updated(now: Resolution, before: Resolution, answers: Resolution) -> dict[str, Answer]:
+    """`now` with what a sweep that began with `before` found to be different.
+
+    A step may have brought others meanwhile.  What did not change stays the same object: what
+    follows from it is not worked out again.
+    """
+    updated = dict(now)
+    for name, answer in answers.items():
+        old, current = before.get(name), now.get(name)
+        if answer == old or (current is None and old is not None):
+            continue
+        has_moved = current is not None and current is not old
+        updated[name] = (
+            replace(answer, slots=current.slots, by_runtime=current.by_runtime)
+            if current is not None and has_moved
+            else answer
+        )
+    return updated
 
 
 def _are_same(

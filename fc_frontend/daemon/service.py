@@ -27,6 +27,7 @@ from fc_frontend.haproxy.old_workers import bound_old_workers
 from fc_frontend.observe.http import HttpServer
 from fc_frontend.observe.log import Log
 from fc_frontend.observe.metrics import Metrics
+from fc_frontend.page.look import Looker
 from fc_frontend.plan.model import Bind, Settings
 from fc_frontend.plurals import counted
 
@@ -51,6 +52,7 @@ class Service:
         self._metrics = Metrics()
         self._notifier = Notifier(environ)
         self._reconciler = Reconciler(settings_file, log, self._metrics)
+        self._looker = Looker(socket.gethostname())
         self._stop = asyncio.Event()
         self._due = asyncio.Event()
         self._triggers: set[Trigger] = set()
@@ -115,6 +117,7 @@ class Service:
         self._reconciler.close()
         if self._http:
             await self._http.stop()
+        await self._looker.close()
 
     def _trigger(self, trigger: Trigger) -> None:
         if not self._triggers:
@@ -250,7 +253,7 @@ class Service:
         server = HttpServer(
             host,
             bind.port,
-            routes(self._reconciler, self._metrics),
+            routes(self._settings_file, self._reconciler, self._metrics, self._looker),
             allowed_hosts=[socket.gethostname()],
             on_error=lambda exc: self._log.error("http-handler-failed", error=repr(exc)),
         )

@@ -150,6 +150,8 @@ class _Found:
 
     def variants(self) -> int:
         """How many differently shuffled answers are worth keeping."""
+        if self.answers and self.answers[0].rdtype == dns.rdatatype.SOA:
+            return 1  # a transfer is in order: from SOA to SOA
         addresses = sum(record.rdtype in _ADDRESS_TYPES for record in self.answers)
         return _SHUFFLED_VARIANTS if max(addresses, len(self.additional)) > 1 else 1
 
@@ -235,7 +237,7 @@ class ClusterDns:
         `wildcards` answers `*` and `any` as CoreDNS did before 1.9. `extra_records` maps names
         to the targets of their CNAMEs. `clock` gives Unix time, for the serial. `loopback_only`
         may be given up in a network namespace of one's own. `software` answers version.bind, as
-        CoreDNS's `chaos` plugin does; `transfers` allows zone transfers (AXFR) of all addresses.
+        CoreDNS's `chaos` plugin does; `transfers` allows zone transfers (AXFR), in one message.
         """
         if loopback_only and not ipaddress.ip_address(address).is_loopback:
             raise ValueError(f"{address} is not a loopback address")
@@ -470,6 +472,10 @@ class ClusterDns:
                 self._record(name, _address_rdata(address))
                 for address in service.cluster_ips or service.endpoints
             )
+            for port in service.ports:
+                srv = dns.name.from_text(f"_{port}._tcp", name)
+                named = self._in_zone(srv, dns.rdatatype.SRV)
+                found.answers += [*named.answers, *(named.additional if service.headless else ())]
         found.answers.append(self._soa())
         return found
 

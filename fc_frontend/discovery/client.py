@@ -1,23 +1,21 @@
 """Questions to cluster DNS, and answers that can be believed.
 
-dnspython makes the queries and reads the answers.  A sweep asks the same questions every second, so
-queries are made once, and plain answers of address records are compared by their bytes before
-anything is read again.  The client never raises for what DNS does: a failure is an outcome, and
-never looks like an answer.
+dnspython makes the queries, and reads the answers that are not plain.  A sweep asks the same
+questions every second, so queries are made once, and plain answers are compared by their bytes
+before anything is read again.  The client never raises for what DNS does: a failure is an outcome,
+and never looks like an answer.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import secrets
-import socket
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from functools import cache
 from ipaddress import ip_address
-from typing import Literal
 
 import dns.asyncquery
 import dns.exception
@@ -25,13 +23,15 @@ import dns.flags
 import dns.message
 import dns.name
 import dns.rcode
+import dns.rdataclass
 import dns.rdatatype
+import dns.rdtypes.ANY.SOA
 import dns.rdtypes.IN.SRV
 import dns.rrset
 
+from fc_frontend.discovery.channel import Channel, Question
+from fc_frontend.discovery.scan import RecordType, gist
 from fc_frontend.plan.model import Nameserver, Transport
-
-RecordType = Literal["A", "AAAA", "SRV"]
 
 EDNS_PAYLOAD = 8192
 """Bytes that a nameserver may send over UDP (RFC 6891, 6.2.3)."""
@@ -41,22 +41,10 @@ _MOST_QUESTIONS = 32768
 _TCP_PATIENCE = 2
 """Times `timeout` that TCP may take, as it needs a connection first."""
 _PREFER_FOR = 30.0
-_RECEIVE_BUFFER = 1 << 20
+_CODES = {0: "NOERROR", 3: "NXDOMAIN"}
+"""Of plain answers."""
 _FULL = 48 * 1024
 """Bytes of a truncated answer over TCP that can only be for want of room (RFC 1035, 4.2.2)."""
-_IN = b"\x00\x01"
-_NONE = b"\x00\x00"
-_ONE = b"\x00\x01"
-_OPT = b"\x00\x00\x29"
-_POINTER_TO_QUESTION = b"\xc0\x0c"
-_LENGTHS = {"A": 4, "AAAA": 16}
-_CODES_WITHOUT_QUESTION = (
-    dns.rcode.FORMERR,
-    dns.rcode.SERVFAIL,
-    dns.rcode.NOTIMP,
-    dns.rcode.REFUSED,
-)
-"""What servers may send without repeating the question (dnspython's `is_response`)."""
 
 
 class Outcome(StrEnum):
@@ -74,12 +62,12 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """One question to one nameserver; `duration` in seconds."""
+    """Questions to one nameserver that were answered alike, and how long each took, in seconds."""
 
     nameserver: str
     transport: str
     rcode: str
-    duration: float
+    durations: tuple[float, ...]
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -103,15 +91,11 @@ class Reply:
     detail: str = ""
 
 
-@dataclass(slots=True)
-class _Question:
-    """A question as it goes over the wire, without its id, and the last plain answer to it."""
+@dataclass(slots=True, eq=False)
+class _Asked(Question):
+    """A question and the reply that its last plain answer made."""
 
-    name: str
     rdtype: RecordType
-    wire: bytes
-    section: bytes
-    records: tuple[bytes, ...] | None = None
     reply: Reply | None = None
 
 
@@ -136,8 +120,8 @@ class DnsClient:
         self._preferred = 0
         self._preferred_until = 0.0
         self._closings = 0
-        self._channels: dict[Nameserver, _Channel] = {}
-        self._questions: dict[tuple[str, str], _Question] = {}
+        self._channels: dict[Nameserver, Channel] = {}
+        self._questions: dict[tuple[str, str], _Asked] = {}
         self._slots = asyncio.Semaphore(_CONCURRENT)
 
     async def ask(self, name: str, rdtype: RecordType) -> Reply:
@@ -152,6 +136,57 @@ class DnsClient:
             alias = target
         return Reply(name, rdtype, Outcome.FAILURE, detail="a chain of CNAMEs does not end")
 
+    def source(self, name: str, rdtype: RecordType, reply: Reply) -> Question | None:
+        """The question whose plain answer made this very reply, None if it was no plain one."""
+        asked = self._questions.get((name, rdtype))
+        return asked if asked is not None and asked.reply is reply and asked.gist else None
+
+    async def compare(self, questions: Sequence[Question]) -> set[Question]:
+        """Those of many questions whose answers say the same as before, at little cost.
+
+        What is to be thought of the others is for `ask`, which also asks other nameservers.
+        """
+        nameserver = self.preferred
+        if nameserver is None or Transport.UDP not in nameserver.transports:
+            return set()
+        try:
+            compared = await self._channel(nameserver).compare(questions, self._timeout)
+        except OSError:
+            return set()
+        for rcode, durations in compared.durations.items():
+            self._observe(Exchange(_label(nameserver), "udp", rcode, tuple(durations)))
+        if compared.same:
+            self._prefer(nameserver)
+        return compared.same
+
+    @property
+    def preferred(self) -> Nameserver | None:
+        """The nameserver that is asked first now."""
+        return self._order()[0] if self._nameservers else None
+
+    async def serial(self, zone: str) -> int | None:
+        """The serial in a zone's SOA record (RFC 1035, 3.3.13); None if nobody tells it at once."""
+        nameserver = self.preferred
+        if nameserver is None or Transport.UDP not in nameserver.transports:
+            return None
+        name, wire, section = _query(zone, "SOA")
+        started = self._clock()
+        try:
+            answer = await self._channel(nameserver).exchange(
+                Question(zone, "SOA", wire, section), self._timeout
+            )
+            response = dns.message.from_wire(answer, ignore_trailing=True)
+        except TimeoutError:
+            self._tell(nameserver, "udp", "timeout", started)
+            return None
+        except (OSError, dns.exception.DNSException, ValueError):
+            self._tell(nameserver, "udp", "unreachable", started)
+            return None
+        self._tell(nameserver, "udp", dns.rcode.to_text(response.rcode()), started)
+        found = response.get_rrset(response.answer, name, dns.rdataclass.IN, dns.rdatatype.SOA)
+        record = found[0] if found else None
+        return record.serial if isinstance(record, dns.rdtypes.ANY.SOA.SOA) else None
+
     def close(self) -> None:
         """Close all sockets; questions under way fail.  The client may be used again."""
         self._closings += 1
@@ -159,25 +194,21 @@ class DnsClient:
             channel.close()
         self._channels.clear()
 
-    def _question(self, name: str, rdtype: RecordType) -> _Question:
+    def _question(self, name: str, rdtype: RecordType) -> _Asked:
         key = (name, rdtype)
         if key not in self._questions:
             if len(self._questions) >= _MOST_QUESTIONS:
                 # Targets of CNAME and SRV records come and go.
                 self._questions.clear()
-            query = dns.message.make_query(
-                dns.name.from_text(name), rdtype, use_edns=0, payload=EDNS_PAYLOAD
-            )
-            wire = query.to_wire()
-            length = len(query.question[0].name.to_wire() or b"") + 4
-            self._questions[key] = _Question(name, rdtype, wire[2:], wire[12 : 12 + length])
+            _, wire, section = _query(name, rdtype)
+            self._questions[key] = _Asked(name, rdtype, wire, section)
         return self._questions[key]
 
     def _order(self) -> list[Nameserver]:
         first = self._preferred if self._clock() < self._preferred_until else 0
         return [*self._nameservers[first:], *self._nameservers[:first]]
 
-    async def _ask_all(self, question: _Question, closings: int) -> tuple[Reply, str | None]:
+    async def _ask_all(self, question: _Asked, closings: int) -> tuple[Reply, str | None]:
         """The first usable answer, and the name to ask next if it ends in an open CNAME.
 
         A question from before the client was closed opens no socket again: nobody would close it.
@@ -203,7 +234,7 @@ class DnsClient:
             self._preferred_until = self._clock() + _PREFER_FOR
 
     async def _ask_one(
-        self, nameserver: Nameserver, question: _Question
+        self, nameserver: Nameserver, question: _Asked
     ) -> tuple[Reply, str | None] | str:
         """An answer, or in words why there is none."""
         if Transport.UDP in nameserver.transports:
@@ -215,7 +246,7 @@ class DnsClient:
         return await self._by_tcp(nameserver, question)
 
     async def _by_udp(
-        self, nameserver: Nameserver, question: _Question
+        self, nameserver: Nameserver, question: _Asked
     ) -> tuple[Reply, str | None] | str:
         started = self._clock()
         try:
@@ -229,14 +260,14 @@ class DnsClient:
             return "truncated"
         return self._read(nameserver, "udp", question, wire, started)
 
-    def _channel(self, nameserver: Nameserver) -> _Channel:
+    def _channel(self, nameserver: Nameserver) -> Channel:
         channel = self._channels.get(nameserver)
         if channel is None or channel.closed:
-            channel = self._channels[nameserver] = _Channel(nameserver)
+            channel = self._channels[nameserver] = Channel(nameserver)
         return channel
 
     async def _by_tcp(
-        self, nameserver: Nameserver, question: _Question
+        self, nameserver: Nameserver, question: _Asked
     ) -> tuple[Reply, str | None] | str:
         started = self._clock()
         query = dns.message.from_wire(secrets.token_bytes(2) + question.wire)
@@ -257,28 +288,35 @@ class DnsClient:
         self,
         nameserver: Nameserver,
         transport: str,
-        question: _Question,
+        question: _Asked,
         wire: bytes,
         started: float,
     ) -> tuple[Reply, str | None] | str:
-        records = plain_records(wire, len(question.section), question.rdtype)
-        if records is not None and records == question.records and question.reply is not None:
-            self._tell(nameserver, transport, "NOERROR", started)
+        found = gist(wire, len(question.section), question.rdtype)
+        if found is not None and found == question.gist and question.reply is not None:
+            self._tell(nameserver, transport, _CODES[wire[3] & 0x0F], started)
             return question.reply, None
+        if isinstance(found, tuple):
+            addresses = tuple(sorted({str(ip_address(address)) for address in found}))
+            reply = Reply(question.name, question.rdtype, Outcome.ANSWER, addresses)
+            question.gist, question.last, question.reply = found, wire[2:], reply
+            self._tell(nameserver, transport, "NOERROR", started)
+            return reply, None
         try:
             response = dns.message.from_wire(wire, ignore_trailing=True)
         except (dns.exception.DNSException, ValueError) as exc:
             return self._failed(nameserver, transport, "malformed", started, type(exc).__name__)
         result = self._judge(nameserver, transport, question, response, started)
         if not isinstance(result, str):
-            question.records, question.reply = records, result[0]
+            # An answer that begins a chain of CNAMEs is no plain one.
+            question.gist, question.last, question.reply = found, wire[2:], result[0]
         return result
 
     def _judge(
         self,
         nameserver: Nameserver,
         transport: str,
-        question: _Question,
+        question: _Asked,
         response: dns.message.Message,
         started: float,
     ) -> tuple[Reply, str | None] | str:
@@ -311,61 +349,27 @@ class DnsClient:
         return f"{rcode}: {detail}" if detail else rcode
 
     def _tell(self, nameserver: Nameserver, transport: str, rcode: str, started: float) -> None:
-        host = f"[{nameserver.address}]" if nameserver.address.version == 6 else nameserver.address
-        name = f"{host}:{nameserver.port}"
-        self._observe(Exchange(name, transport, rcode, self._clock() - started))
+        took = self._clock() - started
+        self._observe(Exchange(_label(nameserver), transport, rcode, (took,)))
 
 
-def plain_records(wire: bytes, section: int, rdtype: RecordType) -> tuple[bytes, ...] | None:
-    """The sorted data of an answer that has address records of the question's own name and no more.
-
-    `section` is the length of the question section in bytes.  None for anything out of the
-    ordinary (an error, CNAME, SRV, more sections, other compression, a cut record), which
-    dnspython has to read.
-    """
-    length = _LENGTHS.get(rdtype)
-    if length is None or not _begins_plainly(wire):
-        return None
-    count = int.from_bytes(wire[6:8], "big")
-    head = _POINTER_TO_QUESTION + (b"\x00\x01" if rdtype == "A" else b"\x00\x1c") + _IN
-    size = b"\x00\x04" if rdtype == "A" else b"\x00\x10"
-    at, step = 12 + section, 12 + length
-    if count == 0 or not _ends_plainly(wire, at + count * step):
-        return None
-    records = []
-    for start in range(at, at + count * step, step):
-        if wire[start : start + 6] != head or wire[start + 10 : start + 12] != size:
-            return None
-        records.append(wire[start + 12 : start + step])
-    records.sort()
-    return tuple(records)
-
-
-def _begins_plainly(wire: bytes) -> bool:
-    """True for a whole answer to a query, without error, with a question and no authority."""
-    return (
-        len(wire) >= 12
-        and wire[2] & 0xFA == 0x80
-        and not wire[3] & 0x0F
-        and wire[4:6] == _ONE
-        and wire[8:10] == _NONE
+def _query(name: str, rdtype: str) -> tuple[dns.name.Name, bytes, bytes]:
+    """A name, the question about it without its id, and the question section of that."""
+    query = dns.message.make_query(
+        dns.name.from_text(name), rdtype, use_edns=0, payload=EDNS_PAYLOAD
     )
+    wire = query.to_wire()
+    asked = query.question[0].name
+    return asked, wire[2:], wire[12 : 12 + len(asked.to_wire() or b"") + 4]
 
 
-def _ends_plainly(wire: bytes, at: int) -> bool:
-    """True if nothing follows but an OPT record without error and options (RFC 6891, 6.1.2)."""
-    if wire[10:12] == _NONE:
-        return len(wire) >= at
-    return (
-        wire[10:12] == _ONE
-        and len(wire) >= at + 11
-        and wire[at : at + 3] == _OPT
-        and wire[at + 5] == 0
-        and wire[at + 9 : at + 11] == _NONE
-    )
+@cache
+def _label(nameserver: Nameserver) -> str:
+    host = f"[{nameserver.address}]" if nameserver.address.version == 6 else nameserver.address
+    return f"{host}:{nameserver.port}"
 
 
-def _reply(question: _Question, response: dns.message.QueryMessage) -> tuple[Reply, str | None]:
+def _reply(question: _Asked, response: dns.message.QueryMessage) -> tuple[Reply, str | None]:
     name, rdtype = question.name, question.rdtype
     if response.rcode() == dns.rcode.NXDOMAIN and not response.answer:
         return Reply(name, rdtype, Outcome.NXDOMAIN, detail="NXDOMAIN"), None
@@ -400,91 +404,3 @@ def _reply(question: _Question, response: dns.message.QueryMessage) -> tuple[Rep
 
 def _addresses(rrset: dns.rrset.RRset) -> tuple[str, ...]:
     return tuple(sorted({str(ip_address(record.address)) for record in rrset}))
-
-
-class _Channel:
-    """One connected UDP socket: the kernel drops what another address sends.
-
-    An answer counts if its id belongs to a question under way and it repeats that question, which
-    errors need not do; all else is ignored, so that a forger gains nothing by being first (RFC
-    5452, 9).  The socket is read until it is empty: a sweep's answers come in bursts, and a turn of
-    the event loop for each costs as much as all else.
-    """
-
-    def __init__(self, nameserver: Nameserver) -> None:
-        """Raises OSError."""
-        self._loop = asyncio.get_running_loop()
-        self._pending: dict[int, tuple[_Question, asyncio.Future[bytes]]] = {}
-        self.closed = False
-        family = socket.AF_INET6 if nameserver.address.version == 6 else socket.AF_INET
-        self._socket = socket.socket(family, socket.SOCK_DGRAM)
-        try:
-            self._socket.setblocking(False)
-            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
-            self._socket.connect((str(nameserver.address), nameserver.port))
-            self._loop.add_reader(self._socket.fileno(), self._readable)
-        except BaseException:
-            self._socket.close()
-            raise
-
-    async def exchange(self, question: _Question, seconds: float) -> bytes:
-        """The answer to `question`.  Raises TimeoutError, and OSError if it cannot be sent."""
-        if self.closed:
-            raise OSError("the socket is closed")
-        number = secrets.randbits(16)
-        while number in self._pending:
-            number = secrets.randbits(16)
-        future: asyncio.Future[bytes] = self._loop.create_future()
-        self._pending[number] = question, future
-        timer = self._loop.call_later(seconds, _expire, future)
-        try:
-            # A full send buffer loses the question, as the network might: the time limit covers it.
-            with contextlib.suppress(BlockingIOError):
-                self._socket.send(number.to_bytes(2, "big") + question.wire)
-            return await future
-        finally:
-            timer.cancel()
-            self._pending.pop(number, None)
-
-    def close(self) -> None:
-        """Close the socket; questions under way fail."""
-        if self.closed:
-            return
-        self.closed = True
-        self._loop.remove_reader(self._socket.fileno())
-        self._socket.close()
-        self._fail(OSError("the socket was closed"))
-
-    def _readable(self) -> None:
-        while not self.closed:
-            try:
-                data = self._socket.recv(65535)
-            except BlockingIOError:
-                return
-            except OSError as exc:
-                # What ICMP said of an earlier question, such as a closed port.
-                self._fail(exc)
-                return
-            self._take(data)
-
-    def _take(self, data: bytes) -> None:
-        if len(data) < 12 or not data[2] & 0x80:
-            return
-        question, future = self._pending.get(int.from_bytes(data[:2], "big"), (None, None))
-        if question is None or future is None or future.done():
-            return
-        end = 12 + len(question.section)
-        repeated = data[4:6] == _ONE and data[12:end].lower() == question.section.lower()
-        if repeated or (data[4:6] == _NONE and data[3] & 0x0F in _CODES_WITHOUT_QUESTION):
-            future.set_result(data)
-
-    def _fail(self, exc: Exception) -> None:
-        for _question, future in self._pending.values():
-            if not future.done():
-                future.set_exception(exc)
-
-
-def _expire(future: asyncio.Future[bytes]) -> None:
-    if not future.done():
-        with contextlib.suppress(asyncio.InvalidStateError):
-            future.set_exception(TimeoutError())

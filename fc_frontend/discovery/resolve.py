@@ -18,6 +18,8 @@ from functools import lru_cache
 from ipaddress import ip_address
 
 from fc_frontend.discovery.client import DnsClient, Outcome, Reply
+from fc_frontend.discovery.scan import RecordType
+from fc_frontend.discovery.steady import Asks, Noting, Steady
 from fc_frontend.plan.model import (
     Address,
     Answer,
@@ -68,19 +70,32 @@ async def resolve_all(
     *,
     now: float = 0.0,
     hold: float = 0.0,
+    steady: Steady | None = None,
+    zone: Asks | None = None,
 ) -> dict[str, Answer]:
     """An answer for each service, by its name; equal answers mean that nothing changed.
 
-    For `hold` seconds a sudden loss is not believed; `now` is on the monotonic clock.
+    For `hold` seconds a sudden loss is not believed; `now` is on the monotonic clock.  `steady`
+    knows from an earlier call, with the same client, what need not be looked at closely.  `zone`
+    is asked in the client's place.
     """
     listed = tuple(specs)
-    answers = await asyncio.gather(
-        *(resolve_service(spec, cluster, client, previous.get(spec.name)) for spec in listed)
-    )
-    return {
-        spec.name: held(previous.get(spec.name), answer, cluster.sudden_loss, now, hold)
-        for spec, answer in zip(listed, answers, strict=True)
-    }
+    steady = steady or Steady()
+    settled = {} if zone else await steady.settled(listed, cluster, client, previous)
+    others = [spec for spec in listed if spec.name not in settled]
+
+    async def resolved(spec: ServiceSpec) -> Answer:
+        noting = Noting(client)
+        before = previous.get(spec.name)
+        found = await resolve_service(spec, cluster, zone or noting, before)
+        answer = held(before, found, cluster.sudden_loss, now, hold)
+        if answer is found and zone is None:
+            steady.learn(spec, answer, noting)
+        return answer
+
+    answers = await asyncio.gather(*map(resolved, others))
+    settled.update({spec.name: answer for spec, answer in zip(others, answers, strict=True)})
+    return {spec.name: settled[spec.name] for spec in listed} if others else settled
 
 
 def held(
@@ -112,7 +127,7 @@ def held(
 
 
 async def resolve_service(
-    spec: ServiceSpec, cluster: Cluster, client: DnsClient, previous: Answer | None
+    spec: ServiceSpec, cluster: Cluster, client: Asks, previous: Answer | None
 ) -> Answer:
     """What cluster DNS says of one service now; never raises for what DNS does."""
     if spec.target is Target.NODE:
@@ -319,7 +334,7 @@ def _families(spec: ServiceSpec, cluster: Cluster) -> tuple[Family, ...]:
 
 
 async def _addresses(
-    client: DnsClient, name: str, spec: ServiceSpec, cluster: Cluster, port: int | None = None
+    client: Asks, name: str, spec: ServiceSpec, cluster: Cluster, port: int | None = None
 ) -> Said:
     """What the address records of `name` say; HAProxy uses one family a server, so do we.
 
@@ -345,19 +360,18 @@ async def _addresses(
     )
 
 
-async def _by_family(
-    client: DnsClient, name: str, families: tuple[Family, ...]
-) -> tuple[Reply, ...]:
-    if len(families) == 1:
-        return (await client.ask(name, "A" if families[0] == "ipv4" else "AAAA"),)
-    return tuple(
-        await asyncio.gather(
-            *(client.ask(name, "A" if family == "ipv4" else "AAAA") for family in families)
-        )
-    )
+async def _by_family(client: Asks, name: str, families: tuple[Family, ...]) -> tuple[Reply, ...]:
+    """Replies until one settles it: the next family counts only if the first has no addresses."""
+    replies: list[Reply] = []
+    for family in families:
+        rdtype: RecordType = "A" if family == "ipv4" else "AAAA"
+        replies.append(await client.ask(name, rdtype))
+        if replies[-1].addresses or replies[-1].outcome is Outcome.FAILURE:
+            break
+    return tuple(replies)
 
 
-async def _services(client: DnsClient, spec: ServiceSpec, cluster: Cluster) -> Said:
+async def _services(client: Asks, spec: ServiceSpec, cluster: Cluster) -> Said:
     name = srv_name(spec, cluster.domain)
     reply = await client.ask(name, "SRV")
     if reply.outcome is Outcome.FAILURE:

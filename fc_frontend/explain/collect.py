@@ -39,7 +39,8 @@ from fc_frontend.haproxy.assign import is_free
 from fc_frontend.haproxy.drain import is_name
 from fc_frontend.haproxy.master import show_proc
 from fc_frontend.haproxy.runtime import ServerState
-from fc_frontend.pipeline import prepare, quarantines, stored_answers, stored_last_good
+from fc_frontend.haproxy.traffic import NO_TRAFFIC, traffic_in, traffic_of
+from fc_frontend.pipeline import Prepared, prepare, quarantines, stored_answers, stored_last_good
 from fc_frontend.plan import slots
 from fc_frontend.plan.model import (
     Answer,
@@ -93,11 +94,7 @@ def declared(settings_file: str, *, judged: bool) -> Declared:
     sources = read(settings_file)
     last_good = stored_last_good(state_directory(sources))
     declaration = tolerate(sources, last_good)
-    fatal = [
-        problem
-        for problem in errors_in(declaration.problems)
-        if problem.file == settings_file and problem.service is None
-    ]
+    fatal = in_settings(declaration, settings_file)
     if fatal:
         raise Unavailable(*fatal)
     daemon: Daemon | None = None
@@ -128,6 +125,15 @@ def declared(settings_file: str, *, judged: bool) -> Declared:
     )
 
 
+def in_settings(declaration: Declaration, settings_file: str) -> tuple[Problem, ...]:
+    """The errors that leave no settings to go by."""
+    return tuple(
+        problem
+        for problem in errors_in(declaration.problems)
+        if problem.file == settings_file and problem.service is None
+    )
+
+
 def _held(quarantine: Quarantine) -> Held:
     return Held(
         piece=quarantine.unit.piece.value,
@@ -144,7 +150,24 @@ def _spec(declaration: Declaration, name: str) -> ServiceSpec | None:
 def collect(settings_file: str, name: str) -> Facts:
     """All that is to be known of one service now; at most some seconds.  Raises `Unavailable`."""
     known = declared(settings_file, judged=True)
-    declaration, daemon = known.declaration, known.daemon
+    answers = stored_answers(known.declaration)
+    return facts_of(settings_file, name, known, prepare(known.declaration, answers))
+
+
+def facts_of(
+    settings_file: str,
+    name: str,
+    known: Declared,
+    prepared: Prepared,
+    *,
+    timeout: float = runtime.TIMEOUT,
+) -> Facts:
+    """All that is to be known of one service now, with what is declared and `prepared` at hand.
+
+    Cluster DNS, HAProxy and the kernel are asked; HAProxy has `timeout` seconds for each answer.
+    Raises `Unavailable` for a raw fragment.
+    """
+    declaration, daemon, answers = known.declaration, known.daemon, prepared.resolution
     if any(fragment.name == name for fragment in declaration.fragments):
         raise Unavailable(
             Problem(
@@ -153,7 +176,6 @@ def collect(settings_file: str, name: str) -> Facts:
             )
         )
     settings = declaration.settings
-    answers = stored_answers(declaration)
     spec = _spec(declaration, name)
     before = answers.get(name)
     now: Answer | None = None
@@ -165,10 +187,9 @@ def collect(settings_file: str, name: str) -> Facts:
         if before is not None:
             current = replace(current, slots=before.slots, by_runtime=before.by_runtime)
         (planned,) = plan(settings, (spec,), (), {name: current}).services
-    worker, worker_problem = ask_worker(settings.haproxy)
+    worker, worker_problem = ask_worker(settings.haproxy, timeout)
     place = declaration.located(Problem(message="", service=name)).location if spec else ""
     service = daemon.service(name) if daemon else None
-    prepared = prepare(declaration, answers)
     wanted = daemon.wanted_hash if daemon else prepared.config.hash if prepared.config else None
     differs = None
     with contextlib.suppress(Unavailable):
@@ -193,8 +214,8 @@ def collect(settings_file: str, name: str) -> Facts:
         age=service.age if service else None,
         worker=worker,
         worker_problem=worker_problem,
-        proxy=_proxy(settings.haproxy, name) if worker else None,
-        binds=_binds(settings.haproxy, spec, worker) if spec else (),
+        proxy=_proxy(settings.haproxy, name, timeout) if worker else None,
+        binds=_binds(settings.haproxy, spec, worker, timeout) if spec else (),
         wanted_hash=wanted,
         refused=daemon.problems if daemon else prepared.problems,
         daemon=daemon,
@@ -264,7 +285,7 @@ async def _ask_nameserver(cluster: Cluster, index: int) -> Nameserver:
         [nameserver],
         timeout=1.0,
         tries=1,
-        observe=lambda exchange: seconds.append(exchange.duration),
+        observe=lambda exchange: seconds.extend(exchange.durations),
     )
     try:
         reply = await asyncio.wait_for(client.ask(f"svc.{cluster.domain}", "A"), DNS_TIMEOUT)
@@ -284,11 +305,13 @@ async def _ask_nameserver(cluster: Cluster, index: int) -> Nameserver:
 # HAProxy
 
 
-def ask_worker(haproxy: Haproxy) -> tuple[Worker | None, Problem | None]:
-    """What the running worker says, or why it says nothing."""
+def ask_worker(
+    haproxy: Haproxy, timeout: float = runtime.TIMEOUT
+) -> tuple[Worker | None, Problem | None]:
+    """What the running worker says, or why it says nothing; `timeout` seconds for each answer."""
     try:
-        info = runtime.info(haproxy.runtime_socket)
-        servers = runtime.servers(haproxy.runtime_socket)
+        info = runtime.info(haproxy.runtime_socket, timeout)
+        servers = runtime.servers(haproxy.runtime_socket, timeout)
     except Unavailable as exc:
         return None, exc.problems[0]
     uptime = info.get("Uptime_sec", "")
@@ -333,13 +356,13 @@ def _health(server: ServerState) -> Health:
     return Health.UP if server.up else Health.DOWN
 
 
-def _proxy(haproxy: Haproxy, name: str) -> Proxy | None:
+def _proxy(haproxy: Haproxy, name: str, timeout: float) -> Proxy | None:
     """The section of a service in the running worker, None if it has none."""
     if not is_name(name):
         return None
     try:
-        states = runtime.servers_of(haproxy.runtime_socket, name)
-        rows = runtime.statistics(haproxy.runtime_socket, name)
+        states = runtime.servers_of(haproxy.runtime_socket, name, timeout)
+        rows = runtime.statistics(haproxy.runtime_socket, name, timeout)
     except Unavailable:
         return None
     if not rows:
@@ -359,6 +382,7 @@ def _proxy(haproxy: Haproxy, name: str) -> Proxy | None:
         status=clean(front.get("status", "")),
         sessions=_number(front.get("scur")) or 0,
         most_sessions=_number(front.get("slim")) or 0,
+        traffic=traffic_in(rows).get(name, NO_TRAFFIC),
     )
 
 
@@ -375,6 +399,7 @@ def _server(state: ServerState, row: dict[str, str], *, is_backup: bool) -> Serv
         check=": ".join(word for word in words if word) + status,
         seconds=state.changed_ago,
         is_backup=is_backup,
+        traffic=traffic_of(row),
     )
 
 
@@ -382,11 +407,13 @@ def _number(text: str | None) -> int | None:
     return int(text) if text and text.isdigit() else None
 
 
-def _binds(haproxy: Haproxy, spec: ServiceSpec, worker: Worker | None) -> tuple[BindFact, ...]:
+def _binds(
+    haproxy: Haproxy, spec: ServiceSpec, worker: Worker | None, timeout: float
+) -> tuple[BindFact, ...]:
     """Who listens on the service's binds."""
     pids = {worker.pid} if worker and worker.pid else set()
     with contextlib.suppress(Unavailable):
-        pids |= show_proc(haproxy.master_socket).pids
+        pids |= show_proc(haproxy.master_socket, timeout).pids
     owned_by = frozenset(pids)
     v6only = frozenset(spec.binds if "v6only" in spec.bind_options.split() else ())
     found = []
@@ -422,9 +449,23 @@ def _on_hold(settings: Settings, daemon: Daemon | None) -> hold.Hold | None:
 def look(settings_file: str) -> Seen:
     """All that is to be known of the frontend now; at most some seconds.  Raises `Unavailable`."""
     known = declared(settings_file, judged=False)
+    cluster = known.declaration.settings.cluster
+    return seen_of(known, asyncio.run(ask_nameservers(cluster)))
+
+
+def seen_of(
+    known: Declared,
+    nameservers: tuple[Nameserver, ...],
+    *,
+    timeout: float = runtime.TIMEOUT,
+) -> Seen:
+    """All that is to be known of the frontend now, with what is declared at hand.
+
+    HAProxy is asked, and has `timeout` seconds for each answer.
+    """
     declaration, daemon = known.declaration, known.daemon
     settings = declaration.settings
-    worker, worker_problem = ask_worker(settings.haproxy)
+    worker, worker_problem = ask_worker(settings.haproxy, timeout)
     held = _on_hold(settings, daemon)
     services, wanted, problems = _by_files(declaration) if daemon is None else ((), None, ())
     if daemon is not None:
@@ -436,7 +477,7 @@ def look(settings_file: str) -> Seen:
         daemon_problem=known.daemon_problem,
         worker=worker,
         worker_problem=worker_problem,
-        nameservers=asyncio.run(ask_nameservers(settings.cluster)),
+        nameservers=nameservers,
         services=services,
         quarantined=known.quarantined,
         problems=problems,

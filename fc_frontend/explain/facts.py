@@ -15,6 +15,7 @@ from enum import StrEnum
 from typing import Any
 
 from fc_frontend.errors import Problem
+from fc_frontend.haproxy.traffic import NO_TRAFFIC, Traffic
 from fc_frontend.plan.model import Answer, Cluster, ServicePlan, ServiceSpec
 
 
@@ -45,6 +46,7 @@ class Server:
     seconds: int | None = None
     """How long it has been so."""
     is_backup: bool = False
+    traffic: Traffic = NO_TRAFFIC
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +61,7 @@ class Proxy:
     status: str = "OPEN"
     sessions: int = 0
     most_sessions: int = 0
+    traffic: Traffic = NO_TRAFFIC
 
 
 @dataclass(frozen=True, slots=True)

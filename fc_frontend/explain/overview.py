@@ -72,6 +72,8 @@ class Finding:
     remedy: str = ""
     file: str | None = None
     line: int | None = None
+    service: str | None = None
+    """The service that it is about, if it is about one alone."""
 
     def as_json(self) -> dict[str, Any]:
         """The finding in the shape of all JSON output."""
@@ -248,6 +250,7 @@ def _findings(seen: Seen) -> Iterator[Finding]:
                 remedy=problem.remedy,
                 file=problem.file,
                 line=problem.line,
+                service=held.name if held.piece == "service" else None,
             )
     for service in seen.services:
         yield from _of_service(seen, service)
@@ -319,7 +322,13 @@ def _of_service(seen: Seen, service: DaemonService) -> Iterator[Finding]:
     look = f"`fc-frontend explain {name}`"
 
     def finding(level: Level, message: str, remedy: str = "") -> Finding:
-        return Finding(level=level, subject=name, message=clean(message), remedy=clean(remedy))
+        return Finding(
+            level=level,
+            subject=name,
+            message=clean(message),
+            remedy=clean(remedy),
+            service=name,
+        )
 
     counts = seen.worker.counts.get(name) if seen.worker else None
     if seen.held_id is not None and seen.worker is not None and counts is None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from fc_frontend.errors import Problem, Unavailable
 from fc_frontend.haproxy.socket import ask
+from fc_frontend.haproxy.traffic import Traffic, parse_traffic
 
 TIMEOUT = 5.0
 """In seconds, for one command."""
@@ -120,6 +121,16 @@ def statistics(path: str, proxy: str, timeout: float = TIMEOUT) -> tuple[dict[st
     if "svname" not in (rows.fieldnames or ()):
         raise _strange(path, "show stat", answer)
     return tuple({key: value or "" for key, value in row.items() if key} for row in rows)
+
+
+def traffic(path: str, timeout: float = TIMEOUT) -> dict[str, Traffic]:
+    """What passes through each proxy, by its name.  Raises `Unavailable`."""
+    # 3: frontends and backends, without their servers.
+    answer = ask(path, "show stat -1 3 -1", timeout)
+    found = parse_traffic(answer)
+    if found is None:
+        raise _strange(path, "show stat", answer)
+    return found
 
 
 def sessions(answer: str) -> dict[str, int]:

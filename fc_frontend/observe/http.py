@@ -11,7 +11,7 @@ import asyncio
 import errno
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from urllib.parse import unquote
@@ -53,13 +53,18 @@ class Response:
     status: int
     body: bytes
     content_type: str = TEXT
+    headers: Mapping[str, str] = field(default_factory=dict)
+    """What is sent beside the headers that each answer has."""
 
 
-Handler = Callable[[Request], Response]
+Handler = Callable[[Request], Response | Awaitable[Response]]
 
 
 class HttpServer:
-    """Answers `routes`; handlers run in the event loop and must not block."""
+    """Answers `routes`; handlers run in the event loop and must not block.
+
+    A route that ends with `/` also answers for each name right below it, but for `/` itself.
+    """
 
     def __init__(
         self,
@@ -163,13 +168,13 @@ class HttpServer:
             return False
         if request is None:
             return False
-        status, response = self._answer(request)
+        status, response = await self._answer(request)
         if response is None:
             await client.refuse(status)
             return False
         return await client.answer(response)
 
-    def _answer(self, request: h11.Request) -> tuple[int, Response | None]:
+    async def _answer(self, request: h11.Request) -> tuple[int, Response | None]:
         headers = {
             name.decode("latin-1"): value.decode("latin-1") for name, value in request.headers
         }
@@ -181,11 +186,13 @@ class HttpServer:
             return 421, None
         target = request.target.decode("latin-1")
         path, _, query = target.partition("?")
-        handler = self._routes.get(unquote(path))
+        path = unquote(path)
+        handler = self._routes.get(path) or self._routes.get(_above(path))
         if handler is None:
             return 404, Response(404, b"not found\n")
         try:
-            return 200, handler(Request(unquote(path), query, headers))
+            response = handler(Request(path, query, headers))
+            return 200, response if isinstance(response, Response) else await response
         except Exception as exc:
             # Whatever a handler does wrong must not end the listener, nor be shown outside.
             self._on_error(exc)
@@ -203,6 +210,12 @@ class HttpServer:
         except ValueError:
             return False
         return True
+
+
+def _above(path: str) -> str:
+    """The route that a path stands right below, empty if that is `/`."""
+    above = path[: path.rfind("/") + 1]
+    return above if above != "/" else ""
 
 
 class _Client:
@@ -238,7 +251,9 @@ class _Client:
 
     async def answer(self, response: Response) -> bool:
         """Send `response`; True if the connection may be used again."""
-        self._send(response.status, response.body, response.content_type, last=False)
+        self._send(
+            response.status, response.body, response.content_type, response.headers, last=False
+        )
         await asyncio.wait_for(self._writer.drain(), 30.0)
         while self._http.their_state is h11.SEND_BODY:
             if self._http.next_event() is h11.NEED_DATA:
@@ -253,16 +268,19 @@ class _Client:
         if self._http.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
             return
         body = _REASONS.get(status, "refused").encode() + b"\n"
-        self._send(status, body, TEXT, last=True)
+        self._send(status, body, TEXT, {}, last=True)
         await asyncio.wait_for(self._writer.drain(), 5.0)
 
-    def _send(self, status: int, body: bytes, content_type: str, *, last: bool) -> None:
+    def _send(
+        self, status: int, body: bytes, content_type: str, more: Mapping[str, str], *, last: bool
+    ) -> None:
         headers = [
             ("Content-Type", content_type),
             ("Content-Length", str(len(body))),
             ("X-Content-Type-Options", "nosniff"),
             ("Referrer-Policy", "no-referrer"),
             ("Cache-Control", "no-store"),
+            *more.items(),
         ]
         if status == 405:
             headers.append(("Allow", "GET, HEAD"))

@@ -7,12 +7,13 @@ declared services, nameservers and DNS response codes.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, generate_latest
 from prometheus_client.process_collector import ProcessCollector
 
 from fc_frontend import __version__
+from fc_frontend.observe.durations import Counts, Durations
 from fc_frontend.plan import slots
 from fc_frontend.plan.model import Answer, Freshness, Plan, Resolution, ServicePlan
 
@@ -80,13 +81,19 @@ class Metrics:
             ("nameserver", "transport", "rcode"),
             registry=self.registry,
         )
-        self._query_duration = Histogram(
-            "fc_frontend_dns_query_duration_seconds",
-            "From question to answer of cluster DNS.",
-            ("nameserver",),
-            buckets=_FAST,
+        self._sweeps = Counter(
+            "fc_frontend_dns_sweeps",
+            "Times that all services were to be asked about; spared while nothing moves.",
+            ("kind",),
             registry=self.registry,
         )
+        self._query_durations = Durations(
+            "fc_frontend_dns_query_duration_seconds",
+            "From question to answer of cluster DNS.",
+            "nameserver",
+            _FAST,
+        )
+        self.registry.register(self._query_durations)
         self._endpoints = Gauge(
             "fc_frontend_service_endpoints",
             "Pods that cluster DNS names.",
@@ -196,7 +203,7 @@ class Metrics:
             self._problems.labels(severity).set(0)
         for result in ("accepted", "refused", "unavailable"):
             self._checks.labels(result)
-        self._exchanges: dict[tuple[str, str, str], tuple[Counter, Histogram]] = {}
+        self._exchanges: dict[tuple[str, str, str], tuple[Counter, Counts]] = {}
         self._known: set[tuple[str, str]] = set()
         self._answered: dict[str, float] = {}
         self._drained_pods: Mapping[str, int] = {}
@@ -213,18 +220,37 @@ class Metrics:
         answered = self._answered.get(name)
         return None if answered is None else max(0.0, now - answered)
 
-    def query(self, nameserver: str, transport: str, rcode: str, duration: float) -> None:
-        """One exchange with a nameserver; `duration` in seconds."""
+    def queries(
+        self, nameserver: str, transport: str, rcode: str, durations: Sequence[float]
+    ) -> None:
+        """Exchanges with a nameserver that ended alike; `durations` in seconds."""
         key = (nameserver, transport, rcode)
         children = self._exchanges.get(key)
         if children is None:
             # Looking labels up costs more than counting, and this happens for every query.
             children = self._exchanges[key] = (
                 self._queries.labels(*key),
-                self._query_duration.labels(nameserver),
+                self._query_durations.of(nameserver),
             )
-        children[0].inc()
-        children[1].observe(duration)
+        children[0].inc(len(durations))
+        children[1].observe(durations)
+
+    def swept(self, kind: str) -> None:
+        """A sweep was due: "whole", "spared" as the serial had not moved, or done by "transfer".
+
+        "refused" is a transfer that failed: a whole sweep follows.
+        """
+        self._sweeps.labels(kind).inc()
+
+    def answered(self) -> dict[str, dict[str, int]]:
+        """How many questions each nameserver was asked since the start, by the answer's code."""
+        found: dict[str, dict[str, int]] = {}
+        for sample in next(iter(self._queries.collect())).samples:
+            if sample.name.endswith("_total"):
+                by_code = found.setdefault(sample.labels["nameserver"], {})
+                code = sample.labels["rcode"]
+                by_code[code] = by_code.get(code, 0) + int(sample.value)
+        return found
 
     def resolved(self, resolution: Resolution, now: float) -> None:
         """What cluster DNS said in a sweep that ended at `now` on the monotonic clock."""

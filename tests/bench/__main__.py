@@ -11,8 +11,8 @@ from tests.bench.options import Options
 from tests.conftest import BINARIES
 
 NAMES = (
-    "startup", "changes", "footprint", "growth", "convergence", "soak", "reaction", "reloads",
-    "scaling", "faults",
+    "startup", "changes", "sweep", "footprint", "growth", "convergence", "soak", "reaction",
+    "reloads", "scaling", "faults",
 )  # fmt: skip
 LONG = ("soak",)
 """Run only by name."""

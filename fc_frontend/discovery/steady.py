@@ -1,0 +1,101 @@
+"""What need not be looked at closely: services whose answers of cluster DNS are as they were.
+
+An answer follows from replies.  Where all of those came from plain answers, the next sweep only
+compares bytes; whatever is not the same is resolved from the start.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from fc_frontend.discovery.channel import Question
+from fc_frontend.discovery.client import DnsClient, Reply
+from fc_frontend.discovery.scan import Gist, RecordType
+from fc_frontend.plan.model import Answer, Cluster, Freshness, Resolution, ServiceSpec
+
+
+class Asks(Protocol):
+    """Who can be asked a question of cluster DNS."""
+
+    async def ask(self, name: str, rdtype: RecordType) -> Reply:
+        """The answer; never raises for what DNS does."""
+
+
+@dataclass(frozen=True, slots=True)
+class Noting:
+    """Asks a client, and notes what it replied."""
+
+    client: DnsClient
+    replies: list[tuple[str, RecordType, Reply]] = field(default_factory=list)
+
+    async def ask(self, name: str, rdtype: RecordType) -> Reply:
+        """As the client's."""
+        reply = await self.client.ask(name, rdtype)
+        self.replies.append((name, rdtype, reply))
+        return reply
+
+
+@dataclass(slots=True)
+class _Known:
+    """An answer, and the questions and what was said to them that it follows from."""
+
+    spec: ServiceSpec
+    answer: Answer
+    said: tuple[tuple[Question, Gist | None], ...]
+
+
+class Steady:
+    """Remembers what answers follow from; for one client, and one set of cluster settings."""
+
+    def __init__(self) -> None:
+        self._for: tuple[DnsClient, Cluster] | None = None
+        self._known: dict[str, _Known] = {}
+
+    async def settled(
+        self,
+        specs: Iterable[ServiceSpec],
+        cluster: Cluster,
+        client: DnsClient,
+        previous: Resolution,
+    ) -> dict[str, Answer]:
+        """The previous answers, the very same objects, of services of which DNS says the same."""
+        if self._for is None or self._for[0] is not client or self._for[1] != cluster:
+            self._for, self._known = (client, cluster), {}
+        known = [k for spec in specs if (k := self._still(spec, previous.get(spec.name)))]
+        questions = {question: None for k in known for question, _ in k.said}
+        same = await client.compare(tuple(questions)) if questions else set()
+        settled = {
+            k.spec.name: k.answer for k in known if all(question in same for question, _ in k.said)
+        }
+        if len(self._known) > len(known):
+            self._known = {k.spec.name: k for k in known}
+        return settled
+
+    def _still(self, spec: ServiceSpec, previous: Answer | None) -> _Known | None:
+        known = self._known.get(spec.name)
+        if known is None or previous is None:
+            return None
+        if known.spec is not spec and known.spec != spec:
+            return None
+        if known.answer is not previous:
+            if known.answer != previous:
+                return None
+            known.answer = previous
+        if any(question.gist is not gist for question, gist in known.said):
+            return None
+        return known
+
+    def learn(self, spec: ServiceSpec, answer: Answer, noting: Noting) -> None:
+        """Remember what a new answer follows from, if that was plain."""
+        self._known.pop(spec.name, None)
+        if answer.freshness is not Freshness.FRESH or answer.is_cut or answer.lost_at is not None:
+            return
+        said = []
+        for name, rdtype, reply in noting.replies:
+            question = noting.client.source(name, rdtype, reply)
+            if question is None:
+                return
+            said.append((question, question.gist))
+        self._known[spec.name] = _Known(spec, answer, tuple(said))

@@ -1,0 +1,93 @@
+"""What passes through HAProxy's proxies, from `show stat`'s CSV (Management Guide 9.1).
+
+Pure.  For requests a row of HTTP counts requests and answers with 5xx, one of TCP connections and
+those that no server took or that broke off there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+
+_COLUMNS = (
+    *("pxname", "svname", "scur", "stot", "rate", "econ", "eresp", "hrsp_5xx", "req_rate"),
+    "req_tot",
+)
+"""All stand before the first column that may have a comma in it, which is `last_chk`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """What a proxy or server has to do.
+
+    `rate` is of HAProxy's last second; `requests` and `errors` since its worker began; `sessions`
+    are open now.
+    """
+
+    requests: int = 0
+    rate: int = 0
+    sessions: int = 0
+    errors: int = 0
+
+
+NO_TRAFFIC = Traffic()
+
+
+def parse_traffic(answer: str) -> dict[str, Traffic] | None:
+    """Each proxy's traffic by its name, None if that is not `show stat`'s answer."""
+    rows = _rows(answer)
+    return None if rows is None else traffic_in(rows)
+
+
+def traffic_in(rows: Iterable[Mapping[str, str]]) -> dict[str, Traffic]:
+    """Each proxy's traffic by its name.
+
+    Clients are counted at frontends, and TCP's failures at backends: a frontend does not know them.
+    """
+    found: dict[str, Traffic] = {}
+    failures: dict[str, int] = {}
+    for row in rows:
+        if row["svname"] == "FRONTEND":
+            found[row["pxname"]] = traffic_of(row)
+        elif row["svname"] == "BACKEND" and not row["hrsp_5xx"]:
+            failures[row["pxname"]] = traffic_of(row).errors
+    for name, errors in failures.items():
+        if name in found and errors:
+            found[name] = replace(found[name], errors=errors)
+    return found
+
+
+def traffic_of(row: Mapping[str, str]) -> Traffic:
+    """One row's traffic."""
+    is_http = bool(row.get("hrsp_5xx"))
+    is_front = row.get("svname") == "FRONTEND"
+    return Traffic(
+        requests=_number(row.get("req_tot" if is_http and is_front else "stot")),
+        rate=_number(row.get("req_rate" if is_http and is_front else "rate")),
+        sessions=_number(row.get("scur")),
+        errors=_number(row.get("hrsp_5xx"))
+        if is_http
+        else _number(row.get("econ")) + _number(row.get("eresp")),
+    )
+
+
+def _rows(answer: str) -> Iterator[dict[str, str]] | None:
+    lines = answer.removeprefix("# ").splitlines()
+    header = lines[0].split(",") if lines else []
+    if not set(_COLUMNS) <= set(header):
+        return None
+    places = [header.index(column) for column in _COLUMNS]
+    last = max(places)
+
+    def rows() -> Iterator[dict[str, str]]:
+        for line in lines[1:]:
+            words = line.split(",", last + 1)
+            if len(words) > last:
+                values = [words[place] for place in places]
+                yield dict(zip(_COLUMNS, values, strict=True))
+
+    return rows()
+
+
+def _number(text: str | None) -> int:
+    return int(text) if text and text.isascii() and text.isdigit() else 0

@@ -1,0 +1,290 @@
+"""What the pages show, worked out of what was found.
+
+Board     the whole frontend: a line a service, the worst first
+Detail    one service, with the steps of `explain`
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from fc_frontend.errors import Problem
+from fc_frontend.explain.facts import Counts, DaemonService, Facts, Health, Held, Server
+from fc_frontend.explain.overview import Finding, Level, Overview, Row
+from fc_frontend.explain.steps import Explanation
+from fc_frontend.haproxy.traffic import NO_TRAFFIC, Traffic
+
+EACH_PAGE = 100
+"""Services on one page."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """A deployment, as the history has it.  `at` is Unix time, `seconds` what it took."""
+
+    id: int
+    at: float
+    outcome: str
+    accepted: bool
+    reasons: tuple[str, ...]
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Line:
+    """One service in the table.  `errors` is a second, None as long as it takes two looks."""
+
+    name: str
+    namespace: str
+    binds: tuple[str, ...]
+    level: Level
+    word: str
+    pods: int | None
+    slots: int | None
+    counts: Counts | None
+    traffic: Traffic | None
+    errors: float | None
+    findings: tuple[Finding, ...]
+
+    def matches(self, text: str) -> bool:
+        """True if `text`, in lower case, is part of its name, namespace, binds or state."""
+        return any(
+            text in part.lower() for part in (self.name, self.namespace, self.word, *self.binds)
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Totals:
+    """Sums of all services."""
+
+    pods: int
+    counts: Counts | None
+    traffic: Traffic | None
+    errors: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Board:
+    """The whole frontend at one moment.
+
+    `traffic_problem` says why there are no figures of traffic; `queries` counts what each
+    nameserver answered since the daemon's start, by code; `changes` has the newest first; `at` is
+    Unix time.
+    """
+
+    overview: Overview
+    lines: tuple[Line, ...]
+    totals: Totals
+    findings: tuple[Finding, ...]
+    """Those that are about no service alone, and no quarantine."""
+    traffic_problem: Problem | None
+    seconds: float | None
+    """What the rates of errors are over, None without any."""
+    changes: tuple[Change, ...]
+    queries: Mapping[str, Mapping[str, int]]
+    host: str
+    at: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Detail:
+    """One service.  Without an explanation, `problem` says why there is none."""
+
+    name: str
+    board: Board
+    line: Line | None
+    quarantined: tuple[Held, ...]
+    explanation: Explanation | None = None
+    facts: Facts | None = None
+    problem: Problem | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Selection:
+    """What of the lines one page shows; pages count from 1."""
+
+    text: str
+    lines: tuple[Line, ...]
+    page: int
+    pages: int
+    found: int
+    total: int
+
+    @property
+    def first(self) -> int:
+        """The number of the first line that is shown, from 1."""
+        return (self.page - 1) * EACH_PAGE + 1
+
+
+def board(
+    overview: Overview,
+    *,
+    traffic: Mapping[str, Traffic] | None,
+    traffic_problem: Problem | None,
+    errors: Mapping[str, float] | None,
+    seconds: float | None,
+    changes: Iterable[Change],
+    queries: Mapping[str, Mapping[str, int]],
+    host: str,
+    at: float,
+) -> Board:
+    """The page's contents; `errors` are a second, without those that have none."""
+    by_service: dict[str, list[Finding]] = {}
+    for finding in overview.findings:
+        if finding.service is not None:
+            by_service.setdefault(finding.service, []).append(finding)
+    services = {service.name: service for service in overview.seen.services}
+    lines = [
+        _line(
+            row,
+            services.get(row.name),
+            tuple(by_service.get(row.name, ())),
+            traffic.get(row.name, NO_TRAFFIC) if traffic is not None else None,
+            errors.get(row.name, 0.0) if errors is not None else None,
+        )
+        for row in overview.rows
+    ]
+    held = {str(quarantine) for quarantine in overview.seen.quarantined}
+    return Board(
+        overview=overview,
+        lines=tuple(sorted(lines, key=lambda line: (-line.level, line.name))),
+        totals=_totals(lines),
+        findings=tuple(
+            finding
+            for finding in overview.findings
+            if finding.service is None and finding.subject not in held
+        ),
+        traffic_problem=traffic_problem,
+        seconds=seconds,
+        changes=tuple(changes),
+        queries=queries,
+        host=host,
+        at=at,
+    )
+
+
+def error_rates(
+    before: Mapping[str, Traffic], now: Mapping[str, Traffic], seconds: float
+) -> dict[str, float]:
+    """Errors a second of each proxy that has any, from two samples `seconds` apart."""
+    return {
+        name: (traffic.errors - before[name].errors) / seconds
+        for name, traffic in now.items()
+        if name in before and traffic.errors > before[name].errors
+    }
+
+
+def _line(
+    row: Row,
+    service: DaemonService | None,
+    findings: tuple[Finding, ...],
+    traffic: Traffic | None,
+    errors: float | None,
+) -> Line:
+    level = max((finding.level for finding in findings), default=Level.OK)
+    return Line(
+        name=row.name,
+        namespace=row.namespace or "",
+        binds=row.binds,
+        level=level,
+        word=_word(row, service, level),
+        pods=row.pods,
+        slots=row.slots,
+        counts=row.counts,
+        traffic=traffic,
+        errors=errors,
+        findings=findings,
+    )
+
+
+def _word(row: Row, service: DaemonService | None, level: Level) -> str:
+    """The state of a service in one or two words: what costs requests comes first."""
+    counts = row.counts
+    if level is Level.CRITICAL and row.pods and counts and not counts.up:
+        return "down"
+    if service is not None and service.slots_short:
+        return "too few slots"
+    if row.state != "ok":
+        return row.state
+    if counts and counts.down:
+        return "partly down"
+    if counts and counts.drained:
+        return "drained"
+    if service is not None and service.slots_scarce:
+        return "little room"
+    return "ok" if level is Level.OK else level.name.lower()
+
+
+def _totals(lines: Iterable[Line]) -> Totals:
+    lines = tuple(lines)
+    counts = [line.counts for line in lines if line.counts is not None]
+    traffic = [line.traffic for line in lines if line.traffic is not None]
+    errors = [line.errors for line in lines if line.errors is not None]
+    return Totals(
+        pods=sum(line.pods or 0 for line in lines),
+        counts=Counts(
+            up=sum(count.up for count in counts),
+            down=sum(count.down for count in counts),
+            drained=sum(count.drained for count in counts),
+            maintenance=sum(count.maintenance for count in counts),
+            free=sum(count.free for count in counts),
+        )
+        if counts
+        else None,
+        traffic=Traffic(
+            requests=sum(one.requests for one in traffic),
+            rate=sum(one.rate for one in traffic),
+            sessions=sum(one.sessions for one in traffic),
+            errors=sum(one.errors for one in traffic),
+        )
+        if traffic
+        else None,
+        errors=sum(errors) if errors else None,
+    )
+
+
+def select(lines: tuple[Line, ...], text: str, page: int) -> Selection:
+    """The lines that have `text`, `EACH_PAGE` of them; the last page if there is no such one."""
+    wanted = text.lower()
+    found = tuple(line for line in lines if line.matches(wanted)) if wanted else lines
+    pages = max(1, -(-len(found) // EACH_PAGE))
+    page = min(max(1, page), pages)
+    return Selection(
+        text=text,
+        lines=found[(page - 1) * EACH_PAGE : page * EACH_PAGE],
+        page=page,
+        pages=pages,
+        found=len(found),
+        total=len(lines),
+    )
+
+
+def bar(line: Line) -> tuple[tuple[str, float, float], ...]:
+    """The parts of a service's bar of slots: what they are, where they begin, how wide, in %."""
+    whole = line.slots or 0
+    counts = line.counts
+    if not counts:
+        parts = [("pods", line.pods or 0)]
+    else:
+        away = counts.drained + counts.maintenance
+        parts = [("up", counts.up), ("away", away), ("down", counts.down)]
+        whole = max(whole, counts.up + away + counts.down)
+    found, begin = [], 0.0
+    for word, number in parts:
+        if number and whole:
+            width = min(100.0 - begin, 100 * number / whole)
+            found.append((word, round(begin, 2), round(width, 2)))
+            begin += width
+    return tuple(found)
+
+
+_WORST_FIRST = (Health.DOWN, Health.MAINTENANCE, Health.DRAINED, Health.UP)
+
+
+def servers(facts: Facts) -> tuple[Server, ...]:
+    """The servers that have a pod, those that are down first."""
+    if facts.proxy is None:
+        return ()
+    own = [server for server in facts.proxy.servers if server.health is not Health.FREE]
+    return tuple(sorted(own, key=lambda server: _WORST_FIRST.index(server.health)))

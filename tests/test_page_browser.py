@@ -1,0 +1,265 @@
+"""The pages in a real browser: Chromium, with nothing but this listener to talk to."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from axe_core_python.selenium import Axe  # type: ignore[import-untyped]
+from selenium import webdriver
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.remote.webelement import WebElement
+
+from fc_frontend.haproxy.binary import bundled_binary
+from tests.conftest import until
+from tests.frontend import Frontend
+
+CHROMIUM = "/usr/bin/chromium"
+DRIVER = "/usr/bin/chromedriver"
+HOSTILE = "<script>document.title='owned'</script>"
+PHONE = 360
+PATHS = {
+    "overview": "/",
+    "filtered": "/?q=shop",
+    "nothing found": "/?q=xyzzy",
+    "a service": "/services/shop",
+    "a service without pods": "/services/ghost",
+    "a service in quarantine": "/services/bad",
+    "no such service": "/services/nosuch",
+}
+
+
+@pytest.fixture(scope="module")
+def frontend() -> Iterator[Frontend]:
+    """Services that are well, empty, partly down, in quarantine, and enough for a filter."""
+    binary = bundled_binary()
+    assert binary is not None
+    with Frontend(str(binary)) as made:
+        for name, pods in (("shop", 3), ("api", 2)):
+            made.scale(name, pods)
+        services = made.settings["services"]
+        for number, name in enumerate(("shop", "api", "ghost")):
+            services[name] = made.service(name, 10000 + number)
+        for number in range(10):
+            services[f"other{number}"] = made.service("shop", 10010 + number)
+        made.start()
+        services["bad"] = made.service("shop", 10003, extra_config=f"{HOSTILE} keyword")
+        made.write()
+        made.call(made.pods["api"].pods[0].stop())
+        made.until(lambda: b"in quarantine" in made.get("/")[1])
+        made.until(lambda: b"partly down" in made.get("/")[1])
+        yield made
+
+
+@pytest.fixture(scope="module")
+def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
+    """A browser of its own, which may reach nothing but loopback addresses."""
+    for program, package in ((CHROMIUM, "chromium"), (DRIVER, "chromium-driver")):
+        assert Path(program).exists(), f"apt install {package}"
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    profile = tmp_path_factory.mktemp("chromium")
+    for argument in (
+        "--headless",
+        "--no-sandbox",  # it runs as root where tests do
+        "--disable-gpu",
+        "--disable-dev-shm-usage",
+        "--disable-background-networking",
+        "--no-first-run",
+        "--proxy-server=127.0.0.1:9",
+        "--proxy-bypass-list=127.0.0.0/8",
+        f"--user-data-dir={profile}",
+        "--window-size=1200,900",
+    ):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    service = webdriver.ChromeService(executable_path=DRIVER)
+    driver = webdriver.Chrome(options=options, service=service)
+    driver.set_page_load_timeout(60)
+    driver.set_script_timeout(60)
+    try:
+        yield driver
+    finally:
+        driver.quit()
+
+
+Opens = Callable[..., webdriver.Chrome]
+
+
+@pytest.fixture
+def opens(frontend: Frontend, chromium: webdriver.Chrome) -> Iterator[Opens]:
+    """Opens a page, in a scheme, on a screen; all is as before afterwards."""
+
+    def opened(
+        path: str, *, scheme: str = "light", width: int = 1200, scripts: bool = True
+    ) -> webdriver.Chrome:
+        command = chromium.execute_cdp_cmd
+        features = [{"name": "prefers-color-scheme", "value": scheme}]
+        command("Emulation.setEmulatedMedia", {"features": features})
+        metrics = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 500}
+        command("Emulation.setDeviceMetricsOverride", metrics)
+        command("Emulation.setScriptExecutionDisabled", {"value": not scripts})
+        chromium.get(f"http://{frontend.host}:9484{path}")
+        return chromium
+
+    logged(chromium, "browser")
+    logged(chromium, "performance")
+    yield opened
+    chromium.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    chromium.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
+
+
+def text(browser: webdriver.Chrome) -> str:
+    return browser.find_element(By.TAG_NAME, "body").text
+
+
+def logged(browser: webdriver.Chrome, of: str) -> list[str]:
+    """What was logged since the last call."""
+    return [entry["message"] for entry in browser.get_log(of)]  # type: ignore[no-untyped-call]
+
+
+def complaints(browser: webdriver.Chrome) -> list[str]:
+    """What the browser found wrong with a page, but for its status 404."""
+    return [said for said in logged(browser, "browser") if "status of 404" not in said]
+
+
+def focused(browser: webdriver.Chrome) -> WebElement:
+    return browser.switch_to.active_element
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
+def test_nothing_stands_in_the_way_of_anybody(opens: Opens, path: str, scheme: str) -> None:
+    browser = opens(path, scheme=scheme)
+    ground = browser.execute_script("return getComputedStyle(document.body).backgroundColor")
+    assert (ground == "rgb(246, 247, 249)") == (scheme == "light")
+    found = Axe().run(browser)
+    said = [
+        f"{rule['id']}: {node['html']}" for rule in found["violations"] for node in rule["nodes"]
+    ]
+    assert not said
+    assert len(found["passes"]) > 15
+    assert not complaints(browser)
+
+
+@pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
+def test_a_phone_shows_all_without_moving_sideways(opens: Opens, path: str) -> None:
+    browser = opens(path, width=PHONE)
+    width = browser.execute_script("return document.documentElement.scrollWidth")
+    assert width <= PHONE
+    outside = browser.execute_script(
+        """
+        return [...document.querySelectorAll("main *")].filter((one) => {
+            const box = one.getBoundingClientRect();
+            return box.width > 0 && box.right > innerWidth + 1 && !one.closest("pre, thead, .bar");
+        }).map((one) => one.outerHTML)
+        """
+    )
+    assert not outside
+
+
+def test_keys_are_enough(opens: Opens) -> None:
+    browser = opens("/")
+    browser.find_element(By.TAG_NAME, "body").send_keys(Keys.TAB)
+    assert focused(browser).accessible_name == "Skip to the content"
+    # It is to be seen while it has the focus.
+    until(lambda: focused(browser).rect["y"] >= 0)
+    focused(browser).send_keys(Keys.ENTER)
+    until(lambda: focused(browser).get_attribute("id") == "content")
+    seen = []
+    for _ in range(6):
+        focused(browser).send_keys(Keys.TAB)
+        seen.append(focused(browser).accessible_name)
+    assert "Name, namespace, bind or state" in seen
+    assert "Filter" in seen
+    outline = browser.execute_script("return getComputedStyle(document.activeElement).outlineStyle")
+    assert outline == "solid"
+    field = browser.find_element(By.ID, "q")
+    field.send_keys("ghost", Keys.ENTER)
+    until(lambda: "q=ghost" in browser.current_url)
+    assert "1 to 1 of 1 with “ghost” in it" in text(browser)
+    browser.find_element(By.LINK_TEXT, "ghost").send_keys(Keys.ENTER)
+    until(lambda: browser.current_url.endswith("/services/ghost"))
+    assert "no such service, or no ready pods" in text(browser)
+
+
+def test_nothing_is_asked_of_anybody_else(opens: Opens, frontend: Frontend) -> None:
+    browser = opens("/")
+    opens("/services/shop")
+    events = [json.loads(said)["message"] for said in logged(browser, "performance")]
+    asked = [
+        event["params"]["request"]["url"]
+        for event in events
+        if event["method"] == "Network.requestWillBeSent"
+    ]
+    origin = f"http://{frontend.host}:9484/"
+    assert [origin, f"{origin}services/shop"] == [u for u in asked if not u.startswith("data:")]
+
+
+def test_what_others_wrote_is_never_executed(opens: Opens) -> None:
+    for path, words in (
+        ("/", HOSTILE),
+        ("/services/bad", HOSTILE),
+        (f"/?q={HOSTILE}", HOSTILE),
+        ("/services/<svg onload=alert(1)>", "<svg onload=alert(1)>"),
+    ):
+        browser = opens(path)
+        assert "owned" not in browser.title
+        assert words in text(browser), path
+        assert len(browser.find_elements(By.TAG_NAME, "script")) == 1
+        assert not complaints(browser)
+    # Nor would it be if it got into the page: the policy knows only our own script.
+    browser.execute_script(
+        """
+        const one = document.createElement("script");
+        one.textContent = "document.title = 'owned'";
+        document.body.append(one);
+        """
+    )
+    assert browser.title != "owned"
+    assert any("Content Security Policy" in said for said in complaints(browser))
+
+
+def test_all_is_there_without_scripts(opens: Opens) -> None:
+    browser = opens("/", scripts=False)
+    assert "▲ partly down" in text(browser)
+    assert "in quarantine" in text(browser)
+    # Chromium gives what is inside of noscript as elements only where scripts are off.
+    assert browser.find_elements(By.CSS_SELECTOR, "noscript > meta[http-equiv=refresh]")
+
+
+def test_bars_are_as_long_as_they_should_be(opens: Opens) -> None:
+    browser = opens("/services/shop")
+    width: dict[str, Any] = browser.execute_script(
+        """
+        const bar = document.querySelector(".bar");
+        const up = bar.querySelector(".up");
+        return { whole: bar.getBoundingClientRect().width, up: up.getBoundingClientRect().width };
+        """
+    )
+    assert width["whole"] > 50
+    assert width["up"] / width["whole"] == pytest.approx(0.3, abs=0.02)
+
+
+def test_what_changes_is_shown_where_the_reader_is(opens: Opens, frontend: Frontend) -> None:
+    browser = opens("/")
+    link = browser.find_element(By.LINK_TEXT, "other9")
+    browser.execute_script("arguments[0].focus(); window.same = true", link)
+    top = browser.execute_script("return scrollY")
+    assert "4 of 10" not in text(browser)
+    frontend.scale("shop", 4)
+    until(lambda: "4 of 10" in text(browser), 30)
+    assert browser.execute_script("return window.same === true"), "it was not loaded anew"
+    assert focused(browser).text == "other9"
+    assert browser.execute_script("return scrollY") == pytest.approx(top, abs=60)
+    frontend.stop_daemon()
+    try:
+        until(lambda: "fc-frontend does not answer, this is old" in text(browser), 30)
+        assert "other9" in text(browser)
+    finally:
+        frontend.start()
+    until(lambda: "this is old" not in text(browser), 30)
