@@ -28,8 +28,9 @@ VARIABLE = "FC_CENSUS"
 CALLS = {
     "renders": ("fc_frontend.render.render", "render"),
     "plans": ("fc_frontend.plan.planner", "plan"),
-    "queries": ("fc_frontend.observe.metrics", "Metrics.query"),
 }
+QUERIES = ("fc_frontend.observe.metrics", "Metrics.queries")
+"""Told of many questions at once, as the durations of their answers."""
 TURNS = {
     "sweeps": ("fc_frontend.daemon.reconciler", "Reconciler.sweep"),
     "steps": ("fc_frontend.daemon.reconciler", "Reconciler.step"),
@@ -162,6 +163,16 @@ class _Counts:
 
         return call
 
+    def asking(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """`Metrics.queries`, which counts questions."""
+
+        def call(metrics: Any, nameserver: str, transport: str, rcode: str, durations: Any) -> Any:
+            with self.lock:
+                self.calls["queries"] += len(durations)
+            return function(metrics, nameserver, transport, rcode, durations)
+
+        return call
+
     def turning(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         """The coroutine function `function`, which counts those that are through."""
 
@@ -210,7 +221,7 @@ class _Counts:
                     "blocks": sys.getallocatedblocks(),
                     "tasks": tasks,
                     "threads": sum(not _is_ours(each) for each in threading.enumerate()),
-                    "calls": dict.fromkeys(CALLS, 0) | turns | self.calls,
+                    "calls": dict.fromkeys((*CALLS, "queries"), 0) | turns | self.calls,
                     "under_way": turns | self.under_way,
                     "swept": self.swept,
                     "templates": self.templates,
@@ -227,6 +238,7 @@ def main() -> None:
     counts = _Counts(str(Path(path).parent))
     for name, place in CALLS.items():
         _replace(place, partial(counts.counted, name))
+    _replace(QUERIES, counts.asking)
     for name, place in TURNS.items():
         _replace(place, partial(counts.turning, name))
     _replace(TEMPLATES, counts.printing)
