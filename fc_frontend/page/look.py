@@ -36,6 +36,7 @@ _FRESH = 1.0
 _REST = 4
 _TIMEOUT = 2.0
 """Seconds for each answer of HAProxy."""
+_FORGOTTEN_AFTER = 30.0
 _AT_ONCE = 3
 _MOST_KEPT = 64
 _CHANGES = 10
@@ -131,9 +132,19 @@ class Looker:
             if len(self._entries) >= _MOST_KEPT:
                 self._entries = {k: e for k, e in self._entries.items() if e.ended is None}
             entry = self._entries[key] = _Entry(asyncio.create_task(self._bounded(look)), now)
-            entry.task.add_done_callback(lambda _task: setattr(entry, "ended", time.monotonic()))
+            entry.task.add_done_callback(partial(self._done, key, entry))
         # Whoever goes away leaves the others theirs.
         return await asyncio.shield(entry.task)
+
+    def _done(self, key: str, entry: _Entry, _task: asyncio.Task[Any]) -> None:
+        entry.ended = time.monotonic()
+
+        def forget() -> None:
+            if self._entries.get(key) is entry:
+                del self._entries[key]
+
+        # Nobody looks: of thousands of services, all that is tens of megabytes.
+        asyncio.get_running_loop().call_later(_FORGOTTEN_AFTER, forget)
 
     async def _bounded(self, look: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
         async with self._room:
@@ -179,7 +190,7 @@ class Looker:
             host=self.host,
             at=time.time(),
         )
-        return _Found(known, declared, of_all)
+        return _Found(replace(known, status={}), declared, of_all)
 
     def _before(self, sample: Sample) -> Sample | None:
         """The oldest sample that still tells of now; `sample` is kept for later ones."""
