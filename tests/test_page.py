@@ -10,6 +10,7 @@ import re
 import signal
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
@@ -21,9 +22,9 @@ from fc_frontend.errors import Problem
 from fc_frontend.explain.facts import Counts, DaemonService, Held, Nameserver, Worker
 from fc_frontend.explain.overview import Seen, overview
 from fc_frontend.haproxy.master import show_proc
-from fc_frontend.haproxy.traffic import NO_TRAFFIC, Traffic
+from fc_frontend.haproxy.traffic import Rates, Sample, Traffic, rates
 from fc_frontend.page import render
-from fc_frontend.page.values import EACH_PAGE, Board, Change, bar, board, error_rates, select
+from fc_frontend.page.values import EACH_PAGE, Board, Change, bar, board, select
 from tests.conftest import binary_of
 from tests.frontend import Frontend
 
@@ -86,8 +87,8 @@ def made(
     *services: DaemonService,
     counts: dict[str, Counts] | None = None,
     quarantined: tuple[Held, ...] = (),
-    traffic: dict[str, Traffic] | None = None,
-    errors: dict[str, float] | None = None,
+    of_traffic: dict[str, Rates] | None = None,
+    seconds: float | None = None,
     changes: tuple[Change, ...] = (),
     nameserver: Nameserver | None = None,
     host: str = "edge0",
@@ -103,10 +104,9 @@ def made(
     )
     return board(
         overview(seen),
-        traffic=traffic or {},
+        rates=of_traffic or {},
         traffic_problem=None,
-        errors=errors,
-        seconds=None if errors is None else 5.0,
+        seconds=seconds,
         changes=changes,
         queries={"10.0.0.254:53": {"NOERROR": 12345}},
         host=host,
@@ -165,19 +165,40 @@ def test_reloads_come_with_their_reasons_the_newest_first() -> None:
     assert "✖ refused" in text
 
 
-def test_rates_are_those_of_haproxy_and_of_two_looks() -> None:
-    before = {"a": Traffic(errors=10), "b": Traffic(errors=3), "c": Traffic(errors=9)}
-    now = {"a": Traffic(errors=30), "b": Traffic(errors=3), "c": NO_TRAFFIC, "d": Traffic(errors=5)}
-    # A worker that began anew counts from nothing, and what was not there before tells no rate.
-    assert error_rates(before, now, 5.0) == {"a": 4.0}
-    page = made(
-        service("a"), traffic={"a": Traffic(requests=99, rate=1234, sessions=5)}, errors={"a": 4.0}
+def test_rates_are_between_two_looks_at_one_worker() -> None:
+    before = Sample(
+        at=100.0, pid=1, traffic={"a": Traffic(requests=50, errors=10), "b": Traffic(requests=9)}
     )
-    text = read(page).text
-    assert "errors a second 4 " in text
-    assert "requests a second 1 234 " in text
-    assert "errors of the last 5 s" in text
-    assert "—" in read(made(service("a"), traffic={"a": NO_TRAFFIC})).text
+    now = Sample(
+        at=105.0,
+        pid=1,
+        traffic={
+            "a": Traffic(requests=100, rate=3, errors=30, sessions=7),
+            "b": Traffic(requests=2, rate=1),
+            "c": Traffic(requests=5, rate=2),
+        },
+    )
+    found, seconds = rates(now, before)
+    assert seconds == 5.0
+    assert found["a"] == Rates(requests=10.0, errors=4.0, sessions=7)
+    # Where somebody cleared the counters, and of what was not there before, there is no rate.
+    assert found["b"] == Rates(requests=1.0, errors=None, sessions=0)
+    assert found["c"] == Rates(requests=2.0, errors=None, sessions=0)
+    for other in (None, replace(before, pid=2), replace(before, pid=None), replace(before, at=105)):
+        found, seconds = rates(now, other)
+        assert seconds is None
+        assert found["a"] == Rates(requests=3.0, errors=None, sessions=7)
+
+
+def test_rates_say_what_they_are_over() -> None:
+    of_traffic = {"a": Rates(requests=1234.0, errors=0.25, sessions=5)}
+    text = read(made(service("a"), of_traffic=of_traffic, seconds=9.7)).text
+    assert "requests a second 1 234 errors a second 0.2 " in text
+    assert "Rates are of the last 10 s." in text
+    of_traffic = {"a": Rates(requests=1.0, errors=None, sessions=5)}
+    text = read(made(service("a"), of_traffic=of_traffic)).text
+    assert "errors a second — " in text
+    assert "Rates are of HAProxy's last second, and of errors not known yet." in text
 
 
 def test_nameservers_are_told_with_their_words() -> None:

@@ -251,14 +251,22 @@ def test_what_changes_is_shown_where_the_reader_is(opens: Opens, frontend: Front
     browser.execute_script("arguments[0].focus(); window.same = true", link)
     top = browser.execute_script("return scrollY")
     assert "4 of 10" not in text(browser)
+    pause = browser.find_element(By.ID, "pause")
+    pause.send_keys(Keys.ENTER)
+    assert "paused" in text(browser)
+    assert pause.text == "Follow again"
     frontend.scale("shop", 4)
+    frontend.until(lambda: frontend.metric("fc_frontend_service_endpoints", service="shop") == 4)
+    assert "4 of 10" not in text(browser)
+    pause.send_keys(Keys.ENTER)
+    browser.execute_script("arguments[0].focus()", link)
     until(lambda: "4 of 10" in text(browser), 30)
     assert browser.execute_script("return window.same === true"), "it was not loaded anew"
     assert focused(browser).text == "other9"
     assert browser.execute_script("return scrollY") == pytest.approx(top, abs=60)
     frontend.stop_daemon()
     try:
-        until(lambda: "fc-frontend does not answer, this is old" in text(browser), 30)
+        until(lambda: "fc-frontend does not answer: this is old" in text(browser), 30)
         assert "other9" in text(browser)
     finally:
         frontend.start()

@@ -31,6 +31,10 @@ def command(config: str, log_level: str | None) -> None:
 
     Under systemd use Type=notify; the readiness, reload and watchdog protocols are spoken.
     """
+    from fc_frontend.daemon.memory import return_what_is_free
+
+    # Before anything large is read.
+    return_what_is_free()
     from fc_frontend.daemon.service import Service
     from fc_frontend.observe.log import configure
 

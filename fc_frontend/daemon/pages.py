@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
-import difflib
 import json
 import time
-from dataclasses import dataclass
 from typing import Any
 
 from fc_frontend import __version__
 from fc_frontend.config.last_good import Piece, Unit
 from fc_frontend.daemon.reconciler import Reconciler
 from fc_frontend.errors import Problem
-from fc_frontend.explain.collect import Declared
-from fc_frontend.explain.daemon import parse_status
 from fc_frontend.observe.http import Handler, Request, Response
 from fc_frontend.observe.metrics import CONTENT_TYPE, Metrics, service_state, slot_room
 from fc_frontend.page import render
@@ -29,12 +24,20 @@ _NOT_YET = Problem(
 )
 
 
-def routes(
-    settings_file: str, reconciler: Reconciler, metrics: Metrics, looker: Looker
-) -> dict[str, Handler]:
+def routes(reconciler: Reconciler, metrics: Metrics, looker: Looker) -> dict[str, Handler]:
     """The paths that are served, each with what answers it."""
 
-    pages = _Pages(settings_file, reconciler, metrics, looker)
+    async def overview(request: Request) -> Response:
+        body = await looker.overview(render.asked(request.query))
+        return not_yet() if body is None else _page(200, body)
+
+    async def service(request: Request) -> Response:
+        found = await looker.service(request.path.removeprefix(SERVICES))
+        return not_yet() if found is None else _page(200 if found[0] else 404, found[1])
+
+    def not_yet() -> Response:
+        problem = next(iter(reconciler.problems), _NOT_YET)
+        return _page(503, render.not_yet_page(problem, looker.host))
 
     def exposition(_request: Request) -> Response:
         return Response(200, metrics.exposition(time.monotonic()), CONTENT_TYPE)
@@ -52,8 +55,8 @@ def routes(
         return Response(200, body.encode() + b"\n", JSON)
 
     return {
-        "/": pages.overview,
-        SERVICES: pages.service,
+        "/": overview,
+        SERVICES: service,
         "/metrics": exposition,
         "/healthz": healthz,
         "/readyz": readyz,
@@ -61,59 +64,19 @@ def routes(
     }
 
 
-@dataclass(frozen=True, slots=True)
-class _Pages:
-    """What browsers are shown."""
-
-    settings_file: str
-    reconciler: Reconciler
-    metrics: Metrics
-    looker: Looker
-
-    async def overview(self, request: Request) -> Response:
-        """The page at `/`."""
-        known = self._known()
-        if known is None:
-            return self._not_yet()
-        board = await self.looker.board(known)
-        wanted = render.asked(request.query)
-        return _page(200, await asyncio.to_thread(render.overview_page, board, wanted))
-
-    async def service(self, request: Request) -> Response:
-        """The page of one service."""
-        known = self._known()
-        if known is None:
-            return self._not_yet()
-        name = request.path.removeprefix(SERVICES)
-        board = await self.looker.board(known)
-        fragments = {fragment.name for fragment in known.declared.declaration.fragments}
-        names = {line.name for line in board.lines} | known.declared.names | fragments
-        if name not in names:
-            near = next(iter(difflib.get_close_matches(name, names, 1)), None)
-            return _page(404, render.missing_page(board, name, near))
-        return _page(200, render.service_page(await self.looker.detail(known, name)))
-
-    def _not_yet(self) -> Response:
-        problem = next(iter(self.reconciler.problems), _NOT_YET)
-        return _page(503, render.not_yet_page(problem, self.looker.host))
-
-    def _known(self) -> Known | None:
-        declaration, prepared = self.reconciler.declaration, self.reconciler.prepared
-        if declaration is None or prepared is None:
-            return None
-        daemon = parse_status(status_document(self.reconciler, self.metrics))
-        return Known(
-            settings_file=self.settings_file,
-            declared=Declared(
-                declaration=declaration,
-                daemon=daemon,
-                daemon_problem=None,
-                quarantined=daemon.quarantined,
-                names=self.reconciler.names,
-            ),
-            prepared=prepared,
-            queries=self.metrics.answered(),
-        )
+def know(settings_file: str, reconciler: Reconciler, metrics: Metrics) -> Known | None:
+    """What the pages are made of, None if nothing was read yet."""
+    declaration, prepared = reconciler.declaration, reconciler.prepared
+    if declaration is None or prepared is None:
+        return None
+    return Known(
+        settings_file=settings_file,
+        declaration=declaration,
+        prepared=prepared,
+        names=reconciler.names,
+        status=status_document(reconciler, metrics),
+        queries=metrics.answered(),
+    )
 
 
 def _page(status: int, body: bytes) -> Response:

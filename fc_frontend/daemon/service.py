@@ -17,7 +17,7 @@ from typing import Any
 
 from fc_frontend.config.loader import services_directory
 from fc_frontend.daemon.notify import Notifier
-from fc_frontend.daemon.pages import routes
+from fc_frontend.daemon.pages import know, routes
 from fc_frontend.daemon.reconciler import NAMED, Reconciler, Trigger
 from fc_frontend.daemon.watch import Changes, FileWatch
 from fc_frontend.errors import Unavailable
@@ -52,7 +52,10 @@ class Service:
         self._metrics = Metrics()
         self._notifier = Notifier(environ)
         self._reconciler = Reconciler(settings_file, log, self._metrics)
-        self._looker = Looker(socket.gethostname())
+        self._looker = Looker(
+            socket.gethostname(),
+            lambda: know(settings_file, self._reconciler, self._metrics),
+        )
         self._stop = asyncio.Event()
         self._due = asyncio.Event()
         self._triggers: set[Trigger] = set()
@@ -253,7 +256,7 @@ class Service:
         server = HttpServer(
             host,
             bind.port,
-            routes(self._settings_file, self._reconciler, self._metrics, self._looker),
+            routes(self._reconciler, self._metrics, self._looker),
             allowed_hosts=[socket.gethostname()],
             on_error=lambda exc: self._log.error("http-handler-failed", error=repr(exc)),
         )

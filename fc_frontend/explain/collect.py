@@ -311,7 +311,7 @@ def ask_worker(
     """What the running worker says, or why it says nothing; `timeout` seconds for each answer."""
     try:
         info = runtime.info(haproxy.runtime_socket, timeout)
-        servers = runtime.servers(haproxy.runtime_socket, timeout)
+        counts = counted(runtime.each_server(haproxy.runtime_socket, timeout))
     except Unavailable as exc:
         return None, exc.problems[0]
     uptime = info.get("Uptime_sec", "")
@@ -321,7 +321,7 @@ def ask_worker(
             version=clean(info.get("Version", "")),
             pid=int(info["Pid"]) if info["Pid"].isdigit() else None,
             seconds=int(uptime) if uptime.isdigit() else None,
-            counts=counted(servers),
+            counts=counts,
         ),
         None,
     )

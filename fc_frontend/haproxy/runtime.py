@@ -24,6 +24,7 @@ BATCH = 7000
 
 _AWAY = 1 | 2 | 8 | 16 | 32
 """Maintenance or drain, by an operator, by a tracked server, or for want of an address."""
+_LINE = re.compile(r"[^\n]+")
 _NAME = re.compile(r"[A-Za-z0-9._:-]{1,256}")
 """A proxy's or server's name (manual 2.3)."""
 _HASH = re.compile(r"^fc-frontend:([0-9a-f]{16})$")
@@ -97,6 +98,11 @@ def servers(path: str, timeout: float = TIMEOUT) -> tuple[ServerState, ...]:
     return parse_servers(path, ask(path, "show servers state", timeout))
 
 
+def each_server(path: str, timeout: float = TIMEOUT) -> Iterator[ServerState]:
+    """As `servers`, one by one: tens of thousands take tens of megabytes at once."""
+    yield from _each_server(path, ask(path, "show servers state", timeout))
+
+
 def servers_of(path: str, proxy: str, timeout: float = TIMEOUT) -> tuple[ServerState, ...]:
     """The servers of one proxy, none if there is no such proxy.  Raises `Unavailable`.
 
@@ -145,20 +151,23 @@ def sessions(answer: str) -> dict[str, int]:
 
 def parse_servers(path: str, answer: str) -> tuple[ServerState, ...]:
     """`show servers state`'s answer as values; columns go by the names in the header line."""
+    return tuple(_each_server(path, answer))
+
+
+def _each_server(path: str, answer: str) -> Iterator[ServerState]:
     columns: list[str] = []
-    found: list[ServerState] = []
-    for line in answer.splitlines():
-        words = line.split()
+    # Without a list of lines: there may be tens of thousands.
+    for line in _LINE.finditer(answer):
+        words = line[0].split()
         if words[:1] == ["#"]:
             columns = words[1:]
         elif len(words) > 3:
             row = dict(zip(columns, words, strict=False))
             # Names become parts of commands: what HAProxy would not take as one is none.
             if _NAME.fullmatch(row.get("be_name", "")) and _NAME.fullmatch(row.get("srv_name", "")):
-                found.append(_server(row))
+                yield _server(row)
     if "be_name" not in columns or "srv_name" not in columns:
         raise _strange(path, "show servers state", answer)
-    return tuple(found)
 
 
 def command(path: str, text: str, timeout: float = TIMEOUT) -> str:

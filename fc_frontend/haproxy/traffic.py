@@ -33,6 +33,52 @@ class Traffic:
 NO_TRAFFIC = Traffic()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """Each proxy's traffic in worker `pid`, `at` seconds on a clock that only rises."""
+
+    at: float
+    pid: int | None
+    traffic: Mapping[str, Traffic]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rates:
+    """What a proxy has to do, a second; `errors` is None where only one sample is known."""
+
+    requests: float
+    errors: float | None
+    sessions: int
+
+
+def rates(now: Sample, before: Sample | None) -> tuple[dict[str, Rates], float | None]:
+    """Each proxy's rates, and the seconds between the two samples that they come from.
+
+    Without a sample of the same worker before, requests are those of HAProxy's own last second, and
+    there are no seconds.
+    """
+    if before is None or before.pid is None or before.pid != now.pid or now.at <= before.at:
+        return {name: _of_last_second(one) for name, one in now.traffic.items()}, None
+    seconds = now.at - before.at
+    found = {}
+    for name, one in now.traffic.items():
+        old = before.traffic.get(name)
+        # Counters fall where somebody cleared them.
+        if old is None or one.requests < old.requests or one.errors < old.errors:
+            found[name] = _of_last_second(one)
+        else:
+            found[name] = Rates(
+                requests=(one.requests - old.requests) / seconds,
+                errors=(one.errors - old.errors) / seconds,
+                sessions=one.sessions,
+            )
+    return found, seconds
+
+
+def _of_last_second(one: Traffic) -> Rates:
+    return Rates(requests=float(one.rate), errors=None, sessions=one.sessions)
+
+
 def parse_traffic(answer: str) -> dict[str, Traffic] | None:
     """Each proxy's traffic by its name, None if that is not `show stat`'s answer."""
     rows = _rows(answer)

@@ -7,49 +7,64 @@ meanwhile shares what is found.
 from __future__ import annotations
 
 import asyncio
+import difflib
 import time
 from collections.abc import Callable, Coroutine, Mapping
-from dataclasses import dataclass, field
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
+from fc_frontend.config.loader import Declaration
 from fc_frontend.errors import Problem, Unavailable
 from fc_frontend.explain.collect import Declared, ask_nameservers, facts_of, seen_of
+from fc_frontend.explain.daemon import parse_status
 from fc_frontend.explain.facts import Nameserver
-from fc_frontend.explain.overview import Overview, overview
+from fc_frontend.explain.overview import Seen, overview
 from fc_frontend.explain.steps import explain
 from fc_frontend.haproxy import history, runtime
-from fc_frontend.haproxy.traffic import Traffic
-from fc_frontend.page.values import Board, Change, Detail, board, error_rates
+from fc_frontend.haproxy.traffic import Sample, rates
+from fc_frontend.page.render import LONGEST_TEXT, Asked, missing_page, overview_page, service_page
+from fc_frontend.page.values import Board, Change, Detail, board
 from fc_frontend.pipeline import Prepared
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 _FRESH = 1.0
 """Seconds that what was found is shown for; if finding it took long, `_REST` times as long."""
 _REST = 4
 _TIMEOUT = 2.0
 """Seconds for each answer of HAProxy."""
-_AT_ONCE = 4
+_FORGOTTEN_AFTER = 30.0
+_AT_ONCE = 3
 _MOST_KEPT = 64
 _CHANGES = 10
-_LONGEST_SAMPLE = 120.0
+_WINDOW = 10.0
+"""Seconds that rates are over, where somebody looks as often."""
+_LONGEST_WINDOW = 120.0
 """Seconds after which an older sample tells nothing of now."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Known:
-    """What the daemon has at hand."""
+    """What the daemon has at hand; `status` is the document of /status.json."""
 
     settings_file: str
-    declared: Declared
+    declaration: Declaration
     prepared: Prepared
+    names: frozenset[str]
+    status: Mapping[str, Any]
     queries: Mapping[str, Mapping[str, int]]
 
 
 @dataclass(frozen=True, slots=True)
-class _Sample:
-    at: float
-    worker: int | None
-    traffic: Mapping[str, Traffic]
+class _Found:
+    """What one look found."""
+
+    known: Known
+    declared: Declared
+    board: Board
 
 
 @dataclass(slots=True)
@@ -66,25 +81,41 @@ class _Entry:
         return now < self.ended + max(_FRESH, _REST * (self.ended - self.began))
 
 
-@dataclass(slots=True)
 class Looker:
-    """Looks for the pages of one frontend; `host` is the VM's name."""
+    """Looks for the pages of one frontend; `host` is the VM's name.
 
-    host: str
-    _entries: dict[str, _Entry] = field(default_factory=dict)
-    _sample: _Sample | None = None
-    _room: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_AT_ONCE))
+    `know` says what the daemon has at hand, None if nothing was read yet.  It is called once for
+    all who look at the same time, as are HAProxy and cluster DNS.
+    """
 
-    async def board(self, known: Known) -> Board:
-        """How the whole frontend is."""
-        found: Board = await self._shared("", partial(self._look, known))
-        return found
+    def __init__(self, host: str, know: Callable[[], Known | None]) -> None:
+        self.host = host
+        self._know = know
+        self._entries: dict[str, _Entry] = {}
+        self._samples: list[Sample] = []
+        self._room = asyncio.Semaphore(_AT_ONCE)
+        # Threads of its own: if HAProxy hangs, the daemon's are not those that wait.
+        self._threads = ThreadPoolExecutor(_AT_ONCE, "page")
 
-    async def detail(self, known: Known, name: str) -> Detail:
-        """How one service is."""
-        of_all = await self.board(known)
-        found: Detail = await self._shared(f"/{name}", partial(self._look_at, known, name, of_all))
-        return found
+    async def overview(self, wanted: Asked) -> bytes | None:
+        """The page at `/`; None as long as there is nothing to show."""
+        found = await self._all()
+        if found is None:
+            return None
+        return await self._in_thread(overview_page, found.board, wanted)
+
+    async def service(self, name: str) -> tuple[bool, bytes] | None:
+        """The page of a service, and whether there is one of that name; None as `overview`."""
+        found = await self._all()
+        if found is None:
+            return None
+        known, of_all = found.known, found.board
+        fragments = {fragment.name for fragment in known.declaration.fragments}
+        names = {line.name for line in of_all.lines} | known.names | fragments
+        if name not in names:
+            return False, await self._in_thread(_missing, of_all, name[:LONGEST_TEXT], names)
+        detail = await self._shared(f"/{name}", partial(self._look_at, found, name))
+        return True, await self._in_thread(service_page, detail)
 
     async def close(self) -> None:
         """End what is under way."""
@@ -92,6 +123,7 @@ class Looker:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def _shared(self, key: str, look: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
         now = time.monotonic()
@@ -100,56 +132,86 @@ class Looker:
             if len(self._entries) >= _MOST_KEPT:
                 self._entries = {k: e for k, e in self._entries.items() if e.ended is None}
             entry = self._entries[key] = _Entry(asyncio.create_task(self._bounded(look)), now)
-            entry.task.add_done_callback(lambda _task: setattr(entry, "ended", time.monotonic()))
+            entry.task.add_done_callback(partial(self._done, key, entry))
         # Whoever goes away leaves the others theirs.
         return await asyncio.shield(entry.task)
+
+    def _done(self, key: str, entry: _Entry, _task: asyncio.Task[Any]) -> None:
+        entry.ended = time.monotonic()
+
+        def forget() -> None:
+            if self._entries.get(key) is entry:
+                del self._entries[key]
+
+        # Nobody looks: of thousands of services, all that is tens of megabytes.
+        asyncio.get_running_loop().call_later(_FORGOTTEN_AFTER, forget)
 
     async def _bounded(self, look: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
         async with self._room:
             return await look()
 
-    async def _look(self, known: Known) -> Board:
-        settings = known.declared.declaration.settings
-        nameservers = await ask_nameservers(settings.cluster)
-        of_all, traffic, problem = await asyncio.to_thread(_look_at_haproxy, known, nameservers)
-        changes = await asyncio.to_thread(_changes, settings.state_directory)
-        worker = of_all.seen.worker
-        sample = None
-        if traffic is not None:
-            sample = _Sample(time.monotonic(), worker.pid if worker else None, traffic)
-        errors, seconds = self._errors(sample)
-        return board(
-            of_all,
-            traffic=traffic,
-            traffic_problem=problem,
-            errors=errors,
+    async def _all(self) -> _Found | None:
+        found: _Found | None = await self._shared("", self._look)
+        return found
+
+    async def _in_thread(
+        self, function: Callable[P, T], *arguments: P.args, **named: P.kwargs
+    ) -> T:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._threads, partial(function, *arguments, **named))
+
+    async def _look(self) -> _Found | None:
+        known = self._know()
+        if known is None:
+            return None
+        settings = known.declaration.settings
+        nameservers, (declared, asked) = await asyncio.gather(
+            ask_nameservers(settings.cluster), self._in_thread(_ask_haproxy, known)
+        )
+        return await self._in_thread(self._board, known, declared, asked, nameservers)
+
+    def _board(
+        self,
+        known: Known,
+        declared: Declared,
+        asked: _Haproxy,
+        nameservers: tuple[Nameserver, ...],
+    ) -> _Found:
+        of_traffic, seconds = None, None
+        if asked.sample is not None:
+            of_traffic, seconds = rates(asked.sample, self._before(asked.sample))
+        of_all = board(
+            overview(replace(asked.seen, nameservers=nameservers)),
+            rates=of_traffic,
+            traffic_problem=asked.problem,
             seconds=seconds,
-            changes=changes,
+            changes=_changes(known.declaration.settings.state_directory),
             queries=known.queries,
             host=self.host,
             at=time.time(),
         )
+        return _Found(replace(known, status={}), declared, of_all)
 
-    def _errors(self, sample: _Sample | None) -> tuple[dict[str, float] | None, float | None]:
-        """Errors a second since the last look, if the same worker was counting then."""
-        before, self._sample = self._sample, sample
-        if before is None or sample is None or before.worker != sample.worker:
-            return None, None
-        seconds = sample.at - before.at
-        if not 0 < seconds <= _LONGEST_SAMPLE:
-            return None, None
-        return error_rates(before.traffic, sample.traffic, seconds), seconds
+    def _before(self, sample: Sample) -> Sample | None:
+        """The oldest sample that still tells of now; `sample` is kept for later ones."""
+        samples = [one for one in self._samples if sample.at - one.at <= _WINDOW]
+        # With one reader in minutes, the last look is what there is.
+        self._samples = [*(samples or self._samples[-1:]), sample]
+        before = self._samples[0]
+        is_recent = before is not sample and sample.at - before.at <= _LONGEST_WINDOW
+        return before if is_recent and before.pid == sample.pid else None
 
-    async def _look_at(self, known: Known, name: str, of_all: Board) -> Detail:
+    async def _look_at(self, found: _Found, name: str) -> Detail:
+        of_all, declared = found.board, found.declared
         line = next((line for line in of_all.lines if line.name == name), None)
-        held = known.declared.held(name)
+        held = declared.held(name)
         try:
-            facts = await asyncio.to_thread(
+            facts = await self._in_thread(
                 facts_of,
-                known.settings_file,
+                found.known.settings_file,
                 name,
-                known.declared,
-                known.prepared,
+                declared,
+                found.known.prepared,
                 timeout=_TIMEOUT,
             )
         except Unavailable as exc:
@@ -165,15 +227,36 @@ class Looker:
         )
 
 
-def _look_at_haproxy(
-    known: Known, nameservers: tuple[Nameserver, ...]
-) -> tuple[Overview, dict[str, Traffic] | None, Problem | None]:
-    of_all = overview(seen_of(known.declared, nameservers, timeout=_TIMEOUT))
-    haproxy = known.declared.declaration.settings.haproxy
+@dataclass(frozen=True, slots=True)
+class _Haproxy:
+    """What HAProxy said; without a sample of its traffic, the problem."""
+
+    seen: Seen
+    sample: Sample | None = None
+    problem: Problem | None = None
+
+
+def _ask_haproxy(known: Known) -> tuple[Declared, _Haproxy]:
+    daemon = parse_status(known.status)
+    declared = Declared(
+        declaration=known.declaration,
+        daemon=daemon,
+        daemon_problem=None,
+        quarantined=daemon.quarantined,
+        names=known.names,
+    )
+    seen = seen_of(declared, (), timeout=_TIMEOUT)
     try:
-        return of_all, runtime.traffic(haproxy.runtime_socket, _TIMEOUT), None
+        traffic = runtime.traffic(known.declaration.settings.haproxy.runtime_socket, _TIMEOUT)
     except Unavailable as exc:
-        return of_all, None, exc.problems[0]
+        return declared, _Haproxy(seen, problem=exc.problems[0])
+    pid = seen.worker.pid if seen.worker else None
+    return declared, _Haproxy(seen, Sample(at=time.monotonic(), pid=pid, traffic=traffic))
+
+
+def _missing(of_all: Board, name: str, names: set[str]) -> bytes:
+    near = next(iter(difflib.get_close_matches(name, names, 1)), None)
+    return missing_page(of_all, name, near)
 
 
 def _changes(state_directory: str) -> tuple[Change, ...]:

@@ -29,7 +29,7 @@ MOST_SERVERS = 200
 """Servers of a service that are shown."""
 MOST_HELD = 50
 """Quarantines that are shown."""
-_LONGEST_TEXT = 100
+LONGEST_TEXT = 100
 _LONGEST_QUERY = 2000
 _SYMBOLS = {Level.OK: "●", Level.WARNING: "▲", Level.CRITICAL: "✖", Level.UNKNOWN: "?"}
 _COLORS = {
@@ -66,7 +66,7 @@ def asked(query: str) -> Asked:
         found = parse_qs(query[:_LONGEST_QUERY], max_num_fields=16, errors="replace")
     except ValueError:
         return Asked()
-    text = clean(found.get("q", [""])[-1])[:_LONGEST_TEXT].strip()
+    text = clean(found.get("q", [""])[-1])[:LONGEST_TEXT].strip()
     number = found.get("page", ["1"])[-1]
     is_number = number.isascii() and number.isdigit() and len(number) < 8
     return Asked(text, int(number) if is_number and int(number) else 1)
@@ -95,7 +95,7 @@ def service_page(detail: Detail) -> bytes:
 
 def missing_page(board: Board, name: str, near: str | None) -> bytes:
     """The page of a service that does not exist."""
-    return _page("missing.html.j2", board, name=clean(name)[:_LONGEST_TEXT], near=near)
+    return _page("missing.html.j2", board, name=clean(name)[:LONGEST_TEXT], near=near)
 
 
 def not_yet_page(problem: Problem, host: str) -> bytes:
@@ -204,8 +204,10 @@ def _number(value: float) -> str:
     return f"{value:,.0f}".replace(",", "\u202f")
 
 
-def _rate(value: float) -> str:
+def _rate(value: float | None) -> str:
     """A number a second, with as many digits as tell something."""
+    if value is None:
+        return "—"
     if value and value < 10 and value != int(value):
         return f"{value:.1f}" if value >= 0.1 else "<0.1"
     return _number(value)

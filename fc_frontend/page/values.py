@@ -13,7 +13,7 @@ from fc_frontend.errors import Problem
 from fc_frontend.explain.facts import Counts, DaemonService, Facts, Health, Held, Server
 from fc_frontend.explain.overview import Finding, Level, Overview, Row
 from fc_frontend.explain.steps import Explanation
-from fc_frontend.haproxy.traffic import NO_TRAFFIC, Traffic
+from fc_frontend.haproxy.traffic import Rates
 
 EACH_PAGE = 100
 """Services on one page."""
@@ -33,7 +33,7 @@ class Change:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Line:
-    """One service in the table.  `errors` is a second, None as long as it takes two looks."""
+    """One service in the table."""
 
     name: str
     namespace: str
@@ -43,8 +43,7 @@ class Line:
     pods: int | None
     slots: int | None
     counts: Counts | None
-    traffic: Traffic | None
-    errors: float | None
+    rates: Rates | None
     findings: tuple[Finding, ...]
 
     def matches(self, text: str) -> bool:
@@ -60,8 +59,7 @@ class Totals:
 
     pods: int
     counts: Counts | None
-    traffic: Traffic | None
-    errors: float | None
+    rates: Rates | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +78,7 @@ class Board:
     """Those that are about no service alone, and no quarantine."""
     traffic_problem: Problem | None
     seconds: float | None
-    """What the rates of errors are over, None without any."""
+    """What rates are over; None where requests are those of HAProxy's last second."""
     changes: tuple[Change, ...]
     queries: Mapping[str, Mapping[str, int]]
     host: str
@@ -120,16 +118,15 @@ class Selection:
 def board(
     overview: Overview,
     *,
-    traffic: Mapping[str, Traffic] | None,
+    rates: Mapping[str, Rates] | None,
     traffic_problem: Problem | None,
-    errors: Mapping[str, float] | None,
     seconds: float | None,
     changes: Iterable[Change],
     queries: Mapping[str, Mapping[str, int]],
     host: str,
     at: float,
 ) -> Board:
-    """The page's contents; `errors` are a second, without those that have none."""
+    """The page's contents; `rates` by proxy, None if HAProxy tells none."""
     by_service: dict[str, list[Finding]] = {}
     for finding in overview.findings:
         if finding.service is not None:
@@ -140,8 +137,7 @@ def board(
             row,
             services.get(row.name),
             tuple(by_service.get(row.name, ())),
-            traffic.get(row.name, NO_TRAFFIC) if traffic is not None else None,
-            errors.get(row.name, 0.0) if errors is not None else None,
+            rates.get(row.name) if rates is not None else None,
         )
         for row in overview.rows
     ]
@@ -164,23 +160,11 @@ def board(
     )
 
 
-def error_rates(
-    before: Mapping[str, Traffic], now: Mapping[str, Traffic], seconds: float
-) -> dict[str, float]:
-    """Errors a second of each proxy that has any, from two samples `seconds` apart."""
-    return {
-        name: (traffic.errors - before[name].errors) / seconds
-        for name, traffic in now.items()
-        if name in before and traffic.errors > before[name].errors
-    }
-
-
 def _line(
     row: Row,
     service: DaemonService | None,
     findings: tuple[Finding, ...],
-    traffic: Traffic | None,
-    errors: float | None,
+    rates: Rates | None,
 ) -> Line:
     level = max((finding.level for finding in findings), default=Level.OK)
     return Line(
@@ -192,8 +176,7 @@ def _line(
         pods=row.pods,
         slots=row.slots,
         counts=row.counts,
-        traffic=traffic,
-        errors=errors,
+        rates=rates,
         findings=findings,
     )
 
@@ -219,8 +202,8 @@ def _word(row: Row, service: DaemonService | None, level: Level) -> str:
 def _totals(lines: Iterable[Line]) -> Totals:
     lines = tuple(lines)
     counts = [line.counts for line in lines if line.counts is not None]
-    traffic = [line.traffic for line in lines if line.traffic is not None]
-    errors = [line.errors for line in lines if line.errors is not None]
+    rates = [line.rates for line in lines if line.rates is not None]
+    errors = [one.errors for one in rates if one.errors is not None]
     return Totals(
         pods=sum(line.pods or 0 for line in lines),
         counts=Counts(
@@ -232,15 +215,13 @@ def _totals(lines: Iterable[Line]) -> Totals:
         )
         if counts
         else None,
-        traffic=Traffic(
-            requests=sum(one.requests for one in traffic),
-            rate=sum(one.rate for one in traffic),
-            sessions=sum(one.sessions for one in traffic),
-            errors=sum(one.errors for one in traffic),
+        rates=Rates(
+            requests=sum(one.requests for one in rates),
+            errors=sum(errors) if errors else None,
+            sessions=sum(one.sessions for one in rates),
         )
-        if traffic
+        if rates
         else None,
-        errors=sum(errors) if errors else None,
     )
 
 
