@@ -1,7 +1,7 @@
 """Have memory given back that was needed for a moment only.
 
-glibc keeps what was freed of larger pieces for the next time, per thread (mallopt(3)): with thousands
-of services, whose answers and texts are megabytes, that is as much again as all that is in use.
+glibc keeps what was freed of larger pieces for the next time, per thread (mallopt(3)).  With
+thousands of services, whose answers and texts are megabytes, that is as much again as is in use.
 """
 
 from __future__ import annotations
