@@ -240,7 +240,7 @@ class Churn:
             self.frontend.until(lambda then=sweeps: self._census().calls["sweeps"] > then + 1, 60)
 
     def _ask(self, number: int) -> None:
-        """Ask for all pages, among them that of a service of this turn alone, and hang up midway."""
+        """Ask for all pages, also that of a service of this turn alone, and hang up midway."""
         of_services = (f"/services/n{number}", "/services/s0", "/services/nobody")
         for path in ("/", *of_services, "/status.json", "/metrics", "/healthz", "/nothing-here"):
             self.frontend.get(path)
