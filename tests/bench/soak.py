@@ -152,7 +152,10 @@ class Churn:
         assert self.frontend.daemon is not None
         process = psutil.Process(self.frontend.daemon.pid)
         counts = [self._census() for _ in range(LOOKS)]
-        descriptors = [process.num_fds() for _ in range(LOOKS) if not time.sleep(0.02)]
+        descriptors = [process.num_fds()]
+        for _ in range(LOOKS - 1):
+            time.sleep(0.02)
+            descriptors.append(process.num_fds())
         memory = process.memory_full_info()
         state = self.frontend.directory / "state"
         sizes = [path.stat().st_size for path in state.rglob("*") if path.is_file()]
@@ -245,9 +248,10 @@ class Churn:
         for path in ("/", *of_services, "/status.json", "/metrics", "/healthz", "/nothing-here"):
             self.frontend.get(path)
         for data in (b"", b"GET /", b"\x16\x03\x01\x00", b"GET /metrics HTTP/1.1\r\n"):
-            with contextlib.suppress(OSError), socket.create_connection(
-                (self.frontend.host, 9484), timeout=5
-            ) as connection:
+            with (
+                contextlib.suppress(OSError),
+                socket.create_connection((self.frontend.host, 9484), timeout=5) as connection,
+            ):
                 connection.sendall(data)
 
     def _hang_up(self) -> None:
