@@ -79,7 +79,8 @@ class LastGood:
                 (Piece.FRAGMENT, self.fragments, other.fragments),
             )
             for name, form in mine.items()
-            if name not in theirs or theirs[name].value != form.value
+            if (former := theirs.get(name)) is not form
+            and (former is None or former.value != form.value)
         }
         if self.settings != other.settings:
             found.add(Unit(Piece.SETTINGS))
