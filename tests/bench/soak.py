@@ -126,24 +126,37 @@ class Churn:
         one, other = number % self.services, (number * 7 + 3) % self.services
         if one == other:
             other = (other + 1) % self.services
-        self._add(number)
-        self._declare(one, port=CHANGED_PORTS + number % 5000)
-        self._pods(f"s{other}", 5 + number % 3)
-        self._until_stepped(lambda: self._endpoints(f"s{other}") == 5 + number % 3)
-        self._pods(f"s{other}", 12)
-        self._declare(one, pod_port="no port")
-        self._until_stepped(lambda: self._quarantined() == 1 and self._slots(f"s{other}") > 10)
-        self._declare(one, extra_config="no-such-word")
-        self._until_stepped(lambda: self._quarantined() == 1)
-        self._declare(one)
-        self._fail_dns()
-        self._ask(number)
-        self._hang_up()
-        self._until_stepped(lambda: self._quarantined() == 0)
-        self._pods(f"s{other}", 3)
-        self._remove(number)
-        self._until_stepped(
-            lambda: self._endpoints(f"s{other}") == 3 and self._endpoints(f"n{number}") is None
+        name = f"s{other}"
+
+        def begin() -> None:
+            self._add(number)
+            self._declare(one, port=CHANGED_PORTS + number % 5000)
+            self._pods(name, 5 + number % 3)
+
+        def grow_and_break() -> None:
+            self._pods(name, 12)
+            self._declare(one, pod_port="no port")
+
+        def mend() -> None:
+            self._declare(one)
+            self._fail_dns()
+            self._ask(number)
+            self._hang_up()
+
+        def end() -> None:
+            self._pods(name, 3)
+            self._remove(number)
+
+        self._after(begin, lambda: self._endpoints(name) == 5 + number % 3)
+        self._after(grow_and_break, lambda: self._quarantined() == 1 and self._slots(name) > 10)
+        self._after(
+            lambda: self._declare(one, extra_config="no-such-word"),
+            lambda: self._quarantined() == 1,
+        )
+        self._after(mend, lambda: self._quarantined() == 0)
+        self._after(
+            end,
+            lambda: self._endpoints(name) == 3 and self._endpoints(f"n{number}") is None,
         )
 
     def look(self, number: int) -> Look:
@@ -263,9 +276,10 @@ class Churn:
     def _census(self) -> Census:
         return census(self._socket)
 
-    def _until_stepped(self, found: Callable[[], bool]) -> None:
-        """Wait until the daemon has had a turn since now, and says so."""
+    def _after(self, change: Callable[[], None], found: Callable[[], bool]) -> None:
+        """Make a change, and wait until the daemon has had a turn since, and says so."""
         steps = self._census().calls["steps"]
+        change()
         self.frontend.until(lambda: self._census().calls["steps"] > steps and found(), 120)
 
     def _service(self, name: str) -> dict[str, Any] | None:
