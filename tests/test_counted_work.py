@@ -11,6 +11,8 @@ import pytest
 
 from tests.bench.counted import (
     IDLE,
+    MANY_IDLE,
+    MANY_TOUCHED,
     REMEDY,
     WHOLE,
     Counted,
@@ -37,6 +39,10 @@ def expected() -> Counted:
     ("step", "what", "more"),
     [
         (IDLE, "queries a sweep", 1),
+        (MANY_IDLE, "queries a sweep", 1),
+        (MANY_TOUCHED, "services rendered", 1),
+        (MANY_TOUCHED, "service files read", 1),
+        (MANY_TOUCHED, "haproxy -c", 1),
         (IDLE, "services rendered", 1),
         ("touch it again", "service files read", 1),
         ("change a port", "haproxy -c", 1),

@@ -29,8 +29,6 @@ CALLS = {
     "renders": ("fc_frontend.render.render", "render"),
     "plans": ("fc_frontend.plan.planner", "plan"),
 }
-QUERIES = ("fc_frontend.observe.metrics", "Metrics.queries")
-"""Told of many questions at once, as the durations of their answers."""
 TURNS = {
     "sweeps": ("fc_frontend.daemon.reconciler", "Reconciler.sweep"),
     "steps": ("fc_frontend.daemon.reconciler", "Reconciler.step"),
@@ -52,8 +50,6 @@ class Census:
     """Sweeps and steps count when they are through."""
     under_way: dict[str, int]
     """Sweeps and steps that are not."""
-    swept: dict[str, int]
-    """Sweeps by the number of queries that were sent meanwhile."""
     templates: dict[str, int]
     """Templates that were rendered, by name."""
     executed: dict[str, int]
@@ -104,7 +100,6 @@ class _Counts:
         self.loop: asyncio.AbstractEventLoop | None = None
         self.calls: Counter[str] = Counter()
         self.under_way: Counter[str] = Counter()
-        self.swept: Counter[int] = Counter()
         self.templates: Counter[str] = Counter()
         self.executed: Counter[str] = Counter()
         self.replaced: dict[str, list[int]] = {}
@@ -163,16 +158,6 @@ class _Counts:
 
         return call
 
-    def asking(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """`Metrics.queries`, which counts questions."""
-
-        def call(metrics: Any, nameserver: str, transport: str, rcode: str, durations: Any) -> Any:
-            with self.lock:
-                self.calls["queries"] += len(durations)
-            return function(metrics, nameserver, transport, rcode, durations)
-
-        return call
-
     def turning(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         """The coroutine function `function`, which counts those that are through."""
 
@@ -180,15 +165,12 @@ class _Counts:
             self.loop = asyncio.get_running_loop()
             with self.lock:
                 self.under_way[name] += 1
-                queries = self.calls["queries"]
             try:
                 return await function(*arguments, **named)
             finally:
                 with self.lock:
                     self.under_way[name] -= 1
                     self.calls[name] += 1
-                    if name == "sweeps":
-                        self.swept[self.calls["queries"] - queries] += 1
 
         return turn
 
@@ -221,9 +203,8 @@ class _Counts:
                     "blocks": sys.getallocatedblocks(),
                     "tasks": tasks,
                     "threads": sum(not _is_ours(each) for each in threading.enumerate()),
-                    "calls": dict.fromkeys((*CALLS, "queries"), 0) | turns | self.calls,
+                    "calls": dict.fromkeys(CALLS, 0) | turns | self.calls,
                     "under_way": turns | self.under_way,
-                    "swept": self.swept,
                     "templates": self.templates,
                     "executed": self.executed,
                     "replaced": self.replaced,
@@ -238,7 +219,6 @@ def main() -> None:
     counts = _Counts(str(Path(path).parent))
     for name, place in CALLS.items():
         _replace(place, partial(counts.counted, name))
-    _replace(QUERIES, counts.asking)
     for name, place in TURNS.items():
         _replace(place, partial(counts.turning, name))
     _replace(TEMPLATES, counts.printing)
