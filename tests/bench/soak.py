@@ -241,9 +241,10 @@ class Churn:
         for path in ("/", "/status.json", "/metrics", "/healthz", "/nothing-here"):
             self.frontend.get(path)
         for data in (b"", b"GET /", b"\x16\x03\x01\x00", b"GET /metrics HTTP/1.1\r\n"):
-            with contextlib.suppress(OSError), socket.create_connection(
-                (self.frontend.host, 9484), timeout=5
-            ) as connection:
+            with (
+                contextlib.suppress(OSError),
+                socket.create_connection((self.frontend.host, 9484), timeout=5) as connection,
+            ):
                 connection.sendall(data)
 
     def _hang_up(self) -> None:
