@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from fc_frontend.config import last_good as forms
 from fc_frontend.config.last_good import (
     LastGood,
     Piece,
@@ -60,11 +61,24 @@ class Prepared:
 
 
 @dataclass(frozen=True, slots=True)
+class StoredAnswer:
+    """An answer to a service's question, and the member that it is in the stored form."""
+
+    spec: ServiceSpec
+    answer: Answer
+    question: str
+    member: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Memo:
-    """What was planned and rendered before; see there."""
+    """What was planned, rendered and written before; see there."""
 
     plan: planner.Memo = field(default_factory=planner.Memo)
     render: renderer.Memo = field(default_factory=renderer.Memo)
+    forms: forms.Memo = field(default_factory=forms.Memo)
+    answers: dict[str, StoredAnswer] = field(default_factory=dict)
+    """By service."""
 
 
 def prepare(
@@ -123,15 +137,35 @@ def stored_answers(declaration: Declaration) -> dict[str, Answer]:
     }
 
 
-def stored_form(declaration: Declaration, resolution: Resolution) -> bytes:
+def stored_form(
+    declaration: Declaration, resolution: Resolution, *, memo: Memo | None = None
+) -> bytes:
     """The answers as `stored_answers` will read them."""
-    return dump_answers(
-        {
-            question(spec): resolution[spec.name]
-            for spec in declaration.services
-            if spec.name in resolution and resolution[spec.name].freshness is not Freshness.UNKNOWN
-        }
-    )
+    known = memo.answers if memo else {}
+    stored: dict[str, StoredAnswer] = {}
+    for spec in declaration.services:
+        answer = resolution.get(spec.name)
+        if answer is None or answer.freshness is Freshness.UNKNOWN:
+            continue
+        was = known.get(spec.name)
+        is_same = was is not None and was.spec is spec and was.answer is answer
+        stored[spec.name] = was if was is not None and is_same else _stored(spec, answer)
+    if memo:
+        memo.answers.clear()
+        memo.answers.update(stored)
+    members = sorted((each.question, each.member) for each in stored.values())
+    return _HEAD + b"{" + b",".join(member for _, member in members) + b"}" + _TAIL
+
+
+_HEAD, _, _TAIL = dump_answers({}).partition(b"{}")
+
+
+def _stored(spec: ServiceSpec, answer: Answer) -> StoredAnswer:
+    """Its member is cut from the document of this answer alone."""
+    asked = question(spec)
+    alone = dump_answers({asked: answer})
+    member = alone.removeprefix(_HEAD + b"{").removesuffix(b"}" + _TAIL)
+    return StoredAnswer(spec, answer, asked, member)
 
 
 def with_slots(plan: Plan, resolution: Resolution) -> dict[str, Answer]:
@@ -147,11 +181,13 @@ def _with_slots(answer: Answer, planned: ServicePlan | None) -> Answer:
     return replace(answer, slots=planned.slots, by_runtime=planned.by_runtime)
 
 
-def save_answers(declaration: Declaration, resolution: Resolution) -> None:
+def save_answers(
+    declaration: Declaration, resolution: Resolution, *, memo: Memo | None = None
+) -> None:
     """Keep the answers for the next start, and for `check`.  Raises `Unavailable`."""
     from fc_frontend.haproxy.install import atomic_write
 
-    atomic_write(answers_path(declaration), stored_form(declaration, resolution))
+    atomic_write(answers_path(declaration), stored_form(declaration, resolution, memo=memo))
 
 
 async def resolve(
@@ -243,11 +279,12 @@ def stored_last_good(state_directory: str) -> LastGood:
     return load_last_good(last_good_path(state_directory))
 
 
-def save_last_good(state_directory: str, last_good: LastGood) -> None:
+def save_last_good(state_directory: str, last_good: LastGood, *, memo: Memo | None = None) -> None:
     """Keep the last good forms for the next start.  Raises `Unavailable`."""
     from fc_frontend.haproxy.install import atomic_write
 
-    atomic_write(last_good_path(state_directory), dump_last_good(last_good))
+    content = dump_last_good(last_good, memo.forms if memo else None)
+    atomic_write(last_good_path(state_directory), content)
 
 
 def traced(problems: Iterable[Problem], declaration: Declaration) -> Faults:

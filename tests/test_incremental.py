@@ -15,10 +15,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fc_frontend.config import loader
+from fc_frontend.config import last_good, loader
+from fc_frontend.config.last_good import Form, LastGood, dump_last_good
 from fc_frontend.config.loader import Sources, declare, is_unchanged, read
 from fc_frontend.config.quarantine import tolerate
-from fc_frontend.pipeline import Memo, prepare
+from fc_frontend.discovery.store import dump_answers
+from fc_frontend.pipeline import Memo, prepare, question, stored_form
 from fc_frontend.plan.model import Answer, Endpoint, Freshness, Kind
 
 LONG_AGO = time.time() - 3600
@@ -197,7 +199,7 @@ def test_changes_one_by_one_give_the_same_as_all_anew(
         files.write("a.json", services(shop=service(1), cart=service(2)))
         sources = files.read()
         memo = Memo()
-        last_good = declare(sources).forms
+        former = declare(sources).forms
         for number, (name, content, is_named) in enumerate(edits):
             edit(files, name, content)
             names = () if name == "settings" or not is_named else (name,)
@@ -205,11 +207,54 @@ def test_changes_one_by_one_give_the_same_as_all_anew(
             fresh = files.read()
             assert comparable(sources) == comparable(fresh)
             given_answers = answers(pods, number)
-            declaration = tolerate(sources, last_good)
-            assert declaration == tolerate(fresh, last_good)
+            declaration = tolerate(sources, former)
+            assert declaration == tolerate(fresh, former)
             for shrink in (False, True):
                 done = prepare(declaration, given_answers, shrink=shrink, memo=memo)
                 assert done == prepare(declaration, given_answers, shrink=shrink)
+            stored = stored_form(declaration, given_answers, memo=memo)
+            assert stored == stored_form(declaration, given_answers)
+            kept = dump_last_good(declaration.forms, memo.forms)
+            assert kept == dump_last_good(declaration.forms)
+
+
+def test_answers_are_written_one_by_one_as_they_would_be_at_once(files: Files) -> None:
+    files.write("a.json", services(shop=service(1), cart=service(2), docs=service(3)))
+    declaration = declare(files.read())
+    given_answers = answers([3, 0], 0)
+    memo = Memo()
+    stored = stored_form(declaration, given_answers, memo=memo)
+    by_question = {question(spec): given_answers[spec.name] for spec in declaration.services}
+    assert stored == dump_answers(by_question)
+    before = dict(memo.answers)
+    given_answers["cart"] = answers([5], 0)["cart"]
+    assert stored_form(declaration, given_answers, memo=memo) != stored
+    assert memo.answers["shop"] is before["shop"]
+    assert memo.answers["cart"] is not before["cart"]
+    del given_answers["docs"]
+    stored_form(declaration, given_answers, memo=memo)
+    assert sorted(memo.answers) == ["cart", "shop"]
+
+
+def test_forms_are_written_once_and_name_their_files() -> None:
+    shop = Form("/etc/x/shop.json", {"bind_options": "ssl crt /etc/tls/shop.pem,/etc/tls/ä.pem"})
+    fragment = Form("/etc/x/own.cfg", "listen own\n\tbind :81 ssl crt\t/etc/tls/own.pem\n")
+    kept = {"/etc/tls/shop.pem": "a" * 64, "/etc/tls/own.pem": "b" * 64, "/etc/tls/sh": "c" * 64}
+    memo = last_good.Memo()
+    good = LastGood(services={"shop": shop}, fragments={"own": fragment}, files=kept)
+    assert good.named_files(memo) == good.named_files() != {}
+    assert sorted(good.named_files(memo)) == ["/etc/tls/own.pem", "/etc/tls/shop.pem"]
+    before = memo.services["shop"]
+    other = LastGood(
+        services={"shop": shop, "new": Form("/etc/x/new.json", {})}, files=kept, failed={"y": shop}
+    )
+    assert json.loads(dump_last_good(other, memo))["services"] == {
+        "shop": [shop.file, shop.value],
+        "new": ["/etc/x/new.json", {}],
+    }
+    assert memo.services["shop"] is before
+    assert not memo.fragments
+    assert sorted(other.named_files(memo)) == ["/etc/tls/shop.pem"]
 
 
 def temporary() -> Iterator[Path]:

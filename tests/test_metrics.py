@@ -86,3 +86,39 @@ def test_states() -> None:
     assert service_state(answer(1, Freshness.STALE)) == "stale"
     assert service_state(answer(1)) == "ok"
     assert service_state(answer(0)) == "empty"
+
+
+def test_what_stays_is_not_set_again_and_all_is_as_if_it_were() -> None:
+    """The same objects are the same samples; a change in any of them shows."""
+    one, two = planned("a", "b"), planned("a", "b", "c")
+    few, many = {"a": answer(3), "b": answer(3)}, {"a": answer(3), "b": answer(12), "c": answer(0)}
+    metrics = Metrics()
+    for plan_now, resolution, held in (
+        (one, few, ()),
+        (one, few, (("service", "a"),)),
+        (two, few, (("service", "a"),)),
+        (two, many, ()),
+        (two, {**many, "b": answer(12, Freshness.STALE)}, ()),
+        (one, {}, ()),
+        (one, few, ()),
+    ):
+        metrics.quarantined(held)
+        metrics.planned(plan_now, resolution)
+        metrics.resolved(resolution, 100.0)
+        anew = Metrics()
+        anew.quarantined(held)
+        anew.planned(plan_now, resolution)
+        assert services(metrics) == services(anew)
+    metrics.drained({"b": 1})
+    metrics.planned(one, few)
+    drained = ("fc_frontend_service_drained", "namespace=default", "service=b")
+    assert samples(metrics)[drained] == 1
+
+
+def services(metrics: Metrics) -> dict[tuple[str, ...], float]:
+    """Samples of services, but for the age of answers."""
+    return {
+        key: value
+        for key, value in samples(metrics).items()
+        if key[0].startswith("fc_frontend_service_") and "answer_age" not in key[0]
+    }

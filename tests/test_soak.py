@@ -33,7 +33,7 @@ def test_nothing_is_left_behind_by_changes() -> None:
         assert getattr(last, figure) <= getattr(first, figure), figure
     assert last.workers == 1
     assert last.blocks - first.blocks <= LEFTOVERS
-    assert last.rss - first.rss <= 2.0
+    assert last.rss - first.rss <= 2000
     # The state directory has a history, of 50 deployments at most, and few other files.
     assert last.files <= 2 * 50 + 10
 

@@ -18,6 +18,7 @@ from fc_frontend.errors import Problem
 
 VERSION = 1
 _HASH = re.compile(r"[0-9a-f]{64}")
+_PATH = re.compile(r"/[A-Za-z0-9._+@=~/-]+")
 _MOST_BYTES = 64 * 1024 * 1024
 
 
@@ -52,6 +53,23 @@ class Form:
 
 
 @dataclass(frozen=True, slots=True)
+class Written:
+    """A form as JSON, and what in it may be a path."""
+
+    form: Form
+    text: str
+    paths: tuple[str, ...]
+
+
+@dataclass(slots=True)
+class Memo:
+    """What was written of forms before: a form that is the very same is not written again."""
+
+    services: Mapping[str, Written] = field(default_factory=dict)
+    fragments: Mapping[str, Written] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class LastGood:
     """The forms of everything that was in force when HAProxy last accepted it."""
 
@@ -79,7 +97,8 @@ class LastGood:
                 (Piece.FRAGMENT, self.fragments, other.fragments),
             )
             for name, form in mine.items()
-            if name not in theirs or theirs[name].value != form.value
+            if (former := theirs.get(name)) is not form
+            and (former is None or former.value != form.value)
         }
         if self.settings != other.settings:
             found.add(Unit(Piece.SETTINGS))
@@ -110,11 +129,21 @@ class LastGood:
             files=former.files,
         )
 
-    def named_files(self) -> dict[str, str]:
+    def named_files(self, memo: Memo | None = None) -> dict[str, str]:
         """The files, with their hashes, that these forms still name."""
-        forms = (*self.services.values(), *self.fragments.values())
-        text = "\n".join(f"{form.value}" for form in forms)
-        return {path: digest for path, digest in self.files.items() if path in text}
+        if not self.files:
+            return {}
+        services, fragments = self.written(memo)
+        named = {path for each in (*services.values(), *fragments.values()) for path in each.paths}
+        return {path: digest for path, digest in self.files.items() if path in named}
+
+    def written(self, memo: Memo | None = None) -> tuple[dict[str, Written], dict[str, Written]]:
+        """The forms of services and of fragments, as they are kept on disk."""
+        memo = memo or Memo()
+        services = _written(self.services, memo.services)
+        fragments = _written(self.fragments, memo.fragments)
+        memo.services, memo.fragments = services, fragments
+        return services, fragments
 
     def with_paths(self, substitutes: Mapping[str, str]) -> LastGood:
         """These forms with other paths in the place of some."""
@@ -170,18 +199,40 @@ def load_last_good(path: str) -> LastGood:
         return LastGood()
 
 
-def dump_last_good(last_good: LastGood) -> bytes:
+def dump_last_good(last_good: LastGood, memo: Memo | None = None) -> bytes:
     """The forms as `load_last_good` reads them."""
-    document = {
-        "version": VERSION,
-        "settings": last_good.settings,
-        "services": {name: [f.file, f.value] for name, f in last_good.services.items()},
-        "fragments": {name: [f.file, f.value] for name, f in last_good.fragments.items()},
-        "templates": dict(last_good.templates),
-        "files": dict(last_good.files),
-        "failed": {name: [f.file, f.value] for name, f in last_good.failed.items()},
+    services, fragments = last_good.written(memo)
+    members = {
+        "version": _json(VERSION),
+        "settings": _json(last_good.settings),
+        "services": _object({name: each.text for name, each in services.items()}),
+        "fragments": _object({name: each.text for name, each in fragments.items()}),
+        "templates": _json(dict(last_good.templates)),
+        "files": _json(dict(last_good.files)),
+        "failed": _json({name: [f.file, f.value] for name, f in last_good.failed.items()}),
     }
-    return json.dumps(document, separators=(",", ":")).encode() + b"\n"
+    return _object(members).encode() + b"\n"
+
+
+def _written(forms: Mapping[str, Form], known: Mapping[str, Written]) -> dict[str, Written]:
+    return {
+        name: was if (was := known.get(name)) is not None and was.form is form else _write(form)
+        for name, form in forms.items()
+    }
+
+
+def _write(form: Form) -> Written:
+    value = _json(form.value)
+    return Written(form, f"[{_json(form.file)},{value}]", tuple(_PATH.findall(value)))
+
+
+def _object(members: Mapping[str, str]) -> str:
+    """A JSON object, of members that are JSON already."""
+    return "{" + ",".join(f"{_json(name)}:{text}" for name, text in members.items()) + "}"
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, separators=(",", ":"))
 
 
 def _last_good(document: Any) -> LastGood:

@@ -647,14 +647,19 @@ class Reconciler:
         """Keep the answers for the next start, if they changed since they were last kept."""
         if not self._unsaved or self.declaration is None:
             return
+        # What changes while this is written is for the next time.
+        self._unsaved = False
+        last_good, memo = self._last_good, self._memo
         try:
-            await asyncio.to_thread(save_answers, self.declaration, dict(self.resolution))
-            if self._last_good is not None and self._last_good is not self._saved:
+            await asyncio.to_thread(
+                save_answers, self.declaration, dict(self.resolution), memo=memo
+            )
+            if last_good is not None and last_good is not self._saved:
                 directory = self.declaration.settings.state_directory
-                await asyncio.to_thread(save_last_good, directory, self._last_good)
-                self._saved = self._last_good
-            self._unsaved = False
+                await asyncio.to_thread(save_last_good, directory, last_good, memo=memo)
+                self._saved = last_good
         except Unavailable as exc:
+            self._unsaved = True
             self._metrics.state_not_written("answers")
             self._log.limited("state-not-saved").warning(
                 "state-not-saved", reason=exc.problems[0].message, remedy=exc.problems[0].remedy
@@ -787,14 +792,15 @@ class Reconciler:
         assert self._last_good is not None
         if self._config is None:
             return
-        config = self._config
-        first = config.sections[0].first if config.sections else 0
-        text = "\n".join(config.text.split("\n")[first - 1 :]) if first else ""
+        config, last_good, memo = self._config, self._last_good, self._memo.forms
         directory = declaration.settings.state_directory
+
+        def keep() -> dict[str, str]:
+            paths = kept_files.paths_in(config.own_text)
+            return kept_files.keep(directory, paths, last_good.named_files(memo))
+
         try:
-            files = await asyncio.to_thread(
-                kept_files.keep, directory, kept_files.paths_in(text), self._last_good.named_files()
-            )
+            files = await asyncio.to_thread(keep)
         except Unavailable as exc:
             self._metrics.state_not_written("files")
             self._log.limited("files-not-kept").warning(

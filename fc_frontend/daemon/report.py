@@ -111,7 +111,11 @@ class Report:
 
     def answers(self, before: Mapping[str, Answer], after: Mapping[str, Answer]) -> None:
         """What cluster DNS says otherwise than before."""
-        changed = [name for name in after if before.get(name) != after[name]]
+        changed = [
+            name
+            for name, answer in after.items()
+            if (old := before.get(name)) is not answer and old != answer
+        ]
         for name in changed[:_MOST_LOGGED]:
             old, new = before.get(name), after[name]
             pods = {endpoint.address for endpoint in new.endpoints}

@@ -21,7 +21,8 @@ MOST_BYTES = 1024 * 1024
 """Of one file; larger ones are not kept."""
 _MOST_FILES = 2000
 _NOTHING: Mapping[str, str] = MappingProxyType({})
-_PATH = re.compile(r"(?<=[\s(,\"'])/[A-Za-z0-9._+@=~/-]+")
+# Begins with the slash, so that the search goes from slash to slash.
+_PATH = re.compile(r"/(?<=[\s(,\"']/)[A-Za-z0-9._+@=~/-]+")
 
 
 def paths_in(text: str) -> frozenset[str]:

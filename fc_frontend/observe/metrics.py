@@ -24,6 +24,8 @@ STATE_FILES = ("history", "answers", "server-state", "files")
 STATES = ("ok", "stale", "quarantined", "empty")
 _FAST = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 _SLOW = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+_Shown = tuple[ServicePlan, Answer | None, bool]
+"""What a service's samples were made of: plan, answer, whether it is in quarantine."""
 
 
 class Metrics:
@@ -204,7 +206,7 @@ class Metrics:
         for result in ("accepted", "refused", "unavailable"):
             self._checks.labels(result)
         self._exchanges: dict[tuple[str, str, str], tuple[Counter, Counts]] = {}
-        self._known: set[tuple[str, str]] = set()
+        self._known: dict[tuple[str, str], _Shown] = {}
         self._answered: dict[str, float] = {}
         self._drained_pods: Mapping[str, int] = {}
 
@@ -260,27 +262,42 @@ class Metrics:
 
     def planned(self, plan: Plan, resolution: Resolution) -> None:
         """What HAProxy has, or should have, for each service."""
-        known: set[tuple[str, str]] = set()
+        known: dict[tuple[str, str], _Shown] = {}
         for service in plan.services:
             labels = (service.spec.name, service.spec.namespace)
-            known.add(labels)
             answer = resolution.get(service.spec.name)
-            endpoints = len(answer.endpoints) if answer else 0
-            self._endpoints.labels(*labels).set(endpoints)
-            self._slots.labels(*labels).set(service.slots)
-            self._drained.labels(*labels).set(self._drained_pods.get(service.spec.name, 0))
-            short, is_scarce = slot_room(service, answer)
-            self._slots_short.labels(*labels).set(short)
-            self._slots_scarce.labels(*labels).set(is_scarce)
-            self._rejected.labels(*labels).set(len(answer.rejected) if answer else 0)
-            state = service_state(answer, quarantined=service.spec.name in self._quarantined)
-            for other in STATES:
-                self._state.labels(*labels, other).set(1 if other == state else 0)
-        for labels in self._known - known:
+            is_held = service.spec.name in self._quarantined
+            shown = self._known.get(labels)
+            # Looking labels up takes longer than all else that is done for a service.
+            if (
+                shown is None
+                or shown[0] is not service
+                or shown[1] is not answer
+                or shown[2] is not is_held
+            ):
+                self._show(labels, service, answer, is_held=is_held)
+                shown = (service, answer, is_held)
+            known[labels] = shown
+        for labels in self._known.keys() - known.keys():
             self._forget(*labels)
         self._known = known
-        names = {name for name, _ in known} | resolution.keys()
-        self._answered = {name: at for name, at in self._answered.items() if name in names}
+        if gone := self._answered.keys() - resolution.keys():
+            for name in gone - {name for name, _ in known}:
+                del self._answered[name]
+
+    def _show(
+        self, labels: tuple[str, str], service: ServicePlan, answer: Answer | None, *, is_held: bool
+    ) -> None:
+        self._endpoints.labels(*labels).set(len(answer.endpoints) if answer else 0)
+        self._slots.labels(*labels).set(service.slots)
+        self._drained.labels(*labels).set(self._drained_pods.get(service.spec.name, 0))
+        short, is_scarce = slot_room(service, answer)
+        self._slots_short.labels(*labels).set(short)
+        self._slots_scarce.labels(*labels).set(is_scarce)
+        self._rejected.labels(*labels).set(len(answer.rejected) if answer else 0)
+        state = service_state(answer, quarantined=is_held)
+        for other in STATES:
+            self._state.labels(*labels, other).set(1 if other == state else 0)
 
     def _forget(self, name: str, namespace: str) -> None:
         gauges = (

@@ -47,8 +47,9 @@ def reasons(before: Plan | None, after: Plan) -> tuple[Reason, ...]:
     found += [Reason(Cause.SERVICE_ADDED, name) for name in new if name not in old]
     found += [Reason(Cause.SERVICE_REMOVED, name) for name in old if name not in new]
     for name, service in new.items():
-        if name in old:
-            found += _service_reasons(old[name], service)
+        # Most are the very same: planning remembers them.
+        if (former := old.get(name)) is not None and former is not service:
+            found += _service_reasons(former, service)
     fragments = {fragment.name: fragment for fragment in before.fragments}
     for fragment in after.fragments:
         if fragments.pop(fragment.name, None) != fragment:
@@ -61,7 +62,7 @@ def reasons(before: Plan | None, after: Plan) -> tuple[Reason, ...]:
 
 def _service_reasons(old: ServicePlan, new: ServicePlan) -> list[Reason]:
     name = new.spec.name
-    if replace(old.spec, slots=None) != replace(new.spec, slots=None):
+    if old.spec is not new.spec and replace(old.spec, slots=None) != replace(new.spec, slots=None):
         return [Reason(Cause.SERVICE_CHANGED, name)]
     if old.kind is not new.kind or old.query != new.query or old.prefer != new.prefer:
         return [Reason(Cause.DISCOVERY, name, f"{old.kind}→{new.kind}")]

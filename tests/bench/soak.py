@@ -5,8 +5,10 @@ slots and beyond; breaks a service in two ways and mends it; sends SIGHUP; has c
 asks for the pages, and breaks connections off; and removes what it added.  After each turn all is
 as it was before, and once nothing is under way any more, the daemon is measured: each figure is
 the least of some looks, as what it does every second takes a descriptor or a task for a moment.
-`grows` is judged by the second half of the turns: half the way is for caches to fill, and for the
-history to have the fifty entries that it keeps.  `--minutes` or `--seconds` shorten it.
+The verdict is by the second half of the turns: half the way is for caches to fill, and for the
+history to have the fifty entries that it keeps.  A figure grows if the slope over that half (the
+median of the slopes between any two looks) makes it more than `BOUNDS` allow; quarters are medians.
+`--minutes` or `--seconds` shorten it.
 """
 
 from __future__ import annotations
@@ -53,9 +55,9 @@ class Look:
 
     turn: int
     seconds: float
-    rss: float
-    """MB, as `uss`."""
-    uss: float
+    rss: int
+    """kB, as `uss`."""
+    uss: int
     blocks: int
     tasks: int
     threads: int
@@ -82,8 +84,8 @@ class Bound:
 
 
 BOUNDS = {
-    "rss": Bound(1.0, 0.01),
-    "uss": Bound(1.0, 0.01),
+    "rss": Bound(1000, 0.01),
+    "uss": Bound(1000, 0.01),
     "blocks": Bound(2000, 0.005),
     "tasks": Bound(0.5),
     "threads": Bound(0.5),
@@ -124,24 +126,37 @@ class Churn:
         one, other = number % self.services, (number * 7 + 3) % self.services
         if one == other:
             other = (other + 1) % self.services
-        self._add(number)
-        self._declare(one, port=CHANGED_PORTS + number % 5000)
-        self._pods(f"s{other}", 5 + number % 3)
-        self._until_stepped(lambda: self._endpoints(f"s{other}") == 5 + number % 3)
-        self._pods(f"s{other}", 12)
-        self._declare(one, pod_port="no port")
-        self._until_stepped(lambda: self._quarantined() == 1 and self._slots(f"s{other}") > 10)
-        self._declare(one, extra_config="no-such-word")
-        self._until_stepped(lambda: self._quarantined() == 1)
-        self._declare(one)
-        self._fail_dns()
-        self._ask_badly()
-        self._hang_up()
-        self._until_stepped(lambda: self._quarantined() == 0)
-        self._pods(f"s{other}", 3)
-        self._remove(number)
-        self._until_stepped(
-            lambda: self._endpoints(f"s{other}") == 3 and self._endpoints(f"n{number}") is None
+        name = f"s{other}"
+
+        def begin() -> None:
+            self._add(number)
+            self._declare(one, port=CHANGED_PORTS + number % 5000)
+            self._pods(name, 5 + number % 3)
+
+        def grow_and_break() -> None:
+            self._pods(name, 12)
+            self._declare(one, pod_port="no port")
+
+        def mend() -> None:
+            self._declare(one)
+            self._fail_dns()
+            self._ask(number)
+            self._hang_up()
+
+        def end() -> None:
+            self._pods(name, 3)
+            self._remove(number)
+
+        self._after(begin, lambda: self._endpoints(name) == 5 + number % 3)
+        self._after(grow_and_break, lambda: self._quarantined() == 1 and self._slots(name) > 10)
+        self._after(
+            lambda: self._declare(one, extra_config="no-such-word"),
+            lambda: self._quarantined() == 1,
+        )
+        self._after(mend, lambda: self._quarantined() == 0)
+        self._after(
+            end,
+            lambda: self._endpoints(name) == 3 and self._endpoints(f"n{number}") is None,
         )
 
     def look(self, number: int) -> Look:
@@ -150,7 +165,10 @@ class Churn:
         assert self.frontend.daemon is not None
         process = psutil.Process(self.frontend.daemon.pid)
         counts = [self._census() for _ in range(LOOKS)]
-        descriptors = [process.num_fds() for _ in range(LOOKS) if not time.sleep(0.02)]
+        descriptors = [process.num_fds()]
+        for _ in range(LOOKS - 1):
+            time.sleep(0.02)
+            descriptors.append(process.num_fds())
         memory = process.memory_full_info()
         state = self.frontend.directory / "state"
         sizes = [path.stat().st_size for path in state.rglob("*") if path.is_file()]
@@ -158,8 +176,8 @@ class Churn:
         look = Look(
             turn=number,
             seconds=round(time.monotonic() - self._began, 1),
-            rss=round(memory.rss / 1e6, 2),
-            uss=round(memory.uss / 1e6, 2),
+            rss=memory.rss // 1000,
+            uss=memory.uss // 1000,
             blocks=min(each.blocks for each in counts),
             tasks=min(each.tasks for each in counts),
             threads=min(each.threads for each in counts),
@@ -237,8 +255,10 @@ class Churn:
             self.frontend.dns.fault = fault
             self.frontend.until(lambda then=sweeps: self._census().calls["sweeps"] > then + 1, 60)
 
-    def _ask_badly(self) -> None:
-        for path in ("/", "/status.json", "/metrics", "/healthz", "/nothing-here"):
+    def _ask(self, number: int) -> None:
+        """Ask for all pages, also that of a service of this turn alone, and hang up midway."""
+        of_services = (f"/services/n{number}", "/services/s0", "/services/nobody")
+        for path in ("/", *of_services, "/status.json", "/metrics", "/healthz", "/nothing-here"):
             self.frontend.get(path)
         for data in (b"", b"GET /", b"\x16\x03\x01\x00", b"GET /metrics HTTP/1.1\r\n"):
             with (
@@ -256,9 +276,10 @@ class Churn:
     def _census(self) -> Census:
         return census(self._socket)
 
-    def _until_stepped(self, found: Callable[[], bool]) -> None:
-        """Wait until the daemon has had a turn since now, and says so."""
+    def _after(self, change: Callable[[], None], found: Callable[[], bool]) -> None:
+        """Make a change, and wait until the daemon has had a turn since, and says so."""
         steps = self._census().calls["steps"]
+        change()
         self.frontend.until(lambda: self._census().calls["steps"] > steps and found(), 120)
 
     def _service(self, name: str) -> dict[str, Any] | None:
@@ -296,7 +317,7 @@ def rows(options: Options) -> list[dict[str, object]]:
                 before = churn.types()
             print(json.dumps({**asdict(look), "load": os.getloadavg()[0]}), file=sys.stderr)
         told = judged(churn.looks)
-        if any(row["grows"] for row in told):
+        if any(row["verdict"] == "GROWS" for row in told):
             more = {name: n - before.get(name, 0) for name, n in churn.types().items()}
             most = sorted(more.items(), key=lambda item: -item[1])[:SHOWN]
             print(f"more objects than at half the time: {most}", file=sys.stderr)
@@ -305,24 +326,26 @@ def rows(options: Options) -> list[dict[str, object]]:
 
 def judged(looks: Sequence[Look]) -> list[dict[str, object]]:
     """What became of each figure, and whether it grows."""
-    half = looks[len(looks) // 2 :]
-    hours = (half[-1].seconds - half[0].seconds) / 3600
+    half, quarter = looks[len(looks) // 2 :], max(1, len(looks) // 4)
+    minutes = (half[-1].seconds - half[0].seconds) / 60
     found = []
     for name, bound in BOUNDS.items():
-        values = [float(getattr(look, name)) for look in half]
+        all_values = [float(getattr(look, name)) for look in looks]
+        values = all_values[len(looks) // 2 :]
         rise = slope(values) * (len(values) - 1)
+        allowed = max(bound.least, bound.share * values[0])
         found.append(
             {
                 "figure": name,
                 "turns": len(looks),
-                "first": getattr(looks[0], name),
-                "half": values[0],
-                "last": values[-1],
-                "most": max(getattr(look, name) for look in looks),
+                "first": all_values[0],
+                "first quarter": statistics.median(all_values[:quarter]),
+                "last quarter": statistics.median(all_values[-quarter:]),
+                "most": max(all_values),
+                "a minute": round(rise / minutes, 2) if minutes else 0.0,
                 "in second half": round(rise, 2),
-                "an hour": round(rise / hours, 2) if hours else 0.0,
-                "allowed": round(max(bound.least, bound.share * values[0]), 2),
-                "grows": "GROWS" if rise > max(bound.least, bound.share * values[0]) else "",
+                "allowed": round(allowed, 2),
+                "verdict": "GROWS" if rise > allowed else "no growth",
             }
         )
     return found
