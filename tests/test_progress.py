@@ -15,12 +15,13 @@ from tests.frontend import Frontend
 from tests.terminal import Terminal
 from tests.test_cli import GOOD, config, fc
 
+OF_THE_TERMINAL = ("NO_COLOR", "TERM", "COLUMNS", "LINES")
 BAD = GOOD + "  bad: {pod_port: 99999}\n"
 
 
 def on_terminal(*arguments: str, columns: int = 80, stdout: int | None = None, **env: str) -> str:
     """All that a command writes to a terminal."""
-    environ = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "TERM", "COLUMNS", "LINES")}
+    environ = {k: v for k, v in os.environ.items() if k not in OF_THE_TERMINAL}
     argv = [sys.executable, "-m", "fc_frontend", *arguments]
     with Terminal(argv, {**environ, **env}, columns=columns, stdout=stdout) as terminal:
         return terminal.rest()
@@ -77,7 +78,7 @@ def test_what_takes_no_second_draws_nothing(tmp_path: Path) -> None:
 
 
 def test_an_interrupted_command_takes_its_line_away(silent: Frontend) -> None:
-    environ = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "TERM", "COLUMNS", "LINES")}
+    environ = {k: v for k, v in os.environ.items() if k not in OF_THE_TERMINAL}
     argv = [sys.executable, "-m", "fc_frontend", "resolve", "-c", str(silent.config)]
     with Terminal(argv, environ) as terminal:
         terminal.until("asking cluster DNS")
