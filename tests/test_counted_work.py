@@ -6,6 +6,8 @@ What is expected stands in tests/bench/expectations.json; tests/bench/counted.py
 from __future__ import annotations
 
 import copy
+import signal
+import time
 
 import pytest
 
@@ -23,11 +25,50 @@ from tests.bench.counted import (
     report,
 )
 from tests.conftest import BINARIES
+from tests.frontend import Frontend
 
 
 def test_a_script_of_changes_costs_what_is_expected() -> None:
     found = differences(expectations(), count(next(iter(BINARIES))))
     assert not found, report(found)
+
+
+def test_no_two_configurations_are_judged_at_once(haproxy_binary: str) -> None:
+    """Whatever comes together: files, SIGHUPs, pods that outgrow slots, and who asks by hand."""
+    with Frontend(haproxy_binary) as frontend:
+        log, lock = frontend.directory / "judged.log", frontend.directory / "judging"
+        program = frontend.directory / "haproxy"
+        program.write_text(
+            f"""#!/bin/sh
+case " $* " in *" -c "*) ;; *) exec {haproxy_binary} "$@" ;; esac
+mkdir {lock} || echo two at once >> {log}
+echo one >> {log}
+{haproxy_binary} "$@"
+code=$?
+sleep 0.1
+rmdir {lock}
+exit $code
+"""
+        )
+        program.chmod(0o755)
+        frontend.settings["haproxy"]["binary"] = str(program)
+        frontend.settings["intervals"] = {"resolve": "100ms", "reload": 0, "debounce": "10ms"}
+        frontend.scale("shop", 2)
+        frontend.settings["services"]["shop"] = frontend.service("shop", 10000)
+        daemon = frontend.start()
+        for number in range(15):
+            frontend.drop(
+                f"{number}.yaml", {f"s{number}": frontend.service("shop", 10001 + number)}
+            )
+            frontend.drop("bad.yaml", {"bad": frontend.service("shop", 10000 + number)})
+            daemon.send_signal(signal.SIGHUP)
+            frontend.scale("shop", 2 + number)
+            time.sleep(0.05)
+        (frontend.services_d / "bad.yaml").unlink()
+        frontend.until(lambda: len(frontend.status()["services"]) == 16 and frontend.ready())
+        judged = log.read_text().split("\n")
+        assert "two at once" not in judged
+        assert judged.count("one") >= 3
 
 
 @pytest.fixture

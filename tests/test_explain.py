@@ -259,6 +259,25 @@ def test_an_answer_out_of_date_has_its_age(frontend: Frontend) -> None:
     frontend.until(old)
 
 
+def test_pods_that_died_before_dns_fell_silent_are_the_cause(frontend: Frontend) -> None:
+    for pod in frontend.pods["shop"].pods:
+        frontend.call(pod.stop())
+
+    def down_for_seconds() -> bool:
+        said = step(explained(frontend, "shop"), "servers")
+        return len([line for line in said["details"] if re.search(r"down for [3-9] s", line)]) == 3
+
+    frontend.until(down_for_seconds)
+    frontend.dns.fault = Fault.SERVFAIL
+    document = caused(frontend, "shop", "servers")
+    assert step(document, "dns")["verdict"] == "warn"
+    # Later nobody knows: the pods may be elsewhere by now.
+    frontend.dns.fault = Fault.NONE
+    frontend.stop_daemon()
+    frontend.dns.fault = Fault.SERVFAIL
+    assert step(caused(frontend, "shop", "dns"), "dns")["verdict"] == "bad"
+
+
 def test_pods_that_are_all_unready_are_a_warning_while_haproxy_holds_them(
     frontend: Frontend,
 ) -> None:

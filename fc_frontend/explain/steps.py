@@ -216,11 +216,19 @@ def _dns(facts: Facts, is_served: bool) -> Step:
         return Step(name="dns", verdict=Verdict.OK, said="needs no DNS: the cluster's nodes")
     step = _dns_failed(facts, answer) if answer.freshness is not Freshness.FRESH else None
     step = step or _dns_answered(answer, spec) or _dns_nobody(facts, answer, spec)
-    if step.verdict is Verdict.BAD and is_served:
+    if step.verdict is Verdict.BAD and (is_served or _failed_before_dns(facts, answer)):
         # HAProxy keeps what it had, for a while or for a day.
         kept = f"HAProxy keeps the servers that it has, {_for_how_long(facts, answer)}"
         return replace(step, verdict=Verdict.WARN, details=(kept, *step.details))
     return step
+
+
+def _failed_before_dns(facts: Facts, answer: Answer) -> bool:
+    """True if the servers have been down since before cluster DNS fell silent: it is not why."""
+    if answer.freshness is Freshness.FRESH or facts.age is None or facts.proxy is None:
+        return False
+    down = [s.seconds for s in facts.proxy.servers if s.health is Health.DOWN]
+    return bool(down) and all(seconds is not None and seconds > facts.age for seconds in down)
 
 
 def _for_how_long(facts: Facts, answer: Answer) -> str:
