@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import io
 import json
 import os
 import shutil
@@ -19,8 +21,19 @@ from fc_frontend.config import last_good, loader
 from fc_frontend.config.last_good import Form, LastGood, dump_last_good
 from fc_frontend.config.loader import Sources, declare, is_unchanged, read
 from fc_frontend.config.quarantine import tolerate
+from fc_frontend.daemon import reconciler
+from fc_frontend.daemon.reconciler import Reconciler
 from fc_frontend.discovery.store import dump_answers
-from fc_frontend.pipeline import Memo, prepare, question, stored_form
+from fc_frontend.observe.log import configure
+from fc_frontend.observe.metrics import Metrics
+from fc_frontend.pipeline import (
+    Memo,
+    prepare,
+    question,
+    save_answers,
+    stored_answers,
+    stored_form,
+)
 from fc_frontend.plan.model import Answer, Endpoint, Freshness, Kind
 
 LONG_AGO = time.time() - 3600
@@ -234,6 +247,31 @@ def test_answers_are_written_one_by_one_as_they_would_be_at_once(files: Files) -
     del given_answers["docs"]
     stored_form(declaration, given_answers, memo=memo)
     assert sorted(memo.answers) == ["cart", "shop"]
+
+
+def test_what_changes_while_it_is_written_is_written_the_next_time(
+    files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files.write("a.json", services(shop=service(1)))
+    reconciled = Reconciler(str(files.settings), configure(io.StringIO()), Metrics())
+    declaration = reconciled.declaration = declare(files.read())
+    reconciled.resolution, reconciled._unsaved = answers([1], 0), True
+
+    def written_during_a_sweep(*given: Any, memo: Memo) -> None:
+        save_answers(*given, memo=memo)
+        reconciled.resolution, reconciled._unsaved = answers([2], 0), True
+
+    with monkeypatch.context() as patched:
+        patched.setattr(reconciler, "save_answers", written_during_a_sweep)
+        asyncio.run(reconciled.save())
+    assert len(stored_answers(declaration)["shop"].endpoints) == 1
+    asyncio.run(reconciled.save())
+    assert len(stored_answers(declaration)["shop"].endpoints) == 2
+    reconciled._unsaved = True
+    shutil.rmtree(files.directory)
+    files.directory.write_text("no directory")
+    asyncio.run(reconciled.save())
+    assert reconciled._unsaved, "it is tried again"
 
 
 def test_forms_are_written_once_and_name_their_files() -> None:

@@ -649,6 +649,7 @@ class Reconciler:
             return
         # What changes while this is written is for the next time.
         self._unsaved = False
+        is_saved = False
         last_good, memo = self._last_good, self._memo
         try:
             await asyncio.to_thread(
@@ -658,12 +659,14 @@ class Reconciler:
                 directory = self.declaration.settings.state_directory
                 await asyncio.to_thread(save_last_good, directory, last_good, memo=memo)
                 self._saved = last_good
+            is_saved = True
         except Unavailable as exc:
-            self._unsaved = True
             self._metrics.state_not_written("answers")
             self._log.limited("state-not-saved").warning(
                 "state-not-saved", reason=exc.problems[0].message, remedy=exc.problems[0].remedy
             )
+        finally:
+            self._unsaved |= not is_saved
 
     def _dns(self) -> DnsClient:
         if self._client is None:
