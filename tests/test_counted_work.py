@@ -12,9 +12,11 @@ import time
 import pytest
 
 from tests.bench.counted import (
+    BROKEN,
     IDLE,
     MANY_IDLE,
     MANY_TOUCHED,
+    MENDED,
     REMEDY,
     WHOLE,
     Counted,
@@ -81,6 +83,8 @@ def expected() -> Counted:
     [
         (IDLE, "queries a sweep", 1),
         (MANY_IDLE, "queries a sweep", 1),
+        (BROKEN, "service files read", 40),
+        (MENDED, "services rendered", 1),
         (MANY_TOUCHED, "services rendered", 1),
         (MANY_TOUCHED, "service files read", 1),
         (MANY_TOUCHED, "haproxy -c", 1),
