@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from fc_frontend.observe.metrics import Metrics, service_state
+from fc_frontend.observe.metrics import Metrics
+from fc_frontend.observe.services import service_state
 from fc_frontend.plan.model import (
     Answer,
     Bind,

@@ -11,7 +11,8 @@ from fc_frontend.config.last_good import Piece, Unit
 from fc_frontend.daemon.reconciler import Reconciler
 from fc_frontend.errors import Problem
 from fc_frontend.observe.http import Handler, Request, Response
-from fc_frontend.observe.metrics import CONTENT_TYPE, Metrics, service_state, slot_room
+from fc_frontend.observe.metrics import CONTENT_TYPE, Metrics
+from fc_frontend.observe.services import service_state, slot_room
 from fc_frontend.page import render
 from fc_frontend.page.look import Known, Looker
 

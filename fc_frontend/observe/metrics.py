@@ -14,18 +14,15 @@ from prometheus_client.process_collector import ProcessCollector
 
 from fc_frontend import __version__
 from fc_frontend.observe.durations import Counts, Durations
-from fc_frontend.plan import slots
-from fc_frontend.plan.model import Answer, Freshness, Plan, Resolution, ServicePlan
+from fc_frontend.observe.services import Services
+from fc_frontend.plan.model import Freshness, Plan, Resolution
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 PIECES = ("service", "fragment", "file", "settings", "templates")
 STATE_FILES = ("history", "answers", "server-state", "files")
 """What is kept in the state directory, as far as HAProxy goes on without it."""
-STATES = ("ok", "stale", "quarantined", "empty")
 _FAST = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 _SLOW = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
-_Shown = tuple[ServicePlan, Answer | None, bool]
-"""What a service's samples were made of: plan, answer, whether it is in quarantine."""
 
 
 class Metrics:
@@ -33,7 +30,6 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        service = ("service", "namespace")
         ProcessCollector(registry=self.registry)
         build = Info("fc_frontend_build", "fc-frontend's version.", registry=self.registry)
         build.info({"version": __version__})
@@ -96,54 +92,8 @@ class Metrics:
             _FAST,
         )
         self.registry.register(self._query_durations)
-        self._endpoints = Gauge(
-            "fc_frontend_service_endpoints",
-            "Pods that cluster DNS names.",
-            service,
-            registry=self.registry,
-        )
-        self._slots = Gauge(
-            "fc_frontend_service_slots",
-            "Servers that HAProxy has for pods.",
-            service,
-            registry=self.registry,
-        )
-        self._slots_short = Gauge(
-            "fc_frontend_service_slots_short",
-            "Pods that have no slot and get no traffic.",
-            service,
-            registry=self.registry,
-        )
-        self._slots_scarce = Gauge(
-            "fc_frontend_service_slots_scarce",
-            "1 if little room is left: fewer free slots than a quarter of the pods, or than two.",
-            service,
-            registry=self.registry,
-        )
-        self._rejected = Gauge(
-            "fc_frontend_service_rejected_addresses",
-            "Addresses that cluster DNS named outside of the cluster's networks.",
-            service,
-            registry=self.registry,
-        )
-        self._state = Gauge(
-            "fc_frontend_service_state",
-            "1 for the state of the service.",
-            (*service, "state"),
-            registry=self.registry,
-        )
-        self._drained = Gauge(
-            "fc_frontend_service_drained",
-            "Pods that `fc-frontend drain` keeps from new traffic.",
-            service,
-            registry=self.registry,
-        )
-        self._age = Gauge(
-            "fc_frontend_service_answer_age_seconds",
-            "Time since cluster DNS last gave a good answer.",
-            service,
-            registry=self.registry,
-        )
+        self._services = Services()
+        self.registry.register(self._services)
         self._quarantined_units = Gauge(
             "fc_frontend_quarantined",
             "What is not taken as it is declared: services, fragments, files, settings, templates.",
@@ -199,27 +149,21 @@ class Metrics:
             "Resident memory of these workers, pages that they share counted for each.",
             registry=self.registry,
         )
-        self._quarantined: frozenset[str] = frozenset()
         self.quarantined(())
         for severity in ("error", "warning"):
             self._problems.labels(severity).set(0)
         for result in ("accepted", "refused", "unavailable"):
             self._checks.labels(result)
         self._exchanges: dict[tuple[str, str, str], tuple[Counter, Counts]] = {}
-        self._known: dict[tuple[str, str], _Shown] = {}
-        self._answered: dict[str, float] = {}
-        self._drained_pods: Mapping[str, int] = {}
 
     def exposition(self, now: float) -> bytes:
         """Everything in Prometheus' text format; `now` is the monotonic clock in seconds."""
-        for name, namespace in self._known:
-            if name in self._answered:
-                self._age.labels(name, namespace).set(max(0.0, now - self._answered[name]))
+        self._services.now = now
         return generate_latest(self.registry)
 
     def answer_age(self, name: str, now: float) -> float | None:
         """Seconds since the last good answer about a service, None if there was none."""
-        answered = self._answered.get(name)
+        answered = self._services.answered.get(name)
         return None if answered is None else max(0.0, now - answered)
 
     def queries(
@@ -258,74 +202,22 @@ class Metrics:
         """What cluster DNS said in a sweep that ended at `now` on the monotonic clock."""
         for name, answer in resolution.items():
             if answer.freshness is Freshness.FRESH:
-                self._answered[name] = now
+                self._services.answered[name] = now
 
     def planned(self, plan: Plan, resolution: Resolution) -> None:
         """What HAProxy has, or should have, for each service."""
-        known: dict[tuple[str, str], _Shown] = {}
-        for service in plan.services:
-            labels = (service.spec.name, service.spec.namespace)
-            answer = resolution.get(service.spec.name)
-            is_held = service.spec.name in self._quarantined
-            shown = self._known.get(labels)
-            # Looking labels up takes longer than all else that is done for a service.
-            if (
-                shown is None
-                or shown[0] is not service
-                or shown[1] is not answer
-                or shown[2] is not is_held
-            ):
-                self._show(labels, service, answer, is_held=is_held)
-                shown = (service, answer, is_held)
-            known[labels] = shown
-        for labels in self._known.keys() - known.keys():
-            self._forget(*labels)
-        self._known = known
-        if gone := self._answered.keys() - resolution.keys():
-            for name in gone - {name for name, _ in known}:
-                del self._answered[name]
-
-    def _show(
-        self, labels: tuple[str, str], service: ServicePlan, answer: Answer | None, *, is_held: bool
-    ) -> None:
-        self._endpoints.labels(*labels).set(len(answer.endpoints) if answer else 0)
-        self._slots.labels(*labels).set(service.slots)
-        self._drained.labels(*labels).set(self._drained_pods.get(service.spec.name, 0))
-        short, is_scarce = slot_room(service, answer)
-        self._slots_short.labels(*labels).set(short)
-        self._slots_scarce.labels(*labels).set(is_scarce)
-        self._rejected.labels(*labels).set(len(answer.rejected) if answer else 0)
-        state = service_state(answer, quarantined=is_held)
-        for other in STATES:
-            self._state.labels(*labels, other).set(1 if other == state else 0)
-
-    def _forget(self, name: str, namespace: str) -> None:
-        gauges = (
-            self._endpoints,
-            self._slots,
-            self._slots_short,
-            self._slots_scarce,
-            self._rejected,
-            self._drained,
-            self._age,
-        )
-        for gauge in gauges:
-            _remove(gauge, name, namespace)
-        for state in STATES:
-            _remove(self._state, name, namespace, state)
+        self._services.planned(plan, resolution)
 
     def quarantined(self, units: Iterable[tuple[str, str]]) -> None:
         """What is in quarantine, as piece and name."""
         listed = tuple(units)
-        self._quarantined = frozenset(name for piece, name in listed if piece == "service")
+        self._services.quarantined = frozenset(name for piece, name in listed if piece == "service")
         for piece in PIECES:
             self._quarantined_units.labels(piece).set(sum(piece == other for other, _ in listed))
 
     def drained(self, pods: Mapping[str, int]) -> None:
         """How many pods of each service are drained; none of those that are not named."""
-        self._drained_pods = pods
-        for name, namespace in self._known:
-            self._drained.labels(name, namespace).set(pods.get(name, 0))
+        self._services.drained = pods
 
     def checked(self, result: str) -> None:
         """HAProxy judged a configuration: accepted, refused or unavailable."""
@@ -381,27 +273,3 @@ class Metrics:
         self._old_workers.set(count)
         self._old_workers_age.set(oldest)
         self._old_workers_memory.set(memory)
-
-
-def slot_room(service: ServicePlan, answer: Answer | None) -> tuple[int, bool]:
-    """How many pods have no slot now, and whether little room is left for more."""
-    if answer is None or not service.has_pods:
-        return 0, False
-    pods = len(answer.endpoints)
-    return slots.short(pods, service.slots), slots.scarce(pods, service.slots)
-
-
-def service_state(answer: Answer | None, *, quarantined: bool = False) -> str:
-    """quarantined, or ok, stale or empty from what is known of a service's pods."""
-    if quarantined:
-        return "quarantined"
-    if answer is None or answer.freshness is not Freshness.FRESH:
-        return "stale"
-    return "ok" if answer.endpoints and answer.lost_at is None else "empty"
-
-
-def _remove(gauge: Gauge, *labels: str) -> None:
-    try:
-        gauge.remove(*labels)
-    except KeyError:
-        return

@@ -1,0 +1,133 @@
+"""The metrics of services, made as they are asked for.
+
+prometheus_client keeps some 700 bytes for each sample of a gauge: with thousands of services that
+was most of what the daemon held.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from fc_frontend.plan import slots
+from fc_frontend.plan.model import Answer, Freshness, Plan, Resolution, ServicePlan
+
+STATES = ("ok", "stale", "quarantined", "empty")
+_LABELS = ("service", "namespace")
+_Value = Callable[[ServicePlan, Answer | None], float]
+
+
+class Services(Collector):
+    """What is planned for each service and known of it."""
+
+    def __init__(self) -> None:
+        self.plan: tuple[ServicePlan, ...] = ()
+        self.resolution: Resolution = {}
+        self.quarantined: frozenset[str] = frozenset()
+        self.drained: Mapping[str, int] = {}
+        self.answered: dict[str, float] = {}
+        """When cluster DNS last gave a good answer, on the monotonic clock."""
+        self.now = 0.0
+
+    def planned(self, plan: Plan, resolution: Resolution) -> None:
+        """What HAProxy has, or should have, for each service."""
+        self.plan, self.resolution = plan.services, resolution
+        if len(self.answered) > len(resolution):
+            names = {service.spec.name for service in plan.services} | resolution.keys()
+            self.answered = {name: at for name, at in self.answered.items() if name in names}
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        """For the registry; a family at a time, as each has thousands of samples."""
+        for name, words, value in self._gauges():
+            family = GaugeMetricFamily(name, words, labels=_LABELS)
+            for service in self.plan:
+                labels = (service.spec.name, service.spec.namespace)
+                family.add_metric(labels, value(service, self.resolution.get(service.spec.name)))
+            yield family
+        yield self._ages()
+        yield self._states()
+
+    def describe(self) -> Iterator[GaugeMetricFamily]:
+        """For the registry, which refuses two metrics of one name."""
+        for name, words, _ in self._gauges():
+            yield GaugeMetricFamily(name, words, labels=_LABELS)
+
+    def _gauges(self) -> tuple[tuple[str, str, _Value], ...]:
+        return (
+            (
+                "fc_frontend_service_endpoints",
+                "Pods that cluster DNS names.",
+                lambda _service, answer: len(answer.endpoints) if answer else 0,
+            ),
+            (
+                "fc_frontend_service_slots",
+                "Servers that HAProxy has for pods.",
+                lambda service, _answer: service.slots,
+            ),
+            (
+                "fc_frontend_service_slots_short",
+                "Pods that have no slot and get no traffic.",
+                lambda service, answer: slot_room(service, answer)[0],
+            ),
+            (
+                "fc_frontend_service_slots_scarce",
+                "1 if little room is left: fewer free slots than a quarter of the pods, or than "
+                "two.",
+                lambda service, answer: slot_room(service, answer)[1],
+            ),
+            (
+                "fc_frontend_service_rejected_addresses",
+                "Addresses that cluster DNS named outside of the cluster's networks.",
+                lambda _service, answer: len(answer.rejected) if answer else 0,
+            ),
+            (
+                "fc_frontend_service_drained",
+                "Pods that `fc-frontend drain` keeps from new traffic.",
+                lambda service, _answer: self.drained.get(service.spec.name, 0),
+            ),
+        )
+
+    def _ages(self) -> GaugeMetricFamily:
+        family = GaugeMetricFamily(
+            "fc_frontend_service_answer_age_seconds",
+            "Time since cluster DNS last gave a good answer.",
+            labels=_LABELS,
+        )
+        for service in self.plan:
+            at = self.answered.get(service.spec.name)
+            if at is not None:
+                labels = (service.spec.name, service.spec.namespace)
+                family.add_metric(labels, max(0.0, self.now - at))
+        return family
+
+    def _states(self) -> GaugeMetricFamily:
+        family = GaugeMetricFamily(
+            "fc_frontend_service_state",
+            "1 for the state of the service.",
+            labels=(*_LABELS, "state"),
+        )
+        for service in self.plan:
+            name = service.spec.name
+            state = service_state(self.resolution.get(name), quarantined=name in self.quarantined)
+            for other in STATES:
+                family.add_metric((name, service.spec.namespace, other), other == state)
+        return family
+
+
+def slot_room(service: ServicePlan, answer: Answer | None) -> tuple[int, bool]:
+    """How many pods have no slot now, and whether little room is left for more."""
+    if answer is None or not service.has_pods:
+        return 0, False
+    pods = len(answer.endpoints)
+    return slots.short(pods, service.slots), slots.scarce(pods, service.slots)
+
+
+def service_state(answer: Answer | None, *, quarantined: bool = False) -> str:
+    """quarantined, or ok, stale or empty from what is known of a service's pods."""
+    if quarantined:
+        return "quarantined"
+    if answer is None or answer.freshness is not Freshness.FRESH:
+        return "stale"
+    return "ok" if answer.endpoints and answer.lost_at is None else "empty"
