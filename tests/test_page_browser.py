@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 from axe_core_python.selenium import Axe  # type: ignore[import-untyped]
 from selenium import webdriver
+from selenium.common.exceptions import StaleElementReferenceException
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
@@ -18,6 +20,7 @@ from fc_frontend.haproxy.binary import bundled_binary
 from tests.conftest import until
 from tests.frontend import Frontend
 
+T = TypeVar("T")
 CHROMIUM = "/usr/bin/chromium"
 DRIVER = "/usr/bin/chromedriver"
 HOSTILE = "<script>document.title='owned'</script>"
@@ -114,7 +117,7 @@ def opens(frontend: Frontend, chromium: webdriver.Chrome) -> Iterator[Opens]:
 
 
 def text(browser: webdriver.Chrome) -> str:
-    return browser.find_element(By.TAG_NAME, "body").text
+    return found(lambda: browser.find_element(By.TAG_NAME, "body"), lambda body: body.text)
 
 
 def logged(browser: webdriver.Chrome, of: str) -> list[str]:
@@ -127,8 +130,17 @@ def complaints(browser: webdriver.Chrome) -> list[str]:
     return [said for said in logged(browser, "browser") if "status of 404" not in said]
 
 
-def focused(browser: webdriver.Chrome) -> WebElement:
-    return browser.switch_to.active_element
+def focused(browser: webdriver.Chrome, act: Callable[[WebElement], T]) -> T:
+    """What the element that has the focus says or does."""
+    return found(lambda: browser.switch_to.active_element, act)
+
+
+def found(find: Callable[[], WebElement], act: Callable[[WebElement], T]) -> T:
+    """What an element says or does; it is looked up again if the page was renewed meanwhile."""
+    for _ in range(4):
+        with contextlib.suppress(StaleElementReferenceException):
+            return act(find())
+    return act(find())
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -137,12 +149,12 @@ def test_nothing_stands_in_the_way_of_anybody(opens: Opens, path: str, scheme: s
     browser = opens(path, scheme=scheme)
     ground = browser.execute_script("return getComputedStyle(document.body).backgroundColor")
     assert (ground == "rgb(246, 247, 249)") == (scheme == "light")
-    found = Axe().run(browser)
+    report = Axe().run(browser)
     said = [
-        f"{rule['id']}: {node['html']}" for rule in found["violations"] for node in rule["nodes"]
+        f"{rule['id']}: {node['html']}" for rule in report["violations"] for node in rule["nodes"]
     ]
     assert not said
-    assert len(found["passes"]) > 15
+    assert len(report["passes"]) > 15
     assert not complaints(browser)
 
 
@@ -165,15 +177,15 @@ def test_a_phone_shows_all_without_moving_sideways(opens: Opens, path: str) -> N
 def test_keys_are_enough(opens: Opens) -> None:
     browser = opens("/")
     browser.find_element(By.TAG_NAME, "body").send_keys(Keys.TAB)
-    assert focused(browser).accessible_name == "Skip to the content"
+    assert focused(browser, lambda one: one.accessible_name) == "Skip to the content"
     # It is to be seen while it has the focus.
-    until(lambda: focused(browser).rect["y"] >= 0)
-    focused(browser).send_keys(Keys.ENTER)
-    until(lambda: focused(browser).get_attribute("id") == "content")
+    until(lambda: focused(browser, lambda one: one.rect["y"]) >= 0)
+    focused(browser, lambda one: one.send_keys(Keys.ENTER))
+    until(lambda: focused(browser, lambda one: one.get_attribute("id")) == "content")
     seen = []
     for _ in range(6):
-        focused(browser).send_keys(Keys.TAB)
-        seen.append(focused(browser).accessible_name)
+        focused(browser, lambda one: one.send_keys(Keys.TAB))
+        seen.append(focused(browser, lambda one: one.accessible_name))
     assert "Name, namespace, bind or state" in seen
     assert "Filter" in seen
     outline = browser.execute_script("return getComputedStyle(document.activeElement).outlineStyle")
@@ -182,7 +194,9 @@ def test_keys_are_enough(opens: Opens) -> None:
     field.send_keys("ghost", Keys.ENTER)
     until(lambda: "q=ghost" in browser.current_url)
     assert "1 to 1 of 1 with “ghost” in it" in text(browser)
-    browser.find_element(By.LINK_TEXT, "ghost").send_keys(Keys.ENTER)
+    found(
+        lambda: browser.find_element(By.LINK_TEXT, "ghost"), lambda one: one.send_keys(Keys.ENTER)
+    )
     until(lambda: browser.current_url.endswith("/services/ghost"))
     assert "no such service, or no ready pods" in text(browser)
 
@@ -197,7 +211,9 @@ def test_nothing_is_asked_of_anybody_else(opens: Opens, frontend: Frontend) -> N
         if event["method"] == "Network.requestWillBeSent"
     ]
     origin = f"http://{frontend.host}:9484/"
-    assert [origin, f"{origin}services/shop"] == [u for u in asked if not u.startswith("data:")]
+    # A slow machine may see the first page ask for itself again.
+    told = dict.fromkeys(url for url in asked if not url.startswith("data:"))
+    assert [origin, f"{origin}services/shop"] == list(told)
 
 
 def test_what_others_wrote_is_never_executed(opens: Opens) -> None:
@@ -247,8 +263,10 @@ def test_bars_are_as_long_as_they_should_be(opens: Opens) -> None:
 
 def test_what_changes_is_shown_where_the_reader_is(opens: Opens, frontend: Frontend) -> None:
     browser = opens("/")
-    link = browser.find_element(By.LINK_TEXT, "other9")
-    browser.execute_script("arguments[0].focus(); window.same = true", link)
+    focus = """
+        [...document.querySelectorAll("a")].find((one) => one.textContent === "other9").focus();
+    """
+    browser.execute_script(f"{focus} window.same = true")
     top = browser.execute_script("return scrollY")
     assert "4 of 10" not in text(browser)
     pause = browser.find_element(By.ID, "pause")
@@ -258,11 +276,10 @@ def test_what_changes_is_shown_where_the_reader_is(opens: Opens, frontend: Front
     frontend.scale("shop", 4)
     frontend.until(lambda: frontend.metric("fc_frontend_service_endpoints", service="shop") == 4)
     assert "4 of 10" not in text(browser)
-    pause.send_keys(Keys.ENTER)
-    browser.execute_script("arguments[0].focus()", link)
+    browser.execute_script(f"{focus} document.getElementById('pause').click()")
     until(lambda: "4 of 10" in text(browser), 30)
     assert browser.execute_script("return window.same === true"), "it was not loaded anew"
-    assert focused(browser).text == "other9"
+    assert focused(browser, lambda one: one.text) == "other9"
     assert browser.execute_script("return scrollY") == pytest.approx(top, abs=60)
     frontend.stop_daemon()
     try:
