@@ -119,9 +119,17 @@ class Knot:
 
     async def change(self, name: str, addresses: Iterable[str]) -> float:
         """Let a service have these addresses; the monotonic time when the server says so."""
-        response = await dns.asyncquery.tcp(
-            self._update(name, addresses), self.address[0], port=self.address[1], timeout=30
-        )
+        update = self._update(name, addresses)
+        # Its one TCP worker was once seen not to take a connection for half a minute.
+        for left in reversed(range(6)):
+            try:
+                response = await dns.asyncquery.tcp(
+                    update, self.address[0], port=self.address[1], timeout=5
+                )
+                break
+            except dns.exception.Timeout:
+                if not left:
+                    raise
         changed = time.monotonic()
         self._check(response)
         return changed
