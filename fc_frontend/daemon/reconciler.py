@@ -20,14 +20,10 @@ from pathlib import Path
 from fc_frontend.config.last_good import Form, LastGood, Piece, Quarantine, Unit
 from fc_frontend.config.loader import Declaration, Sources, is_unchanged, read, state_directory
 from fc_frontend.config.quarantine import Withdrawn, tolerate
+from fc_frontend.daemon.cluster_dns import ClusterDns
 from fc_frontend.daemon.guard import Guard
 from fc_frontend.daemon.report import Report
-from fc_frontend.discovery.client import DnsClient, Exchange
-from fc_frontend.discovery.hint import WORTHWHILE, Hint
-from fc_frontend.discovery.resolve import resolve_all
-from fc_frontend.discovery.steady import Steady
-from fc_frontend.discovery.transfer import NotTransferred, Transferred, Transfers
-from fc_frontend.errors import Problem, Severity, Unavailable, errors_in
+from fc_frontend.errors import Problem, Unavailable, errors_in
 from fc_frontend.haproxy import drain_record, hold, install, kept_files, rollback, runtime
 from fc_frontend.haproxy.assign import assign
 from fc_frontend.haproxy.deploy import (
@@ -65,7 +61,6 @@ from fc_frontend.pipeline import (
 from fc_frontend.plan import planner
 from fc_frontend.plan.model import (
     Answer,
-    Freshness,
     Haproxy,
     Plan,
     Resolution,
@@ -120,11 +115,7 @@ class Reconciler:
         self._metrics = metrics
         self._report = Report(log, metrics)
         self._clock = clock
-        self._client: DnsClient | None = None
-        self._steady = Steady()
-        self._hint = Hint()
-        self._transfers = Transfers(clock)
-        self._transfer_problem: Problem | None = None
+        self._cluster_dns = ClusterDns(log, metrics, clock)
         self._unsaved = False
         self._sources: Sources | None = None
         self._declared_by: tuple[Sources, LastGood, Withdrawn] | None = None
@@ -168,8 +159,8 @@ class Reconciler:
     @property
     def problems(self) -> tuple[Problem, ...]:
         """What is wrong with what is declared."""
-        of_transfer = (self._transfer_problem,) if self._transfer_problem else ()
-        return (*self._report.problems, *of_transfer)
+        of_dns = self._cluster_dns.problem
+        return (*self._report.problems, *((of_dns,) if of_dns else ()))
 
     @property
     def quarantined(self) -> tuple[Quarantine, ...]:
@@ -424,36 +415,10 @@ class Reconciler:
         """Ask cluster DNS about all services; True if the plan changes by what it says."""
         if self.declaration is None:
             return False
-        specs = self.declaration.services
-        settings = self.declaration.settings
-        began = self._clock()
-        serial = await self._serial(settings, len(specs))
-        is_due = self._hint.is_due(serial, began, settings.intervals.resolve)
-        if not is_due:
-            self._metrics.swept("spared")
-            return False
+        settings, specs = self.declaration.settings, self.declaration.services
         before = self.resolution
-        zone = await self._zone(settings)
-        self._metrics.swept("transfer" if zone else "whole")
-        answers = await resolve_all(
-            specs,
-            settings.cluster,
-            self._dns(),
-            before,
-            now=self._clock(),
-            hold=settings.intervals.hold,
-            steady=self._steady,
-            zone=zone,
-        )
-        self._metrics.resolved(answers, self._clock())
-        changed = answers != before
-        is_quiet = not changed and all(
-            answer.freshness is Freshness.FRESH and answer.lost_at is None
-            for answer in answers.values()
-        )
-        after = await self._serial(settings, len(specs)) if changed else serial
-        self._hint = self._hint.after(serial, after, began, changed=changed, is_quiet=is_quiet)
-        if not changed:
+        answers = await self._cluster_dns.sweep(specs, settings, before)
+        if answers is None:
             return False
         self._report.answers(before, answers)
         # What follows from it for the plan is for the step that ends a hold.
@@ -465,35 +430,6 @@ class Reconciler:
         planned = plan(settings, specs, self.declaration.fragments, answers, memo=self._sweep_memo)
         self._metrics.planned(self.deployed, answers)
         return _shape(planned.services) != _shape(self.deployed.services)
-
-    async def _serial(self, settings: Settings, services: int) -> int | None:
-        """The serial of the cluster's zone, where asking for it may save more than it costs."""
-        if services < WORTHWHILE and not settings.cluster.by_transfer:
-            return None
-        return await self._dns().serial(settings.cluster.domain)
-
-    async def _zone(self, settings: Settings) -> Transferred | None:
-        """Whom to ask in place of cluster DNS, where a transfer is wanted, allowed and due."""
-        if not settings.cluster.by_transfer:
-            self._transfer_problem = None
-            return None
-        if not self._transfers.may_begin():
-            return None
-        client = self._dns()
-        try:
-            zone = await self._transfers.zone(client.preferred, settings.cluster.domain)
-        except NotTransferred as exc:
-            self._transfer_problem = _not_transferred(settings, str(exc))
-            self._log.limited("zone-not-transferred").warning(
-                "zone-not-transferred",
-                reason=self._transfer_problem.message,
-                remedy=self._transfer_problem.remedy,
-                effect="each service is asked about",
-            )
-            self._metrics.swept("refused")
-            return None
-        self._transfer_problem = None
-        return Transferred(zone, client)
 
     async def assign(self, *, anew: bool = False) -> None:
         """Give pods to the slots of services that HAProxy's resolver cannot fill.
@@ -639,9 +575,7 @@ class Reconciler:
 
     def close(self) -> None:
         """Close the sockets to cluster DNS."""
-        if self._client is not None:
-            self._client.close()
-            self._client = None
+        self._cluster_dns.close()
 
     async def save(self) -> None:
         """Keep the answers for the next start, if they changed since they were last kept."""
@@ -668,20 +602,6 @@ class Reconciler:
         finally:
             self._unsaved |= not is_saved
 
-    def _dns(self) -> DnsClient:
-        if self._client is None:
-            assert (
-                self.declaration or self.read
-            )  # a client is asked for only once there are settings
-            settings = (self.read or self.declaration).settings  # type: ignore[union-attr]
-            self._client = DnsClient(settings.cluster.nameservers, observe=self._exchanged)
-        return self._client
-
-    def _exchanged(self, exchange: Exchange) -> None:
-        self._metrics.queries(
-            exchange.nameserver, exchange.transport, exchange.rcode, exchange.durations
-        )
-
     async def _resolve_new(self, declaration: Declaration) -> None:
         """Ask DNS about services that are new or ask another question than before."""
         before = self.declaration
@@ -699,19 +619,10 @@ class Reconciler:
             for spec in pending:
                 self.resolution.pop(spec.name, None)
         if before is None or before.settings.cluster != declaration.settings.cluster:
-            self.close()
+            self._cluster_dns.close()
             pending = declaration.services
         if pending:
-            self._hint = Hint()
-            answers = await resolve_all(
-                pending,
-                declaration.settings.cluster,
-                self._dns(),
-                self.resolution,
-                now=self._clock(),
-                hold=declaration.settings.intervals.hold,
-            )
-            self._metrics.resolved(answers, self._clock())
+            answers = await self._cluster_dns.ask(pending, declaration.settings, self.resolution)
             self.resolution = {**self.resolution, **answers}
             self._unsaved = True
         if len(self.resolution) > len(declaration.services):
@@ -958,16 +869,6 @@ def _no_server_up(name: str, evidence: str) -> Problem:
         message=f"no server up any more: {evidence}",
         remedy="see port, tls and checks in its declaration; once that changes it is tried again",
         service=name,
-    )
-
-
-def _not_transferred(settings: Settings, said: str) -> Problem:
-    return Problem(
-        message=f"zone {settings.cluster.domain} is not transferred: {said}",
-        remedy="allow it in CoreDNS (plugin `transfer`, 1.14.5 or later), or leave out "
-        "`discovery: transfer`; it is tried again after ten minutes",
-        severity=Severity.WARNING,
-        field="cluster.discovery",
     )
 
 
