@@ -17,14 +17,14 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 
-from fc_frontend.config.last_good import Form, LastGood, Piece, Quarantine, Unit
-from fc_frontend.config.loader import Declaration, Sources, is_unchanged, read, state_directory
-from fc_frontend.config.quarantine import Withdrawn, tolerate
+from fc_frontend.config.last_good import Piece, Quarantine, Unit
+from fc_frontend.config.loader import Declaration
 from fc_frontend.daemon.cluster_dns import ClusterDns
+from fc_frontend.daemon.declared import Declared
 from fc_frontend.daemon.guard import Guard
 from fc_frontend.daemon.report import Report
 from fc_frontend.errors import Problem, Unavailable, errors_in
-from fc_frontend.haproxy import drain_record, hold, install, kept_files, rollback, runtime
+from fc_frontend.haproxy import drain_record, hold, install, rollback, runtime
 from fc_frontend.haproxy.assign import assign
 from fc_frontend.haproxy.deploy import (
     Deployment,
@@ -46,15 +46,12 @@ from fc_frontend.pipeline import (
     MOST_TRIALS,
     Memo,
     Prepared,
-    culprit,
     judged,
     prepare,
     question,
     record,
     save_answers,
-    save_last_good,
     stored_answers,
-    stored_last_good,
     traced,
     with_slots,
 )
@@ -110,22 +107,15 @@ class Reconciler:
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._settings_file = settings_file
         self._log = log
         self._metrics = metrics
         self._report = Report(log, metrics)
         self._clock = clock
         self._cluster_dns = ClusterDns(log, metrics, clock)
         self._unsaved = False
-        self._sources: Sources | None = None
-        self._declared_by: tuple[Sources, LastGood, Withdrawn] | None = None
+        self._declared = Declared(settings_file)
         self._memo = Memo()
         self._sweep_memo = planner.Memo()
-        self._last_good: LastGood | None = None
-        self._saved: LastGood | None = None
-        self._withdrawn = Withdrawn()
-        self._untraced: Unit | None = None
-        self._substitutes: dict[str, str] = {}
         self._guard = Guard()
         self._tidied = False
         self._unassigned = True
@@ -170,7 +160,7 @@ class Reconciler:
     @property
     def names(self) -> frozenset[str]:
         """All services that are declared, in quarantine or not."""
-        return frozenset(self._sources.services if self._sources else ())
+        return self._declared.names
 
     @property
     def in_sync(self) -> bool:
@@ -183,7 +173,7 @@ class Reconciler:
 
         A file that cannot be read may be mended without any sign of change, as by more descriptors.
         """
-        return bool(self._withdrawn.refused) or any(
+        return self._declared.refuses or any(
             held.unit.piece is Piece.FILE for held in self.quarantined
         )
 
@@ -196,9 +186,10 @@ class Reconciler:
         the files of services.d that changed, where `triggers` are `NAMED`; None if any may have.
         Returns what was deployed, None if nothing had to be or could be.
         """
-        if self._sources is None or not triggers <= _WITHOUT_FILES:
-            before = None if Trigger.SIGHUP in triggers else self._sources
-            await self._read(before, changed if triggers <= NAMED else None)
+        if not self._declared.is_read or not triggers <= _WITHOUT_FILES:
+            await self._declared.read(
+                changed if triggers <= NAMED else None, afresh=Trigger.SIGHUP in triggers
+            )
         await self.look_at_hold()
         for _ in range(MOST_TRIALS):
             self.prepared = prepared = await self._prepare()
@@ -208,7 +199,7 @@ class Reconciler:
                 self._refuse(prepared.problems)
                 return await self._revive()
             if prepared.config is None or not prepared.ok:
-                if self._withdrawn.withdraw(traced(prepared.problems, prepared.declaration)):
+                if self._declared.withdraw(traced(prepared.problems, prepared.declaration)):
                     continue
                 self._refuse(prepared.problems)
                 return await self._revive()
@@ -226,7 +217,8 @@ class Reconciler:
             if deployment.outcome is Outcome.HELD:
                 await self.look_at_hold()
                 return await self._stay(prepared)
-            prepared = self._attributed(prepared, deployment)
+            declaration = self._declared.attributed(prepared.declaration, deployment)
+            prepared = replace(prepared, declaration=declaration)
             if deployment.outcome is not Outcome.REFUSED or not await self._isolate(
                 prepared, deployment
             ):
@@ -241,10 +233,10 @@ class Reconciler:
 
         Settings must have been read once; False until then.
         """
-        if self._sources is None:
+        if not self._declared.is_read:
             return False
         before = self.held
-        found = await asyncio.to_thread(hold.load, self._state_directory)
+        found = await asyncio.to_thread(hold.load, self._declared.state_directory)
         if found is not None:
             # What cannot be read holds what HAProxy has, whichever that is.
             self.wanted = found.hash or self.running
@@ -271,12 +263,6 @@ class Reconciler:
         self._metrics.drifted(False)
         self._metrics.synced(self.wanted, self.running)
         return False
-
-    @property
-    def _state_directory(self) -> str:
-        """Where the hold is: also before anything was accepted."""
-        assert self._sources is not None
-        return state_directory(self._sources)
 
     async def _stay(self, prepared: Prepared) -> Deployment | None:
         """Deploy nothing, but show what is declared, and keep a supervised HAProxy serving."""
@@ -312,49 +298,11 @@ class Reconciler:
 
     async def look_at_files(self) -> bool:
         """True if any file is another one than when it was read."""
-        return self._sources is None or not await asyncio.to_thread(is_unchanged, self._sources)
-
-    async def _read(self, before: Sources | None, changed: frozenset[str] | None) -> None:
-        """Read the files, and give units that HAProxy refused another chance."""
-        self._sources = await asyncio.to_thread(read, self._settings_file, before, changed)
-        self._withdrawn.clear()
-        self._untraced = None
-        if self._last_good is None:
-            directory = state_directory(self._sources)
-            self._last_good = await asyncio.to_thread(stored_last_good, directory)
-        substitutes = await asyncio.to_thread(
-            kept_files.substitutes, state_directory(self._sources), self._last_good.files
-        )
-        self._substitutes = substitutes
-        # What had no server up is tried again only in another form.
-        failed = {
-            name: form
-            for name, form in self._last_good.failed.items()
-            if name in self._sources.services and self._sources.services[name].value == form.value
-        }
-        self._last_good = replace(self._last_good, failed=failed)
-        self._withdrawn.withdraw(
-            {
-                Unit(Piece.SERVICE, name): (_no_server_up(name, form.file),)
-                for name, form in failed.items()
-            }
-        )
-
-    @property
-    def _fallback(self) -> LastGood:
-        """The last good forms, with copies where files that they name have changed since."""
-        assert self._last_good is not None
-        return self._last_good.with_paths(self._substitutes)
+        return await self._declared.changed()
 
     async def _prepare(self, *, shrink: bool = False) -> Prepared:
         """Plan and render what can be had, with what is faulty in its last good form."""
-        assert self._sources is not None
-        assert self._last_good is not None
-        declared_by = (self._sources, self._fallback, self._withdrawn.copy())
-        if self.read is None or not _are_same(declared_by, self._declared_by):
-            self.read = await asyncio.to_thread(tolerate, *declared_by)
-            self._declared_by = declared_by
-        declaration = self.read
+        self.read = declaration = await self._declared.declaration()
         if not errors_in(declaration.problems):
             await self._resolve_new(declaration)
         return await asyncio.to_thread(
@@ -363,51 +311,17 @@ class Reconciler:
 
     async def _isolate(self, prepared: Prepared, deployment: Deployment) -> bool:
         """Withdraw what HAProxy refused; False if that cannot be told from the rest."""
-        faults = traced(deployment.problems, prepared.declaration)
-        if faults:
-            # What serves is never left out: rather nothing changes at all.
-            again = {unit.name for unit in faults if unit in self._withdrawn.refused}
-            serving = {s.spec.name for s in self.deployed.services} if self.deployed else set()
-            return not again & serving and self._withdrawn.withdraw(faults)
-        if not deployment.judged:
-            return False
-        assert self._last_good is not None
-        changed = prepared.declaration.forms.differing(self._last_good)
-        suspects = sorted(changed - self._withdrawn.left_out)
-        try:
-            found = await asyncio.to_thread(culprit, suspects, self._accepts)
-        except Unavailable:
-            # Who cannot be asked has blamed nobody; it is tried again later.
-            return False
-        said = errors_in(deployment.problems)
-        self._untraced = found
-        return found is not None and self._withdrawn.withdraw({found: said})
-
-    def _attributed(self, prepared: Prepared, deployment: Deployment) -> Prepared:
-        """Leave the unit that was found by search only the errors that are gone without it."""
-        unit, self._untraced = self._untraced, None
-        if unit is None or unit not in self._withdrawn.refused:
-            return prepared
-        others = errors_in(deployment.problems)
-        said = self._withdrawn.refused[unit]
-        own = tuple(problem for problem in said if problem not in others) or said
-        self._withdrawn.refused[unit] = own
-        quarantined = tuple(
-            replace(held, problems=own) if held.unit == unit else held
-            for held in prepared.declaration.quarantined
+        serving = {s.spec.name for s in self.deployed.services} if self.deployed else set()
+        return await self._declared.isolate(
+            prepared.declaration, deployment, serving, self._accepts
         )
-        return replace(prepared, declaration=replace(prepared.declaration, quarantined=quarantined))
 
     def _accepts(self, reverted: frozenset[Unit]) -> bool:
         """True if HAProxy accepts the configuration without these units' changes.
 
         Raises `Unavailable` if HAProxy cannot be asked.
         """
-        assert self._sources is not None
-        assert self._last_good is not None
-        withdrawn = self._withdrawn.without(reverted)
-        declaration = tolerate(self._sources, self._fallback, withdrawn)
-        prepared = judged(prepare(declaration, self.resolution))
+        prepared = judged(prepare(self._declared.without(reverted), self.resolution))
         self._metrics.checked("accepted" if prepared.ok else "refused")
         return prepared.ok
 
@@ -539,7 +453,7 @@ class Reconciler:
             effect="put right" if restores else "left until the configuration changes",
         )
         if restores:
-            await asyncio.to_thread(_restore, self._state_directory, haproxy, text)
+            await asyncio.to_thread(_restore, self._declared.state_directory, haproxy, text)
             # Who edits it again meanwhile is seen at the next look.
             self._seen_file = None
             self.drifted = False
@@ -579,21 +493,18 @@ class Reconciler:
 
     async def save(self) -> None:
         """Keep the answers for the next start, if they changed since they were last kept."""
-        if not self._unsaved or self.declaration is None:
+        if (not self._unsaved and self._declared.is_saved) or self.declaration is None:
             return
+        declaration, memo = self.declaration, self._memo
         # What changes while this is written is for the next time.
-        self._unsaved = False
-        is_saved = False
-        last_good, memo = self._last_good, self._memo
+        unsaved, self._unsaved = self._unsaved, False
+        is_saved = not unsaved
         try:
-            await asyncio.to_thread(
-                save_answers, self.declaration, dict(self.resolution), memo=memo
-            )
-            if last_good is not None and last_good is not self._saved:
-                directory = self.declaration.settings.state_directory
-                await asyncio.to_thread(save_last_good, directory, last_good, memo=memo)
-                self._saved = last_good
-            is_saved = True
+            if unsaved:
+                answers = dict(self.resolution)
+                await asyncio.to_thread(save_answers, declaration, answers, memo=memo)
+                is_saved = True
+            await self._declared.save(declaration.settings.state_directory, memo)
         except Unavailable as exc:
             self._metrics.state_not_written("answers")
             self._log.limited("state-not-saved").warning(
@@ -635,7 +546,7 @@ class Reconciler:
         if declaration is None:
             return None
         deployment = await asyncio.to_thread(
-            _revive, self._state_directory, declaration.settings.haproxy
+            _revive, self._declared.state_directory, declaration.settings.haproxy
         )
         if deployment is None:
             return None
@@ -680,8 +591,7 @@ class Reconciler:
             self._refuse((*prepared.problems, *deployment.problems), deployment)
             return why
         if deployment.outcome is Outcome.RELOADED:
-            assert self._last_good is not None
-            changed = prepared.declaration.forms.differing(self._last_good)
+            changed = self._declared.differing(prepared.declaration)
             names = {unit.name for unit in changed if unit.piece is Piece.SERVICE}
             self._guard.watch(names, deployment.had_up, self._clock())
         self._accept(replace(prepared, problems=(*prepared.problems, *deployment.problems)))
@@ -703,38 +613,27 @@ class Reconciler:
 
     async def _keep_files(self, declaration: Declaration) -> None:
         """Keep copies of certificates and what else the sections that HAProxy took name."""
-        assert self._last_good is not None
         if self._config is None:
             return
-        config, last_good, memo = self._config, self._last_good, self._memo.forms
         directory = declaration.settings.state_directory
-
-        def keep() -> dict[str, str]:
-            paths = kept_files.paths_in(config.own_text)
-            return kept_files.keep(directory, paths, last_good.named_files(memo))
-
         try:
-            files = await asyncio.to_thread(keep)
+            await self._declared.keep_files(self._config.own_text, directory, self._memo)
         except Unavailable as exc:
             self._metrics.state_not_written("files")
             self._log.limited("files-not-kept").warning(
                 "files-not-kept", said=exc.problems[0].message, remedy=exc.problems[0].remedy
             )
-            return
-        if files != self._last_good.files:
-            self._last_good = replace(self._last_good, files=files)
-            self._unsaved = True
 
     async def _keep(
         self, prepared: Prepared, deployment: Deployment, why: tuple[Reason, ...]
     ) -> None:
         """Keep what was done in the history, and what is good now for the next start."""
         await self._record(prepared, deployment, why)
-        if deployment.ok and self.declaration is not None and self._last_good is not None:
+        if deployment.ok and self.declaration is not None:
             await self._keep_files(self.declaration)
             await self.save()
             settings = self.declaration.settings
-            if not self._withdrawn.refused:
+            if not self._declared.refuses:
                 await asyncio.to_thread(forget_refused, settings.haproxy)
             if not self._tidied:
                 self._tidied = True
@@ -754,7 +653,6 @@ class Reconciler:
 
     def _accept(self, prepared: Prepared) -> None:
         assert prepared.config is not None
-        assert self._last_good is not None
         self.declaration = prepared.declaration
         self.deployed = prepared.plan
         self.wanted = prepared.config.hash
@@ -767,14 +665,8 @@ class Reconciler:
     def _promote(self) -> None:
         """Let what HAProxy has be the last good, but for what is in quarantine or still watched."""
         assert self.declaration is not None
-        assert self._last_good is not None
-        units = [held.unit for held in self.quarantined]
-        last_good = self.declaration.forms.with_former(
-            self._last_good, units, (Unit(Piece.SERVICE, name) for name in self._guard.watched)
-        )
-        if last_good != self._last_good:
-            self._last_good = last_good
-            self._unsaved = True
+        watched = [Unit(Piece.SERVICE, name) for name in self._guard.watched]
+        self._declared.promote(self.declaration, watched)
 
     async def guard(self) -> bool:
         """Look at the services that the last reload changed; True if one must go back.
@@ -800,21 +692,15 @@ class Reconciler:
 
     def _take_back(self, name: str, servers: tuple[ServerState, ...]) -> bool:
         """Have a service go back; False if its last good form is not known."""
-        assert self._last_good is not None
         assert self.declaration is not None
-        form = self.declaration.forms.services.get(name)
-        if form is None or name not in self._last_good.services:
-            return False
         down = sum(server.proxy == name and bool(server.address) for server in servers)
         which = (
             "its only server failed its" if down == 1 else f"all of its {down} servers failed their"
         )
         evidence = f"{which} checks after the reload"
-        failed = {**self._last_good.failed, name: Form(evidence, form.value)}
-        self._last_good = replace(self._last_good, failed=failed)
-        self._unsaved = True
-        problem = _no_server_up(name, evidence)
-        self._withdrawn.withdraw({Unit(Piece.SERVICE, name): (problem,)})
+        problem = self._declared.take_back(self.declaration, name, evidence)
+        if problem is None:
+            return False
         self._log.error("service-went-back", service=name, said=problem.message)
         return True
 
@@ -864,14 +750,6 @@ def _save_as_it_runs(settings: Settings) -> None:
     save_running(settings, text, text, runtime.servers(settings.haproxy.runtime_socket))
 
 
-def _no_server_up(name: str, evidence: str) -> Problem:
-    return Problem(
-        message=f"no server up any more: {evidence}",
-        remedy="see port, tls and checks in its declaration; once that changes it is tried again",
-        service=name,
-    )
-
-
 def _updated(now: Resolution, before: Resolution, answers: Resolution) -> dict[str, Answer]:
     """`now` with what a sweep that began with `before` found to be different.
 
@@ -890,13 +768,6 @@ def _updated(now: Resolution, before: Resolution, answers: Resolution) -> dict[s
             else answer
         )
     return updated
-
-
-def _are_same(
-    one: tuple[Sources, LastGood, Withdrawn], other: tuple[Sources, LastGood, Withdrawn] | None
-) -> bool:
-    """True if the same would be declared: the sources and forms are large, so by identity."""
-    return other is not None and one[0] is other[0] and one[1] is other[1] and one[2] == other[2]
 
 
 def _shape(services: Iterable[ServicePlan]) -> list[tuple[object, ...]]:
