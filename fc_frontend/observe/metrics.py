@@ -85,6 +85,9 @@ class Metrics:
             ("kind",),
             registry=self.registry,
         )
+        # A rate is only seen of what was there at zero.
+        for kind in ("whole", "spared", "transfer", "refused"):
+            self._sweeps.labels(kind)
         self._query_durations = Durations(
             "fc_frontend_dns_query_duration_seconds",
             "From question to answer of cluster DNS.",
