@@ -7,23 +7,18 @@ so that nobody who is killed in between leaves a drained slot that is never free
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
-import os
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fc_frontend.errors import Problem, Severity, Unavailable
 from fc_frontend.haproxy import drain, install, runtime
 from fc_frontend.haproxy.drain import NOTHING, Drained
+from fc_frontend.haproxy.lock import directory_locked, not_locked
 from fc_frontend.haproxy.runtime import ServerState
 from fc_frontend.plan.model import Resolution, Settings
 
 FILE = "drained.json"
-_LOCK_TIMEOUT = 5.0
-_PAUSE = 0.01
 _MOST_BACKENDS = 16
 """Services that are asked for one by one; with more, all servers are asked for at once."""
 
@@ -108,8 +103,8 @@ def change(
     try:
         Path(settings.state_directory).mkdir(mode=0o750, parents=True, exist_ok=True)
     except OSError as error:
-        raise _not_locked(settings, error.strerror or str(error)) from error
-    with _locked(settings):
+        raise not_locked(Path(settings.state_directory), error.strerror or str(error)) from error
+    with directory_locked(Path(settings.state_directory)):
         before, problems = load(settings)
         names = before.names | set(services)
         servers = _servers(socket, names)
@@ -165,35 +160,4 @@ def _servers(socket: str, names: frozenset[str]) -> tuple[ServerState, ...]:
         for name in sorted(names)
         if drain.is_name(name)
         for server in runtime.servers_of(socket, name)
-    )
-
-
-@contextlib.contextmanager
-def _locked(settings: Settings) -> Iterator[None]:
-    try:
-        file = os.open(settings.state_directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError as error:
-        raise _not_locked(settings, error.strerror or str(error)) from error
-    try:
-        deadline = time.monotonic() + _LOCK_TIMEOUT
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() >= deadline:
-                    raise _not_locked(settings, "another process holds it") from None
-                time.sleep(_PAUSE)
-        yield
-    finally:
-        os.close(file)
-
-
-def _not_locked(settings: Settings, reason: str) -> Unavailable:
-    return Unavailable(
-        Problem(
-            message=f"the state directory {settings.state_directory} cannot be locked: {reason}",
-            remedy="run as the user that fc-frontend's daemon runs as, or as root; else try again",
-            field="state_directory",
-        )
     )

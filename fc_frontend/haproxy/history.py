@@ -7,12 +7,10 @@ beside it.  Numbers only rise.  What is damaged is left out and never ends anybo
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import re
 import stat
-import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -20,6 +18,7 @@ from typing import Any
 
 from fc_frontend.errors import Problem, Refused, Unavailable
 from fc_frontend.haproxy.install import atomic_write, give_to_owner
+from fc_frontend.haproxy.lock import directory_locked, not_locked
 from fc_frontend.render.render import config_hash
 
 DIRECTORY = "history"
@@ -35,8 +34,6 @@ _LONGEST_WORD = 500
 _LARGEST_ENTRY = 64 * 1024
 _NAME = re.compile(r"^(\d{6}|[1-9]\d{6,11})\.(json|cfg)$")
 _HASH = re.compile(r"^[0-9a-f]{16}$")
-_LOCK_TIMEOUT = 5.0
-_PAUSE = 0.02
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -180,7 +177,7 @@ def prune(state_directory: str) -> None:
 
 
 @contextlib.contextmanager
-def _exclusive(state_directory: str, timeout: float = _LOCK_TIMEOUT) -> Iterator[None]:
+def _exclusive(state_directory: str) -> Iterator[None]:
     """Nobody else records in the meantime, so that no number is given twice.
 
     Raises `Unavailable`.
@@ -191,22 +188,10 @@ def _exclusive(state_directory: str, timeout: float = _LOCK_TIMEOUT) -> Iterator
             path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
             path.mkdir(mode=0o750, exist_ok=True)
             give_to_owner(str(path))
-        file = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
-        raise _not_locked(path, error.strerror or str(error)) from error
-    try:
-        deadline = time.monotonic() + timeout
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() >= deadline:
-                    raise _not_locked(path, "another process holds it") from None
-                time.sleep(_PAUSE)
+        raise not_locked(path, error.strerror or str(error)) from error
+    with directory_locked(path):
         yield
-    finally:
-        os.close(file)
 
 
 def write_as_owner(path: str, data: bytes) -> None:
@@ -298,13 +283,3 @@ def _bounded(entry: Entry) -> Entry:
 
 def _same(one: Entry, other: Entry) -> bool:
     return (one.hash, one.outcome) == (other.hash, other.outcome)
-
-
-def _not_locked(path: Path, reason: str) -> Unavailable:
-    return Unavailable(
-        Problem(
-            message=f"{path} cannot be locked: {reason}",
-            remedy="run as the user that fc-frontend's daemon runs as, or as root; else try again",
-            field="state_directory",
-        )
-    )

@@ -1,4 +1,7 @@
-"""One deployment at a time: the daemon, `apply` and `rollback` take turns."""
+"""One at a time: who deploys, who records in the history, who changes what is drained.
+
+The daemon, `apply`, `rollback` and the others take turns.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from fc_frontend.errors import Problem, Severity, Unavailable
 from fc_frontend.haproxy.install import give_to_owner
 
 FILE = "deploy.lock"
-_PAUSE = 0.02
+_PAUSE = 0.01
 
 
 @contextlib.contextmanager
@@ -32,14 +35,49 @@ def deploying(state_directory: str, timeout: float) -> Iterator[tuple[Problem, .
         return
     try:
         try:
-            _wait(path, file, timeout)
+            is_ours = _wait(file, timeout)
         except OSError as error:
             yield (_unlocked(path, error),)
             return
+        if not is_ours:
+            raise _busy(path, file, timeout)
         _sign(file)
         yield ()
     finally:
         os.close(file)
+
+
+@contextlib.contextmanager
+def directory_locked(path: Path, timeout: float = 5.0) -> Iterator[None]:
+    """Have a directory to oneself, among those who ask for it; waits for at most `timeout` seconds.
+
+    Ends with the process that has it; not to be taken twice.  Raises `Unavailable`.
+    """
+    try:
+        file = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise not_locked(path, error.strerror or str(error)) from error
+    try:
+        try:
+            is_ours = _wait(file, timeout)
+        except OSError as error:
+            raise not_locked(path, error.strerror or str(error)) from error
+        if not is_ours:
+            raise not_locked(path, "another process holds it")
+        yield
+    finally:
+        os.close(file)
+
+
+def not_locked(path: Path, reason: str) -> Unavailable:
+    """A directory cannot be had alone."""
+    return Unavailable(
+        Problem(
+            message=f"{path} cannot be locked: {reason}",
+            remedy="run as the user that fc-frontend's daemon runs as, or as root; else try again",
+            field="state_directory",
+        )
+    )
 
 
 def _open(path: Path) -> int:
@@ -55,17 +93,18 @@ def _open(path: Path) -> int:
     return file
 
 
-def _wait(path: Path, file: int, timeout: float) -> None:
+def _wait(file: int, timeout: float) -> bool:
+    """True once it is locked, False if others have had it all the time."""
     deadline = time.monotonic() + timeout
     while True:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             if time.monotonic() >= deadline:
-                raise _busy(path, file, timeout) from None
+                return False
             time.sleep(_PAUSE)
         else:
-            return
+            return True
 
 
 def _sign(file: int) -> None:
