@@ -6,6 +6,7 @@ from Debian's packages unpacked into a cache: nothing is installed and no servic
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import shutil
@@ -118,8 +119,20 @@ class Knot:
         return self._endpoints
 
     async def change(self, name: str, addresses: Iterable[str]) -> float:
-        """Let a service have these addresses; the monotonic time when the server says so."""
+        """Let a service have these addresses; the monotonic time when the server says so.
+
+        That is when a question is answered by them, or when the change is acknowledged: whichever
+        is earlier, as a busy server may be late with the one or the other.
+        """
         update = self._update(name, addresses)
+        seen = asyncio.create_task(self._seen(name))
+        try:
+            acknowledged = await self._acknowledged(update)
+            return min(acknowledged, seen.result()) if seen.done() else acknowledged
+        finally:
+            seen.cancel()
+
+    async def _acknowledged(self, update: dns.update.UpdateMessage) -> float:
         # Its one TCP worker was once seen not to take a connection for half a minute.
         for left in reversed(range(6)):
             try:
@@ -130,9 +143,22 @@ class Knot:
             except dns.exception.Timeout:
                 if not left:
                     raise
-        changed = time.monotonic()
+        acknowledged = time.monotonic()
         self._check(response)
-        return changed
+        return acknowledged
+
+    async def _seen(self, name: str) -> float:
+        """When a question is answered by the addresses that the service has now."""
+        query = dns.message.make_query(owners(name)[0], "A")
+        wanted = set(self._endpoints[name])
+        while True:
+            with contextlib.suppress(dns.exception.DNSException, OSError):
+                answer = await dns.asyncquery.udp(
+                    query, self.address[0], port=self.address[1], timeout=1
+                )
+                if {record.address for rrset in answer.answer for record in rrset} == wanted:
+                    return time.monotonic()
+            await asyncio.sleep(0.002)
 
     def change_now(self, name: str, addresses: Iterable[str]) -> float:
         """As `change`, for those who have no event loop."""
