@@ -41,7 +41,9 @@ FIRST_PORT = 10000
 NEW_PORTS = 20000
 CHANGED_PORTS = 30000
 ADDRESSES = 200
-LOOKS = 5
+LOOKS = 8
+PAUSE = 0.05
+"""Seconds between looks: what comes and goes with a sweep is not there at each."""
 QUIET_SWEEPS = 4
 MOST_POINTS = 400
 """Of a slope: as many are taken, evenly, from all."""
@@ -164,10 +166,10 @@ class Churn:
         self.quiet()
         assert self.frontend.daemon is not None
         process = psutil.Process(self.frontend.daemon.pid)
-        counts = [self._census() for _ in range(LOOKS)]
-        descriptors = [process.num_fds()]
+        counts, descriptors = [self._census()], [process.num_fds()]
         for _ in range(LOOKS - 1):
-            time.sleep(0.02)
+            time.sleep(PAUSE)
+            counts.append(self._census())
             descriptors.append(process.num_fds())
         memory = process.memory_full_info()
         state = self.frontend.directory / "state"
