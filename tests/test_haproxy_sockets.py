@@ -281,6 +281,8 @@ def test_servers_have_addresses_and_states(haproxy: RealHaproxy) -> None:
     slot = found["empty", "slot1"]
     assert (slot.address, slot.port, slot.up) == (None, 80, False)
     assert slot.fqdn == "*.web.default.svc.cluster.local"
+    with_address = runtime.servers_with_address(haproxy.runtime_socket)
+    assert [server.server for server in with_address] == ["pod1", "pod2", "pod3"]
 
 
 def test_missing_columns_are_none() -> None:

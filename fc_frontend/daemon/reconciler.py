@@ -678,7 +678,7 @@ class Reconciler:
             return False
         try:
             servers = await asyncio.to_thread(
-                runtime.servers, self.deployed.settings.haproxy.runtime_socket
+                runtime.servers_with_address, self.deployed.settings.haproxy.runtime_socket
             )
         except Unavailable:
             return False
@@ -747,7 +747,8 @@ def _as_installed(haproxy: Haproxy, services: Iterable[ServicePlan]) -> list[Ser
 def _save_as_it_runs(settings: Settings) -> None:
     installed = install.read(settings.haproxy.config_file) or b""
     text = installed.decode("utf-8", "replace")
-    save_running(settings, text, text, runtime.servers(settings.haproxy.runtime_socket))
+    running = runtime.servers_with_address(settings.haproxy.runtime_socket)
+    save_running(settings, text, text, running)
 
 
 def _updated(now: Resolution, before: Resolution, answers: Resolution) -> dict[str, Answer]:

@@ -86,6 +86,7 @@ class Running:
     processes: Processes | None = None
     worker: int | None = None
     servers: tuple[runtime.ServerState, ...] = ()
+    """Those with an address."""
 
     @property
     def pids(self) -> frozenset[int]:
@@ -111,7 +112,7 @@ def observe(haproxy: Haproxy) -> Running:
         info = runtime.info(haproxy.runtime_socket)
         worker_hash = runtime.hash_in(info)
         worker = int(info["Pid"]) if info.get("Pid", "").isdigit() else None
-        servers = runtime.servers(haproxy.runtime_socket)
+        servers = runtime.servers_with_address(haproxy.runtime_socket)
     with contextlib.suppress(Unavailable):
         processes = show_proc(haproxy.master_socket)
     return Running(hash=worker_hash, processes=processes, worker=worker, servers=servers)
@@ -360,7 +361,8 @@ def save_server_state(plan: Plan, resolution: Resolution) -> None:
 
     Raises `Unavailable`.
     """
-    running = Running(servers=runtime.servers(plan.settings.haproxy.runtime_socket))
+    socket = plan.settings.haproxy.runtime_socket
+    running = Running(servers=runtime.servers_with_address(socket))
     _write_server_state(plan, resolution, running)
 
 

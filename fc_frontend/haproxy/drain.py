@@ -54,7 +54,10 @@ class Drained:
         """True if a pod of `service` with this address, or none yet, is to be drained."""
         if service in self.services:
             return True
-        return address is not None and (service, canonical(address)) in self.pods
+        # Nearly always there are none, and spelling costs.
+        return (
+            bool(self.pods) and address is not None and (service, canonical(address)) in self.pods
+        )
 
     def admin(self, service: str, address: str, server: ServerState | None) -> int:
         """The administrative state that this makes of the state of `server`, None for a new one."""

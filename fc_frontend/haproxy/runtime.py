@@ -98,6 +98,13 @@ def servers(path: str, timeout: float = TIMEOUT) -> tuple[ServerState, ...]:
     return parse_servers(path, ask(path, "show servers state", timeout))
 
 
+def servers_with_address(path: str, timeout: float = TIMEOUT) -> tuple[ServerState, ...]:
+    """As `servers`, without slots that have no address: they are most, and cost as much each."""
+    return tuple(
+        _each_server(path, ask(path, "show servers state", timeout), only_with_address=True)
+    )
+
+
 def each_server(path: str, timeout: float = TIMEOUT) -> Iterator[ServerState]:
     """As `servers`, one by one: tens of thousands take tens of megabytes at once."""
     yield from _each_server(path, ask(path, "show servers state", timeout))
@@ -154,14 +161,19 @@ def parse_servers(path: str, answer: str) -> tuple[ServerState, ...]:
     return tuple(_each_server(path, answer))
 
 
-def _each_server(path: str, answer: str) -> Iterator[ServerState]:
+def _each_server(
+    path: str, answer: str, *, only_with_address: bool = False
+) -> Iterator[ServerState]:
     columns: list[str] = []
+    address = slice(0)
     # Without a list of lines: there may be tens of thousands.
     for line in _LINE.finditer(answer):
         words = line[0].split()
         if words[:1] == ["#"]:
             columns = words[1:]
-        elif len(words) > 3:
+            if only_with_address and "srv_addr" in columns:
+                address = slice(columns.index("srv_addr"), columns.index("srv_addr") + 1)
+        elif len(words) > 3 and words[address] != ["-"]:
             row = dict(zip(columns, words, strict=False))
             # Names become parts of commands: what HAProxy would not take as one is none.
             if _NAME.fullmatch(row.get("be_name", "")) and _NAME.fullmatch(row.get("srv_name", "")):
