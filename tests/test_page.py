@@ -9,6 +9,7 @@ import os
 import re
 import signal
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -25,6 +26,8 @@ from fc_frontend.haproxy.master import show_proc
 from fc_frontend.haproxy.traffic import Rates, Sample, Traffic, rates
 from fc_frontend.page import render
 from fc_frontend.page.values import EACH_PAGE, Board, Change, bar, board, select
+from tests.bench.census import VARIABLE, types
+from tests.bench.soak import LAUNCHER
 from tests.conftest import binary_of
 from tests.frontend import Frontend
 
@@ -467,6 +470,24 @@ def test_all_who_look_at_once_share_one_look() -> None:
         assert [status for status, _, _ in pages] == [200] * 20
         assert all("no answer within" in body for _, _, body in pages)
         assert looks() - before <= 2
+
+
+def test_what_was_found_is_kept_no_longer_than_it_is_shown() -> None:
+    """Of thousands of services, one look is tens of megabytes."""
+    kind = f"{Board.__module__}.{Board.__qualname__}"
+    with Frontend(binary_of("2.8-wheel")) as frontend:
+        frontend.scale("shop", 2)
+        frontend.settings["services"]["shop"] = frontend.service("shop", 8080)
+        path = str(frontend.directory / "census.sock")
+        frontend.launcher, frontend.environ = LAUNCHER, {VARIABLE: path}
+        frontend.start()
+        seen = []
+        for _ in range(4):
+            assert frontend.get("/")[0] == frontend.get("/services/shop")[0] == 200
+            seen.append(types(path)[kind])
+            time.sleep(1.2)
+        assert set(seen) <= {1, 2}
+        frontend.until(lambda: types(path)[kind] == 0, 10)
 
 
 def test_a_haproxy_that_hangs_keeps_nobody_waiting_but_those_who_look(

@@ -36,7 +36,6 @@ _FRESH = 1.0
 _REST = 4
 _TIMEOUT = 2.0
 """Seconds for each answer of HAProxy."""
-_FORGOTTEN_AFTER = 30.0
 _AT_ONCE = 3
 _MOST_KEPT = 64
 _CHANGES = 10
@@ -78,7 +77,12 @@ class _Entry:
             return True
         if self.task.cancelled() or self.task.exception():
             return False
-        return now < self.ended + max(_FRESH, _REST * (self.ended - self.began))
+        return now < self.ended + self.lasts
+
+    @property
+    def lasts(self) -> float:
+        """Seconds that it is shown for, once it has ended."""
+        return max(_FRESH, _REST * ((self.ended or self.began) - self.began))
 
 
 class Looker:
@@ -138,13 +142,12 @@ class Looker:
 
     def _done(self, key: str, entry: _Entry, _task: asyncio.Task[Any]) -> None:
         entry.ended = time.monotonic()
+        # Nobody is shown it after that: of thousands of services, it is tens of megabytes.
+        asyncio.get_running_loop().call_later(entry.lasts, self._forget, key, entry)
 
-        def forget() -> None:
-            if self._entries.get(key) is entry:
-                del self._entries[key]
-
-        # Nobody looks: of thousands of services, all that is tens of megabytes.
-        asyncio.get_running_loop().call_later(_FORGOTTEN_AFTER, forget)
+    def _forget(self, key: str, entry: _Entry) -> None:
+        if self._entries.get(key) is entry:
+            del self._entries[key]
 
     async def _bounded(self, look: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
         async with self._room:

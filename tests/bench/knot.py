@@ -35,7 +35,7 @@ server:
   udp-workers: 1
   tcp-workers: 1
   background-workers: 1
-  tcp-max-clients: 200
+  tcp-max-clients: 4000
 log:
   - target: "{directory}/knot.log"
     any: warning
@@ -54,6 +54,9 @@ zone:
     journal-content: none
     acl: local
 """
+
+
+_TRIES = 15
 
 
 class Knot:
@@ -133,11 +136,11 @@ class Knot:
             seen.cancel()
 
     async def _acknowledged(self, update: dns.update.UpdateMessage) -> float:
-        # Its one TCP worker was once seen not to take a connection for half a minute.
-        for left in reversed(range(6)):
+        # Not over TCP: HAProxy, which asks for thousands of services there too, fills its queue.
+        for left in reversed(range(_TRIES)):
             try:
-                response = await dns.asyncquery.tcp(
-                    update, self.address[0], port=self.address[1], timeout=5
+                response = await dns.asyncquery.udp(
+                    update, self.address[0], port=self.address[1], timeout=2
                 )
                 break
             except dns.exception.Timeout:
@@ -162,12 +165,7 @@ class Knot:
 
     def change_now(self, name: str, addresses: Iterable[str]) -> float:
         """As `change`, for those who have no event loop."""
-        response = dns.query.tcp(
-            self._update(name, addresses), self.address[0], port=self.address[1], timeout=30
-        )
-        changed = time.monotonic()
-        self._check(response)
-        return changed
+        return asyncio.run(self.change(name, addresses))
 
     def _update(self, name: str, addresses: Iterable[str]) -> dns.update.UpdateMessage:
         self._endpoints[name] = tuple(addresses)
