@@ -25,7 +25,7 @@ from fc_frontend.config.last_good import (
 from fc_frontend.config.loader import Declaration, load, read, state_directory
 from fc_frontend.config.quarantine import Faults, Withdrawn, tolerate, unit_of
 from fc_frontend.config.templates import templates
-from fc_frontend.discovery.store import dump_answers, load_answers
+from fc_frontend.discovery.store import dump_written, load_answers, write_answer
 from fc_frontend.errors import Problem, Refused, errors_in
 from fc_frontend.haproxy import history
 from fc_frontend.haproxy.judge import judge
@@ -62,12 +62,12 @@ class Prepared:
 
 @dataclass(frozen=True, slots=True)
 class StoredAnswer:
-    """An answer to a service's question, and the member that it is in the stored form."""
+    """An answer to a service's question, as it is written."""
 
     spec: ServiceSpec
     answer: Answer
     question: str
-    member: bytes
+    written: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,24 +148,13 @@ def stored_form(
         if answer is None or answer.freshness is Freshness.UNKNOWN:
             continue
         was = known.get(spec.name)
-        is_same = was is not None and was.spec is spec and was.answer is answer
-        stored[spec.name] = was if was is not None and is_same else _stored(spec, answer)
+        if was is None or was.spec is not spec or was.answer is not answer:
+            was = StoredAnswer(spec, answer, question(spec), write_answer(answer))
+        stored[spec.name] = was
     if memo:
         memo.answers.clear()
         memo.answers.update(stored)
-    members = sorted((each.question, each.member) for each in stored.values())
-    return _HEAD + b"{" + b",".join(member for _, member in members) + b"}" + _TAIL
-
-
-_HEAD, _, _TAIL = dump_answers({}).partition(b"{}")
-
-
-def _stored(spec: ServiceSpec, answer: Answer) -> StoredAnswer:
-    """Its member is cut from the document of this answer alone."""
-    asked = question(spec)
-    alone = dump_answers({asked: answer})
-    member = alone.removeprefix(_HEAD + b"{").removesuffix(b"}" + _TAIL)
-    return StoredAnswer(spec, answer, asked, member)
+    return dump_written({each.question: each.written for each in stored.values()})
 
 
 def with_slots(plan: Plan, resolution: Resolution) -> dict[str, Answer]:

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from fc_frontend.errors import Problem
+from fc_frontend.plan.addresses import PATH_LETTERS, SAFE_PATH
 
 VERSION = 1
 _HASH = re.compile(r"[0-9a-f]{64}")
-_PATH = re.compile(r"/[A-Za-z0-9._+@=~/-]+")
 _MOST_BYTES = 64 * 1024 * 1024
 
 
@@ -223,7 +223,7 @@ def _written(forms: Mapping[str, Form], known: Mapping[str, Written]) -> dict[st
 
 def _write(form: Form) -> Written:
     value = _json(form.value)
-    return Written(form, f"[{_json(form.file)},{value}]", tuple(_PATH.findall(value)))
+    return Written(form, f"[{_json(form.file)},{value}]", tuple(SAFE_PATH.findall(value)))
 
 
 def _object(members: Mapping[str, str]) -> str:
@@ -258,7 +258,7 @@ def _last_good(document: Any) -> LastGood:
 def _replaced(value: Any, substitutes: Mapping[str, str]) -> Any:
     if isinstance(value, str):
         for path, substitute in substitutes.items():
-            value = re.sub(rf"{re.escape(path)}(?![A-Za-z0-9._+@=~/-])", substitute, value)
+            value = re.sub(rf"{re.escape(path)}(?![{PATH_LETTERS}])", substitute, value)
         return value
     if isinstance(value, list):
         return [_replaced(item, substitutes) for item in value]

@@ -40,16 +40,7 @@ class ClusterDns:
     ) -> dict[str, Answer]:
         """The answers about these services; the next sweep comes in any case."""
         self._hint = Hint()
-        answers = await resolve_all(
-            specs,
-            settings.cluster,
-            self._dns(settings),
-            before,
-            now=self._clock(),
-            hold=settings.intervals.hold,
-        )
-        self._metrics.resolved(answers, self._clock())
-        return answers
+        return await self._answers(specs, settings, before)
 
     async def sweep(
         self, specs: Sequence[ServiceSpec], settings: Settings, before: Resolution
@@ -62,17 +53,7 @@ class ClusterDns:
             return None
         zone = await self._zone(settings)
         self._metrics.swept("transfer" if zone else "whole")
-        answers = await resolve_all(
-            specs,
-            settings.cluster,
-            self._dns(settings),
-            before,
-            now=self._clock(),
-            hold=settings.intervals.hold,
-            steady=self._steady,
-            zone=zone,
-        )
-        self._metrics.resolved(answers, self._clock())
+        answers = await self._answers(specs, settings, before, steady=self._steady, zone=zone)
         changed = answers != before
         is_quiet = not changed and all(
             answer.freshness is Freshness.FRESH and answer.lost_at is None
@@ -87,6 +68,28 @@ class ClusterDns:
         if self._client is not None:
             self._client.close()
             self._client = None
+
+    async def _answers(
+        self,
+        specs: Sequence[ServiceSpec],
+        settings: Settings,
+        before: Resolution,
+        *,
+        steady: Steady | None = None,
+        zone: Transferred | None = None,
+    ) -> dict[str, Answer]:
+        answers = await resolve_all(
+            specs,
+            settings.cluster,
+            self._dns(settings),
+            before,
+            now=self._clock(),
+            hold=settings.intervals.hold,
+            steady=steady,
+            zone=zone,
+        )
+        self._metrics.resolved(answers, self._clock())
+        return answers
 
     async def _serial(self, settings: Settings, services: int) -> int | None:
         """The serial of the cluster's zone, where asking for it may save more than it costs."""

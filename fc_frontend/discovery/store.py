@@ -45,23 +45,32 @@ def load_answers(path: str) -> dict[str, Answer]:
 
 def dump_answers(answers: Mapping[str, Answer]) -> bytes:
     """The answers as `load_answers` reads them: sorted, so that equal answers give equal bytes."""
-    document = {
-        "version": VERSION,
-        "answers": {
-            key: {
-                "kind": answer.kind.value,
-                "reason": answer.reason,
-                "slots": answer.slots,
-                "by_runtime": answer.by_runtime,
-                "endpoints": [
-                    [endpoint.address, endpoint.port, endpoint.name]
-                    for endpoint in answer.endpoints
-                ],
-            }
-            for key, answer in sorted(answers.items())
-        },
-    }
-    return json.dumps(document, separators=(",", ":")).encode() + b"\n"
+    return dump_written({key: write_answer(answer) for key, answer in answers.items()})
+
+
+def write_answer(answer: Answer) -> str:
+    """One answer, for `dump_written`."""
+    return _json(
+        {
+            "kind": answer.kind.value,
+            "reason": answer.reason,
+            "slots": answer.slots,
+            "by_runtime": answer.by_runtime,
+            "endpoints": [
+                [endpoint.address, endpoint.port, endpoint.name] for endpoint in answer.endpoints
+            ],
+        }
+    )
+
+
+def dump_written(answers: Mapping[str, str]) -> bytes:
+    """As `dump_answers`, of answers that are written already."""
+    members = ",".join(f"{_json(key)}:{text}" for key, text in sorted(answers.items()))
+    return f'{{"version":{VERSION},"answers":{{{members}}}}}\n'.encode()
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, separators=(",", ":"))
 
 
 def _answer(entry: Any) -> Answer:

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from fc_frontend.haproxy.install import atomic_write, make_directory
+from fc_frontend.plan.addresses import PATH_LETTERS
 
 DIRECTORY = "kept"
 MOST_BYTES = 1024 * 1024
@@ -22,7 +23,7 @@ MOST_BYTES = 1024 * 1024
 _MOST_FILES = 2000
 _NOTHING: Mapping[str, str] = MappingProxyType({})
 # Begins with the slash, so that the search goes from slash to slash.
-_PATH = re.compile(r"/(?<=[\s(,\"']/)[A-Za-z0-9._+@=~/-]+")
+_PATH = re.compile(rf"/(?<=[\s(,\"']/)[{PATH_LETTERS}]+")
 
 
 def paths_in(text: str) -> frozenset[str]:

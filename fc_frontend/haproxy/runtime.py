@@ -165,6 +165,7 @@ def _each_server(
     path: str, answer: str, *, only_with_address: bool = False
 ) -> Iterator[ServerState]:
     columns: list[str] = []
+    # A slice, as a line may be too short for the column.
     address = slice(0)
     # Without a list of lines: there may be tens of thousands.
     for line in _LINE.finditer(answer):

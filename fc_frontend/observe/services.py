@@ -50,9 +50,8 @@ class Services(Collector):
         yield self._states()
 
     def describe(self) -> Iterator[GaugeMetricFamily]:
-        """For the registry, which refuses two metrics of one name."""
-        for name, words, _ in self._gauges():
-            yield GaugeMetricFamily(name, words, labels=_LABELS)
+        """For the registry, which refuses two metrics of one name; nothing is planned then."""
+        return self.collect()
 
     def _gauges(self) -> tuple[tuple[str, str, _Value], ...]:
         return (

@@ -11,7 +11,9 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_address, ip_netw
 
 from fc_frontend.plan.model import Address, Bind, Nameserver, Network, Transport
 
-SAFE_PATH = re.compile(r"/[A-Za-z0-9._+@=~/-]+")
+PATH_LETTERS = r"A-Za-z0-9._+@=~/-"
+"""As a regular expression has them in brackets."""
+SAFE_PATH = re.compile(rf"/[{PATH_LETTERS}]+")
 _ABSTRACT_NAME = re.compile(r"[A-Za-z0-9._@/-]{1,97}")
 _PORT = re.compile(r"[0-9]{1,5}")
 _LONGEST_SOCKET_PATH = 97

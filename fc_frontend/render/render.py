@@ -68,10 +68,7 @@ class RenderedConfig:
         """The text from the first service's or fragment's section on; empty if there is none."""
         if not self.sections:
             return ""
-        begin = 0
-        for _ in range(self.sections[0].first - 1):
-            begin = self.text.index("\n", begin) + 1
-        return self.text[begin:]
+        return self.text.split("\n", self.sections[0].first - 1)[-1]
 
     def section_text(self, name: str) -> str:
         """The text that a service or fragment made; empty if it is not there."""
