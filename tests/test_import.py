@@ -37,10 +37,10 @@ from fc_frontend.haproxy.validate import validate
 from fc_frontend.migrate.convert import Imported, convert
 from fc_frontend.migrate.files import files
 from fc_frontend.migrate.sections import MOST_SECTIONS, read_sections
-from fc_frontend.migrate.words import NotWords, quote, split
 from fc_frontend.pipeline import prepare_offline
 from fc_frontend.plan.model import Plan, Settings
 from fc_frontend.render.render import render
+from fc_frontend.syntax.words import NotWords, quote, split
 from tests.conftest import RealHaproxy, until
 from tests.frontend import Frontend
 

@@ -48,6 +48,7 @@ from fc_frontend.plan.model import (
     Tls,
 )
 from fc_frontend.plan.slots import MOST as MOST_SLOTS
+from fc_frontend.syntax.keywords import SECTIONS
 
 CAMEL_CASE = {
     "podPort": "pod_port",
@@ -78,12 +79,6 @@ _BALANCE = re.compile(
     rf"hdr\({_ARGUMENT}\)|rdp-cookie(?:\({_ARGUMENT}\))?"
 )
 _HTTP_BALANCE = ("uri", "url_param", "hdr(")
-SECTIONS = frozenset(
-    """
-    global defaults listen frontend backend resolvers peers mailers userlist program http-errors
-    ring cache log-forward log-profile crt-store crt-list traces acme fcgi-app healthcheck
-    """.split()
-)
 _MOST_WORDS = 50
 """HAProxy takes 64 words a line (MAX_LINE_ARGS), ours among them."""
 

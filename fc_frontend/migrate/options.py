@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from fc_frontend.migrate.words import Word
+from fc_frontend.syntax.words import Word
 
 _WITHOUT_ARGUMENT = frozenset(
     """

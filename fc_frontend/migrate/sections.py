@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from fc_frontend.config.schema import SECTIONS
 from fc_frontend.errors import Problem, Refused
-from fc_frontend.migrate.words import NotWords, Word, split
+from fc_frontend.syntax.keywords import SECTIONS
+from fc_frontend.syntax.words import NotWords, Word, split
 
 MAX_TEXT = 4 * 1024 * 1024
 """Of all files together, in characters."""

@@ -1,0 +1,1 @@
+"""haproxy.cfg as HAProxy reads it: words, section keywords, binds.  Pure."""
