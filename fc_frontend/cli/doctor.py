@@ -49,15 +49,8 @@ _NAGIOS = {
     type=click.Path(readable=False),
     help="Ask the API server and its nodes as well. Nothing of the file is ever shown.",
 )
-@click.option(
-    "--zone-transfer",
-    "transfer",
-    is_flag=True,
-    help="Ask cluster DNS for a zone transfer as well (AXFR). Where CoreDNS before 1.14.5 allows "
-    "transfers, this can bring it down.",
-)
 @format_options("text", "json", "nagios")
-def command(config: str, kubeconfig: str | None, transfer: bool, shape: str) -> None:
+def command(config: str, kubeconfig: str | None, shape: str) -> None:
     """Look at this VM and its surroundings: is it fit to be a frontend?
 
     Looks at all of this at once, within 15 seconds, and changes nothing:
@@ -101,7 +94,6 @@ def command(config: str, kubeconfig: str | None, transfer: bool, shape: str) -> 
         prepared.plan,
         prepared.config.text if prepared.config else None,
         kubeconfig=kubeconfig,
-        transfer=transfer,
     )
     with step("looking at this VM") as looking:
 

@@ -281,7 +281,6 @@ class ClusterDeclaration(_Strict):
         HostAddress,
     ] = Field(default_factory=dict)
     sudden_loss: Annotated[float, Field(gt=0, le=1)] = 0.5
-    discovery: Literal["queries", "transfer"] = "queries"
 
     def model(self) -> Cluster:
         return Cluster(
@@ -291,7 +290,6 @@ class ClusterDeclaration(_Strict):
             pod_networks=self.pod_network,
             nodes=dict(sorted(self.nodes.items())),
             sudden_loss=self.sudden_loss,
-            by_transfer=self.discovery == "transfer",
         )
 
 

@@ -11,8 +11,6 @@ from fc_frontend.discovery.client import DnsClient, Exchange
 from fc_frontend.discovery.hint import WORTHWHILE, Hint
 from fc_frontend.discovery.resolve import resolve_all
 from fc_frontend.discovery.steady import Steady
-from fc_frontend.discovery.transfer import NotTransferred, Transferred, Transfers
-from fc_frontend.errors import Problem, Severity
 from fc_frontend.observe.log import Log
 from fc_frontend.observe.metrics import Metrics
 from fc_frontend.plan.model import Answer, Freshness, Resolution, ServiceSpec, Settings
@@ -31,9 +29,6 @@ class ClusterDns:
         self._client: DnsClient | None = None
         self._steady = Steady()
         self._hint = Hint()
-        self._transfers = Transfers(clock)
-        self.problem: Problem | None = None
-        """Why a transfer that is wanted is not had."""
 
     async def ask(
         self, specs: Sequence[ServiceSpec], settings: Settings, before: Resolution
@@ -51,9 +46,8 @@ class ClusterDns:
         if not self._hint.is_due(serial, began, settings.intervals.resolve):
             self._metrics.swept("spared")
             return None
-        zone = await self._zone(settings)
-        self._metrics.swept("transfer" if zone else "whole")
-        answers = await self._answers(specs, settings, before, steady=self._steady, zone=zone)
+        self._metrics.swept("whole")
+        answers = await self._answers(specs, settings, before, steady=self._steady)
         changed = answers != before
         is_quiet = not changed and all(
             answer.freshness is Freshness.FRESH and answer.lost_at is None
@@ -76,7 +70,6 @@ class ClusterDns:
         before: Resolution,
         *,
         steady: Steady | None = None,
-        zone: Transferred | None = None,
     ) -> dict[str, Answer]:
         answers = await resolve_all(
             specs,
@@ -86,39 +79,15 @@ class ClusterDns:
             now=self._clock(),
             hold=settings.intervals.hold,
             steady=steady,
-            zone=zone,
         )
         self._metrics.resolved(answers, self._clock())
         return answers
 
     async def _serial(self, settings: Settings, services: int) -> int | None:
         """The serial of the cluster's zone, where asking for it may save more than it costs."""
-        if services < WORTHWHILE and not settings.cluster.by_transfer:
+        if services < WORTHWHILE:
             return None
         return await self._dns(settings).serial(settings.cluster.domain)
-
-    async def _zone(self, settings: Settings) -> Transferred | None:
-        """Whom to ask in place of cluster DNS, where a transfer is wanted, allowed and due."""
-        if not settings.cluster.by_transfer:
-            self.problem = None
-            return None
-        if not self._transfers.may_begin():
-            return None
-        client = self._dns(settings)
-        try:
-            zone = await self._transfers.zone(client.preferred, settings.cluster.domain)
-        except NotTransferred as exc:
-            self.problem = _not_transferred(settings, str(exc))
-            self._log.limited("zone-not-transferred").warning(
-                "zone-not-transferred",
-                reason=self.problem.message,
-                remedy=self.problem.remedy,
-                effect="each service is asked about",
-            )
-            self._metrics.swept("refused")
-            return None
-        self.problem = None
-        return Transferred(zone, client)
 
     def _dns(self, settings: Settings) -> DnsClient:
         if self._client is None:
@@ -129,13 +98,3 @@ class ClusterDns:
         self._metrics.queries(
             exchange.nameserver, exchange.transport, exchange.rcode, exchange.durations
         )
-
-
-def _not_transferred(settings: Settings, said: str) -> Problem:
-    return Problem(
-        message=f"zone {settings.cluster.domain} is not transferred: {said}",
-        remedy="allow it in CoreDNS (plugin `transfer`, 1.14.5 or later), or leave out "
-        "`discovery: transfer`; it is tried again after ten minutes",
-        severity=Severity.WARNING,
-        field="cluster.discovery",
-    )

@@ -149,8 +149,7 @@ class Reconciler:
     @property
     def problems(self) -> tuple[Problem, ...]:
         """What is wrong with what is declared."""
-        of_dns = self._cluster_dns.problem
-        return (*self._report.problems, *((of_dns,) if of_dns else ()))
+        return self._report.problems
 
     @property
     def quarantined(self) -> tuple[Quarantine, ...]:

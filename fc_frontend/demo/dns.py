@@ -150,8 +150,6 @@ class _Found:
 
     def variants(self) -> int:
         """How many differently shuffled answers are worth keeping."""
-        if self.answers and self.answers[0].rdtype == dns.rdatatype.SOA:
-            return 1  # a transfer is in order: from SOA to SOA
         addresses = sum(record.rdtype in _ADDRESS_TYPES for record in self.answers)
         return _SHUFFLED_VARIANTS if max(addresses, len(self.additional)) > 1 else 1
 
@@ -230,14 +228,13 @@ class ClusterDns:
         clock: Callable[[], float] = time.time,
         loopback_only: bool = True,
         software: str | None = None,
-        transfers: bool = False,
     ) -> None:
         """`ttl` and `idle_timeout` are in seconds, `bufsize` in bytes; port 0 takes a free one.
 
         `wildcards` answers `*` and `any` as CoreDNS did before 1.9. `extra_records` maps names
         to the targets of their CNAMEs. `clock` gives Unix time, for the serial. `loopback_only`
         may be given up in a network namespace of one's own. `software` answers version.bind, as
-        CoreDNS's `chaos` plugin does; `transfers` allows zone transfers (AXFR), in one message.
+        CoreDNS's `chaos` plugin does.
         """
         if loopback_only and not ipaddress.ip_address(address).is_loopback:
             raise ValueError(f"{address} is not a loopback address")
@@ -251,7 +248,6 @@ class ClusterDns:
         self._ttl = ttl
         self._wildcards = wildcards
         self._software = software
-        self._transfers = transfers
         self._bufsize = bufsize
         self._max_connections = max_connections
         self._idle_timeout = idle_timeout
@@ -453,31 +449,15 @@ class ClusterDns:
         return self._records(question.name, question.rdtype)
 
     def _special(self, question: _Question) -> _Found | None:
-        """The answer to version.bind or a zone transfer, where these are not refused."""
+        """The answer to version.bind, unless that is refused."""
         asked = question.query.question[0]
-        if asked.rdclass == dns.rdataclass.CH and question.key == ("version.bind", "TXT"):
-            if self._software is None:
-                return None
-            text = f'"{self._software}"'
-            record = dns.rrset.from_text(asked.name, 0, asked.rdclass, asked.rdtype, text)
-            return _Found(dns.rcode.NOERROR, authoritative=True, answers=[record])
-        if not (
-            self._transfers and asked.rdtype == dns.rdatatype.AXFR and asked.name == self._zone
-        ):
+        if asked.rdclass != dns.rdataclass.CH or question.key != ("version.bind", "TXT"):
             return None
-        found = _Found(dns.rcode.NOERROR, authoritative=True, answers=[self._soa()])
-        for service in self._services.values():
-            name = dns.name.from_text(f"{service.name}.{service.namespace}.svc", self._zone)
-            found.answers += (
-                self._record(name, _address_rdata(address))
-                for address in service.cluster_ips or service.endpoints
-            )
-            for port in service.ports:
-                srv = dns.name.from_text(f"_{port}._tcp", name)
-                named = self._in_zone(srv, dns.rdatatype.SRV)
-                found.answers += [*named.answers, *(named.additional if service.headless else ())]
-        found.answers.append(self._soa())
-        return found
+        if self._software is None:
+            return None
+        text = f'"{self._software}"'
+        record = dns.rrset.from_text(asked.name, 0, asked.rdclass, asked.rdtype, text)
+        return _Found(dns.rcode.NOERROR, authoritative=True, answers=[record])
 
     def _records(self, name: dns.name.Name, rdtype: dns.rdatatype.RdataType) -> _Found:
         """The records at a name, with the aliases on the way to it."""

@@ -71,25 +71,23 @@ async def resolve_all(
     now: float = 0.0,
     hold: float = 0.0,
     steady: Steady | None = None,
-    zone: Asks | None = None,
 ) -> dict[str, Answer]:
     """An answer for each service, by its name; equal answers mean that nothing changed.
 
     For `hold` seconds a sudden loss is not believed; `now` is on the monotonic clock.  `steady`
-    knows from an earlier call, with the same client, what need not be looked at closely.  `zone`
-    is asked in the client's place.
+    remembers, from an earlier call with the same client, which replies have not changed.
     """
     listed = tuple(specs)
     steady = steady or Steady()
-    settled = {} if zone else await steady.settled(listed, cluster, client, previous)
+    settled = await steady.settled(listed, cluster, client, previous)
     others = [spec for spec in listed if spec.name not in settled]
 
     async def resolved(spec: ServiceSpec) -> Answer:
         noting = Noting(client)
         before = previous.get(spec.name)
-        found = await resolve_service(spec, cluster, zone or noting, before)
+        found = await resolve_service(spec, cluster, noting, before)
         answer = held(before, found, cluster.sudden_loss, now, hold)
-        if answer is found and zone is None:
+        if answer is found:
             steady.learn(spec, answer, noting)
         return answer
 

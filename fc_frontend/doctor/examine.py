@@ -101,7 +101,6 @@ def probes(
     text: str | None,
     *,
     kubeconfig: str | None = None,
-    transfer: bool = False,
     timeout: float = TIMEOUT,
 ) -> tuple[Probe, ...]:
     """What there is to look at, for a plan and the `haproxy.cfg` that follows from it.
@@ -115,7 +114,7 @@ def probes(
             Probe(
                 "cluster DNS",
                 f"{nameserver} {kind}",
-                partial(look, plan, nameserver, timeout, transfer),
+                partial(look, plan, nameserver, timeout),
             )
             for nameserver in settings.cluster.nameservers
             for kind, look in (("transports", _nameserver), ("names", _names))
@@ -141,24 +140,20 @@ def _network(settings: Settings, timeout: float) -> Iterable[Finding]:
     return judge_networks(settings.cluster, observe_network(settings.cluster, timeout))
 
 
-def _nameserver(
-    plan: Plan, nameserver: Nameserver, timeout: float, transfer: bool
-) -> Iterable[Finding]:
+def _nameserver(plan: Plan, nameserver: Nameserver, timeout: float) -> Iterable[Finding]:
     from fc_frontend.doctor.judge.cluster_dns import judge_nameserver
     from fc_frontend.doctor.judge.machine import judge_serial
     from fc_frontend.doctor.observe.cluster_dns import observe_nameserver
 
     cluster = plan.settings.cluster
-    facts = observe_nameserver(nameserver, cluster.domain, timeout, transfer=transfer)
+    facts = observe_nameserver(nameserver, cluster.domain, timeout)
     return (
         *judge_nameserver(cluster, facts),
         *judge_serial(str(nameserver), facts.serial, time.time()),
     )
 
 
-def _names(
-    plan: Plan, nameserver: Nameserver, timeout: float, _transfer: bool
-) -> Iterable[Finding]:
+def _names(plan: Plan, nameserver: Nameserver, timeout: float) -> Iterable[Finding]:
     from fc_frontend.doctor.judge.cluster_dns import judge_names
     from fc_frontend.doctor.observe.cluster_dns import observe_names
 

@@ -86,7 +86,7 @@ class Metrics:
             registry=self.registry,
         )
         # A rate is only seen of what was there at zero.
-        for kind in ("whole", "spared", "transfer", "refused"):
+        for kind in ("whole", "spared"):
             self._sweeps.labels(kind)
         self._query_durations = Durations(
             "fc_frontend_dns_query_duration_seconds",
@@ -185,10 +185,7 @@ class Metrics:
         children[1].observe(durations)
 
     def swept(self, kind: str) -> None:
-        """A sweep was due: "whole", "spared" as the serial had not moved, or done by "transfer".
-
-        "refused" is a transfer that failed: a whole sweep follows.
-        """
+        """Count a sweep: "whole", or "spared" because the zone's serial had not changed."""
         self._sweeps.labels(kind).inc()
 
     def answered(self) -> dict[str, dict[str, int]]:

@@ -121,8 +121,6 @@ class Cluster:
     pod_networks: tuple[Network, ...] = ()
     nodes: Mapping[str, Address] = field(default_factory=dict)
     sudden_loss: float = 0.5
-    by_transfer: bool = False
-    """True if a transfer of the zone may take a sweep's place."""
 
     def families(self, networks: tuple[Network, ...]) -> tuple[Family, ...]:
         """The address families of `networks`, the operator's first one first."""

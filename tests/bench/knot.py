@@ -44,7 +44,7 @@ database:
 acl:
   - id: local
     address: 127.0.0.0/8
-    action: [{actions}]
+    action: [update]
 zone:
   - domain: {zone}
     storage: "{directory}"
@@ -66,11 +66,10 @@ class Knot:
     at `*.NAME.default.svc`, as CoreDNS before 1.9 answered.
     """
 
-    def __init__(self, host: str, directory: Path, *, port: int = 5300, axfr: bool = False) -> None:
+    def __init__(self, host: str, directory: Path, *, port: int = 5300) -> None:
         self.address = (host, port)
         self.directory = directory
         self.log = directory / "knot.log"
-        self._actions = "update, transfer" if axfr else "update"
         self._process: subprocess.Popen[bytes] | None = None
         self._endpoints: dict[str, tuple[str, ...]] = {}
 
@@ -82,11 +81,7 @@ class Knot:
         self.directory.mkdir(parents=True, exist_ok=True)
         host, port = self.address
         config = self.directory / "knot.conf"
-        config.write_text(
-            CONFIG.format(
-                directory=self.directory, host=host, port=port, zone=ZONE, actions=self._actions
-            )
-        )
+        config.write_text(CONFIG.format(directory=self.directory, host=host, port=port, zone=ZONE))
         with (self.directory / "zone").open("w") as zone:
             zone.write(f"{ZONE}. 5 SOA ns.{ZONE}. hostmaster.{ZONE}. 1 7200 1800 86400 5\n")
             zone.write(f"{ZONE}. 5 NS ns.{ZONE}.\nns.{ZONE}. 5 A {host}\n")

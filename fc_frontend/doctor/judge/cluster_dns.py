@@ -55,8 +55,8 @@ class Record:
 class NameserverFacts:
     """What one nameserver said.  `payload` is what it sends over UDP at most, None without EDNS.
 
-    `edns_lost` if it answered over UDP only without EDNS.  `transfer` is None if no zone transfer
-    was asked for.  `serial` is the zone's, which CoreDNS takes from its clock.
+    `edns_lost` if it answered over UDP only without EDNS.  `serial` is the zone's, which
+    CoreDNS takes from its clock.
     """
 
     nameserver: Nameserver
@@ -65,7 +65,6 @@ class NameserverFacts:
     payload: int | None = None
     edns_lost: bool = False
     software: str | None = None
-    transfer: Attempt | None = None
     serial: int | None = None
 
 
@@ -88,7 +87,7 @@ class NamesFacts:
 
 
 def judge_nameserver(cluster: Cluster, facts: NameserverFacts) -> tuple[Finding, ...]:
-    """Transports, sizes, response time, software and zone transfer of one nameserver."""
+    """Transports, sizes, response time and software of one nameserver."""
     return tuple(_nameserver(cluster, facts))
 
 
@@ -109,8 +108,6 @@ def _nameserver(cluster: Cluster, facts: NameserverFacts) -> Iterator[Finding]:
     if Transport.UDP in wanted and facts.udp.answered:
         yield _size(f"{at} EDNS size", facts)
     yield _software(f"{at} software", facts.software)
-    if facts.transfer is not None:
-        yield _transfer(f"{at} zone transfer", facts.transfer, facts.software)
 
 
 def _transport(check: str, cluster: Cluster, transport: Transport, attempt: Attempt) -> Finding:
@@ -181,19 +178,6 @@ def coredns_version(software: str) -> tuple[int, int, int] | None:
     """CoreDNS's version in what version.bind says, None for other software."""
     found = _COREDNS.match(software)
     return (int(found[1]), int(found[2]), int(found[3])) if found else None
-
-
-def _transfer(check: str, transfer: Attempt, software: str | None) -> Finding:
-    if not transfer.answered or transfer.code != "NOERROR":
-        return _GROUP.ok(check, f"not allowed ({transfer.code}); fc-frontend does not need it")
-    version = coredns_version(software) if software else None
-    if version is not None and version >= (1, 14, 5):
-        return _GROUP.ok(check, "allowed to this VM")
-    return _GROUP.warning(
-        check,
-        "allowed to this VM: CoreDNS before 1.14.5 can be brought down by it",
-        "take the `transfer` plugin out of CoreDNS's configuration, or update it to 1.14.5",
-    )
 
 
 def judge_names(

@@ -42,14 +42,8 @@ _TIMEOUT = "timed out"
 _FAILURES = (dns.exception.DNSException, OSError, EOFError, ValueError)
 
 
-def observe_nameserver(
-    nameserver: Nameserver, domain: str, timeout: float, *, transfer: bool
-) -> NameserverFacts:
-    """What `nameserver` does with questions about its zone.  `timeout` is for each, in seconds.
-
-    `transfer` asks for a zone transfer, which has brought down CoreDNS before 1.14.5 where its
-    configuration allows it.
-    """
+def observe_nameserver(nameserver: Nameserver, domain: str, timeout: float) -> NameserverFacts:
+    """How `nameserver` answers questions about its zone.  `timeout` is for each, in seconds."""
     udp, answer = _best(lambda: _ask(nameserver, domain, Transport.UDP, timeout))
     edns_lost = False
     if udp.code == _TIMEOUT:
@@ -61,12 +55,9 @@ def observe_nameserver(
     tcp, over_tcp = _best(lambda: _ask(nameserver, domain, Transport.TCP, timeout))
     known = answer or over_tcp
     software = None
-    asked: Attempt | None = None
     if known is not None:
         transport = Transport.UDP if answer is not None else Transport.TCP
         software = _software(nameserver, transport, timeout)
-        if transfer:
-            asked = _transfer(nameserver, domain, timeout)
     return NameserverFacts(
         nameserver=nameserver,
         udp=udp,
@@ -74,7 +65,6 @@ def observe_nameserver(
         payload=answer.payload if answer is not None and answer.edns >= 0 else None,
         edns_lost=edns_lost,
         software=software,
-        transfer=asked,
         serial=_serial(known),
     )
 
@@ -155,16 +145,6 @@ def _software(nameserver: Nameserver, transport: Transport, timeout: float) -> s
                 text: bytes = b" ".join(rrset[0].strings)
                 return text.decode("utf-8", "replace")[:100]
     return None
-
-
-def _transfer(nameserver: Nameserver, domain: str, timeout: float) -> Attempt:
-    """Only the first message is read: whether it is allowed, not what is in it."""
-    attempt, answer = _attempt(
-        lambda: _ask(nameserver, domain, Transport.TCP, timeout, rdtype="AXFR")
-    )
-    if answer is not None and attempt.code == "NOERROR" and not answer.answer:
-        return Attempt(True, "no records", attempt.seconds)
-    return attempt
 
 
 async def _record(nameserver: Nameserver, name: str, rdtype: RecordType, seconds: float) -> Record:
