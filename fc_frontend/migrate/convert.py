@@ -29,7 +29,7 @@ from fc_frontend.migrate.proxies import (
     meaning_of,
     own_defaults,
 )
-from fc_frontend.migrate.sections import PROXIES, Section, read_sections
+from fc_frontend.migrate.sections import Section, read_sections
 from fc_frontend.migrate.settings import (
     Found,
     stats_bind,
@@ -39,6 +39,7 @@ from fc_frontend.migrate.settings import (
 )
 from fc_frontend.plan.addresses import NotAnAddress, parse_bind
 from fc_frontend.plan.model import Bind
+from fc_frontend.syntax.sections import PROXIES
 
 _OWN_STATS = Bind("ip", "127.0.0.1", 8000)
 _OWN_LISTEN = Bind("ip", "127.0.0.1", 9484)

@@ -9,7 +9,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-from fc_frontend.migrate.sections import PROXIES, Line, Section
+from fc_frontend.migrate.sections import Section
+from fc_frontend.syntax.lines import Line
+from fc_frontend.syntax.sections import PROXIES
 
 _REFERRING = frozenset(
     """

@@ -16,8 +16,9 @@ from typing import Any
 from fc_frontend.config.schema import DNS_LABEL, SERVICE_NAME, ServiceDeclaration
 from fc_frontend.errors import Problem, Severity
 from fc_frontend.migrate.options import Option, effective, server_options
-from fc_frontend.migrate.sections import Line, Section
+from fc_frontend.migrate.sections import Section
 from fc_frontend.plan.addresses import NotAnAddress, parse_bind
+from fc_frontend.syntax.lines import Line
 from fc_frontend.syntax.words import Word
 
 Key = tuple[str, ...]

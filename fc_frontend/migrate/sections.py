@@ -7,11 +7,11 @@ may hold, is told as a problem, and the section that it stands in is not used.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from fc_frontend.errors import Problem, Refused
-from fc_frontend.syntax.keywords import SECTIONS
-from fc_frontend.syntax.words import NotWords, Word, split
+from fc_frontend.syntax.lines import Kind, Line, read_line
+from fc_frontend.syntax.sections import PROXIES
 
 MAX_TEXT = 4 * 1024 * 1024
 """Of all files together, in characters."""
@@ -21,38 +21,6 @@ MOST_DEFAULTS = 32
 """One from another."""
 MOST_INHERITED = 500
 """Lines from `defaults` that hold for one section."""
-PROXIES = ("listen", "frontend", "backend")
-
-
-@dataclass(frozen=True, slots=True)
-class Line:
-    """A line: its number from 1, its text without the indentation, and its words."""
-
-    number: int
-    source: str
-    words: tuple[Word, ...] = ()
-
-    @property
-    def keyword(self) -> str:
-        """The first word; `no X` counts as X."""
-        if self.negated and len(self.words) > 1:
-            return self.words[1].text
-        return self.words[0].text if self.words else ""
-
-    @property
-    def negated(self) -> bool:
-        """True for `no …`."""
-        return bool(self.words) and self.words[0].text == "no"
-
-    @property
-    def arguments(self) -> tuple[str, ...]:
-        """The texts of the words after the keyword."""
-        return tuple(word.text for word in self.words[2 if self.negated else 1 :])
-
-    @property
-    def code(self) -> str:
-        """The source without the comment that may follow it."""
-        return self.source[: split(self.source).end]
 
 
 @dataclass(slots=True)
@@ -128,7 +96,10 @@ class _Reader:
     def read(self, file: str, text: str) -> None:
         self._file, self._section, self._comment, self._depth = file, None, [], 0
         for number, raw in enumerate(text.split("\n"), start=1):
-            self._read_line(number, raw.removesuffix("\r").strip(" \t\v\f"))
+            if len(raw) > MAX_LINE:
+                self._refuse(number, f"more than {MAX_LINE} characters in a line", "shorten it")
+            else:
+                self._read_line(read_line(raw, number))
         self._end_section()
 
     def _refuse(self, number: int, message: str, remedy: str) -> None:
@@ -136,45 +107,43 @@ class _Reader:
         if self._section:
             self._section.broken = True
 
-    def _read_line(self, number: int, source: str) -> None:
-        if not source or source.startswith("#"):
+    def _read_line(self, line: Line) -> None:
+        number, code = line.number, line.code
+        if line.kind is Kind.BLANK and not line.words:
             # A comment is worth no refusal.
-            shown = "".join(letter if _fit(letter) else "?" for letter in source)
-            self._comment.append(shown)
-            return
-        if len(source) > MAX_LINE:
-            self._refuse(number, f"more than {MAX_LINE} characters in a line", "shorten it")
-            return
-        try:
-            found = split(source)
-        except NotWords as exc:
-            self._refuse(number, str(exc), exc.remedy)
-            return
-        code = source[: found.end]
-        if not all(_fit(letter) for letter in code):
+            self._comment.append(_shown(line.source.rstrip()))
+        elif line.kind is Kind.BLANK:
+            self._refuse(
+                number,
+                f"{_short(code)} begins with an empty word, so that HAProxy skips the line",
+                "remove the line, or write # before it",
+            )
+        elif line.fault is not None:
+            self._refuse(number, str(line.fault), line.fault.remedy)
+        elif line.kind is Kind.SCOPE:
+            self._refuse(number, f"{_short(line.source)} belongs into a SPOE file", "remove it")
+        elif not all(_fit(letter) for letter in code):
             self._refuse(
                 number, "has a control character or another one that is not printable", "replace it"
             )
-            return
-        comment = "".join(letter if _fit(letter) else "?" for letter in source[found.end :])
-        line = Line(number, code + comment, found.words)
-        word = found.words[0].text
-        if word in SECTIONS:
-            self._begin(line)
+        elif any(word.is_cut for word in line.words):
+            self._refuse(number, "\\x00 ends a word early", "remove it")
+        elif line.kind is Kind.SECTION:
+            self._begin(replace(line, source=code + _shown(line.comment)))
         elif self._section is None:
             self._refuse(number, f"{_short(code)} stands in no section", "put it into one")
         else:
-            self._add(self._section, line, word)
+            self._add(self._section, replace(line, source=code + _shown(line.comment)))
 
-    def _add(self, section: Section, line: Line, word: str) -> None:
+    def _add(self, section: Section, line: Line) -> None:
         self._flush_comment(section)
         section.lines.append(line)
-        if word.startswith("."):
+        if line.kind is Kind.PREPROCESSOR:
             section.conditional = True
-            self._depth += {".if": 1, ".endif": -1}.get(word, 0)
+            self._depth += {".if": 1, ".endif": -1}.get(line.keyword, 0)
 
     def _flush_comment(self, section: Section) -> None:
-        section.lines += [Line(0, text) for text in self._comment]
+        section.lines += [Line(0, text, Kind.BLANK) for text in self._comment]
         self._comment = []
 
     def _begin(self, line: Line) -> None:
@@ -295,6 +264,10 @@ class _Reader:
                     "write the file as it comes out for this host, and import that",
                 )
         self._section = None
+
+
+def _shown(comment: str) -> str:
+    return "".join(letter if _fit(letter) else "?" for letter in comment)
 
 
 def _fit(letter: str) -> bool:

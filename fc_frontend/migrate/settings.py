@@ -13,9 +13,10 @@ from typing import Any
 
 from fc_frontend.errors import Problem, Severity
 from fc_frontend.migrate.proxies import Meaning, meaning_of
-from fc_frontend.migrate.sections import Line, Section
+from fc_frontend.migrate.sections import Section
 from fc_frontend.plan.addresses import SAFE_PATH, NotAnAddress, parse_bind, parse_nameserver
 from fc_frontend.plan.model import Nameserver
+from fc_frontend.syntax.lines import Line
 
 _SAFE = re.compile(
     r"maxconn|nbthread|nbtgroups|thread-groups?|cpu-map|numa-cpu-mapping|tune\..*|chroot|node"

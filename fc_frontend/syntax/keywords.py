@@ -1,8 +1,19 @@
-"""The words with which HAProxy begins a section (manual, section 1.5 and chapters 3 to 12)."""
+"""Words that mean something to HAProxy's reader itself, before any section sees them."""
 
 SECTIONS = frozenset(
     """
     global defaults listen frontend backend resolvers peers mailers userlist program http-errors
-    ring cache log-forward log-profile crt-store crt-list traces acme fcgi-app healthcheck
+    ring cache log-forward fcgi-app namespace_list
+    crt-store log-profile traces acme healthcheck
     """.split()
 )
+"""Every word that begins a section: HAProxy 2.6 and 2.8 in the first two lines, 3.x in the third.
+
+Source: `REGISTER_CONFIG_SECTION` in HAProxy's source.  `namespace_list` is not in the manual.
+"""
+
+PREFIXES = ("no", "default")
+"""What may stand before a keyword (manual 4.1, `no option`): the keyword is the word after it."""
+
+PREPROCESSOR = frozenset(".if .elif .else .endif .notice .warning .alert .diag".split())
+"""Manual 2.4.  HAProxy refuses any other first word that begins with a dot."""

@@ -1,0 +1,125 @@
+"""Lines of HAProxy text, each classified as HAProxy reads it.
+
+HAProxy decides by the first word *after* quotes and escapes are removed: `"glo"bal` begins a
+section, `\\x2eif` is a condition, and a line whose first word is empty is a blank line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from fc_frontend.syntax.keywords import PREFIXES, SECTIONS
+from fc_frontend.syntax.words import Flaw, NotWords, Word, split
+
+_INDENT = " \t\v\f\r"
+
+
+class Kind(StrEnum):
+    """What a line is to HAProxy (`readcfgfile` in its src/cfgparse.c)."""
+
+    BLANK = "blank"
+    """Nothing, a comment, or a first word that is empty: HAProxy skips it."""
+    SECTION = "section"
+    """It begins a section."""
+    PREPROCESSOR = "preprocessor"
+    """Its first word begins with a dot: `.if`, `.endif`, `.alert`…"""
+    SCOPE = "scope"
+    """It begins with `[`: the scope of a SPOE file."""
+    STATEMENT = "statement"
+    """It belongs to the section it is in."""
+    VARIABLE = "variable"
+    """A variable is in the place of its keyword: it may be any of these."""
+    INVALID = "invalid"
+    """HAProxy refuses it; `fault` says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A line: its number from 1, its text without indentation, and its words.
+
+    `end` is where its last word ends in `source`; a comment may follow.
+    """
+
+    number: int
+    source: str
+    kind: Kind
+    words: tuple[Word, ...] = ()
+    end: int = 0
+    fault: NotWords | None = field(default=None, compare=False)
+
+    @property
+    def prefix(self) -> str:
+        """`no` or `default` if that is before the keyword, else empty."""
+        if len(self.words) > 1 and self.words[0].text in PREFIXES:
+            return self.words[0].text
+        return ""
+
+    @property
+    def negated(self) -> bool:
+        """True for `no …`."""
+        return self.prefix == "no"
+
+    @property
+    def keyword(self) -> str:
+        """The first word after `no` or `default`; empty if there are no words."""
+        return self.words[bool(self.prefix)].text if self.words else ""
+
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        """The texts of the words after the keyword."""
+        return tuple(word.text for word in self.words[1 + bool(self.prefix) :])
+
+    @property
+    def code(self) -> str:
+        """The source without the comment that may follow it."""
+        return self.source[: self.end]
+
+    @property
+    def comment(self) -> str:
+        """The comment after the last word with the blanks before it; empty if there is none."""
+        rest = self.source[self.end :]
+        return rest if rest.lstrip(_INDENT).startswith("#") else ""
+
+
+def read_line(text: str, number: int = 1) -> Line:
+    """`text`, one line without its line feed, as HAProxy reads it.  Never raises."""
+    source = text.lstrip(_INDENT)
+    if not source or source[0] == "#":
+        return Line(number, source, Kind.BLANK)
+    if source[0] == "[":
+        return Line(number, source, Kind.SCOPE)
+    try:
+        found = split(source)
+    except NotWords as exc:
+        return Line(number, source, Kind.INVALID, fault=exc)
+    kind, fault = _kind(found.words)
+    return Line(number, source, kind, found.words, found.end, fault)
+
+
+def read_lines(text: str) -> Iterator[Line]:
+    """The lines of `text`, which HAProxy ends at line feeds only."""
+    for number, line in enumerate(text.split("\n"), start=1):
+        yield read_line(line, number)
+
+
+def _kind(words: tuple[Word, ...]) -> tuple[Kind, NotWords | None]:
+    if not words:
+        return Kind.BLANK, None
+    first = words[0]
+    if first.variable:
+        return Kind.VARIABLE, None
+    if not first.text:
+        return Kind.BLANK, None
+    if first.text in SECTIONS:
+        return Kind.SECTION, None
+    if first.text[0] == ".":
+        return Kind.PREPROCESSOR, None
+    if first.text in PREFIXES and len(words) > 1:
+        if words[1].variable:
+            return Kind.VARIABLE, None
+        if words[1].text in SECTIONS:
+            message = f"`{first.text}` before the section keyword `{words[1].text}`"
+            return Kind.INVALID, NotWords(Flaw.PREFIX, message, "remove one of the two")
+    return Kind.STATEMENT, None
