@@ -9,7 +9,6 @@ from __future__ import annotations
 import difflib
 import os
 import re
-import stat
 import time
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping
@@ -20,6 +19,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from fc_frontend import safe_files
 from fc_frontend.config import host
 from fc_frontend.config.document import MAX_BYTES, Document, Unreadable, read_document
 from fc_frontend.config.last_good import Form, LastGood, Piece, Quarantine, Unit
@@ -33,6 +33,7 @@ from fc_frontend.errors import Problem, Severity, errors_in
 from fc_frontend.plan.addresses import SAFE_PATH
 from fc_frontend.plan.checks import service_problems, settings_problems
 from fc_frontend.plan.model import Address, Fragment, Origin, ServiceSpec, Settings
+from fc_frontend.safe_files import Fault, Unsafe
 
 DEFAULT_SETTINGS = ("/etc/fc-frontend/config.yaml", "/etc/fc-frontend/config.json")
 SETTINGS_VARIABLE = "FC_FRONTEND_CONFIG"
@@ -261,8 +262,8 @@ def _file(
 
 def _signature(path: str) -> _Signature | None:
     try:
-        return _signature_of(Path(path).stat())
-    except OSError:
+        return _signature_of(safe_files.status_listed(path))
+    except (OSError, Unsafe):
         return None
 
 
@@ -591,26 +592,11 @@ def _read(path: str, problems: list[Problem], *, missing_remedy: str = "") -> Do
 def read_text(path: str, problems: list[Problem], missing_remedy: str = "") -> str | None:
     """The text of a file that an operator names; None, and a problem, if it cannot be had."""
 
-    def refuse(message: str, remedy: str) -> None:
-        problems.append(Problem(message=message, remedy=remedy, file=path))
-
     try:
-        # Opening a pipe for reading would wait for a writer.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        try:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                refuse("is not a regular file", "put a file there")
-                return None
-            with os.fdopen(descriptor, "rb", closefd=False) as stream:
-                content = stream.read(MAX_BYTES + 1)
-        finally:
-            os.close(descriptor)
-    except OSError as exc:
-        remedy = "see its owner and mode" if isinstance(exc, PermissionError) else missing_remedy
-        refuse(f"cannot be read: {exc.strerror}", remedy)
-        return None
-    if len(content) > MAX_BYTES:
-        refuse(f"is larger than {MAX_BYTES} bytes", "split it into several files")
+        content = safe_files.read_listed(path, MAX_BYTES)
+    except Unsafe as exc:
+        remedy = missing_remedy if exc.fault is Fault.MISSING else exc.remedy
+        problems.append(Problem(message=exc.message, remedy=remedy, file=path))
         return None
     try:
         return content.decode("utf-8")
@@ -674,6 +660,8 @@ def _is_declared_in(name: str) -> bool:
 
 
 def _entry_signature(entry: os.DirEntry[str]) -> _Signature | None:
+    if entry.is_symlink():
+        return _signature(entry.path)
     try:
         return _signature_of(entry.stat())
     except OSError:

@@ -9,6 +9,7 @@ anew.  What inotify does not tell, the daemon's rescan finds.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import logging
 import os
@@ -21,12 +22,16 @@ from watchdog.observers import Observer
 from watchdog.observers.api import BaseObserver, ObservedWatch
 
 from fc_frontend.errors import Problem, Severity
+from fc_frontend.safe_files import Unsafe, bounded
 
 # It calls the end of a watch an error when an event arrives meanwhile; `problems` has what matters.
 logging.getLogger("watchdog").addHandler(logging.NullHandler())
 
 _MOST_LINKS = 40
 _MOST_LOOKS = 10
+_LINKS_SECONDS = 2.0
+"""For all links of a directory together: the loop waits for it."""
+_LINK_SECONDS = 0.5
 _MANY = 1_000
 """Events in one go, after which some may have been lost: inotify queues 16,384 (inotify(7))."""
 _QUIET = frozenset(("opened", "closed_no_write"))
@@ -104,8 +109,8 @@ class FileWatch:
                 wanted.setdefault(real, {}).setdefault(None, set()).add(path)
                 if real not in self._links:
                     self._links[real] = _links_in(real)
-                for name in self._links[real]:
-                    _add(wanted, _way(f"{real}/{name}"), path)
+                for way in _ways([f"{real}/{name}" for name in self._links[real]]):
+                    _add(wanted, way, path)
         return wanted
 
     def _schedule(self, directory: str) -> Problem | None:
@@ -292,6 +297,22 @@ def _way(path: str) -> list[tuple[str, str]]:
             break
         at = here
     return steps
+
+
+def _ways(links: list[str]) -> list[list[tuple[str, str]]]:
+    """The ways to what links lead to, without those that a file system does not answer for.
+
+    Those files are found by the rescan once it answers.
+    """
+    if not links:
+        return []
+    with contextlib.suppress(Unsafe):
+        return bounded(f"{links[0]}/..", lambda: [_way(link) for link in links], _LINKS_SECONDS)
+    ways = []
+    for link in links:
+        with contextlib.suppress(Unsafe):
+            ways.append(bounded(link, lambda link=link: _way(link), _LINK_SECONDS))  # type: ignore[misc]
+    return ways
 
 
 def _parts(path: str) -> list[str]:

@@ -9,13 +9,14 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import re
-import stat
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
+from fc_frontend import safe_files
 from fc_frontend.haproxy.install import atomic_write, make_directory
 from fc_frontend.plan.addresses import PATH_LETTERS
+from fc_frontend.safe_files import Unsafe
 
 DIRECTORY = "kept"
 MOST_BYTES = 1024 * 1024
@@ -69,11 +70,8 @@ def substitutes(state_directory: str, kept: Mapping[str, str]) -> dict[str, str]
 
 def _content(path: str) -> bytes | None:
     try:
-        status = Path(path).stat()
-        if not stat.S_ISREG(status.st_mode) or status.st_size > MOST_BYTES:
-            return None
-        return Path(path).read_bytes()
-    except OSError:
+        return safe_files.read(path, MOST_BYTES)
+    except Unsafe:
         return None
 
 
