@@ -11,6 +11,8 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 
+from fc_frontend.model.units import UnitId
+
 
 class Severity(StrEnum):
     """How bad a problem is: an error refuses the configuration, a warning does not."""
@@ -34,6 +36,8 @@ class Problem:
     column: int | None = None
     service: str | None = None
     field: str | None = None
+    unit: UnitId | None = None
+    """The unit whose change is the cause, where it is known."""
 
     @property
     def location(self) -> str:
@@ -47,7 +51,9 @@ class Problem:
 
     def as_json(self) -> dict[str, str | int | None]:
         """The problem in the shape of all JSON output: no field is ever missing."""
-        return {**asdict(self), "severity": self.severity.value}
+        shown = {**asdict(self), "severity": self.severity.value}
+        del shown["unit"]
+        return shown
 
     def __str__(self) -> str:
         where = f"{self.location}: " if self.file else ""

@@ -1,0 +1,1 @@
+"""What HAProxy should run: changes to what it runs now, and which are withheld.  Pure."""

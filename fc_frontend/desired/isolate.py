@@ -1,0 +1,299 @@
+"""Isolation: apply as many changes as HAProxy accepts, and withhold the others.
+
+    changes ─► compose ─► conflicts, removals, needs ─► trial ─► accepted
+                 ▲                                        │
+                 └──────── withhold who is refused ◄──────┘
+
+The base is what HAProxy runs.  Changes are taken away from the full set, never added to the base,
+so that changes which are valid only together stay together.  The trial is a parameter: for the
+daemon and for commands it is `haproxy -c` with the preflight checks, in tests a function.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from fc_frontend.desired.changes import (
+    Change,
+    Sections,
+    Unreadable,
+    blocked_removals,
+    changes_between,
+    compose,
+    conflicts,
+    groups,
+    unmet_needs,
+)
+from fc_frontend.errors import Problem, errors_in
+from fc_frontend.model.units import (
+    ENVIRONMENT,
+    SETTINGS,
+    TEMPLATES,
+    ChangeKind,
+    Resource,
+    Section,
+    UnitId,
+)
+
+MAX_TRIALS = 12
+"""Trials after which the best composition found so far is deployed."""
+MAX_SECONDS = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Declared:
+    """What is declared: the sections of the units without errors, and the errors of the others."""
+
+    sections: Sections
+    faulty: Mapping[UnitId, tuple[Problem, ...]] = field(default_factory=dict)
+    claims: Mapping[UnitId, frozenset[Resource]] = field(default_factory=dict)
+    """What faulty units would hold and publish, as far as it could be read."""
+    unreadable: tuple[Unreadable, ...] = ()
+
+
+Declare = Callable[[frozenset[UnitId]], Declared]
+"""Gives what is declared, with the given ones of `ENVIRONMENT` as they run."""
+Trial = Callable[[Sequence[Section]], tuple[Problem, ...]]
+"""Gives what HAProxy and the preflight checks say about a composition; errors refuse it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Withheld:
+    """A change that is not deployed, and why."""
+
+    unit: UnitId
+    kind: ChangeKind
+    problems: tuple[Problem, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Isolated:
+    """The composition to deploy.
+
+    `accepted` is False if HAProxy refuses even what runs now; `problems` then say why.  With
+    `is_complete` False the budget ended before the smallest set of withheld changes was found.
+    """
+
+    sections: tuple[Section, ...]
+    withheld: tuple[Withheld, ...]
+    problems: tuple[Problem, ...] = ()
+    accepted: bool = True
+    is_complete: bool = True
+
+
+class BudgetSpent(Exception):
+    """The trials or the time that isolation may take are used up."""
+
+
+def isolate(
+    running: Sections,
+    declare: Declare,
+    trial: Trial,
+    *,
+    clock: Callable[[], float],
+    max_trials: int = MAX_TRIALS,
+    max_seconds: float = MAX_SECONDS,
+) -> Isolated:
+    """Apply as many of the declared changes to `running` as the trial accepts.
+
+    `clock` is monotonic, in seconds.  Raises what `trial` raises where it cannot give a verdict.
+    """
+    search = _Search(running, declare, trial, clock, max_trials, clock() + max_seconds)
+    return search.run()
+
+
+@dataclass(frozen=True, slots=True)
+class _Composition:
+    """The sections that result from withholding some changes, and everything that is withheld."""
+
+    sections: Sections
+    withheld: Mapping[UnitId, tuple[Problem, ...]]
+    changes: Mapping[UnitId, Change]
+    """All changes, withheld or not."""
+
+    @property
+    def applied(self) -> list[Change]:
+        """The changes that are not withheld."""
+        return [change for unit, change in self.changes.items() if unit not in self.withheld]
+
+
+class _Search:
+    """One isolation: what was tried so far, and the best that was accepted."""
+
+    def __init__(
+        self,
+        running: Sections,
+        declare: Declare,
+        trial: Trial,
+        clock: Callable[[], float],
+        max_trials: int,
+        deadline: float,
+    ) -> None:
+        self._running = running
+        self._declare = declare
+        self._trial = trial
+        self._clock = clock
+        self._trials_left = max_trials
+        self._deadline = deadline
+        self._verdicts: dict[tuple[str, ...], tuple[Problem, ...]] = {}
+        self._best: _Composition | None = None
+
+    def run(self) -> Isolated:
+        withheld: dict[UnitId, tuple[Problem, ...]] = {}
+        try:
+            while True:
+                composition = self._composed(withheld)
+                problems = self._verdict(composition)
+                if not errors_in(problems):
+                    return _isolated(composition, problems)
+                found = self._refused(composition, errors_in(problems), withheld)
+                if not found:
+                    base = compose(self._running, {}, self._running)
+                    return Isolated(tuple(base.values()), (), problems, accepted=False)
+                withheld.update(found)
+        except BudgetSpent:
+            everything = dict.fromkeys(self._composed(withheld).changes, _NOT_TRIED)
+            composition = self._best or self._composed({**everything, **withheld})
+            return _isolated(composition, (), is_complete=False)
+
+    def _composed(self, refused: Mapping[UnitId, tuple[Problem, ...]]) -> _Composition:
+        """Withhold `refused`, and all changes that cannot be applied without them."""
+        withheld = dict(refused)
+        while True:
+            declared = self._declare(ENVIRONMENT.intersection(withheld))
+            withheld = {**declared.faulty, **withheld}
+            if ENVIRONMENT.intersection(declared.faulty) - ENVIRONMENT.intersection(refused):
+                # Everything else has to be rendered with the environment that runs.
+                declared = self._declare(ENVIRONMENT.intersection(withheld))
+                withheld = {**declared.faulty, **withheld}
+            sections = {
+                unit: section
+                for unit, section in declared.sections.items()
+                if unit not in declared.faulty
+            }
+            faulty = {
+                unit: declared.claims.get(unit, frozenset())
+                for unit in declared.faulty
+                if unit in withheld
+            }
+            more: dict[UnitId, tuple[Problem, ...]] = {}
+            removals = blocked_removals(
+                self._running, sections, faulty, withheld, declared.unreadable
+            )
+            more.update({u: p for u, p in removals.items() if u not in withheld})
+            composed = compose(self._running, sections, {*withheld, *more})
+            for found in (
+                conflicts(self._running, composed),
+                unmet_needs(self._running, sections, composed),
+            ):
+                more.update({u: (p,) for u, p in found.items() if u not in {*withheld, *more}})
+            if not more:
+                changes = changes_between(self._running, sections)
+                for unit in declared.faulty:
+                    changes[unit] = Change(unit, self._running.get(unit), None)
+                return _Composition(composed, withheld, changes)
+            withheld.update(more)
+
+    def _verdict(self, composition: _Composition) -> tuple[Problem, ...]:
+        texts = tuple(section.text for section in composition.sections.values())
+        if texts not in self._verdicts:
+            if self._trials_left <= 0 or self._clock() >= self._deadline:
+                raise BudgetSpent
+            self._trials_left -= 1
+            self._verdicts[texts] = self._trial(tuple(composition.sections.values()))
+        problems = self._verdicts[texts]
+        if not errors_in(problems):
+            best = self._best
+            if best is None or len(best.applied) < len(composition.applied):
+                self._best = composition
+        return problems
+
+    def _refused(
+        self,
+        composition: _Composition,
+        errors: Sequence[Problem],
+        withheld: Mapping[UnitId, tuple[Problem, ...]],
+    ) -> dict[UnitId, tuple[Problem, ...]]:
+        """Changes to withhold because of `errors`; empty if no change is the cause."""
+        applied = {change.unit: change for change in composition.applied}
+        named: dict[UnitId, tuple[Problem, ...]] = {}
+        for problem in errors:
+            if problem.unit is not None and problem.unit in applied:
+                unit = _origin_of(applied[problem.unit], applied)
+                named[unit] = (*named.get(unit, ()), problem)
+        if named:
+            return named
+        guilty, others = self._guilty(groups(applied.values()), withheld)
+        if len(guilty) > 1:
+            alone, _ = self._guilty([(unit,) for unit in guilty], others)
+            guilty = alone or guilty
+        return {unit: tuple(errors) for unit in guilty}
+
+    def _guilty(
+        self,
+        suspects: Sequence[tuple[UnitId, ...]],
+        withheld: Mapping[UnitId, tuple[Problem, ...]],
+    ) -> tuple[tuple[UnitId, ...], dict[UnitId, tuple[Problem, ...]]]:
+        """The last of the suspected groups that is refused, and what else has to be withheld.
+
+        The group is empty if none of them is the cause.  Takes at most ⌈log₂ n⌉ + 1 trials.
+        """
+
+        def without(count: int) -> dict[UnitId, tuple[Problem, ...]]:
+            units = [unit for group in suspects[:count] for unit in group]
+            return {**dict.fromkeys(units, _NOT_TRIED), **withheld}
+
+        def accepts(count: int) -> bool:
+            return not errors_in(self._verdict(self._composed(without(count))))
+
+        if not suspects or not accepts(len(suspects)):
+            return (), dict(withheld)
+        few, enough = 0, len(suspects)
+        while enough - few > 1:
+            middle = (few + enough) // 2
+            if accepts(middle):
+                enough = middle
+            else:
+                few = middle
+        return suspects[few], without(few)
+
+
+_NOT_TRIED: tuple[Problem, ...] = (
+    Problem(
+        message="not tried yet: other changes took up the time for this step",
+        remedy="nothing to do: the search goes on in the next step",
+    ),
+)
+
+
+def _isolated(
+    composition: _Composition, problems: tuple[Problem, ...], *, is_complete: bool = True
+) -> Isolated:
+    return Isolated(
+        sections=tuple(composition.sections.values()),
+        withheld=tuple(
+            Withheld(unit, _kind(unit, composition), found)
+            for unit, found in sorted(composition.withheld.items())
+        ),
+        problems=problems,
+        is_complete=is_complete,
+    )
+
+
+def _origin_of(change: Change, applied: Mapping[UnitId, Change]) -> UnitId:
+    """The unit to blame for an error in a changed section.
+
+    A section whose declaration is the same was changed by templates or settings.
+    """
+    before, after = change.before, change.after
+    if before is not None and after is not None and before.declaration == after.declaration:
+        for unit in (TEMPLATES, SETTINGS):
+            if unit in applied:
+                return unit
+    return change.unit
+
+
+def _kind(unit: UnitId, composition: _Composition) -> ChangeKind:
+    change = composition.changes.get(unit)
+    return change.kind if change else ChangeKind.EDITED
