@@ -33,7 +33,8 @@ from fc_frontend.plan import planner
 from fc_frontend.plan.model import Answer, Freshness, Plan, Resolution, ServicePlan, ServiceSpec
 from fc_frontend.plan.planner import plan
 from fc_frontend.render import render as renderer
-from fc_frontend.render.render import RenderedConfig, render
+from fc_frontend.render.config import Config
+from fc_frontend.render.render import render
 
 if TYPE_CHECKING:
     from fc_frontend.haproxy.deploy import Deployment
@@ -51,7 +52,7 @@ class Prepared:
     declaration: Declaration
     resolution: Resolution
     plan: Plan
-    config: RenderedConfig | None
+    config: Config | None
     problems: tuple[Problem, ...]
 
     @property

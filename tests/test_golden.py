@@ -18,7 +18,7 @@ from fc_frontend.errors import errors_in
 from fc_frontend.haproxy.validate import validate
 from fc_frontend.pipeline import Prepared, prepare
 from fc_frontend.plan.model import Answer, Endpoint, Freshness, Kind
-from fc_frontend.render.render import RenderedConfig, config_hash
+from fc_frontend.render.config import Config, assemble, config_hash, sections_in
 
 CASES = sorted(path.parent for path in Path(__file__).parent.glob("golden/*/config.yaml"))
 
@@ -41,7 +41,7 @@ def prepared(case: Path) -> Prepared:
     return prepare(load(str(case / "config.yaml")), resolution)
 
 
-def rendered(case: Path) -> RenderedConfig:
+def rendered(case: Path) -> Config:
     result = prepared(case)
     assert not errors_in(result.problems)
     assert result.config is not None
@@ -69,16 +69,25 @@ def test_the_text_is_as_expected_and_accepted(case: Path, haproxy_binary: str) -
 def test_the_source_map_covers_each_section(case: Path) -> None:
     config = rendered(case)
     lines = config.text.split("\n")
-    for section in config.sections:
-        inside = lines[section.first - 1 : section.end - 1]
+    for place in config.places:
+        name = place.unit.name
+        inside = lines[place.first - 1 : place.end - 1]
         assert any(
-            line in (f"listen {section.name} from fc-tcp", f"listen {section.name} from fc-http")
-            or line == f"defaults fc-fragment-{section.name} from fc-tcp"
+            line in (f"listen {name} from fc-tcp", f"listen {name} from fc-http")
+            or line == f"defaults fc-fragment-{name} from fc-tcp"
             for line in inside
         )
-        assert config.section_at(section.first) == section.name
-        assert config.section_text(section.name) == "\n".join(inside)
-    assert config.section_at(1) is None
+        assert lines[place.first - 2] == f"# fc-frontend unit: {place.unit}"
+        assert config.unit_at(place.first) == place.unit
+        assert config.section_text(name) == "\n".join(inside)
+    assert config.unit_at(1) is None
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_the_sections_can_be_read_from_the_text(case: Path) -> None:
+    config = rendered(case)
+    assert sections_in(config.text) == config.sections
+    assert assemble(sections_in(config.text)) == config
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)

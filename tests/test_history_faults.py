@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from fc_frontend.demo.load import Load
-from fc_frontend.render.render import config_hash
+from fc_frontend.render.config import config_hash
 from tests.conftest import until
 from tests.frontend import Frontend
 

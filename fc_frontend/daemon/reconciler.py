@@ -66,7 +66,7 @@ from fc_frontend.plan.model import (
 )
 from fc_frontend.plan.planner import plan
 from fc_frontend.plan.reasons import Cause, Reason, reasons
-from fc_frontend.render.render import RenderedConfig
+from fc_frontend.render.config import Config
 
 
 class Trigger(StrEnum):
@@ -136,7 +136,7 @@ class Reconciler:
         """While it is there, nothing that is declared is deployed."""
         self.prepared: Prepared | None = None
         """What followed last from files and answers, whether HAProxy took it or not."""
-        self._config: RenderedConfig | None = None
+        self._config: Config | None = None
         self._seen_file: tuple[int, int, int] | None = None
         self.drifted = False
         """True if others changed haproxy.cfg and it is left so."""
@@ -616,7 +616,7 @@ class Reconciler:
             return
         directory = declaration.settings.state_directory
         try:
-            await self._declared.keep_files(self._config.own_text, directory, self._memo)
+            await self._declared.keep_files(self._config.unit_text, directory, self._memo)
         except Unavailable as exc:
             self._metrics.state_not_written("files")
             self._log.limited("files-not-kept").warning(

@@ -15,7 +15,7 @@ from typing import Any
 
 from fc_frontend.plan.model import Plan, ServicePlan, ServiceSpec
 from fc_frontend.plan.reasons import Cause, Reason, reasons
-from fc_frontend.render.render import HASH_PREFIX, RenderedConfig
+from fc_frontend.render.config import HASH_PREFIX, Config
 
 _SECTION = re.compile(
     r"(?:global|defaults|listen|frontend|backend|resolvers|userlist|peers|mailers|program|cache|"
@@ -112,7 +112,7 @@ class Installed:
     pods: Mapping[str, Pods] | None = None
 
 
-def differences(installed: Installed, wanted: Plan, config: RenderedConfig) -> tuple[Change, ...]:
+def differences(installed: Installed, wanted: Plan, config: Config) -> tuple[Change, ...]:
     """What `config`, rendered from `wanted`, changes of what is installed."""
     effect = Effect.RELOAD
     if not installed.is_running:

@@ -32,7 +32,7 @@ from fc_frontend.haproxy.socket import NoListener
 from fc_frontend.haproxy.version import binary_version, parse_version
 from fc_frontend.plan.addresses import NotAnAddress, parse_bind
 from fc_frontend.plan.model import Bind, Haproxy, Plan, Resolution, Settings
-from fc_frontend.render.render import RenderedConfig, config_hash
+from fc_frontend.render.config import Config, config_hash
 
 _BIND = re.compile(r"^[ \t]*bind[ \t]+(\S+)(.*)$", re.MULTILINE)
 _OTHER_RULES = frozenset(("transparent", "interface", "namespace"))
@@ -144,7 +144,7 @@ def text_binds(text: str) -> TextBinds:
 
 def deploy(
     plan: Plan,
-    config: RenderedConfig,
+    config: Config,
     resolution: Resolution,
     *,
     located: Callable[[Problem], Problem] = lambda problem: problem,
@@ -173,7 +173,7 @@ def deploy(
 
 def deploy_text(
     settings: Settings,
-    config: RenderedConfig,
+    config: Config,
     *,
     output: str | None,
     first: Callable[[], None],
@@ -209,7 +209,7 @@ def deploy_text(
 def _deploy(
     haproxy: Haproxy,
     plan: Plan,
-    config: RenderedConfig,
+    config: Config,
     resolution: Resolution,
     output: str | None,
 ) -> Deployment:
@@ -233,7 +233,7 @@ def _deploy(
 
 def _bring(
     haproxy: Haproxy,
-    config: RenderedConfig,
+    config: Config,
     running: Running,
     *,
     slots: int,
@@ -300,7 +300,7 @@ def _start(haproxy: Haproxy, digest: str, output: str | None) -> None:
     )
 
 
-def _refused(haproxy: Haproxy, config: RenderedConfig, said: tuple[Problem, ...]) -> Deployment:
+def _refused(haproxy: Haproxy, config: Config, said: tuple[Problem, ...]) -> Deployment:
     refused_file: str | None = None
     try:
         refused_file = install.write_refused(haproxy.config_file, config.text)
@@ -324,7 +324,7 @@ def forget_refused(haproxy: Haproxy) -> None:
 
 def _trial(
     haproxy: Haproxy,
-    config: RenderedConfig,
+    config: Config,
     running: Running,
     slots: int,
     by_bind: Mapping[str, str],
@@ -399,9 +399,7 @@ def _drain_again(plan: Plan, resolution: Resolution) -> tuple[Problem, ...]:
     return ()
 
 
-def _activate(
-    haproxy: Haproxy, config: RenderedConfig, running: Running, output: str | None
-) -> Deployment:
+def _activate(haproxy: Haproxy, config: Config, running: Running, output: str | None) -> Deployment:
     started = time.monotonic()
     outcome = Outcome.RELOADED
     if haproxy.reload_command:
@@ -440,7 +438,7 @@ def _binary_version(haproxy: Haproxy) -> str:
     return str(binary_version(find_binary(haproxy.binary)))
 
 
-def _without_master(haproxy: Haproxy, config: RenderedConfig, running: Running) -> Deployment:
+def _without_master(haproxy: Haproxy, config: Config, running: Running) -> Deployment:
     if running.worker is None:
         remedy = "start it, for example with `systemctl start haproxy`"
         return Deployment(

@@ -19,7 +19,7 @@ from typing import Any
 from fc_frontend.errors import Problem, Refused, Unavailable
 from fc_frontend.haproxy.install import atomic_write, give_to_owner
 from fc_frontend.haproxy.lock import directory_locked, not_locked
-from fc_frontend.render.render import config_hash
+from fc_frontend.render.config import config_hash
 
 DIRECTORY = "history"
 MOST_ENTRIES = 50

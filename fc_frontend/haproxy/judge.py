@@ -9,7 +9,7 @@ from fc_frontend.haproxy.binary import find_binary
 from fc_frontend.haproxy.validate import Message, Verdict, validate
 from fc_frontend.haproxy.version import binary_version
 from fc_frontend.plan.model import Haproxy
-from fc_frontend.render.render import RenderedConfig
+from fc_frontend.render.config import Config
 
 _OF_STATE = re.compile(
     r"server state file|\(leaving (?:forced )?maintenance\)|from server-state after"
@@ -17,7 +17,7 @@ _OF_STATE = re.compile(
 """What HAProxy says of its servers' last state, which is no matter of the configuration."""
 
 
-def judge(haproxy: Haproxy, config: RenderedConfig) -> tuple[bool, tuple[Problem, ...]]:
+def judge(haproxy: Haproxy, config: Config) -> tuple[bool, tuple[Problem, ...]]:
     """HAProxy's verdict, traced to services.  Raises `Unavailable` if HAProxy cannot be asked."""
     binary = find_binary(haproxy.binary)
     verdict = validate(binary, config.text, timeout=haproxy.check_timeout)
@@ -41,7 +41,7 @@ def _too_old(binary: str) -> tuple[Problem, ...]:
     )
 
 
-def verdict_problems(verdict: Verdict, config: RenderedConfig) -> tuple[Problem, ...]:
+def verdict_problems(verdict: Verdict, config: Config) -> tuple[Problem, ...]:
     """HAProxy's alerts and warnings as problems of the services that they are about."""
     found = [
         *(_said(message, config, Severity.ERROR) for message in verdict.alerts),
@@ -54,11 +54,10 @@ def verdict_problems(verdict: Verdict, config: RenderedConfig) -> tuple[Problem,
     return tuple(found)
 
 
-def _said(message: Message, config: RenderedConfig, severity: Severity) -> Problem:
-    names = {section.name for section in config.sections}
-    service = config.section_at(message.line) if message.line else None
-    if service is None and message.section in names:
-        service = message.section
+def _said(message: Message, config: Config, severity: Severity) -> Problem:
+    unit = config.unit_at(message.line) if message.line else None
+    if unit is None and message.section:
+        unit = config.unit_named(message.section)
     line = ""
     if message.line:
         line = config.text.split("\n")[message.line - 1].strip()
@@ -67,5 +66,6 @@ def _said(message: Message, config: RenderedConfig, severity: Severity) -> Probl
         message=f"HAProxy says: {message.text}",
         remedy=remedy,
         severity=severity,
-        service=service,
+        service=unit.name if unit else None,
+        unit=unit,
     )

@@ -17,7 +17,7 @@ from fc_frontend.haproxy.history import Entry
 from fc_frontend.haproxy.hold import Hold
 from fc_frontend.haproxy.lock import deploying
 from fc_frontend.plan.model import Haproxy, Settings
-from fc_frontend.render.render import RenderedConfig, config_hash
+from fc_frontend.render.config import Config, config_hash
 
 
 def present_hash(haproxy: Haproxy) -> str | None:
@@ -71,7 +71,7 @@ def go_back(
         raw = install.read(hold.path(directory)) if before is not None else None
         known = history.entries(directory)
         entry = choice(known, present_hash(settings.haproxy), before, wanted)
-        config = RenderedConfig(history.text(directory, entry), entry.hash, ())
+        config = Config(history.text(directory, entry), entry.hash)
 
         def set_hold() -> None:
             hold.save(directory, Hold(id=entry.id, hash=entry.hash, since=time.time(), by=by))
@@ -102,7 +102,7 @@ def go_on_holding(settings: Settings, held: Hold) -> Deployment | None:
             if not same:
                 return None
             entry = same[-1]
-            config = RenderedConfig(history.text(directory, entry), entry.hash, ())
+            config = Config(history.text(directory, entry), entry.hash)
             deployment = deploy_text(settings, config, output=None, first=lambda: None)
     except (Refused, Unavailable) as exc:
         return Deployment(outcome=Outcome.FAILED, hash=held.hash, problems=exc.problems)
@@ -111,7 +111,7 @@ def go_on_holding(settings: Settings, held: Hold) -> Deployment | None:
 
 
 def _record(
-    directory: str, entry: Entry, deployment: Deployment, config: RenderedConfig, reason: str
+    directory: str, entry: Entry, deployment: Deployment, config: Config, reason: str
 ) -> tuple[Problem, ...]:
     """Keep in the history how `entry` was deployed again; what hindered that, as warnings."""
     if deployment.outcome is Outcome.IN_SYNC:

@@ -1,4 +1,4 @@
-"""The text of haproxy.cfg, with a map that tells which line belongs to which service.
+"""The sections of haproxy.cfg, rendered from a plan and templates.
 
 The templates only lay words out; what the words are is decided here, from a small render model.
 Every value that a template prints is checked once more: no control character and no None reaches
@@ -7,16 +7,15 @@ the text.  The same plan gives the same bytes.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import accumulate
-from typing import Any, NamedTuple
+from typing import Any
 
 import jinja2
 
 from fc_frontend.errors import Problem, Refused
+from fc_frontend.model.units import SETTINGS, Section, UnitId, UnitKind
 from fc_frontend.plan.model import (
     FREE_ADDRESS,
     Address,
@@ -27,56 +26,11 @@ from fc_frontend.plan.model import (
     ServicePlan,
     Tls,
 )
+from fc_frontend.render.config import BLANK_DESCRIPTION, MARK, Config, assemble, has_mark
 
 MAIN = "haproxy.cfg.j2"
 SERVICE = "service.cfg.j2"
 FRAGMENT = "fragment.cfg.j2"
-
-HASH_PREFIX = "fc-frontend:"
-HASH_LENGTH = 16
-_MANY = 100
-_FAR = 100
-"""Characters."""
-_NO_HASH = "0" * HASH_LENGTH
-
-
-class Section(NamedTuple):
-    """Where a service or fragment stands: its first line and the one after its last, from 1."""
-
-    name: str
-    first: int
-    end: int
-
-
-@dataclass(frozen=True, slots=True)
-class RenderedConfig:
-    """The text of haproxy.cfg, its hash, and the sections that services and fragments made."""
-
-    text: str
-    hash: str
-    sections: tuple[Section, ...]
-
-    def section_at(self, line: int) -> str | None:
-        """The name of the service or fragment that made `line` (counted from 1)."""
-        for section in self.sections:
-            if section.first <= line < section.end:
-                return section.name
-        return None
-
-    @property
-    def own_text(self) -> str:
-        """The text from the first service's or fragment's section on; empty if there is none."""
-        if not self.sections:
-            return ""
-        return self.text.split("\n", self.sections[0].first - 1)[-1]
-
-    def section_text(self, name: str) -> str:
-        """The text that a service or fragment made; empty if it is not there."""
-        lines = self.text.split("\n")
-        for section in self.sections:
-            if section.name == name:
-                return "\n".join(lines[section.first - 1 : section.end - 1])
-        return ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,145 +68,93 @@ class Verbatim(str):
     __slots__ = ()
 
 
-class _Block(NamedTuple):
-    """What a service or fragment prints, and how many lines end in it."""
-
-    name: str
-    text: Verbatim
-    breaks: int
-
-    @classmethod
-    def of(cls, name: str, text: str) -> _Block:
-        return cls(name, Verbatim(text), text.count("\n"))
-
-
 class Memo:
     """Services as they were rendered before, for as long as plan and templates are the same."""
 
     def __init__(self) -> None:
         self._for: tuple[object, object] | None = None
-        self._known: dict[str, tuple[ServicePlan, _Block]] = {}
+        self._known: dict[str, tuple[ServicePlan, Section]] = {}
         self.rendered = 0
         """How many services were rendered so far."""
 
     def of(
         self, environment: jinja2.Environment, nodes: Mapping[str, Address]
-    ) -> dict[str, tuple[ServicePlan, _Block]]:
+    ) -> dict[str, tuple[ServicePlan, Section]]:
         """What is known with these templates and nodes; to be written to."""
         if self._for is None or self._for[0] is not environment or self._for[1] != nodes:
             self._for, self._known = (environment, nodes), {}
         return self._known
 
 
-def config_hash(text: str) -> str | None:
-    """The hash that stands in `text`, if it is that of the text itself; None if it was edited."""
-    start = text.find(HASH_PREFIX)
-    if start < 0:
-        return None
-    start += len(HASH_PREFIX)
-    stated = text[start : start + HASH_LENGTH]
-    blank = text[:start] + _NO_HASH + text[start + HASH_LENGTH :]
-    return stated if stated == _digest(blank) else None
-
-
-def render(plan: Plan, templates: Mapping[str, str], *, memo: Memo | None = None) -> RenderedConfig:
+def render(plan: Plan, templates: Mapping[str, str], *, memo: Memo | None = None) -> Config:
     """haproxy.cfg for `plan`.  `templates` maps file names to texts.
 
-    What `memo` has of services whose plan is still the same object is not rendered again.  Raises
-    Refused if a template is missing, fails, or leaves out what fc-frontend relies on.
+    Services whose plan is still the same object in `memo` are not rendered again.  Raises Refused
+    if a template is missing, fails, or leaves out what fc-frontend relies on.
     """
+    return assemble(render_sections(plan, templates, memo=memo))
+
+
+def render_sections(
+    plan: Plan, templates: Mapping[str, str], *, memo: Memo | None = None
+) -> tuple[Section, ...]:
+    """The sections of haproxy.cfg for `plan`, as `render`; the first is the settings' one."""
     environment = _environment(tuple(sorted(templates.items())))
-    blocks = _service_blocks(plan, environment, memo or Memo())
-    blocks += [
-        _Block.of(fragment.name, _print(environment, FRAGMENT, fragment=_fragment_model(fragment)))
-        for fragment in plan.fragments
-    ]
-    text = _print(
+    head = _print(
         environment,
         MAIN,
         settings=plan.settings,
-        description=HASH_PREFIX + _NO_HASH,
+        description=BLANK_DESCRIPTION,
         nameservers=_nameservers(plan.settings.cluster.nameservers),
-        sections=[block.text for block in blocks],
     )
-    text = text.rstrip("\n") + "\n"
-    if text.count(HASH_PREFIX + _NO_HASH) != 1:
+    if head.count(BLANK_DESCRIPTION) != 1:
         raise Refused(
             Problem(
                 message="the templates do not print `description {{ description }}` exactly once",
-                remedy="put it back into global.cfg.j2: it proves which configuration is running",
+                remedy="add it to global.cfg.j2 again: it shows which configuration is running",
                 file="global.cfg.j2",
             )
         )
-    digest = _digest(text)
-    sections = _sections(text, blocks)
-    return RenderedConfig(
-        text.replace(HASH_PREFIX + _NO_HASH, HASH_PREFIX + digest), digest, sections
+    return (
+        Section(SETTINGS, head),
+        *_service_sections(plan, environment, memo or Memo()),
+        *(
+            _section(
+                UnitId(UnitKind.FRAGMENT, fragment.name),
+                _print(environment, FRAGMENT, fragment=_fragment_model(fragment)),
+            )
+            for fragment in plan.fragments
+        ),
     )
 
 
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:HASH_LENGTH]
-
-
-def _service_blocks(plan: Plan, environment: jinja2.Environment, memo: Memo) -> list[_Block]:
+def _service_sections(plan: Plan, environment: jinja2.Environment, memo: Memo) -> list[Section]:
     known = memo.of(environment, plan.settings.cluster.nodes)
-    blocks: list[_Block] = []
+    sections: list[Section] = []
     for service in plan.services:
         name = service.spec.name
         done = known.get(name)
         if done is None or done[0] is not service:
-            model = _service_model(service, plan)
-            block = _Block.of(name, _print(environment, SERVICE, service=model))
-            done = known[name] = (service, block)
+            text = _print(environment, SERVICE, service=_service_model(service, plan))
+            done = known[name] = (service, _section(UnitId(UnitKind.SERVICE, name), text))
             memo.rendered += 1
-        blocks.append(done[1])
-    if len(known) > len(blocks):
+        sections.append(done[1])
+    if len(known) > len(sections):
         for name in known.keys() - {service.spec.name for service in plan.services}:
             del known[name]
-    return blocks
+    return sections
 
 
-def _sections(text: str, blocks: list[_Block]) -> tuple[Section, ...]:
-    """Where the blocks stand.  Raises Refused if one of them does not."""
-    return _evenly_apart(text, blocks) or _one_by_one(text, blocks)
-
-
-def _evenly_apart(text: str, blocks: list[_Block]) -> tuple[Section, ...]:
-    """The same, at once, if the same text stands between all of them; nothing otherwise."""
-    if len(blocks) < _MANY:
-        return ()
-    names, texts, breaks = zip(*blocks, strict=True)
-    start = text.find(texts[0])
-    end = start + len(texts[0])
-    between = text[end : text.find(texts[1], end)]
-    if start < 0 or len(between) > _FAR or not text.startswith(between.join(texts), start):
-        return ()
-    line, gap = text.count("\n", 0, start) + 1, between.count("\n")
-    firsts = list(accumulate((lines + gap for lines in breaks[:-1]), initial=line))
-    ends = (first + lines + 1 for first, lines in zip(firsts, breaks, strict=True))
-    return tuple(map(Section, names, firsts, ends))
-
-
-def _one_by_one(text: str, blocks: list[_Block]) -> tuple[Section, ...]:
-    sections: list[Section] = []
-    position, line = 0, 1
-    for name, block, breaks in blocks:
-        start = text.find(block, position)
-        if start < 0:
-            raise Refused(
-                Problem(
-                    message=f"{MAIN} does not print the section of {name}",
-                    remedy="print each of `sections`, in order and unchanged",
-                    file=MAIN,
-                    service=name,
-                )
+def _section(unit: UnitId, text: str) -> Section:
+    if has_mark(text):
+        raise Refused(
+            Problem(
+                message=f"the text has a line that begins with `{MARK.strip()}`",
+                remedy="remove that comment: fc-frontend finds its own sections by it",
+                service=unit.name,
             )
-        line += text.count("\n", position, start)
-        sections.append(Section(name, line, line + breaks + 1))
-        line += breaks
-        position = start + len(block)
-    return tuple(sections)
+        )
+    return Section(unit, text)
 
 
 @lru_cache(maxsize=4)

@@ -15,7 +15,7 @@ from fc_frontend.haproxy.process import run
 from fc_frontend.haproxy.socket import NoListener
 from fc_frontend.haproxy.version import parse_version
 from fc_frontend.plan.model import Bind, Haproxy
-from fc_frontend.render.render import config_hash
+from fc_frontend.render.config import config_hash
 
 _CAP_NET_BIND_SERVICE = 10
 _FIRST_FREE = "/proc/sys/net/ipv4/ip_unprivileged_port_start"

@@ -1,0 +1,125 @@
+"""haproxy.cfg as sections of units, with the digest that proves which text HAProxy runs.
+
+Each section but the first has a comment above it that names its unit, so that the sections of an
+installed text are known without any other state.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from fc_frontend.model.units import SETTINGS, Section, UnitId, UnitKind
+
+HASH_PREFIX = "fc-frontend:"
+HASH_LENGTH = 16
+BLANK_DESCRIPTION = HASH_PREFIX + "0" * HASH_LENGTH
+"""What stands in the text while its digest is computed."""
+MARK = "# fc-frontend unit: "
+_MARK_LINE = re.compile(rf"^{MARK}(service|fragment) (\S+)$", re.MULTILINE)
+_ANY_MARK = re.compile(rf"^\s*{MARK.strip()}", re.MULTILINE)
+
+
+class Place(NamedTuple):
+    """Where a unit's section is: its first line and the one after its last, counted from 1."""
+
+    unit: UnitId
+    first: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """The text of haproxy.cfg, its digest, and the sections that it consists of.
+
+    `places` has the lines of each section but the settings'; both are empty where only the text is
+    known.
+    """
+
+    text: str
+    hash: str
+    sections: tuple[Section, ...] = ()
+    places: tuple[Place, ...] = ()
+
+    def unit_at(self, line: int) -> UnitId | None:
+        """The service or fragment whose section has `line` (counted from 1)."""
+        for place in self.places:
+            if place.first <= line < place.end:
+                return place.unit
+        return None
+
+    def unit_named(self, name: str) -> UnitId | None:
+        """The service or fragment called `name`."""
+        return next((place.unit for place in self.places if place.unit.name == name), None)
+
+    @property
+    def unit_text(self) -> str:
+        """The text of all sections but the settings' one."""
+        return "\n\n".join(s.text for s in self.sections if s.unit != SETTINGS)
+
+    def section_text(self, name: str) -> str:
+        """The text of the service or fragment called `name`; empty if there is none."""
+        return next((s.text for s in self.sections if s.unit.name == name), "")
+
+
+def assemble(sections: Iterable[Section]) -> Config:
+    """The configuration that consists of `sections`, of which the settings' one comes first."""
+    head, *others = sections
+    assert head.unit == SETTINGS
+    parts = [head.text, "\n"]
+    line = head.text.count("\n") + 2
+    places: list[Place] = []
+    for section in others:
+        parts += ["\n", MARK, section.unit.kind, " ", section.unit.name, "\n", section.text, "\n"]
+        first = line + 2
+        line = first + section.text.count("\n") + 1
+        places.append(Place(section.unit, first, line))
+    text = "".join(parts)
+    digest = _digest(text)
+    text = text.replace(BLANK_DESCRIPTION, HASH_PREFIX + digest, 1)
+    return Config(text, digest, (head, *others), tuple(places))
+
+
+def sections_in(text: str) -> tuple[Section, ...]:
+    """The sections of a text that `assemble` made; the inverse of `assemble`.
+
+    Of a text that was edited by others, whatever follows a unit's comment counts as its section.
+    """
+    marks = list(_MARK_LINE.finditer(text))
+    starts = [mark.start() for mark in marks]
+    head = text[: starts[0] if starts else len(text)].rstrip("\n")
+    sections = [Section(SETTINGS, _blank(head))]
+    for mark, end in zip(marks, [*starts[1:], len(text)], strict=True):
+        body = text[mark.end() : end].strip("\n")
+        sections.append(Section(UnitId(UnitKind(mark[1]), mark[2]), body))
+    return tuple(sections)
+
+
+def has_mark(text: str) -> bool:
+    """True if a line of `text` would be taken for the comment that names a unit."""
+    return _ANY_MARK.search(text) is not None
+
+
+def config_hash(text: str) -> str | None:
+    """The digest in `text`, if it is that of the text itself; None if the text was edited."""
+    start = text.find(HASH_PREFIX)
+    if start < 0:
+        return None
+    start += len(HASH_PREFIX)
+    stated = text[start : start + HASH_LENGTH]
+    return stated if stated == _digest(_blank(text)) else None
+
+
+def _blank(text: str) -> str:
+    """`text` as it was when its digest was computed."""
+    start = text.find(HASH_PREFIX)
+    if start < 0:
+        return text
+    return text[:start] + BLANK_DESCRIPTION + text[start + len(BLANK_DESCRIPTION) :]
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:HASH_LENGTH]
