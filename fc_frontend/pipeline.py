@@ -29,6 +29,7 @@ from fc_frontend.discovery.store import dump_written, load_answers, write_answer
 from fc_frontend.errors import Problem, Refused, errors_in
 from fc_frontend.haproxy import history
 from fc_frontend.haproxy.judge import judge
+from fc_frontend.haproxy.patience import Patience
 from fc_frontend.plan import planner
 from fc_frontend.plan.model import Answer, Freshness, Plan, Resolution, ServicePlan, ServiceSpec
 from fc_frontend.plan.planner import plan
@@ -241,9 +242,12 @@ def quarantines(settings_file: str) -> tuple[Quarantine, ...]:
     last_good = stored_last_good(state_directory(sources))
     withdrawn = Withdrawn()
 
+    patience = Patience()
+
     def settled(without: Iterable[Unit] = ()) -> Prepared:
         declaration = tolerate(sources, last_good, withdrawn.without(without))
-        return judged(prepare(declaration, stored_answers(declaration)))
+        prepared = prepare(declaration, stored_answers(declaration))
+        return judged(prepared, patience=patience, is_trial=bool(without))
 
     for _ in range(MOST_TRIALS):
         prepared = settled()
@@ -311,10 +315,16 @@ def culprit(suspects: Sequence[Unit], accepts: Callable[[frozenset[Unit]], bool]
     return suspects[few]
 
 
-def judged(prepared: Prepared) -> Prepared:
-    """`prepared` with HAProxy's own verdict.  Raises `Unavailable` if HAProxy cannot be asked."""
+def judged(
+    prepared: Prepared, *, patience: Patience | None = None, is_trial: bool = False
+) -> Prepared:
+    """`prepared` with HAProxy's verdict.  Raises `Unavailable` if HAProxy cannot be run.
+
+    `patience` limits how long the check may take: see there.
+    """
     if prepared.config is None:
         return prepared
-    _, said = judge(prepared.declaration.settings.haproxy, prepared.config)
+    haproxy = prepared.declaration.settings.haproxy
+    said = judge(haproxy, prepared.config, patience=patience, is_trial=is_trial).problems
     located = tuple(prepared.declaration.located(problem) for problem in said)
     return replace(prepared, problems=(*prepared.problems, *located))

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import os
-import time
+import subprocess
+import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from fc_frontend.errors import Unavailable
 from fc_frontend.haproxy.binary import bundled_binary, find_binary
-from fc_frontend.haproxy.validate import parse_messages, validate
+from fc_frontend.haproxy.judge import verdict_problems
+from fc_frontend.haproxy.patience import Patience
+from fc_frontend.haproxy.validate import Ending, parse_messages, validate
 from fc_frontend.haproxy.version import Version, binary_version, parse_version
+from fc_frontend.render.config import Config
 from tests.conftest import RealHaproxy, until
 
 TIMEOUT = 20.0
+NO_SECTIONS = Config("", "")
 
 
 def executable(path: Path, script: str) -> str:
@@ -129,23 +135,79 @@ def test_a_flood_of_warnings_is_bounded_and_its_alert_is_seen(haproxy: RealHapro
     assert [alert.section for alert in verdict.alerts] == ["z"]
 
 
-def test_a_haproxy_that_hangs_is_killed_with_its_children(tmp_path: Path) -> None:
-    """A fake: the real one cannot be made to hang without a hanging resolver."""
+def test_a_check_that_hangs_refuses_and_is_killed_with_its_children(tmp_path: Path) -> None:
+    """A fake, as HAProxy starts no processes in a check."""
     marker = tmp_path / "child"
     hangs = executable(tmp_path / "haproxy", f"sleep 60 & echo $! >{marker}; wait")
-    started = time.monotonic()
-    with pytest.raises(Unavailable, match=r"did not end within .*time limit") as raised:
-        validate(hangs, "global\n", timeout=0.5)
-    assert time.monotonic() - started < 5
-    assert raised.value.problems[0].remedy
+    verdict = validate(hangs, "global\n", timeout=3)
+    assert (verdict.accepted, verdict.ending) == (False, Ending.TIME)
     child = Path("/proc") / marker.read_text().strip() / "stat"
     until(lambda: ended(child))
 
 
-def test_a_haproxy_that_is_killed_is_no_verdict(tmp_path: Path) -> None:
+def lua(haproxy: RealHaproxy, program: str) -> str:
+    """A configuration that makes HAProxy run a program while it reads it."""
+    script = haproxy.directory / "script.lua"
+    script.write_text(program)
+    return haproxy.configuration(settings=(f"lua-load {script}",))
+
+
+def test_a_check_that_never_ends_refuses(haproxy: RealHaproxy) -> None:
+    verdict = validate(haproxy.binary, lua(haproxy, "while true do end"), timeout=2)
+    assert (verdict.accepted, verdict.ending) == (False, Ending.TIME)
+    assert [alert.service for alert in verdict_problems(verdict, NO_SECTIONS)] == [None]
+
+
+def test_a_check_that_needs_too_much_memory_refuses(
+    haproxy: RealHaproxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fc_frontend.haproxy.validate.MAX_MEMORY", 256 * 1024 * 1024)
+    grows = "local t = {} for i = 1, 1000 do t[i] = string.rep('x', 2^20) .. i end"
+    assert not validate(haproxy.binary, lua(haproxy, grows), timeout=TIMEOUT).accepted
+    assert validate(haproxy.binary, haproxy.configuration(), timeout=TIMEOUT).accepted
+
+
+def test_a_check_that_is_killed_refuses(tmp_path: Path) -> None:
     """A fake: the real one would need a lack of memory."""
-    with pytest.raises(Unavailable, match="SIGKILL"):
-        validate(executable(tmp_path / "haproxy", "kill -9 $$"), "", timeout=TIMEOUT)
+    killed = executable(tmp_path / "haproxy", "kill -9 $$")
+    verdict = validate(killed, "", timeout=TIMEOUT)
+    assert (verdict.accepted, verdict.ending) == (False, Ending.KILLED)
+    (problem,) = verdict_problems(verdict, NO_SECTIONS)
+    assert "SIGKILL" in problem.message
+    assert "memory" in problem.remedy
+
+
+def test_a_check_does_not_outlive_the_process_that_asked_for_it(haproxy: RealHaproxy) -> None:
+    program = (
+        "import sys, threading\n"
+        "from fc_frontend.haproxy.validate import validate\n"
+        "def check():\n"
+        "    validate(sys.argv[1], open(sys.argv[2]).read(), timeout=600)\n"
+        "threading.Thread(target=check).start()\n"
+    )
+    haproxy.write(lua(haproxy, "while true do end"))
+    with subprocess.Popen(
+        [sys.executable, "-c", program, haproxy.binary, haproxy.config_file]
+    ) as asking:
+        asked = psutil.Process(asking.pid)
+        (check,) = until(lambda: [c for c in asked.children() if c.name() == "haproxy"])
+        asking.kill()
+    until(lambda: ended(Path(f"/proc/{check.pid}/stat")))
+
+
+def test_trials_get_as_much_time_as_an_accepted_check_suggests() -> None:
+    patience = Patience()
+    assert patience.limit(30, is_trial=True) == 30
+    patience.accepted(0.1)
+    assert patience.limit(30, is_trial=False) == 30
+    assert patience.limit(30, is_trial=True) == 2
+    assert patience.limit(1, is_trial=True) == 1
+    patience.accepted(0.5)
+    assert patience.limit(30, is_trial=True) == 5
+    patience.exceeded()
+    assert patience.limit(30, is_trial=False) == 5
+    patience.relax()
+    assert patience.limit(30, is_trial=False) == 30
 
 
 def test_an_alert_refuses_even_with_status_0(tmp_path: Path) -> None:

@@ -38,6 +38,7 @@ from fc_frontend.haproxy.deploy import (
 )
 from fc_frontend.haproxy.hold import Hold
 from fc_frontend.haproxy.lock import deploying
+from fc_frontend.haproxy.patience import Patience
 from fc_frontend.haproxy.runtime import ServerState
 from fc_frontend.haproxy.server_state import servers_in
 from fc_frontend.observe.log import Log
@@ -115,6 +116,7 @@ class Reconciler:
         self._unsaved = False
         self._declared = Declared(settings_file)
         self._memo = Memo()
+        self._patience = Patience()
         self._sweep_memo = planner.Memo()
         self._guard = Guard()
         self._tidied = False
@@ -320,7 +322,8 @@ class Reconciler:
 
         Raises `Unavailable` if HAProxy cannot be asked.
         """
-        prepared = judged(prepare(self._declared.without(reverted), self.resolution))
+        prepared = prepare(self._declared.without(reverted), self.resolution)
+        prepared = judged(prepared, patience=self._patience, is_trial=True)
         self._metrics.checked("accepted" if prepared.ok else "refused")
         return prepared.ok
 
@@ -567,6 +570,7 @@ class Reconciler:
             prepared.config,
             dict(self.resolution),
             located=prepared.declaration.located,
+            patience=self._patience,
         )
         if deployment.checked:
             refused = deployment.outcome is Outcome.REFUSED
@@ -633,6 +637,7 @@ class Reconciler:
             await self.save()
             settings = self.declaration.settings
             if not self._declared.refuses:
+                self._patience.relax()
                 await asyncio.to_thread(forget_refused, settings.haproxy)
             if not self._tidied:
                 self._tidied = True

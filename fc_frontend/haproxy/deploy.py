@@ -20,6 +20,7 @@ from fc_frontend.haproxy.binary import find_binary
 from fc_frontend.haproxy.judge import judge
 from fc_frontend.haproxy.lock import deploying
 from fc_frontend.haproxy.master import Processes, show_proc
+from fc_frontend.haproxy.patience import Patience
 from fc_frontend.haproxy.reload import (
     ReloadOutcome,
     confirm,
@@ -149,22 +150,24 @@ def deploy(
     *,
     located: Callable[[Problem], Problem] = lambda problem: problem,
     output: str | None = None,
+    patience: Patience | None = None,
 ) -> Deployment:
     """Make HAProxy have `config`, and say how that went; raises nothing for what may go wrong.
 
     `located` gives problems the place where their service was declared.  `output` is the file that
     a supervised HAProxy that has to be started writes to; without it, it writes where we do.
+    `patience` limits how long HAProxy's check may take.
     """
 
     settings = plan.settings
-    patience = settings.haproxy.check_timeout + settings.haproxy.reload_timeout
+    wait = settings.haproxy.check_timeout + settings.haproxy.reload_timeout
     try:
-        with deploying(settings.state_directory, patience) as unlocked:
+        with deploying(settings.state_directory, wait) as unlocked:
             held = hold.load(settings.state_directory)
             if held is not None:
                 problems = (hold.problem(held),)
                 return Deployment(outcome=Outcome.HELD, hash=config.hash, problems=problems)
-            deployment = _deploy(settings.haproxy, plan, config, resolution, output)
+            deployment = _deploy(settings.haproxy, plan, config, resolution, output, patience)
             deployment = replace(deployment, problems=(*deployment.problems, *unlocked))
     except (Unavailable, Refused) as exc:
         deployment = Deployment(outcome=Outcome.FAILED, hash=config.hash, problems=exc.problems)
@@ -212,6 +215,7 @@ def _deploy(
     config: Config,
     resolution: Resolution,
     output: str | None,
+    patience: Patience | None,
 ) -> Deployment:
     running = observe(haproxy)
     deployment = _bring(
@@ -224,6 +228,7 @@ def _deploy(
         by_bind={
             str(bind): service.spec.name for service in plan.services for bind in service.spec.binds
         },
+        patience=patience,
     )
     if deployment.outcome in (Outcome.RELOADED, Outcome.STARTED):
         said = _drain_again(plan, resolution)
@@ -240,13 +245,15 @@ def _bring(
     write_state: Callable[[Running], tuple[Problem, ...]],
     output: str | None,
     by_bind: Mapping[str, str] = _NO_BINDS,
+    patience: Patience | None = None,
 ) -> Deployment:
     """Judge, try, install and activate a text.  `slots` are its servers with checks."""
     if running.hash == config.hash:
         install.install(haproxy.config_file, config.text)
         return Deployment(outcome=Outcome.IN_SYNC, hash=config.hash)
-    accepted, said = judge(haproxy, config)
-    if not accepted:
+    judgement = judge(haproxy, config, patience=patience)
+    said = judgement.problems
+    if not judgement.accepted:
         return replace(_refused(haproxy, config, said), judged=True)
     found = _trial(haproxy, config, running, slots, by_bind)
     if errors_in(found):

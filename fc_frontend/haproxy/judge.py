@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 
 from fc_frontend.errors import Problem, Severity
 from fc_frontend.haproxy.binary import find_binary
-from fc_frontend.haproxy.validate import Message, Verdict, validate
+from fc_frontend.haproxy.patience import Patience
+from fc_frontend.haproxy.validate import Ending, Message, Verdict, validate
 from fc_frontend.haproxy.version import binary_version
 from fc_frontend.plan.model import Haproxy
 from fc_frontend.render.config import Config
@@ -17,14 +19,47 @@ _OF_STATE = re.compile(
 """What HAProxy says of its servers' last state, which is no matter of the configuration."""
 
 
-def judge(haproxy: Haproxy, config: Config) -> tuple[bool, tuple[Problem, ...]]:
-    """HAProxy's verdict, traced to services.  Raises `Unavailable` if HAProxy cannot be asked."""
+_REMEDIES = {
+    Ending.TIME: "remove what blocks HAProxy, such as a host name that does not resolve or an "
+    "endless Lua script; if the configuration is large, raise haproxy.check_timeout",
+    Ending.KILLED: "if it was SIGKILL, HAProxy ran out of memory: look for large files and numbers "
+    "in the configuration, then at `dmesg`",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """HAProxy's verdict on a rendered configuration, and how it was reached."""
+
+    accepted: bool
+    problems: tuple[Problem, ...]
+    ending: Ending
+
+
+def judge(
+    haproxy: Haproxy,
+    config: Config,
+    *,
+    patience: Patience | None = None,
+    is_trial: bool = False,
+) -> Judgement:
+    """HAProxy's verdict, with the services that its messages are about.
+
+    A check that takes longer than `patience` allows, or `haproxy.check_timeout` without it, refuses
+    the configuration.  Raises `Unavailable` if HAProxy cannot be run.
+    """
     binary = find_binary(haproxy.binary)
-    verdict = validate(binary, config.text, timeout=haproxy.check_timeout)
+    patience = patience or Patience()
+    timeout = patience.limit(haproxy.check_timeout, is_trial=is_trial)
+    verdict = validate(binary, config.text, timeout=timeout)
     problems = verdict_problems(verdict, config)
-    if not verdict.accepted:
+    if verdict.accepted:
+        patience.accepted(verdict.duration)
+    else:
         problems = (*_too_old(binary), *problems)
-    return verdict.accepted, problems
+    if verdict.ending is Ending.TIME:
+        patience.exceeded()
+    return Judgement(verdict.accepted, problems, verdict.ending)
 
 
 def _too_old(binary: str) -> tuple[Problem, ...]:
@@ -43,6 +78,9 @@ def _too_old(binary: str) -> tuple[Problem, ...]:
 
 def verdict_problems(verdict: Verdict, config: Config) -> tuple[Problem, ...]:
     """HAProxy's alerts and warnings as problems of the services that they are about."""
+    if verdict.ending is not Ending.JUDGED:
+        remedy = _REMEDIES[verdict.ending]
+        return tuple(Problem(message=alert.text, remedy=remedy) for alert in verdict.alerts)
     found = [
         *(_said(message, config, Severity.ERROR) for message in verdict.alerts),
         *(

@@ -1,7 +1,7 @@
-"""Run another program to its end, within bounds of time, output and environment.
+"""Run another program to its end, within bounds of time, memory, output and environment.
 
-A program that hangs, floods us or leaves children behind must never take fc-frontend with it, and
-never sees the secrets that may stand in our environment.
+A program that hangs or floods us must never take fc-frontend with it, never outlives us, and never
+sees the secrets in our environment.
 """
 
 from __future__ import annotations
@@ -11,14 +11,21 @@ import os
 import select
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from fc_frontend.errors import Problem, Unavailable
 
 _CHUNK = 65536
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_CONFINE = str(Path(__file__).with_name("confine.py"))
+_GRACE = 10
+"""Seconds after which a program ends by itself that we should have ended."""
+_NOT_STARTED = 127
+"""The status with which `confine` ends where it cannot start a program."""
 _LOOK = 0.02
 """How often the end of a silent program is looked for, in seconds: it may leave its output open
 to a child of its own, which then gives no end of file."""
@@ -28,8 +35,8 @@ to a child of its own, which then gives no end of file."""
 class Finished:
     """How a program ended.
 
-    `status` is the exit status, negative the signal that killed it, None if it was killed because
-    `timeout` had passed.  `output` is what it wrote, as much as was allowed.
+    `status` is the exit status, or negative the signal that killed it.  It is None if the program
+    was killed because `timeout` had passed.  `output` is what it wrote, as much as was allowed.
     """
 
     status: int | None
@@ -61,33 +68,43 @@ def run(
     *,
     timeout: float,
     limit: int,
+    memory: int = 0,
     stdout: bool = True,
     pass_fds: tuple[int, ...] = (),
 ) -> Finished:
-    """Run `argv` and return how it ended and what it said.
+    """Run `argv` and return how it ended and what it wrote.
 
     It runs in its own process group, in `/`, with `minimal_environment`.  After `timeout` seconds
-    the whole group is killed.  `limit` bounds the output, in bytes; the rest is read and dropped.
-    Standard error is always kept, standard output if `stdout`.  Raises `Unavailable` if it cannot
-    be started.
+    the whole group is killed, and when this process or thread ends, the program is (prctl(2),
+    PR_SET_PDEATHSIG).  `memory` limits what it may allocate, in bytes; with it, CPU time is limited
+    as well, and the kernel kills it first if memory runs out.  A program that starts others which
+    stay, as a reload command may, must have no such limits.  `limit` bounds the output, in bytes;
+    the rest is read and dropped.  Standard error is always kept, standard output if `stdout`.
+    Raises `Unavailable` if it cannot be started.
     """
     started = time.monotonic()
+    seconds = int(timeout) + _GRACE if memory else 0
+    report, reported = os.pipe()
     try:
+        words = map(str, (os.getpid(), reported, seconds, memory))
         process = subprocess.Popen(
-            argv,
+            [sys.executable, "-I", "-S", _CONFINE, *words, *argv],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE if stdout else subprocess.DEVNULL,
             stderr=subprocess.STDOUT if stdout else subprocess.PIPE,
             cwd="/",
             env=minimal_environment(),
-            pass_fds=pass_fds,
+            pass_fds=(*pass_fds, reported),
             start_new_session=True,
         )
     except OSError as error:
+        os.close(report)
         raise Unavailable(cannot_start(argv[0], error)) from error
+    finally:
+        os.close(reported)
     pipe = process.stdout if stdout else process.stderr
     assert pipe is not None
-    with pipe:
+    with pipe, os.fdopen(report, "rb", buffering=0) as failure:
         try:
             output = _read(process, pipe.fileno(), started + timeout, limit)
             status = process.wait(timeout=max(0.0, started + timeout - time.monotonic()))
@@ -98,6 +115,9 @@ def run(
         except BaseException:
             _kill_group(process)
             raise
+        if status == _NOT_STARTED and (code := failure.read(16)):
+            reason = OSError(int(code), os.strerror(int(code)))
+            raise Unavailable(cannot_start(argv[0], reason)) from reason
     return Finished(status, _text(output), time.monotonic() - started)
 
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Literal, cast
 
 from fc_frontend.errors import Problem, Unavailable
@@ -16,6 +18,12 @@ from fc_frontend.haproxy.process import Finished, run
 
 Level = Literal["alert", "warning", "notice"]
 
+MAX_MEMORY = 2 * 1024 * 1024 * 1024
+"""What `haproxy -c` may allocate, in bytes.
+
+Measured on 2.6 and 2.8: 5,000 services with 20 slots each take 550 MB, 5,000 certificates 150 MB,
+16 MiB of addresses for `src -f` 215 MB, the same of one-letter lines 1.5 GB.
+"""
 _READ = 8 * 1024 * 1024
 _SHOWN = 256 * 1024
 """An alert may stand behind thousands of warnings: more is judged than is kept, in bytes."""
@@ -27,6 +35,17 @@ _BOTH = re.compile(r"\bserver '?([A-Za-z0-9_.:-]+)/([A-Za-z0-9_.:-]+)'?", re.IGN
 _SECTION = re.compile(r"\b(?:proxy|frontend|backend|listen)\s+'([^']+)'", re.IGNORECASE)
 _SERVER = re.compile(r"\bserver\s+'([^'/]+)'", re.IGNORECASE)
 _SUMMARY = re.compile(r"^(?:Error\(s\) found in configuration file|Fatal errors found in config)")
+
+
+class Ending(StrEnum):
+    """How a check ended."""
+
+    JUDGED = "judged"
+    """HAProxy reached a verdict and said why."""
+    TIME = "time"
+    """It did not finish in time: something that the configuration names or does blocks it."""
+    KILLED = "killed"
+    """A signal killed it, as the kernel does when memory runs out, or it crashed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +74,9 @@ class Verdict:
     accepted: bool
     messages: tuple[Message, ...]
     output: str
+    ending: Ending = Ending.JUDGED
+    duration: float = 0.0
+    """In seconds."""
 
     @property
     def alerts(self) -> tuple[Message, ...]:
@@ -74,8 +96,11 @@ def validate(binary: str, text: str, *, timeout: float) -> Verdict:
     configuration without a listener: that is not wrong, only not yet of use.  Any alert refuses,
     as 3.x may print one and still return 0.
 
-    Parse errors come all at once; errors of meaning only when parsing is clean.  Raises
-    `Unavailable` if `binary` cannot be run, is killed, or takes longer than `timeout` seconds.
+    Parse errors come all at once; errors of meaning only when parsing is clean.
+
+    A check that takes longer than `timeout` seconds, needs more than `MAX_MEMORY` or crashes
+    refuses the configuration as well: `ending` tells.  Raises `Unavailable` if `binary` cannot be
+    run at all.
     """
     memory = os.memfd_create(_SHOWN_NAME)
     try:
@@ -86,6 +111,7 @@ def validate(binary: str, text: str, *, timeout: float) -> Verdict:
             [binary, "-c", "-f", path],
             timeout=timeout,
             limit=_READ,
+            memory=MAX_MEMORY,
             stdout=False,
             pass_fds=(memory,),
         )
@@ -93,7 +119,11 @@ def validate(binary: str, text: str, *, timeout: float) -> Verdict:
         os.close(memory)
     said = re.sub(re.escape(path) + r"(?!\d)", _SHOWN_NAME, finished.output)
     messages = parse_messages(said)
-    _require_verdict(binary, finished, messages, timeout)
+    _require_start(binary, finished, messages)
+    ending = _ending(finished)
+    if ending is not Ending.JUDGED:
+        alert = Message("alert", f"haproxy -c {finished.ending}")
+        return Verdict(False, (alert,), _shown(said), ending, finished.duration)
     alerts = [m for m in messages if m.level == "alert"]
     accepted = finished.status in (0, 2) and not alerts
     if alerts:
@@ -102,7 +132,17 @@ def validate(binary: str, text: str, *, timeout: float) -> Verdict:
     elif not accepted:
         reason = f"haproxy -c {finished.ending} and gave no reason"
         messages = (*messages, Message("alert", reason))
-    return Verdict(accepted, messages, said.encode()[:_SHOWN].decode("utf-8", "ignore"))
+    return Verdict(accepted, messages, _shown(said), duration=finished.duration)
+
+
+def _shown(said: str) -> str:
+    return said.encode()[:_SHOWN].decode("utf-8", "ignore")
+
+
+def _ending(finished: Finished) -> Ending:
+    if finished.status is None or -finished.status in (signal.SIGALRM, signal.SIGXCPU):
+        return Ending.TIME
+    return Ending.KILLED if finished.status < 0 else Ending.JUDGED
 
 
 def parse_messages(output: str) -> tuple[Message, ...]:
@@ -134,21 +174,15 @@ def _message(level: Level, text: str) -> Message:
     )
 
 
-def _require_verdict(
-    binary: str, finished: Finished, messages: tuple[Message, ...], timeout: float
-) -> None:
-    """Raise `Unavailable` where HAProxy ended without having judged."""
-    if finished.status is None:
-        remedy = (
-            f"raise the time limit of {timeout:g} s, or look for names in the configuration that "
-            "HAProxy resolves while it starts"
-        )
-    elif finished.status < 0:
-        remedy = "try again; if it was SIGKILL, look for a lack of memory with `dmesg`"
-    elif finished.status in (126, 127) and not messages:
-        remedy = f"run `{binary} -v` by hand: a library that it needs may be missing"
-    else:
+def _require_start(binary: str, finished: Finished, messages: tuple[Message, ...]) -> None:
+    """Raise `Unavailable` where HAProxy did not even start, for want of a library."""
+    if finished.status not in (126, 127) or messages:
         return
     last = finished.output.strip().splitlines()[-1:]
     detail = f": {last[0][:200]}" if last else ""
-    raise Unavailable(Problem(message=f"haproxy -c {finished.ending}{detail}", remedy=remedy))
+    raise Unavailable(
+        Problem(
+            message=f"haproxy -c {finished.ending}{detail}",
+            remedy=f"run `{binary} -v` by hand: a library that it needs may be missing",
+        )
+    )
