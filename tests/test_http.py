@@ -47,16 +47,10 @@ async def broken_later(_request: Request) -> Response:
     raise Broken("secret")
 
 
-async def never(_request: Request) -> Response:
-    await asyncio.get_running_loop().create_future()
-    raise AssertionError
-
-
 ROUTES: dict[str, Handler] = {
     "/": hello,
     "/later/": later,
     "/broken-later": broken_later,
-    "/never": never,
     "/a b": hello,
     "/large": lambda _request: Response(200, LARGE, "application/octet-stream"),
     "/not-ready": lambda _request: Response(503, b"not ready\n"),
@@ -70,7 +64,14 @@ class Listener:
     def __init__(self, host: str = "127.0.0.1", **options: Any) -> None:
         self.errors: list[Exception] = []
         self.unexpected: list[dict[str, Any]] = []
-        self.server = HttpServer(host, 0, ROUTES, on_error=self.errors.append, **options)
+        self.begun = asyncio.Semaphore(0)
+        routes = {**ROUTES, "/never": self._never}
+        self.server = HttpServer(host, 0, routes, on_error=self.errors.append, **options)
+
+    async def _never(self, _request: Request) -> Response:
+        self.begun.release()
+        await asyncio.get_running_loop().create_future()
+        raise AssertionError
 
     async def __aenter__(self) -> Listener:
         asyncio.get_running_loop().set_exception_handler(
@@ -656,28 +657,108 @@ def test_an_idle_connection_may_be_silent_for_longer_than_a_head_may_take() -> N
     run(scenario())
 
 
-def test_too_many_connections_are_told_so_and_others_go_on() -> None:
+async def never_answered(listener: Listener) -> Connection:
+    """A connection whose request is being answered, and never will be."""
+    connection = await listener.connect()
+    connection.send(get("/never"))
+    async with asyncio.timeout(PATIENCE):
+        await listener.begun.acquire()
+    return connection
+
+
+def test_requests_beyond_the_limit_are_refused_and_others_go_on() -> None:
     async def scenario() -> None:
-        async with Listener(max_connections=3) as listener:
-            held = [await listener.connect() for _ in range(3)]
-            for connection in held:
-                connection.send(get())
-                assert (await connection.answer()).status == 200
-            for _ in range(20):
+        async with Listener(max_connections=4) as listener:
+            busy = [await never_answered(listener) for _ in range(3)]
+            # A quarter of the connections is for answers that need no time.
+            for _ in range(5):
+                assert (await listener.ask(last()))[0].status == 200
+                (answer,) = await listener.ask(last("/later/x"))
+                assert (answer.status, answer.headers["retry-after"]) == (503, "1")
+            for connection in busy:
+                await connection.close()
+
+    run(scenario())
+
+
+def test_connections_beyond_the_limit_are_refused_if_none_gives_way() -> None:
+    async def scenario() -> None:
+        async with Listener(max_connections=1) as listener:
+            busy = await never_answered(listener)
+            for _ in range(10):
                 connection = await listener.connect()
                 assert [answer.status for answer in await connection.rest()] == [503]
                 await connection.close()
-            held[0].send(last())
-            assert (await held[0].answer()).status == 200
-            assert await held[0].has_ended()
-            await held.pop(0).close()
-            async with asyncio.timeout(PATIENCE):
-                while await (one := await listener.connect()).status(get()) != 200:
-                    await one.close()
-            await one.close()
+            await busy.close()
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET / HT", get()])
+def test_idle_connections_give_way_to_new_ones(sent: bytes) -> None:
+    """Those that sent nothing, part of a head, or that were answered; the longest idle first."""
+
+    async def scenario() -> None:
+        async with Listener(max_connections=8, header_timeout=60) as listener:
+            held = [await listener.connect() for _ in range(8)]
             for connection in held:
-                connection.send(get())
-                assert (await connection.answer()).status == 200
+                connection.send(sent)
+                if sent == get():
+                    assert (await connection.answer()).status == 200
+            new = [await listener.connect() for _ in range(8)]
+            for connection in new:
+                assert await connection.status(get()) == 200
+            for connection in held:
+                await connection.rest()
+                await connection.close()
+            for connection in new:
+                assert await connection.status(get()) == 200
+                await connection.close()
+
+    run(scenario())
+
+
+def test_a_thousand_connections_lock_nobody_out() -> None:
+    async def scenario() -> None:
+        async with Listener() as listener:
+            held = [await listener.connect() for _ in range(1000)]
+            for number, connection in enumerate(held):
+                connection.send((b"", b"GET / HT", get(), get("/large"))[number % 4])
+            for _ in range(20):
+                (answer,) = await listener.ask(last())
+                assert answer.status == 200
+            for connection in held:
+                connection.writer.transport.abort()
+
+    run(scenario())
+
+
+def test_clients_that_do_not_read_their_answers_give_way() -> None:
+    async def scenario() -> None:
+        async with Listener(max_connections=4) as listener:
+            slow = [await listener.connect() for _ in range(4)]
+            for connection in slow:
+                connection.send(get("/large"))
+                assert await connection.receive()
+            async with asyncio.timeout(PATIENCE):
+                while (await listener.ask(last()))[0].status != 200:
+                    pass
+            for connection in slow:
+                connection.writer.transport.abort()
+
+    run(scenario())
+
+
+def test_many_busy_clients_of_one_address_do_not_displace_another_address() -> None:
+    async def scenario() -> None:
+        async with Listener(max_connections=8, header_timeout=60) as listener:
+            reader, writer = await asyncio.open_connection(
+                *listener.server.address, local_addr=("127.0.0.2", 0)
+            )
+            other = Connection(reader, writer)
+            many = [await listener.connect() for _ in range(30)]
+            assert await other.status(get()) == 200
+            for connection in (other, *many):
                 await connection.close()
 
     run(scenario())

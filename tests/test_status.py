@@ -139,10 +139,11 @@ def test_what_is_critical(frontend: Frontend) -> None:
     frontend.until(lambda: status(frontend)["status"] == "ok")
     frontend.drop("few.json", {"few": frontend.service("shop", 8081, slots=2)})
     until(frontend, "critical", "few: 3 pods in 2 slots: 1 without a slot and traffic")
-    frontend.drop("few.json", {"few": frontend.service("shop", 8081, pod_port=9)})
-    document = until(frontend, "critical", "few: 3 pods, and no server up (3 down)")
-    finding = next(f for f in document["findings"] if f["subject"] == "few")
-    assert finding["remedy"] == "`fc-frontend explain few`"
+    # A new service stays as it is: there is no earlier version to go back to.
+    frontend.drop("dead.json", {"dead": frontend.service("shop", 8082, pod_port=9)})
+    document = until(frontend, "critical", "dead: 3 pods, and no server up (3 down)")
+    finding = next(f for f in document["findings"] if f["subject"] == "dead")
+    assert finding["remedy"] == "`fc-frontend explain dead`"
 
 
 def test_a_hold_is_a_warning(frontend: Frontend) -> None:

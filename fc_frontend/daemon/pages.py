@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import dataclass
 from typing import Any
 
 from fc_frontend import __version__
@@ -13,6 +14,7 @@ from fc_frontend.errors import Problem
 from fc_frontend.observe.http import Handler, Request, Response
 from fc_frontend.observe.metrics import CONTENT_TYPE, Metrics
 from fc_frontend.observe.services import service_state, slot_room
+from fc_frontend.observe.shared import Shared
 from fc_frontend.page import render
 from fc_frontend.page.look import Known, Looker
 
@@ -25,7 +27,33 @@ _NOT_YET = Problem(
 )
 
 
-def routes(reconciler: Reconciler, metrics: Metrics, looker: Looker) -> dict[str, Handler]:
+@dataclass(frozen=True, slots=True)
+class SharedAnswers:
+    """The answers that take long to compute with many services."""
+
+    exposition: Shared
+    status: Shared
+
+    @classmethod
+    def of(cls, reconciler: Reconciler, metrics: Metrics) -> SharedAnswers:
+        """The answers of a daemon."""
+
+        def exposition() -> bytes:
+            return metrics.exposition(time.monotonic())
+
+        def status() -> bytes:
+            document = status_document(reconciler, metrics)
+            return json.dumps(document, ensure_ascii=False, indent=2).encode() + b"\n"
+
+        return cls(Shared(exposition), Shared(status))
+
+    async def close(self) -> None:
+        """End what is under way."""
+        await self.exposition.close()
+        await self.status.close()
+
+
+def routes(reconciler: Reconciler, shared: SharedAnswers, looker: Looker) -> dict[str, Handler]:
     """The paths that are served, each with what answers it."""
 
     async def overview(request: Request) -> Response:
@@ -40,8 +68,8 @@ def routes(reconciler: Reconciler, metrics: Metrics, looker: Looker) -> dict[str
         problem = next(iter(reconciler.problems), _NOT_YET)
         return _page(503, render.not_yet_page(problem, looker.host))
 
-    def exposition(_request: Request) -> Response:
-        return Response(200, metrics.exposition(time.monotonic()), CONTENT_TYPE)
+    async def exposition(_request: Request) -> Response:
+        return Response(200, await shared.exposition.get(), CONTENT_TYPE)
 
     def healthz(_request: Request) -> Response:
         return Response(200, b"ok\n", TEXT)
@@ -51,9 +79,8 @@ def routes(reconciler: Reconciler, metrics: Metrics, looker: Looker) -> dict[str
             return Response(200, b"ok\n", TEXT)
         return Response(503, b"the running HAProxy does not have what is declared\n", TEXT)
 
-    def status(_request: Request) -> Response:
-        body = json.dumps(status_document(reconciler, metrics), ensure_ascii=False, indent=2)
-        return Response(200, body.encode() + b"\n", JSON)
+    async def status(_request: Request) -> Response:
+        return Response(200, await shared.status.get(), JSON)
 
     return {
         "/": overview,

@@ -17,7 +17,7 @@ from typing import Any
 
 from fc_frontend.config.loader import services_directory
 from fc_frontend.daemon.notify import Notifier
-from fc_frontend.daemon.pages import know, routes
+from fc_frontend.daemon.pages import SharedAnswers, know, routes
 from fc_frontend.daemon.reconciler import NAMED, Reconciler, Trigger
 from fc_frontend.daemon.watch import Changes, FileWatch
 from fc_frontend.errors import Unavailable
@@ -56,6 +56,7 @@ class Service:
             socket.gethostname(),
             lambda: know(settings_file, self._reconciler, self._metrics),
         )
+        self._shared = SharedAnswers.of(self._reconciler, self._metrics)
         self._stop = asyncio.Event()
         self._due = asyncio.Event()
         self._triggers: set[Trigger] = set()
@@ -120,6 +121,7 @@ class Service:
         self._reconciler.close()
         if self._http:
             await self._http.stop()
+        await self._shared.close()
         await self._looker.close()
 
     def _trigger(self, trigger: Trigger) -> None:
@@ -256,9 +258,9 @@ class Service:
         server = HttpServer(
             host,
             bind.port,
-            routes(self._reconciler, self._metrics, self._looker),
+            routes(self._reconciler, self._shared, self._looker),
             allowed_hosts=[socket.gethostname()],
-            on_error=lambda exc: self._log.error("http-handler-failed", error=repr(exc)),
+            on_error=self._on_http_error,
         )
         try:
             await server.start()
@@ -269,6 +271,9 @@ class Service:
             return
         self._http = server
         self._log.info("listening", address=str(bind))
+
+    def _on_http_error(self, exc: Exception) -> None:
+        self._log.limited("http-handler-failed").error("http-handler-failed", error=repr(exc))
 
     async def _sweep_loop(self) -> None:
         next_sweep = time.monotonic()

@@ -48,7 +48,8 @@ class Durations(Collector):
     def collect(self) -> Iterator[HistogramMetricFamily]:
         """For the registry."""
         family = HistogramMetricFamily(self._name, self._words, labels=[self._label])
-        for value, counts in self._counts.items():
+        # Labels may come while this is computed in another thread.
+        for value, counts in tuple(self._counts.items()):
             buckets, total = counts.samples()
             family.add_metric([value], buckets, total)
         yield family

@@ -1,8 +1,9 @@
 """A small HTTP listener for metrics, health and status.
 
-h11 speaks the protocol; everything a client can do is bounded: connections, header sizes, times.
-Only GET and HEAD are answered, and only under names that this host has: a page in somebody's
-browser must not reach the listener by DNS rebinding.
+h11 speaks the protocol; everything a client can do is bounded: connections, header sizes, times and
+the number of connections and requests a second.  Connections that wait for a request give way to
+new ones, so that idle clients lock nobody out.  Only GET and HEAD are answered, and only under
+names that this host has: a page in somebody's browser must not reach the listener by DNS rebinding.
 """
 
 from __future__ import annotations
@@ -11,18 +12,40 @@ import asyncio
 import errno
 import os
 import re
+import socket
+import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from enum import Enum
+from functools import partial
 from ipaddress import ip_address
 from urllib.parse import unquote
 
 import h11
 
 from fc_frontend.errors import Problem, Unavailable
-from fc_frontend.observe.listening import handed_over, stop_listening
 
 TEXT = "text/plain; charset=utf-8"
 _LONGEST_HEAD = 16 * 1024
+_CHUNK = 64 * 1024
+"""Bytes of a body that are handed to the system in one go."""
+_BACKLOG = 1024
+"""Connections that the kernel keeps until they are accepted."""
+_CONNECTIONS_PER_SECOND = 250
+_REQUESTS_PER_SECOND = 500
+"""More than connections, so that all that are accepted have their turn before they give way."""
+_BURST = 0.5
+"""Seconds in which as many connections or requests as in that time may come at once."""
+_MOST_REFUSED = 32
+"""Connections beyond the limit that are told so; further ones are closed without a word."""
+_STALLED = 1.0
+"""Seconds without progress after which a client that reads its answer slowly may be cut off."""
+_LONGEST_SEND = 30.0
+"""Seconds that a client may take to read an answer."""
+_WITHOUT_ROOM = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
+_ROOM_AGAIN = 0.2
+"""Seconds until the next attempt to accept, where the system has no room."""
 _AUTHORITY = re.compile(r"(?:\[(?P<v6>[^\[\]]*:[^\[\]]*)\]|(?P<name>[^\[\]:]+))(?::[0-9]*)?")
 _REASONS = {
     400: "bad request",
@@ -33,7 +56,7 @@ _REASONS = {
     421: "this is not a name of this host",
     431: "the request's head is too large",
     500: "an error of fc-frontend: see its log",
-    503: "too many connections",
+    503: "too many requests at once",
 }
 
 
@@ -64,6 +87,7 @@ class HttpServer:
     """Answers `routes`; handlers run in the event loop and must not block.
 
     A route that ends with `/` also answers for each name right below it, but for `/` itself.
+    Handlers that are coroutines take up at most three quarters of the connections.
     """
 
     def __init__(
@@ -73,7 +97,7 @@ class HttpServer:
         routes: Mapping[str, Handler],
         *,
         allowed_hosts: Iterable[str] = (),
-        max_connections: int = 64,
+        max_connections: int = 256,
         header_timeout: float = 5.0,
         idle_timeout: float = 60.0,
         on_error: Callable[[Exception], None] = lambda _exc: None,
@@ -83,25 +107,32 @@ class HttpServer:
         self._port = port
         self._routes = dict(routes)
         self._allowed = {"localhost", *(name.lower() for name in allowed_hosts)}
-        self._most = max_connections
+        self._max_connections = max_connections
         self._header_timeout = header_timeout
         self._idle_timeout = idle_timeout
         self._on_error = on_error
-        self._server: asyncio.Server | None = None
-        self._clients: set[asyncio.Task[None]] = set()
+        self._socket: socket.socket | None = None
+        self._accepting: asyncio.Task[None] | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._clients: set[_Client] = set()
+        self._waiting_handlers = 0
+        self._requests = _Pace(_REQUESTS_PER_SECOND)
 
     @property
     def address(self) -> tuple[str, int]:
         """Where it listens.  Only after `start`."""
-        if self._server is None:
+        if self._socket is None:
             raise RuntimeError("not started")
-        host, port = self._server.sockets[0].getsockname()[:2]
+        host, port = self._socket.getsockname()[:2]
         return str(host), int(port)
 
     async def start(self) -> None:
         """Listen.  Raises `Unavailable` if the address cannot be taken."""
+        family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
         try:
-            self._server = await asyncio.start_server(self._accept, self._host, self._port)
+            listening = socket.create_server(
+                (self._host, self._port), family=family, backlog=_BACKLOG
+            )
         except OSError as exc:
             remedies = {
                 errno.EADDRINUSE: "stop what holds it, or set listen to another port",
@@ -109,7 +140,7 @@ class HttpServer:
                 errno.EACCES: "set listen to a port above 1023",
             }
             number = exc.errno or 0
-            # asyncio's own text would name the address again.
+            # Python's own text would name the address again.
             said = os.strerror(number) if number > 0 else exc.strerror
             host = f"[{self._host}]" if ":" in self._host else self._host
             raise Unavailable(
@@ -119,44 +150,92 @@ class HttpServer:
                     field="listen",
                 )
             ) from None
+        listening.setblocking(False)
+        self._socket = listening
+        self._accepting = asyncio.create_task(self._accept(listening))
 
     async def stop(self) -> None:
         """Stop listening and end all connections."""
-        server, self._server = self._server, None
-        if server is None:
+        listening, self._socket = self._socket, None
+        if listening is None or self._accepting is None:
             return
-        stop_listening(server)
-        await handed_over()
-        for task in self._clients:
+        self._accepting.cancel()
+        await asyncio.gather(self._accepting, return_exceptions=True)
+        listening.close()
+        for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*self._clients, return_exceptions=True)
-        # Transports that were broken off are gone with the loop's next turn.
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        # Transports that were aborted are gone with the loop's next turn.
         await asyncio.sleep(0)
-        await server.wait_closed()
 
-    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.create_task(self._serve(reader, writer))
-        self._clients.add(task)
-        task.add_done_callback(self._clients.discard)
-        # A task that is cancelled before its first turn closes nothing.
-        task.add_done_callback(lambda _task: writer.transport.abort())
+    async def _accept(self, listening: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        pace = _Pace(_CONNECTIONS_PER_SECOND)
+        while True:
+            await pace.turn()
+            try:
+                connection, address = await loop.sock_accept(listening)
+            except OSError as exc:
+                if exc.errno in _WITHOUT_ROOM:
+                    self._make_room()
+                    await asyncio.sleep(_ROOM_AGAIN)
+                continue
+            is_full = len(self._clients) >= self._max_connections and not self._make_room()
+            if is_full and len(self._tasks) >= self._max_connections + _MOST_REFUSED:
+                connection.close()
+                continue
+            task = asyncio.create_task(self._serve(connection, str(address[0]), is_full=is_full))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+            # A task that is cancelled before its first turn closes nothing.
+            task.add_done_callback(partial(_close, connection))
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        client = _Client(reader, writer)
+    def _make_room(self) -> bool:
+        """Cut off a client that is idle, or else one that has stalled; False if there is none.
+
+        Of the address with the most connections, the one that has made no progress for longest.
+        """
+        now = time.monotonic()
+        able = [client for client in self._clients if client.is_idle]
+        able = able or [client for client in self._clients if client.has_stalled(now)]
+        if not able:
+            return False
+        counts = Counter(client.address for client in self._clients)
+        client = min(able, key=lambda client: (-counts[client.address], client.since))
+        self._clients.discard(client)
+        client.cut_off()
+        return True
+
+    async def _serve(self, connection: socket.socket, address: str, *, is_full: bool) -> None:
+        loop = asyncio.get_running_loop()
+        reader = asyncio.StreamReader()
+        protocol = asyncio.StreamReaderProtocol(reader)
         try:
-            if len(self._clients) > self._most:
+            transport, _ = await loop.connect_accepted_socket(lambda: protocol, connection)
+        except OSError:
+            return
+        writer = asyncio.StreamWriter(transport, protocol, reader, loop)
+        client = _Client(reader, writer, address, asyncio.current_task())
+        try:
+            if is_full:
                 await client.refuse(503)
             else:
+                self._clients.add(client)
                 timeout = self._header_timeout
                 while await self._exchange(client, timeout):
                     timeout = self._idle_timeout
             writer.close()
-            await asyncio.wait_for(writer.wait_closed(), self._header_timeout)
+            async with asyncio.timeout(self._header_timeout):
+                await writer.wait_closed()
         except (OSError, TimeoutError):
             return
+        finally:
+            self._clients.discard(client)
+            transport.abort()
 
     async def _exchange(self, client: _Client, timeout: float) -> bool:  # noqa: ASYNC109
         """One request and its answer; True if another one may follow."""
+        client.enter(_State.IDLE)
         try:
             request = await client.request(timeout, self._header_timeout)
         except TimeoutError:
@@ -168,6 +247,9 @@ class HttpServer:
             return False
         if request is None:
             return False
+        client.enter(_State.QUEUED)
+        await self._requests.turn()
+        client.enter(_State.ANSWERED)
         status, response = await self._answer(request)
         if response is None:
             await client.refuse(status)
@@ -192,11 +274,25 @@ class HttpServer:
             return 404, Response(404, b"not found\n")
         try:
             response = handler(Request(path, query, headers))
-            return 200, response if isinstance(response, Response) else await response
+            if isinstance(response, Response):
+                return 200, response
+            return await self._awaited(response)
         except Exception as exc:
             # Whatever a handler does wrong must not end the listener, nor be shown outside.
             self._on_error(exc)
             return 500, Response(500, _REASONS[500].encode() + b"\n")
+
+    async def _awaited(self, response: Awaitable[Response]) -> tuple[int, Response | None]:
+        """What a handler answers later, or 503 if too many requests wait for such answers."""
+        if self._waiting_handlers >= max(1, self._max_connections * 3 // 4):
+            if asyncio.iscoroutine(response):
+                response.close()
+            return 503, Response(503, _REASONS[503].encode() + b"\n", headers={"Retry-After": "1"})
+        self._waiting_handlers += 1
+        try:
+            return 200, await response
+        finally:
+            self._waiting_handlers -= 1
 
     def _is_ours(self, host: str) -> bool:
         found = _AUTHORITY.fullmatch(host.strip().lower())
@@ -212,21 +308,82 @@ class HttpServer:
         return True
 
 
+def _close(connection: socket.socket, _task: asyncio.Task[None]) -> None:
+    connection.close()
+
+
 def _above(path: str) -> str:
     """The route that a path stands right below, empty if that is `/`."""
     above = path[: path.rfind("/") + 1]
     return above if above != "/" else ""
 
 
+class _Pace:
+    """Lets callers pass in the order in which they came, and at most so many a second."""
+
+    def __init__(self, per_second: int) -> None:
+        self._interval = 1 / per_second
+        self._next = float("-inf")
+        self._queue = asyncio.Lock()
+
+    async def turn(self) -> None:
+        """Return when it is the caller's turn; others in the loop have theirs before."""
+        async with self._queue:
+            now = time.monotonic()
+            self._next = max(self._next, now - _BURST)
+            await asyncio.sleep(max(0.0, self._next - now))
+            self._next += self._interval
+
+
+class _State(Enum):
+    """What a connection is doing."""
+
+    IDLE = "waits for a request"
+    QUEUED = "has sent one, and waits for its turn"
+    ANSWERED = "its answer is being made"
+    SENT = "its answer is being sent"
+
+
 class _Client:
     """One connection: HTTP/1.1 on a pair of streams."""
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def __init__(
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        address: str,
+        task: asyncio.Task[None] | None,
+    ) -> None:
         self._reader = reader
         self._writer = writer
+        self._task = task
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=_LONGEST_HEAD)
         self._is_head = False
+        self._state = _State.IDLE
+        self.address = address
+        self.since = time.monotonic()
+        """When it entered its state or made progress in it, on the monotonic clock."""
         self.has_begun = False
+
+    def enter(self, state: _State) -> None:
+        """It is in `state` from now on."""
+        self._state, self.since = state, time.monotonic()
+
+    @property
+    def is_idle(self) -> bool:
+        """True if it has not sent a whole request since its last answer."""
+        return self._state is _State.IDLE
+
+    def has_stalled(self, now: float) -> bool:
+        """True if it waits in the queue, or has read nothing of its answer for a while."""
+        if self._state is _State.SENT:
+            return now - self.since >= _STALLED
+        return self._state is _State.QUEUED
+
+    def cut_off(self) -> None:
+        """End the connection at once."""
+        if self._task is not None:
+            self._task.cancel()
 
     async def request(self, idle_timeout: float, head_timeout: float) -> h11.Request | None:
         """The next request without its body; None if the client has gone."""
@@ -251,10 +408,18 @@ class _Client:
 
     async def answer(self, response: Response) -> bool:
         """Send `response`; True if the connection may be used again."""
-        self._send(
-            response.status, response.body, response.content_type, response.headers, last=False
-        )
-        await asyncio.wait_for(self._writer.drain(), 30.0)
+        self.enter(_State.SENT)
+        head = self._head(response.status, len(response.body), response.content_type)
+        head += response.headers.items()
+        async with asyncio.timeout(_LONGEST_SEND):
+            self._send(h11.Response(status_code=response.status, headers=head))
+            if not self._is_head:
+                for at in range(0, len(response.body), _CHUNK):
+                    self._send(h11.Data(data=response.body[at : at + _CHUNK]))
+                    await self._writer.drain()
+                    self.since = time.monotonic()
+            self._send(h11.EndOfMessage())
+            await self._writer.drain()
         while self._http.their_state is h11.SEND_BODY:
             if self._http.next_event() is h11.NEED_DATA:
                 return False
@@ -268,26 +433,24 @@ class _Client:
         if self._http.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
             return
         body = _REASONS.get(status, "refused").encode() + b"\n"
-        self._send(status, body, TEXT, {}, last=True)
-        await asyncio.wait_for(self._writer.drain(), 5.0)
+        self.enter(_State.SENT)
+        head = [*self._head(status, len(body), TEXT), ("Connection", "close")]
+        self._send(h11.Response(status_code=status, headers=head))
+        if not self._is_head:
+            self._send(h11.Data(data=body))
+        self._send(h11.EndOfMessage())
+        async with asyncio.timeout(5.0):
+            await self._writer.drain()
 
-    def _send(
-        self, status: int, body: bytes, content_type: str, more: Mapping[str, str], *, last: bool
-    ) -> None:
+    def _head(self, status: int, size: int, content_type: str) -> list[tuple[str, str]]:
         headers = [
             ("Content-Type", content_type),
-            ("Content-Length", str(len(body))),
+            ("Content-Length", str(size)),
             ("X-Content-Type-Options", "nosniff"),
             ("Referrer-Policy", "no-referrer"),
             ("Cache-Control", "no-store"),
-            *more.items(),
         ]
-        if status == 405:
-            headers.append(("Allow", "GET, HEAD"))
-        if last:
-            headers.append(("Connection", "close"))
-        out = self._http.send(h11.Response(status_code=status, headers=headers)) or b""
-        if not self._is_head:
-            out += self._http.send(h11.Data(data=body)) or b""
-        out += self._http.send(h11.EndOfMessage()) or b""
-        self._writer.write(out)
+        return [*headers, ("Allow", "GET, HEAD")] if status == 405 else headers
+
+    def _send(self, event: h11.Event) -> None:
+        self._writer.write(self._http.send(event) or b"")

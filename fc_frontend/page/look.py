@@ -34,6 +34,8 @@ T = TypeVar("T")
 _FRESH = 1.0
 """Seconds that what was found is shown for; if finding it took long, `_REST` times as long."""
 _REST = 4
+_LONGEST_REST = 1.0
+"""Seconds until one of `_AT_ONCE` begins again, as long as its look took times `_REST` at most."""
 _TIMEOUT = 2.0
 """Seconds for each answer of HAProxy."""
 _AT_ONCE = 3
@@ -88,8 +90,8 @@ class _Entry:
 class Looker:
     """Looks for the pages of one frontend; `host` is the VM's name.
 
-    `know` says what the daemon has at hand, None if nothing was read yet.  It is called once for
-    all who look at the same time, as are HAProxy and cluster DNS.
+    `know` says what the daemon has at hand, None if nothing was read yet.  It is called in a
+    thread, once for all who look at the same time, as are HAProxy and cluster DNS.
     """
 
     def __init__(self, host: str, know: Callable[[], Known | None]) -> None:
@@ -106,7 +108,11 @@ class Looker:
         found = await self._all()
         if found is None:
             return None
-        return await self._in_thread(overview_page, found.board, wanted)
+        page: bytes = await self._shared(
+            f"?{wanted.page} {wanted.text}",
+            partial(self._in_thread, overview_page, found.board, wanted),
+        )
+        return page
 
     async def service(self, name: str) -> tuple[bool, bytes] | None:
         """The page of a service, and whether there is one of that name; None as `overview`."""
@@ -116,10 +122,13 @@ class Looker:
         known, of_all = found.known, found.board
         fragments = {fragment.name for fragment in known.declaration.fragments}
         names = {line.name for line in of_all.lines} | known.names | fragments
-        if name not in names:
-            return False, await self._in_thread(_missing, of_all, name[:LONGEST_TEXT], names)
-        detail = await self._shared(f"/{name}", partial(self._look_at, found, name))
-        return True, await self._in_thread(service_page, detail)
+        is_known = name in names
+        name = name[:LONGEST_TEXT]
+        look = partial(self._in_thread, self._service_page, found, name)
+        if not is_known:
+            look = partial(self._in_thread, _missing, of_all, name, names)
+        page: bytes = await self._shared(f"/{name}", look)
+        return is_known, page
 
     async def close(self) -> None:
         """End what is under way."""
@@ -150,8 +159,14 @@ class Looker:
             del self._entries[key]
 
     async def _bounded(self, look: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
-        async with self._room:
+        await self._room.acquire()
+        began = time.monotonic()
+        try:
             return await look()
+        finally:
+            # Whoever asks for ever other pages must not keep the daemon busy.
+            rest = min(_LONGEST_REST, _REST * (time.monotonic() - began))
+            asyncio.get_running_loop().call_later(rest, self._room.release)
 
     async def _all(self) -> _Found | None:
         found: _Found | None = await self._shared("", self._look)
@@ -164,7 +179,7 @@ class Looker:
         return await loop.run_in_executor(self._threads, partial(function, *arguments, **named))
 
     async def _look(self) -> _Found | None:
-        known = self._know()
+        known = await self._in_thread(self._know)
         if known is None:
             return None
         settings = known.declaration.settings
@@ -204,30 +219,27 @@ class Looker:
         is_recent = before is not sample and sample.at - before.at <= _LONGEST_WINDOW
         return before if is_recent and before.pid == sample.pid else None
 
-    async def _look_at(self, found: _Found, name: str) -> Detail:
+    def _service_page(self, found: _Found, name: str) -> bytes:
         of_all, declared = found.board, found.declared
         line = next((line for line in of_all.lines if line.name == name), None)
         held = declared.held(name)
         try:
-            facts = await self._in_thread(
-                facts_of,
-                found.known.settings_file,
-                name,
-                declared,
-                found.known.prepared,
-                timeout=_TIMEOUT,
+            facts = facts_of(
+                found.known.settings_file, name, declared, found.known.prepared, timeout=_TIMEOUT
             )
         except Unavailable as exc:
             problem = exc.problems[0]
-            return Detail(name=name, board=of_all, line=line, quarantined=held, problem=problem)
-        return Detail(
-            name=name,
-            board=of_all,
-            line=line,
-            quarantined=held,
-            explanation=explain(facts),
-            facts=facts,
-        )
+            detail = Detail(name=name, board=of_all, line=line, quarantined=held, problem=problem)
+        else:
+            detail = Detail(
+                name=name,
+                board=of_all,
+                line=line,
+                quarantined=held,
+                explanation=explain(facts),
+                facts=facts,
+            )
+        return service_page(detail)
 
 
 @dataclass(frozen=True, slots=True)

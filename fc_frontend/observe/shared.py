@@ -1,0 +1,55 @@
+"""Answers that cost time, made once for everybody who asks meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+EVERY = 1.0
+"""Seconds from the beginning of one answer to that of the next, at least."""
+_REST = 4
+"""Times its own duration that pass after an answer before the next begins."""
+
+
+class Shared:
+    """An answer that `make` computes in a thread, at most once a second.
+
+    Requests that arrive while one is being computed wait for the next one, so no request gets an
+    answer that is older than itself, and a client that asks again at once gets one answer a second.
+    """
+
+    def __init__(self, make: Callable[[], bytes]) -> None:
+        self._make = make
+        self._next: asyncio.Task[bytes] | None = None
+        self._turn = asyncio.Lock()
+        self._not_before = float("-inf")
+        # A thread of its own: the daemon's others may be waiting for HAProxy.
+        self._thread = ThreadPoolExecutor(1, "answers")
+
+    async def get(self) -> bytes:
+        """The answer.  Raises what `make` raises."""
+        if self._next is None:
+            self._next = asyncio.create_task(self._made())
+        # A client that goes away leaves the others theirs.
+        return await asyncio.shield(self._next)
+
+    async def close(self) -> None:
+        """End what is under way."""
+        if self._next is not None:
+            self._next.cancel()
+        async with self._turn:
+            pass
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    async def _made(self) -> bytes:
+        async with self._turn:
+            await asyncio.sleep(max(0.0, self._not_before - time.monotonic()))
+            self._next = None
+            began = time.monotonic()
+            try:
+                return await asyncio.get_running_loop().run_in_executor(self._thread, self._make)
+            finally:
+                ended = time.monotonic()
+                self._not_before = max(began + EVERY, ended + _REST * (ended - began))
