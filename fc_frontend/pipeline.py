@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from fc_frontend import files
 from fc_frontend.config import last_good as forms
 from fc_frontend.config.last_good import (
     LastGood,
@@ -27,11 +28,19 @@ from fc_frontend.config.quarantine import Faults, Withdrawn, tolerate, unit_of
 from fc_frontend.config.templates import templates
 from fc_frontend.discovery.store import dump_written, load_answers, write_answer
 from fc_frontend.errors import Problem, Refused, errors_in
-from fc_frontend.haproxy import history
+from fc_frontend.haproxy import history, install
 from fc_frontend.haproxy.judge import judge
 from fc_frontend.haproxy.patience import Patience
 from fc_frontend.plan import planner
-from fc_frontend.plan.model import Answer, Freshness, Plan, Resolution, ServicePlan, ServiceSpec
+from fc_frontend.plan.model import (
+    Answer,
+    Freshness,
+    Plan,
+    Resolution,
+    ServicePlan,
+    ServiceSpec,
+    Settings,
+)
 from fc_frontend.plan.planner import plan
 from fc_frontend.render import render as renderer
 from fc_frontend.render.config import Config
@@ -176,9 +185,7 @@ def save_answers(
     declaration: Declaration, resolution: Resolution, *, memo: Memo | None = None
 ) -> None:
     """Keep the answers for the next start, and for `check`.  Raises `Unavailable`."""
-    from fc_frontend.haproxy.install import atomic_write
-
-    atomic_write(answers_path(declaration), stored_form(declaration, resolution, memo=memo))
+    files.write_own(answers_path(declaration), stored_form(declaration, resolution, memo=memo))
 
 
 async def resolve(
@@ -225,7 +232,9 @@ def record(prepared: Prepared, deployment: Deployment, reasons: tuple[str, ...])
         slots=prepared.plan.slot_count,
         seconds=round(deployment.duration, 3),
     )
-    history.record(prepared.plan.settings.state_directory, entry, prepared.config.text)
+    settings = prepared.plan.settings
+    mode = install.mode_of_copies(settings.haproxy.config_file)
+    history.record(settings.state_directory, entry, prepared.config.text, mode=mode)
 
 
 def question(spec: ServiceSpec) -> str:
@@ -273,12 +282,11 @@ def stored_last_good(state_directory: str) -> LastGood:
     return load_last_good(last_good_path(state_directory))
 
 
-def save_last_good(state_directory: str, last_good: LastGood, *, memo: Memo | None = None) -> None:
+def save_last_good(settings: Settings, last_good: LastGood, *, memo: Memo | None = None) -> None:
     """Keep the last good forms for the next start.  Raises `Unavailable`."""
-    from fc_frontend.haproxy.install import atomic_write
-
     content = dump_last_good(last_good, memo.forms if memo else None)
-    atomic_write(last_good_path(state_directory), content)
+    mode = install.mode_of_copies(settings.haproxy.config_file)
+    files.write_own(last_good_path(settings.state_directory), content, mode=mode)
 
 
 def traced(problems: Iterable[Problem], declaration: Declaration) -> Faults:

@@ -12,13 +12,12 @@ from pathlib import Path
 import pytest
 
 from fc_frontend.errors import Unavailable
+from fc_frontend.files import remove_leftovers, write
 from fc_frontend.haproxy.install import (
-    atomic_write,
     clear_refused,
     install,
     read,
     refused_path,
-    remove_leftovers,
     restore,
     write_refused,
 )
@@ -60,7 +59,7 @@ def only_files(directory: Path) -> dict[str, bytes]:
 def test_a_new_file_gets_the_mode_whatever_the_umask(tmp_path: Path) -> None:
     former = os.umask(0o077)
     try:
-        atomic_write(str(tmp_path / "new"), b"text", mode=0o640)
+        write(str(tmp_path / "new"), b"text", mode=0o640)
     finally:
         os.umask(former)
     assert only_files(tmp_path) == {"new": b"text"}
@@ -75,7 +74,7 @@ def test_an_existing_file_keeps_its_mode_owner_and_group(tmp_path: Path) -> None
     if os.geteuid() == 0:
         owner = (NOBODY, NOBODY - 1)
         os.chown(path, *owner)
-    atomic_write(str(path), b"new")
+    write(str(path), b"new")
     found = path.stat()
     assert path.read_bytes() == b"new"
     assert found.st_mode & 0o7777 == 0o604
@@ -90,7 +89,7 @@ def test_an_owner_that_cannot_be_kept_does_not_matter(tmp_path: Path) -> None:
     for parent in tmp_path.parents[:3]:
         if parent != Path("/tmp"):
             parent.chmod(0o755)
-    assert as_nobody(lambda: atomic_write(str(path), b"new")) == ""
+    assert as_nobody(lambda: write(str(path), b"new")) == ""
     assert path.read_bytes() == b"new"
     assert path.stat().st_mode & 0o7777 == 0o644
 
@@ -99,7 +98,7 @@ def test_a_reader_never_sees_half_a_file(tmp_path: Path) -> None:
     path = tmp_path / "haproxy.cfg"
     path.write_text("old")
     with path.open() as reader:
-        atomic_write(str(path), b"x" * 1_000_000)
+        write(str(path), b"x" * 1_000_000)
         assert reader.read() == "old"
 
 
@@ -163,33 +162,33 @@ def test_a_refused_text_is_kept_until_it_is_cleared(tmp_path: Path) -> None:
 def test_a_missing_directory_is_named(tmp_path: Path) -> None:
     path = str(tmp_path / "missing" / "haproxy.cfg")
     with pytest.raises(Unavailable, match=r"No such file or directory → create") as raised:
-        atomic_write(path, b"")
+        write(path, b"")
     assert path in str(raised.value)
 
 
 def test_a_path_through_a_file_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(Unavailable, match="not a directory"):
-        atomic_write(str(tmp_path / "file" / "haproxy.cfg"), b"")
+        write(str(tmp_path / "file" / "haproxy.cfg"), b"")
 
 
 def test_a_circle_of_links_is_told(tmp_path: Path) -> None:
     (tmp_path / "a").symlink_to("b")
     (tmp_path / "b").symlink_to("a")
     with pytest.raises(Unavailable, match="circle"):
-        atomic_write(str(tmp_path / "a"), b"")
+        write(str(tmp_path / "a"), b"")
 
 
 @pytest.mark.parametrize("path", ["/dev/null", "/dev/full"])
 def test_a_device_is_not_replaced(path: str) -> None:
     with pytest.raises(Unavailable, match="not a regular file"):
-        atomic_write(path, b"text")
+        write(path, b"text")
     assert Path(path).is_char_device()
 
 
 def test_a_directory_is_not_replaced(tmp_path: Path) -> None:
     with pytest.raises(Unavailable, match="Is a directory"):
-        atomic_write(str(tmp_path), b"text")
+        write(str(tmp_path), b"text")
     with pytest.raises(Unavailable, match="cannot be read"):
         install(str(tmp_path), "text")
 
@@ -201,7 +200,7 @@ def test_a_directory_without_the_right_to_write(tmp_path: Path) -> None:
     tmp_path.chmod(0o555)
     for parent in tmp_path.parents[:2]:
         parent.chmod(0o755)
-    said = as_nobody(lambda: atomic_write(str(path), b"new"))
+    said = as_nobody(lambda: write(str(path), b"new"))
     tmp_path.chmod(0o755)
     assert "Permission denied" in said
     assert "give this user the right" in said
@@ -211,19 +210,19 @@ def test_a_directory_without_the_right_to_write(tmp_path: Path) -> None:
 ON_SMALL_DISK = """
 import os, subprocess, sys
 from fc_frontend.errors import Unavailable
-from fc_frontend.haproxy.install import atomic_write
+from fc_frontend.files import write
 directory = sys.argv[1]
 path = directory + "/haproxy.cfg"
 
 def attempt(path):
     try:
-        atomic_write(path, b"x" * 1_000_000)
+        write(path, b"x" * 1_000_000)
     except Unavailable as unavailable:
         print(unavailable)
 
 if sys.argv[2] == "mounted":
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", directory], check=True)
-    atomic_write(path, b"old")
+    write(path, b"old")
     attempt(path)
     os.mkdir(directory + "/ro")
     subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "none", directory + "/ro"], check=True)
@@ -231,7 +230,7 @@ if sys.argv[2] == "mounted":
 else:
     import resource, signal
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    atomic_write(path, b"old")
+    write(path, b"old")
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
     attempt(path)
 left = [name for _, _, names in os.walk(directory) for name in names]

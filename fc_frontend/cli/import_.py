@@ -170,7 +170,7 @@ def _imported(files: tuple[str, ...]) -> Imported:
 
 
 def _write(output: str, texts: dict[str, str]) -> None:
-    from fc_frontend.haproxy.install import atomic_write
+    from fc_frontend import files
 
     directory = Path(output)
     try:
@@ -185,7 +185,7 @@ def _write(output: str, texts: dict[str, str]) -> None:
             )
         ) from None
     for name, text in texts.items():
-        atomic_write(str(directory / name), text.encode())
+        files.write(str(directory / name), text.encode())
 
 
 def _tell(imported: Imported, output: str | None) -> None:

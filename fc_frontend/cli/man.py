@@ -65,11 +65,11 @@ def _date() -> str:
 
 
 def _write(directory: str, found: dict[str, str]) -> None:
-    from fc_frontend.haproxy.install import atomic_write, make_directory
+    from fc_frontend import files
 
     try:
-        make_directory(directory, mode=0o755)
+        files.make_directory(directory, mode=0o755)
         for file, page in found.items():
-            atomic_write(f"{directory}/{file}", page.encode(), mode=0o644)
+            files.write(f"{directory}/{file}", page.encode(), mode=0o644)
     except Unavailable as exc:
         fail(exc.problems, Exit.CANNOT_TELL)

@@ -35,9 +35,9 @@ def command(config: str, output: str | None) -> None:
     if output is None:
         click.echo(prepared.config.text, nl=False)
         return
-    from fc_frontend.haproxy.install import atomic_write
+    from fc_frontend import files
 
     try:
-        atomic_write(output, prepared.config.text.encode())
+        files.write(output, prepared.config.text.encode())
     except Unavailable as exc:
         fail(exc.problems, Exit.CANNOT_TELL)

@@ -11,9 +11,9 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from pathlib import Path
 from typing import Any
 
+from fc_frontend import files
 from fc_frontend.errors import Problem
 from fc_frontend.plan.addresses import PATH_LETTERS, SAFE_PATH
 
@@ -189,12 +189,8 @@ class Quarantine:
 def load_last_good(path: str) -> LastGood:
     """What `dump_last_good` wrote; nothing where the file is missing, damaged or foreign."""
     try:
-        if not Path(path).is_file():
-            return LastGood()
-        with Path(path).open("rb") as stream:
-            content = stream.read(_MOST_BYTES + 1)
-        document = json.loads(content) if len(content) <= _MOST_BYTES else None
-        return _last_good(document)
+        content = files.read_own(path, _MOST_BYTES)
+        return LastGood() if content is None else _last_good(json.loads(content))
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return LastGood()
 

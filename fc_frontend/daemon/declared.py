@@ -18,6 +18,7 @@ from fc_frontend.errors import Problem, Unavailable, errors_in
 from fc_frontend.haproxy import kept_files
 from fc_frontend.haproxy.deploy import Deployment
 from fc_frontend.pipeline import Memo, culprit, save_last_good, stored_last_good, traced
+from fc_frontend.plan.model import Settings
 
 
 class Declared:
@@ -193,11 +194,11 @@ class Declared:
 
         self._have(replace(self._last_good, files=await asyncio.to_thread(keep)))
 
-    async def save(self, directory: str, memo: Memo) -> None:
+    async def save(self, settings: Settings, memo: Memo) -> None:
         """Keep the last good forms for the next start.  Raises `Unavailable`."""
         last_good = self._last_good
         if not self.is_saved:
-            await asyncio.to_thread(save_last_good, directory, last_good, memo=memo)
+            await asyncio.to_thread(save_last_good, settings, last_good, memo=memo)
             self._saved = last_good
 
     @property

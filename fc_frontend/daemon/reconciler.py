@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 
+from fc_frontend import files
 from fc_frontend.config.last_good import Piece, Quarantine, Unit
 from fc_frontend.config.loader import Declaration
 from fc_frontend.daemon.cluster_dns import ClusterDns
@@ -429,7 +430,7 @@ class Reconciler:
             if self._config is None or self.deployed is None or self.held is not None:
                 return
             haproxy, text = self.deployed.settings.haproxy, self._config.text
-            signature = await asyncio.to_thread(install.signature, haproxy.config_file)
+            signature = await asyncio.to_thread(files.signature, haproxy.config_file)
             if signature is not None and signature == self._seen_file:
                 return
             try:
@@ -506,7 +507,7 @@ class Reconciler:
                 answers = dict(self.resolution)
                 await asyncio.to_thread(save_answers, declaration, answers, memo=memo)
                 is_saved = True
-            await self._declared.save(declaration.settings.state_directory, memo)
+            await self._declared.save(declaration.settings, memo)
         except Unavailable as exc:
             self._metrics.state_not_written("answers")
             self._log.limited("state-not-saved").warning(
@@ -642,7 +643,7 @@ class Reconciler:
             if not self._tidied:
                 self._tidied = True
                 places = (str(Path(settings.haproxy.config_file).parent), settings.state_directory)
-                await asyncio.to_thread(install.remove_leftovers, places)
+                await asyncio.to_thread(files.remove_leftovers, places)
 
     async def _record(
         self, prepared: Prepared, deployment: Deployment, why: tuple[Reason, ...]

@@ -8,9 +8,9 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from ipaddress import ip_address
-from pathlib import Path
 from typing import Any
 
+from fc_frontend import files
 from fc_frontend.plan import slots
 from fc_frontend.plan.model import Answer, Endpoint, Freshness, Kind
 
@@ -22,11 +22,8 @@ _MOST_ENDPOINTS = 65536
 def load_answers(path: str) -> dict[str, Answer]:
     """The stored answers by their key, all STALE; what makes no sense is left out."""
     try:
-        if not Path(path).is_file():  # a pipe would be waited for
-            return {}
-        with Path(path).open("rb") as stream:
-            content = stream.read(_MOST_BYTES + 1)
-        document = json.loads(content) if len(content) <= _MOST_BYTES else None
+        content = files.read_own(path, _MOST_BYTES)
+        document = json.loads(content) if content is not None else None
     except (OSError, ValueError, RecursionError):
         return {}
     if not isinstance(document, dict) or document.get("version") != VERSION:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from types import MappingProxyType
 
+from fc_frontend import files
 from fc_frontend.errors import Problem, Refused, Severity, Unavailable, errors_in
 from fc_frontend.haproxy import drain_record, hold, install, preflight, runtime, supervise
 from fc_frontend.haproxy.binary import find_binary
@@ -382,17 +383,17 @@ def save_running(
     """
     drained, problems = drain_record.load(settings)
     state = state_of_running(text, before, servers, drained=drained)
-    install.atomic_write(settings.server_state_file, state.encode(), mode=0o640)
+    files.write_own(settings.server_state_file, state.encode())
     return problems
 
 
 def _write_server_state(
     plan: Plan, resolution: Resolution, running: Running
 ) -> tuple[Problem, ...]:
-    install.make_directory(plan.settings.state_directory, mode=0o750)
+    files.make_directory(plan.settings.state_directory, mode=0o750)
     drained, problems = drain_record.load(plan.settings)
     text = server_state(plan, resolution, running.servers, drained=drained)
-    install.atomic_write(plan.settings.server_state_file, text.encode(), mode=0o640)
+    files.write_own(plan.settings.server_state_file, text.encode())
     return problems
 
 

@@ -7,18 +7,21 @@ so that nobody who is killed in between leaves a drained slot that is never free
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from fc_frontend import files
 from fc_frontend.errors import Problem, Severity, Unavailable
-from fc_frontend.haproxy import drain, install, runtime
+from fc_frontend.haproxy import drain, runtime
 from fc_frontend.haproxy.drain import NOTHING, Drained
-from fc_frontend.haproxy.lock import directory_locked, not_locked
+from fc_frontend.haproxy.lock import directory_locked
 from fc_frontend.haproxy.runtime import ServerState
 from fc_frontend.plan.model import Resolution, Settings
 
 FILE = "drained.json"
+_ANEW = "remove it, `undrain` its services, and drain again what is to be drained"
 _MOST_BACKENDS = 16
 """Services that are asked for one by one; with more, all servers are asked for at once."""
 
@@ -55,29 +58,23 @@ def path(settings: Settings) -> str:
 
 def signature(settings: Settings) -> tuple[int, int, int] | None:
     """What changes when the record does; None if there is none."""
-    try:
-        status = Path(path(settings)).stat()
-    except OSError:
-        return None
-    return status.st_ino, status.st_size, status.st_mtime_ns
+    return files.signature(path(settings))
 
 
 def load(settings: Settings) -> tuple[Drained, tuple[Problem, ...]]:
     """The record; empty, with a warning, if it cannot be read."""
     file = path(settings)
     try:
-        if not Path(file).exists():
-            return NOTHING, ()
-        if not Path(file).is_file():  # a pipe would be waited for
-            raise ValueError("it is not a regular file")
-        with Path(file).open("rb") as stream:
-            return drain.parse(stream.read(drain.MOST_BYTES + 1)), ()
+        content = files.read_own(file, drain.MOST_BYTES)
+        return (NOTHING, ()) if content is None else (drain.parse(content), ())
     except OSError as error:
         reason = error.strerror or str(error)
         remedy = "let this user read it"
+        if error.errno != errno.EACCES:
+            remedy = _ANEW
     except ValueError as error:
         reason = str(error)
-        remedy = "remove it, `undrain` its services, and drain again what is to be drained"
+        remedy = _ANEW
     warning = Problem(
         message=f"what was drained is not known: {file} cannot be used: {reason}",
         remedy=remedy,
@@ -100,10 +97,7 @@ def change(
     """
     socket = settings.haproxy.runtime_socket
     runtime.info(socket)
-    try:
-        Path(settings.state_directory).mkdir(mode=0o750, parents=True, exist_ok=True)
-    except OSError as error:
-        raise not_locked(Path(settings.state_directory), error.strerror or str(error)) from error
+    files.make_directory(settings.state_directory, mode=0o750)
     with directory_locked(Path(settings.state_directory)):
         before, problems = load(settings)
         names = before.names | set(services)
@@ -149,7 +143,7 @@ def _save(settings: Settings, before: Drained | None, record: Drained) -> None:
                 remedy="drain whole services, or undrain some",
             )
         )
-    install.atomic_write(path(settings), data, mode=0o640)
+    files.write_own(path(settings), data)
 
 
 def _servers(socket: str, names: frozenset[str]) -> tuple[ServerState, ...]:

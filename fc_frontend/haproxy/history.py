@@ -10,15 +10,14 @@ import contextlib
 import json
 import os
 import re
-import stat
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from fc_frontend import files
 from fc_frontend.errors import Problem, Refused, Unavailable
-from fc_frontend.haproxy.install import atomic_write, give_to_owner
-from fc_frontend.haproxy.lock import directory_locked, not_locked
+from fc_frontend.haproxy.lock import directory_locked
 from fc_frontend.render.config import config_hash
 
 DIRECTORY = "history"
@@ -58,11 +57,11 @@ class Entry:
         return self.outcome in ACCEPTED
 
 
-def record(state_directory: str, entry: Entry, text: str) -> Entry | None:
+def record(state_directory: str, entry: Entry, text: str, *, mode: int = 0o640) -> Entry | None:
     """Keep `entry`, and `text` if HAProxy took it; returns it with its number.
 
-    None if the last entry says the same: something that is refused again and again is told once.
-    Forgets what is too old.  Raises `Unavailable`.
+    The text gets `mode`.  None if the last entry says the same: something that is refused again
+    and again is recorded once.  Forgets what is too old.  Raises `Unavailable`.
     """
     with _exclusive(state_directory):
         directory = _directory(state_directory)
@@ -75,9 +74,9 @@ def record(state_directory: str, entry: Entry, text: str) -> Entry | None:
         if entry.accepted:
             # Before the entry: an entry without its text would be of no use.
             data = text.encode("utf-8", "surrogateescape")
-            write_as_owner(f"{directory}/{entry.id:06}.cfg", data)
+            files.write_own(f"{directory}/{entry.id:06}.cfg", data, mode=mode)
         data = json.dumps({"version": 1, **asdict(entry)}).encode()
-        write_as_owner(f"{directory}/{entry.id:06}.json", data + b"\n")
+        files.write_own(f"{directory}/{entry.id:06}.json", data + b"\n")
         prune(state_directory)
     return entry
 
@@ -123,10 +122,8 @@ def text(state_directory: str, entry: Entry) -> str:
             )
         )
     try:
-        content = _content(path, MOST_BYTES).decode("utf-8", "surrogateescape")
-    except FileNotFoundError:
-        content = ""
-    except OSError as error:
+        data = files.read_own(str(path), MOST_BYTES) or b""
+    except PermissionError as error:
         raise Unavailable(
             Problem(
                 message=f"{path} cannot be read: {error.strerror or error}",
@@ -134,6 +131,10 @@ def text(state_directory: str, entry: Entry) -> str:
                 file=str(path),
             )
         ) from error
+    except OSError:
+        # A link, a pipe: nothing of ours.
+        data = b""
+    content = data.decode("utf-8", "surrogateescape")
     # A surrogate has no hash: it could not have been rendered.
     with contextlib.suppress(UnicodeEncodeError):
         if config_hash(content) == entry.hash:
@@ -157,10 +158,8 @@ def prune(state_directory: str) -> None:
     kept = {entry.id for entry in [e for e in known if e.accepted][-_KEPT_ACCEPTED:]}
     others = {entry.id for entry in [e for e in known if not e.accepted][-MOST_ENTRIES // 2 :]}
     sizes: dict[int, int] = {}
-    for number, suffix in _files(directory):
-        with contextlib.suppress(OSError):
-            size = (directory / f"{number:06}.{suffix}").lstat().st_size
-            sizes[number] = sizes.get(number, 0) + size
+    for (number, _), size in _files(directory).items():
+        sizes[number] = sizes.get(number, 0) + size
     # Damaged entries count as well, or they would stay for ever.
     refused = {entry.id for entry in known if not entry.accepted}
     left = MOST_ENTRIES - len(kept & sizes.keys())
@@ -172,8 +171,8 @@ def prune(state_directory: str) -> None:
             room -= sizes[number]
             continue
         for suffix in ("json", "cfg"):
-            with contextlib.suppress(OSError):
-                (directory / f"{number:06}.{suffix}").unlink()
+            with contextlib.suppress(Unavailable):
+                files.remove(f"{directory}/{number:06}.{suffix}")
 
 
 @contextlib.contextmanager
@@ -183,51 +182,27 @@ def _exclusive(state_directory: str) -> Iterator[None]:
     Raises `Unavailable`.
     """
     path = _directory(state_directory)
-    try:
-        if not path.is_dir():
-            path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
-            path.mkdir(mode=0o750, exist_ok=True)
-            give_to_owner(str(path))
-    except OSError as error:
-        raise not_locked(path, error.strerror or str(error)) from error
+    files.make_directory(str(path), mode=0o750)
     with directory_locked(path):
         yield
-
-
-def write_as_owner(path: str, data: bytes) -> None:
-    """Write a file that belongs to the owner of its directory.  Raises `Unavailable`.
-
-    What root writes, the daemon must be able to read.
-    """
-    atomic_write(path, data, mode=0o640)
-    give_to_owner(path)
 
 
 def _directory(state_directory: str) -> Path:
     return Path(state_directory) / DIRECTORY
 
 
-def _files(directory: Path) -> list[tuple[int, str]]:
-    try:
-        names = [entry.name for entry in os.scandir(directory)]
-    except OSError:
-        return []
-    return [(int(match[1]), match[2]) for name in names if (match := _NAME.match(name))]
-
-
-def _content(path: Path, most: int) -> bytes:
-    # Without O_NONBLOCK a pipe would be waited for.
-    if not stat.S_ISREG(path.lstat().st_mode):
-        # A pipe would be waited for.
-        return b""
-    with path.open("rb") as stream:
-        data = stream.read(most + 1)
-    return data if len(data) <= most else b""
+def _files(directory: Path) -> dict[tuple[int, str], int]:
+    """The files of entries, by number and suffix, and their sizes in bytes."""
+    return {
+        (int(match[1]), match[2]): size
+        for name, size in files.sizes(str(directory)).items()
+        if (match := _NAME.match(name))
+    }
 
 
 def _read(path: Path, number: int) -> Entry | None:
     try:
-        value = json.loads(_content(path, _LARGEST_ENTRY))
+        value = json.loads(files.read_own(str(path), _LARGEST_ENTRY) or b"")
     except (OSError, ValueError, RecursionError):
         return None
     return _parsed(value, number)

@@ -5,15 +5,14 @@ A file, so that it outlasts whoever set it, and the daemon.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from fc_frontend.errors import Problem, Unavailable
-from fc_frontend.haproxy.history import write_as_owner
+from fc_frontend import files
+from fc_frontend.errors import Problem
 
 FILE = "hold.json"
 _MOST_BYTES = 64 * 1024
@@ -47,15 +46,9 @@ def load(state_directory: str) -> Hold | None:
 
     Raises nothing: an operator who went back has reasons, so a file that cannot be read holds too.
     """
-    file = Path(path(state_directory))
     try:
-        if not file.is_file():
-            # A directory or a pipe in its place is not read, but it is something.
-            return Hold() if file.exists() or file.is_symlink() else None
-        with file.open("rb") as stream:
-            return _parsed(json.loads(stream.read(_MOST_BYTES)))
-    except FileNotFoundError:
-        return None
+        content = files.read_own(path(state_directory), _MOST_BYTES)
+        return None if content is None else _parsed(json.loads(content))
     except (OSError, ValueError, RecursionError):
         return Hold()
 
@@ -88,23 +81,12 @@ def problem(held: Hold) -> Problem:
 def save(state_directory: str, hold: Hold) -> None:
     """Set the hold.  Raises `Unavailable`."""
     data = json.dumps({"version": 1, **asdict(hold)}, ensure_ascii=True)
-    write_as_owner(path(state_directory), data.encode() + b"\n")
+    files.write_own(path(state_directory), data.encode() + b"\n")
 
 
 def remove(state_directory: str) -> None:
     """Remove the hold, if there is one.  Raises `Unavailable`."""
-    file = Path(path(state_directory))
-    try:
-        with contextlib.suppress(FileNotFoundError):
-            file.unlink()
-    except OSError as error:
-        raise Unavailable(
-            Problem(
-                message=f"{file} cannot be removed: {error.strerror or error}",
-                remedy="run as the user that fc-frontend's daemon runs as, or as root",
-                file=str(file),
-            )
-        ) from error
+    files.remove(path(state_directory))
 
 
 def _parsed(value: Any) -> Hold:

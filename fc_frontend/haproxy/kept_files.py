@@ -13,8 +13,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
-from fc_frontend import safe_files
-from fc_frontend.haproxy.install import atomic_write, make_directory
+from fc_frontend import files, safe_files
+from fc_frontend.errors import Unavailable
 from fc_frontend.plan.addresses import PATH_LETTERS
 from fc_frontend.safe_files import Unsafe
 
@@ -42,18 +42,18 @@ def keep(
     """
     directory = Path(state_directory) / DIRECTORY
     kept = dict(former)
+    there = files.sizes(str(directory))
     for path in sorted(paths)[:_MOST_FILES]:
         content = _content(path)
         if content is None:
             continue
         digest = _digest(content)
         copy = directory / digest
-        if not copy.exists():
-            make_directory(str(directory), mode=0o700)
-            atomic_write(str(copy), content, mode=0o600)
+        if digest not in there:
+            files.make_directory(str(directory), mode=0o700)
+            files.write_own(str(copy), content, mode=0o600)
         kept[path] = digest
-    if directory.is_dir():
-        _forget(directory, set(kept.values()) | {Path(path).name for path in kept})
+    _forget(directory, set(kept.values()) | {Path(path).name for path in kept})
     return kept
 
 
@@ -80,7 +80,6 @@ def _digest(content: bytes) -> str:
 
 
 def _forget(directory: Path, used: set[str]) -> None:
-    for copy in directory.iterdir():
-        if copy.name not in used:
-            with contextlib.suppress(OSError):
-                copy.unlink()
+    for name in files.sizes(str(directory)).keys() - used:
+        with contextlib.suppress(Unavailable):
+            files.remove(f"{directory}/{name}")

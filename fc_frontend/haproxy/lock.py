@@ -12,8 +12,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from fc_frontend import files
 from fc_frontend.errors import Problem, Severity, Unavailable
-from fc_frontend.haproxy.install import give_to_owner
+from fc_frontend.walk import directory
 
 FILE = "deploy.lock"
 _PAUSE = 0.01
@@ -29,8 +30,9 @@ def deploying(state_directory: str, timeout: float) -> Iterator[tuple[Problem, .
     """
     path = Path(state_directory) / FILE
     try:
-        file = _open(path)
-    except OSError as error:
+        files.make_directory(state_directory, mode=0o750)
+        file = files.open_lock(str(path))
+    except (OSError, Unavailable) as error:
         yield (_unlocked(path, error),)
         return
     try:
@@ -54,7 +56,8 @@ def directory_locked(path: Path, timeout: float = 5.0) -> Iterator[None]:
     Ends with the process that has it; not to be taken twice.  Raises `Unavailable`.
     """
     try:
-        file = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        with directory(str(path)) as opened:
+            file = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=opened)
     except OSError as error:
         raise not_locked(path, error.strerror or str(error)) from error
     try:
@@ -78,19 +81,6 @@ def not_locked(path: Path, reason: str) -> Unavailable:
             field="state_directory",
         )
     )
-
-
-def _open(path: Path) -> int:
-    path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
-    # A pipe in its place would be waited for.
-    flags = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
-    try:
-        file = os.open(path, os.O_RDWR | os.O_CREAT | flags, 0o640)
-    except PermissionError:
-        # Another user's: to lock it, reading is enough.
-        return os.open(path, os.O_RDONLY | flags)
-    give_to_owner(str(path))
-    return file
 
 
 def _wait(file: int, timeout: float) -> bool:
@@ -125,9 +115,10 @@ def _busy(path: Path, file: int, timeout: float) -> Unavailable:
     )
 
 
-def _unlocked(path: Path, error: OSError) -> Problem:
+def _unlocked(path: Path, error: OSError | Unavailable) -> Problem:
+    reason = error.strerror if isinstance(error, OSError) else error.problems[0].message
     return Problem(
-        message=f"{path} cannot be locked: {error.strerror or error}",
+        message=f"{path} cannot be locked: {reason or error}",
         remedy="give this user the right to write there; until then, nobody waits for others that "
         "deploy at the same time",
         severity=Severity.WARNING,

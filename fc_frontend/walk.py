@@ -1,0 +1,146 @@
+"""Open directories component by component, and follow only symbolic links that can be trusted.
+
+Every component is opened beneath the one before (openat(2) with O_NOFOLLOW), so that nobody can
+exchange one for a link meanwhile.  All functions raise `OSError`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+_MAX_LINKS = 40
+"""On the way to a file, as Linux has it (path_resolution(7))."""
+_BENEATH = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class Untrusted(OSError):
+    """A file, link or directory that another user may have put there, with the remedy."""
+
+    def __init__(self, reason: str, remedy: str) -> None:
+        super().__init__(errno.EPERM, reason)
+        self.remedy = remedy
+
+
+@contextlib.contextmanager
+def directory(path: str) -> Iterator[int]:
+    """A descriptor of the directory `path`, for `dir_fd`.
+
+    Links on the way are followed if nobody but root and our own user could have made them.  Raises
+    `OSError`.
+    """
+    opened = _walk(path)
+    try:
+        if not stat.S_ISDIR(os.fstat(opened).st_mode):
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        yield opened
+    finally:
+        os.close(opened)
+
+
+def is_shared(status: os.stat_result) -> bool:
+    """True if users other than a directory's owner, and groups that are not ours, may write it.
+
+    Sticky directories, as /tmp, let nobody else touch what is ours.
+    """
+    if status.st_mode & stat.S_ISVTX and status.st_uid in (0, os.geteuid()):
+        return False
+    by_group = status.st_mode & stat.S_IWGRP and status.st_gid not in (0, os.getegid())
+    return bool(by_group or status.st_mode & stat.S_IWOTH)
+
+
+def require_private(opened: int, path: str) -> None:
+    """Raise `Untrusted` unless the directory is root's or ours, and not everybody's.
+
+    Root takes the directory's owner for the user of the daemon.
+    """
+    status = os.fstat(opened)
+    if status.st_mode & stat.S_IWOTH:
+        raise Untrusted(f"every user may write in {path}", f"chmod o-w {path}")
+    if status.st_uid in (0, os.geteuid()):
+        return
+    if os.geteuid() != 0:
+        raise Untrusted(
+            f"{path} belongs to user {status.st_uid}, not to root or to us (user {os.geteuid()})",
+            f"run as its owner or as root, or chown {path}",
+        )
+    if os.stat("..", dir_fd=opened).st_mode & stat.S_IWOTH:
+        raise Untrusted(
+            f"{path} belongs to user {status.st_uid}, and is where every user may create one",
+            "choose another directory",
+        )
+
+
+def _walk(path: str) -> int:
+    """An O_PATH descriptor of `path`; each component is opened beneath the one before."""
+    absolute = path if path.startswith("/") else f"{Path.cwd()}/{path}"
+    waiting = [part for part in absolute.split("/") if part not in ("", ".")][::-1]
+    links = 0
+    here = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        while waiting:
+            part = waiting.pop()
+            there = os.open(part, _BENEATH, dir_fd=here)
+            try:
+                status = os.fstat(there)
+                if not stat.S_ISLNK(status.st_mode):
+                    here, there = there, here
+                    continue
+                links += 1
+                if links > _MAX_LINKS:
+                    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+                _require_trusted(status, os.fstat(here), part)
+                target = os.readlink("", dir_fd=there)
+                waiting += [word for word in target.split("/") if word not in ("", ".")][::-1]
+                if target.startswith("/"):
+                    root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+                    os.close(here)
+                    here = root
+            finally:
+                os.close(there)
+    except BaseException:
+        os.close(here)
+        raise
+    return here
+
+
+@contextlib.contextmanager
+def place(path: str, *, follow: bool) -> Iterator[tuple[int, str]]:
+    """The directory of `path` and the name in it; with `follow`, of the file that a link names."""
+    where = Path(path)
+    links = 0
+    while True:
+        if not where.name or where.name == "..":
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        with directory(str(where.parent)) as parent:
+            status = status_of(parent, where.name)
+            if not follow or status is None or not stat.S_ISLNK(status.st_mode):
+                yield parent, where.name
+                return
+            links += 1
+            if links > _MAX_LINKS:
+                raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+            _require_trusted(status, os.fstat(parent), str(where))
+            where = where.parent / os.readlink(where.name, dir_fd=parent)
+
+
+def _require_trusted(link: os.stat_result, holder: os.stat_result, name: str) -> None:
+    trusted = {0, os.geteuid()}
+    if link.st_uid not in trusted or holder.st_uid not in trusted or is_shared(holder):
+        raise Untrusted(
+            f"{name} is a symbolic link that user {link.st_uid} made, or that others than root and "
+            "this user may replace",
+            "put the file itself there, or name the link's target in the settings",
+        )
+
+
+def status_of(parent: int, name: str) -> os.stat_result | None:
+    """The status of a link or file itself; None if there is none."""
+    try:
+        return os.stat(name, dir_fd=parent, follow_symlinks=False)
+    except FileNotFoundError:
+        return None
