@@ -29,6 +29,8 @@ Position = tuple[int, int]
 
 MAX_BYTES = 4 * 1024 * 1024
 MAX_DEPTH = 50
+_BLOCK = "\n"
+"""Stands in a path for the text of a literal block: the line of its `|`, its own indentation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +65,14 @@ class Document:
         while path and path not in positions:
             path = path[:-1]
         return positions.get(path)
+
+    def locate_line(self, path: Path, number: int) -> Position | None:
+        """Line and column of a line, from 1, of the literal block (`|`) at `path`.
+
+        None if the value is written in another way.
+        """
+        block = self._positions().get((*path, _BLOCK))
+        return (block[0] + number, block[1]) if block else None
 
 
 def read_document(text: str, *, is_json: bool) -> Document:
@@ -318,7 +328,17 @@ class _YamlReader:
             value = _plain(event.value)
         if event.anchor:
             self._anchors[event.anchor] = value
+        if event.style == "|" and self._levels and self.places is not None:
+            path = (*self._levels[-1].next_path, _BLOCK)
+            self.places.setdefault(path, self._block_place(event))
         self._put(value, event)
+
+    def _block_place(self, event: yaml.ScalarEvent) -> Position:
+        """The line of a literal block's `|`, and the column where its lines begin."""
+        line, _ = _mark(event)
+        texts = self._text.split("\n")[line : line + event.value.count("\n")]
+        indents = [len(text) - len(text.lstrip(" ")) for text in texts if text.strip(" ")]
+        return line, min(indents, default=0) + 1
 
     def _unknown_tag(self, event: yaml.ScalarEvent | yaml.CollectionStartEvent) -> None:
         self._flaws.append(Flaw(f"unknown tag {event.tag!r}", "leave the tag out", *_mark(event)))

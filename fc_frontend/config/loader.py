@@ -15,13 +15,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ValidationError
 
 from fc_frontend import safe_files
 from fc_frontend.config import host
 from fc_frontend.config.document import MAX_BYTES, Document, Unreadable, read_document
+from fc_frontend.config.fragments import fragment_of
 from fc_frontend.config.last_good import Form, LastGood, Piece, Quarantine, Unit
 from fc_frontend.config.schema import (
     CAMEL_CASE,
@@ -41,7 +42,6 @@ MOST_FILES = 20_000
 _RESERVED = "fc-"
 _GRAIN = 2_000_000_000
 """Nanoseconds."""
-_FRAGMENT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _SETTINGS = Unit(Piece.SETTINGS)
 _TEMPLATES = Unit(Piece.TEMPLATES)
 _NOTHING: Mapping[Unit, bool] = MappingProxyType({})
@@ -431,8 +431,9 @@ def recall(last_good: LastGood, sources: Sources) -> Declaration | None:
             for name, form in last_good.services.items()
         },
         fragments=tuple(
-            Fragment(name, form.value, Origin(form.file))
-            for name, form in last_good.fragments.items()
+            fragment
+            for form in last_good.fragments.values()
+            if (fragment := fragment_of(form.file, form.value)[0]) is not None
         ),
         templates=last_good.templates,
         broken=frozenset(),
@@ -471,7 +472,10 @@ def _fragments(
     for name, form in last_good.fragments.items():
         is_lost = form.file in broken or str(Path(form.file).parent) in broken
         if (is_lost and name not in fragments) or reverted.get(Unit(Piece.FRAGMENT, name)):
-            fragments[name] = Fragment(name, form.value, Origin(form.file))
+            fragments.pop(name, None)
+            fragment, _ = fragment_of(form.file, form.value)
+            if fragment is not None:
+                fragments[name] = fragment
     for unit, keeps in reverted.items():
         if unit.piece is Piece.FRAGMENT and not (keeps and unit.name in last_good.fragments):
             fragments.pop(unit.name, None)
@@ -539,14 +543,18 @@ class _Raw:
         """What is wrong with it."""
         return self.judged()[1]
 
-    def problem(self, field: str, message: str, remedy: str) -> Problem:
+    def problem(
+        self, field: str, message: str, remedy: str, inside: _Inside | None = None
+    ) -> Problem:
         path: tuple[str | int, ...] = ("services", self.name)
         for part in field.split(".") if field else ():
             path += (int(part) if part.isdigit() else part,)
-        position = self.document.locate(path)
+        position = _locate(self.document, path, inside)
         if len(path) > 2 and position == self.document.locate(path[:2]):
             camel = _SNAKE_TO_CAMEL.get(str(path[2]))
-            position = (camel and self.document.locate((*path[:2], camel, *path[3:]))) or position
+            position = (
+                camel and _locate(self.document, (*path[:2], camel, *path[3:]), inside)
+            ) or position
         line, column = position or (None, None)
         return Problem(
             message=message,
@@ -673,32 +681,12 @@ def _names(directory: str) -> list[str]:
 
 
 def _fragment(path: str, problems: list[Problem]) -> Fragment | None:
-    name = Path(path).name.removesuffix(".cfg")
-    if not _FRAGMENT_NAME.fullmatch(name):
-        problems.append(
-            Problem(
-                message="has a name that HAProxy could not take",
-                remedy="use letters, digits and ._-",
-                file=path,
-            )
-        )
-        return None
     text = read_text(path, problems)
     if text is None:
         return None
-    text = text.replace("\r\n", "\n")
-    for number, line in enumerate(text.split("\n"), start=1):
-        if any(not letter.isprintable() and letter != "\t" for letter in line):
-            problems.append(
-                Problem(
-                    message="has a control character",
-                    remedy="leave it out",
-                    file=path,
-                    line=number,
-                )
-            )
-            return None
-    return Fragment(name, text.rstrip("\n") + "\n", Origin(path))
+    fragment, found = fragment_of(path, text)
+    problems += found
+    return fragment
 
 
 def _collect(
@@ -792,7 +780,9 @@ def _service(raw: _Raw, problems: list[Problem]) -> ServiceSpec | None:
         path = ("services", raw.name)
         for error in exc.errors(include_url=False):
             problem = _from_pydantic(error, ServiceDeclaration, path, raw.document, raw.file)
-            problems.append(raw.problem(problem.field or "", problem.message, problem.remedy))
+            problems.append(
+                raw.problem(problem.field or "", problem.message, problem.remedy, _inside(error))
+            )
         return None
     complaints = declared.complaints(raw.name)
     for complaint in complaints:
@@ -817,7 +807,7 @@ def _from_pydantic(
     else:
         message, remedy = _plain_words(error["msg"], error["type"]), ""
     shown = tuple(part for part in place if part != "[key]")
-    line, column = document.locate((*base, *shown)) or (None, None)
+    line, column = _locate(document, (*base, *shown), _inside(error)) or (None, None)
     return Problem(
         message=message,
         remedy=remedy,
@@ -826,6 +816,30 @@ def _from_pydantic(
         column=column,
         field=".".join(str(part) for part in shown) or None,
     )
+
+
+class _Inside(NamedTuple):
+    """Where in a field's text an error is: the item, if it is a list of texts, and the line."""
+
+    item: int | None
+    line: int
+
+
+def _inside(error: Any) -> _Inside | None:
+    context: dict[str, Any] = error.get("ctx", {})
+    return _Inside(context.get("item"), context["line"]) if "line" in context else None
+
+
+def _locate(
+    document: Document, path: tuple[str | int, ...], inside: _Inside | None
+) -> tuple[int, int] | None:
+    """The place of a value, or of the line in it."""
+    if inside is not None:
+        path = path if inside.item is None else (*path, inside.item)
+        found = document.locate_line(path, inside.line)
+        if found:
+            return found
+    return document.locate(path)
 
 
 def _plain_words(message: str, kind: str) -> str:

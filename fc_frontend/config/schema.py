@@ -48,7 +48,9 @@ from fc_frontend.plan.model import (
     Tls,
 )
 from fc_frontend.plan.slots import MOST as MOST_SLOTS
-from fc_frontend.syntax.keywords import SECTIONS
+from fc_frontend.render.config import MARK, has_mark
+from fc_frontend.syntax.units import Fault, Owner, clean_line, option_fault, raw_line_faults
+from fc_frontend.syntax.words import split
 
 CAMEL_CASE = {
     "podPort": "pod_port",
@@ -79,8 +81,6 @@ _BALANCE = re.compile(
     rf"hdr\({_ARGUMENT}\)|rdp-cookie(?:\({_ARGUMENT}\))?"
 )
 _HTTP_BALANCE = ("uri", "url_param", "hdr(")
-_MOST_WORDS = 50
-"""HAProxy takes 64 words a line (MAX_LINE_ARGS), ours among them."""
 
 T = TypeVar("T")
 
@@ -141,37 +141,43 @@ def _require_printable(text: str) -> None:
         raise _error(f"{_short(text)} has a control character", "leave it out")
 
 
-def _haproxy_lines(value: Any) -> tuple[str, ...]:
-    """Lines of HAProxy text that stay inside the section they are written for."""
-    if isinstance(value, list) and all(isinstance(item, str) for item in value):
-        value = "\n".join(value)
-    if not isinstance(value, str):
-        raise _error(f"{_short(value)} is not a text", "write lines of HAProxy configuration")
-    _require_printable(value.replace("\n", ""))
-    lines = tuple(line.strip() for line in value.split("\n") if line.strip())
-    for line in lines:
-        word = line.split()[0]
-        if word in SECTIONS:
-            raise _error(
-                f"{_short(line)} would begin a new section",
-                "put whole sections into a fragment, services.d/NAME.cfg",
-            )
-        if word.startswith("."):
-            raise _error(
-                f"{_short(line)} is a condition of HAProxy's preprocessor",
-                "put it into a fragment, services.d/NAME.cfg",
-            )
-    return lines
+def _haproxy_lines(owner: Owner) -> Any:
+    def validate(value: Any) -> tuple[str, ...]:
+        texts = [value] if isinstance(value, str) else value
+        if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+            raise _error(f"{_short(value)} is not a text", "write lines of HAProxy configuration")
+        for index, text in enumerate(texts):
+            item = None if texts is not value else index
+            _require_printable(text.replace("\n", ""))
+            if has_mark(text):
+                raise _error(f"a comment begins with `{MARK.strip()}`", "write it in another way")
+            for fault in raw_line_faults(text, owner):
+                raise _error_in(fault, text, item)
+        lines = [line for text in texts for line in text.split("\n")]
+        return tuple(clean_line(line) for line in lines if line.strip())
+
+    return BeforeValidator(validate)
 
 
 def _haproxy_words(value: Any) -> str:
     if not isinstance(value, str):
         raise _error(f"{_short(value)} is not a text", "write words as after HAProxy's `server`")
-    _require_printable(value.replace("\n", ""))
-    words = value.split()
-    if len(words) > _MOST_WORDS:
-        raise _error(f"more than {_MOST_WORDS} words", "HAProxy takes 64 words in a line")
-    return " ".join(words)
+    text = value.strip(" \t\n")
+    _require_printable(text.replace("\n", ""))
+    fault = option_fault(text)
+    if fault is not None:
+        raise _error(fault.message, fault.remedy)
+    return " ".join(word.source for word in split(text).words)
+
+
+def _error_in(fault: Fault, text: str, item: int | None) -> PydanticCustomError:
+    """An error in a line of `text`, which may be an item of a list."""
+    has_lines = "\n" in text.strip("\n")
+    where = f"line {fault.line}: " if has_lines else ""
+    context = {"text": where + fault.message, "remedy": fault.remedy, "line": fault.line}
+    if item is not None:
+        context["item"] = item
+    return PydanticCustomError("fc_frontend", "{text}", context)
 
 
 def _port(value: Any) -> int | str:
@@ -242,7 +248,9 @@ BindAddress = Annotated[Bind, BeforeValidator(_parsed(parse_bind))]
 NetworkAddress = Annotated[Network, BeforeValidator(_parsed(parse_network))]
 NameserverAddress = Annotated[Nameserver, BeforeValidator(_parsed(parse_nameserver))]
 HostAddress = Annotated[Address, BeforeValidator(_parsed(parse_address))]
-Lines = Annotated[tuple[str, ...], BeforeValidator(_haproxy_lines)]
+ServiceLines = Annotated[tuple[str, ...], _haproxy_lines(Owner.SERVICE)]
+GlobalLines = Annotated[tuple[str, ...], _haproxy_lines(Owner.GLOBAL)]
+DefaultsLines = Annotated[tuple[str, ...], _haproxy_lines(Owner.DEFAULTS)]
 Words = Annotated[str, BeforeValidator(_haproxy_words)]
 
 
@@ -319,8 +327,8 @@ class HaproxyDeclaration(_Strict):
     drift: Literal["restore", "adopt"] = "restore"
     check_timeout: Annotated[float, _time(1, 600)] = 30.0
     reload_timeout: Annotated[float, _time(1, 600)] = 30.0
-    global_extra: Lines = ()
-    defaults_extra: Lines = ()
+    global_extra: GlobalLines = ()
+    defaults_extra: DefaultsLines = ()
     templates: SafePath | None = None
 
     def model(self) -> Haproxy:
@@ -398,7 +406,7 @@ class ServiceDeclaration(_Strict):
     balance: Annotated[str, BeforeValidator(_balance)] = "leastconn"
     check: StrictBool = True
     tls: Annotated[TlsDeclaration | None, BeforeValidator(_tls), BeforeValidator(_optional)] = None
-    extra_config: Lines = ()
+    extra_config: ServiceLines = ()
     server_options: Words = ""
     bind_options: Words = ""
 

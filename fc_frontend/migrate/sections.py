@@ -10,12 +10,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from fc_frontend.errors import Problem, Refused
-from fc_frontend.syntax.lines import Kind, Line, read_line
+from fc_frontend.syntax.lines import MAX_LINE, Kind, Line, read_line
 from fc_frontend.syntax.sections import PROXIES
 
 MAX_TEXT = 4 * 1024 * 1024
 """Of all files together, in characters."""
-MAX_LINE = 65_536
 MOST_SECTIONS = 5_000
 MOST_DEFAULTS = 32
 """One from another."""
@@ -109,10 +108,10 @@ class _Reader:
 
     def _read_line(self, line: Line) -> None:
         number, code = line.number, line.code
-        if line.kind is Kind.BLANK and not line.words:
+        if line.kind is Kind.BLANK:
             # A comment is worth no refusal.
             self._comment.append(_shown(line.source.rstrip()))
-        elif line.kind is Kind.BLANK:
+        elif line.kind is Kind.EMPTY:
             self._refuse(
                 number,
                 f"{_short(code)} begins with an empty word, so that HAProxy skips the line",

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from fc_frontend.model.units import SETTINGS, Section, UnitId, UnitKind
+from fc_frontend.syntax.keywords import SECTIONS
 
 HASH_PREFIX = "fc-frontend:"
 HASH_LENGTH = 16
@@ -21,6 +22,11 @@ BLANK_DESCRIPTION = HASH_PREFIX + "0" * HASH_LENGTH
 MARK = "# fc-frontend unit: "
 _MARK_LINE = re.compile(rf"^{MARK}(service|fragment) (\S+)$", re.MULTILINE)
 _ANY_MARK = re.compile(rf"^\s*{MARK.strip()}", re.MULTILINE)
+_HEADER_OR_DESCRIPTION = re.compile(
+    rf"^[ \t]*(?:({'|'.join(sorted(SECTIONS))})(?![^ \t\n#])"
+    rf"|description[ \t]+({HASH_PREFIX}[0-9a-f]{{{HASH_LENGTH}}})[ \t]*$)",
+    re.MULTILINE,
+)
 
 
 class Place(NamedTuple):
@@ -79,7 +85,9 @@ def assemble(sections: Iterable[Section]) -> Config:
         places.append(Place(section.unit, first, line))
     text = "".join(parts)
     digest = _digest(text)
-    text = text.replace(BLANK_DESCRIPTION, HASH_PREFIX + digest, 1)
+    place = _description(text)
+    assert place is not None
+    text = text[: place.start] + HASH_PREFIX + digest + text[place.stop :]
     return Config(text, digest, (head, *others), tuple(places))
 
 
@@ -103,22 +111,38 @@ def has_mark(text: str) -> bool:
     return _ANY_MARK.search(text) is not None
 
 
+def description_of(text: str) -> str | None:
+    """The description that holds the digest of `text`; None if there is none."""
+    place = _description(text)
+    return text[place] if place else None
+
+
 def config_hash(text: str) -> str | None:
     """The digest in `text`, if it is that of the text itself; None if the text was edited."""
-    start = text.find(HASH_PREFIX)
-    if start < 0:
+    stated = description_of(text)
+    if stated is None or stated != HASH_PREFIX + _digest(_blank(text)):
         return None
-    start += len(HASH_PREFIX)
-    stated = text[start : start + HASH_LENGTH]
-    return stated if stated == _digest(_blank(text)) else None
+    return stated.removeprefix(HASH_PREFIX)
 
 
 def _blank(text: str) -> str:
     """`text` as it was when its digest was computed."""
-    start = text.find(HASH_PREFIX)
-    if start < 0:
-        return text
-    return text[:start] + BLANK_DESCRIPTION + text[start + len(BLANK_DESCRIPTION) :]
+    place = _description(text)
+    return text[: place.start] + BLANK_DESCRIPTION + text[place.stop :] if place else text
+
+
+def _description(text: str) -> slice | None:
+    """Where the description with the digest is: the first one in a `global` section.
+
+    The same words in a service's section, or in a comment, are not it.
+    """
+    kind = ""
+    for match in _HEADER_OR_DESCRIPTION.finditer(text):
+        if match[1]:
+            kind = match[1]
+        elif kind == "global":
+            return slice(*match.span(2))
+    return None
 
 
 def _digest(text: str) -> str:

@@ -26,7 +26,15 @@ from fc_frontend.plan.model import (
     ServicePlan,
     Tls,
 )
-from fc_frontend.render.config import BLANK_DESCRIPTION, MARK, Config, assemble, has_mark
+from fc_frontend.render.config import (
+    BLANK_DESCRIPTION,
+    MARK,
+    Config,
+    assemble,
+    description_of,
+    has_mark,
+)
+from fc_frontend.syntax.units import Fault, section_faults
 
 MAIN = "haproxy.cfg.j2"
 SERVICE = "service.cfg.j2"
@@ -69,21 +77,28 @@ class Verbatim(str):
 
 
 class Memo:
-    """Services as they were rendered before, for as long as plan and templates are the same."""
+    """Units as they were rendered before, as long as their plan and the templates are the same."""
 
     def __init__(self) -> None:
         self._for: tuple[object, object] | None = None
-        self._known: dict[str, tuple[ServicePlan, Section]] = {}
+        self.services: dict[str, tuple[ServicePlan, Section]] = {}
+        self.fragments: dict[str, tuple[Fragment, Section]] = {}
         self.rendered = 0
         """How many services were rendered so far."""
 
-    def of(
-        self, environment: jinja2.Environment, nodes: Mapping[str, Address]
-    ) -> dict[str, tuple[ServicePlan, Section]]:
-        """What is known with these templates and nodes; to be written to."""
+    def begin(self, environment: jinja2.Environment, nodes: Mapping[str, Address]) -> None:
+        """Forget everything unless it was rendered with these templates and nodes."""
         if self._for is None or self._for[0] is not environment or self._for[1] != nodes:
-            self._for, self._known = (environment, nodes), {}
-        return self._known
+            self._for, self.services, self.fragments = (environment, nodes), {}, {}
+
+    def keep(self, plan: Plan) -> None:
+        """Forget the units that are not in `plan`."""
+        if len(self.services) > len(plan.services):
+            for name in self.services.keys() - {service.spec.name for service in plan.services}:
+                del self.services[name]
+        if len(self.fragments) > len(plan.fragments):
+            for name in self.fragments.keys() - {fragment.name for fragment in plan.fragments}:
+                del self.fragments[name]
 
 
 def render(plan: Plan, templates: Mapping[str, str], *, memo: Memo | None = None) -> Config:
@@ -107,54 +122,74 @@ def render_sections(
         description=BLANK_DESCRIPTION,
         nameservers=_nameservers(plan.settings.cluster.nameservers),
     )
-    if head.count(BLANK_DESCRIPTION) != 1:
+    _require_description(head)
+    _require_own_sections(head, MAIN)
+    return (Section(SETTINGS, head), *_unit_sections(plan, environment, memo or Memo()))
+
+
+def _require_description(head: str) -> None:
+    """Raise Refused unless the digest has its place in `head`."""
+    if description_of(head) != BLANK_DESCRIPTION:
         raise Refused(
             Problem(
-                message="the templates do not print `description {{ description }}` exactly once",
+                message="the templates do not print `description {{ description }}` on a line of "
+                "its own in the global section",
                 remedy="add it to global.cfg.j2 again: it shows which configuration is running",
                 file="global.cfg.j2",
             )
         )
-    return (
-        Section(SETTINGS, head),
-        *_service_sections(plan, environment, memo or Memo()),
-        *(
-            _section(
-                UnitId(UnitKind.FRAGMENT, fragment.name),
-                _print(environment, FRAGMENT, fragment=_fragment_model(fragment)),
-            )
-            for fragment in plan.fragments
-        ),
-    )
 
 
-def _service_sections(plan: Plan, environment: jinja2.Environment, memo: Memo) -> list[Section]:
-    known = memo.of(environment, plan.settings.cluster.nodes)
-    sections: list[Section] = []
-    for service in plan.services:
-        name = service.spec.name
-        done = known.get(name)
-        if done is None or done[0] is not service:
-            text = _print(environment, SERVICE, service=_service_model(service, plan))
-            done = known[name] = (service, _section(UnitId(UnitKind.SERVICE, name), text))
-            memo.rendered += 1
-        sections.append(done[1])
-    if len(known) > len(sections):
-        for name in known.keys() - {service.spec.name for service in plan.services}:
-            del known[name]
-    return sections
+def _require_own_sections(text: str, template: str, unit: str = "") -> None:
+    """Raise Refused unless `text` is whole sections and nothing else, as HAProxy reads it.
 
-
-def _section(unit: UnitId, text: str) -> Section:
+    Units are checked before they are rendered, so that a template is at fault.
+    """
+    for fault in _faults(text) if not unit else section_faults(text):
+        where = f"for {unit}: " if unit else ""
+        raise Refused(Problem(message=where + fault.message, remedy=fault.remedy, file=template))
     if has_mark(text):
         raise Refused(
             Problem(
                 message=f"the text has a line that begins with `{MARK.strip()}`",
                 remedy="remove that comment: fc-frontend finds its own sections by it",
-                service=unit.name,
+                service=unit or None,
+                file=None if unit else template,
             )
         )
-    return Section(unit, text)
+
+
+@lru_cache(maxsize=4)
+def _faults(head: str) -> tuple[Fault, ...]:
+    return tuple(section_faults(head))
+
+
+def _unit_sections(plan: Plan, environment: jinja2.Environment, memo: Memo) -> list[Section]:
+    def section(kind: UnitKind, name: str, template: str, **model: object) -> Section:
+        text = _print(environment, template, **model)
+        _require_own_sections(text, template, name)
+        return Section(UnitId(kind, name), text)
+
+    memo.begin(environment, plan.settings.cluster.nodes)
+    sections: list[Section] = []
+    for service in plan.services:
+        name = service.spec.name
+        known = memo.services.get(name)
+        if known is None or known[0] is not service:
+            made = section(UnitKind.SERVICE, name, SERVICE, service=_service_model(service, plan))
+            known = memo.services[name] = (service, made)
+            memo.rendered += 1
+        sections.append(known[1])
+    for fragment in plan.fragments:
+        written = memo.fragments.get(fragment.name)
+        if written is None or written[0] != fragment:
+            made = section(
+                UnitKind.FRAGMENT, fragment.name, FRAGMENT, fragment=_fragment_model(fragment)
+            )
+            written = memo.fragments[fragment.name] = (fragment, made)
+        sections.append(written[1])
+    memo.keep(plan)
+    return sections
 
 
 @lru_cache(maxsize=4)

@@ -6,21 +6,33 @@ section, `\\x2eif` is a condition, and a line whose first word is empty is a bla
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 
 from fc_frontend.syntax.keywords import PREFIXES, SECTIONS
-from fc_frontend.syntax.words import Flaw, NotWords, Word, split
+from fc_frontend.syntax.words import MAX_WORDS, Flaw, NotWords, Word, split
 
+MAX_LINE = 65_536
+"""Characters in a line of ours.  HAProxy itself has no limit but memory."""
 _INDENT = " \t\v\f\r"
+_PLAIN = re.compile(
+    # The keyword, without anything that could give it another meaning.
+    r"[ \t\v\f]*([^ \t\v\f.\['\"\\#\r\n\0][^ \t\v\f'\"\\#\r\n\0]*)"
+    # Then words and closed quotes, without escapes, variables and comments.
+    r"(?![^ \t\v\f])(?:[^'\"\\#\r\n\0]++|'[^'\r\n\0]*'|\"[^\"\\$\r\n\0]*\")*+"
+)
+_NOT_PLAIN = SECTIONS.union(PREFIXES)
 
 
 class Kind(StrEnum):
     """What a line is to HAProxy (`readcfgfile` in its src/cfgparse.c)."""
 
     BLANK = "blank"
-    """Nothing, a comment, or a first word that is empty: HAProxy skips it."""
+    """Nothing, or a comment."""
+    EMPTY = "empty"
+    """Its first word is empty, as in `"" server`: HAProxy skips the whole line."""
     SECTION = "section"
     """It begins a section."""
     PREPROCESSOR = "preprocessor"
@@ -98,6 +110,17 @@ def read_line(text: str, number: int = 1) -> Line:
     return Line(number, source, kind, found.words, found.end, fault)
 
 
+def is_plain_statement(text: str) -> bool:
+    """True if the line `text` is obviously a statement, which nearly all lines are.
+
+    Where this is false, `read_line` decides: it takes 10 times longer.
+    """
+    match = _PLAIN.fullmatch(text)
+    if match is None or match[1] in _NOT_PLAIN:
+        return False
+    return len(text) < MAX_WORDS or len(text.split()) < MAX_WORDS - 1
+
+
 def read_lines(text: str) -> Iterator[Line]:
     """The lines of `text`, which HAProxy ends at line feeds only."""
     for number, line in enumerate(text.split("\n"), start=1):
@@ -111,7 +134,7 @@ def _kind(words: tuple[Word, ...]) -> tuple[Kind, NotWords | None]:
     if first.variable:
         return Kind.VARIABLE, None
     if not first.text:
-        return Kind.BLANK, None
+        return Kind.EMPTY, None
     if first.text in SECTIONS:
         return Kind.SECTION, None
     if first.text[0] == ".":

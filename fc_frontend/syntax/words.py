@@ -8,8 +8,8 @@ a word with a variable says so and keeps the variable's source.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from enum import StrEnum
+from typing import NamedTuple
 
 MAX_WORDS = 64
 """In a line (MAX_LINE_ARGS)."""
@@ -20,8 +20,17 @@ _SPACE = _BLANKS.encode()
 _LINE_END = b"\0\n\r"
 _SPECIAL = re.compile("[\"'\\\\#\r\n\0]")
 _PLAIN_WORD = re.compile("[^ \t\v\f]+")
+_QUOTED_WORDS = re.compile(r"(?:[^'\"\\#\r\n\0]++|'[^'\r\n\0]*'|\"[^\"\\$\r\n\0]*\")*+")
+_QUOTED_WORD = re.compile(r"(?:[^ \t\v\f'\"]++|'[^']*'|\"[^\"]*\")++")
+_QUOTES = re.compile(r"'([^']*)'|\"([^\"]*)\"")
 _PLAIN_ESCAPES = {0x74: b"\t", 0x6E: b"\n", 0x72: b"\r"}
 _ESCAPED_ALWAYS = b" \\#'\""
+_ORDINARY = {
+    0: re.compile(rb"[^ \t\v\f\r\n\0\\'\"#]+"),
+    ord("'"): re.compile(rb"[^\r\n\0']+"),
+    ord('"'): re.compile(rb"[^\r\n\0\\\"$]+"),
+}
+"""What is taken as it is, outside of quotes and in each kind of quotes."""
 _HEX = re.compile(rb"[0-9A-Fa-f]{2}")
 _VARIABLE = re.compile(rb"\$(\{)?(\.?)([A-Za-z_][A-Za-z0-9_]*|)")
 _PSEUDO_VARIABLES = (b"LINE", b"FILE", b"SECTION")
@@ -50,8 +59,7 @@ class NotWords(ValueError):
         self.remedy = remedy
 
 
-@dataclass(frozen=True, slots=True)
-class Word:
+class Word(NamedTuple):
     r"""One word: its meaning, its source, and whether it contains a variable.
 
     `text` has bytes that are not UTF-8 as surrogates, and variables as they are written.  It ends
@@ -64,8 +72,7 @@ class Word:
     is_cut: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Words:
+class Words(NamedTuple):
     """The words of a line, and where its last word ends in the line: a comment may follow."""
 
     words: tuple[Word, ...]
@@ -75,7 +82,9 @@ class Words:
 def split(line: str) -> Words:
     """The words of `line`, which is one line without its line feed.  Raises NotWords."""
     if not _SPECIAL.search(line):
-        return _split_plain(line)
+        return _finished(line, [Word(text, text) for text in _PLAIN_WORD.findall(line)])
+    if _QUOTED_WORDS.fullmatch(line):
+        return _finished(line, [_unquoted(source) for source in _QUOTED_WORD.findall(line)])
     return _Reader(_encoded(line)).read()
 
 
@@ -100,16 +109,19 @@ def quote(text: str) -> str:
         return "".join(chr(byte) if byte < 0x80 else f"\\x{byte:02x}" for byte in quoted)
 
 
-def _split_plain(line: str) -> Words:
-    """The words of a line without quotes, backslashes, comments and line ends.
+# Most lines have no escapes, variables and comments, and many have no quotes: regular expressions
+# take these apart 5 to 20 times faster than `_Reader`, which reads all others.
 
-    Almost all lines are like that, and this is 30 times faster.
-    """
-    words = tuple(Word(text, text) for text in _PLAIN_WORD.findall(line))
+
+def _finished(line: str, words: list[Word]) -> Words:
     end = len(line.rstrip(_BLANKS))
     if len(words) > MAX_WORDS or (len(words) == MAX_WORDS and end < len(line)):
         raise _too_many()
-    return Words(words, end)
+    return Words(tuple(words), end)
+
+
+def _unquoted(source: str) -> Word:
+    return Word(_QUOTES.sub(lambda quoted: quoted[1] or quoted[2] or "", source), source)
 
 
 def _too_many() -> NotWords:
@@ -203,8 +215,10 @@ class _Reader:
         elif byte == ord("$") and self._quote == ord('"'):
             self._take_variable()
         else:
-            self._word.append(byte)
-            self._at += 1
+            run = _ORDINARY[self._quote].match(self._line, self._at)
+            assert run
+            self._word += run[0]
+            self._at = run.end()
 
     def _escape(self) -> None:
         follows = self._line[self._at + 1 : self._at + 2]

@@ -1,0 +1,52 @@
+"""Fragments: whole sections of HAProxy text from services.d/NAME.cfg."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from fc_frontend.errors import Problem
+from fc_frontend.plan.model import Fragment, Origin
+from fc_frontend.render.config import MARK, has_mark
+from fc_frontend.syntax.units import fragment_faults
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+def fragment_of(path: str, text: str) -> tuple[Fragment | None, tuple[Problem, ...]]:
+    """The fragment that the file `path` with `text` is; None and what is wrong with it."""
+    name = Path(path).name.removesuffix(".cfg")
+    if not _NAME.fullmatch(name):
+        return None, (
+            Problem(
+                message="has a name that HAProxy could not take",
+                remedy="use letters, digits and ._-",
+                file=path,
+            ),
+        )
+    text = text.replace("\r\n", "\n").rstrip("\n") + "\n"
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not all(letter == "\t" or letter.isprintable() for letter in line):
+            return None, (
+                Problem(
+                    message="has a control character",
+                    remedy="remove it",
+                    file=path,
+                    line=number,
+                ),
+            )
+    if has_mark(text):
+        return None, (
+            Problem(
+                message=f"has a comment that begins with `{MARK.strip()}`",
+                remedy="write it in another way: fc-frontend finds its own sections by it",
+                file=path,
+            ),
+        )
+    problems = tuple(
+        Problem(message=fault.message, remedy=fault.remedy, file=path, line=fault.line)
+        for fault in fragment_faults(text)
+    )
+    if problems:
+        return None, problems
+    return Fragment(name, text, Origin(path)), ()

@@ -1,0 +1,289 @@
+"""What HAProxy text of a service, the settings or a fragment may hold.
+
+Text of one unit must not begin, end or condition a section of another one, whatever it contains.
+Everything is judged on HAProxy's own words, and what cannot be judged (a variable in the place of
+a keyword) is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from enum import Enum
+from types import MappingProxyType
+from typing import NamedTuple
+
+from fc_frontend.syntax.keywords import PREPROCESSOR
+from fc_frontend.syntax.lines import MAX_LINE, Kind, Line, is_plain_statement, read_line
+from fc_frontend.syntax.sections import read_sections
+from fc_frontend.syntax.words import MAX_WORDS, NotWords, split
+
+OWN_NAMES = "fc-"
+"""Names of sections that begin with it are fc-frontend's own."""
+_OWN_RESOLVERS = ("resolvers", "cluster")
+MAX_CONDITIONS = 99
+"""One `.if` inside another: HAProxy refuses the hundredth (MAXNESTEDCONDS)."""
+MAX_OPTION_WORDS = 46
+"""Words of `server_options` and `bind_options`: up to 18 of a server's line are fc-frontend's."""
+assert MAX_OPTION_WORDS + 18 <= MAX_WORDS
+
+GLOBAL_RESERVED: Mapping[str, str] = MappingProxyType(
+    {
+        "description": "fc-frontend recognises its own configuration by it",
+        "server-state-file": "servers keep their addresses over reloads by fc-frontend's own file",
+        "daemon": "HAProxy must stay in the foreground for its supervisor",
+        "zero-warning": "a warning about one service would stop HAProxy",
+        "resetenv": "HAProxy's master needs its environment to reload",
+    }
+)
+"""Keywords of `global` that fc-frontend relies on, measured on 2.6 and 2.8, and why."""
+DEFAULTS_RESERVED: Mapping[str, str] = MappingProxyType(
+    {
+        "load-server-state-from-file": "servers keep their addresses over reloads by it",
+        "disabled": "it would disable every service",
+        "mode": "each service has a field `mode`",
+    }
+)
+_ENVIRONMENT = ("setenv", "presetenv", "unsetenv")
+_MASTERS_ENVIRONMENT = ("HAPROXY_", "NOTIFY_SOCKET")
+
+
+class Owner(Enum):
+    """Whose raw lines they are, with the keywords that are reserved there."""
+
+    SERVICE = MappingProxyType[str, str]({})
+    GLOBAL = GLOBAL_RESERVED
+    DEFAULTS = DEFAULTS_RESERVED
+
+
+class Fault(NamedTuple):
+    """What is wrong in a text, in which of its lines (from 1), and the fix."""
+
+    line: int
+    message: str
+    remedy: str
+
+
+def raw_line_faults(text: str, owner: Owner) -> Iterator[Fault]:
+    """What is wrong with lines that become part of a section of fc-frontend's.
+
+    They may hold statements and comments: no section header, no preprocessor line, nothing that
+    HAProxy refuses to split into words, and no reserved keyword of their `owner`.
+    """
+    for number, raw in enumerate(text.split("\n"), start=1):
+        if owner is Owner.SERVICE and is_plain_statement(raw) and len(raw) <= MAX_LINE:
+            continue
+        line = read_line(raw, number)
+        fault = _line_fault(line)
+        if fault is None and line.kind is Kind.SECTION:
+            fault = Fault(
+                number,
+                f"{shown(line.code)} begins a section{_as_read(line)}",
+                "put whole sections into a fragment, services.d/NAME.cfg",
+            )
+        elif fault is None and line.kind is Kind.PREPROCESSOR:
+            fault = Fault(
+                number,
+                f"{shown(line.code)} is a preprocessor directive{_as_read(line)}",
+                "put it into a section of a fragment, services.d/NAME.cfg, or into a template",
+            )
+        elif fault is None:
+            fault = _reserved_fault(line, owner)
+        if fault is not None:
+            yield fault
+
+
+def clean_line(raw: str) -> str:
+    r"""A raw line without the blanks around it, except one at the end that is escaped (`\ `)."""
+    line = raw.lstrip(" \t")
+    trimmed = line.rstrip(" \t")
+    is_escaped = trimmed.endswith("\\")
+    return line[: len(trimmed) + is_escaped]
+
+
+def option_fault(text: str) -> Fault | None:
+    """What keeps `server_options` or `bind_options` from being just words inside of a line."""
+    if "\n" in text or "\r" in text:
+        return Fault(1, "a line break", "write all words in one line")
+    try:
+        found = split(text)
+    except NotWords as exc:
+        return Fault(1, str(exc), exc.remedy)
+    if text[found.end :].strip(" \t\v\f"):
+        return Fault(1, "# begins a comment", "write \\# if the letter is meant")
+    if len(found.words) > MAX_OPTION_WORDS:
+        return Fault(
+            1,
+            f"more than {MAX_OPTION_WORDS} words",
+            f"write fewer: HAProxy reads at most {MAX_WORDS} words in a line",
+        )
+    if len(text) > MAX_LINE:
+        return Fault(1, f"more than {MAX_LINE} characters", "shorten it")
+    for word in found.words:
+        if word.is_cut or not word.text:
+            return Fault(
+                1,
+                f"{shown(word.source)} is empty or has a NUL character",
+                "remove it: HAProxy ignores the rest of the line",
+            )
+    return None
+
+
+def section_faults(text: str) -> Iterator[Fault]:
+    """What keeps `text` from being whole sections, complete in themselves.
+
+    Nothing but comments may come before the first section header, and conditions (`.if`) begin and
+    end inside one section.
+    """
+    reader = _SectionReader()
+    for number, raw in enumerate(text.split("\n"), start=1):
+        if reader.in_section and is_plain_statement(raw) and len(raw) <= MAX_LINE:
+            continue
+        yield from reader.read(read_line(raw, number))
+    yield from reader.end()
+
+
+def fragment_faults(text: str) -> Iterator[Fault]:
+    """What is wrong with a fragment: see `section_faults`, and names that are fc-frontend's own."""
+    faults = tuple(section_faults(text))
+    yield from faults
+    if faults:
+        return
+    for section in read_sections(text):
+        line = section.header.number if section.header else 1
+        if section.kind == "global":
+            yield Fault(line, "`global` in a fragment", "use haproxy.global_extra in the settings")
+        elif section.name.startswith(OWN_NAMES) or (section.kind, section.name) == _OWN_RESOLVERS:
+            yield Fault(
+                line,
+                f"`{section.kind} {section.name}` is the name of a section of fc-frontend's own",
+                "choose another name",
+            )
+
+
+def shown(source: str) -> str:
+    """A piece of HAProxy text as a message shows it."""
+    short = source if len(source) <= 60 else source[:59] + "…"
+    return "`" + "".join(c if c == "\t" or c.isprintable() else "?" for c in short) + "`"
+
+
+class _SectionReader:
+    """Follows sections and conditions through a text."""
+
+    def __init__(self) -> None:
+        self.in_section = False
+        self._open: list[tuple[Line, bool]] = []
+        """The conditions that are open, and whether their `.else` was there."""
+
+    def read(self, line: Line) -> Iterator[Fault]:
+        fault = _line_fault(line)
+        if fault is not None:
+            yield fault
+        elif line.kind is Kind.SECTION:
+            yield from self.end()
+            self.in_section = True
+            if any(word.variable for word in line.words):
+                yield Fault(
+                    line.number,
+                    f"{shown(line.code)} has a variable in a section's name",
+                    "write the name itself",
+                )
+        elif line.kind is Kind.BLANK:
+            return
+        elif not self.in_section:
+            yield Fault(
+                line.number,
+                f"{shown(line.code)} comes before the first section",
+                "begin with a section, such as `listen NAME`; conditions go inside of it",
+            )
+        elif line.kind is Kind.PREPROCESSOR:
+            yield from self._preprocess(line)
+
+    def end(self) -> Iterator[Fault]:
+        """The end of a section, or of the text."""
+        for line, _ in self._open:
+            yield Fault(
+                line.number,
+                f"{shown(line.code)} does not end in the section where it begins",
+                "write `.endif` before the next section; a condition cannot enclose sections",
+            )
+        self._open = []
+
+    def _preprocess(self, line: Line) -> Iterator[Fault]:
+        directive = line.keyword
+        if directive not in PREPROCESSOR:
+            yield Fault(
+                line.number,
+                f"{shown(directive)} is no directive of HAProxy's preprocessor",
+                f"known are {', '.join(sorted(PREPROCESSOR))}",
+            )
+        elif directive in (".else", ".endif") and len(line.words) > 1:
+            yield Fault(
+                line.number, f"{directive} with arguments", "write # before what is a comment"
+            )
+        elif directive == ".if":
+            self._open.append((line, False))
+            if len(self._open) > MAX_CONDITIONS:
+                yield Fault(
+                    line.number,
+                    f"more than {MAX_CONDITIONS} conditions inside each other",
+                    "write them one after the other",
+                )
+        elif directive in (".elif", ".else", ".endif"):
+            if not self._open:
+                yield Fault(
+                    line.number, f"{directive} without .if in this section", "add the .if before it"
+                )
+                return
+            begun, has_else = self._open.pop()
+            if has_else and directive != ".endif":
+                yield Fault(line.number, f"{directive} after .else", "move it before the .else")
+            if directive != ".endif":
+                self._open.append((begun, has_else or directive == ".else"))
+
+
+def _line_fault(line: Line) -> Fault | None:
+    """What is wrong with a line wherever it is."""
+    if len(line.source) > MAX_LINE:
+        return Fault(line.number, f"more than {MAX_LINE} characters in a line", "shorten it")
+    if line.fault is not None:
+        return Fault(line.number, f"{shown(line.source)}: {line.fault}", line.fault.remedy)
+    if line.kind is Kind.SCOPE:
+        return Fault(
+            line.number, f"{shown(line.source)} is a scope, as in SPOE files", "remove the line"
+        )
+    if line.kind is Kind.EMPTY:
+        return Fault(
+            line.number,
+            f"{shown(line.code)} begins with an empty word: HAProxy ignores the line",
+            "remove the empty word or the line",
+        )
+    if line.kind is Kind.VARIABLE:
+        return Fault(
+            line.number,
+            f"{shown(line.code)} has a variable in the place of its keyword",
+            "write the keyword itself; variables may follow it",
+        )
+    if any(word.is_cut for word in line.words):
+        return Fault(line.number, f"{shown(line.code)} has a NUL character", "remove \\x00")
+    return None
+
+
+def _reserved_fault(line: Line, owner: Owner) -> Fault | None:
+    reason = owner.value.get(line.keyword)
+    if owner is Owner.GLOBAL and reason is None:
+        if line.keyword in _ENVIRONMENT and line.arguments[:1]:
+            if line.arguments[0].startswith(_MASTERS_ENVIRONMENT):
+                reason = f"HAProxy's master needs {line.arguments[0]} to reload"
+            elif line.words[1].variable:
+                reason = "the name of a variable cannot depend on another one"
+        elif line.keyword == "unix-bind" and "prefix" in line.arguments:
+            reason = "it would move the unix sockets of all services"
+    if reason is None:
+        return None
+    return Fault(line.number, f"{shown(line.code)} is reserved: {reason}", "remove the line")
+
+
+def _as_read(line: Line) -> str:
+    """What HAProxy reads as the keyword, if it is written in another way."""
+    first = line.words[0]
+    return "" if first.source == first.text else f": HAProxy reads {shown(first.text)}"
