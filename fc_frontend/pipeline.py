@@ -29,8 +29,10 @@ from fc_frontend.config.templates import templates
 from fc_frontend.discovery.store import dump_written, load_answers, write_answer
 from fc_frontend.errors import Problem, Refused, errors_in
 from fc_frontend.haproxy import history, install
+from fc_frontend.haproxy.conflicts import listener_problems
 from fc_frontend.haproxy.judge import judge
 from fc_frontend.haproxy.patience import Patience
+from fc_frontend.model.units import UnitId, UnitKind
 from fc_frontend.plan import planner
 from fc_frontend.plan.model import (
     Answer,
@@ -116,6 +118,7 @@ def prepare(
     config = None
     try:
         config = render(planned, templates(declaration.templates), memo=memo.render)
+        found += listener_problems(planned, config, _newcomers(declaration))
     except Refused as exc:
         found += exc.problems
     return Prepared(
@@ -125,6 +128,11 @@ def prepare(
         config=config,
         problems=tuple(declaration.located(problem) for problem in found),
     )
+
+
+def _newcomers(declaration: Declaration) -> frozenset[UnitId]:
+    """The units that HAProxy does not have in this form."""
+    return frozenset(UnitId(UnitKind(unit.piece), unit.name) for unit in declaration.fresh)
 
 
 def prepare_offline(settings_file: str) -> Prepared:
@@ -290,16 +298,22 @@ def save_last_good(settings: Settings, last_good: LastGood, *, memo: Memo | None
 
 
 def traced(problems: Iterable[Problem], declaration: Declaration) -> Faults:
-    """The units that errors name: by a service's or fragment's section, or by a template's file."""
+    """The units that errors name: by identity, by a section's name, or by a template's file.
+
+    Settings are to blame only if they are not in their last good form.
+    """
     found: dict[Unit, list[Problem]] = {}
     for problem in errors_in(problems):
-        if problem.service:
+        if problem.unit is not None:
+            unit = Unit(Piece(problem.unit.kind), problem.unit.name)
+        elif problem.service:
             unit = unit_of(problem.service, declaration.forms)
         elif problem.file in declaration.templates:
             unit = Unit(Piece.TEMPLATES)
         else:
             continue
-        found.setdefault(unit, []).append(problem)
+        if unit.piece is not Piece.SETTINGS or unit in declaration.fresh:
+            found.setdefault(unit, []).append(problem)
     return {unit: tuple(said) for unit, said in found.items()}
 
 

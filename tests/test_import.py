@@ -643,7 +643,7 @@ def test_any_text_is_imported_or_refused_and_the_loader_takes_what_comes_out(
     directory = tmp_path / "import"
     shutil.rmtree(directory, ignore_errors=True)
     problems = written(directory, result)
-    ours = ("is taken by", "is used by fc-frontend", "stands twice", "no nameserver is set")
+    ours = ("is taken by", "is used by fc-frontend", "is bound twice", "no nameserver is set")
     wrong = [
         problem
         for problem in errors_in(tuple(problems))

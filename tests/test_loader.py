@@ -14,6 +14,7 @@ import pytest
 from fc_frontend.config.document import read_document
 from fc_frontend.config.loader import Declaration, load
 from fc_frontend.errors import Problem, Severity, errors_in, warnings_in
+from fc_frontend.pipeline import prepare
 from fc_frontend.plan.checks import settings_problems
 from fc_frontend.plan.model import Discovery, Kind, Target, Tls
 from fc_frontend.plan.planner import assumed_kind
@@ -31,7 +32,7 @@ def declared(tmp_path: Path, text: str, files: dict[str, str] | None = None) -> 
 
 
 def only_error(declaration: Declaration) -> Problem:
-    (problem,) = errors_in(declaration.problems)
+    (problem,) = errors_in(prepare(declaration, {}).problems)
     return problem
 
 
@@ -231,7 +232,7 @@ def test_two_services_on_one_bind(tmp_path: Path) -> None:
 def test_a_wildcard_over_anothers_address_is_a_warning(tmp_path: Path) -> None:
     text = 'services: {a: {pod_port: 80, binds: "*:80"}, b: {pod_port: 80, binds: "192.0.2.1:80"}}'
     declaration = declared(tmp_path, text)
-    (problem,) = declaration.problems
+    (problem,) = (p for p in prepare(declaration, {}).problems if p.field == "binds.0")
     assert problem.severity is Severity.WARNING
     assert "*:80 also covers 192.0.2.1:80 of service b" in problem.message
 

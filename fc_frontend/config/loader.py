@@ -65,14 +65,18 @@ class Declaration:
     templates: Mapping[str, str] = field(default_factory=dict)
     forms: LastGood = field(default_factory=LastGood)
     """What `services`, `fragments` and the rest were made of."""
+    fresh: frozenset[Unit] = frozenset()
+    """The units that are not in their last good form."""
     quarantined: tuple[Quarantine, ...] = ()
     _documents: dict[str, Document] = field(default_factory=dict, compare=False, repr=False)
     """What was read to locate problems: in an outage of DNS each service may have one."""
 
     def located(self, problem: Problem) -> Problem:
-        """`problem` with the place where its service was declared, if that can be found."""
-        if problem.file or not problem.service:
+        """`problem` with the place where its service or setting was declared, if it is found."""
+        if problem.file or not (problem.service or problem.field):
             return problem
+        if not problem.service:
+            return self._located_setting(problem)
         at = bisect_left(self.services, problem.service, key=lambda spec: spec.name)
         spec = self.services[at] if at < len(self.services) else None
         if spec and spec.name == problem.service and spec.origin:
@@ -84,6 +88,12 @@ class Declaration:
             if fragment.name == problem.service:
                 return replace(problem, file=fragment.origin.file)
         return problem
+
+    def _located_setting(self, problem: Problem) -> Problem:
+        file = self.settings_file
+        if file not in self._documents:
+            self._documents[file] = _read(file, [])
+        return _place_between(problem, {}, self._documents[file], file)
 
 
 def settings_path(given: str | None) -> str:
@@ -377,19 +387,9 @@ def declare(
             )
         )
         fragments.remove(clash)
-    # What serves already comes first: a newcomer is at fault if both want the same.
     names = sorted(built)
-    good = last_good.services
-    fresh = {
-        name
-        for name, form in forms.items()
-        if (other := good.get(name)) is not form and not _is_same(form, other)
-    }
-    order = sorted(names, key=fresh.__contains__) if fresh else names
-    between = [
-        *settings_problems(settings, sources.host),
-        *service_problems(settings, [built[name] for name in order]),
-    ]
+    specs = tuple(built[name] for name in names)
+    between = [*settings_problems(settings, sources.host), *service_problems(settings, specs)]
     problems += [
         _place_between(problem, services, document, sources.settings_file) for problem in between
     ]
@@ -398,20 +398,22 @@ def declare(
         own_templates = last_good.templates
     elif _TEMPLATES in reverted:
         own_templates = {}
+    all_forms = LastGood(
+        settings=raw_settings,
+        services=forms,
+        fragments={f.name: Form(f.origin.file, f.text) for f in fragments},
+        templates=own_templates,
+    )
     return Declaration(
         settings=settings,
-        services=tuple(built[name] for name in names),
+        services=specs,
         fragments=tuple(fragments),
         problems=tuple(dict.fromkeys(problems)),
         settings_file=sources.settings_file,
         directory=sources.directory,
         templates=own_templates,
-        forms=LastGood(
-            settings=raw_settings,
-            services=forms,
-            fragments={f.name: Form(f.origin.file, f.text) for f in fragments},
-            templates=own_templates,
-        ),
+        forms=all_forms,
+        fresh=all_forms.differing(last_good),
     )
 
 
@@ -480,10 +482,6 @@ def _fragments(
         if unit.piece is Piece.FRAGMENT and not (keeps and unit.name in last_good.fragments):
             fragments.pop(unit.name, None)
     return [fragments[name] for name in sorted(fragments)]
-
-
-def _is_same(form: Form, other: Form | None) -> bool:
-    return other is not None and form.value == other.value
 
 
 def _template_directory(raw: Mapping[str, Any]) -> str | None:
@@ -893,7 +891,7 @@ def _place_between(
         placed = services[problem.service].problem(
             problem.field or "", problem.message, problem.remedy
         )
-        return replace(placed, severity=problem.severity)
+        return replace(placed, severity=problem.severity, unit=problem.unit)
     line, column = document.locate(tuple((problem.field or "").split("."))) or (None, None)
     return replace(problem, file=file, line=line, column=column)
 
@@ -901,7 +899,7 @@ def _place_between(
 def _placed(problem: Problem, file: str, document: Document) -> Problem:
     raw = _Raw(problem.service or "", None, file, document)
     placed = raw.problem(problem.field or "", problem.message, problem.remedy)
-    return replace(placed, severity=problem.severity)
+    return replace(placed, severity=problem.severity, unit=problem.unit)
 
 
 def _templates(directory: str, problems: list[Problem]) -> dict[str, str] | None:

@@ -10,14 +10,13 @@ import re
 from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_address, ip_network
 
 from fc_frontend.plan.model import Address, Bind, Nameserver, Network, Transport
+from fc_frontend.syntax.endpoints import MAX_SOCKET_PATH
 
 PATH_LETTERS = r"A-Za-z0-9._+@=~/-"
 """As a regular expression has them in brackets."""
 SAFE_PATH = re.compile(rf"/[{PATH_LETTERS}]+")
 _ABSTRACT_NAME = re.compile(r"[A-Za-z0-9._@/-]{1,97}")
 _PORT = re.compile(r"[0-9]{1,5}")
-_LONGEST_SOCKET_PATH = 97
-"""HAProxy binds `PATH.PID.tmp` first and renames it, which takes ten of sun_path's 107 bytes."""
 
 
 class NotAnAddress(ValueError):
@@ -128,11 +127,10 @@ def parse_bind(text: str) -> Bind:
         raise NotAnAddress(f"{text!r} has several addresses", "give each its own entry in binds")
     kind, at, rest = text.partition("@")
     if at and kind == "unix":
-        if not SAFE_PATH.fullmatch(rest) or len(rest) > _LONGEST_SOCKET_PATH:
+        if not SAFE_PATH.fullmatch(rest) or len(rest) > MAX_SOCKET_PATH:
             raise NotAnAddress(
                 f"{rest!r} is not a path for a socket",
-                f"give an absolute path of at most {_LONGEST_SOCKET_PATH} letters, digits and "
-                "._+@=~/-",
+                f"give an absolute path of at most {MAX_SOCKET_PATH} letters, digits and ._+@=~/-",
             )
         return Bind("unix", rest)
     if at and kind == "abns":

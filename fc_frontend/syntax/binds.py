@@ -1,0 +1,317 @@
+"""The listeners of a piece of haproxy.cfg: every socket that HAProxy opens because of it.
+
+`bind` in proxies and peers, `bind` and `dgram-bind` in log-forward, the local `peer`, and
+`stats socket` in global.  HAProxy has no other lines that open a listener; the master's socket is
+an argument on its command line.  A `bind` in a backend counts: HAProxy (2.6, 2.8) warns that it
+ignores it, and listens all the same.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+from fc_frontend.model.units import SETTINGS, UnitId
+from fc_frontend.syntax.endpoints import (
+    Endpoint,
+    Family,
+    NotAnEndpoint,
+    located_path,
+    read_endpoints,
+    read_options,
+)
+from fc_frontend.syntax.keywords import PREPROCESSOR, SECTIONS
+from fc_frontend.syntax.lines import Kind, Line, read_line
+from fc_frontend.syntax.words import Word
+
+_MATTERS = (
+    frozenset(
+        """
+        bind default-bind dgram-bind disabled enabled localpeer no default peer server stats
+        unix-bind
+        """.split()
+    )
+    | SECTIONS
+    | PREPROCESSOR
+)
+MAX_PORTS = 65_535
+"""On which one text may listen: each costs HAProxy a file descriptor, and us a comparison."""
+_FIRST_WORD = re.compile(r"[ \t\v\f\r]*([^ \t\v\f\r]*)")
+_NOT_PLAIN = re.compile(r"[\"'\\$#\0]")
+
+Branch = tuple[tuple[int, int], ...]
+"""For each condition around a line: the line of its `.if`, and which of its branches it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Listener:
+    """A socket that HAProxy opens because of a line.
+
+    `line` counts from 1 in the owner's text.  With `peer`, HAProxy listens only if that is its own
+    name.
+    """
+
+    endpoint: Endpoint
+    line: int
+    branch: Branch = ()
+    peer: str = ""
+    takes_prefix: bool = False
+    """True if a global `unix-bind prefix` before it belongs to its path."""
+
+    def excludes(self, other: Listener) -> bool:
+        """True if both are in different branches of one condition of the same text."""
+        return any(
+            mine[0] == theirs[0] and mine[1] != theirs[1]
+            for mine, theirs in zip(self.branch, other.branch, strict=False)
+        )
+
+
+class Owned(NamedTuple):
+    """A listener, and the unit because of which HAProxy opens it."""
+
+    owner: UnitId
+    listener: Listener
+
+
+@dataclass(frozen=True, slots=True)
+class Flaw:
+    """A line of a unit whose listeners cannot be known, and why.  `line` counts from 1."""
+
+    owner: UnitId
+    line: int
+    message: str
+    remedy: str
+
+
+@dataclass(frozen=True, slots=True)
+class Listeners:
+    """The listeners of a text, and what in it matters for the texts after it.
+
+    `unix_prefix` is the path that `unix-bind prefix` puts before the paths of UNIX sockets from
+    there on; `local_peer` is HAProxy's own name among peers, if `localpeer` sets it.  None of both
+    is set, and no listener depends on them, if `is_plain`.
+    """
+
+    listeners: tuple[Owned, ...] = ()
+    flaws: tuple[Flaw, ...] = ()
+    unix_prefix: str | None = None
+    local_peer: str | None = None
+    is_plain: bool = True
+
+
+def read_listeners(text: str, owner: UnitId = SETTINGS) -> Listeners:
+    """The listeners of `text`, one or more sections that belong to `owner`.  Never raises.
+
+    Lines that HAProxy refuses for another reason than their address count as if it took them; lines
+    under a condition (`.if`) count always.
+    """
+    return _Reader(owner).read(text)
+
+
+def effective(texts: Iterable[Listeners], host_name: str) -> tuple[list[Owned], list[Flaw]]:
+    """What HAProxy opens, and what cannot be known, for texts that it reads one after the other.
+
+    HAProxy takes the first `unix-bind prefix` and the last `localpeer` before a line; without one,
+    `host_name` is the local peer's name.
+    """
+    prefix, peer = "", host_name
+    found: list[Owned] = []
+    flaws: list[Flaw] = []
+    for read in texts:
+        flaws += read.flaws
+        if read.is_plain:
+            found += read.listeners
+            continue
+        for owner, listener in read.listeners:
+            if listener.peer in ("", peer):
+                try:
+                    found.append(Owned(owner, _located(listener, prefix)))
+                except NotAnEndpoint as exc:
+                    flaws.append(Flaw(owner, listener.line, str(exc), exc.remedy))
+        prefix = prefix or read.unix_prefix or ""
+        peer = read.local_peer or peer
+    return found, flaws
+
+
+def _located(listener: Listener, prefix: str) -> Listener:
+    """`listener` with its whole path.  Raises NotAnEndpoint."""
+    endpoint = listener.endpoint
+    if endpoint.family is not Family.UNIX:
+        return listener
+    path = located_path(prefix + endpoint.host if listener.takes_prefix else endpoint.host)
+    return listener if path == endpoint.host else _moved(listener, path)
+
+
+def _moved(listener: Listener, path: str) -> Listener:
+    return replace(listener, endpoint=replace(listener.endpoint, host=path), takes_prefix=False)
+
+
+@dataclass(frozen=True, slots=True)
+class _Opening:
+    """A line that opens listeners on `address`, with the words of its options."""
+
+    line: int
+    branch: Branch
+    address: Word
+    options: tuple[Word, ...]
+    is_datagram: bool = False
+    prefix: str | None = None
+    """What comes before a path; None if that is not known from this text."""
+    peer: str = ""
+
+
+@dataclass(slots=True)
+class _Section:
+    """A section while it is read: its lines count at its end, if it is not disabled then."""
+
+    kind: str = ""
+    is_disabled: bool = False
+    openings: list[_Opening] = field(default_factory=list)
+    options: list[Word] = field(default_factory=list)
+    """Of all listeners of a peers section."""
+
+
+class _Reader:
+    """Reads one text."""
+
+    def __init__(self, owner: UnitId) -> None:
+        self._owner = owner
+        self._section = _Section()
+        self._listeners: list[Owned] = []
+        self._flaws: list[Flaw] = []
+        self._prefix: str | None = None
+        self._peer: str | None = None
+        self._branch: Branch = ()
+        self._ports = 0
+
+    def read(self, text: str) -> Listeners:
+        for number, source in enumerate(text.split("\n"), start=1):
+            match = _FIRST_WORD.match(source)
+            first = match[1] if match else ""
+            if first in _MATTERS or _NOT_PLAIN.search(first):
+                self._take(read_line(source, number))
+        self._end_section()
+        depends = any(one.peer or one.endpoint.family is Family.UNIX for _, one in self._listeners)
+        return Listeners(
+            tuple(self._listeners),
+            tuple(self._flaws),
+            self._prefix,
+            self._peer,
+            self._prefix is self._peer is None and not depends,
+        )
+
+    def _take(self, line: Line) -> None:
+        if line.kind is Kind.SECTION:
+            self._end_section()
+            self._section = _Section(line.keyword)
+        elif line.kind is Kind.PREPROCESSOR:
+            self._condition(line)
+        elif line.kind is Kind.VARIABLE:
+            self._flaws.append(
+                Flaw(
+                    self._owner,
+                    line.number,
+                    f"{line.words[0].source} stands for a keyword",
+                    "write the keyword itself: fc-frontend cannot see what the variable contains",
+                )
+            )
+        elif line.kind is Kind.STATEMENT and not line.prefix:
+            self._statement(line)
+
+    def _condition(self, line: Line) -> None:
+        word = line.words[0].text
+        if word == ".if":
+            self._branch = (*self._branch, (line.number, 0))
+        elif word == ".endif":
+            self._branch = self._branch[:-1]
+        elif word in (".elif", ".else") and self._branch:
+            start, number = self._branch[-1]
+            self._branch = (*self._branch[:-1], (start, number + 1))
+
+    def _statement(self, line: Line) -> None:
+        section, words = self._section, line.words
+        match section.kind, line.keyword:
+            case (("listen" | "frontend" | "backend" | "peers" | "log-forward"), "bind"):
+                self._open(line, 1)
+                if section.kind == "peers":
+                    section.options += words[2:]
+            case "log-forward", "dgram-bind":
+                self._open(line, 1, is_datagram=True)
+            case "global", "stats" if line.arguments[:1] == ("socket",):
+                self._open(line, 2, takes_prefix=False)
+            case "peers", "peer":
+                self._open(line, 2, peer=words[1].text if len(words) > 1 else "")
+            case "peers", "default-bind":
+                section.options += words[1:]
+            case (("listen" | "frontend" | "backend" | "peers"), ("disabled" | "enabled")):
+                if not self._branch:
+                    section.is_disabled = line.keyword == "disabled"
+            case "global", "localpeer":
+                self._peer = words[1].text if len(words) > 1 else None
+            case "global", "unix-bind":
+                self._unix_bind(line.arguments)
+            case _:
+                pass
+
+    def _open(
+        self,
+        line: Line,
+        at: int,
+        *,
+        is_datagram: bool = False,
+        takes_prefix: bool = True,
+        peer: str = "",
+    ) -> None:
+        """Note the listeners of a line whose address is its word number `at`."""
+        if peer and self._peer is not None:
+            if peer != self._peer:
+                return
+            peer = ""
+        if len(line.words) > at:
+            prefix = self._prefix if takes_prefix else ""
+            address, options = line.words[at], line.words[at + 1 :]
+            if self._section.kind == "peers":
+                # A peer's own options are about connections to it.
+                options = ()
+            self._section.openings.append(
+                _Opening(line.number, self._branch, address, options, is_datagram, prefix, peer)
+            )
+
+    def _unix_bind(self, arguments: tuple[str, ...]) -> None:
+        for option, value in zip(arguments[::2], arguments[1::2], strict=False):
+            if option == "prefix" and self._prefix is None:
+                self._prefix = value
+
+    def _end_section(self) -> None:
+        section = self._section
+        for opening in () if section.is_disabled else section.openings:
+            try:
+                found = _listeners(opening, (*section.options, *opening.options))
+                self._ports += sum(len(one.endpoint.ports) for one in found)
+                if self._ports > MAX_PORTS:
+                    raise NotAnEndpoint(f"more than {MAX_PORTS} ports", "use fewer")
+                self._listeners += [Owned(self._owner, listener) for listener in found]
+            except NotAnEndpoint as exc:
+                self._flaws.append(Flaw(self._owner, opening.line, str(exc), exc.remedy))
+        self._section = _Section()
+
+
+def _listeners(opening: _Opening, options: tuple[Word, ...]) -> list[Listener]:
+    """The listeners of a line.  Raises NotAnEndpoint."""
+    endpoints = read_endpoints(
+        opening.address.text, read_options(options), datagram=opening.is_datagram
+    )
+    prefix = opening.prefix
+    found = [
+        Listener(endpoint, opening.line, opening.branch, opening.peer, prefix is None)
+        for endpoint in endpoints
+        if endpoint is not None
+    ]
+    return [
+        _moved(one, prefix + one.endpoint.host)
+        if prefix and one.endpoint.family is Family.UNIX
+        else one
+        for one in found
+    ]
