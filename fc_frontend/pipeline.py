@@ -26,6 +26,7 @@ from fc_frontend.config.last_good import (
 from fc_frontend.config.loader import Declaration, load, read, state_directory
 from fc_frontend.config.quarantine import Faults, Withdrawn, tolerate, unit_of
 from fc_frontend.config.templates import templates
+from fc_frontend.config.trusted_users import state_verdict
 from fc_frontend.discovery.store import dump_written, load_answers, write_answer
 from fc_frontend.errors import Problem, Refused, errors_in
 from fc_frontend.haproxy import history, install
@@ -118,7 +119,7 @@ def prepare(
     config = None
     try:
         config = render(planned, templates(declaration.templates), memo=memo.render)
-        found += listener_problems(planned, config, _newcomers(declaration))
+        found += listener_problems(planned, config, _newcomers(declaration), declaration.untrusted)
     except Refused as exc:
         found += exc.problems
     return Prepared(
@@ -286,7 +287,10 @@ def last_good_path(state_directory: str) -> str:
 
 
 def stored_last_good(state_directory: str) -> LastGood:
-    """The last good forms; nothing where none are kept."""
+    """The last good forms; nothing where none are kept, or where others may have written them."""
+    verdict = state_verdict(state_directory)
+    if verdict is not None and not verdict.is_trusted:
+        return LastGood()
     return load_last_good(last_good_path(state_directory))
 
 

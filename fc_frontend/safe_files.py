@@ -11,14 +11,12 @@ import errno
 import os
 import stat
 import threading
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from enum import StrEnum
-from functools import lru_cache
-from pathlib import Path
 from queue import SimpleQueue
 from typing import TypeVar
+
+from fc_frontend.paths.walk import ForeignLink, Found, InKernel, NotAFile, Walker
 
 T = TypeVar("T")
 
@@ -26,20 +24,8 @@ SECONDS = 5.0
 """How long one file may take.  A disk under load takes milliseconds."""
 MAX_STUCK = 16
 """Threads that may wait for file systems that do not answer."""
-MAX_LINKS = 40
-"""Symbolic links on the way to a file, as in the kernel (path_resolution(7))."""
-_KERNEL_FILESYSTEMS = frozenset(
-    """
-    proc sysfs devpts debugfs tracefs securityfs cgroup cgroup2 configfs bpf pstore efivarfs mqueue
-    fusectl binfmt_misc selinuxfs smackfs nsfs rpc_pipefs nfsd resctrl
-    """.split()
-)
 _NULL_DEVICE = os.makedev(1, 3)
 _CHUNK = 1024 * 1024
-_SWAPS = 3
-"""How often a file may be replaced by a link, or taken away, just while it is looked at."""
-_MOUNTS_AGE = 1.0
-"""Seconds for which the table of mounts counts."""
 
 
 class Fault(StrEnum):
@@ -54,6 +40,8 @@ class Fault(StrEnum):
     """It is in procfs, sysfs or the like, or the way to it leads through there."""
     LINKS = "links"
     TOO_LARGE = "too-large"
+    FOREIGN = "foreign"
+    """A link leads its owner to a file that he may not read."""
     BUSY = "busy"
     """Another process holds a lease on it (fcntl(2), F_SETLEASE)."""
     SLOW = "slow"
@@ -69,6 +57,11 @@ _FAULTS = {
     errno.ELOOP: Fault.LINKS,
     errno.EAGAIN: Fault.BUSY,
 }
+_WALK_FAULTS: dict[type[OSError], Fault] = {
+    ForeignLink: Fault.FOREIGN,
+    InKernel: Fault.KERNEL,
+    NotAFile: Fault.SPECIAL,
+}
 _REASONS = {
     Fault.MISSING: ("does not exist", "create it, or correct the path"),
     Fault.DENIED: ("may not be read", "let this user read it, or run as root"),
@@ -82,6 +75,10 @@ _REASONS = {
         "put a regular file there, not one of /proc or /sys",
     ),
     Fault.LINKS: ("has symbolic links that lead in a circle", "correct the links"),
+    Fault.FOREIGN: (
+        "is a link to a file of another user",
+        "let its owner put the file itself there",
+    ),
     Fault.BUSY: ("is locked by another process (a lease)", "end that process"),
     Fault.SLOW: (
         f"does not answer within {SECONDS:g} s",
@@ -102,64 +99,58 @@ class Unsafe(Exception):
 
     @classmethod
     def of(cls, error: OSError) -> Unsafe:
-        """What the system refused."""
+        """What the system, or the walk to the file, refused."""
+        for kind, fault in _WALK_FAULTS.items():
+            if isinstance(error, kind):
+                return cls(fault, (error.strerror or "") if fault is Fault.FOREIGN else "")
         fault = _FAULTS.get(error.errno or 0, Fault.FAILED)
         if fault in (Fault.FAILED, Fault.MISSING, Fault.DENIED):
             return cls(fault, f"cannot be read: {error.strerror}")
         return cls(fault)
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
-    """A file that may be read: where it really is, and what stat(2) says of it."""
-
-    path: str
-    status: os.stat_result
-
-    @property
-    def is_directory(self) -> bool:
-        """True for a directory, which only `examine` returns."""
-        return stat.S_ISDIR(self.status.st_mode)
-
-
 def read(path: str, limit: int) -> bytes:
     """The content of a regular file of at most `limit` bytes.  Raises `Unsafe`."""
-    try:
-        return bounded(path, lambda: _read(path, limit))
-    except OSError as exc:
-        raise Unsafe.of(exc) from None
+    return read_found(path, limit)[0]
 
 
-def read_listed(path: str, limit: int) -> bytes:
-    """As `read`, at less cost, for a file in a directory that has just been listed.
+def read_found(path: str, limit: int) -> tuple[bytes, Found]:
+    """As `read`, with what `path` leads to and who may change it.  Raises `Unsafe`."""
+    return bounded(path, lambda: _read(path, limit))
+
+
+def read_listed(path: str, limit: int, directory: Found) -> tuple[bytes, Found]:
+    """As `read_found`, at less cost, for a file of a `directory` that has just been looked at.
 
     A plain file in the file system of its directory cannot hang where the directory did not.
     """
     try:
-        if _is_plain(path):
-            return _read_plain(path, limit)
+        found = os.lstat(path)
+        if not stat.S_ISREG(found.st_mode) or found.st_dev != directory.status.st_dev:
+            return read_found(path, limit)
+        descriptor = os.open(path, _FLAGS | os.O_NOFOLLOW)
+        try:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                raise Unsafe(Fault.SPECIAL)
+            return _all_of(descriptor, limit), Walker().entry(directory, path, status)
+        finally:
+            os.close(descriptor)
     except OSError as exc:
         raise Unsafe.of(exc) from None
-    return read(path, limit)
 
 
 def examine(path: str) -> Found:
-    """Where a file or directory really is, without opening it.  Raises `Unsafe`.
+    """What `path` leads to, without opening it.  Raises `Unsafe`.
 
     A file is one that `read` would open, or /dev/null, which HAProxy's manual uses as an empty one.
     """
     return bounded(path, lambda: _examine(path))
 
 
-def status_listed(path: str) -> os.stat_result:
-    """What stat(2) says of a file in a directory that has just been listed.
-
-    Raises OSError, as stat does, or `Unsafe` if there is no answer.
-    """
-    found = os.lstat(path)
-    if not stat.S_ISLNK(found.st_mode):
-        return found
-    return bounded(path, lambda: os.stat(path))  # noqa: PTH116 - as lstat above
+def look(path: str) -> Found:
+    """What `path` leads to, whatever it is, without opening it.  Raises `Unsafe`."""
+    return bounded(path, lambda: _look(path))
 
 
 def names(directory: str, limit: int) -> list[str]:
@@ -198,40 +189,18 @@ def threads_stuck() -> int:
     return _WORKERS.stuck()
 
 
-def _is_plain(path: str) -> bool:
-    """True if `path` is a regular file in the file system of its directory, and no link."""
-    found = os.lstat(path)
-    parent = os.stat(os.path.dirname(path) or ".")  # noqa: PTH116, PTH120
-    return stat.S_ISREG(found.st_mode) and found.st_dev == parent.st_dev
-
-
 _FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 """O_NONBLOCK, as another process may hold a lease on the file."""
 
 
-def _read_plain(path: str, limit: int) -> bytes:
-    descriptor = os.open(path, _FLAGS | os.O_NOFOLLOW)
+def _read(path: str, limit: int) -> tuple[bytes, Found]:
     try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise Unsafe(Fault.SPECIAL)
-        return _all_of(descriptor, limit)
-    finally:
-        os.close(descriptor)
-
-
-def _read(path: str, limit: int) -> bytes:
-    handle, found = _handle(path)
-    try:
-        if not stat.S_ISREG(found.status.st_mode):
-            raise Unsafe(Fault.DIRECTORY if found.is_directory else Fault.SPECIAL)
-        # The link in /proc leads to the very file that `handle` stands for.
-        descriptor = os.open(f"/proc/self/fd/{handle}", _FLAGS)
-        try:
-            return _all_of(descriptor, limit)
-        finally:
-            os.close(descriptor)
-    finally:
-        os.close(handle)
+        with Walker().opened(path) as (descriptor, found):
+            if found.is_directory:
+                raise Unsafe(Fault.DIRECTORY)
+            return _all_of(descriptor, limit), found
+    except OSError as exc:
+        raise Unsafe.of(exc) from None
 
 
 def _all_of(descriptor: int, limit: int) -> bytes:
@@ -248,103 +217,20 @@ def too_large(limit: int) -> Unsafe:
     return Unsafe(Fault.TOO_LARGE, f"is larger than {limit} bytes", "split it into several files")
 
 
-def _examine(path: str) -> Found:
+def _look(path: str) -> Found:
     try:
-        handle, found = _handle(path)
-        os.close(handle)
+        return Walker().look(path)
     except OSError as exc:
         raise Unsafe.of(exc) from None
+
+
+def _examine(path: str) -> Found:
+    found = _look(path)
+    mode = found.status.st_mode
+    is_null = stat.S_ISCHR(mode) and found.status.st_rdev == _NULL_DEVICE
+    if not (stat.S_ISREG(mode) or found.is_directory or is_null):
+        raise Unsafe(Fault.SPECIAL)
     return found
-
-
-def _handle(path: str) -> tuple[int, Found]:
-    """A descriptor that stands for a file, with O_PATH: to open a device can have effects.
-
-    Raises OSError or `Unsafe`.
-    """
-    for attempt in range(_SWAPS, -1, -1):
-        real = _resolved(path)
-        try:
-            handle = os.open(real, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
-        except FileNotFoundError:
-            if not attempt:
-                raise
-            continue
-        found = os.fstat(handle)
-        fault = _fault(found)
-        if fault is None:
-            return handle, Found(real, found)
-        os.close(handle)
-        if not (stat.S_ISLNK(found.st_mode) and attempt):
-            raise Unsafe(fault)
-    raise Unsafe(Fault.LINKS)
-
-
-def _fault(found: os.stat_result) -> Fault | None:
-    if found.st_dev in _kernel_devices():
-        return Fault.KERNEL
-    is_null = stat.S_ISCHR(found.st_mode) and found.st_rdev == _NULL_DEVICE
-    if stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode) or is_null:
-        return None
-    return Fault.SPECIAL
-
-
-def _resolved(path: str) -> str:
-    """`path` without links.  Raises OSError, or `Unsafe` if the way leads through the kernel's.
-
-    A link in /proc means something else in each process: what we would look at is not what HAProxy
-    would open.
-    """
-    kernel = _kernel_devices()
-    todo = _parts(path if path.startswith("/") else str(Path.cwd() / path))
-    at, links = "/", 0
-    while todo:
-        name = todo.pop()
-        if name == "..":
-            at = os.path.dirname(at)  # noqa: PTH120
-            continue
-        here = f"{at.rstrip('/')}/{name}"
-        found = os.lstat(here)
-        if found.st_dev in kernel:
-            raise Unsafe(Fault.KERNEL)
-        if not stat.S_ISLNK(found.st_mode):
-            at = here
-            continue
-        links += 1
-        if links > MAX_LINKS:
-            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
-        target = os.readlink(here)  # noqa: PTH115
-        at = "/" if target.startswith("/") else at
-        todo += _parts(target)
-    return at
-
-
-def _parts(path: str) -> list[str]:
-    """The parts of a path, last one first."""
-    return [part for part in path.split("/") if part not in ("", ".")][::-1]
-
-
-def _kernel_devices() -> frozenset[int]:
-    """The device numbers of the file systems in which the kernel shows itself (proc(5))."""
-    return _devices_at(int(time.monotonic() / _MOUNTS_AGE))
-
-
-@lru_cache(maxsize=1)
-def _devices_at(_age: int) -> frozenset[int]:
-    try:
-        return _devices_in(Path("/proc/self/mountinfo").read_text("utf-8", "surrogateescape"))
-    except OSError:
-        return frozenset()
-
-
-def _devices_in(table: str) -> frozenset[int]:
-    found = set()
-    for line in table.splitlines():
-        mount, _, kind = line.partition(" - ")
-        if kind.split(" ", 1)[0] in _KERNEL_FILESYSTEMS:
-            major, _, minor = mount.split(" ", 3)[2].partition(":")
-            found.add(os.makedev(int(major), int(minor)))
-    return frozenset(found)
 
 
 class _Job:

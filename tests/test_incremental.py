@@ -17,7 +17,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fc_frontend.config import last_good, loader
+from fc_frontend.config import last_good, reading
 from fc_frontend.config.last_good import Form, LastGood, dump_last_good
 from fc_frontend.config.loader import Sources, declare, is_unchanged, read
 from fc_frontend.config.quarantine import tolerate
@@ -83,7 +83,7 @@ class Files:
 @pytest.fixture
 def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Files:
     # The times of change of inodes cannot be set: only that they are past is left out.
-    monkeypatch.setattr(loader, "_GRAIN", -(10**9))
+    monkeypatch.setattr(reading, "CLOCK_GRAIN", -(10**9))
     return Files(tmp_path)
 
 
@@ -206,7 +206,7 @@ EDITS = st.lists(
 def test_changes_one_by_one_give_the_same_as_all_anew(
     edits: list[tuple[str, str | None, bool]], pods: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loader, "_GRAIN", -(10**9))
+    monkeypatch.setattr(reading, "CLOCK_GRAIN", -(10**9))
     for directory in temporary():
         files = Files(directory)
         files.write("a.json", services(shop=service(1), cart=service(2)))
@@ -287,8 +287,8 @@ def test_forms_are_written_once_and_name_their_files() -> None:
         services={"shop": shop, "new": Form("/etc/x/new.json", {})}, files=kept, failed={"y": shop}
     )
     assert json.loads(dump_last_good(other, memo))["services"] == {
-        "shop": [shop.file, shop.value],
-        "new": ["/etc/x/new.json", {}],
+        "shop": [shop.file, shop.value, "trusted"],
+        "new": ["/etc/x/new.json", {}, "trusted"],
     }
     assert memo.services["shop"] is before
     assert not memo.fragments

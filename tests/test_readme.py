@@ -165,7 +165,7 @@ def test_the_examples_are_good_and_name_every_field(tmp_path: Path) -> None:
     written = yaml.safe_load(settings.read_text())
     defaults = SettingsDeclaration.model_validate({"cluster": {"nameservers": ["10.0.0.254:53"]}})
     assert SettingsDeclaration.model_validate(written) == defaults
-    for name in ("cluster", "haproxy", "intervals"):
+    for name in ("cluster", "haproxy", "intervals", "trust", "untrusted"):
         model = type(getattr(defaults, name))
         assert set(written[name]) == set(model.model_fields), name
     text = (EXAMPLES / "all-fields.yaml").read_text()

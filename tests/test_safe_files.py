@@ -23,7 +23,7 @@ def fault(path: Path | str, limit: int = 100) -> Fault:
         safe_files.read(str(path), limit)
     if Path(path).parent.name != "mount":
         with pytest.raises(Unsafe) as listed:
-            safe_files.read_listed(str(path), limit)
+            safe_files.read_listed(str(path), limit, safe_files.look(str(Path(path).parent)))
         assert listed.value.fault is refused.value.fault
     assert refused.value.message
     assert refused.value.remedy
@@ -117,6 +117,7 @@ def test_a_file_system_that_does_not_answer_is_given_up(
     mount.mkdir()
     good.write_text("x")
     (tmp_path / "link").symlink_to("good")
+    directory = safe_files.look(str(tmp_path))
     before = threading.active_count()
     with hung(mount):
         assert fault(mount / "file") is Fault.SLOW
@@ -129,7 +130,7 @@ def test_a_file_system_that_does_not_answer_is_given_up(
             assert fault(mount / str(number)) is Fault.SLOW
         assert threading.active_count() <= before + MAX_STUCK + 1
         # Plain files need no thread.
-        assert safe_files.read_listed(str(good), 100) == b"x"
+        assert safe_files.read_listed(str(good), 100, directory)[0] == b"x"
     # Threads that were left behind come back, and count no longer.
     until(lambda: not safe_files.threads_stuck())
     assert safe_files.read(str(tmp_path / "link"), 100) == b"x"

@@ -151,7 +151,7 @@ def _require_usable(output: str, force: bool) -> None:
 
 
 def _imported(files: tuple[str, ...]) -> Imported:
-    from fc_frontend.config.loader import read_text
+    from fc_frontend.config.reading import read_text
     from fc_frontend.config.templates import templates
     from fc_frontend.migrate.convert import convert
     from fc_frontend.plan.model import Plan, Settings

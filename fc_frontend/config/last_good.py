@@ -14,10 +14,11 @@ from enum import StrEnum
 from typing import Any
 
 from fc_frontend import files
+from fc_frontend.config.trust import Level
 from fc_frontend.errors import Problem
 from fc_frontend.plan.addresses import PATH_LETTERS, SAFE_PATH
 
-VERSION = 1
+VERSION = 2
 _HASH = re.compile(r"[0-9a-f]{64}")
 _MOST_BYTES = 64 * 1024 * 1024
 
@@ -29,6 +30,8 @@ class Piece(StrEnum):
     FRAGMENT = "fragment"
     FILE = "file"
     """A file that cannot be read as a whole: all that it declared before."""
+    DUPLICATE = "duplicate"
+    """A definition of a service that does not count, because another file defines it as well."""
     SETTINGS = "settings"
     TEMPLATES = "templates"
 
@@ -46,10 +49,15 @@ class Unit:
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """A service's fields or a fragment's text as they stood in `file`."""
+    """A service's fields or a fragment's text as they were in `file`.
+
+    `level` is the trust level of the file when the form was accepted.  The form keeps it: what was
+    written by a trusted user stays acceptable if others may write the file later.
+    """
 
     file: str
     value: Any
+    level: Level = Level.TRUSTED
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,10 +160,12 @@ class LastGood:
         return replace(
             self,
             services={
-                n: Form(f.file, _replaced(f.value, substitutes)) for n, f in self.services.items()
+                n: replace(f, value=_replaced(f.value, substitutes))
+                for n, f in self.services.items()
             },
             fragments={
-                n: Form(f.file, _replaced(f.value, substitutes)) for n, f in self.fragments.items()
+                n: replace(f, value=_replaced(f.value, substitutes))
+                for n, f in self.fragments.items()
             },
         )
 
@@ -205,7 +215,7 @@ def dump_last_good(last_good: LastGood, memo: Memo | None = None) -> bytes:
         "fragments": _object({name: each.text for name, each in fragments.items()}),
         "templates": _json(dict(last_good.templates)),
         "files": _json(dict(last_good.files)),
-        "failed": _json({name: [f.file, f.value] for name, f in last_good.failed.items()}),
+        "failed": _json({name: [f.file, f.value, f.level] for name, f in last_good.failed.items()}),
     }
     return _object(members).encode() + b"\n"
 
@@ -219,7 +229,8 @@ def _written(forms: Mapping[str, Form], known: Mapping[str, Written]) -> dict[st
 
 def _write(form: Form) -> Written:
     value = _json(form.value)
-    return Written(form, f"[{_json(form.file)},{value}]", tuple(SAFE_PATH.findall(value)))
+    text = f"[{_json(form.file)},{value},{_json(form.level)}]"
+    return Written(form, text, tuple(SAFE_PATH.findall(value)))
 
 
 def _object(members: Mapping[str, str]) -> str:
@@ -265,8 +276,8 @@ def _replaced(value: Any, substitutes: Mapping[str, str]) -> Any:
 
 def _forms(entries: Any) -> dict[str, Form]:
     forms = {}
-    for name, (file, value) in entries.items():
+    for name, (file, value, level) in entries.items():
         if not isinstance(file, str):
             raise TypeError
-        forms[name] = Form(file, value)
+        forms[name] = Form(file, value, Level(level))
     return forms

@@ -9,9 +9,8 @@ from __future__ import annotations
 import difflib
 import os
 import re
-import time
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -19,29 +18,43 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ValidationError
 
-from fc_frontend import safe_files
-from fc_frontend.config import host
-from fc_frontend.config.document import MAX_BYTES, Document, Unreadable, read_document
+from fc_frontend.config import claims, host, trusted_users
+from fc_frontend.config.document import Document, Unreadable, read_document
 from fc_frontend.config.fragments import fragment_of
 from fc_frontend.config.last_good import Form, LastGood, Piece, Quarantine, Unit
+from fc_frontend.config.reading import (
+    Look,
+    Signature,
+    list_directory,
+    look,
+    look_at_directory,
+    read_file,
+)
 from fc_frontend.config.schema import (
     CAMEL_CASE,
     SERVICE_NAME,
     ServiceDeclaration,
     SettingsDeclaration,
 )
+from fc_frontend.config.trust import (
+    TRUSTED,
+    UNTRUSTED_ORIGIN,
+    Level,
+    Verdict,
+    judge,
+)
 from fc_frontend.errors import Problem, Severity, errors_in
+from fc_frontend.paths.access import WriteAccess
+from fc_frontend.paths.accounts import user_id
+from fc_frontend.paths.walk import Found
+from fc_frontend.plan import untrusted
 from fc_frontend.plan.addresses import SAFE_PATH
 from fc_frontend.plan.checks import service_problems, settings_problems
 from fc_frontend.plan.model import Address, Fragment, Origin, ServiceSpec, Settings
-from fc_frontend.safe_files import Fault, Unsafe
 
 DEFAULT_SETTINGS = ("/etc/fc-frontend/config.yaml", "/etc/fc-frontend/config.json")
 SETTINGS_VARIABLE = "FC_FRONTEND_CONFIG"
-MOST_FILES = 20_000
 _RESERVED = "fc-"
-_GRAIN = 2_000_000_000
-"""Nanoseconds."""
 _SETTINGS = Unit(Piece.SETTINGS)
 _TEMPLATES = Unit(Piece.TEMPLATES)
 _NOTHING: Mapping[Unit, bool] = MappingProxyType({})
@@ -68,6 +81,12 @@ class Declaration:
     fresh: frozenset[Unit] = frozenset()
     """The units that are not in their last good form."""
     quarantined: tuple[Quarantine, ...] = ()
+    verdicts: Mapping[str, Verdict] = field(default_factory=dict)
+    """The trust level of each file that could be looked at, by its path."""
+    untrusted: frozenset[str] = frozenset()
+    """Those of `services` that come from untrusted files."""
+    faults: Mapping[Unit, tuple[Problem, ...]] = field(default_factory=dict)
+    """Those of `problems` that are known to be about one unit."""
     _documents: dict[str, Document] = field(default_factory=dict, compare=False, repr=False)
     """What was read to locate problems: in an outage of DNS each service may have one."""
 
@@ -82,7 +101,7 @@ class Declaration:
         if spec and spec.name == problem.service and spec.origin:
             file = spec.origin.file
             if file not in self._documents:
-                self._documents[file] = _read(file, [])
+                self._documents[file] = _read(file, None, [])[0]
             return _placed(problem, file, self._documents[file])
         for fragment in self.fragments:
             if fragment.name == problem.service:
@@ -92,7 +111,7 @@ class Declaration:
     def _located_setting(self, problem: Problem) -> Problem:
         file = self.settings_file
         if file not in self._documents:
-            self._documents[file] = _read(file, [])
+            self._documents[file] = _read(file, None, [])[0]
         return _place_between(problem, {}, self._documents[file], file)
 
 
@@ -126,9 +145,14 @@ class Sources:
     settings: dict[str, Any]
     document: Document
     services: dict[str, _Raw]
+    """By name; the first one of those in `duplicates`."""
+    duplicates: Mapping[str, tuple[_Raw, ...]] = field(default_factory=dict)
+    """Services that several files define, in the order of the files."""
     fragments: tuple[Fragment, ...]
     templates: Mapping[str, str] | None
     """None if they cannot be read, or if settings that cannot be read say where they are."""
+    template_access: Mapping[str, WriteAccess] = field(default_factory=dict)
+    """Who may change the templates, by path."""
     broken: frozenset[str]
     has_directory: bool
     problems: tuple[Problem, ...]
@@ -154,41 +178,44 @@ def read(
     services.d, all others there are taken to be as they were `before`, without a look.
     """
     known = before.files if before and before.settings_file == settings_file else {}
-    main = _file(settings_file, known.get(settings_file), _signature(settings_file), is_main=True)
-    problems: list[Problem] = list(main.problems)
-    broken = {settings_file} if main.is_broken else set()
+    place = look_at_directory(str(Path(settings_file).parent))
+    seen = look(settings_file, place)
+    main = _file(settings_file, place, known.get(settings_file), seen, is_main=True)
+    trusted_main = _trusted_settings(main, settings_file)
+    problems: list[Problem] = list(trusted_main.problems)
+    broken = {settings_file} if trusted_main.is_broken else set()
     directory = services_directory(settings_file)
     listed: list[Problem] = []
     if before is not None and known and changed is not None and directory not in before.broken:
         files = _looked_at(known, settings_file, directory, changed)
     else:
-        files = {
-            path: _file(path, known.get(path), signature)
-            for path, signature in _listing(directory, listed).items()
-        }
+        place, looks = list_directory(directory, _is_declared_in, listed)
+        files = {path: _file(path, place, known.get(path), seen) for path, seen in looks.items()}
     if errors_in(listed):
         broken.add(directory)
     problems += listed
-    all_files = {settings_file: main, **files}
+    all_files = {settings_file: trusted_main, **files}
     services = _with_same_names(before, all_files) if before and known else None
-    clashes: dict[str, list[Problem]] = {}
+    duplicates: dict[str, tuple[_Raw, ...]] = {}
     if services is None:
-        services = _merged(all_files, clashes)
-    odd = [(path, file) for path, file in files.items() if not file.is_plain or path in clashes]
+        services, duplicates = _merged(all_files)
+    odd = [(path, file) for path, file in files.items() if not file.is_plain]
     for path, file in odd:
         problems += file.problems
-        problems += clashes.get(path, ())
         if file.is_broken:
             broken.add(path)
-    templates = _template_directory(main.content)
+    templates = _template_directory(trusted_main.content)
+    template_access: dict[str, WriteAccess] = {}
     return Sources(
         settings_file=settings_file,
         directory=directory,
-        settings=main.content,
-        document=main.document,
+        settings=trusted_main.content,
+        document=trusted_main.document,
         services=services,
+        duplicates=duplicates,
         fragments=tuple(file.fragment for _, file in odd if file.fragment is not None),
-        templates=_templates(templates, problems) if templates else {},
+        templates=_templates(templates, problems, template_access) if templates else {},
+        template_access=template_access,
         broken=frozenset(broken),
         has_directory=Path(directory).is_dir(),
         problems=tuple(dict.fromkeys(problems)),
@@ -199,10 +226,12 @@ def read(
 
 def is_unchanged(sources: Sources) -> bool:
     """True if every file that `sources` was read from, and the list of them, is as it was then."""
-    listed = _listing(sources.directory, [])
-    signatures = {sources.settings_file: _signature(sources.settings_file), **listed}
-    return signatures.keys() == sources.files.keys() and all(
-        signature == sources.files[path].signature for path, signature in signatures.items()
+    listed = list_directory(sources.directory, _is_declared_in, []).looks
+    place = look_at_directory(str(Path(sources.settings_file).parent))
+    looks = {sources.settings_file: look(sources.settings_file, place), **listed}
+    return looks.keys() == sources.files.keys() and all(
+        seen is not None and seen == (sources.files[path].signature, sources.files[path].access)
+        for path, seen in looks.items()
     )
 
 
@@ -212,32 +241,61 @@ def _looked_at(
     """The files of services.d, of which only those that are named `changed` are looked at."""
     files = dict(known)
     del files[settings_file]
+    place = look_at_directory(directory)
     for name in sorted(changed):
         path = f"{directory}/{name}"
         if not _is_declared_in(name):
             continue
-        signature = _signature(path)
-        if signature is None and not os.path.lexists(path):
+        seen = look(path, place)
+        if seen is None and not os.path.lexists(path):
             files.pop(path, None)
         else:
-            files[path] = _file(path, None, signature)
+            files[path] = _file(path, place, None, seen)
     if files.keys() != known.keys() - {settings_file}:
         return dict(sorted(files.items()))
     return files
 
 
+def _trusted_settings(main: _File, path: str) -> _File:
+    """The settings file, without its content if others may change it: it names programs to run."""
+    if main.access is None:
+        return main
+    verdict = judge(main.access, trusted_users.settings_users())
+    if verdict.is_trusted:
+        return main
+    problem = Problem(
+        message=f"is not trusted, and settings name programs to run: {verdict.reason}",
+        remedy=verdict.remedy,
+        file=path,
+    )
+    return replace(
+        main,
+        signature=None,
+        content={},
+        document=_NO_DOCUMENT,
+        services={},
+        problems=(problem,),
+        is_broken=True,
+    )
+
+
 def _file(
-    path: str, before: _File | None, signature: _Signature | None, *, is_main: bool = False
+    path: str,
+    place: Found | None,
+    before: _File | None,
+    seen: Look | None,
+    *,
+    is_main: bool = False,
 ) -> _File:
     """What a file holds; `before` if it is the same still."""
-    if before is not None and signature is not None and before.signature == signature:
-        return before
+    if before is not None and seen is not None and before.signature == seen.signature:
+        return before if before.access == seen.access else replace(before, access=seen.access)
     problems: list[Problem] = []
     services: dict[str, _Raw] = {}
     fragment = None
     document, content = _NO_DOCUMENT, dict[str, Any]()
     if path.endswith(".cfg") and not is_main:
-        fragment = _fragment(path, problems)
+        fragment, seen = _fragment(path, place, problems)
     elif path.endswith(".yml") and not is_main:
         problems.append(
             Problem(
@@ -248,7 +306,8 @@ def _file(
             )
         )
     else:
-        document = _read(path, problems, missing_remedy=_MISSING_SETTINGS if is_main else "")
+        missing_remedy = _MISSING_SETTINGS if is_main else ""
+        document, seen = _read(path, place, problems, missing_remedy=missing_remedy)
         content = _mapping(document, path, problems)
         inline = content.pop("services", None)
         if not is_main:
@@ -258,9 +317,10 @@ def _file(
         services = _collect(inline, document, path, problems, before.services if before else {})
     errors = errors_in(problems)
     is_broken = bool(errors) if is_main else any(problem.service is None for problem in errors)
-    is_settled = signature is not None and not is_broken and _is_settled(signature)
+    is_settled = seen is not None and not is_broken and seen.is_settled
     return _File(
-        signature=signature if is_settled else None,
+        signature=seen.signature if seen and is_settled else None,
+        access=seen.access if seen else None,
         content=content,
         document=document,
         services=services,
@@ -268,32 +328,6 @@ def _file(
         problems=tuple(problems),
         is_broken=is_broken,
     )
-
-
-def _signature(path: str) -> _Signature | None:
-    try:
-        return _signature_of(safe_files.status_listed(path))
-    except (OSError, Unsafe):
-        return None
-
-
-def _signature_of(status: os.stat_result) -> _Signature:
-    return (
-        status.st_dev,
-        status.st_ino,
-        status.st_size,
-        status.st_mtime_ns,
-        status.st_ctime_ns,
-    )
-
-
-def _is_settled(signature: _Signature) -> bool:
-    """True if a change after the look would have another signature.
-
-    Clocks of file systems have grains of up to 2 s; what was changed within one grain of the look
-    may be changed again without any sign.
-    """
-    return max(signature[3:]) + _GRAIN < time.time_ns()
 
 
 def _with_same_names(before: Sources, files: Mapping[str, _File]) -> dict[str, _Raw] | None:
@@ -316,28 +350,21 @@ def _with_same_names(before: Sources, files: Mapping[str, _File]) -> dict[str, _
     return {**before.services, **changed} if count == len(before.services) else None
 
 
-def _merged(files: Mapping[str, _File], clashes: dict[str, list[Problem]]) -> dict[str, _Raw]:
-    """All services; of those with the same name the first, and what is wrong with the others."""
+def _merged(
+    files: Mapping[str, _File],
+) -> tuple[dict[str, _Raw], dict[str, tuple[_Raw, ...]]]:
+    """All services; and those of them that several files define, in the order of the files."""
     services: dict[str, _Raw] = {}
-    for path, file in files.items():
+    duplicates: dict[str, tuple[_Raw, ...]] = {}
+    for file in files.values():
         if services.keys().isdisjoint(file.services):
             services.update(file.services)
-        else:
-            clashes[path] = list(_merge(services, file.services))
-    return services
-
-
-def _merge(services: dict[str, _Raw], more: Mapping[str, _Raw]) -> Iterator[Problem]:
-    """Add `more`, but for names that are there already: those are problems."""
-    for name, raw in more.items():
-        first = services.setdefault(name, raw)
-        if first is not raw:
-            line = (first.document.locate(("services", name)) or (0, 0))[0]
-            yield raw.problem(
-                "",
-                f"is also defined in {first.file}:{line}",
-                "rename one of the two, or remove it",
-            )
+            continue
+        for name, raw in file.services.items():
+            first = services.setdefault(name, raw)
+            if first is not raw:
+                duplicates[name] = (*duplicates.get(name, (first,)), raw)
+    return services, duplicates
 
 
 def state_directory(sources: Sources) -> str:
@@ -345,10 +372,7 @@ def state_directory(sources: Sources) -> str:
 
     Settings that cannot be read must not hide what was good before.
     """
-    declared = sources.settings.get("state_directory")
-    if isinstance(declared, str) and SAFE_PATH.fullmatch(declared):
-        return declared
-    return os.environ.get("STATE_DIRECTORY", "").split(":")[0] or Settings().state_directory
+    return trusted_users.state_directory(sources.settings)
 
 
 def declare(
@@ -367,17 +391,28 @@ def declare(
     if reverted.get(_SETTINGS) and last_good.settings is not None:
         raw_settings, document = dict(last_good.settings), _NO_DOCUMENT
     settings = _settings(raw_settings, document, sources.settings_file, problems)
-    services = _with_reverted(sources, last_good, reverted)
+    verdicts = file_verdicts(sources, raw_settings)
+    problems += _trust_problems(raw_settings, document, sources.settings_file)
+    faults: dict[Unit, tuple[Problem, ...]] = {}
+    services = _with_reverted(sources, last_good, reverted, verdicts, faults)
     built: dict[str, ServiceSpec] = {}
     forms: dict[str, Form] = {}
+    doubtful: dict[str, ServiceSpec] = {}
     for name, raw in services.items():
-        spec, said, form = raw.found[0] if raw.found else raw.judged()
+        level = raw.level or _verdict(raw, verdicts).level
+        spec, said, form = raw.judged(level)
         if said:
             problems += said
         if spec is not None:
             built[name] = spec
             forms[name] = form
-    fragments = _fragments(sources, last_good, reverted)
+            if level is Level.UNTRUSTED:
+                doubtful[name] = spec
+    fragments = _fragments(sources, last_good, reverted, verdicts, faults)
+    for name, violation in _violations(settings, doubtful, fragments, last_good.services):
+        problems.append(_violation_problem(services[name], violation, verdicts))
+        built.pop(name, None)
+        forms.pop(name, None)
     for clash in [fragment for fragment in fragments if fragment.name in built]:
         problems.append(
             Problem(
@@ -393,11 +428,8 @@ def declare(
     problems += [
         _place_between(problem, services, document, sources.settings_file) for problem in between
     ]
-    own_templates = sources.templates or {}
-    if reverted.get(_TEMPLATES) or reverted.get(_SETTINGS):
-        own_templates = last_good.templates
-    elif _TEMPLATES in reverted:
-        own_templates = {}
+    own_templates = _own_templates(sources, last_good, reverted, verdicts, faults)
+    problems += [problem for found in faults.values() for problem in found]
     all_forms = LastGood(
         settings=raw_settings,
         services=forms,
@@ -414,7 +446,121 @@ def declare(
         templates=own_templates,
         forms=all_forms,
         fresh=all_forms.differing(last_good),
+        verdicts=verdicts,
+        untrusted=frozenset(name for name in doubtful if name in built),
+        faults=faults,
     )
+
+
+def file_verdicts(sources: Sources, settings: Mapping[str, Any]) -> dict[str, Verdict]:
+    """The trust level of each file of `sources`, by path, with the users that `settings` name."""
+    users = trusted_users.trusted_users(settings)
+    verdicts = {
+        path: judge(file.access, users)
+        for path, file in sources.files.items()
+        if file.access is not None and path != sources.settings_file
+    }
+    main = sources.files.get(sources.settings_file)
+    if main is not None and main.access is not None:
+        verdicts[sources.settings_file] = judge(main.access, trusted_users.settings_users())
+    for path, access in sources.template_access.items():
+        verdicts[path] = judge(access, users)
+    return verdicts
+
+
+def _verdict(raw: _Raw, verdicts: Mapping[str, Verdict]) -> Verdict:
+    if raw.level is None:
+        return verdicts.get(raw.file, UNTRUSTED_ORIGIN)
+    return TRUSTED if raw.level is Level.TRUSTED else UNTRUSTED_ORIGIN
+
+
+def _trust_problems(
+    settings: Mapping[str, Any], document: Document, file: str
+) -> Iterator[Problem]:
+    """Users in `trust.users` that do not exist, and a state directory that others may write."""
+    for number, name in enumerate(trusted_users.named_users(settings)):
+        if user_id(name) is None:
+            line, column = document.locate(("trust", "users", number)) or (None, None)
+            yield Problem(
+                message=f"there is no user {name} on this host",
+                remedy="correct the name, or remove it",
+                severity=Severity.WARNING,
+                file=file,
+                line=line,
+                column=column,
+                field=f"trust.users.{number}",
+            )
+    directory = trusted_users.state_directory(settings)
+    verdict = trusted_users.state_verdict(directory)
+    if verdict is not None and not verdict.is_trusted:
+        line, column = document.locate(("state_directory",)) or (None, None)
+        yield Problem(
+            message=f"{directory} is not trusted, and holds earlier settings: {verdict.reason}",
+            remedy=verdict.remedy,
+            file=file,
+            line=line,
+            column=column,
+            field="state_directory",
+        )
+
+
+def _violations(
+    settings: Settings,
+    doubtful: Mapping[str, ServiceSpec],
+    fragments: Sequence[Fragment],
+    running: Collection[str],
+) -> list[tuple[str, untrusted.Violation]]:
+    """What services of untrusted files may not declare; `running` ones are the last to be many."""
+    if not doubtful:
+        return []
+    order = sorted(doubtful, key=lambda name: (name not in running, name))
+    found = [
+        (name, violation)
+        for name in order
+        for violation in untrusted.violations(doubtful[name], settings.untrusted)
+    ]
+    found += untrusted.name_violations(doubtful.values(), fragments).items()
+    found += [(name, untrusted.TOO_MANY) for name in order[untrusted.MAX_SERVICES :]]
+    return found
+
+
+def _violation_problem(
+    raw: _Raw, violation: untrusted.Violation, verdicts: Mapping[str, Verdict]
+) -> Problem:
+    message, remedy = violation.message, violation.remedy
+    if violation.needs is untrusted.Needs.TRUST:
+        verdict = _verdict(raw, verdicts)
+        message = f"{message}, but {verdict.reason}"
+        fixes = (verdict.remedy, "move the service to a trusted file")
+        remedy = ", or ".join(fix for fix in fixes if fix)
+    return raw.problem(violation.field, message, remedy)
+
+
+def _own_templates(
+    sources: Sources,
+    last_good: LastGood,
+    reverted: Mapping[Unit, bool],
+    verdicts: Mapping[str, Verdict],
+    faults: dict[Unit, tuple[Problem, ...]],
+) -> Mapping[str, str]:
+    """The operator's templates, all of them from trusted files: they are code."""
+    if reverted.get(_TEMPLATES) or reverted.get(_SETTINGS):
+        return last_good.templates
+    if _TEMPLATES in reverted:
+        return {}
+    found = tuple(
+        _untrusted_file("templates need trusted files", path, verdicts[path])
+        for path in sources.template_access
+        if not verdicts[path].is_trusted
+    )
+    if found:
+        faults[_TEMPLATES] = found
+        return {}
+    return sources.templates or {}
+
+
+def _untrusted_file(message: str, path: str, verdict: Verdict) -> Problem:
+    return Problem(message=f"{message}, but {verdict.reason}", remedy=verdict.remedy, file=path)
 
 
 def recall(last_good: LastGood, sources: Sources) -> Declaration | None:
@@ -428,56 +574,86 @@ def recall(last_good: LastGood, sources: Sources) -> Declaration | None:
         sources,
         settings=dict(last_good.settings),
         document=_NO_DOCUMENT,
-        services={
-            name: _Raw(name, form.value, form.file, _NO_DOCUMENT)
-            for name, form in last_good.services.items()
-        },
-        fragments=tuple(
-            fragment
-            for form in last_good.fragments.values()
-            if (fragment := fragment_of(form.file, form.value)[0]) is not None
-        ),
+        services={name: _kept(name, form) for name, form in last_good.services.items()},
+        duplicates={},
+        fragments=(),
         templates=last_good.templates,
+        template_access={},
         broken=frozenset(),
         problems=(),
     )
-    return declare(former)
+    fragments = {Unit(Piece.FRAGMENT, name): True for name in last_good.fragments}
+    return declare(former, last_good, fragments)
+
+
+def _kept(name: str, form: Form) -> _Raw:
+    return _Raw(name, form.value, form.file, _NO_DOCUMENT, form.level)
 
 
 def _with_reverted(
-    sources: Sources, last_good: LastGood, reverted: Mapping[Unit, bool]
+    sources: Sources,
+    last_good: LastGood,
+    reverted: Mapping[Unit, bool],
+    verdicts: Mapping[str, Verdict],
+    faults: dict[Unit, tuple[Problem, ...]],
 ) -> Mapping[str, _Raw]:
     """The services as declared, or as they were last good, or without those to leave out."""
+    declared = sources.services
     broken = {unit.name for unit in reverted if unit.piece is Piece.FILE}
+    if sources.duplicates:
+        declared = dict(declared)
+        trusted = {path for path, verdict in verdicts.items() if verdict.is_trusted}
+        for name, found in sources.duplicates.items():
+            left = [raw for raw in found if raw.file not in broken]
+            if not left:
+                continue
+            running = last_good.services.get(name)
+            declared[name], said = claims.settle(left, trusted, running.file if running else None)
+            faults.update((unit, each) for unit, each in said.items() if unit not in reverted)
     if not reverted:
-        return sources.services
-    services = {name: raw for name, raw in sources.services.items() if raw.file not in broken}
+        return declared
+    services = {name: raw for name, raw in declared.items() if raw.file not in broken}
     for name, form in last_good.services.items() if broken else ():
         is_lost = form.file in broken or str(Path(form.file).parent) in broken
         if is_lost and name not in services:
-            services[name] = _Raw(name, form.value, form.file, _NO_DOCUMENT)
+            services[name] = _kept(name, form)
     for unit, keeps in reverted.items():
         if unit.piece is not Piece.SERVICE:
             continue
         services.pop(unit.name, None)
         form_kept = last_good.services.get(unit.name)
         if keeps and form_kept is not None:
-            services[unit.name] = _Raw(unit.name, form_kept.value, form_kept.file, _NO_DOCUMENT)
+            services[unit.name] = _kept(unit.name, form_kept)
     return services
 
 
 def _fragments(
-    sources: Sources, last_good: LastGood, reverted: Mapping[Unit, bool]
+    sources: Sources,
+    last_good: LastGood,
+    reverted: Mapping[Unit, bool],
+    verdicts: Mapping[str, Verdict],
+    faults: dict[Unit, tuple[Problem, ...]],
 ) -> list[Fragment]:
+    """The fragments as declared, all of them from trusted files, or as they were last good."""
     broken = {unit.name for unit in reverted if unit.piece is Piece.FILE}
-    fragments = {f.name: f for f in sources.fragments if f.origin.file not in broken}
+    fragments: dict[str, Fragment] = {}
+    for fragment in sources.fragments:
+        path, unit = fragment.origin.file, Unit(Piece.FRAGMENT, fragment.name)
+        if path in broken:
+            continue
+        verdict = verdicts.get(path, UNTRUSTED_ORIGIN)
+        if verdict.is_trusted:
+            fragments[fragment.name] = fragment
+        elif unit not in reverted:
+            message = "a raw fragment needs a trusted file"
+            faults[unit] = (_untrusted_file(message, path, verdict),)
     for name, form in last_good.fragments.items():
         is_lost = form.file in broken or str(Path(form.file).parent) in broken
         if (is_lost and name not in fragments) or reverted.get(Unit(Piece.FRAGMENT, name)):
             fragments.pop(name, None)
-            fragment, _ = fragment_of(form.file, form.value)
-            if fragment is not None:
-                fragments[name] = fragment
+            kept, _ = fragment_of(form.file, form.value)
+            if kept is not None:
+                fragments[name] = kept
     for unit, keeps in reverted.items():
         if unit.piece is Piece.FRAGMENT and not (keeps and unit.name in last_good.fragments):
             fragments.pop(unit.name, None)
@@ -493,15 +669,15 @@ def _template_directory(raw: Mapping[str, Any]) -> str | None:
 _MISSING_SETTINGS = f"create it, give --config PATH, or set {SETTINGS_VARIABLE}"
 
 
-_Signature = tuple[int, int, int, int, int]
-"""Device, inode, size, and the times of change of content and inode, in ns."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _File:
-    """A file as it was read.  `signature` is None if it is to be read again in any case."""
+    """A file as it was read.
 
-    signature: _Signature | None
+    `signature` is None if it is to be read again in any case, `access` if it could not be opened.
+    """
+
+    signature: Signature | None
+    access: WriteAccess | None
     content: dict[str, Any]
     document: Document
     services: Mapping[str, _Raw]
@@ -523,23 +699,32 @@ class _Raw:
     value: Any
     file: str
     document: Document
-    found: list[tuple[ServiceSpec | None, tuple[Problem, ...], Form]] = field(
-        default_factory=list, compare=False, repr=False
+    level: Level | None = None
+    """The level of a last good form, which it keeps; None for a service that was just read."""
+    found: dict[Level, tuple[ServiceSpec | None, tuple[Problem, ...], Form]] = field(
+        default_factory=dict, compare=False, repr=False
     )
     """What `judged` found out, if it was asked."""
 
-    def judged(self) -> tuple[ServiceSpec | None, tuple[Problem, ...], Form]:
+    def judged(self, level: Level) -> tuple[ServiceSpec | None, tuple[Problem, ...], Form]:
         """What it declares, None if that is wrong; what is wrong; its form.  Found out once."""
-        if not self.found:
+        known = self.found.get(level)
+        if known is None:
             problems: list[Problem] = []
             spec = _service(self, problems)
-            self.found.append((spec, tuple(problems), Form(self.file, self.value)))
-        return self.found[0]
+            known = spec, tuple(problems), Form(self.file, self.value, level)
+            self.found[level] = known
+        return known
 
     @property
     def problems(self) -> tuple[Problem, ...]:
-        """What is wrong with it."""
-        return self.judged()[1]
+        """What is wrong with it, whatever its level."""
+        return (next(iter(self.found.values()), None) or self.judged(Level.TRUSTED))[1]
+
+    @property
+    def line(self) -> int:
+        """Where it begins in its file, from 1; 0 if that is unknown."""
+        return (self.document.locate(("services", self.name)) or (0, 0))[0]
 
     def problem(
         self, field: str, message: str, remedy: str, inside: _Inside | None = None
@@ -565,10 +750,12 @@ class _Raw:
         )
 
 
-def _read(path: str, problems: list[Problem], *, missing_remedy: str = "") -> Document:
-    text = read_text(path, problems, missing_remedy)
+def _read(
+    path: str, place: Found | None, problems: list[Problem], *, missing_remedy: str = ""
+) -> tuple[Document, Look | None]:
+    text, seen = read_file(path, place, problems, missing_remedy)
     if text is None:
-        return _NO_DOCUMENT
+        return _NO_DOCUMENT, seen
     try:
         document = read_document(text, is_json=path.endswith(".json"))
     except Unreadable as exc:
@@ -581,7 +768,7 @@ def _read(path: str, problems: list[Problem], *, missing_remedy: str = "") -> Do
                 column=exc.flaw.column,
             )
         )
-        return _NO_DOCUMENT
+        return _NO_DOCUMENT, seen
     problems += [
         Problem(
             message=flaw.message,
@@ -592,26 +779,7 @@ def _read(path: str, problems: list[Problem], *, missing_remedy: str = "") -> Do
         )
         for flaw in document.flaws
     ]
-    return document
-
-
-def read_text(path: str, problems: list[Problem], missing_remedy: str = "") -> str | None:
-    """The text of a file that an operator names; None, and a problem, if it cannot be had."""
-
-    try:
-        content = safe_files.read_listed(path, MAX_BYTES)
-    except Unsafe as exc:
-        remedy = missing_remedy if exc.fault is Fault.MISSING else exc.remedy
-        problems.append(Problem(message=exc.message, remedy=remedy, file=path))
-        return None
-    try:
-        return content.decode("utf-8")
-    except UnicodeDecodeError as exc:
-        line = content.count(b"\n", 0, exc.start) + 1
-        problems.append(
-            Problem(message="is not UTF-8", remedy="save it as UTF-8", file=path, line=line)
-        )
-        return None
+    return document, seen
 
 
 def _mapping(document: Document, file: str, problems: list[Problem]) -> dict[str, Any]:
@@ -631,60 +799,19 @@ def _mapping(document: Document, file: str, problems: list[Problem]) -> dict[str
     return dict(document.value)
 
 
-def _listing(directory: str, problems: list[Problem]) -> dict[str, _Signature | None]:
-    """The files of a directory that may declare something, in order, and what they look like."""
-    found: dict[str, _Signature | None] = {}
-    try:
-        with os.scandir(directory) as entries:
-            for entry in entries:
-                if _is_declared_in(entry.name):
-                    found[f"{directory}/{entry.name}"] = _entry_signature(entry)
-    except FileNotFoundError:
-        return {}
-    except OSError as exc:
-        problems.append(
-            Problem(
-                message=f"cannot be listed: {exc.strerror}",
-                remedy="see its owner and mode",
-                file=directory,
-            )
-        )
-        return {}
-    if len(found) > MOST_FILES:
-        problems.append(
-            Problem(
-                message=f"has more than {MOST_FILES} files",
-                remedy="put several services into one file",
-                file=directory,
-            )
-        )
-    return dict(sorted(found.items())[:MOST_FILES])
-
-
 def _is_declared_in(name: str) -> bool:
     return not name.startswith((".", "#")) and name.endswith((".yaml", ".json", ".cfg", ".yml"))
 
 
-def _entry_signature(entry: os.DirEntry[str]) -> _Signature | None:
-    if entry.is_symlink():
-        return _signature(entry.path)
-    try:
-        return _signature_of(entry.stat())
-    except OSError:
-        return None
-
-
-def _names(directory: str) -> list[str]:
-    return sorted(entry.name for entry in Path(directory).iterdir())
-
-
-def _fragment(path: str, problems: list[Problem]) -> Fragment | None:
-    text = read_text(path, problems)
+def _fragment(
+    path: str, place: Found | None, problems: list[Problem]
+) -> tuple[Fragment | None, Look | None]:
+    text, seen = read_file(path, place, problems)
     if text is None:
-        return None
+        return None, seen
     fragment, found = fragment_of(path, text)
     problems += found
-    return fragment
+    return fragment, seen
 
 
 def _collect(
@@ -902,24 +1029,28 @@ def _placed(problem: Problem, file: str, document: Document) -> Problem:
     return replace(placed, severity=problem.severity, unit=problem.unit)
 
 
-def _templates(directory: str, problems: list[Problem]) -> dict[str, str] | None:
-    """The operator's own templates: file name → text; None if they cannot be read."""
-    try:
-        names = [name for name in _names(directory) if name.endswith(".j2")]
-    except OSError as exc:
+def _templates(
+    directory: str, problems: list[Problem], access: dict[str, WriteAccess]
+) -> dict[str, str] | None:
+    """The operator's own templates: file name → text; None if they cannot be read.
+
+    Adds to `access` who may change each, by its path.
+    """
+    found: list[Problem] = []
+    place, looks = list_directory(directory, lambda name: name.endswith(".j2"), found)
+    if place is None:
+        remedy = "create it, or set haproxy.templates to null"
+        message = found[0].message if found else "does not exist"
         problems.append(
-            Problem(
-                message=f"cannot be listed: {exc.strerror}",
-                remedy="create it, or set haproxy.templates to null",
-                file=directory,
-                field="haproxy.templates",
-            )
+            Problem(message=message, remedy=remedy, file=directory, field="haproxy.templates")
         )
         return None
     texts: dict[str, str] = {}
-    for name in names:
-        text = read_text(f"{directory}/{name}", problems)
+    for path in looks:
+        text, seen = read_file(path, place, problems)
+        if seen is not None:
+            access[path] = seen.access
         if text is None:
             return None
-        texts[name] = text
+        texts[Path(path).name] = text
     return texts

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from fc_frontend.config.last_good import Form, LastGood, Piece, Quarantine, Unit
-from fc_frontend.config.loader import Declaration, Sources, declare
+from fc_frontend.config.loader import Declaration, Sources, declare, file_verdicts
+from fc_frontend.config.trust import Level, Verdict
 from fc_frontend.errors import Problem, errors_in
 
 Faults = Mapping[Unit, tuple[Problem, ...]]
@@ -64,17 +65,28 @@ def tolerate(
     """
     withdrawn = withdrawn or Withdrawn()
     faults = {**_unreadable(sources, last_good), **withdrawn.refused}
-    keeps = {
-        unit: unit not in withdrawn.left_out and _has_last_good(unit, last_good) for unit in faults
-    }
+    settings = last_good.settings if _SETTINGS in faults else None
+    verdicts = file_verdicts(sources, settings or sources.settings)
+
+    def keeps_last_good(unit: Unit) -> bool:
+        return _has_last_good(unit, last_good) and not _is_foreign(
+            unit, sources, last_good, verdicts
+        )
+
+    keeps = {unit: unit not in withdrawn.left_out and keeps_last_good(unit) for unit in faults}
     while True:
         declaration = declare(sources, last_good, keeps)
+        blamed = dict(declaration.faults)
+        attributed = {problem for problems in blamed.values() for problem in problems}
         found = errors_in(declaration.problems[len(sources.problems) :])
+        rest = [problem for problem in found if problem not in attributed]
+        for unit, problems in _blamed(rest, declaration, last_good, keeps).items():
+            blamed[unit] = (*blamed.get(unit, ()), *problems)
         fresh = False
-        for unit, problems in _blamed(found, declaration, last_good, keeps).items():
+        for unit, problems in blamed.items():
             if unit not in keeps:
                 faults[unit] = problems
-                keeps[unit] = _has_last_good(unit, last_good)
+                keeps[unit] = keeps_last_good(unit)
                 fresh = True
             elif keeps[unit]:
                 # Its last good form does not fit to what is there now.
@@ -161,7 +173,26 @@ def _has_last_good(unit: Unit, last_good: LastGood) -> bool:
         return unit.name in last_good.fragments
     if unit.piece is Piece.FILE:
         return _any_below(unit.name, last_good)
-    return last_good.settings is not None
+    return unit.piece is not Piece.DUPLICATE and last_good.settings is not None
+
+
+def _is_foreign(
+    unit: Unit, sources: Sources, last_good: LastGood, verdicts: Mapping[str, Verdict]
+) -> bool:
+    """True if the last good form of a service is one that its untrusted file must not bring back.
+
+    Else such a file could keep what a trusted file withdrew, by a faulty service of that name.
+    """
+    if unit.piece is not Piece.SERVICE or unit.name not in sources.services:
+        return False
+    form = last_good.services[unit.name]
+    files = {raw.file for raw in sources.duplicates.get(unit.name, ())}
+    files.add(sources.services[unit.name].file)
+    return (
+        form.level is Level.TRUSTED
+        and form.file not in files
+        and not any(file in verdicts and verdicts[file].is_trusted for file in files)
+    )
 
 
 def _any_below(path: str, last_good: LastGood) -> bool:

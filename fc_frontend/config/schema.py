@@ -29,12 +29,14 @@ from fc_frontend.plan.addresses import (
     NotAnAddress,
     parse_address,
     parse_bind,
+    parse_bind_range,
     parse_nameserver,
     parse_network,
 )
 from fc_frontend.plan.model import (
     Address,
     Bind,
+    BindRange,
     Cluster,
     Discovery,
     Haproxy,
@@ -46,6 +48,8 @@ from fc_frontend.plan.model import (
     Settings,
     Target,
     Tls,
+    Trust,
+    Untrusted,
 )
 from fc_frontend.plan.slots import MOST as MOST_SLOTS
 from fc_frontend.render.config import MARK, has_mark
@@ -72,6 +76,7 @@ _DNS_NAME = re.compile(
     r"(?:\.[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?)*"
 )
 _ACCOUNT = re.compile(r"[a-z_][a-z0-9_-]{0,30}")
+_USER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@-]{0,63}")
 _TIME = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,6})?)(ms|s|m|h|d)?")
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, None: 1.0}
 _ARGUMENT = r"[A-Za-z0-9._-]{1,100}"
@@ -212,6 +217,13 @@ def _slots(value: Any) -> int | None:
     raise _error(f"{_short(value)} is not a number of slots", f"give auto, or 1 to {MOST_SLOTS}")
 
 
+def _user(value: Any) -> str:
+    text = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+    if not isinstance(text, str) or not _USER.fullmatch(text):
+        raise _error(f"{_short(value)} is not a user", "give a user's name or number")
+    return text
+
+
 def _tls(value: Any) -> Any:
     return {"verify": "none"} if value is True else value
 
@@ -244,6 +256,8 @@ SafePath = Annotated[
 AccountName = Annotated[
     str, _matching(_ACCOUNT, "an account's name", "give a name as in /etc/passwd or /etc/group")
 ]
+UserName = Annotated[str, BeforeValidator(_user)]
+BindAddresses = Annotated[BindRange, BeforeValidator(_parsed(parse_bind_range))]
 BindAddress = Annotated[Bind, BeforeValidator(_parsed(parse_bind))]
 NetworkAddress = Annotated[Network, BeforeValidator(_parsed(parse_network))]
 NameserverAddress = Annotated[Nameserver, BeforeValidator(_parsed(parse_nameserver))]
@@ -348,6 +362,28 @@ class IntervalsDeclaration(_Strict):
         return Intervals(**dict(self))
 
 
+class TrustDeclaration(_Strict):
+    """`trust:`."""
+
+    users: Annotated[tuple[UserName, ...], BeforeValidator(_listed), Field(max_length=100)] = ()
+
+
+class UntrustedDeclaration(_Strict):
+    """`untrusted:`, the limits of files that are not trusted."""
+
+    namespaces: (
+        Annotated[tuple[ServiceName, ...], BeforeValidator(_listed), Field(max_length=1000)] | None
+    ) = None
+    binds: (
+        Annotated[tuple[BindAddresses, ...], BeforeValidator(_listed), Field(max_length=1000)]
+        | None
+    ) = None
+    raw_lines: Literal["none", "safe"] = "none"
+
+    def model(self) -> Untrusted:
+        return Untrusted(**dict(self))
+
+
 class SettingsDeclaration(_Strict):
     """The settings file, but for its services."""
 
@@ -356,6 +392,8 @@ class SettingsDeclaration(_Strict):
     state_directory: SafePath = "/var/lib/fc-frontend"
     listen: Annotated[BindAddress | None, AfterValidator(_ip_only)] = parse_bind("127.0.0.1:9484")
     intervals: IntervalsDeclaration = Field(default_factory=IntervalsDeclaration)
+    trust: TrustDeclaration = Field(default_factory=TrustDeclaration)
+    untrusted: UntrustedDeclaration = Field(default_factory=UntrustedDeclaration)
 
     def model(self) -> Settings:
         """The settings as a value for all later stages."""
@@ -365,6 +403,8 @@ class SettingsDeclaration(_Strict):
             state_directory=self.state_directory,
             listen=self.listen,
             intervals=self.intervals.model(),
+            trust=Trust(users=self.trust.users),
+            untrusted=self.untrusted.model(),
         )
 
 

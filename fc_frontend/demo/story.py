@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import http.client
 import json
+import os
 import random
 import signal
 import subprocess
@@ -384,5 +385,7 @@ def _natural(name: str) -> tuple[str, int]:
 @contextlib.contextmanager
 def stage() -> Iterator[Stage]:
     """A directory and addresses for a demo, removed at the end."""
+    # Files that a group may write are not trusted.
+    os.umask(0o022)
     with tempfile.TemporaryDirectory(prefix="fc-demo-") as directory:
         yield Stage(random.randint(64, 120), Path(directory))

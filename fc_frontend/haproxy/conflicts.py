@@ -47,22 +47,27 @@ def place(path: str) -> Hashable:
 
 
 def listener_problems(
-    plan: Plan, config: Config, newcomers: Collection[UnitId]
+    plan: Plan,
+    config: Config,
+    newcomers: Collection[UnitId],
+    untrusted: Collection[str] = (),
 ) -> tuple[Problem, ...]:
     """Listeners that take connections or paths from each other, or that cannot be known.
 
     Of two that want the same, the one to blame is that of `newcomers`, the units that HAProxy does
     not have in this form.  Between newcomers, a bind that is declared as such comes before raw
-    text.  Each problem has its unit.
+    text.  The services `untrusted` are to blame in any case, and must not even overlap with others
+    that are not of the same file.  Each problem has its unit.
     """
     found, flaws = listeners_of(config, socket.gethostname())
     ordered = _ordered([*_outside(plan.settings), *found], plan, newcomers)
+    ordered.sort(key=lambda claim: _is_of(claim, untrusted))
     between = conflicts(ordered, place)
     lost = {id(conflict.claim) for conflict in between}
     covering = overlaps([claim for claim in ordered if id(claim) not in lost])
     if not (flaws or between or covering):
         return ()
-    units = _Units(plan, config)
+    units = _Units(plan, config, untrusted)
     problems: list[Problem | None] = [units.flawed(flaw) for flaw in flaws]
     problems += map(units.conflicting, between)
     rank = {id(claim): number for number, claim in enumerate(ordered)}
@@ -95,6 +100,10 @@ def _ordered(claims: list[Owned], plan: Plan, newcomers: Collection[UnitId]) -> 
     return [claim for claim in claims if claim.owner not in fresh_units] + fresh
 
 
+def _is_of(claim: Owned, services: Collection[str]) -> bool:
+    return claim.owner.kind is UnitKind.SERVICE and claim.owner.name in services
+
+
 def _outside(settings: Settings) -> Iterator[Owned]:
     """What listens without being in haproxy.cfg."""
     yield Owned(SETTINGS, Listener(Endpoint(Family.UNIX, settings.haproxy.master_socket), 0))
@@ -105,7 +114,8 @@ def _outside(settings: Settings) -> Iterator[Owned]:
 class _Units:
     """Tells whose a listener is, and where it is declared."""
 
-    def __init__(self, plan: Plan, config: Config) -> None:
+    def __init__(self, plan: Plan, config: Config, untrusted: Collection[str]) -> None:
+        self._untrusted = untrusted
         self._specs = {service.spec.name: service.spec for service in plan.services}
         self._fragments = {fragment.name: fragment for fragment in plan.fragments}
         self._config = config
@@ -152,7 +162,7 @@ class _Units:
         wide, others = overlap.wide, []
         for other in overlap.covered:
             ours = (wide.owner == SETTINGS, other.owner == SETTINGS)
-            if not any(ours):
+            if not any(ours) and not self._is_theft(wide, other):
                 others.append(other)
             elif not all(ours):
                 first, last = sorted((wide, other), key=lambda claim: rank[id(claim)])
@@ -160,10 +170,11 @@ class _Units:
                 if first.owner == SETTINGS:
                     yield self._about(last, *self._taken_by_us(what, first, is_path=False))
                 else:
+                    where = f" ({file})" if (file := self._file(first.owner)) else ""
                     yield self._about(
                         last,
-                        f"{what} overlaps with {first.listener.endpoint} of {first.owner}",
-                        "choose another port",
+                        f"{what} overlaps with {first.listener.endpoint} of {first.owner}{where}",
+                        "choose another address or port",
                     )
         if others:
             named = [f"{other.listener.endpoint} of {other.owner}" for other in others[:_MAX_NAMED]]
@@ -176,6 +187,11 @@ class _Units:
                 "give addresses instead of the wildcard if that is not meant",
                 Severity.WARNING,
             )
+
+    def _is_theft(self, one: Owned, other: Owned) -> bool:
+        """True if an overlap lets an untrusted file take connections from another file."""
+        is_untrusted = any(_is_of(claim, self._untrusted) for claim in (one, other))
+        return is_untrusted and self._file(one.owner) != self._file(other.owner)
 
     def _taken_by_us(self, what: str, holder: Owned, is_path: bool) -> tuple[str, str]:
         endpoint = holder.listener.endpoint

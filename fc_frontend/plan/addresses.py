@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_address, ip_network
 
-from fc_frontend.plan.model import Address, Bind, Nameserver, Network, Transport
+from fc_frontend.plan.model import Address, Bind, BindRange, Nameserver, Network, Transport
 from fc_frontend.syntax.endpoints import MAX_SOCKET_PATH
 
 PATH_LETTERS = r"A-Za-z0-9._+@=~/-"
@@ -169,6 +169,28 @@ def _is_address(text: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def parse_bind_range(text: str) -> BindRange:
+    """Addresses and ports such as `198.51.100.0/28:1024-65535` or `[2001:db8::1]:443`.
+
+    The address may be a network, or `*` for all; the port may be a range.  Raises NotAnAddress.
+    """
+    host, ports = _split_host_port(text)
+    network = None
+    if host != "*":
+        try:
+            network = parse_network(host)
+        except NotAnAddress as exc:
+            raise NotAnAddress(f"{text!r}: {exc}", exc.remedy) from None
+    first, _, last = ports.partition("-")
+    low = parse_port(first, text)
+    high = parse_port(last, text) if last else low
+    if low > high or ports.endswith("-"):
+        raise NotAnAddress(
+            f"{ports!r} in {text!r} is not a range of ports", "write the lower port first: 80-443"
+        )
+    return BindRange(network, low, high)
 
 
 def parse_nameserver(text: str) -> Nameserver:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from typing import Literal
 
 from fc_frontend.errors import Problem
@@ -25,6 +25,10 @@ Mode = Literal["tcp", "http"]
 
 FREE_ADDRESS = "127.0.0.255"
 """The address of a slot without a pod, where the runtime API sets the addresses."""
+
+
+WILDCARD_HOSTS = ("*", "::")
+"""Hosts of binds that stand for all addresses."""
 
 
 class Kind(StrEnum):
@@ -163,6 +167,45 @@ class Intervals:
     reload: float = 2.0
 
 
+@dataclass(frozen=True, slots=True)
+class BindRange:
+    """IP addresses and ports that binds may use.  `network` is None for all, wildcards included."""
+
+    network: Network | None
+    first_port: int
+    last_port: int
+
+    def __str__(self) -> str:
+        host = "*" if self.network is None else str(self.network)
+        host = f"[{host}]" if ":" in host else host
+        more = f"-{self.last_port}" if self.last_port != self.first_port else ""
+        return f"{host}:{self.first_port}{more}"
+
+    def covers(self, bind: Bind) -> bool:
+        """True if `bind` is an IP bind within these addresses and ports."""
+        if bind.port is None or not self.first_port <= bind.port <= self.last_port:
+            return False
+        if self.network is None:
+            return True
+        return bind.host not in WILDCARD_HOSTS and ip_address(bind.host) in self.network
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trust:
+    """Names or numbers of users whose files are trusted, besides root and the daemon's user."""
+
+    users: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Untrusted:
+    """What files that are not trusted may publish.  None means no limit."""
+
+    namespaces: tuple[str, ...] | None = None
+    binds: tuple[BindRange, ...] | None = None
+    raw_lines: Literal["none", "safe"] = "none"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """All that is not a service."""
@@ -172,6 +215,8 @@ class Settings:
     state_directory: str = "/var/lib/fc-frontend"
     listen: Bind | None = None
     intervals: Intervals = field(default_factory=Intervals)
+    trust: Trust = field(default_factory=Trust)
+    untrusted: Untrusted = field(default_factory=Untrusted)
 
     @property
     def server_state_file(self) -> str:

@@ -1,0 +1,1 @@
+"""Follow paths, and see who may change what they lead to."""

@@ -1,0 +1,44 @@
+"""Who may change a file, as values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Part(StrEnum):
+    """A component of a path."""
+
+    DIRECTORY = "directory"
+    LINK = "link"
+    FILE = "file"
+    MOUNT = "mount"
+    """A FUSE file system: the user who mounted it decides what it shows, owners included."""
+
+
+@dataclass(frozen=True, slots=True)
+class Component:
+    """One component of a path as lstat(2) shows it; `mode` has the permission bits only."""
+
+    path: str
+    part: Part
+    uid: int
+    gid: int
+    mode: int
+
+    def __str__(self) -> str:
+        return f"the {self.part} {self.path}"
+
+
+@dataclass(frozen=True, slots=True)
+class WriteAccess:
+    """Who may change a file: by its owner and mode, and those of all directories and links to it.
+
+    `owners` has the first component of each owner other than root.  `writable` is the first
+    component that users other than its owner may write, `linked` the file if others may have
+    linked it into its directory; None if there is none.
+    """
+
+    owners: tuple[Component, ...] = ()
+    writable: Component | None = None
+    linked: Component | None = None

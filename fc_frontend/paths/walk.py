@@ -1,0 +1,263 @@
+"""Follow a path one component at a time, and see who may change what it leads to.
+
+Every directory, symbolic link and file on the way is opened relative to the directory before it
+and never through a link (openat(2), O_NOFOLLOW).  What is read is what was judged: nobody can put
+another file in its place in between.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from fc_frontend.paths.access import Component, Part, WriteAccess
+from fc_frontend.paths.accounts import user_name
+from fc_frontend.paths.mounts import mounts
+
+MAX_LINKS = 40
+"""As the kernel has it (path_resolution(7))."""
+_HARD_LINKS_ARE_PROTECTED = Path("/proc/sys/fs/protected_hardlinks")
+_OTHERS_MAY_WRITE = stat.S_IWGRP | stat.S_IWOTH
+_READ = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+_STEP = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+_ROOT = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a path leads to: its path without links, its status, and who may change it.
+
+    `is_shared` is true for a sticky directory in which others may create files.
+    """
+
+    path: str
+    status: os.stat_result
+    access: WriteAccess
+    is_shared: bool = False
+
+    @property
+    def is_directory(self) -> bool:
+        """True for a directory."""
+        return stat.S_ISDIR(self.status.st_mode)
+
+
+class NotAFile(OSError):
+    """A path leads to a pipe, device or socket."""
+
+
+class InKernel(OSError):
+    """A path leads through procfs, sysfs or the like.
+
+    A link there means something else in each process: HAProxy would open another file.
+    """
+
+
+class ForeignLink(OSError):
+    """A link leads its owner to a file that he may not read himself."""
+
+
+class Walker:
+    """Follows paths.  One instance assumes that mounts do not change while it is used."""
+
+    def __init__(self) -> None:
+        self.mounts = mounts()
+        self._owner_of_root = Path("/").stat().st_uid
+
+    def look(self, path: str) -> Found:
+        """What `path` leads to.  Raises OSError as opening it would, InKernel among them."""
+        with contextlib.closing(_Way(self, path)) as way:
+            return way.follow()
+
+    @contextlib.contextmanager
+    def opened(self, path: str) -> Iterator[tuple[int, Found]]:
+        """A descriptor for reading what `path` leads to, and who may change just that.
+
+        Raises OSError, and NotAFile for what has effects when it is opened.
+        """
+        with contextlib.closing(_Way(self, path)) as way:
+            found = way.follow()
+            if not (stat.S_ISREG(found.status.st_mode) or found.is_directory):
+                raise NotAFile(errno.EINVAL, "is not a regular file", path)
+            descriptor = way.reopen()
+            try:
+                yield descriptor, replace(found, status=os.fstat(descriptor))
+            finally:
+                os.close(descriptor)
+
+    def entry(self, directory: Found, path: str, status: os.stat_result) -> Found:
+        """What the last component of `path` is in a known directory; it must not be a link."""
+        real = f"{directory.path.rstrip('/')}/{path.rpartition('/')[2]}"
+        access = self._judged(directory.access, real, status, directory.is_shared)
+        return Found(real, status, access)
+
+    def is_shared(self, status: os.stat_result) -> bool:
+        """True if others may create files in a directory, but not remove those of its owner."""
+        return bool(
+            status.st_mode & _OTHERS_MAY_WRITE
+            and status.st_mode & stat.S_ISVTX
+            and self.is_root(status.st_uid)
+        )
+
+    def is_root(self, uid: int) -> bool:
+        """True for root, and for who owns /.
+
+        In a user namespace root of the host has no number, and nobody has more power than who
+        owns /.
+        """
+        return uid in (_ROOT, self._owner_of_root)
+
+    def _judged(
+        self,
+        access: WriteAccess,
+        path: str,
+        status: os.stat_result,
+        is_in_shared: bool,
+        descriptor: int | None = None,
+    ) -> WriteAccess:
+        """`access` with one more component."""
+        is_root = self.is_root(status.st_uid)
+        part, mode = _part(status), stat.S_IMODE(status.st_mode)
+        if is_root and (part is Part.LINK or not mode & _OTHERS_MAY_WRITE) and not is_in_shared:
+            return access
+        component = Component(path, part, status.st_uid, status.st_gid, mode)
+        if not is_root and all(each.uid != status.st_uid for each in access.owners):
+            access = replace(access, owners=(*access.owners, component))
+        if part is Part.LINK:
+            return access
+        if (
+            access.writable is None
+            and mode & _OTHERS_MAY_WRITE
+            and not (part is Part.DIRECTORY and self.is_shared(status))
+            and not self._is_read_only(path, descriptor)
+        ):
+            access = replace(access, writable=component)
+        if access.linked is None and is_in_shared and part is Part.FILE and status.st_nlink > 1:
+            with contextlib.suppress(OSError):
+                if _HARD_LINKS_ARE_PROTECTED.read_text().strip() != "0":
+                    return access
+            access = replace(access, linked=component)
+        return access
+
+    def _is_read_only(self, path: str, descriptor: int | None) -> bool:
+        if descriptor is not None:
+            return self.mounts.is_read_only(descriptor, path)
+        try:
+            opened = os.open(path, _STEP)
+        except OSError:
+            return False
+        try:
+            return self.mounts.is_read_only(opened, path)
+        finally:
+            os.close(opened)
+
+
+def _part(status: os.stat_result) -> Part:
+    if stat.S_ISLNK(status.st_mode):
+        return Part.LINK
+    return Part.DIRECTORY if stat.S_ISDIR(status.st_mode) else Part.FILE
+
+
+class _Way:
+    """The way to one path, with the descriptors of the directories that lead to it."""
+
+    def __init__(self, walker: Walker, path: str) -> None:
+        self._walker = walker
+        self._given = path
+        self._left = deque(os.path.join(os.getcwd(), path).split("/"))  # noqa: PTH109, PTH118
+        self._names: list[str] = []
+        self._descriptors = [os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)]
+        self._statuses = [os.fstat(self._descriptors[0])]
+        self._access = walker._judged(
+            WriteAccess(), "/", self._statuses[0], False, self._descriptors[0]
+        )
+        self._links = 0
+        self._linkers: dict[int, str] = {}
+        """Users other than root who own a link on the way, and the link."""
+
+    def close(self) -> None:
+        for descriptor in self._descriptors:
+            os.close(descriptor)
+        self._descriptors = []
+
+    def follow(self) -> Found:
+        """Go to the end.  Raises OSError."""
+        while self._left:
+            name = self._left.popleft()
+            if name in ("", "."):
+                continue
+            if not stat.S_ISDIR(self._statuses[-1].st_mode):
+                raise self._error(errno.ENOTDIR)
+            if name == "..":
+                self._leave(len(self._names) - 1)
+            else:
+                self._enter(name)
+        status = self._statuses[-1]
+        self._refuse_foreign_links(status)
+        is_shared = stat.S_ISDIR(status.st_mode) and self._walker.is_shared(status)
+        return Found("/" + "/".join(self._names), status, self._access, is_shared)
+
+    def reopen(self) -> int:
+        """A descriptor for reading just the file that `follow` found.  Raises OSError."""
+        # Opens that very inode (proc(5)), even if another file has its name by now.
+        return os.open(f"/proc/self/fd/{self._descriptors[-1]}", _READ)
+
+    def _enter(self, name: str) -> None:
+        descriptor = os.open(name, _STEP, dir_fd=self._descriptors[-1])
+        self._descriptors.append(descriptor)
+        status = os.fstat(descriptor)
+        path = "/" + "/".join((*self._names, name))
+        if status.st_dev != self._statuses[-1].st_dev:
+            self._cross(path, status)
+        is_in_shared = self._walker.is_shared(self._statuses[-1])
+        self._access = self._walker._judged(self._access, path, status, is_in_shared, descriptor)
+        if not stat.S_ISLNK(status.st_mode):
+            self._names.append(name)
+            self._statuses.append(status)
+            return
+        self._links += 1
+        if self._links > MAX_LINKS:
+            raise self._error(errno.ELOOP)
+        target = os.readlink("", dir_fd=descriptor)
+        os.close(self._descriptors.pop())
+        if not self._walker.is_root(status.st_uid):
+            self._linkers.setdefault(status.st_uid, path)
+        self._left.extendleft(reversed(target.split("/")))
+        if target.startswith("/"):
+            self._leave(0)
+
+    def _cross(self, path: str, status: os.stat_result) -> None:
+        """Enter another file system.  Raises InKernel."""
+        table = self._walker.mounts
+        if status.st_dev in table.kernel_devices:
+            raise InKernel(errno.EINVAL, "leads to a file of the kernel", self._given)
+        user = table.users.get(status.st_dev)
+        if user is not None and not self._walker.is_root(user):
+            mount = Component(path, Part.MOUNT, user, status.st_gid, stat.S_IMODE(status.st_mode))
+            self._access = replace(self._access, owners=(*self._access.owners, mount))
+
+    def _leave(self, depth: int) -> None:
+        """Go back to the directory that is `depth` below /."""
+        depth = max(depth, 0)
+        for descriptor in self._descriptors[depth + 1 :]:
+            os.close(descriptor)
+        del self._descriptors[depth + 1 :], self._statuses[depth + 1 :], self._names[depth:]
+
+    def _refuse_foreign_links(self, status: os.stat_result) -> None:
+        """Raise an error if a link leads its owner to a file that he may not read himself."""
+        for uid, link in self._linkers.items():
+            is_readable = status.st_uid == uid or status.st_mode & stat.S_IROTH
+            is_reachable = all(
+                each.st_uid == uid or each.st_mode & stat.S_IXOTH for each in self._statuses[:-1]
+            )
+            if not (is_readable and is_reachable):
+                message = f"leads by {link}, a link of {user_name(uid)}, to another user's file"
+                raise ForeignLink(errno.EACCES, message, self._given)
+
+    def _error(self, number: int) -> OSError:
+        return OSError(number, os.strerror(number), self._given)

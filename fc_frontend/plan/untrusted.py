@@ -1,0 +1,115 @@
+"""What a file that is not trusted may declare: values, within the setting `untrusted`.
+
+Pure.  The limits keep such a file from harming services of other files: contrib/operations.rst,
+"Who may write what", has them for operators.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from enum import Enum
+from typing import NamedTuple
+
+from fc_frontend.plan.model import Fragment, ServiceSpec, Target, Untrusted
+from fc_frontend.syntax.sections import PROXIES, read_sections
+
+MAX_SERVICES = 1000
+"""Services in all untrusted files together."""
+MAX_SLOTS = 100
+"""`slots` of one service, if it is a number: each takes a file descriptor of HAProxy."""
+
+
+class Needs(Enum):
+    """What makes a service acceptable."""
+
+    TRUST = "trust"
+    """A trusted file."""
+    CHANGE = "change"
+    """Another value, or another setting."""
+
+
+class Violation(NamedTuple):
+    """What an untrusted service may not declare."""
+
+    field: str
+    message: str
+    remedy: str
+    needs: Needs = Needs.CHANGE
+
+
+TOO_MANY = Violation(
+    "",
+    f"untrusted files may not define more than {MAX_SERVICES} services in all",
+    "remove services, or move them to a trusted file",
+)
+
+
+def violations(spec: ServiceSpec, limits: Untrusted) -> Iterator[Violation]:
+    """What `spec` declares beyond values, and beyond `limits`."""
+    for field, value in (
+        ("extra_config", spec.extra_config),
+        ("server_options", spec.server_options),
+        ("bind_options", spec.bind_options),
+    ):
+        if value:
+            yield Violation(field, "raw lines need a trusted file", "", Needs.TRUST)
+    if spec.tls and spec.tls.ca_file:
+        yield Violation("tls.ca_file", "a path needs a trusted file", "", Needs.TRUST)
+    for number, bind in enumerate(spec.binds):
+        if bind.kind != "ip":
+            yield Violation(
+                f"binds.{number}", f"the socket {bind} needs a trusted file", "", Needs.TRUST
+            )
+        elif limits.binds is not None and not any(each.covers(bind) for each in limits.binds):
+            allowed = ", ".join(map(str, limits.binds)) or "nothing"
+            yield Violation(
+                f"binds.{number}",
+                f"untrusted files may not bind {bind}",
+                f"use an address and port in untrusted.binds ({allowed})",
+            )
+    yield from _target_violations(spec, limits)
+    if spec.slots is not None and spec.slots > MAX_SLOTS:
+        yield Violation(
+            "slots",
+            f"untrusted files may not set more than {MAX_SLOTS} slots",
+            "use slots: auto, which follows the number of pods",
+        )
+
+
+def _target_violations(spec: ServiceSpec, limits: Untrusted) -> Iterator[Violation]:
+    if limits.namespaces is None:
+        return
+    allowed = ", ".join(limits.namespaces) or "none"
+    if spec.namespace not in limits.namespaces:
+        yield Violation(
+            "namespace",
+            f"untrusted files may not publish services of namespace {spec.namespace}",
+            f"use a namespace in untrusted.namespaces ({allowed})",
+        )
+    if spec.target is Target.NODE:
+        yield Violation(
+            "lb_service_port",
+            "untrusted files may not publish ports of nodes while untrusted.namespaces is set: "
+            "they belong to any namespace",
+            "use pod_port or service_port",
+        )
+
+
+def name_violations(
+    specs: Iterable[ServiceSpec], fragments: Sequence[Fragment]
+) -> dict[str, Violation]:
+    """The services whose names fragments have already, for themselves or for one of their proxies.
+
+    HAProxy would refuse the fragment for it.
+    """
+    taken: dict[str, str] = {}
+    for fragment in fragments:
+        for section in read_sections(fragment.text):
+            if section.kind in PROXIES:
+                taken.setdefault(section.name, fragment.origin.file)
+        taken[fragment.name] = fragment.origin.file
+    return {
+        spec.name: Violation("", f"{taken[spec.name]} defines {spec.name} as well", "rename it")
+        for spec in specs
+        if spec.name in taken
+    }
