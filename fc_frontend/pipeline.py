@@ -351,6 +351,7 @@ def judged(
     if prepared.config is None:
         return prepared
     haproxy = prepared.declaration.settings.haproxy
-    said = judge(haproxy, prepared.config, patience=patience, is_trial=is_trial).problems
+    judgement = judge(haproxy, prepared.config, prepared.plan, patience=patience, is_trial=is_trial)
+    said = judgement.problems
     located = tuple(prepared.declaration.located(problem) for problem in said)
     return replace(prepared, problems=(*prepared.problems, *located))

@@ -16,7 +16,15 @@ from types import MappingProxyType
 
 from fc_frontend import files
 from fc_frontend.errors import Problem, Refused, Severity, Unavailable, errors_in
-from fc_frontend.haproxy import drain_record, hold, install, preflight, runtime, supervise
+from fc_frontend.haproxy import (
+    drain_record,
+    hold,
+    install,
+    kept_files,
+    preflight,
+    runtime,
+    supervise,
+)
 from fc_frontend.haproxy.binary import find_binary
 from fc_frontend.haproxy.judge import judge
 from fc_frontend.haproxy.lock import deploying
@@ -205,7 +213,15 @@ def deploy_text(
         running = observe(haproxy)
         if running.hash == config.hash:
             first()
-        return _bring(haproxy, config, running, slots=slots, write_state=write_state, output=output)
+        return _bring(
+            haproxy,
+            config,
+            running,
+            slots=slots,
+            write_state=write_state,
+            output=output,
+            kept=kept_files.directory(settings.state_directory),
+        )
     except (Unavailable, Refused) as exc:
         return Deployment(outcome=Outcome.FAILED, hash=config.hash, problems=exc.problems)
 
@@ -229,6 +245,8 @@ def _deploy(
         by_bind={
             str(bind): service.spec.name for service in plan.services for bind in service.spec.binds
         },
+        plan=plan,
+        kept=kept_files.directory(plan.settings.state_directory),
         patience=patience,
     )
     if deployment.outcome in (Outcome.RELOADED, Outcome.STARTED):
@@ -246,13 +264,15 @@ def _bring(
     write_state: Callable[[Running], tuple[Problem, ...]],
     output: str | None,
     by_bind: Mapping[str, str] = _NO_BINDS,
+    plan: Plan | None = None,
+    kept: str | None = None,
     patience: Patience | None = None,
 ) -> Deployment:
     """Judge, try, install and activate a text.  `slots` are its servers with checks."""
     if running.hash == config.hash:
         install.install(haproxy.config_file, config.text)
         return Deployment(outcome=Outcome.IN_SYNC, hash=config.hash)
-    judgement = judge(haproxy, config, patience=patience)
+    judgement = judge(haproxy, config, plan, kept=kept, patience=patience)
     said = judgement.problems
     if not judgement.accepted:
         return replace(_refused(haproxy, config, said), judged=True)

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 from fc_frontend.errors import Problem, Severity
 from fc_frontend.haproxy.binary import find_binary
+from fc_frontend.haproxy.named_files import file_problems
 from fc_frontend.haproxy.patience import Patience
 from fc_frontend.haproxy.validate import Ending, Message, Verdict, validate
 from fc_frontend.haproxy.version import binary_version
-from fc_frontend.plan.model import Haproxy
+from fc_frontend.plan.model import Haproxy, Plan
 from fc_frontend.render.config import Config
 
 _OF_STATE = re.compile(
@@ -39,16 +40,24 @@ class Judgement:
 def judge(
     haproxy: Haproxy,
     config: Config,
+    plan: Plan | None = None,
     *,
+    kept: str | None = None,
     patience: Patience | None = None,
     is_trial: bool = False,
 ) -> Judgement:
-    """HAProxy's verdict, with the services that its messages are about.
+    """HAProxy's verdict, with the services and fragments that its messages are about.
+
+    HAProxy is not asked where a file that `config` names would block it, or is not for everybody to
+    see.  `plan` is what `config` was rendered from: it shows where something was declared.  `kept`
+    is the directory of our own copies of such files.
 
     A check that takes longer than `patience` allows, or `haproxy.check_timeout` without it, refuses
     the configuration.  Raises `Unavailable` if HAProxy cannot be run.
     """
     binary = find_binary(haproxy.binary)
+    if problems := file_problems(config, haproxy, plan, kept):
+        return Judgement(False, problems, Ending.JUDGED)
     patience = patience or Patience()
     timeout = patience.limit(haproxy.check_timeout, is_trial=is_trial)
     verdict = validate(binary, config.text, timeout=timeout)

@@ -8,28 +8,34 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
 from fc_frontend import files, safe_files
 from fc_frontend.errors import Unavailable
-from fc_frontend.plan.addresses import PATH_LETTERS
 from fc_frontend.safe_files import Unsafe
+from fc_frontend.syntax.files import Use, named_files
 
 DIRECTORY = "kept"
 MOST_BYTES = 1024 * 1024
 """Of one file; larger ones are not kept."""
 _MOST_FILES = 2000
 _NOTHING: Mapping[str, str] = MappingProxyType({})
-# Begins with the slash, so that the search goes from slash to slash.
-_PATH = re.compile(rf"/(?<=[\s(,\"']/)[{PATH_LETTERS}]+")
+
+
+def directory(state_directory: str) -> str:
+    """Where copies are kept."""
+    return f"{state_directory}/{DIRECTORY}"
 
 
 def paths_in(text: str) -> frozenset[str]:
-    """The absolute paths in sections of a configuration."""
-    return frozenset(_PATH.findall(text))
+    """The files that sections of a configuration name and HAProxy only reads."""
+    return frozenset(
+        named.path
+        for named in named_files(text)
+        if named.path is not None and named.use in (Use.KEYS, Use.READ, Use.SERVED)
+    )
 
 
 def keep(

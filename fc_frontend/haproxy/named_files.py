@@ -1,0 +1,235 @@
+"""Examine the files that a configuration names before HAProxy opens them.
+
+HAProxy opens whatever is named: it waits for pipes, reads devices without end, and as root serves
+files that nobody else may read.
+"""
+
+from __future__ import annotations
+
+import grp
+import os
+import pwd
+import stat
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from fc_frontend import safe_files
+from fc_frontend.errors import Problem
+from fc_frontend.haproxy.places import Places
+from fc_frontend.plan.model import Haproxy, Plan
+from fc_frontend.render.config import Config
+from fc_frontend.safe_files import Fault, Found, Unsafe
+from fc_frontend.syntax.files import NamedFile, Use, files_of_crt_list, named_files
+
+MAX_BYTES = 16 * 1024 * 1024
+"""Of one file.  As a list of addresses it takes HAProxy 215 MB, as one-letter lines 1.5 GB."""
+MAX_TOTAL_BYTES = 64 * 1024 * 1024
+"""Of all files together, each counted once."""
+MAX_ENTRIES = 20_000
+"""Of a directory with certificates."""
+MAX_LIST_BYTES = 1024 * 1024
+"""Of a file in which other files are named."""
+_ALGORITHMS = ("", ".rsa", ".ecdsa", ".dsa")
+_COMPANIONS = ("", ".key", ".ocsp", ".sctl", ".issuer")
+"""What HAProxy adds to the name of a certificate to find more of it (`ssl-load-extra-files`)."""
+_CA_ENDINGS = (".pem", ".crt", ".cer", ".crl")
+"""Of the files that HAProxy reads in a `ca-file` directory; it opens them whatever they are."""
+
+
+def file_problems(
+    config: Config, haproxy: Haproxy, plan: Plan | None = None, kept: str | None = None
+) -> tuple[Problem, ...]:
+    """What is wrong with the files that `config` names, as problems of the units that name them.
+
+    Files that are missing are left to HAProxy, which says so.  `plan` is what `config` was rendered
+    from, `kept` the directory of our own copies of such files, which are good for any use.
+    """
+    examination = _Examination(haproxy, kept)
+    places = Places(config, plan)
+    found: dict[Problem, None] = {}
+    for named in named_files(config.text):
+        for problem in examination.problems(named):
+            placed = places.placed(problem, named.line)
+            if named.keyword == "ca-file" and named.path == places.ca_file(placed.service):
+                placed = replace(placed, field="tls.ca_file")
+            found[placed] = None
+    return tuple(found)
+
+
+def _problem(named: NamedFile, message: str, remedy: str) -> Problem:
+    return Problem(message=f"{named.keyword}: {message}", remedy=remedy)
+
+
+class _Examination:
+    """One look at all files of a configuration: each is examined once."""
+
+    def __init__(self, haproxy: Haproxy, kept: str | None) -> None:
+        self._kept = kept
+        self._readers = _Readers(haproxy)
+        self._known: dict[tuple[str, Use, bool], tuple[Problem, ...]] = {}
+        self._sizes: dict[str, int] = {}
+
+    def problems(self, named: NamedFile) -> tuple[Problem, ...]:
+        """What is wrong with a file and with those that it names."""
+        if named.path is None:
+            return (
+                _problem(
+                    named,
+                    "a file's name has a variable",
+                    "write the name itself: what HAProxy opens must be known before",
+                ),
+            )
+        if named.use is Use.REPLACED:
+            return (
+                _problem(
+                    named,
+                    "HAProxy replaces the file each time it checks a configuration",
+                    "remove the line",
+                ),
+            )
+        key = (named.path, named.use, named.may_be_directory)
+        if key not in self._known:
+            self._known[key] = ()
+            self._known[key] = tuple(self._examined(named, named.path))
+        return self._known[key]
+
+    def _examined(self, named: NamedFile, path: str) -> Iterator[Problem]:
+        try:
+            found = safe_files.examine(path)
+            if found.is_directory:
+                if not named.may_be_directory:
+                    raise Unsafe(Fault.DIRECTORY)
+                yield from self._entries(named, found)
+                return
+            self._require_bounds(found, named.use)
+            is_ours = self._kept is not None and str(Path(path).parent) == self._kept
+            if not is_ours and (reason := self._readers.refuse(found, named.use)):
+                yield _problem(named, f"{path} {reason[0]}", reason[1])
+                return
+            yield from self._contents(named, path, found)
+        except Unsafe as exc:
+            if exc.fault is not Fault.MISSING:
+                yield _problem(named, f"{path} {exc.message}", exc.remedy)
+        if named.keyword == "crt":
+            yield from self._companions(named, path)
+
+    def _require_bounds(self, found: Found, use: Use) -> None:
+        """Raise `Unsafe` for a file that is too large, alone or with the others."""
+        size = found.status.st_size
+        if use is Use.WRITTEN:
+            return
+        if size > MAX_BYTES:
+            raise safe_files.too_large(MAX_BYTES)
+        self._sizes[found.path] = size
+        if sum(self._sizes.values()) > MAX_TOTAL_BYTES:
+            raise Unsafe(
+                Fault.TOO_LARGE,
+                f"and the files named before it are larger than {MAX_TOTAL_BYTES} bytes together",
+                "make them smaller",
+            )
+
+    def _contents(self, named: NamedFile, path: str, found: Found) -> Iterator[Problem]:
+        """What is wrong with the files that are named in this one."""
+        if named.keyword not in ("crt-list", "config") or stat.S_ISCHR(found.status.st_mode):
+            return
+        text = safe_files.read(path, MAX_LIST_BYTES).decode("utf-8", "surrogateescape")
+        inner = files_of_crt_list(text, named) if named.keyword == "crt-list" else named_files(text)
+        for file in inner:
+            for problem in self.problems(file):
+                message = f"{path}, line {file.line}: {problem.message}"
+                yield _problem(named, message, problem.remedy)
+
+    def _entries(self, named: NamedFile, directory: Found) -> Iterator[Problem]:
+        """What is wrong with the entries of a directory that HAProxy would open."""
+        is_ca = named.keyword.endswith("file")
+        for name in safe_files.names(directory.path, MAX_ENTRIES):
+            path = f"{directory.path}/{name}"
+            if name.startswith(".") or (is_ca and not name.endswith(_CA_ENDINGS)):
+                continue
+            try:
+                found = safe_files.examine(path)
+                if not found.is_directory:
+                    self._require_bounds(found, named.use)
+            except Unsafe as exc:
+                # HAProxy looks what it is before it opens a certificate, but not a CA.
+                if exc.fault is Fault.MISSING or (exc.fault is Fault.SPECIAL and not is_ca):
+                    continue
+                yield _problem(named, f"{path} {exc.message}", exc.remedy)
+
+    def _companions(self, named: NamedFile, path: str) -> Iterator[Problem]:
+        stem = path.rpartition(".")[0] or path
+        candidates = [path + each + more for each in _ALGORITHMS for more in _COMPANIONS]
+        for candidate in [*candidates[1:], f"{stem}.key"]:
+            if candidate == path or not _exists(candidate):
+                continue
+            try:
+                found = safe_files.examine(candidate)
+                if found.is_directory:
+                    continue
+                self._require_bounds(found, named.use)
+            except Unsafe as exc:
+                if exc.fault is not Fault.MISSING:
+                    yield _problem(named, f"{candidate} {exc.message}", exc.remedy)
+
+
+def _exists(path: str) -> bool:
+    try:
+        return safe_files.bounded(path, lambda: os.path.lexists(path))
+    except Unsafe:
+        return True
+
+
+def _number(name: str | None, look_up: Callable[[str], int]) -> int | None:
+    """The number of a user or group; None if there is none."""
+    try:
+        return look_up(name) if name else None
+    except KeyError:
+        return None
+
+
+class _Readers:
+    """Who may read a file: what clients can see must not be for root alone.
+
+    HAProxy reads its files as root where it is started as root.  A file that it shows to others is
+    refused unless they may read it themselves.
+    """
+
+    def __init__(self, haproxy: Haproxy) -> None:
+        self._user = _number(haproxy.user, lambda name: pwd.getpwnam(name).pw_uid)
+        self._group = _number(haproxy.group, lambda name: grp.getgrnam(name).gr_gid)
+        self._own = {str(path) for path in Path(haproxy.config_file).resolve().parents}
+
+    def refuse(self, found: Found, use: Use) -> tuple[str, str] | None:
+        """Why HAProxy must not use a file so, and the remedy; None if it may."""
+        if use not in (Use.SERVED, Use.READ) or stat.S_ISCHR(found.status.st_mode):
+            return None
+        if self._is_public(found):
+            return None
+        if use is Use.SERVED:
+            return (
+                "is served to clients, and not everybody on this host may read it",
+                "name a file for everybody (`chmod o+r`, and `chmod o+x` for its directories)",
+            )
+        if os.geteuid() != 0 or self._is_for_haproxy(found.status):
+            return None
+        return (
+            "is for root alone, and HAProxy can show what is in it",
+            "let everybody read it (`chmod o+r`), or haproxy.group (`chgrp`, `chmod g+r`)",
+        )
+
+    def _is_public(self, found: Found) -> bool:
+        if not found.status.st_mode & stat.S_IROTH:
+            return False
+        for parent in Path(found.path).parents:
+            if str(parent) in self._own:
+                # Where haproxy.cfg is, its files may be as well.
+                return True
+            if not parent.stat().st_mode & stat.S_IXOTH:
+                return False
+        return True
+
+    def _is_for_haproxy(self, status: os.stat_result) -> bool:
+        by_user = status.st_uid == self._user and status.st_mode & stat.S_IRUSR
+        by_group = status.st_gid == self._group and status.st_mode & stat.S_IRGRP
+        return bool(by_user or by_group)
