@@ -350,13 +350,13 @@ def site(every_sites: dict[str, Sites], request: pytest.FixtureRequest) -> Itera
         yield made
 
 
-PORT = 8095
+PORT = 8100
 
 
-def listen(site: Site, *lines: str) -> str:
+def listen(site: Site, *lines: str, number: int = 0) -> str:
     """A fragment with a section of its own."""
-    bind = f"bind {site.frontend.host}:{PORT}"
-    return "\n  ".join(["listen by-hand", "mode http", bind, *lines]) + "\n"
+    bind = f"bind {site.frontend.host}:{PORT + number}"
+    return "\n  ".join([f"listen by-hand-{number}", "mode http", bind, *lines]) + "\n"
 
 
 def innocent_change_goes_through(site: Site) -> None:
@@ -371,7 +371,7 @@ def everything_shown(site: Site) -> str:
     """Whatever is shown to anybody: log, status, pages, commands."""
     frontend = site.frontend
     pages = [frontend.get(path)[1].decode() for path in ("/", "/status.json", "/metrics")]
-    pages += [frontend.get(f"/services/{name}")[1].decode() for name in (*SERVICES, "by-hand")]
+    pages += [frontend.get(f"/services/{name}")[1].decode() for name in (*SERVICES, "by-hand-0")]
     check = frontend.run("check", check=False)
     status = frontend.run("status", check=False)
     shown = [check.stdout, check.stderr, status.stdout, status.stderr]
@@ -420,7 +420,7 @@ def test_units_that_name_bad_files_cost_only_themselves(site: Site, short_direct
     held = {("service", name): "the last good form goes on" for name in BAD_FIELDS}
     for number, bad in enumerate(BAD_LINES.values()):
         line = bad.format(pipe=short_directory / "pipe", sparse=short_directory / "sparse")
-        text = listen(site, line).replace("by-hand", f"by-hand-{number}")
+        text = listen(site, line, number=number)
         (site.frontend.services_d / f"hand{number}.cfg").write_text(f"\n\n{text}")
         held["fragment", f"hand{number}"] = "it is left out"
     for name, fields in BAD_FIELDS.items():
@@ -444,47 +444,62 @@ def test_units_that_name_bad_files_cost_only_themselves(site: Site, short_direct
     tidied(site)
 
 
+def endless(site: Site, directory: Path) -> None:
+    """Change the settings so that each check runs a program without end."""
+    script = directory / "endless.lua"
+    script.write_text("while true do end\n")
+    site.frontend.settings["haproxy"]["global_extra"] = f"lua-load {script}"
+    site.frontend.write()
+
+
+def mended(site: Site) -> None:
+    """Take back what `endless` did."""
+    del site.frontend.settings["haproxy"]["global_extra"]
+    site.frontend.write()
+    tidied(site)
+
+
 def test_a_check_that_hangs_costs_only_the_change_that_makes_it_hang(
     site: Site, short_directory: Path
 ) -> None:
     """Nothing tells in advance that a program never ends."""
-    script = short_directory / "endless.lua"
-    script.write_text("while true do end\n")
-    hand = site.frontend.services_d / "hand.cfg"
-    hand.write_text(f"global\n  lua-load {script}\n" + listen(site))
+    endless(site, short_directory)
     innocent_change_goes_through(site)
-    site.until_held({("fragment", "hand"): "it is left out"})
-    # It is tried again, and others do not wait for it.
+    site.until_held({("settings", ""): "the last good form goes on"})
+    # It is tried again and again, and others do not wait for it.
     site.declare("cart", SERVICES["cart"], extra_config="http-response set-header x new")
-    site.frontend.until(lambda: not site.frontend.status()["held"] and changed(site), timeout=60)
+    text = site.frontend.haproxy_cfg.read_text
+    site.frontend.until(lambda: "set-header x new" in text() and site.frontend.ready(), timeout=60)
     site.still_serve()
     site.declare("cart", SERVICES["cart"])
+    mended(site)
+
+
+def test_a_check_that_needs_too_much_costs_only_its_change(site: Site) -> None:
+    hand = site.frontend.services_d / "hand.cfg"
+    hand.write_text(listen(site, "server-template s 1-1000000 127.0.0.1:1"))
+    innocent_change_goes_through(site)
+    site.until_held({("fragment", "hand"): "it is left out"})
+    hand.unlink()
     tidied(site)
-
-
-def changed(site: Site) -> bool:
-    return "set-header x new" in site.frontend.haproxy_cfg.read_text()
 
 
 def test_no_check_outlives_a_daemon_that_is_killed(site: Site, short_directory: Path) -> None:
-    script = short_directory / "endless.lua"
-    script.write_text("while true do end\n")
-    hand = site.frontend.services_d / "hand.cfg"
-    hand.write_text(f"global\n  lua-load {script}\n" + listen(site))
     daemon = site.frontend.daemon
     assert daemon is not None
     process = psutil.Process(daemon.pid)
+    endless(site, short_directory)
 
     def checks() -> list[psutil.Process]:
-        return [child for child in process.children() if "-c" in child.cmdline()]
+        found = [child for child in process.children() if child.name() == "haproxy"]
+        return [child for child in found if "-c" in child.cmdline()]
 
-    (check,) = until(lambda: [c for c in checks() if c.name() == "haproxy"])
+    (check,) = until(checks)
     site.frontend.stop_daemon(signal.SIGKILL)
     until(lambda: not check.is_running() or check.status() == psutil.STATUS_ZOMBIE)
     site.still_serve()
-    hand.unlink()
     site.frontend.start()
-    tidied(site)
+    mended(site)
 
 
 # Files in services.d themselves
