@@ -17,9 +17,10 @@ from pathlib import Path
 from fc_frontend import safe_files
 from fc_frontend.errors import Problem
 from fc_frontend.haproxy.places import Places
+from fc_frontend.paths.walk import Found
 from fc_frontend.plan.model import Haproxy, Plan
 from fc_frontend.render.config import Config
-from fc_frontend.safe_files import Fault, Found, Unsafe
+from fc_frontend.safe_files import Fault, Unsafe
 from fc_frontend.syntax.files import NamedFile, Use, files_of_crt_list, named_files
 
 MAX_BYTES = 16 * 1024 * 1024
