@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -28,7 +29,7 @@ from fc_frontend.config.quarantine import Faults, Withdrawn, tolerate, unit_of
 from fc_frontend.config.templates import templates
 from fc_frontend.config.trusted_users import state_verdict
 from fc_frontend.discovery.store import dump_written, load_answers, write_answer
-from fc_frontend.errors import Problem, Refused, errors_in
+from fc_frontend.errors import Problem, Refused, Unavailable, errors_in
 from fc_frontend.haproxy import history, install
 from fc_frontend.haproxy.conflicts import listener_problems
 from fc_frontend.haproxy.judge import judge
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
 
 ANSWERS_FILE = "answers.json"
 LAST_GOOD_FILE = "last-good.json"
+PENDING_FILE = "pending.json"
 MOST_TRIALS = 100
 """Times that units are withdrawn before everything is refused."""
 
@@ -294,11 +296,37 @@ def stored_last_good(state_directory: str) -> LastGood:
     return load_last_good(last_good_path(state_directory))
 
 
+def stored_pending(state_directory: str) -> LastGood | None:
+    """The forms that were being deployed when the daemon ended, if it ended in a deployment."""
+    found = load_last_good(_pending_path(state_directory))
+    return found if found.hash else None
+
+
 def save_last_good(settings: Settings, last_good: LastGood, *, memo: Memo | None = None) -> None:
     """Keep the last good forms for the next start.  Raises `Unavailable`."""
-    content = dump_last_good(last_good, memo.forms if memo else None)
-    mode = install.mode_of_copies(settings.haproxy.config_file)
-    files.write_own(last_good_path(settings.state_directory), content, mode=mode)
+    _save_forms(settings, last_good_path(settings.state_directory), last_good, memo)
+
+
+def save_pending(settings: Settings, pending: LastGood, *, memo: Memo) -> None:
+    """Write the forms that are about to be deployed.  Raises `Unavailable`."""
+    files.make_directory(settings.state_directory, mode=0o750)
+    _save_forms(settings, _pending_path(settings.state_directory), pending, memo)
+
+
+def forget_pending(state_directory: str) -> None:
+    """Remove the forms that were being deployed: the last good ones tell how that ended."""
+    # One that stays counts only while HAProxy runs exactly that configuration.
+    with contextlib.suppress(Unavailable):
+        files.remove(_pending_path(state_directory))
+
+
+def _pending_path(state_directory: str) -> str:
+    return f"{state_directory}/{PENDING_FILE}"
+
+
+def _save_forms(settings: Settings, path: str, saved: LastGood, memo: Memo | None) -> None:
+    content = dump_last_good(saved, memo.forms if memo else None)
+    files.write_own(path, content, mode=install.mode_of_copies(settings.haproxy.config_file))
 
 
 def traced(problems: Iterable[Problem], declaration: Declaration) -> Faults:

@@ -36,6 +36,7 @@ from tests.conftest import RealHaproxy, until
 T = TypeVar("T")
 _RESERVED_PORT = 65001
 _LISTEN_PORT = 9484
+_STATS_PORT = 8000
 
 
 def _network() -> tuple[int, socket.socket]:
@@ -44,8 +45,9 @@ def _network() -> tuple[int, socket.socket]:
         reservation = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         try:
             reservation.bind((f"127.{octet}.255.254", _RESERVED_PORT))
-            with socket.create_server((f"127.{octet}.200.1", _LISTEN_PORT)):
-                pass
+            # A test that was killed may have left its HAProxy.
+            for port in (_LISTEN_PORT, _STATS_PORT):
+                socket.create_server((f"127.{octet}.200.1", port)).close()
         except OSError:
             reservation.close()
         else:
@@ -89,7 +91,7 @@ class Frontend:
                 "master_socket": str(self.directory / "master.sock"),
                 "runtime_socket": str(self.directory / "admin.sock"),
                 "supervise": True,
-                "stats": f"{self.host}:8000",
+                "stats": f"{self.host}:{_STATS_PORT}",
                 "log": None,
             },
             "state_directory": str(self.directory / "state"),

@@ -68,9 +68,10 @@ def test_a_change_to_a_named_port_is_not_taken_back(frontend: Frontend) -> None:
     frontend.drop("shop.json", {"shop": frontend.service("shop", 8080, pod_port="http")})
     frontend.until(lambda: frontend.status()["services"][0]["discovery"] == "srv")
     frontend.until(lambda: frontend.serves(8080, pods))
-    # Watched for 15 s: then its form is the last good one.
+    # It is the last good form at once, and the former one is forgotten after 15 s.
     last_good = frontend.directory / "state" / "last-good.json"
-    frontend.until(lambda: '"pod_port":"http"' in last_good.read_text(), 40)
+    frontend.until(lambda: '"pod_port":"http"' in last_good.read_text())
+    frontend.until(lambda: '"former":{}' in last_good.read_text(), 40)
     assert not held(frontend)
 
 

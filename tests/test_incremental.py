@@ -284,7 +284,9 @@ def test_forms_are_written_once_and_name_their_files() -> None:
     assert sorted(good.named_files(memo)) == ["/etc/tls/own.pem", "/etc/tls/shop.pem"]
     before = memo.services["shop"]
     other = LastGood(
-        services={"shop": shop, "new": Form("/etc/x/new.json", {})}, files=kept, failed={"y": shop}
+        services={"shop": shop, "new": Form("/etc/x/new.json", {})},
+        files=kept,
+        failed={"y": (shop,)},
     )
     assert json.loads(dump_last_good(other, memo))["services"] == {
         "shop": [shop.file, shop.value, "trusted"],

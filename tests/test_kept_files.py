@@ -103,7 +103,7 @@ def test_copies_that_nothing_names_any_more_are_forgotten(tmp_path: Path) -> Non
         str(one): "1",
         str(two): "2",
     }
-    kept_files.keep(state, [str(one)])
+    kept_files.forget(state, kept_files.keep(state, [str(one)]))
     assert len(list((tmp_path / "state" / "kept").iterdir())) == 1
 
 

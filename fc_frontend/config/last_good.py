@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
@@ -18,9 +19,11 @@ from fc_frontend.config.trust import Level
 from fc_frontend.errors import Problem
 from fc_frontend.plan.addresses import PATH_LETTERS, SAFE_PATH
 
-VERSION = 2
+VERSION = 3
 _HASH = re.compile(r"[0-9a-f]{64}")
 _MOST_BYTES = 64 * 1024 * 1024
+MAX_FORMER_AGE = 60.0
+"""Seconds for which former forms are valid on disk: the guard watches services for less."""
 
 
 class Piece(StrEnum):
@@ -85,13 +88,17 @@ class LastGood:
     services: Mapping[str, Form] = field(default_factory=dict)
     fragments: Mapping[str, Form] = field(default_factory=dict)
     templates: Mapping[str, str] = field(default_factory=dict)
-    failed: Mapping[str, Form] = field(default_factory=dict)
-    """Forms of services that had no server up any more: not tried again until they change.
+    failed: Mapping[str, tuple[Form, ...]] = field(default_factory=dict)
+    """Forms of services that lost all their servers: not tried again until another form runs.
 
-    Here, a form's `file` has the evidence.
+    In these, `file` is the evidence.
     """
+    former: Mapping[str, tuple[Form, ...]] = field(default_factory=dict)
+    """Earlier forms of services that the guard watches, oldest first; see `daemon.guard`."""
     files: Mapping[str, str] = field(default_factory=dict)
     """The files that sections name, and the hashes of what they held."""
+    hash: str | None = field(default=None, compare=False)
+    """The configuration in which they are being deployed; None once HAProxy confirmed it."""
 
     def differing(self, other: LastGood) -> frozenset[Unit]:
         """The units whose form here is not the one that they have in `other`.
@@ -114,16 +121,17 @@ class LastGood:
             found.add(Unit(Piece.TEMPLATES))
         return frozenset(found)
 
-    def with_former(
-        self, former: LastGood, units: Iterable[Unit], unproven: Iterable[Unit] = ()
-    ) -> LastGood:
-        """These forms, and the `former` ones of `units` that have none here.
+    def with_former(self, former: LastGood, units: Iterable[Unit]) -> LastGood:
+        """Return these forms, and the `former` ones of `units` that are left out here.
 
-        A unit that had to be left out may come back in the form that it had.  Services that are
-        `unproven` have their former form in any case.
+        A unit that had to be left out may come back in the form that it had.  A form that failed
+        is not good: its service keeps its former one.
         """
         services, fragments = dict(self.services), dict(self.fragments)
-        services |= {u.name: former.services[u.name] for u in unproven if u.name in former.services}
+        for name, forms in former.failed.items():
+            running = services.get(name)
+            if running and name in former.services and running.value in [f.value for f in forms]:
+                services[name] = former.services[name]
         for unit in units:
             if unit.piece is Piece.SERVICE and unit.name in former.services:
                 services.setdefault(unit.name, former.services[unit.name])
@@ -138,11 +146,16 @@ class LastGood:
         )
 
     def named_files(self, memo: Memo | None = None) -> dict[str, str]:
-        """The files, with their hashes, that these forms still name."""
+        """The files, with their hashes, that these forms and former ones still name."""
         if not self.files:
             return {}
         services, fragments = self.written(memo)
-        named = {path for each in (*services.values(), *fragments.values()) for path in each.paths}
+        former = [_write(form) for forms in self.former.values() for form in forms]
+        named = {
+            path
+            for each in (*services.values(), *fragments.values(), *former)
+            for path in each.paths
+        }
         return {path: digest for path, digest in self.files.items() if path in named}
 
     def written(self, memo: Memo | None = None) -> tuple[dict[str, Written], dict[str, Written]]:
@@ -197,12 +210,19 @@ class Quarantine:
 
 
 def load_last_good(path: str) -> LastGood:
-    """What `dump_last_good` wrote; nothing where the file is missing, damaged or foreign."""
+    """What `dump_last_good` wrote; nothing where the file is missing, damaged or foreign.
+
+    Former forms are dropped if the file is older than `MAX_FORMER_AGE`.
+    """
     try:
-        content = files.read_own(path, _MOST_BYTES)
-        return LastGood() if content is None else _last_good(json.loads(content))
+        content, seen = files.read_own(path, _MOST_BYTES), files.signature(path)
+        if content is None or seen is None:
+            return LastGood()
+        last_good = _last_good(json.loads(content))
+        age = time.time() - seen[2] / 1e9
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return LastGood()
+    return last_good if abs(age) < MAX_FORMER_AGE else replace(last_good, former={})
 
 
 def dump_last_good(last_good: LastGood, memo: Memo | None = None) -> bytes:
@@ -215,7 +235,9 @@ def dump_last_good(last_good: LastGood, memo: Memo | None = None) -> bytes:
         "fragments": _object({name: each.text for name, each in fragments.items()}),
         "templates": _json(dict(last_good.templates)),
         "files": _json(dict(last_good.files)),
-        "failed": _json({name: [f.file, f.value, f.level] for name, f in last_good.failed.items()}),
+        "failed": _json(_lists(last_good.failed)),
+        "former": _json(_lists(last_good.former)),
+        "hash": _json(last_good.hash),
     }
     return _object(members).encode() + b"\n"
 
@@ -255,11 +277,15 @@ def _last_good(document: Any) -> LastGood:
     templates = document["templates"]
     if not all(isinstance(text, str) for text in templates.values()):
         raise TypeError
-    services, failed = _forms(document["services"]), _forms(document["failed"])
+    services = _forms(document["services"])
+    failed, former = _tuples(document["failed"]), _tuples(document["former"])
     files = document["files"]
     if not all(_HASH.fullmatch(digest) for digest in files.values()):
         raise ValueError
-    return LastGood(settings, services, fragments, templates, failed, files)
+    hash_ = document["hash"]
+    if hash_ is not None and not isinstance(hash_, str):
+        raise TypeError
+    return LastGood(settings, services, fragments, templates, failed, former, files, hash_)
 
 
 def _replaced(value: Any, substitutes: Mapping[str, str]) -> Any:
@@ -275,9 +301,19 @@ def _replaced(value: Any, substitutes: Mapping[str, str]) -> Any:
 
 
 def _forms(entries: Any) -> dict[str, Form]:
-    forms = {}
-    for name, (file, value, level) in entries.items():
-        if not isinstance(file, str):
-            raise TypeError
-        forms[name] = Form(file, value, Level(level))
-    return forms
+    return {name: _form(entry) for name, entry in entries.items()}
+
+
+def _tuples(entries: Any) -> dict[str, tuple[Form, ...]]:
+    return {name: tuple(map(_form, listed)) for name, listed in entries.items()}
+
+
+def _form(entry: Any) -> Form:
+    file, value, level = entry
+    if not isinstance(file, str):
+        raise TypeError
+    return Form(file, value, Level(level))
+
+
+def _lists(forms: Mapping[str, tuple[Form, ...]]) -> dict[str, list[tuple[str, Any, Level]]]:
+    return {name: [(f.file, f.value, f.level) for f in listed] for name, listed in forms.items()}

@@ -1,8 +1,11 @@
-"""What is declared, and how much of it is taken: what is faulty stays in its last good form.
+"""What the files declare, and how much of it is deployed: a mistake leaves the last good form.
 
-read ─► withdraw what is refused ─► declaration ─► HAProxy has it ─► promote: the last good form
+read ─► withdraw what is refused ─► declaration ─► HAProxy runs it ─► promote: the last good form
                  ▲                                      │
                  └────────── isolate, take back ◄───────┘
+
+The last good form is the one that HAProxy's worker confirmed last.  A service goes back to an
+earlier form only if the guard has evidence against exactly that one.
 """
 
 from __future__ import annotations
@@ -14,10 +17,20 @@ from dataclasses import replace
 from fc_frontend.config.last_good import Form, LastGood, Piece, Unit
 from fc_frontend.config.loader import Declaration, Sources, is_unchanged, read, state_directory
 from fc_frontend.config.quarantine import Faults, Withdrawn, tolerate
+from fc_frontend.daemon.guard import Former
 from fc_frontend.errors import Problem, Unavailable, errors_in
 from fc_frontend.haproxy import kept_files
 from fc_frontend.haproxy.deploy import Deployment
-from fc_frontend.pipeline import Memo, culprit, save_last_good, stored_last_good, traced
+from fc_frontend.pipeline import (
+    Memo,
+    culprit,
+    forget_pending,
+    save_last_good,
+    save_pending,
+    stored_last_good,
+    stored_pending,
+    traced,
+)
 from fc_frontend.plan.model import Settings
 
 
@@ -35,6 +48,8 @@ class Declared:
         self._last_good = LastGood()
         self._saved: LastGood | None = None
         """None until those of the last start are read."""
+        self._pending: LastGood | None = None
+        self._copies: Mapping[str, str] = {}
         self._substitutes: Mapping[str, str] = {}
         self._made_of: tuple[Sources, LastGood, Withdrawn] | None = None
         self._made: Declaration | None = None
@@ -64,6 +79,16 @@ class Declared:
         """True if the last good forms are on disk as they are here."""
         return self._saved is None or self._last_good is self._saved
 
+    @property
+    def last_good(self) -> LastGood:
+        """The forms that a mistake falls back to."""
+        return self._last_good
+
+    @property
+    def pending(self) -> LastGood | None:
+        """The forms that are being deployed, or were when the last daemon ended."""
+        return self._pending
+
     async def changed(self) -> bool:
         """True if any file is another one than when it was read."""
         return self._sources is None or not await asyncio.to_thread(is_unchanged, self._sources)
@@ -81,24 +106,12 @@ class Declared:
         self._untraced = None
         if self._saved is None:
             self._last_good = await asyncio.to_thread(stored_last_good, self.state_directory)
+            self._pending = await asyncio.to_thread(stored_pending, self.state_directory)
             self._saved = self._last_good
         self._substitutes = await asyncio.to_thread(
             kept_files.substitutes, self.state_directory, self._last_good.files
         )
-        # What had no server up is tried again only in another form.
-        services = self._sources.services
-        failed = {
-            name: form
-            for name, form in self._last_good.failed.items()
-            if name in services and services[name].value == form.value
-        }
-        self._have(replace(self._last_good, failed=failed))
-        self._withdrawn.withdraw(
-            {
-                Unit(Piece.SERVICE, name): (_no_server_up(name, form.file),)
-                for name, form in failed.items()
-            }
-        )
+        self._withdraw_failed()
 
     async def declaration(self) -> Declaration:
         """What can be had of what was read; the very same one while nothing changes."""
@@ -165,34 +178,109 @@ class Declared:
         """The units that are declared otherwise than in their last good form."""
         return declaration.forms.differing(self._last_good)
 
-    def promote(self, declaration: Declaration, doubtful: Iterable[Unit]) -> None:
-        """Let what HAProxy has be the last good, but for units in quarantine and doubtful ones."""
+    async def attempt(
+        self, declaration: Declaration, hash_: str, former: Former, memo: Memo
+    ) -> None:
+        """Write down what is about to be deployed, so that a start finds it if we are killed.
+
+        `hash_` is its configuration's, `former` the guard's ways back.  Raises `Unavailable`.
+        """
+        pending = replace(self._promoted(declaration, former), files=self._copies, hash=hash_)
+        if pending != self._last_good:
+            self._pending = pending
+            await asyncio.to_thread(save_pending, declaration.settings, pending, memo=memo)
+
+    def confirm(self, running: str | None) -> None:
+        """Promote what was being deployed if HAProxy runs it, by the hash of its configuration."""
+        if self._pending is not None and self._pending.hash == running:
+            pending, self._pending = self._pending, None
+            self._have(replace(pending, hash=None))
+
+    def promote(self, declaration: Declaration, former: Former) -> None:
+        """Make what HAProxy runs the last good forms; `former` are the guard's ways back."""
+        self._pending = None
+        self._have(self._promoted(declaration, former))
+
+    def _promoted(self, declaration: Declaration, former: Former) -> LastGood:
         held = [held.unit for held in declaration.quarantined]
-        self._have(declaration.forms.with_former(self._last_good, held, doubtful))
+        running = declaration.forms.services
+        failed = {
+            name: forms
+            for name, forms in self._last_good.failed.items()
+            if Unit(Piece.SERVICE, name) in held
+            or (name in running and not self._is_taken(name, running[name], forms))
+        }
+        last_good = declaration.forms.with_former(self._last_good, held)
+        return replace(last_good, failed=failed, former=dict(former))
 
-    def take_back(self, declaration: Declaration, name: str, evidence: str) -> Problem | None:
-        """Have a service without a server up go back; None if its last good form is not known."""
-        form = declaration.forms.services.get(name)
-        if form is None or name not in self._last_good.services:
+    def _is_taken(self, name: str, running: Form, failed: Iterable[Form]) -> bool:
+        """True if the service runs as the files declare it, and not in a form that failed."""
+        declared = self._read.services.get(name)
+        return (
+            declared is not None
+            and declared.value == running.value
+            and running.value not in [form.value for form in failed]
+        )
+
+    def take_back(
+        self, declaration: Declaration, name: str, evidence: str, former: Former, form: Form
+    ) -> Problem | None:
+        """Revert a service that lost all its servers to `form`; None if it is gone.
+
+        `evidence` is against the form in `declaration`, which HAProxy runs.
+        """
+        running = declaration.forms.services.get(name)
+        if running is None:
             return None
-        failed = {**self._last_good.failed, name: Form(evidence, form.value)}
-        self._have(replace(self._last_good, failed=failed))
-        problem = _no_server_up(name, evidence)
-        self.withdraw({Unit(Piece.SERVICE, name): (problem,)})
-        return problem
+        failed = self._last_good.failed.get(name, ())
+        if running.value not in [one.value for one in failed]:
+            failed = (*failed, Form(evidence, running.value))
+        self._have(
+            replace(
+                self._last_good,
+                services={**self._last_good.services, name: form},
+                failed={**self._last_good.failed, name: failed},
+                former=dict(former),
+            )
+        )
+        self._withdraw_failed()
+        return _no_server_up(name, evidence)
 
-    async def keep_files(self, text: str, directory: str, memo: Memo) -> None:
-        """Keep copies of certificates and what else `text`, of haproxy.cfg, names.
+    def _withdraw_failed(self) -> None:
+        """Withdraw the services that are declared in a form that failed.
 
-        Raises `Unavailable`.
+        One that was refused for another reason is reverted already.
+        """
+        declared = self._read.services
+        self._withdrawn.withdraw(
+            {
+                unit: (_no_server_up(name, form.file),)
+                for name, forms in self._last_good.failed.items()
+                for form in forms
+                if name in declared
+                and declared[name].value == form.value
+                and (unit := Unit(Piece.SERVICE, name)) not in self._withdrawn.refused
+            }
+        )
+
+    async def copy_files(self, text: str, directory: str, memo: Memo) -> None:
+        """Copy certificates and other files that `text`, of haproxy.cfg, names.
+
+        They are copied before HAProxy reads them: afterwards, they may be broken already.  Raises
+        `Unavailable`.
         """
         last_good = self._last_good
 
-        def keep() -> dict[str, str]:
+        def copied() -> dict[str, str]:
             paths = kept_files.paths_in(text)
             return kept_files.keep(directory, paths, last_good.named_files(memo.forms))
 
-        self._have(replace(self._last_good, files=await asyncio.to_thread(keep)))
+        self._copies = await asyncio.to_thread(copied)
+
+    async def keep_copies(self, directory: str) -> None:
+        """Keep the copies that were made last, as HAProxy accepted the files, and no others."""
+        self._have(replace(self._last_good, files=self._copies))
+        await asyncio.to_thread(kept_files.forget, directory, self._copies)
 
     async def save(self, settings: Settings, memo: Memo) -> None:
         """Keep the last good forms for the next start.  Raises `Unavailable`."""
@@ -200,6 +288,8 @@ class Declared:
         if not self.is_saved:
             await asyncio.to_thread(save_last_good, settings, last_good, memo=memo)
             self._saved = last_good
+            if self._pending is None:
+                await asyncio.to_thread(forget_pending, settings.state_directory)
 
     @property
     def _read(self) -> Sources:
@@ -219,8 +309,8 @@ class Declared:
 
 def _no_server_up(name: str, evidence: str) -> Problem:
     return Problem(
-        message=f"no server up any more: {evidence}",
-        remedy="see port, tls and checks in its declaration; once that changes it is tried again",
+        message=f"no server is up after the change: {evidence}",
+        remedy="fix pod_port, tls or the checks of the service; its next change is deployed",
         service=name,
     )
 

@@ -1,64 +1,124 @@
-"""Services that a reload changed: what had servers up must not be without one for it.
+"""Watch the services that a reload changed, and revert one that loses all of its servers.
 
-`haproxy -c` cannot see that nobody listens on a port.  Pure state, without a clock of its own.
+`haproxy -c` cannot see that nobody listens on a port.  A watched service keeps its former forms as
+ways back.  They are used on evidence only: a mistake in a file falls back to the form that HAProxy
+runs (see `Declared`).  Pure state, without a clock of its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+
+from fc_frontend.config.last_good import Form
 
 WATCH_FOR = 15.0
-"""Seconds after a reload in which a service that it changed must not lose its last server.
+"""Seconds after a reload in which a changed service must not lose its last server.
 
-Three checks of a pod that does not answer take 12 s, of one that refuses 3 s.
+Three failed checks take 12 s for a pod that does not answer, and 3 s for one that refuses.
 """
-LOOKS_DOWN = 2
-"""Looks in a row without a server up after which a service is lost."""
+MAX_LOOKS_DOWN = 2
+"""Looks in a row without a server up after which a service is reverted."""
+MAX_FORMER_FORMS = 8
+"""Former forms kept per service.  The oldest, which is proven, is always among them."""
+
+Former = Mapping[str, tuple[Form, ...]]
+"""Service name → the forms it had before, oldest first."""
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Watched:
+    former: tuple[Form, ...]
     until: float
     looks_down: int = 0
+    awaits_reload: bool = False
+    """True if it was reverted and HAProxy still runs the form that was taken back."""
 
 
 class Guard:
-    """The services that are watched."""
+    """The watched services and the forms to which they can be reverted."""
 
     def __init__(self) -> None:
         self._watched: dict[str, _Watched] = {}
 
     @property
-    def watched(self) -> Collection[str]:
-        """Their names."""
-        return self._watched.keys()
+    def former(self) -> dict[str, tuple[Form, ...]]:
+        """The former forms of each watched service, oldest first."""
+        return {name: watched.former for name, watched in self._watched.items()}
 
     def clear(self) -> None:
-        """Watch nothing any more."""
+        """Stop watching."""
         self._watched.clear()
 
-    def watch(self, changed: Collection[str], had_up: Collection[str], now: float) -> None:
-        """A reload changed services; those that had a server up, or are watched, are watched."""
+    def resume(self, former: Former, now: float) -> None:
+        """Watch what an ended daemon was watching, for the full time again."""
+        self._watched = {name: _Watched(forms, now + WATCH_FOR) for name, forms in former.items()}
+
+    def watch(
+        self,
+        before: Mapping[str, Form],
+        after: Mapping[str, Form],
+        had_up: Collection[str],
+        now: float,
+    ) -> None:
+        """Note a reload from the forms `before` to the forms `after`.
+
+        A changed service is watched if it had a server up, or was watched already.
+        """
         until = now + WATCH_FOR
         self._watched = {
-            name: self._watched.get(name) or _Watched(until)
-            for name in changed
-            if name in had_up or name in self._watched
+            name: _Watched(forms, until)
+            if (watched := self._watched.get(name)) is None
+            or watched.awaits_reload
+            or _is_changed(name, before, after)
+            else watched
+            for name, forms in former_after(self.former, before, after, had_up).items()
         }
 
-    def look(self, up: Collection[str], with_pods: Collection[str], now: float) -> tuple[str, ...]:
-        """The services that are lost: they have pods, and none of their servers is up.
+    def look(self, up: Collection[str], with_pods: Collection[str], now: float) -> dict[str, Form]:
+        """Return the services that lost all their servers, with the form to revert each to.
 
-        `up` are the proxies with a server up, `with_pods` the services that DNS names pods of.
-        Lost and proven ones are watched no longer.
+        `up` are the proxies with a server up, `with_pods` the services that DNS lists pods for.
+        Such a service is reverted by one form, and stays watched while an older form is left.
         """
-        lost: list[str] = []
-        for name, watched in list(self._watched.items()):
+        lost: dict[str, Form] = {}
+        still: dict[str, _Watched] = {}
+        for name, watched in self._watched.items():
             is_down = name not in up and name in with_pods
-            watched.looks_down = watched.looks_down + 1 if is_down else 0
-            if watched.looks_down >= LOOKS_DOWN:
-                lost.append(name)
-            if watched.looks_down >= LOOKS_DOWN or now >= watched.until:
-                del self._watched[name]
-        return tuple(lost)
+            looks_down = watched.looks_down + 1 if is_down else 0
+            if watched.awaits_reload:
+                still[name] = watched
+            elif looks_down >= MAX_LOOKS_DOWN:
+                *older, lost[name] = watched.former
+                if older:
+                    still[name] = _Watched(tuple(older), watched.until, awaits_reload=True)
+            elif now < watched.until:
+                still[name] = replace(watched, looks_down=looks_down)
+        self._watched = still
+        return lost
+
+
+def former_after(
+    former: Former, before: Mapping[str, Form], after: Mapping[str, Form], had_up: Collection[str]
+) -> dict[str, tuple[Form, ...]]:
+    """Return the former forms of the services to watch after a reload.
+
+    A form that had no server up is no way back.  A service that returns to a former form is as it
+    was then: later forms are dropped.
+    """
+    found: dict[str, tuple[Form, ...]] = {}
+    for name, form in after.items():
+        forms = former.get(name, ())
+        if _is_changed(name, before, after):
+            if name in before and name in had_up:
+                forms = (*forms[:1], *forms[1:][2 - MAX_FORMER_FORMS :], before[name])
+            values = [one.value for one in forms]
+            forms = forms[: values.index(form.value)] if form.value in values else forms
+        if forms:
+            found[name] = forms
+    return found
+
+
+def _is_changed(name: str, before: Mapping[str, Form], after: Mapping[str, Form]) -> bool:
+    form, former = after[name], before.get(name)
+    return former is not form and (former is None or former.value != form.value)

@@ -11,6 +11,7 @@ is due.  A declaration with an error changes nothing: the last good state stays.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -18,11 +19,11 @@ from enum import StrEnum
 from pathlib import Path
 
 from fc_frontend import files
-from fc_frontend.config.last_good import Piece, Quarantine, Unit
+from fc_frontend.config.last_good import Form, Piece, Quarantine, Unit
 from fc_frontend.config.loader import Declaration
 from fc_frontend.daemon.cluster_dns import ClusterDns
 from fc_frontend.daemon.declared import Declared
-from fc_frontend.daemon.guard import Guard
+from fc_frontend.daemon.guard import Guard, former_after
 from fc_frontend.daemon.report import Report
 from fc_frontend.errors import Problem, Unavailable, errors_in
 from fc_frontend.haproxy import drain_record, hold, install, rollback, runtime
@@ -68,7 +69,7 @@ from fc_frontend.plan.model import (
 )
 from fc_frontend.plan.planner import plan
 from fc_frontend.plan.reasons import Cause, Reason, reasons
-from fc_frontend.render.config import Config
+from fc_frontend.render.config import Config, config_hash
 
 
 class Trigger(StrEnum):
@@ -189,9 +190,12 @@ class Reconciler:
         Returns what was deployed, None if nothing had to be or could be.
         """
         if not self._declared.is_read or not triggers <= _WITHOUT_FILES:
+            is_first = not self._declared.is_read
             await self._declared.read(
                 changed if triggers <= NAMED else None, afresh=Trigger.SIGHUP in triggers
             )
+            if is_first:
+                await self._resume()
         await self.look_at_hold()
         for _ in range(MOST_TRIALS):
             self.prepared = prepared = await self._prepare()
@@ -229,6 +233,13 @@ class Reconciler:
         await self._keep(prepared, deployment, why)
         await self.assign()
         return deployment
+
+    async def _resume(self) -> None:
+        """Take up a deployment and a watch that the last daemon did not see the end of."""
+        if self._declared.pending is not None:
+            haproxy = (await self._declared.declaration()).settings.haproxy
+            self._declared.confirm(await asyncio.to_thread(_hash_in_force, haproxy))
+        self._guard.resume(self._declared.last_good.former, self._clock())
 
     async def look_at_hold(self) -> bool:
         """See whether an operator holds a configuration, or has ended that; True if it has ended.
@@ -415,6 +426,7 @@ class Reconciler:
             self._unassigned = True
             self._log.info("haproxy-has", hash=running or "none", wanted=self.wanted or "none")
         self.running = running
+        self._declared.confirm(running)
         self._metrics.synced(self.wanted, running)
 
     def is_busy(self) -> bool:
@@ -565,6 +577,7 @@ class Reconciler:
 
     async def _deploy(self, prepared: Prepared) -> Deployment:
         assert prepared.config is not None
+        await self._attempt(prepared.declaration, prepared.config)
         deployment = await asyncio.to_thread(
             deploy,
             prepared.plan,
@@ -577,6 +590,22 @@ class Reconciler:
             refused = deployment.outcome is Outcome.REFUSED
             self._metrics.checked("refused" if refused else "accepted")
         return deployment
+
+    async def _attempt(self, declaration: Declaration, config: Config) -> None:
+        """Write down what is about to be deployed, with the files that it names."""
+        try:
+            directory = declaration.settings.state_directory
+            await self._declared.copy_files(config.unit_text, directory, self._memo)
+        except Unavailable as exc:
+            self._metrics.state_not_written("files")
+            self._log.limited("files-not-kept").warning(
+                "files-not-kept", said=exc.problems[0].message, remedy=exc.problems[0].remedy
+            )
+        before, after = self._declared.last_good.services, declaration.forms.services
+        former = former_after(self._guard.former, before, after, had_up=before)
+        # Where it cannot be written, nothing can be deployed either.
+        with contextlib.suppress(Unavailable):
+            await self._declared.attempt(declaration, config.hash, former, self._memo)
 
     def _conclude(
         self, prepared: Prepared, deployment: Deployment, seen: float
@@ -594,10 +623,12 @@ class Reconciler:
         if not deployment.ok:
             self._refuse((*prepared.problems, *deployment.problems), deployment)
             return why
-        if deployment.outcome is Outcome.RELOADED:
-            changed = self._declared.differing(prepared.declaration)
-            names = {unit.name for unit in changed if unit.piece is Piece.SERVICE}
-            self._guard.watch(names, deployment.had_up, self._clock())
+        self._guard.watch(
+            self._declared.last_good.services,
+            prepared.declaration.forms.services,
+            deployment.had_up,
+            self._clock(),
+        )
         self._accept(replace(prepared, problems=(*prepared.problems, *deployment.problems)))
         self._config = prepared.config
         self._seen_file = None
@@ -615,28 +646,15 @@ class Reconciler:
         self._unsaved = True
         return why
 
-    async def _keep_files(self, declaration: Declaration) -> None:
-        """Keep copies of certificates and what else the sections that HAProxy took name."""
-        if self._config is None:
-            return
-        directory = declaration.settings.state_directory
-        try:
-            await self._declared.keep_files(self._config.unit_text, directory, self._memo)
-        except Unavailable as exc:
-            self._metrics.state_not_written("files")
-            self._log.limited("files-not-kept").warning(
-                "files-not-kept", said=exc.problems[0].message, remedy=exc.problems[0].remedy
-            )
-
     async def _keep(
         self, prepared: Prepared, deployment: Deployment, why: tuple[Reason, ...]
     ) -> None:
         """Keep what was done in the history, and what is good now for the next start."""
         await self._record(prepared, deployment, why)
         if deployment.ok and self.declaration is not None:
-            await self._keep_files(self.declaration)
-            await self.save()
             settings = self.declaration.settings
+            await self._declared.keep_copies(settings.state_directory)
+            await self.save()
             if not self._declared.refuses:
                 self._patience.relax()
                 await asyncio.to_thread(forget_refused, settings.haproxy)
@@ -668,42 +686,45 @@ class Reconciler:
         self._promote()
 
     def _promote(self) -> None:
-        """Let what HAProxy has be the last good, but for what is in quarantine or still watched."""
+        """Make what HAProxy runs the last good forms, but for what is in quarantine."""
         assert self.declaration is not None
-        watched = [Unit(Piece.SERVICE, name) for name in self._guard.watched]
-        self._declared.promote(self.declaration, watched)
+        self._declared.promote(self.declaration, self._guard.former)
 
     async def guard(self) -> bool:
-        """Look at the services that the last reload changed; True if one must go back.
+        """Look at the services that reloads changed; True if one has to be reverted.
 
-        A service that had servers up and has none since it was changed goes back to its last good
-        form, with the evidence.
+        A service that had servers up, and has none since it was changed, goes back to its former
+        form, with the evidence.  It does not matter whether the files have a mistake by now.
         """
-        if not self._guard.watched or self.deployed is None or not self.in_sync:
+        if self._config is None or self._config.hash != self.running or not self._guard.former:
             return False
+        assert self.deployed is not None
         try:
             servers = await asyncio.to_thread(
                 runtime.servers_with_address, self.deployed.settings.haproxy.runtime_socket
             )
         except Unavailable:
             return False
+        if self.is_busy():
+            return False
         with_pods = {name for name, answer in self.resolution.items() if answer.endpoints}
         lost = self._guard.look(proxies_up(servers), with_pods, self._clock())
-        went_back = [name for name in lost if self._take_back(name, servers)]
-        if not went_back:
+        reverted = [name for name, form in lost.items() if self._take_back(name, form, servers)]
+        if not reverted:
             self._promote()
         await self.save()
-        return bool(went_back)
+        return bool(reverted)
 
-    def _take_back(self, name: str, servers: tuple[ServerState, ...]) -> bool:
-        """Have a service go back; False if its last good form is not known."""
+    def _take_back(self, name: str, form: Form, servers: tuple[ServerState, ...]) -> bool:
+        """Revert a service to `form`; False if it is not deployed any more."""
         assert self.declaration is not None
         down = sum(server.proxy == name and bool(server.address) for server in servers)
         which = (
             "its only server failed its" if down == 1 else f"all of its {down} servers failed their"
         )
         evidence = f"{which} checks after the reload"
-        problem = self._declared.take_back(self.declaration, name, evidence)
+        former = self._guard.former
+        problem = self._declared.take_back(self.declaration, name, evidence, former, form)
         if problem is None:
             return False
         self._log.error("service-went-back", service=name, said=problem.message)
@@ -724,6 +745,16 @@ def _revive(directory: str, haproxy: Haproxy) -> Deployment | None:
             return revive(haproxy)
     except Unavailable as exc:
         return Deployment(outcome=Outcome.FAILED, hash="", problems=exc.problems)
+
+
+def _hash_in_force(haproxy: Haproxy) -> str | None:
+    """The hash of what HAProxy runs or, if it does not answer, of the file it would start with."""
+    with contextlib.suppress(Unavailable):
+        return runtime.running_hash(haproxy.runtime_socket)
+    with contextlib.suppress(Unavailable):
+        installed = install.read(haproxy.config_file)
+        return config_hash(installed.decode("utf-8", "replace")) if installed else None
+    return None
 
 
 def _restore(directory: str, haproxy: Haproxy, text: str) -> None:

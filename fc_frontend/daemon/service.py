@@ -302,11 +302,15 @@ class Service:
     async def _haproxy_loop(self) -> None:
         looks = 0
         while await self._sleep(_HAPROXY_INTERVAL):
-            if self._triggers or self._reconciler.is_busy():
+            if self._reconciler.is_busy():
                 continue
-            looks += 1
             with self._enduring("look"):
-                await self._look(thoroughly=looks % _WORKERS_EVERY == 0)
+                if not self._triggers:
+                    looks += 1
+                    await self._look(thoroughly=looks % _WORKERS_EVERY == 0)
+                # Files that change all the time must not keep the guard from looking.
+                if await self._reconciler.guard():
+                    self._trigger(Trigger.HAPROXY)
 
     async def _look(self, *, thoroughly: bool) -> None:
         """See what HAProxy does, and have done what follows from it."""
@@ -331,8 +335,6 @@ class Service:
         if is_amiss and not self._failed:
             if was_in_sync:
                 self._log.warning("haproxy-out-of-sync", running=running or "none")
-            self._trigger(Trigger.HAPROXY)
-        if await self._reconciler.guard():
             self._trigger(Trigger.HAPROXY)
         await self._reconciler.drain()
         if thoroughly:

@@ -41,10 +41,9 @@ def paths_in(text: str) -> frozenset[str]:
 def keep(
     state_directory: str, paths: Iterable[str], former: Mapping[str, str] = _NOTHING
 ) -> dict[str, str]:
-    """Keep copies of those paths that are regular files; path → hash of what was kept.
+    """Copy those paths that are regular files; return path → hash of the copy, and `former` ones.
 
-    What cannot be read is left out.  Copies that `former` names stay.  Raises `Unavailable` if a
-    copy cannot be written.
+    A file that cannot be read is left out.  Raises `Unavailable` if a copy cannot be written.
     """
     directory = Path(state_directory) / DIRECTORY
     kept = dict(former)
@@ -59,8 +58,16 @@ def keep(
             files.make_directory(str(directory), mode=0o700)
             files.write_own(str(copy), content, mode=0o600)
         kept[path] = digest
-    _forget(directory, set(kept.values()) | {Path(path).name for path in kept})
     return kept
+
+
+def forget(state_directory: str, kept: Mapping[str, str]) -> None:
+    """Remove the copies that `kept` does not name, as far as they can be removed."""
+    directory = Path(state_directory) / DIRECTORY
+    used = set(kept.values()) | {Path(path).name for path in kept}
+    for name in files.sizes(str(directory)).keys() - used:
+        with contextlib.suppress(Unavailable):
+            files.remove(str(directory / name))
 
 
 def substitutes(state_directory: str, kept: Mapping[str, str]) -> dict[str, str]:
@@ -83,9 +90,3 @@ def _content(path: str) -> bytes | None:
 
 def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
-
-
-def _forget(directory: Path, used: set[str]) -> None:
-    for name in files.sizes(str(directory)).keys() - used:
-        with contextlib.suppress(Unavailable):
-            files.remove(f"{directory}/{name}")

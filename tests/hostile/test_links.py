@@ -134,7 +134,7 @@ def a_writer_meets_a_directory_that_is_a_link(directory: Path) -> None:
     certificate.write_text("key")
     with pytest.raises(Unavailable, match="symbolic link"):
         kept_files.keep(str(state), [str(certificate)])
-    kept_files.keep(str(state), [])
+    kept_files.forget(str(state), {})
     assert files.remove_leftovers([str(state / "history")]) == 0
     history.prune(str(state))
     assert is_untouched(victim)
