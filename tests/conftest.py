@@ -17,9 +17,9 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import psutil
 import pytest
@@ -68,6 +68,44 @@ def free_bind() -> Bind:
     """An address and port of their own."""
     host = loopback()
     return Bind("ip", host, free_port(host))
+
+
+# Deselected tests of the extended tier are counted, and reported at the end.
+
+_NOT_RUN = pytest.StashKey[int]()
+_WORKER_FIGURE = "extended_not_run"
+
+
+def pytest_deselected(items: Sequence[pytest.Item]) -> None:
+    """Count the tests of the extended tier among those that are left out."""
+    for item in items:
+        if item.get_closest_marker("extended"):
+            item.config.stash[_NOT_RUN] = item.config.stash.get(_NOT_RUN, 0) + 1
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """In a worker of pytest-xdist: report the count to the controller."""
+    output = getattr(session.config, "workeroutput", None)
+    if output is not None:
+        output[_WORKER_FIGURE] = session.config.stash.get(_NOT_RUN, 0)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """In the controller of pytest-xdist: each worker has left out the same tests."""
+    node.config.stash[_NOT_RUN] = getattr(node, "workeroutput", {}).get(_WORKER_FIGURE, 0)
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    """Report what was left out: a test that is skipped in silence proves nothing."""
+    count = config.stash.get(_NOT_RUN, 0)
+    if count:
+        tests = "1 test" if count == 1 else f"{count} tests"
+        terminalreporter.write_line(
+            f"{tests} of the extended tier not run: sh tests/run --extended"
+        )
 
 
 class RealHaproxy:

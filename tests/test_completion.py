@@ -51,6 +51,7 @@ def write(directory: Path, name: str) -> Path:
     return path
 
 
+@pytest.mark.extended
 def test_bash(environ: dict[str, str], tmp_path: Path) -> None:
     script = write(tmp_path, "bash")
     with Terminal([shell("bash"), "--norc", "--noprofile", "-i"], environ) as terminal:
@@ -69,6 +70,7 @@ def test_bash(environ: dict[str, str], tmp_path: Path) -> None:
         assert "shipping" in terminal.until("shop")
 
 
+@pytest.mark.extended
 def test_zsh(environ: dict[str, str], tmp_path: Path) -> None:
     write(tmp_path, "zsh")
     with Terminal([shell("zsh"), "-f", "-i"], environ) as terminal:

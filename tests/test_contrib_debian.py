@@ -18,6 +18,8 @@ from fc_frontend.cli import COMMANDS
 from tests.conftest import binary_of
 from tests.test_readme import fresh_checkout
 
+pytestmark = pytest.mark.extended
+
 NOBODY = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--no-new-privs"]
 
 

@@ -93,11 +93,13 @@ def dashboard_queries() -> list[str]:
     ]
 
 
+@pytest.mark.extended
 def filled(query: str) -> str:
     """A dashboard's query as Grafana sends it, for everything."""
     return re.sub(r"\$(job|instance|service)\b", ".*", query).replace("$__rate_interval", "1m")
 
 
+@pytest.mark.extended
 def test_prometheus_takes_rules_and_scrape_jobs() -> None:
     for command in ("check rules fc-frontend.rules.yml", "check config prometheus.yml"):
         done = promtool(*command.split())
@@ -149,6 +151,8 @@ def test_every_alert_is_tested_and_says_what_to_do() -> None:
         assert set(alert["annotations"]) == {"summary", "description"}, name
 
 
+@pytest.mark.extended
+@pytest.mark.extended
 @pytest.mark.parametrize(
     ("before", "after"),
     [('state="empty"} == 1', 'state="empty"} == 2'), ("> 0.1", "> 0.3"), ("for: 2m", "for: 9m")],
@@ -253,10 +257,12 @@ def asked(address: str, query: str) -> list[dict[str, Any]]:
     return result
 
 
+@pytest.mark.extended
 def first(series: list[dict[str, Any]], default: str) -> str:
     return str(series[0]["value"][1]) if series else default
 
 
+@pytest.mark.extended
 def test_every_panel_shows_something(prometheus: str) -> None:
     empty = [
         panel["title"]
@@ -267,6 +273,7 @@ def test_every_panel_shows_something(prometheus: str) -> None:
     assert not empty
 
 
+@pytest.mark.extended
 def test_nothing_fires_on_a_good_frontend(prometheus: str) -> None:
     firing = {
         series["metric"]["alertname"]

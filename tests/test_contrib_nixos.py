@@ -21,6 +21,8 @@ from fc_frontend.errors import errors_in
 from fc_frontend.plan.model import Tls
 from tests.conftest import binary_of
 
+pytestmark = pytest.mark.extended
+
 MODULE = Path(__file__).parent / "nixos_module.nix"
 
 SERVICES: dict[str, dict[str, Any]] = {

@@ -50,11 +50,13 @@ def shown(page: Path) -> str:
     return re.sub(".\b", "", said(program("mandoc", "mandoc"), "-T", "utf8", str(page)))
 
 
+@pytest.mark.extended
 def test_there_is_a_page_for_each_command(directory: Path) -> None:
     names = {"fc-frontend.1", *(f"fc-frontend-{name}.1" for name in COMMANDS)}
     assert {path.name for path in directory.iterdir()} == names
 
 
+@pytest.mark.extended
 def test_groff_and_mandoc_find_no_fault(directory: Path) -> None:
     groff, mandoc = program("groff", "groff-base"), program("mandoc", "mandoc")
     for page in directory.iterdir():
@@ -63,6 +65,7 @@ def test_groff_and_mandoc_find_no_fault(directory: Path) -> None:
         assert said(groff, "-man", "-T", "utf8", "-ww", "-z", str(page)) == ""
 
 
+@pytest.mark.extended
 def test_a_fault_would_be_found(tmp_path: Path) -> None:
     page = tmp_path / "x.1"
     page.write_text(".TH X 1 1970-01-01\n.SH NAME\nx \\- y\n.NOSUCH\n")
@@ -97,6 +100,7 @@ def test_the_date_is_the_sources(directory: Path) -> None:
     assert fc("man", SOURCE_DATE_EPOCH="86400").stdout == page
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize(
     "text",
     [

@@ -20,6 +20,8 @@ from fc_frontend.haproxy.binary import bundled_binary
 from tests.conftest import until
 from tests.frontend import Frontend
 
+pytestmark = pytest.mark.extended
+
 T = TypeVar("T")
 CHROMIUM = "/usr/bin/chromium"
 DRIVER = "/usr/bin/chromedriver"
