@@ -85,6 +85,7 @@ from fc_frontend.doctor.observe.haproxy import observe_build
 from fc_frontend.doctor.observe.kubernetes import observe_kubernetes, read_kubeconfig
 from fc_frontend.doctor.observe.machine import observe_clock, observe_place
 from fc_frontend.errors import Problem, Unavailable
+from fc_frontend.haproxy.conflicts import endpoint_of
 from fc_frontend.haproxy.master import show_proc
 from fc_frontend.plan.addresses import parse_nameserver
 from fc_frontend.plan.model import (
@@ -96,6 +97,7 @@ from fc_frontend.plan.model import (
     ServiceSpec,
     Transport,
 )
+from fc_frontend.syntax.endpoints import Endpoint
 from tests.conftest import RealHaproxy, free_bind, until
 from tests.frontend import Frontend
 
@@ -696,9 +698,9 @@ def test_sockets() -> None:
 
 
 def test_low_ports() -> None:
-    low, high = Bind("ip", "*", 443), Bind("ip", "*", 8080)
+    low, high = (endpoint_of(Bind("ip", "*", port)) for port in (443, 8080))
 
-    def judged(may: bool | None, *binds: Bind, first: int = 1024) -> str:
+    def judged(may: bool | None, *binds: Endpoint, first: int = 1024) -> str:
         privilege = Privilege(first_free=first, may=may, who="HAProxy's master")
         return judge_low_ports(binds, privilege).result.value
 
@@ -707,7 +709,7 @@ def test_low_ports() -> None:
     assert judged(True, low) == "ok"
     assert judged(None, low) == "unknown"
     assert judged(None, low, first=80) == "ok"
-    assert judged(False, Bind("unix", "/run/x")) == "ok"
+    assert judged(False, endpoint_of(Bind("unix", "/run/x"))) == "ok"
 
 
 @pytest.fixture

@@ -13,19 +13,22 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from fc_frontend.errors import Problem, Unavailable
+from fc_frontend.errors import Unavailable
 from fc_frontend.haproxy import runtime
-from fc_frontend.haproxy.preflight import (
+from fc_frontend.haproxy.conflicts import endpoint_of
+from fc_frontend.haproxy.descriptors import (
     RESERVED,
-    check_binds,
     check_file_descriptors,
     descriptor_limit,
     file_descriptors_needed,
 )
+from fc_frontend.haproxy.preflight import Obstacle, find_obstacles
+from fc_frontend.haproxy.rights import Capability, rights_in
 from fc_frontend.plan.model import Bind
 from tests.conftest import RealHaproxy, free_bind, free_port, loopback, until
 
@@ -76,7 +79,21 @@ def foreign_process(bind: Bind) -> Iterator[int]:
         process.communicate()
 
 
-def as_nobody(check: Callable[[], Iterable[Problem]]) -> list[str]:
+def check_binds(
+    binds: Iterable[Bind],
+    *,
+    owned_by: frozenset[int],
+    v6only: frozenset[Bind] = frozenset(),
+) -> tuple[Obstacle, ...]:
+    """What keeps HAProxy from declared binds, of which some have the option v6only."""
+    endpoints = [
+        replace(endpoint_of(bind), v6only=True, ipv4=None) if bind in v6only else endpoint_of(bind)
+        for bind in binds
+    ]
+    return find_obstacles(endpoints, owned_by=owned_by)
+
+
+def as_nobody(check: Callable[[], Iterable[Obstacle]]) -> list[str]:
     """What `check` finds, run by a user who may see nothing of others."""
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
@@ -86,7 +103,7 @@ def as_nobody(check: Callable[[], Iterable[Problem]]) -> list[str]:
             os.setgroups([])
             os.setgid(NOBODY)
             os.setuid(NOBODY)
-        sender.send([str(problem) for problem in check()])
+        sender.send([f"{found.message} → {found.remedy}" for found in check()])
 
     process = context.Process(target=child)
     process.start()
@@ -227,7 +244,7 @@ def test_a_holder_that_we_may_not_see_is_a_problem() -> None:
         (said,) = as_nobody(lambda: check_binds([bind], owned_by=NONE))
     if os.geteuid() == 0:
         assert f"{bind} is held by another process" in said
-        assert "ss -tanp" in said
+        assert "ss -tanpx" in said
     else:
         assert str(pid) in said
 
@@ -408,6 +425,9 @@ def test_the_limit_is_that_of_the_running_haproxy(haproxy: RealHaproxy) -> None:
 @pytest.mark.parametrize(("capabilities", "raises"), [("000001ffffffffff", True), ("0", False)])
 def test_who_may_raise_limits_is_bound_by_the_kernel_alone(capabilities: str, raises: bool) -> None:
     """By the text of /proc/<pid>/status: a process with that capability is not always at hand."""
-    from fc_frontend.haproxy.preflight import _may_raise
-
-    assert _may_raise(f"Name:\thaproxy\nCapEff:\t{capabilities}\n") is raises
+    status = "Name:\thaproxy\nUid:\t0\t99\t0\t0\nGid:\t0\t7\t0\t0\nGroups:\t4 5\n"
+    rights = rights_in(f"{status}CapEff:\t{capabilities}\n")
+    assert rights is not None
+    assert rights.has(Capability.SYS_RESOURCE) is raises
+    assert (rights.user, rights.groups) == (99, (7, 4, 5))
+    assert rights_in(status) is None

@@ -18,8 +18,9 @@ import pytest
 
 from fc_frontend.errors import Unavailable
 from fc_frontend.haproxy import supervise
+from fc_frontend.haproxy.conflicts import endpoint_of
 from fc_frontend.haproxy.master import show_proc
-from fc_frontend.haproxy.preflight import check_binds
+from fc_frontend.haproxy.preflight import find_obstacles
 from fc_frontend.haproxy.process import minimal_environment, run
 from fc_frontend.haproxy.reload import (
     ReloadOutcome,
@@ -125,7 +126,7 @@ def test_an_old_worker_lives_on_with_its_connection(haproxy: RealHaproxy) -> Non
                 assert old[first.worker].reloads == number
                 assert said.worker not in old
                 assert {first.worker, said.worker, said.master} <= said.pids
-                assert check_binds([bind], owned_by=said.pids) == ()
+                assert find_obstacles([endpoint_of(bind)], owned_by=said.pids) == ()
                 with connect(bind) as fresh:
                     assert echo(fresh)
             assert echo(held)

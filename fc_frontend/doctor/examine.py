@@ -198,8 +198,8 @@ def _running(plan: Plan, text: str | None, timeout: float) -> Iterable[Finding]:
     found = [*judge.judge_sockets(haproxy, runtime, master, binary)]
     if text is None:
         return found
-    wanted, taken = observe.taken_binds(haproxy, text, now)
-    binds = tuple(sorted(wanted.all, key=str))
+    wanted, taken = observe.observe_binds(haproxy, text, now)
+    binds = tuple(each for each in wanted if each.host != haproxy.runtime_socket)
     listen = plan.settings.listen
     held = observe.held_listen(listen)
     ours = held is not None and listen is not None and observe.answers_health(listen, timeout)
@@ -208,7 +208,7 @@ def _running(plan: Plan, text: str | None, timeout: float) -> Iterable[Finding]:
         *found,
         *judge.judge_binds(binds, taken, held, ours),
         judge.judge_low_ports(binds, observe.observe_privilege(haproxy, now)),
-        judge.judge_descriptors(*observe.descriptors(slots, len(binds), now)),
+        judge.judge_descriptors(*observe.descriptors(slots, wanted, now)),
     )
 
 

@@ -34,10 +34,12 @@ from fc_frontend.explain.facts import (
     clean,
 )
 from fc_frontend.explain.overview import Seen
-from fc_frontend.haproxy import hold, install, preflight, runtime
+from fc_frontend.haproxy import hold, install, runtime
 from fc_frontend.haproxy.assign import is_free
 from fc_frontend.haproxy.drain import is_name
+from fc_frontend.haproxy.holders import holding
 from fc_frontend.haproxy.master import show_proc
+from fc_frontend.haproxy.preflight import find_obstacles
 from fc_frontend.haproxy.runtime import ServerState
 from fc_frontend.haproxy.traffic import NO_TRAFFIC, traffic_in, traffic_of
 from fc_frontend.pipeline import Prepared, prepare, quarantines, stored_answers, stored_last_good
@@ -52,6 +54,8 @@ from fc_frontend.plan.model import (
 )
 from fc_frontend.plan.names import headless_name
 from fc_frontend.plan.planner import assumed_kind, plan
+from fc_frontend.syntax.binds import read_listeners
+from fc_frontend.syntax.endpoints import Endpoint
 
 DNS_TIMEOUT = 2.0
 """Seconds that cluster DNS has for its answers about one service."""
@@ -415,9 +419,11 @@ def _binds(
     with contextlib.suppress(Unavailable):
         pids |= show_proc(haproxy.master_socket, timeout).pids
     owned_by = frozenset(pids)
-    v6only = frozenset(spec.binds if "v6only" in spec.bind_options.split() else ())
+    text = "".join(f"  bind {bind} {spec.bind_options}\n" for bind in spec.binds)
+    declared = read_listeners(f"listen {spec.name}\n{text}").listeners
     found = []
-    for bind, held in preflight.holding(spec.binds, owned_by=owned_by, v6only=v6only).items():
+    endpoints = [listener.endpoint for _, listener in declared]
+    for endpoint, held in holding(endpoints, owned_by=owned_by).items():
         who = ", ".join(clean(other) for other in held.others)
         problem = None
         if held.by_haproxy:
@@ -428,10 +434,16 @@ def _binds(
             listening = Listening.HIDDEN
         else:
             listening = Listening.NOBODY
-            problems = preflight.check_binds([bind], owned_by=owned_by, v6only=v6only)
-            problem = problems[0] if problems else None
-        found.append(BindFact(bind=str(bind), listening=listening, who=who, problem=problem))
+            problem = _obstacle(endpoint, owned_by)
+        found.append(BindFact(bind=str(endpoint), listening=listening, who=who, problem=problem))
     return tuple(found)
+
+
+def _obstacle(endpoint: Endpoint, owned_by: frozenset[int]) -> Problem | None:
+    """What keeps HAProxy from an endpoint on which nobody listens."""
+    for obstacle in find_obstacles([endpoint], owned_by=owned_by):
+        return Problem(message=obstacle.message, remedy=obstacle.remedy)
+    return None
 
 
 def _on_hold(settings: Settings, daemon: Daemon | None) -> hold.Hold | None:

@@ -6,16 +6,15 @@ sockets of fc-frontend and of HAProxy's master, which are not in the text.
 
 from __future__ import annotations
 
-import os
 import socket
-from collections.abc import Collection, Hashable, Iterator, Mapping
-from dataclasses import replace
-from pathlib import Path
+from collections.abc import Collection, Iterator, Mapping
 
 from fc_frontend.errors import Problem, Severity
+from fc_frontend.haproxy.holders import place
+from fc_frontend.haproxy.listener_places import ListenerPlaces
 from fc_frontend.model.units import ENVIRONMENT, SETTINGS, UnitId, UnitKind
 from fc_frontend.plan.conflicts import Conflict, Overlap, conflicts, overlaps
-from fc_frontend.plan.model import Bind, Fragment, Plan, Settings
+from fc_frontend.plan.model import Bind, Plan, Settings
 from fc_frontend.render.config import Config
 from fc_frontend.render.listeners import listeners_of
 from fc_frontend.syntax.binds import Flaw, Listener, Owned
@@ -30,20 +29,6 @@ def endpoint_of(bind: Bind) -> Endpoint:
     (endpoint,) = read_endpoints(str(bind), Options())
     assert endpoint is not None
     return endpoint
-
-
-def place(path: str) -> Hashable:
-    """Where a socket's path leads: its directory on disk, and its name there.
-
-    Equal for all paths to the same entry, through links, `..` or bind mounts.  The last component
-    is not followed: HAProxy renames its socket over it.
-    """
-    directory, _, name = path.rpartition("/")
-    try:
-        found = Path(directory or "/").stat()
-    except (OSError, ValueError):
-        return os.path.normpath(path)
-    return found.st_dev, found.st_ino, name
 
 
 def listener_problems(
@@ -67,12 +52,12 @@ def listener_problems(
     covering = overlaps([claim for claim in ordered if id(claim) not in lost])
     if not (flaws or between or covering):
         return ()
-    units = _Units(plan, config, untrusted)
-    problems: list[Problem | None] = [units.flawed(flaw) for flaw in flaws]
-    problems += map(units.conflicting, between)
+    wording = _Wording(plan, config, untrusted)
+    problems: list[Problem | None] = [wording.flawed(flaw) for flaw in flaws]
+    problems += map(wording.conflicting, between)
     rank = {id(claim): number for number, claim in enumerate(ordered)}
     for overlap in covering:
-        problems += units.overlapping(overlap, rank)
+        problems += wording.overlapping(overlap, rank)
     return tuple(dict.fromkeys(problem for problem in problems if problem is not None))
 
 
@@ -111,27 +96,18 @@ def _outside(settings: Settings) -> Iterator[Owned]:
         yield Owned(SETTINGS, Listener(endpoint_of(settings.listen), 0))
 
 
-class _Units:
-    """Tells whose a listener is, and where it is declared."""
+class _Wording:
+    """Makes problems of conflicts and overlaps."""
 
     def __init__(self, plan: Plan, config: Config, untrusted: Collection[str]) -> None:
         self._untrusted = untrusted
-        self._specs = {service.spec.name: service.spec for service in plan.services}
-        self._fragments = {fragment.name: fragment for fragment in plan.fragments}
-        self._config = config
-        haproxy = plan.settings.haproxy
-        self._settings = {
-            f"{Family.UNIX}@{haproxy.master_socket}": "haproxy.master_socket",
-            f"{Family.UNIX}@{haproxy.runtime_socket}": "haproxy.runtime_socket",
-            str(haproxy.stats): "haproxy.stats",
-            str(plan.settings.listen): "listen",
-        }
-        self._compared_as_settings = {str(haproxy.stats), str(plan.settings.listen)}
-        self._raw = "haproxy.global_extra" if haproxy.global_extra else "haproxy.templates"
+        self._places = ListenerPlaces(plan, config)
+        settings = plan.settings
+        self._compared_as_settings = {str(settings.haproxy.stats), str(settings.listen)}
 
     def flawed(self, flaw: Flaw) -> Problem:
         """The problem that a line's listeners cannot be known."""
-        return self._problem(flaw.owner, flaw.line, None, flaw.message, flaw.remedy)
+        return self._places.problem(flaw.owner, flaw.line, None, flaw.message, flaw.remedy)
 
     def conflicting(self, conflict: Conflict) -> Problem | None:
         """The problem that a unit wants what another has; None if it is reported elsewhere."""
@@ -144,14 +120,14 @@ class _Units:
         if holder.owner == SETTINGS:
             if claim.owner == SETTINGS and str(endpoint) in self._compared_as_settings:
                 return None
-            return self._about(claim, *self._taken_by_us(what, holder, is_path))
+            return self._places.about(claim, *self._taken_by_us(what, holder, is_path))
         effect = "would replace its socket" if is_path else "would share its connections"
         if claim.owner == holder.owner:
-            return self._about(
+            return self._places.about(
                 claim, f"{what} is bound twice: HAProxy {effect}", "keep one of the two"
             )
-        where = f" ({file})" if (file := self._file(holder.owner)) else ""
-        return self._about(
+        where = f" ({file})" if (file := self._places.file(holder.owner)) else ""
+        return self._places.about(
             claim,
             f"{what} is taken by {holder.owner}{where}: HAProxy {effect}",
             "give one of the two another path" if is_path else "give one of the two another port",
@@ -168,10 +144,10 @@ class _Units:
                 first, last = sorted((wide, other), key=lambda claim: rank[id(claim)])
                 what = str(last.listener.endpoint)
                 if first.owner == SETTINGS:
-                    yield self._about(last, *self._taken_by_us(what, first, is_path=False))
+                    yield self._places.about(last, *self._taken_by_us(what, first, is_path=False))
                 else:
-                    where = f" ({file})" if (file := self._file(first.owner)) else ""
-                    yield self._about(
+                    where = f" ({file})" if (file := self._places.file(first.owner)) else ""
+                    yield self._places.about(
                         last,
                         f"{what} overlaps with {first.listener.endpoint} of {first.owner}{where}",
                         "choose another address or port",
@@ -180,7 +156,7 @@ class _Units:
             named = [f"{other.listener.endpoint} of {other.owner}" for other in others[:_MAX_NAMED]]
             if len(others) > _MAX_NAMED:
                 named.append(f"{len(others) - _MAX_NAMED} more")
-            yield self._about(
+            yield self._places.about(
                 wide,
                 f"{wide.listener.endpoint} also covers {' and '.join(named)}, which keeps the "
                 "connections to that address",
@@ -191,58 +167,14 @@ class _Units:
     def _is_theft(self, one: Owned, other: Owned) -> bool:
         """True if an overlap lets an untrusted file take connections from another file."""
         is_untrusted = any(_is_of(claim, self._untrusted) for claim in (one, other))
-        return is_untrusted and self._file(one.owner) != self._file(other.owner)
+        return is_untrusted and self._places.file(one.owner) != self._places.file(other.owner)
 
     def _taken_by_us(self, what: str, holder: Owned, is_path: bool) -> tuple[str, str]:
         endpoint = holder.listener.endpoint
-        setting = self._settings.get(str(endpoint), self._raw)
+        setting = self._places.setting(endpoint)
         if is_path:
             return f"{what} is a socket that controls HAProxy ({setting})", "choose another path"
         return (
             f"{what} is used by fc-frontend itself ({setting} is {endpoint})",
             f"choose another port, or change {setting}",
         )
-
-    def _about(
-        self, claim: Owned, message: str, remedy: str, severity: Severity = Severity.ERROR
-    ) -> Problem:
-        listener = claim.listener
-        problem = self._problem(claim.owner, listener.line, listener.endpoint, message, remedy)
-        return replace(problem, severity=severity)
-
-    def _problem(
-        self, owner: UnitId, line: int, endpoint: Endpoint | None, message: str, remedy: str
-    ) -> Problem:
-        file = at = field = None
-        if owner == SETTINGS:
-            field = self._settings.get(str(endpoint), self._raw)
-        elif owner.kind is UnitKind.FRAGMENT and (fragment := self._fragments.get(owner.name)):
-            file, at = fragment.origin.file, self._line(fragment, line)
-        elif spec := self._specs.get(owner.name):
-            binds = [str(bind) for bind in spec.binds]
-            if str(endpoint) in binds:
-                field = f"binds.{len(binds) - 1 - binds[::-1].index(str(endpoint))}"
-            elif spec.extra_config:
-                field = "extra_config"
-        return Problem(
-            message=message,
-            remedy=remedy,
-            file=file,
-            line=at,
-            service=owner.name or None,
-            field=field,
-            unit=owner,
-        )
-
-    def _line(self, fragment: Fragment, line: int) -> int | None:
-        """The line of a fragment's file for a line of its section, if that ends like the file."""
-        lines = self._config.section_text(fragment.name).split("\n")
-        own = fragment.text.rstrip("\n").split("\n")
-        before = len(lines) - len(own)
-        return line - before if lines[before:] == own and line > before else None
-
-    def _file(self, owner: UnitId) -> str | None:
-        if owner.kind is UnitKind.FRAGMENT and owner.name in self._fragments:
-            return self._fragments[owner.name].origin.file
-        spec = self._specs.get(owner.name)
-        return spec.origin.file if spec and spec.origin else None

@@ -7,24 +7,14 @@ is the last good one again and the running HAProxy goes on with what it has.
 from __future__ import annotations
 
 import contextlib
-import re
 import time
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from enum import StrEnum
-from types import MappingProxyType
 
 from fc_frontend import files
 from fc_frontend.errors import Problem, Refused, Severity, Unavailable, errors_in
-from fc_frontend.haproxy import (
-    drain_record,
-    hold,
-    install,
-    kept_files,
-    preflight,
-    runtime,
-    supervise,
-)
+from fc_frontend.haproxy import drain_record, hold, install, kept_files, runtime, supervise
 from fc_frontend.haproxy.binary import find_binary
 from fc_frontend.haproxy.judge import judge
 from fc_frontend.haproxy.lock import deploying
@@ -39,14 +29,10 @@ from fc_frontend.haproxy.reload import (
 )
 from fc_frontend.haproxy.server_state import server_state, servers_in, state_of_running
 from fc_frontend.haproxy.socket import NoListener
+from fc_frontend.haproxy.trial import Taker, trial
 from fc_frontend.haproxy.version import binary_version, parse_version
-from fc_frontend.plan.addresses import NotAnAddress, parse_bind
-from fc_frontend.plan.model import Bind, Haproxy, Plan, Resolution, Settings
+from fc_frontend.plan.model import Haproxy, Plan, Resolution, Settings
 from fc_frontend.render.config import Config, config_hash
-
-_BIND = re.compile(r"^[ \t]*bind[ \t]+(\S+)(.*)$", re.MULTILINE)
-_OTHER_RULES = frozenset(("transparent", "interface", "namespace"))
-_NO_BINDS: Mapping[str, str] = MappingProxyType({})
 
 
 class Outcome(StrEnum):
@@ -104,13 +90,11 @@ class Running:
         known = self.processes.pids if self.processes else frozenset()
         return known | ({self.worker} if self.worker else frozenset())
 
-
-@dataclass(frozen=True, slots=True)
-class TextBinds:
-    """The binds of a configuration's text that can be tried, and which are for IPv6 alone."""
-
-    all: frozenset[Bind] = frozenset()
-    v6only: frozenset[Bind] = field(default_factory=frozenset)
+    @property
+    def taker(self) -> Taker:
+        """The HAProxy that is to take the listeners of another configuration."""
+        master = self.processes.master if self.processes else None
+        return Taker(self.hash, self.pids, master)
 
 
 def observe(haproxy: Haproxy) -> Running:
@@ -131,25 +115,6 @@ def observe(haproxy: Haproxy) -> Running:
 def proxies_up(servers: Iterable[runtime.ServerState]) -> frozenset[str]:
     """The proxies that have a server which takes new connections."""
     return frozenset(server.proxy for server in servers if server.up)
-
-
-def text_binds(text: str) -> TextBinds:
-    """The binds in a configuration's text, fragments included."""
-    found: set[Bind] = set()
-    v6only: set[Bind] = set()
-    for addresses, options in _BIND.findall(text):
-        words = options.split()
-        if _OTHER_RULES.intersection(words):
-            continue
-        for address in addresses.split(","):
-            try:
-                bind = parse_bind(address)
-            except NotAnAddress:
-                continue
-            found.add(bind)
-            if "v6only" in words:
-                v6only.add(bind)
-    return TextBinds(frozenset(found), frozenset(v6only))
 
 
 def deploy(
@@ -242,9 +207,6 @@ def _deploy(
         slots=sum(service.slots for service in plan.services if service.spec.check),
         write_state=lambda running: _write_server_state(plan, resolution, running),
         output=output,
-        by_bind={
-            str(bind): service.spec.name for service in plan.services for bind in service.spec.binds
-        },
         plan=plan,
         kept=kept_files.directory(plan.settings.state_directory),
         patience=patience,
@@ -263,7 +225,6 @@ def _bring(
     slots: int,
     write_state: Callable[[Running], tuple[Problem, ...]],
     output: str | None,
-    by_bind: Mapping[str, str] = _NO_BINDS,
     plan: Plan | None = None,
     kept: str | None = None,
     patience: Patience | None = None,
@@ -276,7 +237,7 @@ def _bring(
     said = judgement.problems
     if not judgement.accepted:
         return replace(_refused(haproxy, config, said), judged=True)
-    found = _trial(haproxy, config, running, slots, by_bind)
+    found = trial(haproxy, config, running.taker, slots=slots, plan=plan)
     if errors_in(found):
         return replace(_refused(haproxy, config, (*found, *said)), refused_file=None)
     said = (*said, *write_state(running))
@@ -348,40 +309,6 @@ def forget_refused(haproxy: Haproxy) -> None:
     # An old refused file misleads nobody: it names its own hash.
     with contextlib.suppress(Unavailable):
         install.clear_refused(haproxy.config_file)
-
-
-def _trial(
-    haproxy: Haproxy,
-    config: Config,
-    running: Running,
-    slots: int,
-    by_bind: Mapping[str, str],
-) -> tuple[Problem, ...]:
-    """What HAProxy's own check does not see: new binds that are taken, too few descriptors."""
-    wanted = text_binds(config.text)
-    known = frozenset[Bind]()
-    installed = install.read(haproxy.config_file)
-    if installed is not None and running.hash is not None:
-        text = installed.decode("utf-8", "replace")
-        if config_hash(text) == running.hash:
-            known = text_binds(text).all
-    found = preflight.check_binds(
-        sorted(wanted.all - known, key=str), owned_by=running.pids, v6only=wanted.v6only
-    )
-    named = [
-        replace(problem, service=problem.service or _service_of(problem, by_bind))
-        for problem in found
-    ]
-    needed = preflight.file_descriptors_needed(slots, len(wanted.all) + 1)
-    master = running.processes.master if running.processes else None
-    too_few = preflight.check_file_descriptors(needed, preflight.descriptor_limit(master))
-    return (*named, *([too_few] if too_few else []))
-
-
-def _service_of(problem: Problem, by_bind: Mapping[str, str]) -> str | None:
-    return next(
-        (name for bind, name in by_bind.items() if problem.message.startswith(f"{bind} ")), None
-    )
 
 
 def save_server_state(plan: Plan, resolution: Resolution) -> None:

@@ -9,7 +9,8 @@ from datetime import date
 
 from fc_frontend.doctor.findings import Finding, Group, some
 from fc_frontend.errors import Problem
-from fc_frontend.plan.model import Bind, Haproxy
+from fc_frontend.plan.model import Haproxy
+from fc_frontend.syntax.endpoints import Endpoint
 
 _GROUP = Group("HAProxy")
 
@@ -213,7 +214,7 @@ def _refused(check: str, problem: Problem) -> Finding:
 
 
 def judge_binds(
-    wanted: tuple[Bind, ...], taken: tuple[Problem, ...], listen: Problem | None, ours: bool
+    wanted: tuple[Endpoint, ...], taken: tuple[Problem, ...], listen: Problem | None, ours: bool
 ) -> tuple[Finding, ...]:
     """Whether all binds can be taken; `listen` is what keeps fc-frontend itself from listening.
 
@@ -231,11 +232,11 @@ def judge_binds(
     return tuple(found)
 
 
-def judge_low_ports(wanted: tuple[Bind, ...], privilege: Privilege) -> Finding:
+def judge_low_ports(wanted: tuple[Endpoint, ...], privilege: Privilege) -> Finding:
     """Whether HAProxy may take the ports for which the kernel asks for a capability."""
     check = "low ports"
     low = sorted(
-        {bind.port for bind in wanted if bind.port is not None and bind.port < privilege.first_free}
+        {port for endpoint in wanted for port in endpoint.ports if 0 < port < privilege.first_free}
     )
     if not low:
         return _GROUP.ok(

@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
+import socket
+from collections.abc import Iterable
 
 from fc_frontend.doctor.judge.haproxy import Build, Privilege, Socket, parse_build
 from fc_frontend.errors import Problem, Unavailable
-from fc_frontend.haproxy import install, preflight, runtime
+from fc_frontend.haproxy import runtime
 from fc_frontend.haproxy.binary import find_binary
-from fc_frontend.haproxy.deploy import Running, TextBinds, text_binds
+from fc_frontend.haproxy.conflicts import endpoint_of
+from fc_frontend.haproxy.deploy import Running
+from fc_frontend.haproxy.descriptors import (
+    check_file_descriptors,
+    descriptor_limit,
+    file_descriptors_needed,
+)
 from fc_frontend.haproxy.master import Processes, show_proc
+from fc_frontend.haproxy.preflight import Obstacle, find_obstacles, first_free_port
 from fc_frontend.haproxy.process import run
+from fc_frontend.haproxy.rights import Capability, rights_of
 from fc_frontend.haproxy.socket import NoListener
+from fc_frontend.haproxy.trial import new_obstacles
 from fc_frontend.haproxy.version import parse_version
 from fc_frontend.plan.model import Bind, Haproxy
-from fc_frontend.render.config import config_hash
-
-_CAP_NET_BIND_SERVICE = 10
-_FIRST_FREE = "/proc/sys/net/ipv4/ip_unprivileged_port_start"
+from fc_frontend.render.config import Config, sections_in
+from fc_frontend.render.listeners import listeners_of
+from fc_frontend.syntax.endpoints import Endpoint
 
 
 def observe_build(haproxy: Haproxy, timeout: float) -> Build:
@@ -67,30 +76,26 @@ def _master(path: str, timeout: float) -> tuple[Socket, Processes | None]:
     return Socket(path, version=processes.version or ""), processes
 
 
-def taken_binds(haproxy: Haproxy, text: str, now: Running) -> tuple[TextBinds, tuple[Problem, ...]]:
-    """The binds in `text`, and what keeps HAProxy from those that it does not have yet."""
-    wanted = text_binds(text)
-    known = frozenset[Bind]()
-    try:
-        installed = install.read(haproxy.config_file)
-    except Unavailable:
-        installed = None
-    if installed is not None and now.hash is not None:
-        content = installed.decode("utf-8", "surrogateescape")
-        if config_hash(content) == now.hash:
-            known = text_binds(content).all
-    found = preflight.check_binds(
-        sorted(wanted.all - known, key=str), owned_by=now.pids, v6only=wanted.v6only
-    )
-    return wanted, found
+def observe_binds(
+    haproxy: Haproxy, text: str, now: Running
+) -> tuple[tuple[Endpoint, ...], tuple[Problem, ...]]:
+    """Where HAProxy listens with `text`, and what keeps it from what it does not have yet."""
+    found, _ = listeners_of(Config(text, "", sections_in(text)), socket.gethostname())
+    obstacles = [obstacle for _, obstacle in new_obstacles(haproxy, found, now.taker)]
+    wanted = sorted({listener.endpoint for _, listener in found}, key=str)
+    return tuple(wanted), tuple(_problem(each) for each in obstacles if each.is_certain)
 
 
 def held_listen(listen: Bind | None) -> Problem | None:
     """What keeps fc-frontend's own listener from its address, None if it is free."""
     if listen is None:
         return None
-    found = preflight.check_binds((listen,), owned_by=frozenset())
-    return found[0] if found else None
+    found = find_obstacles((endpoint_of(listen),), owned_by=frozenset())
+    return _problem(found[0]) if found else None
+
+
+def _problem(obstacle: Obstacle) -> Problem:
+    return Problem(message=obstacle.message, remedy=obstacle.remedy)
 
 
 def answers_health(listen: Bind, timeout: float) -> bool:
@@ -110,9 +115,7 @@ def answers_health(listen: Bind, timeout: float) -> bool:
 
 def observe_privilege(haproxy: Haproxy, now: Running) -> Privilege:
     """Whether the process that binds HAProxy's ports may take low ones."""
-    first_free = 1024
-    if Path(_FIRST_FREE).exists():
-        first_free = int(Path(_FIRST_FREE).read_text())
+    first_free = first_free_port()
     pid = now.processes.master if now.processes else now.worker
     if pid is not None:
         return Privilege(first_free=first_free, may=_may_bind(pid), who="HAProxy's master")
@@ -124,20 +127,16 @@ def observe_privilege(haproxy: Haproxy, now: Running) -> Privilege:
 
 
 def _may_bind(pid: int) -> bool | None:
-    """Whether process `pid` has CAP_NET_BIND_SERVICE, None if it cannot be seen."""
-    try:
-        status = Path(f"/proc/{pid}/status").read_text()
-    except OSError:
-        return None
-    for line in status.splitlines():
-        if line.startswith("CapEff:"):
-            return bool(int(line.split()[1], 16) >> _CAP_NET_BIND_SERVICE & 1)
-    return None
+    """Whether process `pid` may bind every port, None if it cannot be seen."""
+    rights = rights_of(pid)
+    return None if rights is None else rights.has(Capability.NET_BIND_SERVICE)
 
 
-def descriptors(slots: int, binds: int, now: Running) -> tuple[int, int, Problem | None]:
+def descriptors(
+    slots: int, wanted: Iterable[Endpoint], now: Running
+) -> tuple[int, int, Problem | None]:
     """How many file descriptors HAProxy needs and may have, and the problem if too few."""
-    needed = preflight.file_descriptors_needed(slots, binds + 1)
+    needed = file_descriptors_needed(slots, sum(len(endpoint.ports) for endpoint in wanted))
     master = now.processes.master if now.processes else None
-    limit = preflight.descriptor_limit(master)
-    return needed, limit, preflight.check_file_descriptors(needed, limit)
+    limit = descriptor_limit(master)
+    return needed, limit, check_file_descriptors(needed, limit)

@@ -1,0 +1,104 @@
+"""How many file descriptors HAProxy needs for a configuration, and how many it may have.
+
+`haproxy -c` does not look at this, and a reload fails without enough of them.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+from pathlib import Path
+
+from fc_frontend.errors import Problem
+from fc_frontend.haproxy.rights import Capability, rights_in
+
+RESERVED = 64
+
+
+def file_descriptors_needed(
+    slots_with_check: int,
+    listeners: int,
+    *,
+    threads: int | None = None,
+    maxconn: int | None = None,
+    splice: bool = False,
+) -> int:
+    """How many file descriptors HAProxy's start asks for, and does not start without.
+
+    `slots_with_check` counts each slot of a template that is checked, twice one with an agent
+    check as well; `listeners` all binds, the statistics' and the runtime socket.  `threads` is
+    `nbthread`, by default one for each CPU that we may use.  `maxconn` is the global one; without
+    it HAProxy takes what the limit leaves, but at least 100.  `splice` if `option splice-*` is
+    used.
+
+    Measured: the smallest hard limit with which a master-worker start works is exactly
+
+        checks + listeners + 2 × maxconn + 3 × threads + R
+
+    with R = 32 in HAProxy 2.6.12 and 43 in 2.8.25, of which 12 and 23 are the master's; 2.8 adds
+    3 with the first reload and 1 for each worker that is still alive after it.
+
+        checks  listeners  threads  maxconn   2.6    2.8
+        100     1 + 1      1        -          337    348
+        100     20 + 1     1        -          356    367
+        100     1 + 1      2        -          340    351
+        100     1 + 1      4        -          346    357
+        100     1 + 1      1        1000      2137   2148
+        1000    1 + 1      1        -         1237   1248
+        5000    20 + 1     2        -         5259   5270
+        0       1 + 1      1        -          237    248   (1000 slots without check)
+
+    Nameservers, log targets and the state file take none; `splice-auto` takes maxconn ÷ 2.  We ask
+    for R = 64, which leaves room for 17 old workers on 2.8 and is 2.6 % too much with 1,000 slots.
+    """
+    if threads is None:
+        threads = len(os.sched_getaffinity(0))
+    connections = maxconn or 100
+    pipes = (connections + 1) // 2 if splice else 0
+    return slots_with_check + listeners + 2 * connections + pipes + 3 * threads + RESERVED
+
+
+def check_file_descriptors(needed: int, limit: int) -> Problem | None:
+    """The problem that HAProxy would not start with `limit` file descriptors, None if it would.
+
+    HAProxy ends with an alert then, as `strict-limits` is the default (manual 3.1), and
+    `haproxy -c` does not try it.
+    """
+    if needed <= limit:
+        return None
+    return Problem(
+        message=f"HAProxy needs {needed} file descriptors for this configuration and may have "
+        f"{limit}: it would not start",
+        remedy=f"raise LimitNOFILE= in HAProxy's unit to at least {needed} and restart it, or "
+        "declare fewer slots, or services without check",
+    )
+
+
+def descriptor_limit(pid: int | None) -> int:
+    """How many file descriptors HAProxy's process `pid` may have; our own limit without one.
+
+    The hard limit, or with CAP_SYS_RESOURCE, with which HAProxy raises it, the kernel's
+    `fs.nr_open`.  Falls back to our own if that process cannot be seen.
+    """
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    process = Path("/proc", str(pid) if pid is not None else "self")
+    try:
+        limits = process.joinpath("limits").read_text()
+        status = process.joinpath("status").read_text()
+    except OSError:
+        return _finite(hard)
+    for line in limits.splitlines():
+        if line.startswith("Max open files"):
+            word = line.split()[4]
+            hard = int(word) if word.isdigit() else resource.RLIM_INFINITY
+    rights = rights_in(status)
+    may_raise = rights is not None and rights.has(Capability.SYS_RESOURCE)
+    return max(_finite(hard), _kernel_limit()) if may_raise else _finite(hard)
+
+
+def _kernel_limit() -> int:
+    return int(Path("/proc/sys/fs/nr_open").read_text())
+
+
+def _finite(limit: int) -> int:
+    return _kernel_limit() if limit == resource.RLIM_INFINITY else limit
