@@ -531,7 +531,7 @@ def _violation_problem(
     if violation.needs is untrusted.Needs.TRUST:
         verdict = _verdict(raw, verdicts)
         message = f"{message}, but {verdict.reason}"
-        fixes = (verdict.remedy, "move the service to a trusted file")
+        fixes = (verdict.remedy, "move the service to a trusted file", violation.remedy)
         remedy = ", or ".join(fix for fix in fixes if fix)
     return raw.problem(violation.field, message, remedy)
 
@@ -712,6 +712,8 @@ class _Raw:
         if known is None:
             problems: list[Problem] = []
             spec = _service(self, problems)
+            if spec is not None and level is Level.UNTRUSTED:
+                spec = replace(spec, max_slots=untrusted.MAX_SLOTS)
             known = spec, tuple(problems), Form(self.file, self.value, level)
             self.found[level] = known
         return known

@@ -402,8 +402,9 @@ def _slots(facts: Facts) -> Step:
     said = f"{counted(pods, 'pod')} in {counted(have, 'slot')}"
     if facts.proxy is None:
         return Step(name=name, verdict=Verdict.OK, said=f"{said}, as planned")
-    short, is_fixed = slots.short(pods, have), planned.spec.slots is not None
-    remedy = f"use slots: auto, or {slots.automatic(pods)}"
+    short, spec = slots.short(pods, have), planned.spec
+    is_fixed = spec.slots is not None or slots.needed(pods) > spec.max_slots
+    remedy = slots.remedy(pods, spec.max_slots)
     if not is_fixed:
         remedy = "the daemon gives it more with its next reload"
         if facts.daemon is None:

@@ -16,6 +16,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_add
 from typing import Literal
 
 from fc_frontend.errors import Problem
+from fc_frontend.plan.slots import MOST as MAX_SLOTS
 
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
@@ -245,8 +246,8 @@ class Origin:
 class ServiceSpec:
     """One declared service.  `name` is the HAProxy proxy's name, `service` the Kubernetes one's.
 
-    `slots` is None for `auto`.  `origin` takes no part in comparisons: moving a declaration to
-    another file changes nothing.
+    `slots` is None for `auto`, which gives at most `max_slots`.  `origin` takes no part in
+    comparisons: moving a declaration to another file changes nothing.
     """
 
     name: str
@@ -258,6 +259,7 @@ class ServiceSpec:
     port: int | str
     discovery: Discovery = Discovery.AUTO
     slots: int | None = None
+    max_slots: int = MAX_SLOTS
     fallback: bool = False
     balance: str = "leastconn"
     check: bool = True

@@ -173,7 +173,7 @@ def _service(
         # Answers that may be out of date never shrink a service.
         may_shrink = shrink and answer is not None and _is_sure(answer)
         have = 0 if may_shrink or not answer else answer.slots
-        count = slots.automatic(len(endpoints), have)
+        count = slots.automatic(len(endpoints), have, spec.max_slots)
     networks = cluster.service_networks if kind is Kind.SERVICE else cluster.pod_networks
     families: tuple[Family, ...] = cluster.families(networks) or ("ipv4",)
     has_fallback = spec.fallback and kind is Kind.WILDCARD
@@ -219,13 +219,13 @@ def _notices(planned: ServicePlan, answer: Answer | None, hold: float) -> Iterab
         yield warning(
             f"{counted(pods, 'pod')}, but {counted(planned.slots, 'slot')}: "
             f"{counted(short, 'pod gets', 'pods get')} no traffic",
-            f"use slots: auto, or {slots.automatic(pods)}",
+            slots.remedy(pods, spec.max_slots),
             "slots",
         )
     elif planned.has_pods and slots.scarce(pods, planned.slots):
         yield warning(
             f"{counted(pods, 'pod')} in {counted(planned.slots, 'slot')}: little room is left",
-            f"use slots: auto, or {slots.automatic(pods)}",
+            slots.remedy(pods, spec.max_slots),
             "slots",
         )
     if answer.is_cut and not spec.check:

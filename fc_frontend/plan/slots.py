@@ -27,13 +27,20 @@ def scarce(pods: int, slots: int) -> bool:
     return pods > 0 and needed(pods) > slots
 
 
-def automatic(pods: int, have: int = 0) -> int:
+def automatic(pods: int, have: int = 0, most: int = MOST) -> int:
     """The number of slots for `slots: auto`: of the series 10, 20, 40… the first that is enough.
 
     Never below `have`, the number that the running configuration has, so that pods that come and
-    go cause no reload; give 0 where a reload happens anyway.  At most `MOST`.
+    go cause no reload; give 0 where a reload happens anyway.  At most `most`.
     """
     slots = DEFAULT
     while slots < needed(pods):
         slots *= 2
-    return min(max(slots, have), MOST)
+    return min(max(slots, have), most)
+
+
+def remedy(pods: int, most: int = MOST) -> str:
+    """What gives a service enough slots for `pods`, if it may have at most `most`."""
+    if needed(pods) > most:
+        return f"move the service to a trusted file: in this one it gets at most {most} slots"
+    return f"use slots: auto, or {automatic(pods)}"

@@ -11,12 +11,15 @@ from enum import Enum
 from typing import NamedTuple
 
 from fc_frontend.plan.model import Fragment, ServiceSpec, Target, Untrusted
-from fc_frontend.syntax.sections import PROXIES, read_sections
+from fc_frontend.syntax import safe
+from fc_frontend.syntax.names import defined_names
 
-MAX_SERVICES = 1000
+MAX_SERVICES = 200
 """Services in all untrusted files together."""
-MAX_SLOTS = 100
-"""`slots` of one service, if it is a number: each takes a file descriptor of HAProxy."""
+MAX_SLOTS = 160
+"""Slots of one service.  Each is checked, and takes memory and a file descriptor of HAProxy."""
+
+_PROXIES = ("frontend", "backend")
 
 
 class Needs(Enum):
@@ -46,13 +49,7 @@ TOO_MANY = Violation(
 
 def violations(spec: ServiceSpec, limits: Untrusted) -> Iterator[Violation]:
     """What `spec` declares beyond values, and beyond `limits`."""
-    for field, value in (
-        ("extra_config", spec.extra_config),
-        ("server_options", spec.server_options),
-        ("bind_options", spec.bind_options),
-    ):
-        if value:
-            yield Violation(field, "raw lines need a trusted file", "", Needs.TRUST)
+    yield from _raw_violations(spec, limits)
     if spec.tls and spec.tls.ca_file:
         yield Violation("tls.ca_file", "a path needs a trusted file", "", Needs.TRUST)
     for number, bind in enumerate(spec.binds):
@@ -74,6 +71,30 @@ def violations(spec: ServiceSpec, limits: Untrusted) -> Iterator[Violation]:
             f"untrusted files may not set more than {MAX_SLOTS} slots",
             "use slots: auto, which follows the number of pods",
         )
+
+
+def _raw_violations(spec: ServiceSpec, limits: Untrusted) -> Iterator[Violation]:
+    """Raw lines that are not allowed, one violation for each field."""
+    texts = (
+        ("extra_config", spec.extra_config, safe.refused_in_line),
+        ("server_options", (spec.server_options,), safe.refused_in_server_options),
+        ("bind_options", (spec.bind_options,), safe.refused_in_bind_options),
+    )
+    for field, lines, refused_in in texts:
+        if not any(lines):
+            continue
+        if len(lines) > safe.MAX_LINES:
+            message = f"more than {safe.MAX_LINES} raw lines need a trusted file"
+            yield Violation(field, message, "", Needs.TRUST)
+            continue
+        refused = next((word for word in map(refused_in, lines) if word is not None), None)
+        if limits.raw_lines == "none":
+            message = "raw lines need a trusted file"
+            remedy = "set untrusted.raw_lines: safe" if refused is None else ""
+            yield Violation(field, message, remedy, Needs.TRUST)
+        elif refused is not None:
+            message = f"`{refused}` is not on the list of harmless words: it needs a trusted file"
+            yield Violation(field, message, "", Needs.TRUST)
 
 
 def _target_violations(spec: ServiceSpec, limits: Untrusted) -> Iterator[Violation]:
@@ -104,9 +125,9 @@ def name_violations(
     """
     taken: dict[str, str] = {}
     for fragment in fragments:
-        for section in read_sections(fragment.text):
-            if section.kind in PROXIES:
-                taken.setdefault(section.name, fragment.origin.file)
+        for resource in defined_names(fragment.text):
+            if resource.kind in _PROXIES:
+                taken.setdefault(resource.name, fragment.origin.file)
         taken[fragment.name] = fragment.origin.file
     return {
         spec.name: Violation("", f"{taken[spec.name]} defines {spec.name} as well", "rename it")

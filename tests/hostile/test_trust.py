@@ -378,7 +378,7 @@ def test_raw_lines_are_refused_where_others_could_have_written_them(site: Site, 
     path = make(site)
     problem = is_refused(site, path, "raw lines need a trusted file", said.format(root=site.root))
     assert problem.remedy.startswith(("`chown", "`chmod"))
-    assert problem.remedy.endswith("or move the service to a trusted file")
+    assert "or move the service to a trusted file" in problem.remedy
     # The remedy is a command that works.
     if case not in ("way up", "foreign link in the middle"):
         command = problem.remedy.split("`")[1]
@@ -406,7 +406,7 @@ def test_values_are_accepted_from_any_file(site: Site) -> None:
         ({"tls": {"ca_file": "/etc/ssl/ca.pem"}}, "tls.ca_file"),
         ({"binds": ["127.0.0.1:1", "unix@/run/x.sock"]}, "binds.1"),
         ({"binds": "abns@x"}, "binds.0"),
-        ({"slots": 101}, "slots"),
+        ({"slots": 161}, "slots"),
     ],
 )
 def test_an_untrusted_file_may_declare_values_only(
@@ -420,6 +420,32 @@ def test_an_untrusted_file_may_declare_values_only(
     (problem,) = errors_in(declaration.problems)
     assert (problem.service, problem.file) == ("shop", str(path))
     assert problem.field == CAMEL_CASE.get(field, field)
+    assert [spec.name for spec in declaration.services] == ["good"]
+
+
+@needs_users
+def test_harmless_raw_lines_are_accepted_where_that_is_set(site: Site) -> None:
+    lines = "option httpchk GET /healthz\ntimeout server 5m"
+    fields = {"mode": "http", "extra_config": lines, "server_options": "maxconn 5"}
+    services = {
+        "good": {"pod_port": 1, **fields},
+        "bad": {"pod_port": 2, "extra_config": "acl x path -f /etc/shadow"},
+    }
+    path = site.put("etc/services.d/shop.json", services, MALLORY)
+    problems = {(p.service, p.field): p for p in errors_in(site.load().problems)}
+    assert set(problems) == {
+        ("good", "extra_config"),
+        ("good", "server_options"),
+        ("bad", "extra_config"),
+    }
+    assert problems["good", "extra_config"].remedy.endswith("or set untrusted.raw_lines: safe")
+    assert "raw_lines" not in problems["bad", "extra_config"].remedy
+    site.settings["untrusted"] = {"raw_lines": "safe"}
+    site.write()
+    declaration = site.load()
+    (problem,) = errors_in(declaration.problems)
+    assert "`-f` is not on the list of harmless words" in problem.message
+    assert f"the file {path} is owned by user {MALLORY}" in problem.message
     assert [spec.name for spec in declaration.services] == ["good"]
 
 
