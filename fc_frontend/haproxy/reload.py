@@ -18,6 +18,7 @@ from fc_frontend.haproxy.runtime import running_hash
 from fc_frontend.haproxy.socket import NoAnswer, NoListener, ask
 from fc_frontend.haproxy.validate import parse_messages
 from fc_frontend.haproxy.version import Version
+from fc_frontend.haproxy.wording import without_content
 
 _WORDS = 4096
 """How much of HAProxy's words is kept, in bytes."""
@@ -138,7 +139,7 @@ def _parse_answer(answer: str) -> tuple[bool, bool, str]:
     ok = first.strip() == "Success=1"
     wanted = ("warning",) if ok else ("alert",)
     words = [
-        message.text
+        without_content(message.text)
         for message in parse_messages(logs)
         if message.level in wanted and not message.text.startswith("Former worker")
     ]
