@@ -27,11 +27,20 @@ from fc_frontend.plurals import counted
 
 @click.command("apply")
 @common_options
+@click.option(
+    "--force",
+    "is_forced",
+    is_flag=True,
+    help="Try again what failed at a reload and has not changed since.",
+)
 @format_options("text", "json")
-def command(config: str, shape: str) -> None:
+def command(config: str, is_forced: bool, shape: str) -> None:
     """Ask cluster DNS, check, install, reload and confirm, once.
 
     Does what the daemon does on a change. What fails leaves HAProxy and haproxy.cfg as they were.
+
+    A reload that fails may stop all listeners for 2 seconds. What made one fail is tried again only
+    when its text or what blocked it changes, or with --force.
 
     \b
     0  HAProxy has the configuration, or will have it when it is started
@@ -73,6 +82,7 @@ def command(config: str, shape: str) -> None:
             resolution,
             located=declaration.located,
             output=os.devnull,
+            is_forced=is_forced,
         )
     if deployment.outcome is Outcome.HELD:
         fail(deployment.problems, Exit.PROBLEMS)

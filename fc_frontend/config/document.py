@@ -35,10 +35,7 @@ _BLOCK = "\n"
 
 @dataclass(frozen=True, slots=True)
 class Flaw:
-    """What is wrong with a text as YAML or JSON.  Line and column count from 1.
-
-    `message` has nothing of the text: it can be any file that a link leads to.
-    """
+    """What is wrong with a text as YAML or JSON.  Line and column count from 1."""
 
     message: str
     remedy: str
@@ -83,9 +80,9 @@ def read_document(text: str, *, is_json: bool) -> Document:
     return _read_json(text) if is_json else _read_yaml(text)
 
 
-def _duplicate(first: Position, second: Position) -> Flaw:
+def _duplicate(key: str, first: Position, second: Position) -> Flaw:
     return Flaw(
-        f"a key is twice in the same mapping, first in line {first[0]}",
+        f"{key!r} stands twice in the same mapping, first in line {first[0]}",
         "keep one of the two",
         *second,
     )
@@ -122,7 +119,7 @@ def _read_json(text: str) -> Document:
         seen: dict[Path, Position] = {}
         for path, position in _json_positions(text):
             if path in seen and path and isinstance(path[-1], str):
-                flaws.append(_duplicate(seen[path], position))
+                flaws.append(_duplicate(path[-1], seen[path], position))
             else:
                 seen[path] = position
 
@@ -301,7 +298,7 @@ class _YamlReader:
                 self._anchors[level.anchor] = level.value
         elif isinstance(event, yaml.AliasEvent):
             if event.anchor not in self._anchors:
-                raise self._fatal("unknown alias", "define &… before *…", event)
+                raise self._fatal(f"unknown alias *{event.anchor}", "define &… before *…", event)
             self._put(self._anchors[event.anchor], event)
         elif isinstance(event, yaml.DocumentStartEvent):
             self._documents += 1
@@ -344,7 +341,7 @@ class _YamlReader:
         return line, min(indents, default=0) + 1
 
     def _unknown_tag(self, event: yaml.ScalarEvent | yaml.CollectionStartEvent) -> None:
-        self._flaws.append(Flaw("unknown tag", "remove the tag", *_mark(event)))
+        self._flaws.append(Flaw(f"unknown tag {event.tag!r}", "leave the tag out", *_mark(event)))
 
     def _key(self, level: _Level, event: yaml.ScalarEvent) -> None:
         level.key = event.value
@@ -353,7 +350,7 @@ class _YamlReader:
             self.places.setdefault(path, _mark(event))
         if level.key in level.value:
             first = self._first_place(path)
-            self._flaws.append(_duplicate(first, _mark(event)))
+            self._flaws.append(_duplicate(event.value, first, _mark(event)))
 
     def _first_place(self, path: Path) -> Position:
         if self.places is None:

@@ -189,7 +189,9 @@ class Reconciler:
         the files of services.d that changed, where `triggers` are `NAMED`; None if any may have.
         Returns what was deployed, None if nothing had to be or could be.
         """
-        if not self._declared.is_read or not triggers <= _WITHOUT_FILES:
+        # Who made HAProxy take something else may have made it take what is withheld here.
+        is_retry = Trigger.HAPROXY in triggers and self.refused
+        if not self._declared.is_read or not triggers <= _WITHOUT_FILES or is_retry:
             is_first = not self._declared.is_read
             await self._declared.read(
                 changed if triggers <= NAMED else None, afresh=Trigger.SIGHUP in triggers

@@ -16,6 +16,7 @@ from fc_frontend import files
 from fc_frontend.errors import Problem, Refused, Severity, Unavailable, errors_in
 from fc_frontend.haproxy import drain_record, hold, install, kept_files, runtime, supervise
 from fc_frontend.haproxy.binary import find_binary
+from fc_frontend.haproxy.failed_reloads import Attempt
 from fc_frontend.haproxy.judge import judge
 from fc_frontend.haproxy.lock import deploying
 from fc_frontend.haproxy.master import Processes, show_proc
@@ -67,6 +68,8 @@ class Deployment:
     refused_file: str | None = None
     had_up: frozenset[str] = frozenset()
     """Proxies that had a server up just before."""
+    reload: ReloadOutcome | None = None
+    """How the reload went that failed, if HAProxy was asked for one."""
 
     @property
     def ok(self) -> bool:
@@ -125,12 +128,14 @@ def deploy(
     located: Callable[[Problem], Problem] = lambda problem: problem,
     output: str | None = None,
     patience: Patience | None = None,
+    is_forced: bool = False,
 ) -> Deployment:
     """Make HAProxy have `config`, and say how that went; raises nothing for what may go wrong.
 
     `located` gives problems the place where their service was declared.  `output` is the file that
     a supervised HAProxy that has to be started writes to; without it, it writes where we do.
-    `patience` limits how long HAProxy's check may take.
+    `patience` limits how long HAProxy's check may take.  If `is_forced`, what failed at a reload
+    before is tried again as it is.
     """
 
     settings = plan.settings
@@ -141,7 +146,7 @@ def deploy(
             if held is not None:
                 problems = (hold.problem(held),)
                 return Deployment(outcome=Outcome.HELD, hash=config.hash, problems=problems)
-            deployment = _deploy(settings.haproxy, plan, config, resolution, output, patience)
+            deployment = _deploy(plan, config, resolution, output, patience, is_forced)
             deployment = replace(deployment, problems=(*deployment.problems, *unlocked))
     except (Unavailable, Refused) as exc:
         deployment = Deployment(outcome=Outcome.FAILED, hash=config.hash, problems=exc.problems)
@@ -154,6 +159,7 @@ def deploy_text(
     *,
     output: str | None,
     first: Callable[[], None],
+    is_forced: bool = False,
 ) -> Deployment:
     """As `deploy`, for a configuration of which only the text is known.
 
@@ -179,12 +185,13 @@ def deploy_text(
         if running.hash == config.hash:
             first()
         return _bring(
-            haproxy,
+            settings,
             config,
             running,
             slots=slots,
             write_state=write_state,
             output=output,
+            is_forced=is_forced,
             kept=kept_files.directory(settings.state_directory),
         )
     except (Unavailable, Refused) as exc:
@@ -192,16 +199,16 @@ def deploy_text(
 
 
 def _deploy(
-    haproxy: Haproxy,
     plan: Plan,
     config: Config,
     resolution: Resolution,
     output: str | None,
     patience: Patience | None,
+    is_forced: bool,
 ) -> Deployment:
-    running = observe(haproxy)
+    running = observe(plan.settings.haproxy)
     deployment = _bring(
-        haproxy,
+        plan.settings,
         config,
         running,
         slots=sum(service.slots for service in plan.services if service.spec.check),
@@ -210,6 +217,7 @@ def _deploy(
         plan=plan,
         kept=kept_files.directory(plan.settings.state_directory),
         patience=patience,
+        is_forced=is_forced,
     )
     if deployment.outcome in (Outcome.RELOADED, Outcome.STARTED):
         said = _drain_again(plan, resolution)
@@ -218,7 +226,7 @@ def _deploy(
 
 
 def _bring(
-    haproxy: Haproxy,
+    settings: Settings,
     config: Config,
     running: Running,
     *,
@@ -228,8 +236,13 @@ def _bring(
     plan: Plan | None = None,
     kept: str | None = None,
     patience: Patience | None = None,
+    is_forced: bool = False,
 ) -> Deployment:
-    """Judge, try, install and activate a text.  `slots` are its servers with checks."""
+    """Judge, try, install and activate a text.  `slots` are its servers with checks.
+
+    What failed at a reload before is tried again as it is only if `is_forced`.
+    """
+    haproxy = settings.haproxy
     if running.hash == config.hash:
         install.install(haproxy.config_file, config.text)
         return Deployment(outcome=Outcome.IN_SYNC, hash=config.hash)
@@ -237,7 +250,9 @@ def _bring(
     said = judgement.problems
     if not judgement.accepted:
         return replace(_refused(haproxy, config, said), judged=True)
+    attempt = Attempt(settings, config, plan, is_forced=is_forced)
     found = trial(haproxy, config, running.taker, slots=slots, plan=plan)
+    found = (*found, *attempt.rejected(running.taker))
     if errors_in(found):
         return replace(_refused(haproxy, config, (*found, *said)), refused_file=None)
     said = (*said, *write_state(running))
@@ -246,8 +261,12 @@ def _bring(
         deployment = _activate(haproxy, config, running, output)
     except Unavailable as exc:
         deployment = Deployment(outcome=Outcome.FAILED, hash=config.hash, problems=exc.problems)
-    if deployment.outcome is Outcome.FAILED:
+    if deployment.outcome is not Outcome.FAILED:
+        said = (*said, *attempt.succeeded())
+    else:
         install.restore(haproxy.config_file, previous)
+        if deployment.reload is not None:
+            said = (*said, *attempt.failed(observe(haproxy).taker, deployment.reload))
     return replace(
         deployment,
         checked=True,
@@ -382,11 +401,26 @@ def _activate(haproxy: Haproxy, config: Config, running: Running, output: str | 
     else:
         problem = Problem(
             message=f"the reload failed: {result.message}",
-            remedy="HAProxy goes on with the configuration before; see its log",
+            remedy="see HAProxy's log; it is tried again when its text or what blocked it changes, "
+            "or by `fc-frontend apply --force`",
         )
     return Deployment(
-        outcome=Outcome.FAILED, hash=config.hash, problems=(problem,), duration=duration
+        outcome=Outcome.FAILED,
+        hash=config.hash,
+        problems=(problem,),
+        duration=duration,
+        reload=result if result.is_known and _was_asked(haproxy, running) else None,
     )
+
+
+def _was_asked(haproxy: Haproxy, before: Running) -> bool:
+    """False if HAProxy has surely not been asked to reload, as by a command that fails at once."""
+    if not haproxy.reload_command or before.processes is None:
+        return True
+    with contextlib.suppress(Unavailable):
+        now = show_proc(haproxy.master_socket)
+        return (now.master, now.reloads) != (before.processes.master, before.processes.reloads)
+    return True
 
 
 def _binary_version(haproxy: Haproxy) -> str:

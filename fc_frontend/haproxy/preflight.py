@@ -243,6 +243,11 @@ def first_free_port() -> int:
         return 1024
 
 
+def first_bind_error(endpoint: Endpoint) -> int | None:
+    """The error that binding an IP endpoint gives on its first port; None if it works."""
+    return _bind_error(endpoint, endpoint.port)
+
+
 def _bind_error(endpoint: Endpoint, port: int) -> int | None:
     """The error that binding gives, with the options that HAProxy sets; None if it works."""
     family = socket.AF_INET6 if ":" in endpoint.host else socket.AF_INET

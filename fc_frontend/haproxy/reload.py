@@ -6,10 +6,12 @@ wants proof asks `confirm`, which believes nobody but the worker that serves.
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from fc_frontend.errors import Problem, Unavailable
 from fc_frontend.haproxy.master import Processes, show_proc
@@ -18,7 +20,6 @@ from fc_frontend.haproxy.runtime import running_hash
 from fc_frontend.haproxy.socket import NoAnswer, NoListener, ask
 from fc_frontend.haproxy.validate import parse_messages
 from fc_frontend.haproxy.version import Version
-from fc_frontend.haproxy.wording import without_content
 
 _WORDS = 4096
 """How much of HAProxy's words is kept, in bytes."""
@@ -26,7 +27,15 @@ _WORDS = 4096
 _ATTEMPT = 2.0
 _FIRST_PAUSE = 0.005
 _LONGEST_PAUSE = 0.1
-_NO_WORDS = "HAProxy goes on with the former configuration; its log has the reason"
+_REFUSED_BIND = re.compile(r"(?:Binding|Starting) \[(.*):(\d+)\] for ")
+_NO_WORDS = "HAProxy keeps the former configuration; its log has the reason"
+
+
+class Place(NamedTuple):
+    """A line, counted from 1, of a file as HAProxy was given it."""
+
+    file: str
+    line: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,12 +43,16 @@ class ReloadOutcome:
     """How a reload went.
 
     `message` has HAProxy's own words where it gave any, at most 4 KiB; `duration` is in seconds,
-    from the request until HAProxy had said how it went.
+    from the request until HAProxy had said how it went.  `refused_binds` are the lines whose
+    listeners HAProxy could not take, where it names them (2.7 and later).  `is_known` is False if
+    HAProxy did not say how it went within the time limit.
     """
 
     ok: bool
     message: str
     duration: float
+    refused_binds: tuple[Place, ...] = ()
+    is_known: bool = True
 
 
 def reload_by_master(socket: str, version: Version, timeout: float) -> ReloadOutcome:
@@ -64,10 +77,16 @@ def reload_by_master(socket: str, version: Version, timeout: float) -> ReloadOut
     except Unavailable:
         # The master may break off as it replaces itself: its count tells whether it did.
         answer = ""
-    said, ok, words = _parse_answer(answer)
-    if not said:
-        ok, words = _await_count(socket, before, master, deadline, timeout)
-    return ReloadOutcome(ok, words, time.monotonic() - started)
+    said, ok, words, places = _parse_answer(answer)
+    if said:
+        return ReloadOutcome(ok, words, time.monotonic() - started, places)
+    found = _await_count(socket, before, master, deadline)
+    duration = time.monotonic() - started
+    if found is None:
+        message = f"HAProxy did not finish the reload within {timeout:g} s"
+        return ReloadOutcome(False, message, duration, is_known=False)
+    ok, words = found
+    return ReloadOutcome(ok, words, duration)
 
 
 def reload_by_command(argv: Sequence[str], timeout: float) -> ReloadOutcome:
@@ -81,7 +100,9 @@ def reload_by_command(argv: Sequence[str], timeout: float) -> ReloadOutcome:
     if finished.status == 0:
         return ReloadOutcome(True, words, finished.duration)
     ending = f"`{' '.join(argv)}` {finished.ending}"
-    return ReloadOutcome(False, f"{ending}: {words}" if words else ending, finished.duration)
+    message = f"{ending}: {words}" if words else ending
+    is_known = finished.status is not None
+    return ReloadOutcome(False, message, finished.duration, refused_binds(words), is_known)
 
 
 def confirm(
@@ -130,32 +151,46 @@ def _visible(pid: int | None) -> Path | None:
     return process if pid is not None and process.exists() else None
 
 
-def _parse_answer(answer: str) -> tuple[bool, bool, str]:
-    """Whether the answer tells how it went, whether well, and HAProxy's words."""
+def _parse_answer(answer: str) -> tuple[bool, bool, str, tuple[Place, ...]]:
+    """Whether the answer tells how it went, whether well, HAProxy's words, and `refused_binds`."""
     head, _, logs = answer.partition("\n--\n")
     first = head.strip().splitlines()[0] if head.strip() else ""
     if not first.startswith("Success="):
-        return False, False, ""
+        return False, False, "", ()
     ok = first.strip() == "Success=1"
     wanted = ("warning",) if ok else ("alert",)
     words = [
-        without_content(message.text)
+        message.text
         for message in parse_messages(logs)
         if message.level in wanted and not message.text.startswith("Former worker")
     ]
     if not ok and not words:
         words = [logs.strip() or _NO_WORDS]
-    return True, ok, _bounded("\n".join(words))
+    return True, ok, _bounded("\n".join(words)), refused_binds(logs)
+
+
+def refused_binds(logs: str) -> tuple[Place, ...]:
+    """Where the listeners are that HAProxy could not take, by what it logged.
+
+    `protocol_bind_all` in HAProxy's source: `Binding [FILE:LINE] for …` and `Starting […] for …`.
+    """
+    found = (
+        _REFUSED_BIND.match(message.text)
+        for message in parse_messages(logs)
+        if message.level == "alert"
+    )
+    return tuple(Place(match[1], int(match[2])) for match in found if match)
 
 
 def _await_count(
-    socket: str, before: Processes, master: Path | None, deadline: float, timeout: float
-) -> tuple[bool, str]:
+    socket: str, before: Processes, master: Path | None, deadline: float
+) -> tuple[bool, str] | None:
+    """Whether the reload went well, and HAProxy's words; None if that is not known in time."""
     pause = _FIRST_PAUSE
     while True:
         remaining = deadline - time.monotonic()
         if remaining <= 0:
-            return False, f"HAProxy did not finish the reload within {timeout:g} s"
+            return None
         try:
             now = show_proc(socket, min(remaining, _ATTEMPT))
         except (NoListener, NoAnswer):

@@ -78,7 +78,9 @@ def go_back(
 
         deployment = None
         try:
-            deployment = deploy_text(settings, config, output=output, first=set_hold)
+            deployment = deploy_text(
+                settings, config, output=output, first=set_hold, is_forced=True
+            )
         finally:
             if deployment is None or not deployment.ok:
                 install.restore(hold.path(directory), raw)
