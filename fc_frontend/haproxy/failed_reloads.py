@@ -21,7 +21,7 @@ from typing import Any
 
 from fc_frontend import files
 from fc_frontend.errors import Problem, Severity, Unavailable
-from fc_frontend.haproxy.holders import Holders, final_name, place
+from fc_frontend.haproxy.holders import Holders, final_name, place, takes
 from fc_frontend.haproxy.listener_places import ListenerPlaces
 from fc_frontend.haproxy.preflight import find_obstacles, first_bind_error
 from fc_frontend.haproxy.reload import ReloadOutcome
@@ -295,6 +295,7 @@ def _surroundings(endpoint: Endpoint, holders: Holders) -> object:
         (one.name, one.port, one.inode)
         for one in holders.foreign(holders.on(endpoint))
         if one.name == final_name(one)
+        and (endpoint.family is not Family.IP or takes(endpoint, one.name))
     )
     facts: list[object] = [str(endpoint), foreign]
     if endpoint.family is Family.IP:

@@ -38,17 +38,21 @@ class Overlap:
 def conflicts(claims: Iterable[Owned], place: Callable[[str], Hashable]) -> tuple[Conflict, ...]:
     """The claims on what an earlier claim has, one for each pair.
 
+    Different interfaces are different places; an interface takes what a claim without one has.
     `place` returns equal values for paths that lead to the same directory entry.
     """
-    taken: dict[_Key, Owned] = {}
+    taken: dict[_Key, dict[str, Owned]] = {}
     found: dict[tuple[int, int], Conflict] = {}
     for claim in claims:
-        for port, key in _keys(claim.listener.endpoint, place):
-            holder = taken.setdefault(key, claim)
-            if holder is not claim and not _excludes(holder, claim):
-                pair = id(holder), id(claim)
-                if pair not in found:
-                    found[pair] = Conflict(claim, holder, port)
+        endpoint = claim.listener.endpoint
+        for port, key in _keys(endpoint, place):
+            holders = taken.setdefault(key, {})
+            for interface, holder in holders.items():
+                is_apart = interface and endpoint.interface and interface != endpoint.interface
+                if not is_apart and not _excludes(holder, claim):
+                    found.setdefault((id(holder), id(claim)), Conflict(claim, holder, port))
+                    break
+            holders.setdefault(endpoint.interface, claim)
     return tuple(found.values())
 
 
@@ -122,7 +126,4 @@ def _keys(endpoint: Endpoint, place: Callable[[str], Hashable]) -> Iterator[tupl
         # `[::]` without v6only takes IPv4 as well, but gives way to a socket of IPv4.
         address = endpoint.ipv6 or endpoint.ipv4
         for port in endpoint.ports:
-            yield (
-                port,
-                (endpoint.is_datagram, endpoint.namespace, endpoint.interface, address, port),
-            )
+            yield port, (endpoint.is_datagram, endpoint.namespace, address, port)

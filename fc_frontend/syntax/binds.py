@@ -246,7 +246,8 @@ class _Reader:
             case "peers", "default-bind":
                 section.options += words[1:]
             case (("listen" | "frontend" | "backend" | "peers"), ("disabled" | "enabled")):
-                if not self._branch:
+                # Under a condition, only that it may listen counts.
+                if line.keyword == "enabled" or not self._branch:
                     section.is_disabled = line.keyword == "disabled"
             case "global", "localpeer":
                 self._peer = words[1].text if len(words) > 1 else None

@@ -182,6 +182,8 @@ SECTIONS = [
     ("log-forward l\n dgram-bind tcp@:514", None),
     ("log-forward l\n dgram-bind quic4@:514", None),
     ("listen a\n .if feature(X)\n bind :80\n .else\n bind :81\n .endif", ["*:80", "*:81"]),
+    ("listen a\n disabled\n .if feature(X)\n enabled\n .endif\n bind :80", ["*:80"]),
+    ("listen a\n .if feature(X)\n disabled\n .endif\n bind :80", ["*:80"]),
     ('listen a\n "$WORD" :80', None),
     ("listen a\n bind :1-65535,:1", None),
 ]
