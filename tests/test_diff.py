@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from fc_frontend.demo.dns import KubernetesService
-from fc_frontend.explain.differences import sections
+from fc_frontend.explain.differences import sections, without_secrets
 from tests.conftest import BINARIES, binary_of
 from tests.frontend import Frontend
 
@@ -262,18 +262,27 @@ def test_without_haproxy_all_waits_for_its_start(frontend: Frontend) -> None:
     assert {change["how"] for change in document["changes"]} == {"added"}
 
 
-def test_sections_are_told_apart_whatever_their_order() -> None:
+def test_sections_are_divided_as_haproxy_reads_them() -> None:
     text = (
-        "# head\nglobal\n  a\n\n# of shop\nlisten shop from fc-tcp\n  b\n\n"
-        "frontend other\n  c\n# of the fragment\ndefaults fc-fragment-x from fc-tcp\n\n"
-        "listen y\n  d\nlisten shop from fc-tcp\n  e\n"
+        '# head\n"glo"bal\n  a "lis"ten\n\n# of the statistics\n  listen other\n  c\n'
+        "\\x6cisten shop\n  b\n\n"
+        "# fc-frontend unit: service shop\nlisten shop from fc-tcp\n  b\n\n"
+        "# fc-frontend unit: fragment x\n# mine\ndefaults fc-fragment-x from fc-tcp\n\n"
+        "listen y\n  d\n"
     )
-    assert sections(text) == {
-        ("settings", "global"): ("# head", "global", "a"),
-        ("service", "shop"): ("# of shop", "listen shop from fc-tcp", "b"),
-        ("settings", "frontend other"): ("frontend other", "c"),
-        ("fragment", "x"): (
-            *("# of the fragment", "defaults fc-fragment-x from fc-tcp"),
-            *("listen y", "d", "listen shop from fc-tcp", "e"),
-        ),
+    assert sections(text, ["shop"]) == {
+        ("settings", "global"): ("# head", '"glo"bal', 'a "lis"ten'),
+        ("settings", "listen other"): ("# of the statistics", "listen other", "c"),
+        ("service", "shop"): ("\\x6cisten shop", "b", "listen shop from fc-tcp", "b"),
+        ("fragment", "x"): ("# mine", "defaults fc-fragment-x from fc-tcp", "listen y", "d"),
     }
+
+
+def test_passwords_are_masked_however_they_are_written() -> None:
+
+    for line in (
+        "user a password SECRET",
+        'user a "pass"word SECRET',
+        "user a \\x70assword 'SECRET'",
+    ):
+        assert "SECRET" not in without_secrets(line)

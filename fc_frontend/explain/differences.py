@@ -6,24 +6,20 @@ plan behind the installed text is known, the fields that differ are named too.
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from enum import StrEnum
+from itertools import pairwise
 from typing import Any
 
 from fc_frontend.plan.model import Plan, ServicePlan, ServiceSpec
 from fc_frontend.plan.reasons import Cause, Reason, reasons
-from fc_frontend.render.config import HASH_PREFIX, Config
+from fc_frontend.render.config import BLANK_DESCRIPTION, Config, sections_in
+from fc_frontend.syntax.lines import Kind, read_line, read_lines
 
-_SECTION = re.compile(
-    r"(?:global|defaults|listen|frontend|backend|resolvers|userlist|peers|mailers|program|cache|"
-    r"ring|http-errors|fcgi-app|log-forward|log-profile|crt-store|traces|acme)\b"
-)
-_FRAGMENT = re.compile(r"defaults fc-fragment-(\S+)")
-_TEMPLATE = re.compile(r"^server-template \S+ (\d+) ")
-_SECRET = re.compile(r"(password|insecure-password)\s+\S+")
+_SECRETS = frozenset(("password", "insecure-password"))
+"""Words that a secret follows, in a userlist."""
 Key = tuple[str, str]
 """What a section is of, `service`, `fragment` or `settings`, and its name."""
 
@@ -155,37 +151,40 @@ def differences(installed: Installed, wanted: Plan, config: Config) -> tuple[Cha
 
 
 def sections(text: str, services: Iterable[str] = ()) -> dict[Key, tuple[str, ...]]:
-    """The lines of a configuration by what they are of; those before all sections are settings.
+    """The lines of a configuration, without blank ones, by the unit that they belong to.
 
-    A service is a section of its name; all that follows a fragment's own `defaults` is of it.
+    What belongs to no service or fragment is divided by HAProxy's sections; of these, the ones
+    called like one of `services` count as services, too.  A comment right above a section
+    belongs to it.
     """
-    names = set(services)
+    head, *units = sections_in(text)
+    found: dict[Key, tuple[str, ...]] = _head_sections(head.text, set(services))
+    for section in units:
+        lines = (line.source.strip() for line in read_lines(section.text))
+        key = (section.unit.kind.value, section.unit.name)
+        found[key] = (*found.get(key, ()), *filter(None, lines))
+    return found
+
+
+def _head_sections(text: str, services: set[str]) -> dict[Key, tuple[str, ...]]:
     found: dict[Key, list[str]] = {}
     key: Key = ("settings", "")
-    pending: list[str] = []
-    for raw in text.splitlines():
-        line = raw.strip()
-        if fragment := _FRAGMENT.match(raw):
-            key = ("fragment", fragment[1])
-        elif key[0] != "fragment" and _SECTION.match(raw):
-            key = _key(raw.split(), names)
-        elif not line or line.startswith("#"):
-            # What stands above a section belongs to it.
-            pending += [line] if line else []
+    comments: list[str] = []
+    for line in read_lines(text):
+        source = line.source.strip()
+        if line.kind is Kind.SECTION:
+            name = " ".join((line.keyword, *line.arguments[:1]))
+            is_service = line.arguments and line.arguments[0] in services
+            key = ("service", line.arguments[0]) if is_service else ("settings", name)
+        elif line.kind is Kind.BLANK:
+            comments += [source] if source else []
             continue
-        if HASH_PREFIX not in line:
-            found.setdefault(key, []).extend([*pending, line])
-        pending = []
-    if pending:
-        found.setdefault(key, []).extend(pending)
+        if source != f"description {BLANK_DESCRIPTION}":
+            found.setdefault(key, []).extend([*comments, source])
+        comments = []
+    if comments:
+        found.setdefault(key, []).extend(comments)
     return {key: tuple(lines) for key, lines in found.items()}
-
-
-def _key(words: list[str], services: set[str]) -> Key:
-    name = words[1] if len(words) > 1 else ""
-    if name in services or (words[0] == "listen" and words[2:3] == ["from"]):
-        return "service", name
-    return "settings", " ".join(words[:2])
 
 
 def _order(key: Key) -> tuple[int, str]:
@@ -227,7 +226,7 @@ def _change(
         because=str(reason),
         fields=tuple({change.name: change for change in differing}.values()),
         binds=_binds(before or (), after or ()),
-        lines=tuple(_SECRET.sub(r"\1 ***", line) for line in lines),
+        lines=tuple(line[0] + without_secrets(line[1:]) for line in lines),
     )
 
 
@@ -239,13 +238,28 @@ def _lines(before: tuple[str, ...], after: tuple[str, ...]) -> list[str]:
     ]
 
 
+def without_secrets(source: str) -> str:
+    """A line of HAProxy text as it may be shown: passwords of a userlist are masked."""
+    words = read_line(source).words
+    for before, word in pairwise(words):
+        if before.text in _SECRETS:
+            source = source.replace(word.source, "***")
+    return source
+
+
 def _binds(before: tuple[str, ...], after: tuple[str, ...]) -> tuple[str, ...]:
-    old = {line.split()[1]: None for line in before if line.startswith("bind ")}
-    new = {line.split()[1]: None for line in after if line.startswith("bind ")}
+    old, new = dict.fromkeys(_addresses(before)), dict.fromkeys(_addresses(after))
     return (
         *(f"-{bind}" for bind in old if bind not in new),
         *(f"+{bind}" for bind in new if bind not in old),
     )
+
+
+def _addresses(lines: tuple[str, ...]) -> Iterator[str]:
+    """The addresses of the `bind` lines among `lines`."""
+    for line in map(read_line, lines):
+        if line.keyword == "bind" and line.arguments:
+            yield line.arguments[0]
 
 
 def _slots(
@@ -256,8 +270,11 @@ def _slots(
 
 
 def _slot_count(lines: tuple[str, ...]) -> str:
-    found = next((match for line in lines if (match := _TEMPLATE.match(line))), None)
-    return found[1] if found else ""
+    """The number of servers in the first `server-template` among `lines`."""
+    for line in map(read_line, lines):
+        if line.keyword == "server-template" and len(line.arguments) > 1:
+            return line.arguments[1]
+    return ""
 
 
 def _service_fields(name: str, old: Plan | None, new: Plan) -> Iterator[FieldChange]:
@@ -319,7 +336,7 @@ def _shown(value: Any) -> str:
     if value is None or value == ():
         return ""
     if isinstance(value, tuple):
-        return _SECRET.sub(r"\1 ***", ", ".join(str(item) for item in value))
+        return ", ".join(without_secrets(str(item)) for item in value)
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, Mapping):

@@ -8,7 +8,6 @@ made here.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -25,6 +24,8 @@ from fc_frontend.plan.model import (
     Resolution,
     ServicePlan,
 )
+from fc_frontend.syntax.lines import Kind as LineKind
+from fc_frontend.syntax.lines import Line, notable_lines
 
 EMPTY = "1\n"
 """A state file without servers; 2.6 warns of an empty one."""
@@ -33,10 +34,7 @@ _FORCED = 1 | 8
 """Administrative states that an operator set: maintenance and drain."""
 _DISABLED = 4
 """Says of a server that is `disabled` in the configuration that it was enabled since."""
-_SECTION = re.compile(r"^(?:listen|backend)[ \t]+(\S+)")
-_ANY_SECTION = re.compile(r"^[a-z]")
-_TEMPLATE = re.compile(r"^[ \t]+server-template pod (\d+) (\S+):(\d+)(.*)$")
-_SERVICE = re.compile(r"^[ \t]+server service (\S+):(\d+)(.*)$")
+_MAKE_SERVERS = frozenset(("server", "server-template"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,25 +82,34 @@ def servers_in(text: str) -> dict[str, tuple[TextServers, ...]]:
     """The servers that get their addresses from cluster DNS in a rendered text, by proxy."""
     found: dict[str, list[TextServers]] = {}
     proxy = ""
-    for line in text.split("\n"):
-        if _ANY_SECTION.match(line):
-            section = _SECTION.match(line)
-            proxy = section[1] if section else ""
-            continue
-        if not proxy:
-            continue
-        if made := _TEMPLATE.match(line):
-            names = tuple(f"pod{number}" for number in range(1, int(made[1]) + 1))
-            target, port, words = made[2], int(made[3]), made[4].split()
-        elif made := _SERVICE.match(line):
-            names, target, port, words = ("service",), made[1], int(made[2]), made[3].split()
-        else:
-            continue
-        servers = TextServers(
-            names, target, None if target.startswith("_") else port, "disabled" in words
-        )
-        found.setdefault(proxy, []).append(servers)
+    for line in notable_lines(text, _MAKE_SERVERS):
+        if line.kind is LineKind.SECTION:
+            is_backend = line.keyword in ("listen", "backend") and line.arguments
+            proxy = line.arguments[0] if is_backend else ""
+        elif proxy and line.kind is LineKind.STATEMENT and (servers := _text_servers(line)):
+            found.setdefault(proxy, []).append(servers)
     return {name: tuple(servers) for name, servers in found.items()}
+
+
+def _text_servers(line: Line) -> TextServers | None:
+    """What a statement makes, if it is as service.cfg.j2 prints it."""
+    match line.keyword, line.arguments:
+        case "server-template", ("pod", count, address, *options) if _is_number(count):
+            names = tuple(f"pod{number}" for number in range(1, int(count) + 1))
+        case "server", ("service", address, *options):
+            names = ("service",)
+        case _:
+            return None
+    target, _, port = address.rpartition(":")
+    if not target or not _is_number(port):
+        return None
+    return TextServers(
+        names, target, None if target.startswith("_") else int(port), "disabled" in options
+    )
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) <= 5
 
 
 def state_of_running(

@@ -100,7 +100,7 @@ def sections_in(text: str) -> tuple[Section, ...]:
     starts = [mark.start() for mark in marks]
     head = text[: starts[0] if starts else len(text)].rstrip("\n")
     sections = [Section(SETTINGS, _blank(head))]
-    for mark, end in zip(marks, [*starts[1:], len(text)], strict=True):
+    for mark, end in zip(marks, [*starts[1:], len(text)], strict=False):
         body = text[mark.end() : end].strip("\n")
         sections.append(Section(UnitId(UnitKind(mark[1]), mark[2]), body))
     return tuple(sections)

@@ -8,7 +8,6 @@ ignores it, and listens all the same.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
@@ -22,24 +21,16 @@ from fc_frontend.syntax.endpoints import (
     read_endpoints,
     read_options,
 )
-from fc_frontend.syntax.keywords import PREPROCESSOR, SECTIONS
-from fc_frontend.syntax.lines import Kind, Line, read_line
+from fc_frontend.syntax.lines import Kind, Line, notable_lines
 from fc_frontend.syntax.words import Word
 
-_MATTERS = (
-    frozenset(
-        """
-        bind default-bind dgram-bind disabled enabled localpeer no default peer server stats
-        unix-bind
-        """.split()
-    )
-    | SECTIONS
-    | PREPROCESSOR
+_KEYWORDS = frozenset(
+    """
+    bind default-bind dgram-bind disabled enabled localpeer peer server stats unix-bind
+    """.split()
 )
 MAX_PORTS = 65_535
 """On which one text may listen: each costs HAProxy a file descriptor, and us a comparison."""
-_FIRST_WORD = re.compile(r"[ \t\v\f\r]*([^ \t\v\f\r]*)")
-_NOT_PLAIN = re.compile(r"[\"'\\$#\0]")
 
 Branch = tuple[tuple[int, int], ...]
 """For each condition around a line: the line of its `.if`, and which of its branches it is."""
@@ -187,11 +178,8 @@ class _Reader:
         self._ports = 0
 
     def read(self, text: str) -> Listeners:
-        for number, source in enumerate(text.split("\n"), start=1):
-            match = _FIRST_WORD.match(source)
-            first = match[1] if match else ""
-            if first in _MATTERS or _NOT_PLAIN.search(first):
-                self._take(read_line(source, number))
+        for line in notable_lines(text, _KEYWORDS):
+            self._take(line)
         self._end_section()
         depends = any(one.peer or one.endpoint.family is Family.UNIX for _, one in self._listeners)
         return Listeners(

@@ -7,11 +7,11 @@ section, `\\x2eif` is a condition, and a line whose first word is empty is a bla
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from fc_frontend.syntax.keywords import PREFIXES, SECTIONS
+from fc_frontend.syntax.keywords import PREFIXES, PREPROCESSOR, SECTIONS
 from fc_frontend.syntax.words import MAX_WORDS, Flaw, NotWords, Word, split
 
 MAX_LINE = 65_536
@@ -23,7 +23,9 @@ _PLAIN = re.compile(
     # Then words and closed quotes, without escapes, variables and comments.
     r"(?![^ \t\v\f])(?:[^'\"\\#\r\n\0]++|'[^'\r\n\0]*'|\"[^\"\\$\r\n\0]*\")*+"
 )
-_NOT_PLAIN = SECTIONS.union(PREFIXES)
+_NOT_PLAIN = SECTIONS | PREPROCESSOR | frozenset(PREFIXES)
+_ANY_FIRST_WORD = re.compile(r"[ \t\v\f\r]*([^ \t\v\f\r]*)")
+_SPECIAL = re.compile(r"[\"'\\#\0]")
 
 
 class Kind(StrEnum):
@@ -119,6 +121,18 @@ def is_plain_statement(text: str) -> bool:
     if match is None or match[1] in _NOT_PLAIN:
         return False
     return len(text) < MAX_WORDS or len(text.split()) < MAX_WORDS - 1
+
+
+def notable_lines(text: str, keywords: Collection[str]) -> Iterator[Line]:
+    """The lines of `text` but for statements with other keywords, which are skipped fast.
+
+    For lines of a few keywords in a large text.  Statements after `no` or `default` are there too.
+    """
+    for number, line in enumerate(text.split("\n"), start=1):
+        match = _ANY_FIRST_WORD.match(line)
+        first = match[1] if match else ""
+        if first in keywords or first in _NOT_PLAIN or _SPECIAL.search(first):
+            yield read_line(line, number)
 
 
 def read_lines(text: str) -> Iterator[Line]:
