@@ -316,7 +316,6 @@ def test_servers(server: str, fields: dict[str, Any]) -> None:
         ),
         (f"listen web\n  bind :80\n  {SERVER.replace('cluster.local', 'y.z')}x", "resolvers"),
         (f"listen web\n  bind :80\n  {SERVER.replace(' 5 ', ' 3-7 ')}", "numbered"),
-        (f"listen web\n  bind :80\n  balance leastconn\n  {SERVER} sni 'a  b'", "spaces"),
     ],
 )
 def test_what_stays_a_fragment_and_why(text: str, reason: str) -> None:
@@ -487,6 +486,47 @@ listen a
     left = {problem.line for problem in errors_in(result.problems)}
     assert left == {8, 9, 10, 11, 14, 15, 16}
     assert "daemon" in said(result.problems)
+
+
+def test_spaces_in_the_quotes_of_options_are_kept() -> None:
+    result = imported(
+        f"listen web\n  bind :80 name 'a  b'\n  {SERVER} sni 'a   b'\n"
+        "resolvers cluster\n  nameserver a 10.0.0.254:53\n"
+    )
+    (service,) = result.services
+    assert service.fields["bind_options"] == "name 'a  b'"
+    assert service.fields["server_options"] == "sni 'a   b'"
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("resetenv", "environment"),
+        ('"daemon"', "foreground"),
+        ("setenv HAPROXY_PROCESSES x", "reload"),
+        ("unix-bind prefix /x", "unix sockets"),
+    ],
+)
+def test_lines_of_global_that_fc_frontend_relies_on_are_left_out(line: str, reason: str) -> None:
+    result = imported(f"global\n  {line}\n")
+    assert "global_extra" not in result.settings.get("haproxy", {})
+    assert any(reason in problem.message + problem.remedy for problem in result.problems)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'listen a\n  "$KEYWORD" x\n',
+        "listen fc-stats\n",
+        '"" listen a\n',
+        "[x]\n",
+        "listen a\n \\x00\n",
+    ],
+)
+def test_what_no_fragment_may_hold_is_reported(text: str) -> None:
+    result = imported(text)
+    assert not result.fragments
+    assert errors_in(result.problems)
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,7 @@ from fc_frontend.migrate.settings import (
 from fc_frontend.plan.addresses import NotAnAddress, parse_bind
 from fc_frontend.plan.model import Bind
 from fc_frontend.syntax.sections import PROXIES
+from fc_frontend.syntax.units import fragment_faults
 
 _OWN_STATS = Bind("ip", "127.0.0.1", 8000)
 _OWN_LISTEN = Bind("ip", "127.0.0.1", 9484)
@@ -307,10 +308,18 @@ class _Conversion:
             used.append(name)
             said = [self.reasons[id(s)] for s in group if id(s) in self.reasons]
             reason = said[0] if said else f"{group[0].kind} has no form as a declaration"
+            text = fragment_text(name, group)
+            faults = tuple(fragment_faults(text))
+            if faults:
+                self.problems += [
+                    _left(group[0], f"not usable as a fragment: {fault.message}", fault.remedy)
+                    for fault in faults
+                ]
+                continue
             fragments.append(
                 ImportedFragment(
                     name=name,
-                    text=fragment_text(name, group),
+                    text=text,
                     file=group[0].file,
                     line=group[0].header.number,
                     reason=reason,

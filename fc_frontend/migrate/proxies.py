@@ -19,7 +19,6 @@ from fc_frontend.migrate.options import Option, effective, server_options
 from fc_frontend.migrate.sections import Section
 from fc_frontend.plan.addresses import NotAnAddress, parse_bind
 from fc_frontend.syntax.lines import Line
-from fc_frontend.syntax.words import Word
 
 Key = tuple[str, ...]
 Meaning = tuple[str, ...]
@@ -342,10 +341,7 @@ class _Proxy:
             raise NotAService("its binds differ in their options")
         if not binds:
             raise NotAService("none of its binds is an address")
-        said = options.pop()
-        if _loses_spaces(said, self.binds[0].words[2:]):
-            raise NotAService("its binds' options have spaces in quotes")
-        result.fields["bind_options"] = said
+        result.fields["bind_options"] = options.pop()
         return binds
 
     def _bind(self, line: Line, text: str) -> str | None:
@@ -513,8 +509,6 @@ def _server_fields(options: list[Option]) -> dict[str, Any]:
     if tls is not None:
         fields["tls"] = tls
         kept = [option for option in kept if option.keyword not in _TLS_OPTIONS]
-    if any(_loses_spaces(option.source, option.words) for option in kept):
-        raise NotAService("a server's options have spaces in quotes")
     fields["server_options"] = " ".join(option.source for option in kept)
     return fields
 
@@ -554,13 +548,6 @@ def _tls(options: list[Option]) -> bool | dict[str, str] | None:
         case _:
             return None
     return fields if _accepted("x", {"pod_port": 1, "tls": fields}) else None
-
-
-def _loses_spaces(source: str, words: Iterable[Word]) -> bool:
-    """True if a declaration, which takes words apart at spaces, would not keep them."""
-    return " ".join(source.split()) != source or any(
-        "\t" in word.source or "  " in word.source for word in words
-    )
 
 
 def _accepted(name: str, fields: Mapping[str, Any]) -> bool:

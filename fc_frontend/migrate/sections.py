@@ -127,6 +127,12 @@ class _Reader:
             )
         elif any(word.is_cut for word in line.words):
             self._refuse(number, "\\x00 ends a word early", "remove it")
+        elif line.kind is Kind.VARIABLE:
+            self._refuse(
+                number,
+                f"{_short(code)} has a variable in the place of its keyword",
+                "write the file as it comes out for this host, and import that",
+            )
         elif line.kind is Kind.SECTION:
             self._begin(replace(line, source=code + _shown(line.comment)))
         elif self._section is None:

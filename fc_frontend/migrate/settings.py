@@ -17,6 +17,7 @@ from fc_frontend.migrate.sections import Section
 from fc_frontend.plan.addresses import SAFE_PATH, NotAnAddress, parse_bind, parse_nameserver
 from fc_frontend.plan.model import Nameserver
 from fc_frontend.syntax.lines import Line
+from fc_frontend.syntax.units import GLOBAL_RESERVED, Owner, raw_line_faults
 
 _SAFE = re.compile(
     r"maxconn|nbthread|nbtgroups|thread-groups?|cpu-map|numa-cpu-mapping|tune\..*|chroot|node"
@@ -30,14 +31,12 @@ _SAFE = re.compile(
     r"|set-var-fmt|limited-quic|cluster-secret|localpeer"
 )
 _OURS = {
-    "daemon": "fc-frontend starts HAProxy in the way that fits (haproxy.supervise)",
+    **GLOBAL_RESERVED,
     "master-worker": "fc-frontend starts HAProxy in the way that fits (haproxy.supervise)",
     "mworker-max-reloads": "hard-stop-after bounds old workers",
     "pidfile": "the master socket tells what runs",
     "quiet": "the service manager decides",
     "nbproc": "HAProxy 2.5 and later have threads only",
-    "description": "fc-frontend proves with it which configuration is running",
-    "server-state-file": "fc-frontend writes its own, haproxy.config_file's state_directory",
     "server-state-base": "fc-frontend writes its own",
 }
 _UNSAFE = {
@@ -105,14 +104,16 @@ def _global_line(found: Found, section: Section, line: Line) -> None:
     elif keyword == "stats" and arguments[:1] in (("timeout",), ("maxconn",)):
         if arguments != ("timeout", "30s"):
             found.global_extra.append(line.source)
+    elif keyword in _UNSAFE:
+        _left(found, section, line, "not carried over", _UNSAFE[keyword])
     elif keyword in _OURS:
         found.problems.append(
             _problem(section, line, f"`{line.code}` is left out", _OURS[keyword], Severity.WARNING)
         )
-    elif keyword in _UNSAFE:
-        _left(found, section, line, "not carried over", _UNSAFE[keyword])
     elif _RUNS_CODE.fullmatch(keyword):
         _left(found, section, line, "runs or loads code, which an import does not")
+    elif fault := next(raw_line_faults(line.source, Owner.GLOBAL), None):
+        _left(found, section, line, fault.message, fault.remedy)
     elif _SAFE.fullmatch(keyword):
         found.global_extra.append(line.source)
     else:
