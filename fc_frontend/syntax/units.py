@@ -7,6 +7,7 @@ a keyword) is refused.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from enum import Enum
 from types import MappingProxyType
@@ -26,6 +27,13 @@ MAX_OPTION_WORDS = 46
 """Words of `server_options` and `bind_options`: up to 18 of a server's line are fc-frontend's."""
 assert MAX_OPTION_WORDS + 18 <= MAX_WORDS
 
+MAX_LINE_WITH_DEFAULT = 1000
+"""Characters in a line with `${NAME-value}`.
+
+HAProxy (2.6 and 2.8) reads a line twice if it is longer than 1,023 bytes and than all lines before
+it, and loses the value then: whether it accepts the line depends on the text of other units.
+"""
+_DEFAULT = re.compile(r"\$\{\.?\w+(?:\[\*\])?-")
 GLOBAL_RESERVED: Mapping[str, str] = MappingProxyType(
     {
         "description": "fc-frontend recognises its own configuration by it",
@@ -262,6 +270,15 @@ def _line_fault(line: Line) -> Fault | None:
             line.number,
             f"{shown(line.code)} has a variable in the place of its keyword",
             "write the keyword itself; variables may follow it",
+        )
+    if len(line.source) > MAX_LINE_WITH_DEFAULT and any(
+        word.variable and _DEFAULT.search(word.source) for word in line.words
+    ):
+        return Fault(
+            line.number,
+            f"more than {MAX_LINE_WITH_DEFAULT} characters in a line with a variable's default "
+            "value: HAProxy may not find the value",
+            "shorten the line, or write it without ${NAME-value}",
         )
     if any(word.is_cut for word in line.words):
         return Fault(line.number, f"{shown(line.code)} has a NUL character", "remove \\x00")

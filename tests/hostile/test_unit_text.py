@@ -81,6 +81,7 @@ UNREADABLE = {
     "expansion-flaw": 'acl a str("${A[1]}")',
     "name": 'acl a str("$1")',
     "long": "acl a str(x) " + "y" * 70_000,
+    "default-in-long-line": 'acl a str(x) "${FC_UNSET-b}" ' + "y" * 1000,
     "empty": '"" bind 127.0.0.1:1',
     "hidden": "'' # listen",
     "nul-first": "\\x00 global",
