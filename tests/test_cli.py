@@ -69,7 +69,9 @@ def test_wrong_usage_is_2(arguments: tuple[str, ...]) -> None:
 def test_a_good_configuration(tmp_path: Path, haproxy_binary: str) -> None:
     done = fc("check", "--config", config(tmp_path, binary=haproxy_binary))
     assert done.returncode == 0
-    assert done.stdout == "good: 1 service, 10 slots, accepted by HAProxy\n"
+    assert done.stdout == (
+        "good: 1 service, 10 slots, accepted by HAProxy, all files are trusted\n"
+    )
     # The same by the option before the command, and by the environment.
     assert fc("--config", config(tmp_path), "check").returncode == 0
     assert fc("check", FC_FRONTEND_CONFIG=config(tmp_path)).returncode == 0
@@ -109,7 +111,8 @@ def test_json_has_a_stable_shape(tmp_path: Path) -> None:
     document = json.loads(done.stdout)
     assert done.returncode == 1
     assert set(document) == {
-        *("version", "status", "config", "hash", "services", "fragments", "problems", "quarantined")
+        *("version", "status", "config", "hash", "services", "fragments", "problems"),
+        *("quarantined", "files"),
     }
     assert (document["version"], document["status"]) == (1, "refused")
     error = next(p for p in document["problems"] if p["severity"] == "error")

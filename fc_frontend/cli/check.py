@@ -22,7 +22,13 @@ from fc_frontend.errors import Problem, Unavailable, errors_in, warnings_in
 from fc_frontend.plurals import counted
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from fc_frontend.config.last_good import Quarantine
+    from fc_frontend.config.trust import Verdict
+
+_MAX_SHOWN = 20
+"""Untrusted files."""
 
 
 @click.command("check")
@@ -35,6 +41,8 @@ def command(config: str, shape: str) -> None:
     result. Where the daemon would put a service into quarantine and go on, this refuses, and lists
     each. Needs no network, no daemon and no write access, so it fits ExecStartPre= and
     ExecReload=. Services of which cluster DNS has never said anything are judged with 10 slots.
+    Files that users other than root, the daemon's user and trust.users may change are listed: they
+    may declare values only.
 
     \b
     Exit code  text, json                            nagios
@@ -63,6 +71,7 @@ def command(config: str, shape: str) -> None:
         unknown = exc.problems
     refused = bool(errors_in(problems))
     code = Exit.PROBLEMS if refused else Exit.CANNOT_TELL if unknown else Exit.GOOD
+    verdicts = prepared.declaration.verdicts
     services = len(prepared.plan.services)
     fragments = len(prepared.plan.fragments)
     if shape == "json":
@@ -75,6 +84,7 @@ def command(config: str, shape: str) -> None:
             "fragments": fragments,
             "problems": [problem.as_json() for problem in (*problems, *unknown)],
             "quarantined": [quarantine.as_json() for quarantine in held],
+            "files": [{"path": path, **verdict.as_json()} for path, verdict in verdicts.items()],
         }
         emit(document)
         sys.exit(code)
@@ -89,12 +99,25 @@ def command(config: str, shape: str) -> None:
         slots = prepared.plan.slot_count
         said = f"{counted(services, 'service')}, {counted(slots, 'slot')}"
         said += f", {counted(fragments, 'fragment')}" if fragments else ""
-        told(f"{style('good', 'green')}: {said}, accepted by HAProxy")
+        said += ", accepted by HAProxy"
+        if all(verdict.is_trusted for verdict in verdicts.values()):
+            said += ", all files are trusted"
+        told(f"{style('good', 'green')}: {said}")
         if not services and not fragments:
             told(f"no service is declared: {_where(config)}")
     elif unknown and not refused:
         click.echo(f"cannot tell: {unknown[0].message}", err=True)
+    _tell_levels(verdicts)
     sys.exit(code)
+
+
+def _tell_levels(verdicts: Mapping[str, Verdict]) -> None:
+    """Print the files that are not trusted, and why."""
+    untrusted = [(path, each) for path, each in verdicts.items() if not each.is_trusted]
+    for path, verdict in untrusted[:_MAX_SHOWN]:
+        told(f"untrusted: {path}: {verdict.reason}")
+    if len(untrusted) > _MAX_SHOWN:
+        told(f"untrusted: {len(untrusted) - _MAX_SHOWN} more, see --json")
 
 
 def _where(config: str) -> str:

@@ -61,7 +61,8 @@ def command(config: str, kubeconfig: str | None, shape: str) -> None:
                     kinds of record, the declared services' names
     HAProxy         version and end of life, features, sockets, binds, low ports,
                     file descriptors
-    files, clock    may this user write where it must; is the time right
+    files, clock    may this user write where it must, and who else may change what is
+                    declared; is the time right
     Kubernetes API  with --kubeconfig: the API server, nodes, the cluster's networks
 
     Run it as the user that fc-frontend runs as: permissions are those of who asks. Each finding
@@ -93,6 +94,7 @@ def command(config: str, kubeconfig: str | None, shape: str) -> None:
     every = probes(
         prepared.plan,
         prepared.config.text if prepared.config else None,
+        verdicts=prepared.declaration.verdicts,
         kubeconfig=kubeconfig,
     )
     with step("looking at this VM") as looking:

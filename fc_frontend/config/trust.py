@@ -52,6 +52,10 @@ class Verdict:
         """True if the file may declare everything."""
         return self.level is Level.TRUSTED
 
+    def as_json(self) -> dict[str, str]:
+        """The verdict in the shape of all JSON output."""
+        return {"level": self.level.value, "reason": self.reason}
+
     @property
     def reason(self) -> str:
         """Why the file has this level."""

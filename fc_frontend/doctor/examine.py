@@ -6,15 +6,19 @@ import contextlib
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fc_frontend.doctor.findings import Finding, Group, Result
 from fc_frontend.errors import FrontendError
-from fc_frontend.plan.model import Nameserver, Plan, Settings
+from fc_frontend.plan.model import Nameserver, Plan, Settings, Untrusted
+
+if TYPE_CHECKING:
+    from fc_frontend.config.trust import Verdict
 
 TIMEOUT = 2.0
 """Seconds for each question to somebody."""
@@ -100,6 +104,7 @@ def probes(
     plan: Plan,
     text: str | None,
     *,
+    verdicts: Mapping[str, Verdict] | None = None,
     kubeconfig: str | None = None,
     timeout: float = TIMEOUT,
 ) -> tuple[Probe, ...]:
@@ -122,6 +127,7 @@ def probes(
         Probe("HAProxy", "binary", lambda: _build(plan, timeout)),
         Probe("HAProxy", "running", lambda: _running(plan, text, timeout)),
         Probe("files", "directories", lambda: _places(settings)),
+        Probe("files", "trust", lambda: _trust(settings, verdicts or {}, text)),
         Probe("clock", "time", lambda: _clock(settings)),
     ]
     if kubeconfig is not None:
@@ -221,6 +227,19 @@ def _places(settings: Settings) -> Iterable[Finding]:
     return (
         *judge_place(observe_place("directory of haproxy.cfg", str(config))),
         *judge_place(observe_place("state directory", settings.state_directory)),
+    )
+
+
+def _trust(
+    settings: Settings, verdicts: Mapping[str, Verdict], text: str | None
+) -> Iterable[Finding]:
+    from fc_frontend.doctor.judge.trust import judge_declaring, judge_named
+    from fc_frontend.doctor.observe.trust import levels, observe_named
+
+    is_limited = settings.untrusted != Untrusted()
+    return (
+        *judge_declaring(levels(verdicts), is_limited=is_limited),
+        *judge_named(observe_named(settings, text or "")),
     )
 
 

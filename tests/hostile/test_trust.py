@@ -22,6 +22,9 @@ from fc_frontend.config.last_good import LastGood, Piece, dump_last_good, load_l
 from fc_frontend.config.loader import Declaration, declare, is_unchanged, load, read
 from fc_frontend.config.quarantine import tolerate
 from fc_frontend.config.schema import CAMEL_CASE
+from fc_frontend.doctor.findings import Result
+from fc_frontend.doctor.judge.trust import judge_declaring
+from fc_frontend.doctor.observe.trust import levels, observe_named
 from fc_frontend.errors import Problem, Severity, errors_in
 from fc_frontend.paths.mounts import leads_to, parse
 from fc_frontend.pipeline import prepare, save_last_good, stored_last_good
@@ -29,7 +32,7 @@ from fc_frontend.pipeline import prepare, save_last_good, stored_last_good
 MALLORY = 4242
 """A user who is not trusted, and has no name on this host."""
 DEPLOY = 4343
-BASE = {"cluster": {"nameservers": ["10.0.0.254:53"]}}
+BASE = {"cluster": {"nameservers": ["127.0.0.1:9"]}}
 VALUES = {"shop": {"pod_port": 8080}}
 RAW = {"shop": {"pod_port": 8080, "extra_config": "timeout client 5s"}}
 FRAGMENT = "listen own\n  bind 127.0.0.1:18080\n  server a 127.0.0.1:9\n"
@@ -42,7 +45,8 @@ def test_all_of_this_in_a_user_namespace() -> None:
     done = subprocess.run(
         [
             *("unshare", "--map-root-user", "--map-auto"),
-            *(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__),
+            *(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"),
+            *(__file__, __file__.replace(".py", "_daemon.py")),
         ],
         capture_output=True,
         text=True,
@@ -284,6 +288,29 @@ def test_mounts_are_read_as_the_kernel_lists_them() -> None:
     assert leads_to(parse(nix), disk, "/nix/var")
 
 
+def letsencrypt(site: Site) -> Path:
+    """certbot's links: live/NAME/chain.pem → ../../archive/NAME/chain1.pem; its path in live."""
+    site.put("letsencrypt/archive/shop/chain1.pem", "no certificate")
+    return site.link("letsencrypt/live/shop/chain.pem", "../../archive/shop/chain1.pem")
+
+
+@needs_users
+def test_certbots_links_are_trusted(site: Site) -> None:
+    path = letsencrypt(site)
+    site.put("etc/services.d/x.json", {"shop": {"pod_port": 1, "tls": {"ca_file": str(path)}}})
+    declaration = site.load()
+    assert not errors_in(declaration.problems)
+    config = prepare(declaration, {}).config
+    assert config is not None
+    (found,) = observe_named(declaration.settings, config.text)
+    assert (found.path, found.is_trusted) == (str(path), True)
+    os.lchown(path, MALLORY, MALLORY)
+    (found,) = observe_named(declaration.settings, config.text)
+    assert not found.is_trusted
+    assert found.reason == f"the link {path} is owned by user {MALLORY}"
+    assert found.remedy == f"`chown -h root {path}`, or add {MALLORY} to trust.users"
+
+
 # What is refused
 
 
@@ -495,13 +522,7 @@ def test_untrusted_settings_are_refused_whatever_they_say(site: Site, how: str) 
     assert problem.file == str(site.config)
     assert "is not trusted, and settings name programs to run" in problem.message
     assert declaration.settings.haproxy.binary == "haproxy"
-    checked = subprocess.run(
-        [sys.executable, "-m", "fc_frontend", "check", "--config", str(site.config)],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    checked = fc(site, "check")
     assert checked.returncode == 1, checked.stderr
     assert str(site.config) in checked.stderr
     assert not (site.root / "sprung").exists()
@@ -515,6 +536,48 @@ def test_a_user_that_does_not_exist_is_a_warning(site: Site) -> None:
     assert problem.severity is Severity.WARNING
     assert (problem.file, problem.field, problem.line) == (str(site.config), "trust.users.1", 1)
     assert "nobody-of-that-name" in problem.message
+
+
+# What commands say
+
+
+def fc(site: Site, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "fc_frontend", *arguments, "--config", str(site.config)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+@needs_users
+def test_check_and_doctor_say_which_level_a_file_has_and_why(site: Site) -> None:
+    path = site.put("etc/services.d/shop.json", VALUES)
+    done = fc(site, "check")
+    assert done.stdout == "good: 1 service, 10 slots, accepted by HAProxy, all files are trusted\n"
+    own(path, MALLORY, 0o644)
+    reason = f"the file {path} is owned by user {MALLORY}"
+    done = fc(site, "check")
+    assert done.returncode == 0
+    assert f"untrusted: {path}: {reason}\n" in done.stdout
+    assert "all files" not in done.stdout
+    files = json.loads(fc(site, "check", "--json").stdout)["files"]
+    assert {"path": str(path), "level": "untrusted", "reason": reason} in files
+    settings = {"path": str(site.config), "level": "trusted", "reason": "only root may change it"}
+    assert settings in files
+
+    found = json.loads(fc(site, "doctor", "--json").stdout)["findings"]
+    (finding,) = (each for each in found if each["check"] == "trust")
+    assert finding["result"] == "warning"
+    assert finding["message"] == f"{path} may declare values only: {reason}"
+    assert finding["remedy"].startswith(f"`chown root {path}`, or add {MALLORY} to trust.users")
+    # Whoever sets limits knows of such files.
+    (known,) = judge_declaring(levels(site.load().verdicts), is_limited=True)
+    assert (known.result, known.message) == (Result.OK, finding["message"])
+    own(path, 0, 0o644)
+    (good,) = judge_declaring(levels(site.load().verdicts), is_limited=False)
+    assert good.message == "2 declaring files, all trusted: only root may change it"
 
 
 # What an untrusted file may do to others
