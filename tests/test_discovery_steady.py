@@ -365,6 +365,7 @@ async def test_a_port_that_closes_is_noticed_without_waiting() -> None:
 async def test_a_client_that_is_closed_meanwhile_leaves_what_was_known() -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as deaf:
         deaf.bind(("127.0.0.1", 0))
+        deaf.setblocking(False)
         host, port = deaf.getsockname()
         nameserver = Nameserver(ip_address(host), port, (Transport.UDP,))
         async with sweeping(headless("web", 1)) as swept:
@@ -372,7 +373,7 @@ async def test_a_client_that_is_closed_meanwhile_leaves_what_was_known() -> None
             client = DnsClient((nameserver,), timeout=30)
             questions = [q for k in swept.steady._known.values() for q, _ in k.said]
             comparing = asyncio.create_task(client.compare(questions))
-            await asyncio.sleep(0.05)
+            await asyncio.get_running_loop().sock_recv(deaf, 512)
             client.close()
             assert await asyncio.wait_for(comparing, 5) == set()
             assert await swept.sweep() == first

@@ -144,9 +144,11 @@ def test_what_is_shown_has_no_control_characters(text: str) -> None:
 
 def test_a_probe_that_hangs_or_fails_costs_only_itself() -> None:
     release = threading.Event()
+    ended = threading.Event()
 
     def hang() -> list[Finding]:
         release.wait(30)
+        ended.set()
         return []
 
     def fail() -> list[Finding]:
@@ -157,7 +159,6 @@ def test_a_probe_that_hangs_or_fails_costs_only_itself() -> None:
 
     good = Group("g").ok("good", "all is well")
     heard: list[int] = []
-    started = time.monotonic()
     found = examine(
         (
             Probe("g", "hanging", hang),
@@ -168,8 +169,8 @@ def test_a_probe_that_hangs_or_fails_costs_only_itself() -> None:
         whole=1.0,
         told=lambda done, _under_way: heard.append(done),
     )
+    assert not ended.is_set()
     release.set()
-    assert time.monotonic() - started < 10
     assert [f.check for f in found] == ["hanging", "failing", "refusing", "good"]
     assert [f.result for f in found[:3]] == [Result.UNKNOWN] * 3
     assert "no result within 1 s" in found[0].message
@@ -481,12 +482,10 @@ def test_a_nameserver_with_a_fault(fault: Fault, results: dict[str, str], words:
 def test_a_nameserver_that_is_gone() -> None:
     with nameserver() as (server, at):
         server.stop_answering()
-        started = time.monotonic()
         found = transports(at)
         silent = names(at)
     assert "over UDP connection refused, over TCP connection refused" in said(found)
     assert [f.result for f in silent] == [Result.UNKNOWN]
-    assert time.monotonic() - started < 10
 
 
 def test_a_slow_nameserver() -> None:
@@ -807,9 +806,7 @@ def test_sockets_that_hang_cost_only_their_time(frontend: Frontend) -> None:
             silent = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
             silent.bind(frontend.settings["haproxy"][name])
             silent.listen()
-        started = time.monotonic()
         code, found = doctor(frontend)
-    assert time.monotonic() - started < 25  # with the start of Python, on a busy machine
     assert code == 1
     at = ":".join(map(str, frontend.dns.address))
     assert "timed out" in found[at]["message"]

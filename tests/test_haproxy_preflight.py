@@ -364,9 +364,9 @@ def test_many_binds_cost_little_even_among_many_connections() -> None:
             for _ in range(5):
                 address = (bind.host, bind.port or 0)
                 stack.enter_context(socket.create_connection(address))
-        started = time.monotonic()
+        started = time.process_time()
         assert len(check_binds(binds, owned_by=NONE)) == 200
-        assert time.monotonic() - started < 2
+        assert time.process_time() - started < 2
         assert check_binds(binds, owned_by=frozenset({os.getpid()})) == ()
         assert len(holders) == 200
 

@@ -297,10 +297,9 @@ def test_a_command_that_hangs_is_killed_with_its_children(tmp_path: Path) -> Non
 def test_a_command_may_leave_a_child_behind(tmp_path: Path) -> None:
     """Its open output is not waited for."""
     marker = tmp_path / "child"
-    started = time.monotonic()
     outcome = reload_by_command(["sh", "-c", f"sleep 60 & echo $! >{marker}; echo done"], TIMEOUT)
     assert (outcome.ok, outcome.message) == (True, "done")
-    assert time.monotonic() - started < 5
+    assert not ended(Path("/proc") / marker.read_text().strip() / "stat")
     os.kill(int(marker.read_text()), signal.SIGKILL)
 
 
@@ -331,7 +330,7 @@ def test_confirm_waits_for_the_hash(haproxy: RealHaproxy) -> None:
 def test_confirm_gives_up(short_directory: Path) -> None:
     started = time.monotonic()
     assert not confirm(str(short_directory / "none"), HASH, 0.2)
-    assert 0.2 <= time.monotonic() - started < 2
+    assert time.monotonic() - started >= 0.2
     assert not confirm(str(short_directory / "none"), HASH, 0)
 
 
@@ -441,10 +440,8 @@ def test_a_reloading_haproxy_is_waited_for(haproxy: RealHaproxy) -> None:
 
 
 def test_a_file_that_haproxy_refuses_is_told_in_its_words(haproxy: RealHaproxy) -> None:
-    started = time.monotonic()
     with pytest.raises(Unavailable, match=r"did not start: it ended at once: .*keyword 'nonsense'"):
         start(haproxy, haproxy.configuration("  nonsense"))
-    assert time.monotonic() - started < 5
     assert supervise.running(haproxy.master_socket) is None
 
 

@@ -8,7 +8,6 @@ import gc
 import os
 import socket
 import struct
-import time
 from collections.abc import Coroutine, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -296,9 +295,7 @@ def test_http_1_0_is_answered_and_ended() -> None:
 def test_a_hundred_requests_at_once_are_answered() -> None:
     async def scenario() -> None:
         async with Listener(max_connections=128) as listener:
-            begun = time.monotonic()
             answers = await asyncio.gather(*(listener.ask(last(f"/?{n}")) for n in range(100)))
-            print(f"100 requests at once: {1000 * (time.monotonic() - begun):.0f} ms")
             assert [answer.body for (answer,) in answers] == [
                 f"hello / {number}\n".encode() for number in range(100)
             ]
@@ -605,9 +602,8 @@ def test_a_head_that_drips_is_given_up_as_a_whole() -> None:
                     connection.send(before)
                     assert (await connection.answer()).status == 200
                 dripping = asyncio.create_task(drip(connection))
-                begun = time.monotonic()
                 assert [answer.status for answer in await connection.rest()] == [408]
-                assert time.monotonic() - begun < 5
+                assert not dripping.done()
                 dripping.cancel()
                 await asyncio.gather(dripping, return_exceptions=True)
                 await connection.close()
@@ -771,10 +767,9 @@ def test_a_slow_reader_does_not_keep_others_waiting() -> None:
             for connection in slow:
                 connection.send(get("/large"))
             for _ in range(20):
-                begun = time.monotonic()
+                # The slow ones have not read a byte yet.
                 (answer,) = await listener.ask(last())
                 assert answer.status == 200
-                assert time.monotonic() - begun < 3
             large = await slow[0].answer()
             assert large.body == LARGE
             for connection in slow:
@@ -851,13 +846,11 @@ def test_stop_ends_all_connections_at_once() -> None:
             assert (await idle.answer()).status == 200
             midway.send(b"GET / HT")
             reading.send(get("/large"))
-            await asyncio.sleep(0.05)
-            begun = time.monotonic()
-            await listener.server.stop()
-            assert time.monotonic() - begun < 2
+            received = len(await reading.receive())
+            async with asyncio.timeout(PATIENCE):
+                await listener.server.stop()
             for connection in (silent, idle, midway):
                 assert await connection.has_ended()
-            received = 0
             while chunk := await reading.receive():
                 received += len(chunk)
             assert received < len(LARGE)
@@ -918,12 +911,12 @@ def test_stop_leaves_no_descriptor() -> None:
             connections = [await listener.connect() for _ in range(10)]
             for connection in connections:
                 connection.send(get("/large"))
-            await asyncio.sleep(0.05)
+                assert await connection.receive()
             await listener.server.stop()
             for connection in connections:
                 connection.writer.transport.abort()
-            await asyncio.sleep(0)
-        await asyncio.sleep(0.01)
-        assert descriptors() == before
+        async with asyncio.timeout(PATIENCE):
+            while descriptors() != before:  # noqa: ASYNC110 - the kernel signals nobody
+                await asyncio.sleep(0)
 
     run_and_collect(scenario())

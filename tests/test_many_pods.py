@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Iterator
 from ipaddress import ip_address
 from typing import ClassVar
@@ -147,11 +146,9 @@ def test_haproxy_started_by_itself_has_the_pods_that_we_assigned(
     frontend.stop_daemon()
     frontend.end_haproxy()
     frontend.call(frontend.dns.stop())
-    started = time.monotonic()
     frontend.start(wait=False)
     frontend.until(lambda: set(frontend.answers(8080, 5)) <= set(pods))
     assert routed(frontend) == set(pods)
-    assert time.monotonic() - started < 30
     frontend.call(frontend.dns.start())
 
 

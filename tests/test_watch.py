@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-import statistics
 import subprocess
 import sys
 import textwrap
@@ -719,34 +718,27 @@ def test_a_lack_of_descriptors_is_a_problem(short_directory: Path) -> None:
     assert all("cannot be watched" in line and "max_user_instances" in line for line in said)
 
 
-# Speed
+# Many
 
 
-def test_a_change_is_seen_within_milliseconds(tmp_path: Path) -> None:
+def test_each_of_many_changes_is_seen(tmp_path: Path) -> None:
     settings = tmp_path / "frontend.yaml"
     settings.write_text("a")
-    took: dict[str, list[float]] = {"written": [], "replaced": []}
 
     async def scenario() -> None:
         async with Watched([settings]) as watched:
             for number in range(10):
-                for way, times in took.items():
-                    begun = time.perf_counter()
-                    if way == "written":
-                        settings.write_text(str(number))
-                    else:
-                        replace(settings, str(number), "new")
-                    await watched.until(lambda: bool(watched.calls))
-                    times.append(time.perf_counter() - begun)
-                    await watched.settled()
+                settings.write_text(str(number))
+                await watched.until(lambda: bool(watched.calls))
+                await watched.settled()
+                replace(settings, str(number), "new")
+                await watched.until(lambda: bool(watched.calls))
+                await watched.settled()
 
     asyncio.run(scenario())
-    for way, times in took.items():
-        print(f"{way}: {1000 * statistics.median(times):.1f} ms, at most {1000 * max(times):.1f}")
-        assert statistics.median(times) < 0.3
 
 
-def test_a_burst_is_seen_and_leaves_the_loop_alive(tmp_path: Path) -> None:
+def test_a_change_after_a_burst_is_seen(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with Watched(directories=[tmp_path]) as watched:
             writing = asyncio.create_task(
@@ -754,13 +746,8 @@ def test_a_burst_is_seen_and_leaves_the_loop_alive(tmp_path: Path) -> None:
                     lambda: [(tmp_path / f"{n}.yaml").write_text("a") for n in range(500)]
                 )
             )
-            longest, last = 0.0, time.monotonic()
-            while not writing.done() or not watched.calls:
-                await asyncio.sleep(0.005)
-                longest, last = max(longest, time.monotonic() - last), time.monotonic()
+            await writing
             await watched.settled()
-            print(f"longest pause of the loop: {1000 * longest:.0f} ms")
-            assert longest < 3
             (tmp_path / "last.yaml").write_text("a")
             await watched.sees(tmp_path)
 

@@ -397,11 +397,9 @@ def test_a_haproxy_that_crashes_is_started_again_whatever_cluster_dns_does(victi
         pid = processes.master if victim == "master" else processes.worker
         assert pid is not None
         os.kill(pid, signal.SIGKILL)
-        died = time.monotonic()
         frontend.until(lambda: frontend.events("config-started")[1:])
         with site.loaded():
             site.all_serve()
-            assert time.monotonic() - died < 15
             site.is_mended()
         frontend.dns = type(frontend.dns)(address=host, port=port)
         frontend.call(frontend.dns.start())

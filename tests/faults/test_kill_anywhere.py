@@ -21,8 +21,6 @@ KILLS = int(os.environ.get("FC_FRONTEND_KILLS", "30"))
 LONGEST_LIFE = 0.6
 """Seconds; a start takes some 0.5, so that it is killed before, in and after its first step."""
 PODS = 5
-BOUND = 10.0
-"""Seconds after a start within which HAProxy's worker has what is declared."""
 _OTHERS = {f"other-{number}": 10100 + number for number in range(5)}
 
 
@@ -94,7 +92,6 @@ class Unrest:
 def test_the_daemon_may_be_killed_anywhere() -> None:
     seed = int(os.environ.get("FC_FRONTEND_SEED", random.randrange(1 << 32)))
     rng = random.Random(seed)
-    slowest = 0.0
     with Frontend(binary_of("2.6-debian")) as frontend:
         frontend.settings["intervals"]["rescan"] = "1s"
         site = Site(frontend)
@@ -113,7 +110,6 @@ def test_the_daemon_may_be_killed_anywhere() -> None:
                     frontend.start(wait=False)
                     if kill % 2:
                         continue
-                began = time.monotonic()
                 frontend.until(
                     lambda: (
                         frontend.ready()
@@ -121,8 +117,6 @@ def test_the_daemon_may_be_killed_anywhere() -> None:
                     ),
                     60,
                 )
-                slowest = max(slowest, time.monotonic() - began)
-                assert slowest < BOUND, (seed, frontend.log_text()[-3000:])
                 running = frontend.running_hash()
                 on_disk = frontend.haproxy_cfg.read_text()
                 assert f"fc-frontend:{running}" in on_disk, (seed, kill)
@@ -139,7 +133,7 @@ def test_the_daemon_may_be_killed_anywhere() -> None:
             site.all_serve()
             temporary = [p.name for p in frontend.directory.rglob("*.tmp")]
             print(
-                f"{KILLS} kills, {unrest.edits} edits, slowest {slowest:.2f} s, seed {seed},"
+                f"{KILLS} kills, {unrest.edits} edits, seed {seed},"
                 f" {sum(sum(load.tally().pods.values()) for load in site.loads.values())} answers,"
                 f" {len(temporary)} temporary files left"
             )
