@@ -42,7 +42,11 @@ BINARIES = {
 HASH = "0123456789abcdef"
 
 
-def until(found: Callable[[], T | None], timeout: float = 20.0) -> T:
+PATIENCE = 60.0
+"""Seconds for which a test awaits a condition, also on a machine that is busy with others."""
+
+
+def until(found: Callable[[], T | None], timeout: float = PATIENCE) -> T:
     """What `found` returns as soon as that is true; fails after `timeout` seconds."""
     deadline = time.monotonic() + timeout
     while not (result := found()):

@@ -31,7 +31,7 @@ from fc_frontend.errors import Unavailable
 from fc_frontend.haproxy.deploy import observe
 from fc_frontend.haproxy.master import show_proc
 from fc_frontend.plan.model import Haproxy
-from tests.conftest import RealHaproxy, until
+from tests.conftest import PATIENCE, RealHaproxy, until
 
 T = TypeVar("T")
 _RESERVED_PORT = 65001
@@ -55,7 +55,7 @@ def _network() -> tuple[int, socket.socket]:
     raise RuntimeError("all loopback networks are in use")
 
 
-def patiently(found: Callable[[], T], timeout: float = 20.0) -> T:
+def patiently(found: Callable[[], T], timeout: float = PATIENCE) -> T:
     """What `found` returns once that is true; until then it may fail as what comes up does."""
 
     def safely() -> T | None:
@@ -133,7 +133,7 @@ class Frontend:
 
     def call(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine in the cluster's loop."""
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(30)
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(PATIENCE)
 
     # The cluster
 
@@ -191,7 +191,7 @@ class Frontend:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=2 * PATIENCE,
             check=False,
             env={**os.environ, **self.environ},
         )
@@ -225,7 +225,7 @@ class Frontend:
             return None
         if self.daemon.poll() is None:
             self.daemon.send_signal(number)
-        code = self.daemon.wait(30)
+        code = self.daemon.wait(PATIENCE)
         self.daemon = None
         return code
 
@@ -239,7 +239,7 @@ class Frontend:
 
     # What is seen from outside
 
-    def until(self, found: Any, timeout: float = 20.0) -> Any:
+    def until(self, found: Any, timeout: float = PATIENCE) -> Any:
         """What `found` returns once it is true; shows the daemon's log if it never is."""
 
         try:

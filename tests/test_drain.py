@@ -408,7 +408,7 @@ def test_a_drain_outlives_reloads_restarts_and_moves(frontend: Frontend) -> None
     frontend.until(lambda: answering(frontend) == rest)
     # HAProxy itself is killed, and started by the daemon.
     frontend.end_haproxy()
-    frontend.until(lambda: frontend.ask(8080) in rest, 60)
+    frontend.until(lambda: frontend.ask(8080) in rest)
     assert answering(frontend) == rest
     frontend.until(lambda: shown(frontend) == [victim])
     assert asked() == before

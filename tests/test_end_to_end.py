@@ -357,7 +357,7 @@ def test_a_swapped_symlink_is_seen(frontend: Frontend) -> None:
     new = frontend.directory / "static.new"
     new.symlink_to(generations[1])
     new.rename(static)
-    frontend.until(lambda: [s["name"] for s in frontend.status()["services"]] == ["g1"], 5)
+    frontend.until(lambda: [s["name"] for s in frontend.status()["services"]] == ["g1"])
 
 
 def external(frontend: Frontend, haproxy: RealHaproxy) -> None:

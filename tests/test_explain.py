@@ -48,7 +48,7 @@ def caused(frontend: Frontend, service: str, cause: str) -> dict[str, Any]:
         document = explained(frontend, service)
         return document if document["cause"] and document["cause"]["step"] == cause else None
 
-    document: dict[str, Any] = frontend.until(found, 40)
+    document: dict[str, Any] = frontend.until(found)
     return document
 
 

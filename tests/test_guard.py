@@ -35,7 +35,7 @@ def test_a_port_that_nobody_serves_is_taken_back_with_the_evidence(frontend: Fro
         frontend.drop("shop.json", {"shop": frontend.service("shop", 8080, pod_port=9)})
         # A change of another service, in the same reload or the next one, goes through.
         frontend.drop("other.json", {"other": frontend.service("other", 8081, slots=33)})
-        (quarantine,) = frontend.until(lambda: held(frontend), 30)
+        (quarantine,) = frontend.until(lambda: held(frontend))
         assert (quarantine["piece"], quarantine["name"]) == ("service", "shop")
         assert quarantine["effect"] == "the last good form goes on"
         assert "failed their checks after the reload" in quarantine["problems"][0]["message"]
@@ -71,7 +71,7 @@ def test_a_change_to_a_named_port_is_not_taken_back(frontend: Frontend) -> None:
     # It is the last good form at once, and the former one is forgotten after 15 s.
     last_good = frontend.directory / "state" / "last-good.json"
     frontend.until(lambda: '"pod_port":"http"' in last_good.read_text())
-    frontend.until(lambda: '"former":{}' in last_good.read_text(), 40)
+    frontend.until(lambda: '"former":{}' in last_good.read_text())
     assert not held(frontend)
 
 

@@ -333,7 +333,7 @@ def test_deployments_never_meet(frontend: Frontend) -> None:
     assert set(codes.values()) == {0}, said
     assert not met.exists()
     # The daemon has the last word.
-    frontend.until(frontend.ready, 40)
+    frontend.until(frontend.ready)
     assert config_hash(frontend.haproxy_cfg.read_text()) == frontend.running_hash()
     entries = listed(frontend)
     assert len({entry["id"] for entry in entries}) == len(entries)

@@ -126,11 +126,11 @@ def test_long_connections_outlive_reloads_and_are_told_of(frontend: Frontend) ->
         reload(frontend, number)
         assert all(map(echoes, connections))
     # Each worker has two of them.
-    frontend.until(lambda: frontend.metric("fc_frontend_old_workers") == 3, 60)
+    frontend.until(lambda: frontend.metric("fc_frontend_old_workers") == 3)
     assert all(map(echoes, connections))
     for connection in connections:
         connection.close()
-    frontend.until(lambda: frontend.metric("fc_frontend_old_workers") == 0, 60)
+    frontend.until(lambda: frontend.metric("fc_frontend_old_workers") == 0)
 
 
 def test_old_connections_end_when_an_old_worker_is_to_end(frontend: Frontend) -> None:

@@ -82,7 +82,7 @@ class Histories(RuleBasedStateMachine):
             )
 
         try:
-            self.frontend.until(lambda: now() == (expected, broken), 30)
+            self.frontend.until(lambda: now() == (expected, broken))
         except AssertionError as exc:
             raise AssertionError(f"expected {expected}, {broken}; seen {now()}\n{exc}") from None
         assert now() == (expected, broken)

@@ -487,7 +487,7 @@ def test_what_was_found_is_kept_no_longer_than_it_is_shown() -> None:
             seen.append(types(path)[kind])
             time.sleep(1.2)
         assert set(seen) <= {1, 2}
-        frontend.until(lambda: types(path)[kind] == 0, 10)
+        frontend.until(lambda: types(path)[kind] == 0)
 
 
 def test_a_haproxy_that_hangs_keeps_nobody_waiting_but_those_who_look(

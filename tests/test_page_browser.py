@@ -279,14 +279,14 @@ def test_what_changes_is_shown_where_the_reader_is(opens: Opens, frontend: Front
     frontend.until(lambda: frontend.metric("fc_frontend_service_endpoints", service="shop") == 4)
     assert "4 of 10" not in text(browser)
     browser.execute_script(f"{focus} document.getElementById('pause').click()")
-    until(lambda: "4 of 10" in text(browser), 30)
+    until(lambda: "4 of 10" in text(browser))
     assert browser.execute_script("return window.same === true"), "it was not loaded anew"
     assert focused(browser, lambda one: one.text) == "other9"
     assert browser.execute_script("return scrollY") == pytest.approx(top, abs=60)
     frontend.stop_daemon()
     try:
-        until(lambda: "fc-frontend does not answer: this is old" in text(browser), 30)
+        until(lambda: "fc-frontend does not answer: this is old" in text(browser))
         assert "other9" in text(browser)
     finally:
         frontend.start()
-    until(lambda: "this is old" not in text(browser), 30)
+    until(lambda: "this is old" not in text(browser))

@@ -40,7 +40,7 @@ def until(frontend: Frontend, level: str, said: str) -> dict[str, Any]:
         )
         return document if document["status"] == level and is_said else None
 
-    document: dict[str, Any] = frontend.until(found, 40)
+    document: dict[str, Any] = frontend.until(found)
     return document
 
 

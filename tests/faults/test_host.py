@@ -56,8 +56,8 @@ def shell(script: str, *arguments: str, flags: str = "--mount") -> tuple[str, ..
 
 def extra_is_served(site: Site) -> None:
     name, port = EXTRA
-    site.frontend.until(lambda: site.frontend.ask(port) == f"{name}-1", 30)
-    site.frontend.until(site.frontend.ready, 30)
+    site.frontend.until(lambda: site.frontend.ask(port) == f"{name}-1")
+    site.frontend.until(site.frontend.ready)
 
 
 def extra_is_not_served(site: Site) -> None:
@@ -355,7 +355,7 @@ def test_a_master_socket_that_does_not_work(site: Site, answer: str) -> None:
         impostor = Impostor(path, GARBAGE if answer == "garbage" else None)
     site.declare(*EXTRA)
     failed = len(frontend.events("reload-failed"))
-    frontend.until(lambda: len(frontend.events("reload-failed")) > failed, 40)
+    frontend.until(lambda: len(frontend.events("reload-failed")) > failed)
     assert daemon(site).poll() is None
     nothing_half_done(site, text, running)
     site.still_serve()
@@ -379,7 +379,7 @@ def test_a_runtime_socket_that_does_not_work(site: Site, answer: str) -> None:
     assert daemon(site).poll() is None
     impostor.close()
     aside.rename(path)
-    frontend.until(frontend.ready, 40)
+    frontend.until(frontend.ready)
     site.declare(*EXTRA)
     extra_is_served(site)
     site.is_mended()
