@@ -17,6 +17,7 @@ import socket
 import subprocess
 import tempfile
 import time
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -248,6 +249,26 @@ def binary_of(name: str) -> str:
 def haproxy_binary(request: pytest.FixtureRequest) -> str:
     """Each HAProxy in turn."""
     return binary_of(request.param)
+
+
+@pytest.fixture(scope="session", params=BINARIES)
+def either_binary(request: pytest.FixtureRequest) -> str:
+    """One HAProxy by default and the other in the extended tier: the version makes no difference.
+
+    Which one comes first differs from test to test.
+    """
+    return binary_of(request.param)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave one of the two runs of each test with `either_binary` to the extended tier."""
+    for item in items:
+        version = item.callspec.params.get("either_binary") if hasattr(item, "callspec") else None
+        if version is not None:
+            test = item.nodeid.replace(version, "").encode()
+            if version != list(BINARIES)[zlib.crc32(test) % len(BINARIES)]:
+                item.add_marker(pytest.mark.extended)
 
 
 @pytest.fixture

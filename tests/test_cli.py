@@ -66,8 +66,8 @@ def test_wrong_usage_is_2(arguments: tuple[str, ...]) -> None:
     assert "Usage:" in done.stderr
 
 
-def test_a_good_configuration(tmp_path: Path, haproxy_binary: str) -> None:
-    done = fc("check", "--config", config(tmp_path, binary=haproxy_binary))
+def test_a_good_configuration(tmp_path: Path, either_binary: str) -> None:
+    done = fc("check", "--config", config(tmp_path, binary=either_binary))
     assert done.returncode == 0
     assert done.stdout == (
         "good: 1 service, 10 slots, accepted by HAProxy, all files are trusted\n"
@@ -185,7 +185,7 @@ def test_check_needs_no_write_access(tmp_path: Path) -> None:
     assert "accepted by HAProxy" in done.stdout
 
 
-def test_render_prints_what_haproxy_accepts(tmp_path: Path, haproxy_binary: str) -> None:
+def test_render_prints_what_haproxy_accepts(tmp_path: Path, either_binary: str) -> None:
     path = config(tmp_path)
     printed = fc("render", "--config", path)
     assert printed.returncode == 0
@@ -194,7 +194,7 @@ def test_render_prints_what_haproxy_accepts(tmp_path: Path, haproxy_binary: str)
     assert fc("render", "--config", path, "-o", str(output)).returncode == 0
     assert output.read_text() == printed.stdout
     assert stat.S_IMODE(output.stat().st_mode) == 0o640
-    done = subprocess.run([haproxy_binary, "-c", "-f", str(output)], check=False, timeout=20)
+    done = subprocess.run([either_binary, "-c", "-f", str(output)], check=False, timeout=20)
     assert done.returncode == 0
 
 

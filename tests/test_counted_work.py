@@ -35,17 +35,17 @@ def test_a_script_of_changes_costs_what_is_expected() -> None:
     assert not found, report(found)
 
 
-def test_no_two_configurations_are_judged_at_once(haproxy_binary: str) -> None:
+def test_no_two_configurations_are_judged_at_once(either_binary: str) -> None:
     """Whatever comes together: files, SIGHUPs, pods that outgrow slots, and who asks by hand."""
-    with Frontend(haproxy_binary) as frontend:
+    with Frontend(either_binary) as frontend:
         log, lock = frontend.directory / "judged.log", frontend.directory / "judging"
         program = frontend.directory / "haproxy"
         program.write_text(
             f"""#!/bin/sh
-case " $* " in *" -c "*) ;; *) exec {haproxy_binary} "$@" ;; esac
+case " $* " in *" -c "*) ;; *) exec {either_binary} "$@" ;; esac
 mkdir {lock} || echo two at once >> {log}
 echo one >> {log}
-{haproxy_binary} "$@"
+{either_binary} "$@"
 code=$?
 sleep 0.1
 rmdir {lock}

@@ -11,14 +11,13 @@ import pytest
 
 from fc_frontend.demo.dns import KubernetesService
 from fc_frontend.explain.differences import sections, without_secrets
-from tests.conftest import BINARIES, binary_of
 from tests.frontend import Frontend
 
 
-@pytest.fixture(params=BINARIES)
-def frontend(request: pytest.FixtureRequest) -> Iterator[Frontend]:
+@pytest.fixture
+def frontend(either_binary: str) -> Iterator[Frontend]:
     """A frontend without a daemon, where `apply` has been run for one service."""
-    with Frontend(binary_of(request.param)) as made:
+    with Frontend(either_binary) as made:
         made.scale("shop", 3)
         made.settings["services"]["shop"] = made.service("shop", 8080)
         made.write()
@@ -27,10 +26,10 @@ def frontend(request: pytest.FixtureRequest) -> Iterator[Frontend]:
         yield made
 
 
-@pytest.fixture(params=BINARIES)
-def known(request: pytest.FixtureRequest) -> Iterator[Frontend]:
+@pytest.fixture
+def known(either_binary: str) -> Iterator[Frontend]:
     """A frontend whose daemon has kept the last good forms, and is stopped."""
-    with Frontend(binary_of(request.param)) as made:
+    with Frontend(either_binary) as made:
         made.scale("shop", 3)
         made.settings["services"]["shop"] = made.service("shop", 8080)
         made.start()

@@ -88,9 +88,9 @@ def test_the_bound_is_a_few_intervals_and_never_long(interval: float, seconds: f
 
 
 def test_the_daemon_asks_less_while_nothing_moves_and_at_once_when_something_does(
-    haproxy_binary: str,
+    either_binary: str,
 ) -> None:
-    with Frontend(haproxy_binary) as frontend:
+    with Frontend(either_binary) as frontend:
         frontend.scale("shop", 2)
         services = {"shop": frontend.service("shop", 10000)}
         for number in range(1, WORTHWHILE + 20):

@@ -712,8 +712,8 @@ def test_low_ports() -> None:
 
 
 @pytest.fixture
-def frontend(haproxy_binary: str) -> Iterator[Frontend]:
-    with Frontend(haproxy_binary) as made:
+def frontend(either_binary: str) -> Iterator[Frontend]:
+    with Frontend(either_binary) as made:
         yield made
 
 

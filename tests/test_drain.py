@@ -276,8 +276,8 @@ def test_the_state_file_drains_pods_wherever_they_come_to_be() -> None:
 
 
 @pytest.fixture
-def frontend(haproxy_binary: str) -> Iterator[Frontend]:
-    with Frontend(haproxy_binary) as made:
+def frontend(either_binary: str) -> Iterator[Frontend]:
+    with Frontend(either_binary) as made:
         yield made
 
 

@@ -20,7 +20,7 @@ import pytest
 
 from fc_frontend.demo.dns import Fault, KubernetesService
 from fc_frontend.haproxy import runtime
-from tests.conftest import BINARIES, binary_of
+from tests.conftest import binary_of
 from tests.frontend import Frontend
 
 STEPS = ["declaration", "dns", "networks", "slots", "servers", "bind", "configuration"]
@@ -66,10 +66,10 @@ def admin(frontend: Frontend, text: str) -> str:
 # Causes that stand side by side in one frontend
 
 
-@pytest.fixture(scope="module", params=BINARIES)
-def many(request: pytest.FixtureRequest) -> Iterator[Frontend]:
+@pytest.fixture(scope="module")
+def many(either_binary: str) -> Iterator[Frontend]:
     """A frontend whose services each have another fault; what they ask for does not change."""
-    with Frontend(binary_of(request.param)) as frontend:
+    with Frontend(either_binary) as frontend:
         frontend.scale("shop", 3)
         ports = {"http": 8080}
         publish(
@@ -218,10 +218,10 @@ def test_names_from_the_command_line_reach_neither_haproxy_nor_the_terminal(many
 # Causes that take the frontend's own parts away
 
 
-@pytest.fixture(params=BINARIES)
-def frontend(request: pytest.FixtureRequest) -> Iterator[Frontend]:
+@pytest.fixture
+def frontend(either_binary: str) -> Iterator[Frontend]:
     """A frontend with a service `shop` of three pods that serves on port 8080."""
-    with Frontend(binary_of(request.param)) as made:
+    with Frontend(either_binary) as made:
         made.scale("shop", 3)
         made.settings["services"]["shop"] = made.service("shop", 8080)
         made.settings["intervals"].update(hold="3s")

@@ -266,8 +266,8 @@ def test_running_servers_keep_addresses_where_both_texts_mean_the_same_pods() ->
 
 
 @pytest.fixture
-def frontend(haproxy_binary: str) -> Iterator[Frontend]:
-    with Frontend(haproxy_binary) as made:
+def frontend(either_binary: str) -> Iterator[Frontend]:
+    with Frontend(either_binary) as made:
         yield made
 
 

@@ -729,8 +729,8 @@ def test_a_dry_run_writes_nothing(tmp_path: Path) -> None:
     assert command("import", mended).returncode == 0
 
 
-def test_what_is_written_is_checked(tmp_path: Path, haproxy_binary: str) -> None:
-    binary = on_path(tmp_path, haproxy_binary)
+def test_what_is_written_is_checked(tmp_path: Path, either_binary: str) -> None:
+    binary = on_path(tmp_path, either_binary)
     original = write_original(tmp_path, DOCUMENTATION.replace(":::", "::"))
     new = tmp_path / "new"
     done = command("import", original, "-o", str(new), binary=binary)
@@ -874,8 +874,8 @@ PORTS = {
 
 
 @pytest.fixture
-def cluster(haproxy_binary: str) -> Iterator[Frontend]:
-    frontend = Frontend(haproxy_binary)
+def cluster(either_binary: str) -> Iterator[Frontend]:
+    frontend = Frontend(either_binary)
     frontend.dns = ClusterDns(address=f"127.{frontend.octet}.255.53", wildcards=True)
     with frontend:
         yield frontend

@@ -24,9 +24,9 @@ PORT = 9000
 
 
 @pytest.fixture
-def frontend(haproxy_binary: str) -> Iterator[Frontend]:
+def frontend(either_binary: str) -> Iterator[Frontend]:
     """A frontend with one pod that echoes, over plain TCP and after an upgrade to WebSocket."""
-    with Frontend(haproxy_binary) as made:
+    with Frontend(either_binary) as made:
         address = f"127.{made.octet}.100.1"
         server = made.call(asyncio.start_server(echo, address, PORT))
         made.dns.set_service(KubernetesService("echo", endpoints=(address,)))

@@ -380,8 +380,8 @@ def get(
         connection.close()
 
 
-def test_the_pages_of_a_real_frontend(haproxy_binary: str) -> None:
-    with Frontend(haproxy_binary) as frontend:
+def test_the_pages_of_a_real_frontend(either_binary: str) -> None:
+    with Frontend(either_binary) as frontend:
         frontend.scale("shop", 2)
         frontend.settings["services"]["shop"] = frontend.service("shop", 10000)
         frontend.settings["services"]["ghost"] = frontend.service("ghost", 10001)
@@ -440,8 +440,8 @@ def test_the_pages_of_a_real_frontend(haproxy_binary: str) -> None:
         assert get(frontend, "/", Host="evil.example")[0] == 421
 
 
-def test_a_daemon_that_could_read_nothing_says_why(haproxy_binary: str) -> None:
-    with Frontend(haproxy_binary) as frontend:
+def test_a_daemon_that_could_read_nothing_says_why(either_binary: str) -> None:
+    with Frontend(either_binary) as frontend:
         frontend.settings["haproxy"]["binary"] = "/nonexistent/haproxy"
         frontend.write()
         frontend.start(wait=False)
@@ -491,9 +491,9 @@ def test_what_was_found_is_kept_no_longer_than_it_is_shown() -> None:
 
 
 def test_a_haproxy_that_hangs_keeps_nobody_waiting_but_those_who_look(
-    haproxy_binary: str,
+    either_binary: str,
 ) -> None:
-    with Frontend(haproxy_binary) as frontend:
+    with Frontend(either_binary) as frontend:
         frontend.scale("shop", 2)
         frontend.settings["services"]["shop"] = frontend.service("shop", 10000)
         frontend.start()

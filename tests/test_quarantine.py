@@ -403,10 +403,10 @@ def bad_fragment(frontend: Frontend, number: int) -> str:
 
 @pytest.mark.parametrize("bad", [1, 3])
 def test_what_haproxy_does_not_name_is_found_among_30_in_few_checks(
-    haproxy_binary: str, bad: int
+    either_binary: str, bad: int
 ) -> None:
     """Services and fragments that come at once, some of them refused without a telling word."""
-    with serving(haproxy_binary) as site:
+    with serving(either_binary) as site:
         frontend = site.frontend
         checks = frontend.metric("fc_frontend_checks_total")
         new = {f"n{number:02}": 10100 + number for number in range(30 - bad)}
@@ -433,8 +433,8 @@ def test_what_haproxy_does_not_name_is_found_among_30_in_few_checks(
         site.file_is_good()
 
 
-def test_several_at_fault_among_30_cost_only_themselves(haproxy_binary: str) -> None:
-    with serving(haproxy_binary) as site:
+def test_several_at_fault_among_30_cost_only_themselves(either_binary: str) -> None:
+    with serving(either_binary) as site:
         frontend = site.frontend
         for number in range(27):
             site.declare(f"n{number:02}", 10100 + number, service="extra")

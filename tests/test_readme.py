@@ -122,9 +122,9 @@ def test_the_readmes_service_is_the_example() -> None:
 
 
 @pytest.mark.parametrize("path", sorted(SITUATIONS.glob("*")), ids=lambda path: path.stem)
-def test_the_example_of_each_situation_is_good(path: Path, haproxy_binary: str) -> None:
+def test_the_example_of_each_situation_is_good(path: Path, either_binary: str) -> None:
     """HAProxy of both versions accepts it, and a newcomer reads it in a minute."""
-    program = Path(haproxy_binary).parent
+    program = Path(either_binary).parent
     done = subprocess.run(
         [sys.executable, "-m", "fc_frontend", "check", "--config", str(path)],
         env={**os.environ, "PATH": f"{program}:{os.environ['PATH']}"},

@@ -16,8 +16,8 @@ from tests.frontend import Frontend
 
 
 @pytest.fixture
-def frontend(haproxy_binary: str) -> Iterator[Frontend]:
-    with Frontend(haproxy_binary) as made:
+def frontend(either_binary: str) -> Iterator[Frontend]:
+    with Frontend(either_binary) as made:
         yield made
 
 

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from fc_frontend.demo.dns import Fault, KubernetesService
-from tests.conftest import BINARIES, binary_of
 from tests.frontend import Frontend
 
 LEVELS = {"ok": 0, "warning": 1, "critical": 2, "unknown": 3}
@@ -52,9 +51,9 @@ def publish(frontend: Frontend, name: str, endpoints: tuple[str, ...]) -> None:
     frontend.call(set_service())
 
 
-@pytest.fixture(params=BINARIES)
-def frontend(request: pytest.FixtureRequest) -> Iterator[Frontend]:
-    with Frontend(binary_of(request.param)) as made:
+@pytest.fixture
+def frontend(either_binary: str) -> Iterator[Frontend]:
+    with Frontend(either_binary) as made:
         made.scale("shop", 3)
         made.settings["services"]["shop"] = made.service("shop", 8080)
         made.settings["intervals"].update(hold="1s")

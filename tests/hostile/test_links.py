@@ -372,11 +372,11 @@ def owned(frontend: Frontend) -> dict[str, int]:
 
 
 def test_root_and_the_daemons_user_share_the_state(
-    request: pytest.FixtureRequest, haproxy_binary: str
+    request: pytest.FixtureRequest, either_binary: str
 ) -> None:
     if again_as_root(request):
         return
-    with Frontend(haproxy_binary) as frontend:
+    with Frontend(either_binary) as frontend:
         share_the_state(frontend)
 
 
