@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from fc_frontend import __version__
 from fc_frontend.config.last_good import Piece, Unit
+from fc_frontend.daemon.progress import Stuck
 from fc_frontend.daemon.reconciler import Reconciler
 from fc_frontend.errors import Problem
 from fc_frontend.observe.http import Handler, Request, Response
@@ -35,14 +37,16 @@ class SharedAnswers:
     status: Shared
 
     @classmethod
-    def of(cls, reconciler: Reconciler, metrics: Metrics) -> SharedAnswers:
+    def of(
+        cls, reconciler: Reconciler, metrics: Metrics, stuck: Callable[[], Stuck | None]
+    ) -> SharedAnswers:
         """The answers of a daemon."""
 
         def exposition() -> bytes:
             return metrics.exposition(time.monotonic())
 
         def status() -> bytes:
-            document = status_document(reconciler, metrics)
+            document = status_document(reconciler, metrics, stuck())
             return json.dumps(document, ensure_ascii=False, indent=2).encode() + b"\n"
 
         return cls(Shared(exposition), Shared(status))
@@ -53,7 +57,12 @@ class SharedAnswers:
         await self.status.close()
 
 
-def routes(reconciler: Reconciler, shared: SharedAnswers, looker: Looker) -> dict[str, Handler]:
+def routes(
+    reconciler: Reconciler,
+    shared: SharedAnswers,
+    looker: Looker,
+    stuck: Callable[[], Stuck | None],
+) -> dict[str, Handler]:
     """The paths that are served, each with what answers it."""
 
     async def overview(request: Request) -> Response:
@@ -72,9 +81,13 @@ def routes(reconciler: Reconciler, shared: SharedAnswers, looker: Looker) -> dic
         return Response(200, await shared.exposition.get(), CONTENT_TYPE)
 
     def healthz(_request: Request) -> Response:
+        if found := stuck():
+            return Response(503, f"{found}\n".encode(), TEXT)
         return Response(200, b"ok\n", TEXT)
 
     def readyz(_request: Request) -> Response:
+        if found := stuck():
+            return Response(503, f"{found}\n".encode(), TEXT)
         if reconciler.in_sync:
             return Response(200, b"ok\n", TEXT)
         return Response(503, b"the running HAProxy does not have what is declared\n", TEXT)
@@ -92,7 +105,12 @@ def routes(reconciler: Reconciler, shared: SharedAnswers, looker: Looker) -> dic
     }
 
 
-def know(settings_file: str, reconciler: Reconciler, metrics: Metrics) -> Known | None:
+def know(
+    settings_file: str,
+    reconciler: Reconciler,
+    metrics: Metrics,
+    stuck: Callable[[], Stuck | None],
+) -> Known | None:
     """What the pages are made of, None if nothing was read yet."""
     declaration, prepared = reconciler.declaration, reconciler.prepared
     if declaration is None or prepared is None:
@@ -102,7 +120,7 @@ def know(settings_file: str, reconciler: Reconciler, metrics: Metrics) -> Known 
         declaration=declaration,
         prepared=prepared,
         names=reconciler.names,
-        status=status_document(reconciler, metrics),
+        status=status_document(reconciler, metrics, stuck()),
         queries=metrics.answered(),
     )
 
@@ -111,7 +129,9 @@ def _page(status: int, body: bytes) -> Response:
     return Response(status, body, render.CONTENT_TYPE, render.headers())
 
 
-def status_document(reconciler: Reconciler, metrics: Metrics) -> dict[str, Any]:
+def status_document(
+    reconciler: Reconciler, metrics: Metrics, stuck: Stuck | None
+) -> dict[str, Any]:
     """The daemon's view of everything, in a stable shape (`version` 1)."""
     last = reconciler.last_reload
     held = {quarantine.unit: quarantine for quarantine in reconciler.quarantined}
@@ -152,6 +172,7 @@ def status_document(reconciler: Reconciler, metrics: Metrics) -> dict[str, Any]:
         "fc_frontend": __version__,
         "in_sync": reconciler.in_sync,
         "drifted": reconciler.drifted,
+        "stuck": str(stuck) if stuck else None,
         "held": reconciler.held.as_json() if reconciler.held else None,
         "wanted_hash": reconciler.wanted,
         "running_hash": reconciler.running,

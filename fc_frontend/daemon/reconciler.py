@@ -109,7 +109,10 @@ class Reconciler:
         metrics: Metrics,
         *,
         clock: Callable[[], float] = time.monotonic,
+        advance: Callable[[], None] = lambda: None,
     ) -> None:
+        """`advance` is called, from any thread, whenever a step makes progress."""
+        self._advance = advance
         self._log = log
         self._metrics = metrics
         self._report = Report(log, metrics)
@@ -200,6 +203,7 @@ class Reconciler:
                 await self._resume()
         await self.look_at_hold()
         for _ in range(MOST_TRIALS):
+            self._advance()
             self.prepared = prepared = await self._prepare()
             if self.held is not None:
                 return await self._stay(prepared)
@@ -336,6 +340,7 @@ class Reconciler:
 
         Raises `Unavailable` if HAProxy cannot be asked.
         """
+        self._advance()
         prepared = prepare(self._declared.without(reverted), self.resolution)
         prepared = judged(prepared, patience=self._patience, is_trial=True)
         self._metrics.checked("accepted" if prepared.ok else "refused")

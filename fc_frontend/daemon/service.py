@@ -18,6 +18,7 @@ from typing import Any
 from fc_frontend.config.loader import services_directory
 from fc_frontend.daemon.notify import Notifier
 from fc_frontend.daemon.pages import SharedAnswers, know, routes
+from fc_frontend.daemon.progress import Progress, Stuck, Work, bound
 from fc_frontend.daemon.reconciler import NAMED, Reconciler, Trigger
 from fc_frontend.daemon.watch import Changes, FileWatch
 from fc_frontend.errors import Unavailable
@@ -34,6 +35,7 @@ from fc_frontend.plurals import counted
 _HAPROXY_INTERVAL = 1.0
 _WORKERS_EVERY = 5
 """Old workers are counted at each fifth look at HAProxy."""
+_PROGRESS_INTERVAL = 5.0
 _FIRST_RETRY = 1.0
 _LONGEST_RETRY = 60.0
 _DEBOUNCE_AT_MOST = 5
@@ -51,12 +53,15 @@ class Service:
         self._log = log
         self._metrics = Metrics()
         self._notifier = Notifier(environ)
-        self._reconciler = Reconciler(settings_file, log, self._metrics)
+        self._progress = Progress()
+        self._reconciler = Reconciler(
+            settings_file, log, self._metrics, advance=lambda: self._progress.advance(Work.STEP)
+        )
         self._looker = Looker(
             socket.gethostname(),
-            lambda: know(settings_file, self._reconciler, self._metrics),
+            lambda: know(settings_file, self._reconciler, self._metrics, self._stuck),
         )
-        self._shared = SharedAnswers.of(self._reconciler, self._metrics)
+        self._shared = SharedAnswers.of(self._reconciler, self._metrics, self._stuck)
         self._stop = asyncio.Event()
         self._due = asyncio.Event()
         self._triggers: set[Trigger] = set()
@@ -166,7 +171,7 @@ class Service:
             self._changed = frozenset()
             self._due.clear()
             self._failed = True
-            with self._enduring("reconcile"):
+            with self._enduring("reconcile"), self._progress.of(Work.STEP):
                 deployment = await self._reconciler.step(triggers, seen, changed)
                 await self._follow_settings(anew=not triggers <= NAMED)
                 if deployment and deployment.outcome in (Outcome.RELOADED, Outcome.STARTED):
@@ -258,7 +263,7 @@ class Service:
         server = HttpServer(
             host,
             bind.port,
-            routes(self._reconciler, self._shared, self._looker),
+            routes(self._reconciler, self._shared, self._looker, self._stuck),
             allowed_hosts=[socket.gethostname()],
             on_error=self._on_http_error,
         )
@@ -281,7 +286,7 @@ class Service:
             next_sweep = max(next_sweep + self._settings.intervals.resolve, time.monotonic())
             if not await self._sleep(next_sweep - time.monotonic()):
                 return
-            with self._enduring("sweep"):
+            with self._enduring("sweep"), self._progress.of(Work.SWEEP):
                 if await self._reconciler.sweep():
                     self._trigger(Trigger.DNS)
                 else:
@@ -292,7 +297,7 @@ class Service:
         while not self._ready and await self._sleep(_HAPROXY_INTERVAL):
             pass
         while await self._sleep(self._settings.intervals.rescan):
-            with self._enduring("rescan"):
+            with self._enduring("rescan"), self._progress.of(Work.RESCAN):
                 if await self._reconciler.look_at_files() or not self._reconciler.in_sync:
                     self._trigger(Trigger.RESCAN)
                 elif self._http is None:
@@ -304,7 +309,7 @@ class Service:
         while await self._sleep(_HAPROXY_INTERVAL):
             if self._reconciler.is_busy():
                 continue
-            with self._enduring("look"):
+            with self._enduring("look"), self._progress.of(Work.LOOK):
                 if not self._triggers:
                     looks += 1
                     await self._look(thoroughly=looks % _WORKERS_EVERY == 0)
@@ -360,10 +365,25 @@ class Service:
                 reason=f"more than {haproxy.most_old_workers}",
             )
 
+    def _stuck(self) -> Stuck | None:
+        """What has been without progress for longer than all time limits together."""
+        return self._progress.stuck(bound(self._settings.haproxy))
+
     async def _watchdog_loop(self) -> None:
+        """Tell systemd that the daemon lives, unless it is stuck: then a restart may help."""
         interval = self._notifier.watchdog_interval
-        while await self._sleep(interval or 3600.0):
-            if interval:
+        while await self._sleep(min(interval or _PROGRESS_INTERVAL, _PROGRESS_INTERVAL)):
+            stuck = self._stuck()
+            self._metrics.stuck(stuck.work if stuck else None)
+            if stuck:
+                self._log.limited("stuck").error(
+                    "stuck",
+                    work=stuck.work,
+                    seconds=round(stuck.seconds),
+                    remedy="see whether the disks of state_directory and of the files answer",
+                    effect="HAProxy keeps serving; no change is deployed",
+                )
+            elif interval:
                 self._notifier.watchdog()
 
 

@@ -19,6 +19,7 @@ from fc_frontend.plan.model import Freshness, Plan, Resolution
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 PIECES = ("service", "fragment", "file", "settings", "templates")
+WORK = ("step", "sweep", "rescan", "look")
 STATE_FILES = ("history", "answers", "server-state", "files")
 """What is kept in the state directory, as far as HAProxy goes on without it."""
 _FAST = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
@@ -137,6 +138,13 @@ class Metrics:
             "1 while an operator holds a configuration (`rollback`), until `resume`.",
             registry=self.registry,
         )
+        self._stuck = Gauge(
+            "fc_frontend_stuck",
+            "1 for work of the daemon that has made no progress for longer than its time limits.",
+            ("work",),
+            registry=self.registry,
+        )
+        self.stuck(None)
         self._drift = Gauge(
             "fc_frontend_config_drift",
             "1 if haproxy.cfg was changed by others and is left so.",
@@ -259,6 +267,11 @@ class Metrics:
     def held(self, value: bool) -> None:
         """Whether an operator holds a configuration."""
         self._held.set(value)
+
+    def stuck(self, work: str | None) -> None:
+        """Which of `WORK` is stuck, None if none is."""
+        for each in WORK:
+            self._stuck.labels(each).set(each == work)
 
     def drifted(self, value: bool) -> None:
         """Whether haproxy.cfg was changed by others and is left so."""
