@@ -105,9 +105,8 @@ def _said(message: Message, config: Config, severity: Severity) -> Problem:
     unit = config.unit_at(message.line) if message.line else None
     if unit is None and message.section:
         unit = config.unit_named(message.section)
-    line = ""
-    if message.line:
-        line = config.text.split("\n")[message.line - 1].strip()
+    lines = config.text.split("\n") if message.line else []
+    line = lines[message.line - 1].strip() if message.line and message.line <= len(lines) else ""
     remedy = f"the line is `{line}`" if line else "see HAProxy's configuration manual"
     return Problem(
         message=f"HAProxy says: {message.text}",

@@ -29,8 +29,8 @@ _SHOWN = 256 * 1024
 """An alert may stand behind thousands of warnings: more is judged than is kept, in bytes."""
 
 _SHOWN_NAME = "haproxy.cfg"
-_HEAD = re.compile(r"^\[(ALERT|WARNING|NOTICE|DIAG)\]\s+(?:\S+\s+)?\(\d+\) : (.*)$")
-_LINE = re.compile(r"\[haproxy\.cfg:(\d+)\]")
+_HEAD = re.compile(r"^\[(ALERT|WARNING|NOTICE|DIAG)\]\s+(?:\S+\s+)?\((\d+)\) : (.*)$")
+_LINE = re.compile(r"(?:parsing |Binding )?\[haproxy\.cfg:(\d{1,9})\]")
 _BOTH = re.compile(r"\bserver '?([A-Za-z0-9_.:-]+)/([A-Za-z0-9_.:-]+)'?", re.IGNORECASE)
 _SECTION = re.compile(r"\b(?:proxy|frontend|backend|listen)\s+'([^']+)'", re.IGNORECASE)
 _SERVER = re.compile(r"\bserver\s+'([^'/]+)'", re.IGNORECASE)
@@ -118,7 +118,7 @@ def validate(binary: str, text: str, *, timeout: float) -> Verdict:
     finally:
         os.close(memory)
     said = re.sub(re.escape(path) + r"(?!\d)", _SHOWN_NAME, finished.output)
-    messages = parse_messages(said)
+    messages = parse_messages(said, is_one_process=True)
     _require_start(binary, finished, messages)
     ending = _ending(finished)
     if ending is not Ending.JUDGED:
@@ -145,32 +145,42 @@ def _ending(finished: Finished) -> Ending:
     return Ending.KILLED if finished.status < 0 else Ending.JUDGED
 
 
-def parse_messages(output: str) -> tuple[Message, ...]:
+def parse_messages(output: str, *, is_one_process: bool = False) -> tuple[Message, ...]:
     """The messages in what HAProxy wrote to standard error, in their order.
 
-    A line without a level belongs to the message before it.
+    A line without a level belongs to the message before it.  So does a line with another process
+    id if `is_one_process`: HAProxy repeats words of the configuration as they are, line feeds
+    included, and they may look like messages.
     """
     found: list[tuple[Level, list[str]]] = []
-    for line in output.splitlines():
-        if head := _HEAD.match(line):
+    process = ""
+    for line in output.split("\n"):
+        head = _HEAD.match(line)
+        if head and (not is_one_process or head[2] == (process := process or head[2])):
             level = "notice" if head[1] == "DIAG" else head[1].lower()
-            found.append((cast(Level, level), [head[2].removeprefix("config : ")]))
+            found.append((cast(Level, level), [head[3].removeprefix("config : ")]))
         elif found and line.strip():
             found[-1][1].append(re.sub(r"^\s*\| ?", "", line).rstrip())
     return tuple(_message(level, "\n".join(lines)) for level, lines in found)
 
 
 def _message(level: Level, text: str) -> Message:
-    line = _LINE.search(text)
-    both = _BOTH.search(text)
-    section = both or _SECTION.search(text)
-    server = _SERVER.search(text)
+    """A message with the place that it is about.
+
+    HAProxy says that first.  What follows may be words of the configuration, which can look like
+    other places.
+    """
+    line = _LINE.match(text)
+    names = [match for match in (_BOTH.search(text), _SECTION.search(text)) if match]
+    first = min(names, key=lambda match: match.start(), default=None)
+    has_server = first is not None and first.re is _BOTH
+    server = None if has_server else _SERVER.search(text)
     return Message(
         level=level,
         text=text,
         line=int(line[1]) if line else None,
-        section=section[1] if section else None,
-        server=both[2] if both else server[1] if server else None,
+        section=first[1] if first else None,
+        server=first[2] if first and has_server else server[1] if server else None,
     )
 
 

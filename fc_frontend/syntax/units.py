@@ -116,6 +116,9 @@ def option_fault(text: str) -> Fault | None:
         found = split(text)
     except NotWords as exc:
         return Fault(1, str(exc), exc.remedy)
+    last = found.words[-1].source if found.words else ""
+    if (len(last) - len(last.rstrip("\\"))) % 2:
+        return Fault(1, "\\ at the end", "remove it: it would join the word after it")
     if text[found.end :].strip(" \t\v\f"):
         return Fault(1, "# begins a comment", "write \\# if the letter is meant")
     if len(found.words) > MAX_OPTION_WORDS:

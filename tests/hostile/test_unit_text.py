@@ -22,8 +22,9 @@ from fc_frontend.pipeline import Prepared, prepare
 from fc_frontend.plan.model import Haproxy
 from fc_frontend.render.config import Config, config_hash
 from fc_frontend.render.render import render
+from fc_frontend.syntax.lines import read_lines
 from fc_frontend.syntax.sections import read_sections
-from fc_frontend.syntax.units import Owner, raw_line_faults
+from fc_frontend.syntax.units import MAX_OPTION_WORDS, Owner, raw_line_faults
 from tests.faults.site import EXTRA, SERVICES, serving
 from tests.frontend import Frontend
 from tests.hostile.real_words import disguised, random_line
@@ -93,6 +94,7 @@ WORDS = {
     "comment": "weight 1 # x",
     "comment-in-word": "weight 1#",
     "escape": "weight \\x6",
+    "backslash": "weight 1\\",
     "nul": "weight 1\\x00",
     "empty": 'weight 1 ""',
     "break": "weight 1\nlisten evil",
@@ -195,6 +197,23 @@ def test_raw_lines(field: str, name: str, tmp_path: Path) -> None:
 def test_words_inside_a_line(field: str, name: str, tmp_path: Path) -> None:
     problem = problem_of(tmp_path, {}, **{field: WORDS[name]})
     assert (problem.service, problem.field) == ("shop", field)
+
+
+def test_the_longest_options_fit_into_a_line(tmp_path: Path) -> None:
+    service = {
+        "pod_port": 80,
+        "discovery": "wildcard",
+        "fallback": "service",
+        "tls": {"ca_file": "/etc/ca.pem", "sni": "a.example"},
+        "server_options": "weight 1 " * (MAX_OPTION_WORDS // 2),
+        "bind_options": "name a " * (MAX_OPTION_WORDS // 2 - 1) + "name \\\\",
+    }
+    prepared = declared(tmp_path, {"shop": service})
+    assert not errors_in(prepared.problems)
+    assert prepared.config is not None
+    lines = list(read_lines(prepared.config.text))
+    assert max(len(line.words) for line in lines) > MAX_OPTION_WORDS
+    assert not any(line.fault for line in lines)
 
 
 @pytest.mark.parametrize("name", GLOBAL)
@@ -411,6 +430,38 @@ def test_nonsense_is_blamed_on_its_own_unit(seed: int, haproxy_binary: str) -> N
         accepted = {service.spec.name for service in prepared.plan.services}
         assert blamed == guilty & accepted
         assert len(blamed) == 10
+
+
+MESSAGE = "[ALERT] (1) : config : parsing [haproxy.cfg:{line}] : x".replace(" ", "\\x20")
+PRETENDING = {
+    "message": f"bogus\\n{MESSAGE}",
+    "far": f"bogus\\n{MESSAGE}".replace("{line}", "999999999"),
+    "separator": f"bogus\\xe2\\x80\\xa8{MESSAGE}",
+    "line": "use_backend [haproxy.cfg:{line}]",
+    "server": "use_backend server\\x20'zz/pod1'",
+    "proxy": "use_backend proxy\\x20\\x27zz\\x27",
+    "list": "acl a http_auth(proxy\\x20\\x27zz\\x27)",
+    "track": "server x 127.0.0.1:1 track [haproxy.cfg:{line}]/a",
+}
+
+
+@pytest.mark.parametrize("name", PRETENDING)
+def test_words_that_pretend_to_be_haproxys_own(name: str, haproxy_binary: str) -> None:
+    """HAProxy repeats words in its messages: they cannot blame a service, nor stop fc-frontend."""
+    with directory() as path:
+        services: dict[str, Any] = {
+            "aa": {"pod_port": 80, "mode": "http", "extra_config": "option tcpka"},
+            "zz": {"pod_port": 81, "mode": "http"},
+        }
+        plain = declared(path, services)
+        assert plain.config is not None
+        (line,) = [place.first for place in plain.config.places if place.unit.name == "zz"]
+    with directory() as path:
+        services["aa"]["extra_config"] = PRETENDING[name].replace("{line}", str(line))
+        prepared = declared(path, services)
+        assert prepared.config is not None
+        judged = judge(Haproxy(binary=haproxy_binary), prepared.config)
+        assert {problem.service for problem in errors_in(judged.problems)} == {"aa"}
 
 
 # What our own texts rely on
