@@ -346,7 +346,7 @@ def _read(path: str, limit: int, *, follow: bool) -> Content | None:
     try:
         with place(path, follow=follow) as (parent, name):
             return _content(parent, name, limit)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
 
 
