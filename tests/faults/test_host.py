@@ -216,7 +216,7 @@ def wrapped_sites() -> Iterator[Sites]:
         program = Wrapped(frontend.directory, frontend.binary)
         frontend.settings["haproxy"]["binary"] = str(program.path)
 
-    with Sites(lambda: own_site(prepare=prepare, check_timeout="1s")) as made:
+    with Sites(lambda: own_site(prepare=prepare, check_timeout="3s")) as made:
         yield made
 
 
