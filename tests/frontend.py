@@ -144,13 +144,15 @@ class Frontend:
             self.pods[name] = PodSet(name, network=network, port=8080)
         pods = self.pods[name]
         if publish and count < len(pods.pods):
-            self._publish(name, pods.addresses[:count])
+            self.publish(name, pods.addresses[:count])
         self.call(pods.scale(count))
         if publish:
-            self._publish(name, pods.addresses)
+            self.publish(name, pods.addresses)
         return pods
 
-    def _publish(self, name: str, addresses: tuple[str, ...]) -> None:
+    def publish(self, name: str, addresses: tuple[str, ...]) -> None:
+        """Let DNS list these addresses for service `name`."""
+
         async def publish() -> None:
             self.dns.set_service(
                 KubernetesService(name, ports={"http": 8080}, endpoints=tuple(addresses))

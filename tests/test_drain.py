@@ -430,13 +430,13 @@ def test_the_next_pod_in_the_slot_is_served_and_the_drained_one_forgotten(
     assert runtime.command(socket, f"set server shop/{by_hand} state drain") == ""
     frontend.run("drain", "shop", slot)
     assert answering(frontend) == {"shop-1"}
-    frontend._publish("shop", (addresses[0], addresses[2]))
+    frontend.publish("shop", (addresses[0], addresses[2]))
     frontend.until(lambda: servers(frontend)[slot].address is None)
     frontend.until(lambda: record(frontend) == NOTHING)
     frontend.until(lambda: not (servers(frontend)[slot].admin or 0) & 8)
     frontend.until(lambda: frontend.events("drain-ended"))
     # The address comes back, as another pod's may: it is served.
-    frontend._publish("shop", addresses)
+    frontend.publish("shop", addresses)
     frontend.until(lambda: answering(frontend) == {"shop-1", "shop-2"})
     assert frontend.metric("fc_frontend_service_drained", service="shop") == 0
 
@@ -446,7 +446,7 @@ def test_the_next_pod_in_the_slot_is_served_and_the_drained_one_forgotten(
     frontend.run("drain", "shop", victim)
     frontend.scale("shop", 4, publish=False)
     newest = frontend.pods["shop"].addresses[3]
-    frontend._publish("shop", (addresses[0], addresses[2], newest))
+    frontend.publish("shop", (addresses[0], addresses[2], newest))
     frontend.until(lambda: slot_of(frontend, newest))
     frontend.until(lambda: answering(frontend) == {"shop-1", "shop-4"})
     frontend.until(lambda: record(frontend) == NOTHING)
@@ -462,7 +462,7 @@ def test_a_pod_that_leaves_dns_stays_drained_as_long_as_haproxy_has_it(frontend:
     done = frontend.run("drain", "shop", victim)
     assert "no server of shop takes new requests now: they will get 503" in done.stderr
     # NXDOMAIN: HAProxy holds the last addresses for 30 s.
-    frontend._publish("shop", ())
+    frontend.publish("shop", ())
     frontend.until(
         lambda: frontend.metric("fc_frontend_service_state", service="shop", state="empty") == 1
     )

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from fc_frontend.demo.load import Load, Tally
+from fc_frontend.demo.pods import PodSet
+from fc_frontend.haproxy import runtime
 from tests.frontend import Frontend
 
 SERVICES = {"cart": 8081, "docs": 8082, "shop": 8083}
@@ -60,6 +62,18 @@ class Site:
         frontend.scale(EXTRA[0], 1)
         frontend.start()
         self.all_serve()
+
+    def shrink(self, name: str, count: int) -> PodSet:
+        """Take pods away as Kubernetes does: out of DNS first, and ended when they get no more."""
+        frontend = self.frontend
+        leaving = set(frontend.pods[name].addresses[count:])
+        frontend.publish(name, frontend.pods[name].addresses[:count])
+        socket = frontend.settings["haproxy"]["runtime_socket"]
+        frontend.until(
+            lambda: not leaving & {str(server.address) for server in runtime.servers(socket)}
+        )
+        frontend.call(frontend.pods[name].scale(count, grace=0.5))
+        return frontend.pods[name]
 
     def all_serve(self) -> None:
         """Wait until all pods of all services answer, and nobody else."""

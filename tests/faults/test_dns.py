@@ -171,7 +171,7 @@ def test_one_of_two_nameservers_is_enough(fault: Fault, is_first: bool) -> None:
             pods = frontend.scale("cart", 4)
             frontend.until(lambda: frontend.serves(SERVICES["cart"], pods))
             reloads_meanwhile(site)
-            pods = frontend.scale("cart", 3)
+            pods = site.shrink("cart", 3)
             frontend.until(lambda: frontend.serves(SERVICES["cart"], pods))
             until_states(site, **ALL_OK)
             server.fault = Fault.NONE

@@ -307,7 +307,7 @@ def site(sites: Sites) -> Iterator[Site]:
     with sites.lent() as made:
         yield made
         made.without_extra()
-        made.frontend.scale("cart", 2)
+        made.shrink("cart", 2)
         made.is_mended()
         made.all_serve()
 
