@@ -19,8 +19,8 @@ from tests.frontend import Frontend
 SERVICES = 200
 
 
-def test_reloads_cost_no_request_whatever_dns_does(haproxy_binary: str) -> None:
-    with cluster(haproxy_binary, SERVICES) as frontend:
+def test_reloads_cost_no_request_whatever_dns_does(either_binary: str) -> None:
+    with cluster(either_binary, SERVICES) as frontend:
         frontend.scale("shop", 4)
         ours = FcFrontend(frontend, SERVICES)
         ours.start()
@@ -53,8 +53,8 @@ def test_the_same_clients_see_what_plain_haproxy_loses() -> None:
         assert loaded.failures["status 503 on a new connection"] > 20
 
 
-def test_pods_that_come_and_go_cost_no_request(haproxy_binary: str) -> None:
-    with cluster(haproxy_binary) as frontend:
+def test_pods_that_come_and_go_cost_no_request(either_binary: str) -> None:
+    with cluster(either_binary) as frontend:
         pods = frontend.scale("shop", 3)
         frontend.settings["services"]["shop"] = frontend.service("shop", HTTP)
         frontend.start()

@@ -26,7 +26,10 @@ def servers_with_address(frontend: Frontend, proxy: str) -> int:
     return sum(server.proxy == proxy and server.address is not None for server in servers)
 
 
-@pytest.mark.parametrize(("port", "count"), [(8080, 300), (8080, 1000), ("http", 300)])
+@pytest.mark.parametrize(
+    ("port", "count"),
+    [(8080, 300), pytest.param(8080, 1000, marks=pytest.mark.extended), ("http", 300)],
+)
 def test_many_pods_in_one_step_take_one_reload(
     frontend: Frontend, port: int | str, count: int
 ) -> None:

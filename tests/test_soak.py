@@ -21,6 +21,7 @@ LEFTOVERS = 2500
 """Pieces of memory, of 100,000s that a turn makes: what one turn left behind would be seen."""
 
 
+@pytest.mark.extended
 def test_nothing_is_left_behind_by_changes() -> None:
     with Frontend(binary_of("2.8-wheel")) as frontend:
         churn = Churn(frontend, SERVICES)

@@ -129,8 +129,15 @@ def nothing_half_done(site: Site, text: bytes, running: str | None) -> None:
     assert not frontend.ready()
 
 
-@pytest.mark.parametrize("fault", ["full", "read-only"])
-@pytest.mark.parametrize("what", ["config", "state"])
+@pytest.mark.parametrize(
+    ("what", "fault"),
+    [
+        ("config", "full"),
+        ("state", "read-only"),
+        pytest.param("config", "read-only", marks=pytest.mark.extended),
+        pytest.param("state", "full", marks=pytest.mark.extended),
+    ],
+)
 def test_a_disk_that_takes_nothing_more(what: str, fault: str) -> None:
     with on_own_disk(what) as site:
         frontend = site.frontend
@@ -231,8 +238,8 @@ def wrapped(wrapped_sites: Sites) -> Iterator[tuple[Site, Wrapped]]:
 @pytest.mark.parametrize(
     ("fault", "said"),
     [
-        ("missing", "there is no HAProxy binary"),
-        ("not-executable", "may not be executed"),
+        pytest.param("missing", "there is no HAProxy binary", marks=pytest.mark.extended),
+        pytest.param("not-executable", "may not be executed", marks=pytest.mark.extended),
         ("no-program", "cannot be started"),
         ("hang", "did not end within"),
         ("kill", "was killed by SIGKILL"),
@@ -343,7 +350,9 @@ class Impostor:
             taken.close()
 
 
-@pytest.mark.parametrize("answer", ["missing", "silent", "garbage"])
+@pytest.mark.parametrize(
+    "answer", [pytest.param("missing", marks=pytest.mark.extended), "silent", "garbage"]
+)
 def test_a_master_socket_that_does_not_work(site: Site, answer: str) -> None:
     frontend = site.frontend
     path = frontend.directory / "master.sock"
@@ -477,7 +486,10 @@ def test_a_daemon_without_file_descriptors(site: Site) -> None:
     site.is_mended()
 
 
-@pytest.mark.parametrize("limit", ["max_inotify_instances", "max_inotify_watches"])
+@pytest.mark.parametrize(
+    "limit",
+    ["max_inotify_instances", pytest.param("max_inotify_watches", marks=pytest.mark.extended)],
+)
 def test_without_inotify_changes_are_seen_at_the_rescan(limit: str) -> None:
     """The limit is the user namespace's own (user_namespaces(7), /proc/sys/user)."""
     launcher = shell(
@@ -506,7 +518,9 @@ def test_a_daemon_that_is_stopped_for_5_seconds_catches_up(site: Site) -> None:
     site.is_mended()
 
 
-@pytest.mark.parametrize("moment", range(4))
+@pytest.mark.parametrize(
+    "moment", [0, *(pytest.param(moment, marks=pytest.mark.extended) for moment in (1, 2, 3))]
+)
 def test_a_daemon_that_is_ended_in_a_reload_leaves_nothing_half_done(
     site: Site, moment: int
 ) -> None:

@@ -1,6 +1,6 @@
 """The daemon may be killed at any moment: what it left is good, and the next one goes on.
 
-`FC_FRONTEND_KILLS` is how often it is killed, 30 times by default.
+`FC_FRONTEND_KILLS` is how often it is killed in the extended tier, 30 times by default.
 """
 
 from __future__ import annotations
@@ -13,10 +13,13 @@ import threading
 import time
 from collections.abc import Iterator
 
+import pytest
+
 from tests.conftest import binary_of
 from tests.faults.site import SERVICES, Site
 from tests.frontend import Frontend
 
+FEW_KILLS = 6
 KILLS = int(os.environ.get("FC_FRONTEND_KILLS", "30"))
 LONGEST_LIFE = 0.6
 """Seconds; a start takes some 0.5, so that it is killed before, in and after its first step."""
@@ -89,7 +92,8 @@ class Unrest:
         frontend.call(publish())
 
 
-def test_the_daemon_may_be_killed_anywhere() -> None:
+@pytest.mark.parametrize("kills", [FEW_KILLS, pytest.param(KILLS, marks=pytest.mark.extended)])
+def test_the_daemon_may_be_killed_anywhere(kills: int) -> None:
     seed = int(os.environ.get("FC_FRONTEND_SEED", random.randrange(1 << 32)))
     rng = random.Random(seed)
     with Frontend(binary_of("2.6-debian")) as frontend:
@@ -99,7 +103,7 @@ def test_the_daemon_may_be_killed_anywhere() -> None:
         for name in SERVICES:
             frontend.scale(name, PODS)
         with site.loaded(), Unrest(site, rng) as unrest:
-            for kill in range(KILLS):
+            for kill in range(kills):
                 with unrest.going_on():
                     time.sleep(rng.uniform(0, LONGEST_LIFE))
                 frontend.stop_daemon(signal.SIGKILL)
@@ -133,7 +137,7 @@ def test_the_daemon_may_be_killed_anywhere() -> None:
             site.all_serve()
             temporary = [p.name for p in frontend.directory.rglob("*.tmp")]
             print(
-                f"{KILLS} kills, {unrest.edits} edits, seed {seed},"
+                f"{kills} kills, {unrest.edits} edits, seed {seed},"
                 f" {sum(sum(load.tally().pods.values()) for load in site.loads.values())} answers,"
                 f" {len(temporary)} temporary files left"
             )
