@@ -32,8 +32,10 @@ from fc_frontend.discovery.store import dump_written, load_answers, write_answer
 from fc_frontend.errors import Problem, Refused, Unavailable, errors_in
 from fc_frontend.haproxy import history, install
 from fc_frontend.haproxy.conflicts import listener_problems
+from fc_frontend.haproxy.foreign import Origin
 from fc_frontend.haproxy.judge import judge
 from fc_frontend.haproxy.patience import Patience
+from fc_frontend.migrate import lost
 from fc_frontend.model.units import UnitId, UnitKind
 from fc_frontend.plan import planner
 from fc_frontend.plan.model import (
@@ -232,7 +234,7 @@ def record(prepared: Prepared, deployment: Deployment, reasons: tuple[str, ...])
     Raises `Unavailable`.
     """
     assert prepared.config is not None
-    if deployment.outcome.value in ("in-sync", "held"):
+    if deployment.outcome.value in ("in-sync", "held", "needs-consent"):
         return
     entry = history.Entry(
         at=time.time(),
@@ -246,6 +248,19 @@ def record(prepared: Prepared, deployment: Deployment, reasons: tuple[str, ...])
     settings = prepared.plan.settings
     mode = install.mode_of_copies(settings.haproxy.config_file)
     history.record(settings.state_directory, entry, prepared.config.text, mode=mode)
+
+
+def lost_settings(prepared: Prepared, deployment: Deployment) -> tuple[Problem, ...]:
+    """Warnings about what a haproxy.cfg that was taken over had in `global` and `defaults`."""
+    replaced = deployment.replaced
+    is_foreign = replaced is not None and replaced.found.origin in (Origin.BARE, Origin.FOREIGN)
+    if replaced is None or replaced.content is None or not is_foreign or not deployment.ok:
+        return ()
+    assert prepared.config is not None
+    text = replaced.content.data.decode("utf-8", "surrogateescape")
+    with contextlib.suppress(Refused):
+        return lost.lost_settings(text, prepared.plan.settings.haproxy, prepared.config.text)
+    return ()
 
 
 def question(spec: ServiceSpec) -> str:

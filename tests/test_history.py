@@ -373,7 +373,8 @@ def test_a_text_that_haproxy_refuses_now_changes_nothing(frontend: Frontend) -> 
         (("rollback",), 1, "errors.http"),
         (("rollback", "1"), 1, "errors.http"),
         (("rollback", "77"), 1, "no entry 77"),
-        (("rollback", "0"), 2, "not in the range"),
+        (("rollback", "0"), 1, "no entry 0"),
+        (("rollback", "-1"), 2, "No such option"),
         (("rollback", "x;quit"), 2, "not a valid integer"),
     ):
         done = frontend.run(*arguments, check=False)

@@ -220,6 +220,13 @@ def test_documents_are_as_documented(frontend: Frontend, tmp_path: Path) -> None
     assert take("resume")["was_held"]
     assert take("resume")["was_held"] is None
     frontend.until(lambda: frontend.ready() and not frontend.status()["held"])
+    # haproxy.cfg is exchanged by hand.
+    ours = frontend.haproxy_cfg.read_text()
+    frontend.haproxy_cfg.write_text("listen site\n    bind 127.0.0.1:1\n")
+    frontend.until(lambda: frontend.status()["take_over"])
+    seen.take("/status.json", frontend.status())
+    frontend.haproxy_cfg.write_text(ours)
+    frontend.until(lambda: frontend.status()["take_over"] is None)
     frontend.stop_daemon()
     frontend.drop("more.json", {"more": frontend.service("shop", 8082)})
     frontend.settings["services"]["shop"].update(balance="source", binds=f"{frontend.host}:8084")

@@ -51,6 +51,7 @@ def command(config: str, shape: str) -> None:
     2          wrong usage                           refused
     3          cannot tell, e.g. no haproxy found    cannot tell
     """
+    from fc_frontend.haproxy import take_over
     from fc_frontend.pipeline import judged, prepare_offline, quarantines
 
     with step("reading and rendering what is declared"):
@@ -69,6 +70,8 @@ def command(config: str, shape: str) -> None:
             problems = tuple(dict.fromkeys((*problems, *found)))
     except Unavailable as exc:
         unknown = exc.problems
+    settings = prepared.declaration.settings
+    problems = (*problems, *take_over.missing_consent(settings, asks_haproxy=False))
     refused = bool(errors_in(problems))
     code = Exit.PROBLEMS if refused else Exit.CANNOT_TELL if unknown else Exit.GOOD
     verdicts = prepared.declaration.verdicts

@@ -130,12 +130,14 @@ def settings_in_force(config: str) -> Settings:
 
 def deployed(deployment: Deployment, problems: Iterable[Problem]) -> dict[str, object]:
     """How a deployment went, in the shape of all JSON output."""
+    replaced = deployment.replaced
     return {
         "version": 1,
         "status": "good",
         "outcome": deployment.outcome.value,
         "hash": deployment.hash,
         "seconds": round(deployment.duration, 3),
+        "kept_entry": replaced.entry.id if replaced and replaced.entry else None,
         "problems": [problem.as_json() for problem in problems],
     }
 
@@ -144,6 +146,16 @@ def style(text: str, color: str | None = None) -> str:
     """`text` bold and in colour; click takes that away where the output is no terminal."""
     is_plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
     return text if is_plain else click.style(text, fg=color, bold=True)
+
+
+def user() -> str:
+    """Who runs this command, as far as that can be seen."""
+    import pwd
+
+    try:
+        return os.environ.get("SUDO_USER") or pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return str(os.getuid())
 
 
 def told(text: str) -> None:

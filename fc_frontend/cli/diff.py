@@ -53,7 +53,7 @@ def command(config: str, as_text: bool, shape: str) -> None:
     """
     from fc_frontend.config.loader import load
     from fc_frontend.explain.differences import differences
-    from fc_frontend.haproxy import hold
+    from fc_frontend.haproxy import hold, take_over
     from fc_frontend.pipeline import judged, prepare
 
     with step("reading what is declared"):
@@ -83,6 +83,7 @@ def command(config: str, as_text: bool, shape: str) -> None:
             severity=Severity.WARNING,
         )
         problems = (problem, *problems)
+    problems = (*take_over.missing_consent(declaration.settings), *problems)
     changes = differences(installed, prepared.plan, prepared.config)
     code = Exit.PROBLEMS if changes else Exit.GOOD
     if shape == "json":

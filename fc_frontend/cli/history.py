@@ -42,8 +42,9 @@ def command(config: str, shape: str) -> None:
     from fc_frontend.haproxy.rollback import present, present_hash
 
     settings = settings_in_force(config)
+    held = hold.load(settings.state_directory)
     try:
-        digest = present_hash(settings.haproxy)
+        digest = present_hash(settings.haproxy, held)
     except Unavailable as exc:
         fail(exc.problems, Exit.CANNOT_TELL)
     entries = history.entries(settings.state_directory)
@@ -56,7 +57,6 @@ def command(config: str, shape: str) -> None:
         )
         for path in history.damaged(settings.state_directory)
     )
-    held = hold.load(settings.state_directory)
     now = present(entries, digest, held)
     if shape == "json":
         emit(_document(entries, now, held))
@@ -75,7 +75,7 @@ def command(config: str, shape: str) -> None:
     if not entries:
         click.echo("nothing yet: HAProxy was given nothing since the history is kept")
     if held is not None:
-        what = f"entry {held.id}" if held.id else "what HAProxy has"
+        what = f"entry {held.id}" if held.hash else "what HAProxy has"
         by = f" by {held.by}" if held.by else ""
         since = f" since {_time(held.since)}" if held.since else ""
         click.echo(f"{what} is held{since}{by}; what is declared waits for: fc-frontend resume")
@@ -98,7 +98,7 @@ def _document(
                 "slots": entry.slots,
                 "seconds": entry.seconds,
                 "running": entry is now,
-                "held": held is not None and entry.id == held.id,
+                "held": _is_held(entry, held),
             }
             for entry in entries
         ],
@@ -122,10 +122,12 @@ def _row(entry: Entry) -> tuple[str, ...]:
 def _marks(entry: Entry | None, now: Entry | None, held: Hold | None) -> str:
     if entry is None:
         return ""
-    is_held = held is not None and entry.id == held.id
-    return " ".join(
-        mark for mark, is_so in (("← running", entry is now), ("held", is_held)) if is_so
-    )
+    marks = (("← running", entry is now), ("held", _is_held(entry, held)))
+    return " ".join(mark for mark, is_so in marks if is_so)
+
+
+def _is_held(entry: Entry, held: Hold | None) -> bool:
+    return held is not None and bool(held.hash) and entry.id == held.id
 
 
 def _time(at: float) -> str:

@@ -50,7 +50,7 @@ def command(config: str, shape: str) -> None:
             hold.remove(directory)
     except Unavailable as exc:
         fail(exc.problems, Exit.CANNOT_TELL)
-    what = f"entry {held.id}" if held and held.id else "what HAProxy has"
+    what = f"entry {held.id}" if held and held.hash else "what HAProxy has"
     _tell(shape, held, f"{what} is not held any more: what is declared is deployed again")
 
 

@@ -19,6 +19,7 @@ from fc_frontend.cli.common import (
     settings_in_force,
     style,
     told,
+    user,
 )
 from fc_frontend.cli.progress import step
 from fc_frontend.errors import Refused, Unavailable
@@ -30,7 +31,7 @@ from fc_frontend.errors import Refused, Unavailable
 @click.argument(
     "entry_id",
     metavar="[ID]",
-    type=click.IntRange(min=1),
+    type=click.IntRange(min=0),
     required=False,
     shell_complete=completion.entry,
 )
@@ -40,6 +41,8 @@ def command(config: str, shape: str, entry_id: int | None) -> None:
     ID is an entry of `fc-frontend history`; without it, the one before what HAProxy has now.
     HAProxy checks the text as it always does. From then on nothing that is declared is deployed,
     until `fc-frontend resume`. Pods are found by cluster DNS as ever.
+
+    Entry 0 is the haproxy.cfg that was there before fc-frontend, with its permissions and owner.
 
     \b
     0  HAProxy has it, and it is held
@@ -55,7 +58,7 @@ def command(config: str, shape: str, entry_id: int | None) -> None:
         find_binary(settings.haproxy.binary)
         # HAProxy outlives this command: it must not hold the pipe that our output goes to.
         with step("checking, installing and reloading"):
-            entry, deployment = go_back(settings, entry_id, by=_user(), output=os.devnull)
+            entry, deployment = go_back(settings, entry_id, by=user(), output=os.devnull)
     except Refused as exc:
         fail(exc.problems, Exit.PROBLEMS)
     except Unavailable as exc:
@@ -74,13 +77,3 @@ def command(config: str, shape: str, entry_id: int | None) -> None:
     }
     told(f"{style('good', 'green')}: entry {entry.id}: {words[deployment.outcome]} ({entry.hash})")
     told("Nothing that is declared is deployed until: fc-frontend resume")
-
-
-def _user() -> str:
-    """Who does this, as far as that can be seen."""
-    import pwd
-
-    try:
-        return os.environ.get("SUDO_USER") or pwd.getpwuid(os.getuid()).pw_name
-    except KeyError:
-        return str(os.getuid())

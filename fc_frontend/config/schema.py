@@ -339,6 +339,7 @@ class HaproxyDeclaration(_Strict):
     hard_stop_after: Annotated[float, _time(1, 7 * 86400)] = 3600.0
     most_old_workers: Annotated[int, Field(ge=1, le=1000)] = 10
     drift: Literal["restore", "adopt"] = "restore"
+    take_over: Literal["ask", "always"] = "ask"
     check_timeout: Annotated[float, _time(1, 600)] = 30.0
     reload_timeout: Annotated[float, _time(1, 600)] = 30.0
     global_extra: GlobalLines = ()

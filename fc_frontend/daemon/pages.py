@@ -12,7 +12,7 @@ from fc_frontend import __version__
 from fc_frontend.config.last_good import Piece, Unit
 from fc_frontend.daemon.progress import Stuck
 from fc_frontend.daemon.reconciler import Reconciler
-from fc_frontend.errors import Problem
+from fc_frontend.errors import Problem, errors_in
 from fc_frontend.observe.http import Handler, Request, Response
 from fc_frontend.observe.metrics import CONTENT_TYPE, Metrics
 from fc_frontend.observe.services import service_state, slot_room
@@ -90,7 +90,7 @@ def routes(
             return Response(503, f"{found}\n".encode(), TEXT)
         if reconciler.in_sync:
             return Response(200, b"ok\n", TEXT)
-        return Response(503, b"the running HAProxy does not have what is declared\n", TEXT)
+        return Response(503, _not_ready(reconciler).encode(), TEXT)
 
     async def status(_request: Request) -> Response:
         return Response(200, await shared.status.get(), JSON)
@@ -123,6 +123,13 @@ def know(
         status=status_document(reconciler, metrics, stuck()),
         queries=metrics.answered(),
     )
+
+
+def _not_ready(reconciler: Reconciler) -> str:
+    """Why the daemon is not ready, in one line."""
+    said = "the running HAProxy does not have what is declared"
+    problem = reconciler.consent.problem or next(iter(errors_in(reconciler.problems)), None)
+    return f"{said}: {problem.message} → {problem.remedy}\n" if problem else f"{said}\n"
 
 
 def _page(status: int, body: bytes) -> Response:
@@ -173,6 +180,7 @@ def status_document(
         "in_sync": reconciler.in_sync,
         "drifted": reconciler.drifted,
         "stuck": str(stuck) if stuck else None,
+        "take_over": reconciler.consent.problem.as_json() if reconciler.consent.problem else None,
         "held": reconciler.held.as_json() if reconciler.held else None,
         "wanted_hash": reconciler.wanted,
         "running_hash": reconciler.running,

@@ -22,11 +22,12 @@ from fc_frontend import files
 from fc_frontend.config.last_good import Form, Piece, Quarantine, Unit
 from fc_frontend.config.loader import Declaration
 from fc_frontend.daemon.cluster_dns import ClusterDns
+from fc_frontend.daemon.consent import ConsentWatch
 from fc_frontend.daemon.declared import Declared
 from fc_frontend.daemon.guard import Guard, former_after
 from fc_frontend.daemon.report import Report
-from fc_frontend.errors import Problem, Unavailable, errors_in
-from fc_frontend.haproxy import drain_record, hold, install, rollback, runtime
+from fc_frontend.errors import Problem, Severity, Unavailable, errors_in
+from fc_frontend.haproxy import drain_record, hold, install, rollback, runtime, take_over
 from fc_frontend.haproxy.assign import assign
 from fc_frontend.haproxy.deploy import (
     Deployment,
@@ -43,6 +44,7 @@ from fc_frontend.haproxy.lock import deploying
 from fc_frontend.haproxy.patience import Patience
 from fc_frontend.haproxy.runtime import ServerState
 from fc_frontend.haproxy.server_state import servers_in
+from fc_frontend.haproxy.take_over import NeedsConsent, Replaced
 from fc_frontend.observe.log import Log
 from fc_frontend.observe.metrics import Metrics
 from fc_frontend.pipeline import (
@@ -50,6 +52,7 @@ from fc_frontend.pipeline import (
     Memo,
     Prepared,
     judged,
+    lost_settings,
     prepare,
     question,
     record,
@@ -152,6 +155,7 @@ class Reconciler:
         self._drain_record: object = None
         self._drains = False
         self._resumes = False
+        self.consent = ConsentWatch(log, metrics)
 
     @property
     def problems(self) -> tuple[Problem, ...]:
@@ -217,7 +221,11 @@ class Reconciler:
                 return await self._revive()
             is_known = prepared.config.hash == self.wanted == self.running
             # A file that others changed, and that is left so, may be what HAProxy has now.
-            is_left = self.drifted and prepared.config.hash == self.wanted
+            is_left = (
+                self.drifted
+                and prepared.plan.settings.haproxy.drift == "adopt"
+                and prepared.config.hash == self.wanted
+            )
             if is_left or (is_known and Trigger.HAPROXY not in triggers):
                 self._accept(prepared)
                 return None
@@ -235,6 +243,9 @@ class Reconciler:
                 prepared, deployment
             ):
                 break
+        await self.consent.missing(prepared.plan.settings, deployment.consent)
+        lost = await asyncio.to_thread(lost_settings, prepared, deployment)
+        prepared = replace(prepared, problems=(*prepared.problems, *lost))
         why = self._conclude(prepared, deployment, seen)
         await self._keep(prepared, deployment, why)
         await self.assign()
@@ -270,13 +281,15 @@ class Reconciler:
             return True
         self._log.warning(
             "held",
-            entry=found.id or None,
+            entry=found.id,
             hash=found.hash or "unknown",
             by=found.by or None,
             effect="nothing that is declared is deployed",
             remedy="fc-frontend resume",
         )
         self._guard.clear()
+        if self.deployed is not None:
+            await self.consent.missing(self.deployed.settings, None)
         self._config = None
         self.drifted = False
         self._metrics.drifted(False)
@@ -448,7 +461,8 @@ class Reconciler:
         async with self._haproxy:
             if self._config is None or self.deployed is None or self.held is not None:
                 return
-            haproxy, text = self.deployed.settings.haproxy, self._config.text
+            settings, config = self.deployed.settings, self._config
+            haproxy, text = settings.haproxy, config.text
             signature = await asyncio.to_thread(files.signature, haproxy.config_file)
             if signature is not None and signature == self._seen_file:
                 return
@@ -458,7 +472,12 @@ class Reconciler:
                 self._seen_file = signature
                 # Somebody who goes back writes the file before the next look at the hold.
                 if self.drifted and await self.look_at_hold() is False and self.held is None:
-                    await self._mend_drift(haproxy, text, is_missing=found is None)
+                    await self._mend_drift(settings, config, is_missing=found is None)
+                elif not self.drifted and self.in_sync:
+                    await self.consent.missing(settings, None)
+            except NeedsConsent as exc:
+                problem = replace(exc.problem, severity=Severity.WARNING)
+                await self.consent.missing(settings, problem)
             except Unavailable as exc:
                 self._seen_file = None
                 self._log.limited("drift").warning(
@@ -466,19 +485,34 @@ class Reconciler:
                 )
             self._metrics.drifted(self.drifted)
 
-    async def _mend_drift(self, haproxy: Haproxy, text: str, *, is_missing: bool) -> None:
-        restores = haproxy.drift == "restore" or is_missing
+    async def _mend_drift(self, settings: Settings, config: Config, *, is_missing: bool) -> None:
+        file = settings.haproxy.config_file
         self._metrics.drift_seen()
-        self._log.warning(
-            "config-drift",
-            file=haproxy.config_file,
-            effect="put right" if restores else "left until the configuration changes",
-        )
-        if restores:
-            await asyncio.to_thread(_restore, self._declared.state_directory, haproxy, text)
-            # Who edits it again meanwhile is seen at the next look.
-            self._seen_file = None
-            self.drifted = False
+        if settings.haproxy.drift == "adopt" and not is_missing:
+            effect = "left until the configuration changes"
+            self._log.warning("config-drift", file=file, effect=effect)
+            return
+        problem = await asyncio.to_thread(_obstacle, settings, config, self.running)
+        if problem is not None:
+            effect = "left, as fc-frontend did not write it"
+            self._log.warning("config-drift", file=file, effect=effect)
+            raise NeedsConsent(problem)
+        self._log.warning("config-drift", file=file, effect="put right")
+        self._report.replaced(await asyncio.to_thread(_restore, settings, config, self.running))
+        await self.consent.missing(settings, None)
+        # Who edits it again meanwhile is seen at the next look.
+        self._seen_file = None
+        self.drifted = False
+
+    async def look_at_consent(self) -> bool:
+        """True if a step is due, because consent to replace haproxy.cfg may not be missing now."""
+        if not await self.consent.changed():
+            return False
+        if not self.in_sync:
+            return True
+        self._seen_file = None
+        await self.look_for_drift()
+        return False
 
     async def drain(self) -> None:
         """Hold the running worker to what operators have drained; costs nothing if that is nothing.
@@ -568,7 +602,7 @@ class Reconciler:
         if declaration is None:
             return None
         deployment = await asyncio.to_thread(
-            _revive, self._declared.state_directory, declaration.settings.haproxy
+            _revive, self._declared.state_directory, declaration.settings.haproxy, self.held
         )
         if deployment is None:
             return None
@@ -623,7 +657,8 @@ class Reconciler:
             others = (reason for reason in why if reason.cause is not Cause.TEMPLATES)
             why = (Reason(Cause.RESUMED), *others)
             self._resumes = not deployment.ok
-        if deployment.outcome not in (Outcome.IN_SYNC, Outcome.REFUSED):
+        untried = (Outcome.IN_SYNC, Outcome.REFUSED, Outcome.NEEDS_CONSENT)
+        if deployment.outcome not in untried:
             self.last_reload = LastReload(at=time.time(), reasons=why, deployment=deployment)
             result = "failed" if deployment.outcome is Outcome.FAILED else "ok"
             self._metrics.reloaded(why[0].cause, result, deployment.duration)
@@ -639,8 +674,9 @@ class Reconciler:
         self._accept(replace(prepared, problems=(*prepared.problems, *deployment.problems)))
         self._config = prepared.config
         self._seen_file = None
-        self.drifted = False
-        self._metrics.drifted(False)
+        self.drifted = deployment.consent is not None
+        self._metrics.drifted(self.drifted)
+        self._report.replaced(deployment.replaced)
         if deployment.outcome is Outcome.INSTALLED:
             self.observed(None)
         else:
@@ -744,12 +780,12 @@ class Reconciler:
         self._report.refusal(problems, deployment)
 
 
-def _revive(directory: str, haproxy: Haproxy) -> Deployment | None:
+def _revive(directory: str, haproxy: Haproxy, held: Hold | None) -> Deployment | None:
     if not haproxy.supervise:
         return None
     try:
         with deploying(directory, haproxy.check_timeout + haproxy.reload_timeout):
-            return revive(haproxy)
+            return revive(haproxy, held)
     except Unavailable as exc:
         return Deployment(outcome=Outcome.FAILED, hash="", problems=exc.problems)
 
@@ -764,10 +800,24 @@ def _hash_in_force(haproxy: Haproxy) -> str | None:
     return None
 
 
-def _restore(directory: str, haproxy: Haproxy, text: str) -> None:
+def _obstacle(settings: Settings, config: Config, running: str | None) -> Problem | None:
+    """Why haproxy.cfg may not be written again; None if it may.  Raises `Unavailable`."""
+    worker = take_over.worker_of(settings.haproxy, running)
+    data = config.text.encode("utf-8", "surrogateescape")
+    return take_over.obstacle(settings, data, worker, (config.hash,))
+
+
+def _restore(settings: Settings, config: Config, running: str | None) -> Replaced | None:
+    """Write haproxy.cfg again; None if something is held.  Raises as `take_over.install` does."""
+    haproxy, directory = settings.haproxy, settings.state_directory
     with deploying(directory, haproxy.check_timeout + haproxy.reload_timeout):
-        if hold.load(directory) is None:
-            install.install(haproxy.config_file, text)
+        if hold.load(directory) is not None:
+            return None
+        data = config.text.encode("utf-8", "surrogateescape")
+        worker = take_over.worker_of(haproxy, running)
+        replaced = take_over.install(settings, data, worker, known=(config.hash,))
+        take_over.finish(settings, replaced)
+        return replaced
 
 
 def _as_installed(haproxy: Haproxy, services: Iterable[ServicePlan]) -> list[ServicePlan]:

@@ -9,6 +9,7 @@ from fc_frontend.config.last_good import Quarantine
 from fc_frontend.errors import Problem, errors_in, warnings_in
 from fc_frontend.haproxy.deploy import Deployment, Outcome
 from fc_frontend.haproxy.drain_record import Held
+from fc_frontend.haproxy.take_over import Replaced
 from fc_frontend.observe.log import Log
 from fc_frontend.observe.metrics import Metrics
 from fc_frontend.plan.model import Answer, Freshness, Plan
@@ -56,6 +57,8 @@ class Report:
         """Why nothing changes."""
         found = tuple(problems)
         errors = errors_in(found)
+        if deployment is not None and deployment.outcome is Outcome.NEEDS_CONSENT:
+            errors = ()  # reported as such
         if found != self.problems and errors:
             fields = {}
             if deployment is not None and deployment.refused_file:
@@ -108,6 +111,17 @@ class Report:
             hash=deployment.hash,
             seconds=round(deployment.duration, 3),
         )
+
+    def replaced(self, replaced: Replaced | None) -> None:
+        """A haproxy.cfg that was not ours, or not any more, was replaced."""
+        if replaced is not None and replaced.entry is not None:
+            self._log.warning(
+                "config-replaced",
+                was=replaced.found.origin.value,
+                proxies=len(replaced.found.proxies),
+                kept_as_entry=replaced.entry.id,
+                undo=f"fc-frontend rollback {replaced.entry.id}",
+            )
 
     def answers(self, before: Mapping[str, Answer], after: Mapping[str, Answer]) -> None:
         """What cluster DNS says otherwise than before."""

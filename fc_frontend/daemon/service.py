@@ -22,7 +22,7 @@ from fc_frontend.daemon.progress import Progress, Stuck, Work, bound
 from fc_frontend.daemon.reconciler import NAMED, Reconciler, Trigger
 from fc_frontend.daemon.watch import Changes, FileWatch
 from fc_frontend.errors import Unavailable
-from fc_frontend.haproxy import runtime
+from fc_frontend.haproxy import rollback
 from fc_frontend.haproxy.deploy import Outcome
 from fc_frontend.haproxy.old_workers import bound_old_workers
 from fc_frontend.observe.http import HttpServer
@@ -322,8 +322,12 @@ class Service:
         if await self._reconciler.look_at_hold():
             self._trigger(Trigger.RESUME)
             return
+        if await self._reconciler.look_at_consent():
+            self._trigger(Trigger.RETRY)
+            return
         haproxy = self._settings.haproxy
-        running = await asyncio.to_thread(_running_hash, haproxy.runtime_socket)
+        held = self._reconciler.held
+        running = await asyncio.to_thread(rollback.running_hash, haproxy, held)
         if self._reconciler.is_busy():
             return
         was_in_sync = self._reconciler.in_sync
@@ -385,10 +389,3 @@ class Service:
                 )
             elif interval:
                 self._notifier.watchdog()
-
-
-def _running_hash(socket: str) -> str | None:
-    try:
-        return runtime.running_hash(socket)
-    except Unavailable:
-        return None

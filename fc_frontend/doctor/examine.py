@@ -219,12 +219,15 @@ def _running(plan: Plan, text: str | None, timeout: float) -> Iterable[Finding]:
 
 
 def _places(settings: Settings) -> Iterable[Finding]:
+    from fc_frontend.doctor.judge.haproxy import judge_config_file
     from fc_frontend.doctor.judge.machine import judge_place
     from fc_frontend.doctor.observe.machine import observe_place
+    from fc_frontend.haproxy.take_over import missing_consent
 
     # The file itself may be a link, as NixOS has it: what it points to is replaced.
     config = Path(settings.haproxy.config_file).resolve().parent
     return (
+        judge_config_file(settings.haproxy.config_file, missing_consent(settings)),
         *judge_place(observe_place("directory of haproxy.cfg", str(config))),
         *judge_place(observe_place("state directory", settings.state_directory)),
     )

@@ -34,13 +34,14 @@ from fc_frontend.explain.facts import (
     clean,
 )
 from fc_frontend.explain.overview import Seen
-from fc_frontend.haproxy import hold, install, runtime
+from fc_frontend.haproxy import hold, install, rollback, runtime
 from fc_frontend.haproxy.assign import is_free
 from fc_frontend.haproxy.drain import is_name
 from fc_frontend.haproxy.holders import holding
 from fc_frontend.haproxy.master import show_proc
 from fc_frontend.haproxy.preflight import find_obstacles
 from fc_frontend.haproxy.runtime import ServerState
+from fc_frontend.haproxy.take_over import missing_consent
 from fc_frontend.haproxy.traffic import NO_TRAFFIC, traffic_in, traffic_of
 from fc_frontend.pipeline import Prepared, prepare, quarantines, stored_answers, stored_last_good
 from fc_frontend.plan import slots
@@ -452,7 +453,7 @@ def _on_hold(settings: Settings, daemon: Daemon | None) -> hold.Hold | None:
         return hold.load(settings.state_directory)
     if daemon is None or daemon.held_id is None:
         return None
-    return hold.Hold(id=daemon.held_id, by=daemon.held_by)
+    return hold.Hold(id=daemon.held_id, hash=daemon.held_hash, by=daemon.held_by)
 
 
 # The whole frontend
@@ -479,11 +480,16 @@ def seen_of(
     settings = declaration.settings
     worker, worker_problem = ask_worker(settings.haproxy, timeout)
     held = _on_hold(settings, daemon)
+    if worker is not None:
+        with contextlib.suppress(Unavailable):
+            running = rollback.identity(settings.haproxy, held, worker.hash)
+            worker = replace(worker, hash=running)
     services, wanted, problems = _by_files(declaration) if daemon is None else ((), None, ())
     if daemon is not None:
         services, wanted, problems = daemon.services, daemon.wanted_hash, daemon.problems
-    if held is not None and (held.hash or not held.id):
+    if held is not None:
         wanted = held.hash
+    missing = daemon.take_over if daemon else next(iter(missing_consent(settings)), None)
     return Seen(
         daemon=daemon,
         daemon_problem=known.daemon_problem,
@@ -496,6 +502,7 @@ def seen_of(
         wanted_hash=wanted,
         held_id=held.id if held else None,
         held_by=clean(held.by) if held else "",
+        take_over=missing if held is None else None,
     )
 
 

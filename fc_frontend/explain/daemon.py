@@ -118,6 +118,8 @@ def parse_status(document: Any) -> Daemon:
         services=tuple(_service(entry) for entry in document["services"]),
         held_id=int(hold["id"]) if hold else None,
         held_by=_text(hold["by"]) if hold else "",
+        held_hash=_text(hold["hash"]) if hold else "",
+        take_over=_problem(document["take_over"]) if document.get("take_over") else None,
     )
 
 

@@ -156,6 +156,9 @@ class Daemon:
     services: tuple[DaemonService, ...]
     held_id: int | None = None
     held_by: str = ""
+    held_hash: str = ""
+    take_over: Problem | None = None
+    """That haproxy.cfg is not replaced for want of consent."""
 
     def service(self, name: str) -> DaemonService | None:
         """The service of that name."""

@@ -51,6 +51,8 @@ class Seen:
     wanted_hash: str | None = None
     held_id: int | None = None
     held_by: str = ""
+    take_over: Problem | None = None
+    """That haproxy.cfg is not replaced for want of consent."""
 
     @property
     def in_sync(self) -> bool:
@@ -289,7 +291,14 @@ def _of_processes(seen: Seen) -> Iterator[Finding]:
             "declared does not reach HAProxy",
             remedy="`fc-frontend resume` goes on with what is declared",
         )
-    if seen.worker is not None and not seen.in_sync:
+    if seen.take_over is not None:
+        yield Finding(
+            level=Level.WARNING if seen.in_sync else Level.CRITICAL,
+            subject="take-over",
+            message=clean(seen.take_over.message),
+            remedy=seen.take_over.remedy,
+        )
+    elif seen.worker is not None and not seen.in_sync:
         yield _out_of_sync(seen, seen.worker)
 
 

@@ -14,9 +14,24 @@ from enum import StrEnum
 
 from fc_frontend import files
 from fc_frontend.errors import Problem, Refused, Severity, Unavailable, errors_in
-from fc_frontend.haproxy import drain_record, hold, install, kept_files, runtime, supervise
+from fc_frontend.files import Attributes
+from fc_frontend.haproxy import (
+    consent,
+    drain_record,
+    history,
+    hold,
+    install,
+    kept_files,
+    runtime,
+    supervise,
+    take_over,
+)
 from fc_frontend.haproxy.binary import find_binary
+from fc_frontend.haproxy.consent import Consent
 from fc_frontend.haproxy.failed_reloads import Attempt
+from fc_frontend.haproxy.foreign import Worker
+from fc_frontend.haproxy.history import own_hash
+from fc_frontend.haproxy.hold import Hold
 from fc_frontend.haproxy.judge import judge
 from fc_frontend.haproxy.lock import deploying
 from fc_frontend.haproxy.master import Processes, show_proc
@@ -24,12 +39,14 @@ from fc_frontend.haproxy.patience import Patience
 from fc_frontend.haproxy.reload import (
     ReloadOutcome,
     confirm,
+    confirm_foreign,
     reload_by_command,
     reload_by_master,
     unconfirmed,
 )
 from fc_frontend.haproxy.server_state import server_state, servers_in, state_of_running
 from fc_frontend.haproxy.socket import NoListener
+from fc_frontend.haproxy.take_over import NeedsConsent, Replaced
 from fc_frontend.haproxy.trial import Taker, trial
 from fc_frontend.haproxy.version import binary_version, parse_version
 from fc_frontend.plan.model import Haproxy, Plan, Resolution, Settings
@@ -52,6 +69,11 @@ class Outcome(StrEnum):
     """It could not be installed or the running worker does not have it.  All is as before."""
     HELD = "held"
     """An operator holds another one: nothing was done."""
+    NEEDS_CONSENT = "needs-consent"
+    """haproxy.cfg is somebody else's, who may be served by it.  Nothing was changed."""
+
+
+_OK = (Outcome.IN_SYNC, Outcome.RELOADED, Outcome.STARTED, Outcome.INSTALLED)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,11 +92,15 @@ class Deployment:
     """Proxies that had a server up just before."""
     reload: ReloadOutcome | None = None
     """How the reload went that failed, if HAProxy was asked for one."""
+    replaced: Replaced | None = None
+    """haproxy.cfg as it was before, if it was replaced."""
+    consent: Problem | None = None
+    """That haproxy.cfg was not replaced for want of consent, whether HAProxy needs it or not."""
 
     @property
     def ok(self) -> bool:
         """True if HAProxy has the configuration, or will have it when it is started."""
-        return self.outcome not in (Outcome.REFUSED, Outcome.FAILED, Outcome.HELD)
+        return self.outcome in _OK
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,13 +155,14 @@ def deploy(
     output: str | None = None,
     patience: Patience | None = None,
     is_forced: bool = False,
+    given: Consent | None = None,
 ) -> Deployment:
     """Make HAProxy have `config`, and say how that went; raises nothing for what may go wrong.
 
     `located` gives problems the place where their service was declared.  `output` is the file that
     a supervised HAProxy that has to be started writes to; without it, it writes where we do.
     `patience` limits how long HAProxy's check may take.  If `is_forced`, what failed at a reload
-    before is tried again as it is.
+    before is tried again as it is.  `given` is recorded first: consent to replace haproxy.cfg.
     """
 
     settings = plan.settings
@@ -146,6 +173,8 @@ def deploy(
             if held is not None:
                 problems = (hold.problem(held),)
                 return Deployment(outcome=Outcome.HELD, hash=config.hash, problems=problems)
+            if given is not None:
+                consent.give(settings.state_directory, given)
             deployment = _deploy(plan, config, resolution, output, patience, is_forced)
             deployment = replace(deployment, problems=(*deployment.problems, *unlocked))
     except (Unavailable, Refused) as exc:
@@ -160,12 +189,14 @@ def deploy_text(
     output: str | None,
     first: Callable[[], None],
     is_forced: bool = False,
+    attributes: Attributes | None = None,
 ) -> Deployment:
     """As `deploy`, for a configuration of which only the text is known.
 
     Pods that the worker knows keep their addresses; the declaration has no part in it.  `first` is
     called once HAProxy has accepted the text, before anything is changed; it may raise
-    `Unavailable`.  For callers that are `deploying`.
+    `Unavailable`.  haproxy.cfg gets `attributes` if they are given.  For callers that are
+    `deploying`.
     """
     haproxy = settings.haproxy
     slots = sum(len(servers.names) for made in servers_in(config.text).values() for servers in made)
@@ -193,6 +224,7 @@ def deploy_text(
             output=output,
             is_forced=is_forced,
             kept=kept_files.directory(settings.state_directory),
+            attributes=attributes,
         )
     except (Unavailable, Refused) as exc:
         return Deployment(outcome=Outcome.FAILED, hash=config.hash, problems=exc.problems)
@@ -237,15 +269,19 @@ def _bring(
     kept: str | None = None,
     patience: Patience | None = None,
     is_forced: bool = False,
+    attributes: Attributes | None = None,
 ) -> Deployment:
     """Judge, try, install and activate a text.  `slots` are its servers with checks.
 
     What failed at a reload before is tried again as it is only if `is_forced`.
     """
-    haproxy = settings.haproxy
+    haproxy, data = settings.haproxy, config.text.encode("utf-8", "surrogateescape")
+    worker = take_over.worker_of(haproxy, running.hash)
+    known = (config.hash,)
     if running.hash == config.hash:
-        install.install(haproxy.config_file, config.text)
-        return Deployment(outcome=Outcome.IN_SYNC, hash=config.hash)
+        return _in_sync(settings, config, data, worker)
+    if (problem := take_over.obstacle(settings, data, worker, known)) is not None:
+        return _needs_consent(config, problem)
     judgement = judge(haproxy, config, plan, kept=kept, patience=patience)
     said = judgement.problems
     if not judgement.accepted:
@@ -256,15 +292,18 @@ def _bring(
     if errors_in(found):
         return replace(_refused(haproxy, config, (*found, *said)), refused_file=None)
     said = (*said, *write_state(running))
-    previous = install.install(haproxy.config_file, config.text)
+    try:
+        replaced = take_over.install(settings, data, worker, known=known, attributes=attributes)
+    except NeedsConsent as exc:
+        return _needs_consent(config, exc.problem)
     try:
         deployment = _activate(haproxy, config, running, output)
     except Unavailable as exc:
         deployment = Deployment(outcome=Outcome.FAILED, hash=config.hash, problems=exc.problems)
     if deployment.outcome is not Outcome.FAILED:
-        said = (*said, *attempt.succeeded())
+        said = (*said, *attempt.succeeded(), *take_over.finish(settings, replaced))
     else:
-        install.restore(haproxy.config_file, previous)
+        take_over.undo(settings, replaced, data)
         if deployment.reload is not None:
             said = (*said, *attempt.failed(observe(haproxy).taker, deployment.reload))
     return replace(
@@ -272,31 +311,55 @@ def _bring(
         checked=True,
         problems=(*deployment.problems, *said),
         had_up=proxies_up(running.servers),
+        replaced=replaced,
     )
 
 
-def revive(haproxy: Haproxy, *, output: str | None = None) -> Deployment | None:
+def _in_sync(settings: Settings, config: Config, data: bytes, worker: Worker) -> Deployment:
+    """HAProxy has it already: see to it that the file has it as well."""
+    in_sync = Deployment(outcome=Outcome.IN_SYNC, hash=config.hash)
+    try:
+        replaced = take_over.install(settings, data, worker, known=(config.hash,))
+    except NeedsConsent as exc:
+        warning = replace(exc.problem, severity=Severity.WARNING)
+        return replace(in_sync, problems=(warning,), consent=warning)
+    return replace(in_sync, replaced=replaced, problems=take_over.finish(settings, replaced))
+
+
+def _needs_consent(config: Config, problem: Problem) -> Deployment:
+    return Deployment(
+        outcome=Outcome.NEEDS_CONSENT, hash=config.hash, problems=(problem,), consent=problem
+    )
+
+
+def revive(
+    haproxy: Haproxy, held: Hold | None = None, *, output: str | None = None
+) -> Deployment | None:
     """Start a supervised HAProxy that does not run with the configuration that is installed.
 
     For when what is declared is refused: the last good configuration is on disk, and HAProxy must
-    serve with it.  None if it runs, is not ours to start, or nothing of ours is installed.
+    serve with it.  None if it runs, is not ours to start, or if what is installed is neither ours
+    nor `held`.
     """
     if not haproxy.supervise:
         return None
     try:
-        installed = install.read(haproxy.config_file)
-        digest = config_hash(installed.decode("utf-8", "replace")) if installed else None
+        installed = install.read(haproxy.config_file) or b""
+        digest = own_hash(installed.decode("utf-8", "surrogateescape"))
+        proof = digest
+        if held is not None and held.hash == history.digest_of(installed):
+            digest = held.hash
         if digest is None or supervise.running(haproxy.master_socket) is not None:
             return None
         started = time.monotonic()
-        _start(haproxy, digest, output)
+        _start(haproxy, proof, output)
     except Unavailable as exc:
         return Deployment(outcome=Outcome.FAILED, hash="", problems=exc.problems)
     duration = time.monotonic() - started
     return Deployment(outcome=Outcome.STARTED, hash=digest, duration=duration)
 
 
-def _start(haproxy: Haproxy, digest: str, output: str | None) -> None:
+def _start(haproxy: Haproxy, digest: str | None, output: str | None) -> None:
     supervise.start(
         find_binary(haproxy.binary),
         haproxy.config_file,
@@ -376,23 +439,27 @@ def _drain_again(plan: Plan, resolution: Resolution) -> tuple[Problem, ...]:
 def _activate(haproxy: Haproxy, config: Config, running: Running, output: str | None) -> Deployment:
     started = time.monotonic()
     outcome = Outcome.RELOADED
+    # A text of others has no digest that its worker could report.
+    proof = config.hash if own_hash(config.text) == config.hash else None
     if haproxy.reload_command:
         result = reload_by_command(haproxy.reload_command, haproxy.reload_timeout)
     elif running.processes is not None:
         version = parse_version(running.processes.version or _binary_version(haproxy))
         result = reload_by_master(haproxy.master_socket, version, haproxy.reload_timeout)
     elif haproxy.supervise:
-        _start(haproxy, config.hash, output)
+        _start(haproxy, proof, output)
         outcome = Outcome.STARTED
         result = ReloadOutcome(True, "", time.monotonic() - started)
     else:
         return _without_master(haproxy, config, running)
-    confirmed = result.ok and confirm(
-        haproxy.runtime_socket,
-        config.hash,
-        haproxy.reload_timeout - (time.monotonic() - started),
-        running.processes.master if running.processes else None,
-    )
+    left = haproxy.reload_timeout - (time.monotonic() - started)
+    if not result.ok:
+        confirmed = False
+    elif proof is None:
+        confirmed = confirm_foreign(haproxy, running.processes, left)
+    else:
+        master = running.processes.master if running.processes else None
+        confirmed = confirm(haproxy.runtime_socket, proof, left, master)
     duration = time.monotonic() - started
     if confirmed:
         return Deployment(outcome=outcome, hash=config.hash, duration=duration)

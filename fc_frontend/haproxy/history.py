@@ -1,24 +1,29 @@
-"""What HAProxy was given, when, why and with what outcome: so that an operator can go back.
+"""Deployment history: what HAProxy was given, when, why and with what outcome, to go back to.
 
 Each deployment is a file of its own in the state directory; one that HAProxy took has its text
-beside it.  Numbers only rise.  What is damaged is left out and never ends anybody.
+beside it.  Texts of others that were overwritten are kept in the same way: the first one is entry
+0.  Numbers only rise.  A damaged entry is left out, and affects nothing else.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import re
+import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 from fc_frontend import files
 from fc_frontend.errors import Problem, Refused, Unavailable
+from fc_frontend.files import Attributes
 from fc_frontend.haproxy.lock import directory_locked
-from fc_frontend.render.config import config_hash
+from fc_frontend.render.config import HASH_LENGTH, config_hash
 
 DIRECTORY = "history"
 MOST_ENTRIES = 50
@@ -28,21 +33,45 @@ ACCEPTED = frozenset(("reloaded", "started", "installed"))
 """Outcomes of deployments that HAProxy took, or will take when it is started."""
 _KEPT_ACCEPTED = 2
 """The newest accepted entries that are never forgotten: the one that runs and the one before."""
+_KEPT_FOREIGN = 5
+"""The newest texts of others that are never forgotten; nor is entry 0."""
+_KEPT_EDITED = 10
+"""Texts edited by hand; they make room for deployments."""
+BEFORE_US = 0
+"""The number of the text that was there before fc-frontend."""
 _MOST_REASONS = 20
 _LONGEST_WORD = 500
 _LARGEST_ENTRY = 64 * 1024
+_COPY = 0o640
+_MAX_COUNT = 2**32 - 1
+"""The invalid user and group; no number of services, slots or permissions comes near."""
+_PERMISSIONS = 0o777
 _NAME = re.compile(r"^(\d{6}|[1-9]\d{6,11})\.(json|cfg)$")
 _HASH = re.compile(r"^[0-9a-f]{16}$")
 
 
+class Kept(StrEnum):
+    """Outcomes of texts that were not deployed, but overwritten."""
+
+    FOREIGN = "foreign"
+    """Not written by fc-frontend."""
+    EDITED = "edited"
+    """Written by fc-frontend, and edited since."""
+
+
+_REASONS = {Kept.FOREIGN: "not written by fc-frontend", Kept.EDITED: "edited by hand"}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """One deployment.  `at` is Unix time, `seconds` how long its reload or start took.
+    """One deployment, or one text that was kept before it was overwritten.
 
-    `id` is 0 until it is recorded.  `slots` and `services` are None where they are not known.
+    `at` is Unix time, `seconds` how long its reload or start took.  `id` is -1 until it is
+    recorded.  `slots` and `services` are None where they are not known; of a foreign text,
+    `services` counts its proxies.  `mode`, `uid` and `gid` are those of a file that was kept.
     """
 
-    id: int = 0
+    id: int = -1
     at: float
     hash: str
     outcome: str
@@ -50,11 +79,31 @@ class Entry:
     services: int | None = None
     slots: int | None = None
     seconds: float = 0.0
+    mode: int | None = None
+    uid: int | None = None
+    gid: int | None = None
 
     @property
     def accepted(self) -> bool:
         """True if HAProxy took it."""
         return self.outcome in ACCEPTED
+
+    @property
+    def has_text(self) -> bool:
+        """True if there is a text to go back to."""
+        return self.accepted or self.outcome in set(Kept)
+
+    @property
+    def has_served(self) -> bool:
+        """True if HAProxy has served something with it, as far as that is known."""
+        return self.accepted or (self.outcome == Kept.FOREIGN and bool(self.services))
+
+    @property
+    def attributes(self) -> Attributes | None:
+        """Permissions and owner of the file that was kept; None of a deployment."""
+        if self.mode is None or self.uid is None or self.gid is None:
+            return None
+        return Attributes(self.mode, self.uid, self.gid)
 
 
 def record(state_directory: str, entry: Entry, text: str, *, mode: int = 0o640) -> Entry | None:
@@ -75,10 +124,65 @@ def record(state_directory: str, entry: Entry, text: str, *, mode: int = 0o640) 
             # Before the entry: an entry without its text would be of no use.
             data = text.encode("utf-8", "surrogateescape")
             files.write_own(f"{directory}/{entry.id:06}.cfg", data, mode=mode)
-        data = json.dumps({"version": 1, **asdict(entry)}).encode()
-        files.write_own(f"{directory}/{entry.id:06}.json", data + b"\n")
+        _write(directory, entry)
         prune(state_directory)
     return entry
+
+
+def keep(
+    state_directory: str, data: bytes, kind: Kept, attributes: Attributes, proxies: int
+) -> Entry:
+    """Keep a text that is about to be overwritten, `data`, byte for byte; returns its entry.
+
+    The first foreign one is entry 0.  A text that the history has already is not kept twice.
+    Raises `Unavailable`.
+    """
+    digest = digest_of(data)
+    with _exclusive(state_directory):
+        directory = _directory(state_directory)
+        for entry in reversed(entries(state_directory)):
+            if entry.has_text and entry.hash == digest:
+                with contextlib.suppress(Refused, Unavailable):
+                    if text(state_directory, entry) == data.decode("utf-8", "surrogateescape"):
+                        return entry
+        taken = {number for number, _ in _files(directory)}
+        is_first = kind is Kept.FOREIGN and BEFORE_US not in taken
+        entry = Entry(
+            id=BEFORE_US if is_first else max(taken, default=0) + 1,
+            at=time.time(),
+            hash=digest,
+            outcome=kind.value,
+            reasons=("before fc-frontend" if is_first else _REASONS[kind],),
+            services=proxies if kind is Kept.FOREIGN else None,
+            **asdict(attributes),
+        )
+        mode = _COPY & attributes.mode
+        files.write_own(f"{directory}/{entry.id:06}.cfg", data, mode=mode)
+        _write(directory, entry)
+        prune(state_directory)
+    return entry
+
+
+def keep_installed(state_directory: str, data: bytes) -> None:
+    """Record a text of ours that was installed, if nothing else is known to go back to.
+
+    As after the state directory was lost.  Raises `Unavailable`.
+    """
+    content = data.decode("utf-8", "surrogateescape")
+    digest = own_hash(content)
+    if digest is None or any(entry.accepted for entry in entries(state_directory)):
+        return
+    reasons = ("was installed before",)
+    record(
+        state_directory,
+        Entry(at=time.time(), hash=digest, outcome="installed", reasons=reasons),
+        content,
+    )
+
+
+def digest_of(data: bytes) -> str:
+    """The hash of a text that is not ours."""
+    return hashlib.sha256(data).hexdigest()[:HASH_LENGTH]
 
 
 def entries(state_directory: str) -> tuple[Entry, ...]:
@@ -107,13 +211,13 @@ def damaged(state_directory: str) -> tuple[str, ...]:
 
 
 def text(state_directory: str, entry: Entry) -> str:
-    """The haproxy.cfg of an entry that HAProxy took.
+    """The haproxy.cfg of an entry that HAProxy took, or that was kept.
 
     Raises `Refused` if there is none, or if it is not what was recorded; `Unavailable` if it cannot
     be read.
     """
     path = _directory(state_directory) / f"{entry.id:06}.cfg"
-    if not entry.accepted:
+    if not entry.has_text:
         raise Refused(
             Problem(
                 message=f"entry {entry.id} is of a configuration that HAProxy did not take "
@@ -122,7 +226,7 @@ def text(state_directory: str, entry: Entry) -> str:
             )
         )
     try:
-        data = files.read_own(str(path), MOST_BYTES) or b""
+        data = files.read_own(str(path), files.MAX_BYTES) or b""
     except PermissionError as error:
         raise Unavailable(
             Problem(
@@ -135,10 +239,8 @@ def text(state_directory: str, entry: Entry) -> str:
         # A link, a pipe: nothing of ours.
         data = b""
     content = data.decode("utf-8", "surrogateescape")
-    # A surrogate has no hash: it could not have been rendered.
-    with contextlib.suppress(UnicodeEncodeError):
-        if config_hash(content) == entry.hash:
-            return content
+    if entry.hash in (digest_of(data), own_hash(content)):
+        return content
     raise Refused(
         Problem(
             message=f"the text of entry {entry.id} is damaged or gone",
@@ -148,25 +250,37 @@ def text(state_directory: str, entry: Entry) -> str:
     )
 
 
+def own_hash(content: str) -> str | None:
+    """The digest of a text that fc-frontend wrote and nobody edited, else None."""
+    # A surrogate has no hash: it could not have been rendered.
+    with contextlib.suppress(UnicodeEncodeError):
+        return config_hash(content)
+    return None
+
+
 def prune(state_directory: str) -> None:
     """Forget what is beyond `MOST_ENTRIES` and `MOST_BYTES`, the oldest first.
 
-    The newest entries that HAProxy took stay, and of what it refused no more than half of all.
+    Entry 0, the newest entries that HAProxy took and the newest foreign ones stay.  Of what it
+    refused there is no more than half of all.
     """
     directory = _directory(state_directory)
     known = entries(state_directory)
+    foreign = [entry.id for entry in known if entry.outcome == Kept.FOREIGN]
+    edited = [entry.id for entry in known if entry.outcome == Kept.EDITED]
+    refused = {entry.id for entry in known if not entry.has_text}
     kept = {entry.id for entry in [e for e in known if e.accepted][-_KEPT_ACCEPTED:]}
-    others = {entry.id for entry in [e for e in known if not e.accepted][-MOST_ENTRIES // 2 :]}
+    kept |= {BEFORE_US, *foreign[-_KEPT_FOREIGN:]}
+    unwanted = {*foreign[:-_KEPT_FOREIGN], *edited[:-_KEPT_EDITED]}
+    unwanted |= set(sorted(refused)[: -MOST_ENTRIES // 2])
     sizes: dict[int, int] = {}
     for (number, _), size in _files(directory).items():
         sizes[number] = sizes.get(number, 0) + size
     # Damaged entries count as well, or they would stay for ever.
-    refused = {entry.id for entry in known if not entry.accepted}
     left = MOST_ENTRIES - len(kept & sizes.keys())
     room = MOST_BYTES - sum(sizes.get(number, 0) for number in kept)
     for number in sorted(sizes.keys() - kept, reverse=True):
-        is_wanted = number not in refused or number in others
-        if is_wanted and left > 0 and sizes[number] <= room:
+        if number not in unwanted and left > 0 and sizes[number] <= room:
             left -= 1
             room -= sizes[number]
             continue
@@ -185,6 +299,11 @@ def _exclusive(state_directory: str) -> Iterator[None]:
     files.make_directory(str(path), mode=0o750)
     with directory_locked(path):
         yield
+
+
+def _write(directory: Path, entry: Entry) -> None:
+    data = json.dumps({"version": 1, **asdict(entry)}).encode()
+    files.write_own(f"{directory}/{entry.id:06}.json", data + b"\n")
 
 
 def _directory(state_directory: str) -> Path:
@@ -212,6 +331,7 @@ def _parsed(value: Any, number: int) -> Entry | None:
     if not isinstance(value, dict) or value.get("version") != 1 or value.get("id") != number:
         return None
     reasons = value.get("reasons")
+    numbers = (value.get(field) for field in ("services", "slots", "mode", "uid", "gid"))
     digest, outcome = value.get("hash"), value.get("outcome")
     is_good = (
         isinstance(digest, str)
@@ -220,7 +340,7 @@ def _parsed(value: Any, number: int) -> Entry | None:
         and outcome.isprintable()
         and isinstance(reasons, list)
         and all(isinstance(reason, str) and reason.isprintable() for reason in reasons)
-        and all(_is_count(value.get(field)) for field in ("services", "slots"))
+        and all(_is_count(number) for number in numbers)
         and all(_is_time(value.get(field)) for field in ("at", "seconds"))
     )
     if not is_good:
@@ -234,11 +354,14 @@ def _parsed(value: Any, number: int) -> Entry | None:
         services=value["services"],
         slots=value["slots"],
         seconds=float(value["seconds"]),
+        mode=None if value.get("mode") is None else value["mode"] & _PERMISSIONS,
+        uid=value.get("uid"),
+        gid=value.get("gid"),
     )
 
 
 def _is_count(value: object) -> bool:
-    return value is None or (type(value) is int and value >= 0)
+    return value is None or (type(value) is int and 0 <= value < _MAX_COUNT)
 
 
 def _is_time(value: object) -> bool:

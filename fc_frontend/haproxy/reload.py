@@ -20,6 +20,7 @@ from fc_frontend.haproxy.runtime import running_hash
 from fc_frontend.haproxy.socket import NoAnswer, NoListener, ask
 from fc_frontend.haproxy.validate import parse_messages
 from fc_frontend.haproxy.version import Version
+from fc_frontend.plan.model import Haproxy
 
 _WORDS = 4096
 """How much of HAProxy's words is kept, in bytes."""
@@ -130,6 +131,29 @@ def confirm(
             return False
         time.sleep(min(pause, remaining))
         pause = min(pause * 2, _LONGEST_PAUSE)
+
+
+def confirm_foreign(haproxy: Haproxy, before: Processes | None, timeout: float) -> bool:
+    """True as soon as another worker serves than `before`, and none of a text of ours.
+
+    For a text of others, which the worker cannot prove; where the master cannot be asked, the
+    reload's own word counts.  False if that is not so within `timeout` seconds.
+    """
+    deadline = time.monotonic() + timeout
+    former = None if before is None else before.worker
+    while True:
+        remaining = max(0.01, min(deadline - time.monotonic(), _ATTEMPT))
+        try:
+            worker = show_proc(haproxy.master_socket, remaining).worker
+        except Unavailable:
+            if before is None:
+                return True
+        else:
+            if worker is not None and worker != former:
+                return True
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(_LONGEST_PAUSE)
 
 
 def unconfirmed(expected_hash: str, running: str | None, timeout: float) -> Problem:

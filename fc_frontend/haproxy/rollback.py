@@ -1,37 +1,87 @@
-"""Go back to a configuration that HAProxy had before, and hold it.
+"""Roll back to an entry of the history, and hold it.
 
-The daemon deploys nothing while there is a hold, and nobody deploys while this goes on, so no step
-of the daemon comes between.  Whatever fails, file and hold are as before.
+The daemon deploys nothing while there is a hold, and nobody deploys meanwhile, so that no step of
+the daemon comes between.  If anything fails, file and hold are as before.
+
+A text that fc-frontend did not write has no digest that the worker could report.  What proves it is
+that the reload worked, that another worker serves since, and that the text is still on disk.
 """
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import time
 from collections.abc import Iterable
 from dataclasses import replace
 
 from fc_frontend.errors import Problem, Refused, Severity, Unavailable
-from fc_frontend.haproxy import history, hold, install
+from fc_frontend.haproxy import consent, history, hold, install, runtime
+from fc_frontend.haproxy.consent import Consent
 from fc_frontend.haproxy.deploy import Deployment, Outcome, deploy_text, observe
+from fc_frontend.haproxy.foreign import stated_in
 from fc_frontend.haproxy.history import Entry
 from fc_frontend.haproxy.hold import Hold
 from fc_frontend.haproxy.lock import deploying
+from fc_frontend.haproxy.master import show_proc
 from fc_frontend.plan.model import Haproxy, Settings
-from fc_frontend.render.config import Config, config_hash
+from fc_frontend.render.config import Config
+from fc_frontend.syntax.sections import read_sections
 
 
-def present_hash(haproxy: Haproxy) -> str | None:
-    """The hash that the running worker has; else the one that it will be started with."""
-    running = observe(haproxy).hash
+def present_hash(haproxy: Haproxy, held: Hold | None) -> str | None:
+    """The hash that the running worker has; else the one that it will be started with.
+
+    Raises `Unavailable`.
+    """
+    running = identity(haproxy, held, observe(haproxy).hash)
     if running is not None:
         return running
     installed = install.read(haproxy.config_file)
-    return config_hash(installed.decode("utf-8", "replace")) if installed else None
+    if not installed:
+        return None
+    text = installed.decode("utf-8", "surrogateescape")
+    return history.own_hash(text) or history.digest_of(installed)
+
+
+def running_hash(haproxy: Haproxy, held: Hold | None) -> str | None:
+    """The hash of what HAProxy runs; None if it does not answer, or runs what is not known."""
+    try:
+        running = runtime.running_hash(haproxy.runtime_socket)
+    except Unavailable:
+        if held is None:
+            return None
+        try:
+            # What is held may have its sockets elsewhere.
+            if show_proc(haproxy.master_socket).worker is None:
+                return None
+        except Unavailable:
+            return None
+        running = None
+    try:
+        return identity(haproxy, held, running)
+    except Unavailable:
+        return running
+
+
+def identity(haproxy: Haproxy, held: Hold | None, running: str | None) -> str | None:
+    """The hash of what HAProxy runs, which answers and reports the digest `running`.
+
+    Of a held text that is not ours, HAProxy reports none, or the one of the text that it was made
+    of.  Raises `Unavailable`.
+    """
+    if held is None or not held.hash or running == held.hash:
+        return running
+    installed = install.read(haproxy.config_file) or b""
+    if history.digest_of(installed) != held.hash:
+        return running
+    sections = read_sections(installed.decode("utf-8", "surrogateescape"))
+    return held.hash if running in (None, stated_in(sections)) else running
 
 
 def present(entries: Iterable[Entry], digest: str | None, held: Hold | None) -> Entry | None:
     """The entry that HAProxy has now: the one that is held, else the newest one with this hash."""
-    same = [entry for entry in entries if entry.accepted and entry.hash == digest]
+    same = [entry for entry in entries if entry.has_text and entry.hash == digest]
     chosen = [entry for entry in same if held is not None and entry.id == held.id]
     return next(reversed(chosen or same), None)
 
@@ -39,7 +89,7 @@ def present(entries: Iterable[Entry], digest: str | None, held: Hold | None) -> 
 def choice(
     entries: tuple[Entry, ...], digest: str | None, held: Hold | None, wanted: int | None
 ) -> Entry:
-    """The entry to go back to: `wanted`, else the accepted one before what HAProxy has now.
+    """The entry to go back to: `wanted`, else the one before that served before what runs now.
 
     Raises `Refused` if there is none.
     """
@@ -51,7 +101,7 @@ def choice(
     now = present(entries, digest, held)
     for entry in reversed(entries):
         is_before = now is None or entry.id < now.id
-        if entry.accepted and is_before and entry.hash != digest:
+        if entry.has_served and is_before and entry.hash != digest:
             return entry
     raise _none(
         "there is nothing to go back to: the history has nothing from before what HAProxy has now"
@@ -70,7 +120,7 @@ def go_back(
         before = hold.load(directory)
         raw = install.read(hold.path(directory)) if before is not None else None
         known = history.entries(directory)
-        entry = choice(known, present_hash(settings.haproxy), before, wanted)
+        entry = choice(known, present_hash(settings.haproxy, before), before, wanted)
         config = Config(history.text(directory, entry), entry.hash)
 
         def set_hold() -> None:
@@ -79,12 +129,19 @@ def go_back(
         deployment = None
         try:
             deployment = deploy_text(
-                settings, config, output=output, first=set_hold, is_forced=True
+                settings,
+                config,
+                output=output,
+                first=set_hold,
+                is_forced=True,
+                attributes=entry.attributes,
             )
         finally:
             if deployment is None or not deployment.ok:
                 install.restore(hold.path(directory), raw)
-    said = (*unlocked, *_record(directory, entry, deployment, config, f"rollback to {entry.id}"))
+        if deployment.ok:
+            _consent_again(directory, config, by)
+    said = (*unlocked, *_record(settings, entry, deployment, config, f"rollback to {entry.id}"))
     return entry, replace(deployment, problems=(*deployment.problems, *said))
 
 
@@ -97,26 +154,37 @@ def go_on_holding(settings: Settings, held: Hold) -> Deployment | None:
     directory = settings.state_directory
     try:
         with deploying(directory, _patience(settings.haproxy)) as unlocked:
-            running = observe(settings.haproxy).hash
+            running = identity(settings.haproxy, held, observe(settings.haproxy).hash)
             if hold.load(directory) != held or not held.hash or running in (None, held.hash):
                 return None
-            same = [e for e in history.entries(directory) if e.accepted and e.hash == held.hash]
+            same = [e for e in history.entries(directory) if e.has_text and e.hash == held.hash]
             if not same:
                 return None
             entry = same[-1]
             config = Config(history.text(directory, entry), entry.hash)
-            deployment = deploy_text(settings, config, output=None, first=lambda: None)
+            deployment = deploy_text(
+                settings, config, output=None, first=lambda: None, attributes=entry.attributes
+            )
     except (Refused, Unavailable) as exc:
         return Deployment(outcome=Outcome.FAILED, hash=held.hash, problems=exc.problems)
-    said = (*unlocked, *_record(directory, entry, deployment, config, f"held: {held.id}"))
+    said = (*unlocked, *_record(settings, entry, deployment, config, f"held: {held.id}"))
     return replace(deployment, problems=(*deployment.problems, *said))
 
 
+def _consent_again(directory: str, config: Config, by: str) -> None:
+    """Let `resume` replace a text that is not ours: consent to that was given once."""
+    if history.own_hash(config.text) is None:
+        data = config.text.encode("utf-8", "surrogateescape")
+        with contextlib.suppress(Unavailable):
+            digests = frozenset((hashlib.sha256(data).hexdigest(),))
+            consent.give(directory, Consent(digests, by))
+
+
 def _record(
-    directory: str, entry: Entry, deployment: Deployment, config: Config, reason: str
+    settings: Settings, entry: Entry, deployment: Deployment, config: Config, reason: str
 ) -> tuple[Problem, ...]:
     """Keep in the history how `entry` was deployed again; what hindered that, as warnings."""
-    if deployment.outcome is Outcome.IN_SYNC:
+    if deployment.outcome in (Outcome.IN_SYNC, Outcome.NEEDS_CONSENT):
         return ()
     done = replace(
         entry,
@@ -126,7 +194,8 @@ def _record(
         seconds=round(deployment.duration, 3),
     )
     try:
-        history.record(directory, done, config.text)
+        mode = install.mode_of_copies(settings.haproxy.config_file)
+        history.record(settings.state_directory, done, config.text, mode=mode)
     except Unavailable as exc:
         return tuple(replace(problem, severity=Severity.WARNING) for problem in exc.problems)
     return ()

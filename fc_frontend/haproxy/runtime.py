@@ -68,7 +68,11 @@ class ServerState:
 
 def info(path: str, timeout: float = TIMEOUT) -> dict[str, str]:
     """`show info` of the worker that serves, by field name.  Raises `Unavailable`."""
-    answer = ask(path, "show info", timeout)
+    return info_of(path, ask(path, "show info", timeout))
+
+
+def info_of(path: str, answer: str) -> dict[str, str]:
+    """`show info`'s answer by field name.  Raises `Unavailable`, about the socket `path`."""
     fields: dict[str, str] = {}
     for line in answer.splitlines():
         name, colon, value = line.partition(":")

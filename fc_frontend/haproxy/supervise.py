@@ -63,15 +63,16 @@ def start(
     master_socket: str,
     *,
     timeout: float,
-    expected_hash: str,
+    expected_hash: str | None,
     runtime_socket: str,
     output: str | None = None,
 ) -> int:
-    """Start `haproxy -W -f CONFIG -S MASTER_SOCKET` and return its master's process id.
+    """Start `haproxy -W -db -f CONFIG -S MASTER_SOCKET` and return its master's process id.
 
-    It runs on when we end.  Returns once its master socket answers and its worker says that it has
-    the configuration `expected_hash`.  Its output goes to the file `output`, appended, or where
-    ours goes.  The directories of the sockets must exist.
+    It runs on when we end.  Returns once its master socket answers and its worker reports the
+    configuration `expected_hash`; None is for a text of others, which it cannot report.  Its output
+    goes to the file `output`, appended, or where ours goes.  The directories of the sockets must
+    exist.
 
     Raises `Unavailable` if a HAProxy is there already, or if this one is not ready after `timeout`
     seconds or ends before that; then nothing of it is left, and its first alerts are in the
@@ -159,7 +160,8 @@ def _spawn(binary: str, config_file: str, master_socket: str, output: str | None
             (os.POSIX_SPAWN_DUP2, 1, 2),
         ]
     # `-C /`: relative paths in the configuration mean the same as when it was judged.
-    argv = [binary, "-W", "-C", "/", "-f", str(Path(config_file).absolute())]
+    # `-db`: a text with `daemon` would leave a master that is no child of ours.
+    argv = [binary, "-W", "-db", "-C", "/", "-f", str(Path(config_file).absolute())]
     argv += ["-S", str(Path(master_socket).absolute())]
     try:
         # Not subprocess: its object would have to live as long as HAProxy.
@@ -192,7 +194,7 @@ def _claimed(master_socket: str) -> bool:
 
 
 def _await_ready(
-    pid: int, master_socket: str, runtime_socket: str, expected_hash: str, timeout: float
+    pid: int, master_socket: str, runtime_socket: str, expected_hash: str | None, timeout: float
 ) -> str | None:
     """None as soon as HAProxy serves `expected_hash`, else how it failed to, in words."""
     deadline = time.monotonic() + timeout
@@ -208,7 +210,10 @@ def _await_ready(
         with contextlib.suppress(Unavailable):
             said = show_proc(master_socket, attempt)
             lacking = "its worker does not have the expected configuration"
-            if said.master == pid and running_hash(runtime_socket, attempt) == expected_hash:
+            serves = said.master == pid and said.worker is not None
+            if serves and (
+                expected_hash is None or running_hash(runtime_socket, attempt) == expected_hash
+            ):
                 return None
         time.sleep(min(_PAUSE, max(0.0, deadline - time.monotonic())))
 

@@ -30,7 +30,7 @@ _SAFE = re.compile(
     r"|http-(?:fail|err)-codes|profiling\.tasks|close-spread-time|grace|default-path|set-var"
     r"|set-var-fmt|limited-quic|cluster-secret|localpeer"
 )
-_OURS = {
+OWN_GLOBAL = {
     **GLOBAL_RESERVED,
     "master-worker": "fc-frontend starts HAProxy in the way that fits (haproxy.supervise)",
     "mworker-max-reloads": "hard-stop-after bounds old workers",
@@ -39,6 +39,7 @@ _OURS = {
     "nbproc": "HAProxy 2.5 and later have threads only",
     "server-state-base": "fc-frontend writes its own",
 }
+"""Lines of `global` that fc-frontend writes itself, or that it does not need; and why."""
 _UNSAFE = {
     "zero-warning": "HAProxy warns of things that are meant; let `fc-frontend check` judge",
     "uid": "set haproxy.user to the account's name",
@@ -106,9 +107,11 @@ def _global_line(found: Found, section: Section, line: Line) -> None:
             found.global_extra.append(line.source)
     elif keyword in _UNSAFE:
         _left(found, section, line, "not carried over", _UNSAFE[keyword])
-    elif keyword in _OURS:
+    elif keyword in OWN_GLOBAL:
         found.problems.append(
-            _problem(section, line, f"`{line.code}` is left out", _OURS[keyword], Severity.WARNING)
+            _problem(
+                section, line, f"`{line.code}` is left out", OWN_GLOBAL[keyword], Severity.WARNING
+            )
         )
     elif _RUNS_CODE.fullmatch(keyword):
         _left(found, section, line, "runs or loads code, which an import does not")

@@ -150,6 +150,11 @@ class Metrics:
             "1 if haproxy.cfg was changed by others and is left so.",
             registry=self.registry,
         )
+        self._needs_consent = Gauge(
+            "fc_frontend_take_over_needs_consent",
+            "1 if haproxy.cfg is not replaced, as fc-frontend did not write it.",
+            registry=self.registry,
+        )
         self._drifts = Counter(
             "fc_frontend_config_drifts",
             "Times that haproxy.cfg was found to be changed by others.",
@@ -276,6 +281,10 @@ class Metrics:
     def drifted(self, value: bool) -> None:
         """Whether haproxy.cfg was changed by others and is left so."""
         self._drift.set(value)
+
+    def needs_consent(self, value: bool) -> None:
+        """Whether haproxy.cfg is not replaced, as fc-frontend did not write it."""
+        self._needs_consent.set(value)
 
     def drift_seen(self) -> None:
         """haproxy.cfg was changed by others."""

@@ -150,6 +150,7 @@ class Haproxy:
     hard_stop_after: float = 3600.0
     most_old_workers: int = 10
     drift: Literal["restore", "adopt"] = "restore"
+    take_over: Literal["ask", "always"] = "ask"
     check_timeout: float = 30.0
     reload_timeout: float = 30.0
     global_extra: tuple[str, ...] = ()

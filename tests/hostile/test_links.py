@@ -384,12 +384,16 @@ def share_the_state(frontend: Frontend) -> None:
     frontend.launcher = as_daemon()
     frontend.scale("shop", 2)
     frontend.drop("shop.json", {"shop": frontend.service("shop", 8080)})
-    state = frontend.directory / "state"
-    state.mkdir(mode=0o750)
+    # As a package has it: what is declared is root's, the rest the daemon's.
+    state, etc = frontend.directory / "state", frontend.directory / "etc"
+    frontend.haproxy_cfg = etc / "haproxy.cfg"
+    places = {"config_file": "haproxy.cfg", "master_socket": "m", "runtime_socket": "r"}
+    frontend.settings["haproxy"].update({name: str(etc / file) for name, file in places.items()})
     frontend.write()
-    for path in (frontend.directory, state):
+    frontend.directory.chmod(0o755)
+    for path in (state, etc):
+        path.mkdir(mode=0o750)
         given(path)
-        path.chmod(0o755)
     frontend.start()
     frontend.until(lambda: frontend.serves(8080, frontend.pods["shop"]))
     # Root changes everything that there is to change.
@@ -414,13 +418,16 @@ def share_the_state(frontend: Frontend) -> None:
     try:
         for name in ("server-state", "answers.json", "drained.json"):
             (state / name).unlink(missing_ok=True)
-            given_link = state / name
-            given_link.symlink_to(victim)
-            given(given_link)
+            (state / name).symlink_to(victim)
+            given(state / name)
         refused = frontend.haproxy_cfg.with_name("haproxy.cfg.refused")
         refused.symlink_to(victim)
         given(refused)
         frontend.drop("fourth.json", {"fourth": frontend.service("shop", 8083)})
+        # HAProxy reads this one as root.
+        refused_at_first = frontend.run("apply", check=False)
+        assert refused_at_first.returncode == 1 and "a link of user" in refused_at_first.stderr
+        (state / "server-state").unlink()
         frontend.run("apply")
         assert frontend.serves(8083, frontend.pods["shop"])
         frontend.drop("bad.json", {"bad": {**frontend.service("shop", 8084), "bind_options": "x"}})

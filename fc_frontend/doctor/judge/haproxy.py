@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 
@@ -73,6 +73,13 @@ class Privilege:
     first_free: int
     may: bool | None
     who: str
+
+
+def judge_config_file(path: str, missing: Sequence[Problem]) -> Finding:
+    """Whether haproxy.cfg may be replaced; `missing` says what keeps fc-frontend from that."""
+    for problem in missing:
+        return _GROUP.warning("haproxy.cfg", problem.message, problem.remedy)
+    return _GROUP.ok("haproxy.cfg", f"{path} may be replaced")
 
 
 def parse_build(path: str, said: str, version: str, branch: str, supported: bool) -> Build:

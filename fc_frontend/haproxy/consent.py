@@ -1,0 +1,75 @@
+"""Consent to replace a haproxy.cfg that fc-frontend did not write, bound to that very text.
+
+`apply --take-over` gives it, the daemon uses it as well, and it ends when the text was replaced.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from fc_frontend import files
+from fc_frontend.errors import Unavailable
+
+FILE = "take-over.json"
+_MAX_BYTES = 64 * 1024
+_MAX_TEXTS = 50
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True, slots=True)
+class Consent:
+    """`by` consents to replace the texts with these SHA-256 digests."""
+
+    digests: frozenset[str]
+    by: str
+
+
+def path(state_directory: str) -> str:
+    """Where consent is recorded."""
+    return f"{state_directory}/{FILE}"
+
+
+def given(state_directory: str) -> frozenset[str]:
+    """The digests of texts that may be replaced.  A record that cannot be read gives none."""
+    return frozenset(_load(state_directory))
+
+
+def give(state_directory: str, consent: Consent) -> None:
+    """Record consent.  Raises `Unavailable`."""
+    record = _load(state_directory)
+    now = time.time()
+    for digest in consent.digests:
+        record.pop(digest, None)
+        record[digest] = {"by": consent.by, "at": now}
+    files.make_directory(state_directory, mode=0o750)
+    _save(state_directory, dict(list(record.items())[-_MAX_TEXTS:]))
+
+
+def withdraw(state_directory: str, digests: Iterable[str]) -> None:
+    """End consent for these texts, as they were replaced.  Raises `Unavailable`."""
+    record = _load(state_directory)
+    left = {digest: value for digest, value in record.items() if digest not in set(digests)}
+    if not left:
+        files.remove(path(state_directory))
+    elif left != record:
+        _save(state_directory, left)
+
+
+def _load(state_directory: str) -> dict[str, object]:
+    try:
+        value = json.loads(files.read_own(path(state_directory), _MAX_BYTES) or b"{}")
+    except (OSError, Unavailable, ValueError, RecursionError):
+        return {}
+    texts = value.get("given") if isinstance(value, dict) and value.get("version") == 1 else None
+    if not isinstance(texts, dict):
+        return {}
+    return {digest: given for digest, given in texts.items() if _DIGEST.fullmatch(digest)}
+
+
+def _save(state_directory: str, record: dict[str, object]) -> None:
+    data = json.dumps({"version": 1, "given": record})
+    files.write_own(path(state_directory), data.encode() + b"\n")

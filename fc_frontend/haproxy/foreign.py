@@ -1,0 +1,222 @@
+"""What a haproxy.cfg on disk is, and whether it may be replaced: somebody may be served by it.
+
+==============================  =====================================================
+on disk                         replaced
+==============================  =====================================================
+nothing, or a text of ours      yes
+our text, edited                yes; it is kept in the history as edited
+another's without a proxy       yes; it is kept in the history as foreign
+another's with proxies          with consent to this very text; it is kept as foreign
+==============================  =====================================================
+
+A text that cannot be read counts as one with proxies.  Without a text of ours on disk, a worker
+that serves the proxies of others needs consent as well: its file was moved away, or it has more
+than one.  Pure.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+
+from fc_frontend.haproxy.history import Kept, own_hash
+from fc_frontend.render.config import HASH_LENGTH, HASH_PREFIX, has_mark
+from fc_frontend.syntax.keywords import PREPROCESSOR
+from fc_frontend.syntax.lines import Kind
+from fc_frontend.syntax.sections import PROXIES, Section, read_sections
+
+_LIVE = frozenset((*PROXIES, "log-forward", "program"))
+"""Sections that serve, or run, something by themselves."""
+_STATED = re.compile(rf"{HASH_PREFIX}([0-9a-f]{{{HASH_LENGTH}}})")
+_SHOWN = 5
+
+
+Name = tuple[str, str]
+"""A section's keyword and name."""
+
+
+class Origin(StrEnum):
+    """Who wrote a haproxy.cfg, and what is in it."""
+
+    NONE = "none"
+    """There is no file, or an empty one."""
+    OURS = "ours"
+    EDITED = "edited"
+    """It has the digest of a text of ours, or our comments and no proxy but ours."""
+    BARE = "bare"
+    """Another's, without a proxy."""
+    FOREIGN = "foreign"
+    """Another's, with proxies."""
+    UNREADABLE = "unreadable"
+    """It is not HAProxy's language, as far as we can read it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Proxy:
+    """A section that serves something."""
+
+    kind: str
+    name: str
+    binds: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        binds = f" on {', '.join(self.binds[:_SHOWN])}" if self.binds else ""
+        return f"{self.kind} {self.name}".strip() + binds
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What is on disk.  `digest` is the SHA-256 of its bytes."""
+
+    origin: Origin
+    digest: str = ""
+    proxies: tuple[Proxy, ...] = ()
+
+
+NOTHING = Found(Origin.NONE)
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """Whether the file may be replaced.
+
+    `needed` are the digests that lack consent; `used` those whose consent counted.  `kept` is what
+    kind of text the history has to keep first, None if nothing is lost.
+    """
+
+    needed: frozenset[str] = frozenset()
+    used: frozenset[str] = frozenset()
+    kept: Kept | None = None
+
+    @property
+    def allowed(self) -> bool:
+        """True if it may be replaced."""
+        return not self.needed
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """What HAProxy runs.
+
+    `is_ours` if it has a text of ours.  `proxies` are the names of what it serves if that is
+    another's.
+    """
+
+    is_ours: bool = False
+    proxies: tuple[str, ...] = ()
+
+    @property
+    def digest(self) -> str:
+        """Stands for a text that only HAProxy's memory has."""
+        return hashlib.sha256("\n".join(sorted(self.proxies)).encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What we wrote on this host: `has` tells of a digest, `proxies` gives sections by name."""
+
+    has: Callable[[str], bool] = lambda _: False
+    proxies: Callable[[], frozenset[Name]] = frozenset
+
+
+def look_at(data: bytes | None, known: Known) -> Found:
+    """What a haproxy.cfg is."""
+    if not data or not data.strip():
+        return NOTHING
+    digest = hashlib.sha256(data).hexdigest()
+    text = data.decode("utf-8", "surrogateescape")
+    if own_hash(text) is not None:
+        return Found(Origin.OURS, digest)
+    sections = tuple(read_sections(text))
+    proxies = tuple(_proxy(section) for section in sections if section.kind in _LIVE)
+    stated = stated_in(sections)
+    if (stated is not None and known.has(stated)) or _is_derived(text, proxies, known):
+        return Found(Origin.EDITED, digest, proxies)
+    if proxies:
+        return Found(Origin.FOREIGN, digest, proxies)
+    is_readable = all(_is_readable(section) for section in sections)
+    return Found(Origin.BARE if is_readable else Origin.UNREADABLE, digest)
+
+
+def proxies_in(text: str) -> frozenset[Name]:
+    """The sections of a text that serve something."""
+    sections = read_sections(text)
+    return frozenset((section.kind, section.name) for section in sections if section.kind in _LIVE)
+
+
+def _is_derived(text: str, proxies: Collection[Proxy], known: Known) -> bool:
+    """True if a text has our comments, and no proxy but ours: only its digest was removed."""
+    names = {(proxy.kind, proxy.name) for proxy in proxies}
+    return bool(names) and has_mark(text) and names <= known.proxies()
+
+
+def decide(
+    found: Found,
+    worker: Worker,
+    consents: Collection[str],
+    *,
+    always: bool = False,
+    is_refused: bool = False,
+) -> Decision:
+    """Whether the file `found` may be replaced.
+
+    With `always`, consent is given to everything.  `is_refused` says of an unreadable file that
+    HAProxy refuses it: while HAProxy runs a text of ours, nobody is served by it.
+    """
+    asked: set[str] = set()
+    if found.origin is Origin.FOREIGN:
+        asked.add(found.digest)
+    if found.origin is Origin.UNREADABLE and not (is_refused and worker.is_ours):
+        asked.add(found.digest)
+    if found.origin in (Origin.NONE, Origin.BARE, Origin.UNREADABLE) and worker.proxies:
+        asked.add(worker.digest)
+    kept = None
+    if found.origin is Origin.EDITED:
+        kept = Kept.EDITED
+    elif found.origin in (Origin.BARE, Origin.FOREIGN, Origin.UNREADABLE):
+        kept = Kept.FOREIGN
+    needed = frozenset() if always else frozenset(asked) - frozenset(consents)
+    return Decision(needed=needed, used=frozenset(asked) - needed, kept=kept)
+
+
+def _proxy(section: Section) -> Proxy:
+    binds = (
+        line.arguments[0]
+        for line in section.statements
+        if line.keyword in ("bind", "dgram-bind", "command") and line.arguments
+    )
+    return Proxy(section.kind, _printable(section.name), tuple(_printable(bind) for bind in binds))
+
+
+def _printable(text: str) -> str:
+    return "".join(letter if letter.isprintable() else "?" for letter in text)[:100]
+
+
+def stated_in(sections: Iterable[Section]) -> str | None:
+    """The digest that HAProxy reports of a text, true or not; None if that is none of ours.
+
+    The last `description` counts.
+    """
+    stated = None
+    for section in sections:
+        if section.kind == "global":
+            for line in section.statements:
+                if line.keyword == "description":
+                    match = _STATED.fullmatch(" ".join(line.arguments))
+                    stated = match[1] if match else None
+    return stated
+
+
+def _is_readable(section: Section) -> bool:
+    """False if something in it could hide a proxy, or is in no section."""
+    for line in section.lines:
+        if line.kind in (Kind.INVALID, Kind.SCOPE):
+            return False
+        if line.kind is Kind.PREPROCESSOR and line.keyword not in PREPROCESSOR:
+            return False
+        if line.kind is Kind.VARIABLE or (line.kind is Kind.STATEMENT and section.header is None):
+            return False
+    return True

@@ -1,0 +1,298 @@
+"""Replace haproxy.cfg, with consent where somebody else wrote it, and keep what was there.
+
+`foreign` decides.  What is replaced is what was judged, and it is in the history before.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, replace
+
+from fc_frontend import files
+from fc_frontend.errors import Problem, Refused, Severity, Unavailable
+from fc_frontend.files import Attributes, Content
+from fc_frontend.haproxy import consent, history, runtime
+from fc_frontend.haproxy.binary import find_binary
+from fc_frontend.haproxy.foreign import (
+    NOTHING,
+    Decision,
+    Found,
+    Known,
+    Name,
+    Origin,
+    Worker,
+    decide,
+    look_at,
+    proxies_in,
+)
+from fc_frontend.haproxy.history import Entry
+from fc_frontend.haproxy.socket import ask
+from fc_frontend.haproxy.traffic import parse_traffic
+from fc_frontend.haproxy.validate import validate
+from fc_frontend.plan.model import Haproxy, Settings
+from fc_frontend.plurals import counted
+
+_SHOWN = 5
+_MAX_ATTEMPTS = 5
+_COMPARED = 2
+"""The newest texts of ours with which an edited one is compared."""
+_TIMEOUT = 5.0
+"""In seconds, for an answer of HAProxy."""
+
+
+class NeedsConsent(Exception):
+    """The file may not be replaced; `problem` says why, and what to do."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(problem.message)
+        self.problem = problem
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """haproxy.cfg as it was judged."""
+
+    path: str
+    content: Content | None
+    found: Found
+    worker: Worker
+    decision: Decision
+
+    @property
+    def problem(self) -> Problem | None:
+        """Why it may not be replaced, and what to do; None if it may."""
+        return None if self.decision.allowed else _problem(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Replaced:
+    """haproxy.cfg as it was before it was replaced.
+
+    `entry` is where the history has it, None for a text that needs not be kept.
+    """
+
+    content: Content | None = None
+    found: Found = NOTHING
+    entry: Entry | None = None
+    used: frozenset[str] = frozenset()
+    """Digests whose consent ends with this."""
+
+
+def judge(settings: Settings, worker: Worker, known: Collection[str] = ()) -> Judged:
+    """Whether haproxy.cfg as it is now may be replaced.  Raises `Unavailable` if it is unreadable.
+
+    `known` are digests of texts of ours that the history may not have.
+    """
+    path, directory = settings.haproxy.config_file, settings.state_directory
+    content = files.read(path)
+
+    data = content.data if content else None
+    found = look_at(data, _known(directory, known))
+    is_refused = (
+        found.origin is Origin.UNREADABLE
+        and worker.is_ours
+        and data is not None
+        and _is_refused(settings.haproxy, data)
+    )
+    decision = decide(
+        found,
+        worker,
+        consent.given(directory),
+        always=settings.haproxy.take_over == "always",
+        is_refused=is_refused,
+    )
+    return Judged(path, content, found, worker, decision)
+
+
+def present(settings: Settings) -> Judged:
+    """As `judge`, after HAProxy was asked what it runs."""
+    haproxy = settings.haproxy
+    running = None
+    with contextlib.suppress(Unavailable):
+        running = runtime.running_hash(haproxy.runtime_socket)
+    return judge(settings, worker_of(haproxy, running))
+
+
+def missing_consent(settings: Settings, *, asks_haproxy: bool = True) -> tuple[Problem, ...]:
+    """A warning that `apply` will not replace haproxy.cfg; none if it will, or if it is unreadable.
+
+    Without `asks_haproxy`, only the file counts.
+    """
+    try:
+        judged = present(settings) if asks_haproxy else judge(settings, Worker())
+    except Unavailable:
+        return ()
+    problem = judged.problem
+    return () if problem is None else (replace(problem, severity=Severity.WARNING),)
+
+
+def obstacle(
+    settings: Settings, data: bytes, worker: Worker, known: Collection[str]
+) -> Problem | None:
+    """Why haproxy.cfg may not become `data`; None if it may, or has it.  Raises `Unavailable`."""
+    judged = judge(settings, worker, known)
+    is_there = judged.content is not None and judged.content.data == data
+    return None if is_there else judged.problem
+
+
+def install(
+    settings: Settings,
+    data: bytes,
+    worker: Worker,
+    *,
+    known: Collection[str] = (),
+    attributes: Attributes | None = None,
+) -> Replaced:
+    """Make `data` the content of haproxy.cfg, after keeping what nobody else has.
+
+    What is kept is what is replaced: a file that changes meanwhile is judged again.  It keeps its
+    permissions and owner unless `attributes` are given.  For callers that are `deploying`.  Raises
+    `NeedsConsent` and `Unavailable`; nothing has changed then.
+    """
+    path = settings.haproxy.config_file
+    for _ in range(_MAX_ATTEMPTS):
+        judged = judge(settings, worker, known)
+        content, found = judged.content, judged.found
+        if content is not None and content.data == data:
+            return Replaced(content, found)
+        if judged.problem is not None:
+            raise NeedsConsent(judged.problem)
+        entry = _keep(settings, judged)
+
+        def is_same(now: Content | None, before: Content | None = content) -> bool:
+            return (now and now.data) == (before and before.data)
+
+        if files.replace(path, data, attributes=attributes, expected=is_same):
+            return Replaced(content, found, entry, judged.decision.used)
+    raise Unavailable(
+        Problem(
+            message=f"{path} changes all the time",
+            remedy="stop what else writes it, or set haproxy.config_file to a file of its own",
+            file=path,
+        )
+    )
+
+
+def undo(settings: Settings, replaced: Replaced, data: bytes) -> None:
+    """Put back what `install` replaced, unless somebody else has changed the file since.
+
+    Raises `Unavailable`.
+    """
+    path, before = settings.haproxy.config_file, replaced.content
+    now = files.read(path)
+    if now is None or now.data != data or (before is not None and before.data == data):
+        return
+    if before is None:
+        files.remove(path, follow=True)
+        return
+    files.replace(
+        path,
+        before.data,
+        attributes=before.attributes,
+        expected=lambda found: found is not None and found.data == data,
+    )
+
+
+def finish(settings: Settings, replaced: Replaced) -> tuple[Problem, ...]:
+    """End the consent that was used; what hindered that, as warnings."""
+    if not replaced.used:
+        return ()
+    try:
+        consent.withdraw(settings.state_directory, replaced.used)
+    except Unavailable as exc:
+        return tuple(replace(problem, severity=Severity.WARNING) for problem in exc.problems)
+    return ()
+
+
+def worker_of(haproxy: Haproxy, running: str | None) -> Worker:
+    """What HAProxy runs, which reports the digest `running`; as far as it can be asked."""
+    if running is not None:
+        return Worker(is_ours=True)
+    with contextlib.suppress(Unavailable):
+        return Worker(proxies=tuple(runtime.traffic(haproxy.runtime_socket)))
+    # A configuration of others may have its sockets elsewhere; the master's is the same for all.
+    with contextlib.suppress(Unavailable):
+        return ask_by_master(haproxy.master_socket)
+    return Worker()
+
+
+def ask_by_master(socket: str) -> Worker:
+    """What the worker that serves runs, asked by way of the master.  Raises `Unavailable`."""
+    if runtime.hash_in(runtime.info_of(socket, ask(socket, "@1 show info", _TIMEOUT))) is not None:
+        return Worker(is_ours=True)
+    found = parse_traffic(ask(socket, "@1 show stat -1 3 -1", _TIMEOUT))
+    return Worker(proxies=tuple(found or ()))
+
+
+def _known(directory: str, digests: Collection[str]) -> Known:
+    """What we wrote, by the history and `digests`; read only where that decides."""
+
+    def has(digest: str) -> bool:
+        return digest in digests or any(
+            entry.accepted and entry.hash == digest for entry in history.entries(directory)
+        )
+
+    def proxies() -> frozenset[Name]:
+        found: frozenset[Name] = frozenset()
+        for entry in [one for one in history.entries(directory) if one.accepted][-_COMPARED:]:
+            with contextlib.suppress(Refused, Unavailable):
+                found |= proxies_in(history.text(directory, entry))
+        return found
+
+    return Known(has, proxies)
+
+
+def _is_refused(haproxy: Haproxy, data: bytes) -> bool:
+    """True if HAProxy itself refuses a text."""
+    text = data.decode("utf-8", "surrogateescape")
+    try:
+        binary = find_binary(haproxy.binary)
+        return not validate(binary, text, timeout=haproxy.check_timeout).accepted
+    except Unavailable:
+        return False
+
+
+def _keep(settings: Settings, judged: Judged) -> Entry | None:
+    """Keep in the history what is about to be lost.  Raises `Unavailable`."""
+    content, kind = judged.content, judged.decision.kept
+    if content is None:
+        return None
+    directory, found = settings.state_directory, judged.found
+    if kind is not None:
+        return history.keep(
+            directory, content.data, kind, content.attributes, proxies=len(found.proxies)
+        )
+    if found.origin is Origin.OURS:
+        # Our own text can be made anew, so it is not worth a refusal.
+        with contextlib.suppress(Unavailable):
+            history.keep_installed(directory, content.data)
+    return None
+
+
+def _problem(judged: Judged) -> Problem:
+    found, worker = judged.found, judged.worker
+    if found.origin is Origin.UNREADABLE:
+        what = "cannot be read as a configuration of HAProxy, so that it may serve something"
+    elif found.digest in judged.decision.needed:
+        number = counted(len(found.proxies), "proxy", "proxies")
+        what = f"was not written by fc-frontend and has {number} ({_listed(found.proxies)})"
+    else:
+        number = counted(len(worker.proxies), "proxy", "proxies")
+        what = (
+            f"does not have what HAProxy runs, which fc-frontend did not write: {number} "
+            f"({_listed(worker.proxies)})"
+        )
+    return Problem(
+        message=f"{judged.path} {what}: it is replaced only with consent",
+        remedy="`fc-frontend apply --take-over` replaces it, and keeps it in the history; "
+        "`fc-frontend import` turns it into declarations first",
+        file=judged.path,
+        field="haproxy.take_over",
+    )
+
+
+def _listed(names: Iterable[object]) -> str:
+    shown = [str(name) for name in names]
+    more = f" and {len(shown) - _SHOWN} more" if len(shown) > _SHOWN else ""
+    return ", ".join(shown[:_SHOWN]) + more
