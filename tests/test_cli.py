@@ -268,4 +268,4 @@ def test_templates_are_overridden_one_file_at_a_time(frontend: Frontend) -> None
     (own / "service.cfg.j2").write_text(text)
     (own / "global.cfg.j2").write_text("global\n")
     done = frontend.run("check", check=False)
-    assert "put it back into global.cfg.j2" in done.stderr
+    assert "add it to global.cfg.j2 again" in done.stderr
