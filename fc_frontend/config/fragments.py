@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import islice
 from pathlib import Path
 
 from fc_frontend.errors import Problem
@@ -10,6 +11,8 @@ from fc_frontend.plan.model import Fragment, Origin
 from fc_frontend.render.config import MARK, has_mark
 from fc_frontend.syntax.units import fragment_faults
 
+_MAX_FAULTS = 20
+"""Reported of one fragment."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -45,7 +48,7 @@ def fragment_of(path: str, text: str) -> tuple[Fragment | None, tuple[Problem, .
         )
     problems = tuple(
         Problem(message=fault.message, remedy=fault.remedy, file=path, line=fault.line)
-        for fault in fragment_faults(text)
+        for fault in islice(fragment_faults(text), _MAX_FAULTS)
     )
     if problems:
         return None, problems

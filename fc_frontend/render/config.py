@@ -21,7 +21,7 @@ BLANK_DESCRIPTION = HASH_PREFIX + "0" * HASH_LENGTH
 """What stands in the text while its digest is computed."""
 MARK = "# fc-frontend unit: "
 _MARK_LINE = re.compile(rf"^{MARK}(service|fragment) (\S+)$", re.MULTILINE)
-_ANY_MARK = re.compile(rf"^\s*{MARK.strip()}", re.MULTILINE)
+_ANY_MARK = re.compile(rf"^[ \t]*{MARK.strip()}", re.MULTILINE)
 _HEADER_OR_DESCRIPTION = re.compile(
     rf"^[ \t]*(?:({'|'.join(sorted(SECTIONS))})(?![^ \t\n#])"
     rf"|description[ \t]+({HASH_PREFIX}[0-9a-f]{{{HASH_LENGTH}}})[ \t]*$)",

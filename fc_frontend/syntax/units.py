@@ -78,7 +78,10 @@ def raw_line_faults(text: str, owner: Owner) -> Iterator[Fault]:
     HAProxy refuses to split into words, and no reserved keyword of their `owner`.
     """
     for number, raw in enumerate(text.split("\n"), start=1):
-        if owner is Owner.SERVICE and is_plain_statement(raw) and len(raw) <= MAX_LINE:
+        if len(raw) > MAX_LINE:
+            yield _too_long(number)
+            continue
+        if _is_blank(raw) or (owner is Owner.SERVICE and is_plain_statement(raw)):
             continue
         line = read_line(raw, number)
         fault = _line_fault(line)
@@ -112,6 +115,8 @@ def option_fault(text: str) -> Fault | None:
     """What keeps `server_options` or `bind_options` from being just words inside of a line."""
     if "\n" in text or "\r" in text:
         return Fault(1, "a line break", "write all words in one line")
+    if len(text) > MAX_LINE:
+        return _too_long(1)
     try:
         found = split(text)
     except NotWords as exc:
@@ -127,8 +132,6 @@ def option_fault(text: str) -> Fault | None:
             f"more than {MAX_OPTION_WORDS} words",
             f"write fewer: HAProxy reads at most {MAX_WORDS} words in a line",
         )
-    if len(text) > MAX_LINE:
-        return Fault(1, f"more than {MAX_LINE} characters", "shorten it")
     for word in found.words:
         if word.is_cut or not word.text:
             return Fault(
@@ -147,17 +150,20 @@ def section_faults(text: str) -> Iterator[Fault]:
     """
     reader = _SectionReader()
     for number, raw in enumerate(text.split("\n"), start=1):
-        if reader.in_section and is_plain_statement(raw) and len(raw) <= MAX_LINE:
-            continue
-        yield from reader.read(read_line(raw, number))
+        if len(raw) > MAX_LINE:
+            yield _too_long(number)
+        elif not _is_blank(raw) and not (reader.in_section and is_plain_statement(raw)):
+            yield from reader.read(read_line(raw, number))
     yield from reader.end()
 
 
 def fragment_faults(text: str) -> Iterator[Fault]:
     """What is wrong with a fragment: see `section_faults`, and names that are fc-frontend's own."""
-    faults = tuple(section_faults(text))
-    yield from faults
-    if faults:
+    is_faulty = False
+    for fault in section_faults(text):
+        is_faulty = True
+        yield fault
+    if is_faulty:
         return
     for section in read_sections(text):
         line = section.header.number if section.header else 1
@@ -252,10 +258,18 @@ class _SectionReader:
                 self._open.append((begun, has_else or directive == ".else"))
 
 
+def _is_blank(raw: str) -> bool:
+    """True if a line is obviously blank or a comment."""
+    text = raw.lstrip(" \t")
+    return not text or text[0] == "#"
+
+
+def _too_long(number: int) -> Fault:
+    return Fault(number, f"more than {MAX_LINE} characters in a line", "shorten it")
+
+
 def _line_fault(line: Line) -> Fault | None:
     """What is wrong with a line wherever it is."""
-    if len(line.source) > MAX_LINE:
-        return Fault(line.number, f"more than {MAX_LINE} characters in a line", "shorten it")
     if line.fault is not None:
         return Fault(line.number, f"{shown(line.source)}: {line.fault}", line.fault.remedy)
     if line.kind is Kind.SCOPE:

@@ -249,11 +249,10 @@ class _Reader:
         match = _VARIABLE.match(self._line, self._at)
         assert match
         brace, dot, name = match.groups()
-        where = self._column(self._at)
         if not name or (dot and name not in _PSEUDO_VARIABLES):
             raise NotWords(
                 Flaw.VARIABLE,
-                f"$ at column {where} is not followed by a variable's name",
+                f"$ at column {self._column(self._at)} is not followed by a variable's name",
                 "write \\$ if a dollar sign is meant",
             )
         end = match.end()
@@ -261,13 +260,17 @@ class _Reader:
             if self._line[end : end + 1] == b"[":
                 if self._line[end : end + 3] != b"[*]":
                     raise NotWords(
-                        Flaw.EXPANSION, f"[ at column {where + end} is not [*]", "write ${NAME[*]}"
+                        Flaw.EXPANSION,
+                        f"[ at column {self._column(end)} is not [*]",
+                        "write ${NAME[*]}",
                     )
                 end += 3
             close = self._line.find(b"}", end)
             if close < 0 or (close > end and self._line[end : end + 1] != b"-"):
                 raise NotWords(
-                    Flaw.BRACE, f"${{ at column {where} is never closed", "write ${NAME}"
+                    Flaw.BRACE,
+                    f"${{ at column {self._column(self._at)} is never closed",
+                    "write ${NAME}",
                 )
             end = close + 1
         self._word += self._line[self._at : end]
