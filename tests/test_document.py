@@ -116,6 +116,7 @@ def test_duplicate_keys_are_flaws_with_both_places(is_json: bool) -> None:
         "- " * 100_000,
         "\n".join(" " * depth + "a:" for depth in range(1000)),
         '{"a":' * 100_000,
+        "[" * 60 + "]" * 60,
     ],
 )
 @pytest.mark.parametrize("is_json", [True, False])
@@ -124,11 +125,29 @@ def test_deep_nesting_is_refused_and_ends_nothing(text: str, is_json: bool) -> N
         read_document(text, is_json=is_json)
 
 
-def test_aliases_do_not_grow() -> None:
+def test_deep_json_has_places() -> None:
+    text = '{"a": ' + "[" * 900 + "]" * 900 + ', "a": 1}'
+    document = read_document(text, is_json=True)
+    assert document.flaws[0].line == 1
+    assert document.locate(("a", *(0,) * 400)) == (1, 407)
+
+
+def test_an_alias_is_the_same_object_again() -> None:
+    document = read_document("a: &a [x, y]\nb: [*a, *a]\n", is_json=False)
+    assert document.value == {"a": ["x", "y"], "b": [["x", "y"], ["x", "y"]]}
+    assert document.value["b"][0] is document.value["a"]
+
+
+@pytest.mark.parametrize("width", [2, 10])
+def test_aliases_that_stand_for_too_much_are_refused(width: int) -> None:
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
-    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 40)]
-    document = read_document("\n".join(lines), is_json=False)
-    assert document.value["a39"][0] is document.value["a39"][9]
+    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * width)}]" for n in range(1, 40)]
+    with pytest.raises(Unreadable) as caught:
+        read_document("\n".join(lines), is_json=False)
+    assert "aliases" in caught.value.flaw.message
+    text = "x" * 100_000
+    with pytest.raises(Unreadable):
+        read_document(f"a: &a {text}\nb: [{', '.join(['*a'] * 100)}]\n", is_json=False)
 
 
 @pytest.mark.parametrize(

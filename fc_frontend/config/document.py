@@ -114,6 +114,8 @@ def _read_json(text: str) -> Document:
         if isinstance(exc, Unreadable):
             raise
         raise Unreadable(Flaw("not JSON that can be read", "make it simpler")) from None
+    if _is_too_deep(value):
+        raise Unreadable(Flaw("nested too deeply", "make it simpler"))
     flaws: list[Flaw] = []
     if duplicates:
         seen: dict[Path, Position] = {}
@@ -132,6 +134,24 @@ def _read_json(text: str) -> Document:
     return Document(value, tuple(flaws), cache(positions))
 
 
+def _is_too_deep(value: Any) -> bool:
+    """True if containers are in each other by more than `MAX_DEPTH`.
+
+    Python compares and prints values by recursion.
+    """
+    level = [value] if isinstance(value, dict | list) else []
+    for _ in range(MAX_DEPTH):
+        level = [
+            inner
+            for outer in level
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(inner, dict | list)
+        ]
+        if not level:
+            return False
+    return True
+
+
 def _json_positions(text: str) -> Iterator[tuple[Path, Position]]:
     starts = [0, *(newline.end() for newline in re.finditer("\n", text))]
     for path, offset in _json_places(text):
@@ -147,37 +167,34 @@ def _json_places(text: str) -> Iterator[tuple[Path, int]]:
     def skip(at: int) -> int:
         return int(blank(text, at).end())
 
-    def walk(at: int, path: Path) -> Iterator[tuple[Path, int]]:
-        if text[at] not in "{[":
-            end = decoder.raw_decode(text, at)[1]
-            yield (*path, _END), end
+    # A loop, as nesting may be deeper than Python's stack.
+    at = skip(0)
+    path: Path = ()
+    containers: list[tuple[Path, int | None]] = []
+    """Those around `at`: their path, and the number of the next item, None for a mapping."""
+    while True:
+        if text[at] in "{[":
+            containers.append((path, None if text[at] == "{" else 0))
+            at = skip(at + 1)
+        else:
+            at = skip(decoder.raw_decode(text, at)[1])
+        while containers and text[at] in "}]":
+            containers.pop()
+            at = skip(at + 1)
+        if not containers:
             return
-        is_mapping = text[at] == "{"
-        at, index = skip(at + 1), 0
-        while text[at] not in "}]":
-            start = at
-            if is_mapping:
-                key, at = scan_json_string(text, at + 1)
-                at = skip(skip(at) + 1)
-            else:
-                key, index = index, index + 1
-            yield (*path, key), start
-            for place, offset in walk(at, (*path, key)):
-                if place[-1] is _END and len(place) == len(path) + 2:
-                    at = offset
-                else:
-                    yield place, offset
-            at = skip(at)
-            if text[at] == ",":
-                at = skip(at + 1)
-        yield (*path, _END), at + 1
-
-    for place, offset in walk(skip(0), ()):
-        if not (place and place[-1] is _END):
-            yield place, offset
-
-
-_END: Any = object()
+        if text[at] == ",":
+            at = skip(at + 1)
+        outer, number = containers[-1]
+        start = at
+        if number is None:
+            key, at = scan_json_string(text, at + 1)
+            at = skip(skip(at) + 1)
+            path = (*outer, key)
+        else:
+            path = (*outer, number)
+            containers[-1] = (outer, number + 1)
+        yield path, start
 
 
 # YAML
@@ -219,6 +236,8 @@ class _Level:
     value: Any
     path: Path
     anchor: str | None
+    begun: int
+    """The size of the document before it."""
     key: str | None = None
 
     @property
@@ -246,8 +265,9 @@ class _YamlReader:
     """Builds values from libyaml's events.
 
     PyYAML's C composer recurses without bound: a file of 100 kB of `[` ends the process.  Events
-    come one by one, and the depth is counted here.  An alias gives the same object again, so
-    that no document can grow in memory beyond its text.
+    come one by one, and the depth is counted here.  An alias gives the same object again.
+    What aliases stand for is limited: comparing or joining it takes time and memory as if it were
+    written out.
     """
 
     def __init__(
@@ -257,7 +277,11 @@ class _YamlReader:
         self._flaws = flaws
         self.places = places
         self._levels: list[_Level] = []
-        self._anchors: dict[str, Any] = {}
+        self._anchors: dict[str, tuple[Any, int]] = {}
+        """Values by anchor, with their sizes."""
+        self._lines: list[str] | None = None
+        self._size = 0
+        """Nodes and characters so far, with each alias counted as what it stands for."""
         self._result: Any = None
         self._documents = 0
 
@@ -295,11 +319,16 @@ class _YamlReader:
         elif isinstance(event, yaml.MappingEndEvent | yaml.SequenceEndEvent):
             level = self._levels.pop()
             if level.anchor:
-                self._anchors[level.anchor] = level.value
+                self._anchors[level.anchor] = (level.value, self._size - level.begun)
         elif isinstance(event, yaml.AliasEvent):
             if event.anchor not in self._anchors:
                 raise self._fatal(f"unknown alias *{event.anchor}", "define &… before *…", event)
-            self._put(self._anchors[event.anchor], event)
+            value, size = self._anchors[event.anchor]
+            self._size += size
+            if self._size > MAX_BYTES:
+                message = f"aliases stand for more than {MAX_BYTES} characters"
+                raise self._fatal(message, "use fewer aliases", event)
+            self._put(value, event)
         elif isinstance(event, yaml.DocumentStartEvent):
             self._documents += 1
             if self._documents > 1:
@@ -315,7 +344,8 @@ class _YamlReader:
             self._unknown_tag(event)
         path = self._levels[-1].next_path if self._levels else ()
         self._put(value, event)
-        self._levels.append(_Level(value, path, event.anchor))
+        self._levels.append(_Level(value, path, event.anchor, self._size))
+        self._size += 1
 
     def _scalar(self, event: yaml.ScalarEvent) -> None:
         if self._levels and self._levels[-1].at_key:
@@ -326,8 +356,10 @@ class _YamlReader:
             self._unknown_tag(event)
         elif event.tag is None and event.implicit[0]:
             value = _plain(event.value)
+        size = len(event.value) + 1
+        self._size += size
         if event.anchor:
-            self._anchors[event.anchor] = value
+            self._anchors[event.anchor] = (value, size)
         if event.style == "|" and self._levels and self.places is not None:
             path = (*self._levels[-1].next_path, _BLOCK)
             self.places.setdefault(path, self._block_place(event))
@@ -336,7 +368,9 @@ class _YamlReader:
     def _block_place(self, event: yaml.ScalarEvent) -> Position:
         """The line of a literal block's `|`, and the column where its lines begin."""
         line, _ = _mark(event)
-        texts = self._text.split("\n")[line : line + event.value.count("\n")]
+        if self._lines is None:
+            self._lines = self._text.split("\n")
+        texts = self._lines[line : line + event.value.count("\n")]
         indents = [len(text) - len(text.lstrip(" ")) for text in texts if text.strip(" ")]
         return line, min(indents, default=0) + 1
 
