@@ -401,36 +401,55 @@ def bad_fragment(frontend: Frontend, number: int) -> str:
     )
 
 
+JUDGED = "haproxy -c was run"
+
+
+def noting(frontend: Frontend) -> str:
+    """A program that is HAProxy, and notes each check in the daemon's log."""
+    program = frontend.directory / "haproxy-noting"
+    program.write_text(
+        f"""#!/bin/sh
+case " $* " in *" -c "*) echo {JUDGED} >> {frontend.log};; esac
+exec {frontend.binary} "$@"
+"""
+    )
+    program.chmod(0o755)
+    return str(program)
+
+
 @pytest.mark.parametrize("bad", [1, 3])
 def test_what_haproxy_does_not_name_is_found_among_30_in_few_checks(
     either_binary: str, bad: int
 ) -> None:
     """Services and fragments that come at once, some of them refused without a telling word."""
-    with serving(either_binary) as site:
-        frontend = site.frontend
-        checks = frontend.metric("fc_frontend_checks_total")
-        new = {f"n{number:02}": 10100 + number for number in range(30 - bad)}
-        names = [f"h{number}" for number in range(bad)]
-        batch = frontend.directory / "batch"
-        batch.mkdir()
-        for name, port in new.items():
-            declared = {"services": {name: frontend.service("extra", port)}}
-            (batch / f"{name}.json").write_text(json.dumps(declared))
-        for number, name in enumerate(names):
-            (batch / f"{name}.cfg").write_text(bad_fragment(frontend, number))
-        for path in [*site.frontend.services_d.iterdir()]:
-            (batch / path.name).write_bytes(path.read_bytes())
-        # All at once, as one deployment.
-        frontend.services_d.rename(frontend.directory / "before")
-        batch.rename(frontend.services_d)
-        site.until_held({("fragment", name): LEFT_OUT for name in names})
-        # Before it is tried once more, a second later.
-        further = frontend.metric("fc_frontend_checks_total") - checks
-        for port in new.values():
-            frontend.until(lambda port=port: frontend.ask(port) == "extra-1")
-        # The refused one, for each culprit as many as a bisection takes, and what is deployed.
-        assert further <= bad * (1 + math.ceil(math.log2(30)) + 1) + 1
-        site.file_is_good()
+    with Frontend(either_binary) as frontend:
+        frontend.settings["haproxy"]["binary"] = noting(frontend)
+        site = Site(frontend)
+        site.start()
+        with site.loaded():
+            new = {f"n{number:02}": 10100 + number for number in range(30 - bad)}
+            names = [f"h{number}" for number in range(bad)]
+            batch = frontend.directory / "batch"
+            batch.mkdir()
+            for name, port in new.items():
+                declared = {"services": {name: frontend.service("extra", port)}}
+                (batch / f"{name}.json").write_text(json.dumps(declared))
+            for number, name in enumerate(names):
+                (batch / f"{name}.cfg").write_text(bad_fragment(frontend, number))
+            for path in [*site.frontend.services_d.iterdir()]:
+                (batch / path.name).write_bytes(path.read_bytes())
+            before = len(frontend.log_text())
+            # All at once, as one deployment.
+            frontend.services_d.rename(frontend.directory / "before")
+            batch.rename(frontend.services_d)
+            site.until_held({("fragment", name): LEFT_OUT for name in names})
+            # Before it is tried once more, a second later.
+            needed, _, _ = frontend.log_text()[before:].partition(" config-reloaded ")
+            for port in new.values():
+                frontend.until(lambda port=port: frontend.ask(port) == "extra-1")
+            # The refused one, for each culprit as many as a bisection takes, and what is deployed.
+            assert 0 < needed.count(JUDGED) <= bad * (1 + math.ceil(math.log2(30)) + 1) + 1
+            site.file_is_good()
 
 
 def test_several_at_fault_among_30_cost_only_themselves(either_binary: str) -> None:
