@@ -29,15 +29,11 @@ def fragment_of(path: str, text: str) -> tuple[Fragment | None, tuple[Problem, .
         )
     text = text.replace("\r\n", "\n").rstrip("\n") + "\n"
     for number, line in enumerate(text.split("\n"), start=1):
-        if not all(letter == "\t" or letter.isprintable() for letter in line):
-            return None, (
-                Problem(
-                    message="has a control character",
-                    remedy="remove it",
-                    file=path,
-                    line=number,
-                ),
+        if not line.replace("\t", "").isprintable():
+            problem = Problem(
+                message="has a control character", remedy="remove it", file=path, line=number
             )
+            return None, (problem,)
     if has_mark(text):
         return None, (
             Problem(

@@ -142,7 +142,7 @@ def _listed(value: Any) -> Any:
 
 
 def _require_printable(text: str) -> None:
-    if not all(letter == "\t" or letter.isprintable() for letter in text):
+    if not text.replace("\t", "").isprintable():
         raise _error(f"{_short(text)} has a control character", "leave it out")
 
 

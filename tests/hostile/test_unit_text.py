@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from fc_frontend.config.fragments import fragment_of
 from fc_frontend.config.loader import load
 from fc_frontend.config.templates import templates
 from fc_frontend.errors import Problem, Refused, errors_in
@@ -20,7 +21,7 @@ from fc_frontend.haproxy.judge import judge
 from fc_frontend.haproxy.validate import validate
 from fc_frontend.pipeline import Prepared, prepare
 from fc_frontend.plan.model import Haproxy
-from fc_frontend.render.config import Config, config_hash
+from fc_frontend.render.config import Config, config_hash, has_mark
 from fc_frontend.render.render import render
 from fc_frontend.syntax.lines import read_lines
 from fc_frontend.syntax.sections import read_sections
@@ -462,6 +463,29 @@ def test_words_that_pretend_to_be_haproxys_own(name: str, haproxy_binary: str) -
         assert prepared.config is not None
         judged = judge(Haproxy(binary=haproxy_binary), prepared.config)
         assert {problem.service for problem in errors_in(judged.problems)} == {"aa"}
+
+
+def test_names_that_mean_something_to_haproxy(haproxy_binary: str) -> None:
+    names = "from no default global listen rules if unless 0 1.2.3.4 FRONTEND cluster any".split()
+    services = {
+        name: {"service": "shop", "pod_port": 80, "binds": [f"unix@{{dir}}/{number}.sock"]}
+        for number, name in enumerate(names)
+    }
+    with directory() as path:
+        prepared = declared(path, services)
+        assert prepared.config is not None
+        assert parsed(haproxy_binary, path, prepared.config.text) == expected(prepared)
+        assert len(prepared.plan.services) == len(names)
+
+
+@pytest.mark.parametrize("piece", ["\n", " \n", "#\n", "a\n", "'a' ", '"$A', '"${A-}x', "\\x41"])
+def test_large_texts_are_judged_in_linear_time(piece: str) -> None:
+    assert not has_mark(piece * 1_000_000)
+    text = piece * (100_000 // len(piece))
+    for line in ("listen a\n" + text, "listen a\n" + text[:60_000].replace("\n", " ")):
+        fragment, problems = fragment_of("/x/a.cfg", line)
+        assert (fragment is None) == bool(problems)
+        next(raw_line_faults(line, Owner.SERVICE))
 
 
 # What our own texts rely on
