@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
+import io
 import sys
+
+USAGE = 2
 
 
 def main() -> None:
     """Run the command line and end the process with its exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # Where the locale is not UTF-8, what it cannot show is escaped.
+            stream.reconfigure(errors="backslashreplace")
     if sys.argv[1:] == ["--version"]:
         # Answered before the command line is built: scripts ask for it often.
         from fc_frontend import __version__
 
         sys.stdout.write(f"fc-frontend {__version__}\n")
         return
+    from fc_frontend.text import is_printable, printable
+
+    wrong = next((argument for argument in sys.argv[1:] if not is_printable(argument)), None)
+    if wrong is not None:
+        sys.stderr.write(
+            f"fc-frontend: argument {printable(wrong)} has characters that are not printable\n"
+        )
+        sys.exit(USAGE)
     from fc_frontend.cli import cli
 
     cli(prog_name="fc-frontend")

@@ -7,11 +7,16 @@ input must change) and `Unavailable` (the same input may work later).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from enum import StrEnum
+from functools import partial
 
 from fc_frontend.model.units import UnitId
+from fc_frontend.text import one_line, printable
+
+LONGEST_PATH = 4096
+"""Bytes: no file's path is longer (PATH_MAX)."""
 
 
 class Severity(StrEnum):
@@ -25,7 +30,8 @@ class Severity(StrEnum):
 class Problem:
     """One thing that is wrong, where it stands, and what to do about it.
 
-    `line` and `column` count from 1, as editors do.
+    `line` and `column` count from 1, as editors do.  Texts are bounded, and printable in one line,
+    whoever wrote what they quote.
     """
 
     message: str
@@ -38,6 +44,12 @@ class Problem:
     field: str | None = None
     unit: UnitId | None = None
     """The unit whose change is the cause, where it is known."""
+
+    def __post_init__(self) -> None:
+        for name, clean in _CLEAN.items():
+            text = getattr(self, name)
+            if text and (shown := clean(text)) != text:
+                object.__setattr__(self, name, shown)
 
     @property
     def location(self) -> str:
@@ -62,6 +74,15 @@ class Problem:
         )
         said = f"{where}{self.severity}: {subject + ': ' if subject else ''}{self.message}"
         return f"{said} → {self.remedy}" if self.remedy else said
+
+
+_CLEAN: Mapping[str, Callable[[str], str]] = {
+    "message": one_line,
+    "remedy": one_line,
+    "file": partial(printable, longest=LONGEST_PATH),
+    "service": printable,
+    "field": printable,
+}
 
 
 def errors_in(problems: Iterable[Problem]) -> tuple[Problem, ...]:

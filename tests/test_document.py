@@ -142,12 +142,37 @@ def test_an_alias_is_the_same_object_again() -> None:
 def test_aliases_that_stand_for_too_much_are_refused(width: int) -> None:
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
     lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * width)}]" for n in range(1, 40)]
-    with pytest.raises(Unreadable) as caught:
+    with pytest.raises(Unreadable, match="too many values"):
         read_document("\n".join(lines), is_json=False)
-    assert "aliases" in caught.value.flaw.message
     text = "x" * 100_000
-    with pytest.raises(Unreadable):
+    with pytest.raises(Unreadable, match="too many values"):
         read_document(f"a: &a {text}\nb: [{', '.join(['*a'] * 100)}]\n", is_json=False)
+
+
+@pytest.mark.parametrize(
+    ("text", "is_json", "message"),
+    [
+        ("[" + "1," * 300_001 + "1]", True, "too many values"),
+        ("[" + "1," * 300_001 + "1]", False, "too many values"),
+        ("[" * 51 + "]" * 51, True, "nested too deeply"),
+        ("[" * 51 + "]" * 51, False, "nested too deeply"),
+        ("[" * 100_000, True, "JSON"),
+        ("[" * 100_000, False, "depth"),
+        (r'["\\ud800 \ud83d\ude00", "\ud800"]', True, r"\ud800 is half a character"),
+        (r'{"\udc00\ud800": 1}', True, "half a character"),
+        (r'["\ud800"]', False, "invalid Unicode character"),
+    ],
+)
+def test_documents_that_could_hurt_are_refused(text: str, is_json: bool, message: str) -> None:
+    with pytest.raises(Unreadable) as caught:
+        read_document(text, is_json=is_json)
+    assert message in caught.value.flaw.message
+
+
+@pytest.mark.parametrize("is_json", [True, False])
+def test_of_many_flaws_the_first_are_reported(is_json: bool) -> None:
+    text = "{" + ", ".join(['"a": 1'] * 1000) + "}"
+    assert len(read_document(text, is_json=is_json).flaws) == 20
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,9 @@ from fc_frontend.cli.common import (
     common_options,
     emit,
     format_options,
+    nagios,
     print_problems,
+    say,
     style,
     summary,
     told,
@@ -94,10 +96,10 @@ def command(config: str, shape: str) -> None:
     if shape == "nagios":
         sys.exit(_nagios(problems, unknown, services))
     if refused:
-        click.echo(style(summary(problems), "red"), err=True)
+        say(style(summary(problems), "red"), err=True)
     print_problems((*problems, *unknown))
     for quarantine in held:
-        click.echo(f"the daemon would quarantine {quarantine.unit}: {quarantine.effect}", err=True)
+        say(f"the daemon would quarantine {quarantine.unit}: {quarantine.effect}", err=True)
     if code is Exit.GOOD:
         slots = prepared.plan.slot_count
         said = f"{counted(services, 'service')}, {counted(slots, 'slot')}"
@@ -109,7 +111,7 @@ def command(config: str, shape: str) -> None:
         if not services and not fragments:
             told(f"no service is declared: {_where(config)}")
     elif unknown and not refused:
-        click.echo(f"cannot tell: {unknown[0].message}", err=True)
+        say(f"cannot tell: {unknown[0].message}", err=True)
     _tell_levels(verdicts)
     sys.exit(code)
 
@@ -140,8 +142,6 @@ def _nagios(problems: tuple[Problem, ...], unknown: tuple[Problem, ...], service
         word, code, said = "WARNING", 1, f"{warnings[0].message}{more}"
     else:
         word, code, said = "OK", 0, f"{counted(services, 'service')}, accepted by HAProxy"
-    said = " ".join(said.replace("|", "/").split())
-    click.echo(f"FC-FRONTEND {word} - {said} | errors={len(errors)} warnings={len(warnings)}")
-    for problem in (*errors, *warnings, *unknown):
-        click.echo(" ".join(str(problem).replace("|", "/").split()))
+    figures = f"errors={len(errors)} warnings={len(warnings)}"
+    nagios(word, said, figures, [str(problem) for problem in (*errors, *warnings, *unknown)])
     return code

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -13,12 +14,15 @@ import click
 
 from fc_frontend.cli.progress import is_quiet, volume_options
 from fc_frontend.errors import Problem, Severity, errors_in, warnings_in
+from fc_frontend.text import is_printable, json_text, one_line, printable
 
 if TYPE_CHECKING:
     from fc_frontend.haproxy.deploy import Deployment
     from fc_frontend.plan.model import Settings
 
 F = TypeVar("F", bound=Callable[..., Any])
+_STYLES = re.compile(r"(\x1b\[(?:0|1|3[0-7])m)")
+"""What `style` adds; the text between them is every other part of a split."""
 _SHAPE = "fc_frontend.shape"
 _JSON = "fc_frontend.json"
 
@@ -41,7 +45,12 @@ def common_options(function: F) -> F:
     def chosen(ctx: click.Context, _param: click.Parameter, value: str | None) -> str:
         from fc_frontend.config.loader import settings_path
 
-        return settings_path(value or config_before(ctx))
+        path = settings_path(value or config_before(ctx))
+        if not is_printable(path):
+            raise click.UsageError(
+                f"{printable(path)} is not a usable path of a settings file", ctx
+            )
+        return path
 
     return click.option(
         "-c",
@@ -98,11 +107,27 @@ def format_options(*shapes: str) -> Callable[[F], F]:
     return both
 
 
+def say(line: str = "", *, err: bool = False) -> None:
+    """Print one line, with nothing in it that a terminal obeys but `style`.
+
+    All that commands print for people and for Nagios goes this way; texts that are whole files are
+    printed as they are.
+    """
+    parts = _STYLES.split(line)
+    parts[::2] = [printable(part, sys.maxsize) for part in parts[::2]]
+    click.echo("".join(parts), err=err)
+
+
 def emit(document: dict[str, object]) -> None:
     """Print a document for scripts.  contrib/json.rst says what stands in each."""
     import json
 
-    click.echo(json.dumps(document, indent=2, ensure_ascii=False))
+    text = json_text(document)
+    try:
+        text.encode(sys.stdout.encoding)
+    except UnicodeEncodeError:
+        text = json.dumps(json.loads(text), indent=2)
+    click.echo(text)
 
 
 def settings_in_force(config: str) -> Settings:
@@ -161,7 +186,7 @@ def user() -> str:
 def told(text: str) -> None:
     """Print `text`, unless --quiet: how it went, where nothing went wrong."""
     if not is_quiet():
-        click.echo(text)
+        say(text)
 
 
 def table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
@@ -174,14 +199,14 @@ def table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
         drawn = Table(*header, box=None, header_style="bold")
         for row in rows:
             # Brackets are no markup: an IPv6 address has them.
-            drawn.add_row(*(Text(cell) for cell in row))
+            drawn.add_row(*(Text(printable(cell, sys.maxsize)) for cell in row))
         Console().print(drawn)
         return
     last = len(header) - 1
     widths = [max(len(row[i]) for row in (header, *rows)) for i in range(last)]
     for row in (header, *rows):
         cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
-        click.echo("  ".join((*cells, row[last])).rstrip())
+        say("  ".join((*cells, row[last])).rstrip())
 
 
 def print_problems(problems: Iterable[Problem], *, to_stderr: bool = True) -> None:
@@ -195,13 +220,13 @@ def print_problems(problems: Iterable[Problem], *, to_stderr: bool = True) -> No
             for part in (problem.service and f"service {problem.service}", problem.field)
             if part
         )
-        click.echo(
+        say(
             f"{where}{style(problem.severity, color)}: "
             f"{subject + ': ' if subject else ''}{problem.message}",
             err=to_stderr,
         )
         if problem.remedy:
-            click.echo(f"    → {problem.remedy}", err=to_stderr)
+            say(f"    → {problem.remedy}", err=to_stderr)
 
 
 def summary(problems: Iterable[Problem]) -> str:
@@ -219,7 +244,7 @@ def refuse(problems: Iterable[Problem], code: int = Exit.PROBLEMS) -> NoReturn:
     """End as `fail` does, with why it is refused in one line before the details."""
     found = tuple(problems)
     if shape_asked_for() == "text":
-        click.echo(style(summary(found), "red"), err=True)
+        say(style(summary(found), "red"), err=True)
     fail(found, code)
 
 
@@ -232,11 +257,27 @@ def fail(problems: Iterable[Problem], code: int) -> NoReturn:
         emit({"version": 1, "status": status, "problems": [p.as_json() for p in found]})
     elif shape == "nagios":
         word, code = ("UNKNOWN", 3) if is_unknown else ("CRITICAL", 2)
-        lines = [" ".join(str(problem).replace("|", "/").split()) for problem in found]
-        click.echo("\n".join([f"FC-FRONTEND {word} - {lines[0] if lines else ''}", *lines[1:]]))
+        lines = [str(problem) for problem in found]
+        nagios(word, lines[0] if lines else "", lines=lines[1:])
     else:
         print_problems(found)
     sys.exit(code)
+
+
+def nagios(
+    word: str, summary: str, figures: str = "", lines: Sequence[str] = (), most: int = 50
+) -> None:
+    """Print what Nagios reads: the state and a summary, figures, and the first of further lines."""
+    say(f"FC-FRONTEND {word} - {_without_bar(summary)}{f' | {figures}' if figures else ''}")
+    for line in lines[:most]:
+        say(_without_bar(line))
+    if len(lines) > most:
+        say(f"and {len(lines) - most} more")
+
+
+def _without_bar(text: str) -> str:
+    """In Nagios' output, `|` begins the figures."""
+    return one_line(text.replace("|", "/"))
 
 
 def shape_asked_for() -> str:

@@ -16,6 +16,7 @@ from fc_frontend.cli.common import (
     format_options,
     print_problems,
     refuse,
+    say,
     style,
 )
 from fc_frontend.cli.progress import is_quiet, step
@@ -172,8 +173,6 @@ def _installed(config: str, settings: Settings) -> Installed:
 
 
 def _print(changes: tuple[Change, ...]) -> None:
-    from fc_frontend.explain.facts import clean
-
     for change in changes:
         mark = style(_MARKS[change.how], _COLORS[change.how])
         # HAProxy does not run: that is the reason for all of them.
@@ -181,23 +180,23 @@ def _print(changes: tuple[Change, ...]) -> None:
         because = f", because {change.because}" if change.because and not at_start else ""
         effect = "once HAProxy is started" if at_start else change.effect
         subject = f"{change.what} {change.name}".strip()
-        click.echo(f"{mark} {clean(f'{subject}: {effect}{because}')}")
+        say(f"{mark} {subject}: {effect}{because}")
         for field in change.fields:
-            click.echo(f"      {clean(field)}")
+            say(f"      {field}")
         for bind in change.binds:
             word = "opens" if bind.startswith("+") else "closes"
-            click.echo(f"      {word} {clean(bind[1:])}")
+            say(f"      {word} {bind[1:]}")
         lines = _lines(change)
         for line in lines[:_SHOWN]:
-            click.echo(f"      {clean(line)}")
+            say(f"      {line}")
         if len(lines) > _SHOWN:
-            click.echo(f"      and {counted(len(lines) - _SHOWN, 'more line')}")
+            say(f"      and {counted(len(lines) - _SHOWN, 'more line')}")
     if not changes:
-        click.echo(f"{style('nothing', 'green')} would change")
+        say(f"{style('nothing', 'green')} would change")
         return
     reload = any(change.effect == "reload" for change in changes)
     number = counted(len(changes), "change")
-    click.echo(f"{number}, {'one reload' if reload else 'no reload'}")
+    say(f"{number}, {'one reload' if reload else 'no reload'}")
 
 
 def _lines(change: Change) -> list[str]:
@@ -216,9 +215,6 @@ def _unified(before: str, after: str, settings: Settings) -> None:
     for line in unified_diff(
         before.splitlines(), after.splitlines(), path, f"{path} (declared)", lineterm=""
     ):
-        shown = line.encode("utf-8", "backslashreplace").decode()
-        shown = "".join(
-            letter if letter.isprintable() or letter == "\t" else "?" for letter in shown
-        )
+        shown = line.expandtabs()
         color = {"+": "green", "-": "red", "@": "cyan"}.get(line[:1])
-        click.echo(style(shown, color) if color else shown)
+        say(style(shown, color) if color else shown)

@@ -13,14 +13,17 @@ from fc_frontend.cli.common import (
     common_options,
     emit,
     format_options,
+    nagios,
     print_problems,
+    say,
     style,
     told,
 )
 from fc_frontend.cli.progress import is_quiet, step
-from fc_frontend.doctor.findings import Finding, Group, Result, printable, worst
+from fc_frontend.doctor.findings import Finding, Group, Result, worst
 from fc_frontend.errors import Problem, errors_in
 from fc_frontend.plurals import counted
+from fc_frontend.text import one_line
 
 if TYPE_CHECKING:
     from fc_frontend.config.loader import Declaration
@@ -84,7 +87,7 @@ def command(config: str, kubeconfig: str | None, shape: str) -> None:
     if unread := _unread(prepared.declaration, errors):
         # What this VM is examined for would be defaults, which nobody declared.
         if shape == "nagios":
-            click.echo(f"FC-FRONTEND UNKNOWN - {_plain(unread[0].message)}")
+            nagios("UNKNOWN", unread[0].message)
         elif shape == "json":
             settings = Group("settings")
             _json(config, [settings.unknown("settings", e.message, e.remedy) for e in unread])
@@ -164,16 +167,16 @@ def _json(config: str, found: list[Finding]) -> None:
 
 def _table(found: list[Finding]) -> None:
     words = max(len(result) for result in Result)
-    checks = max(len(printable(finding.check)) for finding in found)
+    checks = max(len(one_line(finding.check)) for finding in found)
     shown = [f for f in found if f.result is not Result.OK] if is_quiet() else found
     for group, findings in groupby(shown, key=lambda finding: finding.group):
-        click.echo(style(group))
+        say(style(group))
         for finding in findings:
             word = style(finding.result.value.ljust(words), _COLORS[finding.result])
-            check = printable(finding.check).ljust(checks)
-            click.echo(f"  {word}  {check}  {printable(finding.message)}")
+            check = one_line(finding.check).ljust(checks)
+            say(f"  {word}  {check}  {one_line(finding.message)}")
             if finding.remedy:
-                click.echo(f"  {'':{words}}  → {printable(finding.remedy)}")
+                say(f"  {'':{words}}  → {one_line(finding.remedy)}")
     told(_summary(found))
 
 
@@ -208,17 +211,14 @@ def _nagios(found: list[Finding]) -> int:
     if wrong:
         more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
         said = f"{wrong[0].check}: {wrong[0].message}{more}"
-    click.echo(
-        f"FC-FRONTEND {word} - {_plain(said)} | problems={_count(found, Result.PROBLEM)} "
-        f"warnings={_count(found, Result.WARNING)} unknown={_count(found, Result.UNKNOWN)}"
+    figures = (
+        f"problems={_count(found, Result.PROBLEM)} warnings={_count(found, Result.WARNING)} "
+        f"unknown={_count(found, Result.UNKNOWN)}"
     )
-    for finding in wrong:
-        remedy = f" → {finding.remedy}" if finding.remedy else ""
-        click.echo(
-            _plain(f"{finding.result}: {finding.group}: {finding.check}: {finding.message}{remedy}")
-        )
+    lines = [
+        f"{finding.result}: {finding.group}: {finding.check}: {finding.message}"
+        f"{f' → {finding.remedy}' if finding.remedy else ''}"
+        for finding in wrong
+    ]
+    nagios(word, said, figures, lines)
     return code
-
-
-def _plain(text: str) -> str:
-    return printable(text.replace("|", "/"))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from fc_frontend.cli import completion
-from fc_frontend.cli.common import Exit, common_options, emit, fail, format_options, style
+from fc_frontend.cli.common import Exit, common_options, emit, fail, format_options, say, style
 from fc_frontend.cli.progress import is_quiet, step
 from fc_frontend.errors import Unavailable
 
@@ -76,18 +76,18 @@ def _print(explanation: Explanation) -> None:
         if is_quiet() and each.verdict.value in ("ok", "unknown"):
             continue
         word = _word(each.verdict)
-        click.echo(f"{word} {each.name:13} {each.said}")
+        say(f"{word} {each.name:13} {each.said}")
         if each.remedy and each is not cause:
-            click.echo(f"{'':20} → {each.remedy}")
+            say(f"{'':20} → {each.remedy}")
         for line in each.details:
-            click.echo(f"{'':22}{line}".rstrip())
+            say(f"{'':22}{line}".rstrip())
     if is_quiet() and explanation.verdict.value == "ok":
         return
-    click.echo()
+    say()
     color = "green" if explanation.serves and cause is None else "red"
-    click.echo(style(explanation.summary, color))
+    say(style(explanation.summary, color))
     if cause is not None and cause.remedy:
-        click.echo(f"    → {cause.remedy}")
+        say(f"    → {cause.remedy}")
 
 
 def _word(verdict: Verdict) -> str:

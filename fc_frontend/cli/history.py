@@ -14,6 +14,7 @@ from fc_frontend.cli.common import (
     fail,
     format_options,
     print_problems,
+    say,
     settings_in_force,
     style,
 )
@@ -69,16 +70,14 @@ def command(config: str, shape: str) -> None:
     for row, entry in zip(rows, (None, *entries), strict=True):
         line = "  ".join(word.ljust(width) for word, width in zip(row, widths, strict=True))
         marks = _marks(entry, now, held)
-        click.echo(
-            f"{line.rstrip()}{'  ' if marks else ''}{style(marks, 'green') if marks else ''}"
-        )
+        say(f"{line.rstrip()}{'  ' if marks else ''}{style(marks, 'green') if marks else ''}")
     if not entries:
-        click.echo("nothing yet: HAProxy was given nothing since the history is kept")
+        say("nothing yet: HAProxy was given nothing since the history is kept")
     if held is not None:
         what = f"entry {held.id}" if held.hash else "what HAProxy has"
         by = f" by {held.by}" if held.by else ""
         since = f" since {_time(held.since)}" if held.since else ""
-        click.echo(f"{what} is held{since}{by}; what is declared waits for: fc-frontend resume")
+        say(f"{what} is held{since}{by}; what is declared waits for: fc-frontend resume")
 
 
 def _document(

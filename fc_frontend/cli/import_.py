@@ -14,6 +14,7 @@ from fc_frontend.cli.common import (
     fail,
     format_options,
     print_problems,
+    say,
     style,
     summary,
     told,
@@ -86,7 +87,8 @@ def command(files: tuple[str, ...], output: str | None, force: bool, shape: str)
     texts = as_files(imported)
     if output is None and shape == "text":
         for name, text in texts.items():
-            click.echo(f"{style(f'==> {name} <==', 'cyan')}\n{text}")
+            say(style(f"==> {name} <==", "cyan"))
+            click.echo(text)
     elif output is not None:
         try:
             _write(output, texts)
@@ -193,21 +195,21 @@ def _tell(imported: Imported, output: str | None) -> None:
         _tell_what(imported)
     left = len(errors_in(imported.problems))
     if left:
-        click.echo(
+        say(
             style(
                 f"{counted(left, 'thing was', 'things were')} not carried over: see above", "red"
             ),
             err=True,
         )
     if output is None and not is_quiet():
-        click.echo("nothing was written: add -o DIRECTORY", err=True)
+        say("nothing was written: add -o DIRECTORY", err=True)
 
 
 def _tell_what(imported: Imported) -> None:
     names = ", ".join(service.name for service in imported.services) or "none"
-    click.echo(f"{counted(len(imported.services), 'service')}: {names}", err=True)
+    say(f"{counted(len(imported.services), 'service')}: {names}", err=True)
     for each in imported.fragments:
-        click.echo(f"{each.file}:{each.line}: fragment {each.name}: {each.reason}", err=True)
+        say(f"{each.file}:{each.line}: fragment {each.name}: {each.reason}", err=True)
 
 
 def _judged(settings_file: str) -> tuple[Exit, tuple[Problem, ...]]:
@@ -223,8 +225,8 @@ def _judged(settings_file: str) -> tuple[Exit, tuple[Problem, ...]]:
 def _tell_judged(settings_file: str, code: Exit, problems: tuple[Problem, ...]) -> None:
     print_problems(problems)
     if code is Exit.CANNOT_TELL:
-        click.echo(f"cannot tell whether HAProxy accepts {settings_file}", err=True)
+        say(f"cannot tell whether HAProxy accepts {settings_file}", err=True)
     elif code is Exit.PROBLEMS:
-        click.echo(style(summary(problems), "red"), err=True)
+        say(style(summary(problems), "red"), err=True)
     else:
         told(f"{style('good', 'green')}: {settings_file} is accepted by HAProxy")

@@ -18,6 +18,8 @@ from typing import Any, Self, TypeVar
 
 import click
 
+from fc_frontend.text import printable
+
 F = TypeVar("F", bound=Callable[..., Any])
 PATIENCE = 1.0
 """Seconds until the line appears."""
@@ -58,7 +60,7 @@ class step:  # noqa: N801 - it is used as a function is: `with step("..."):`
         if is_verbose():
             seconds = time.monotonic() - self._started
             end = "" if kind is None else ", in vain"
-            click.echo(f"{self._text}: {seconds:.2f} s{end}", err=True)
+            click.echo(printable(f"{self._text}: {seconds:.2f} s{end}"), err=True)
 
     def say(self, text: str) -> None:
         """Let the line say `text` from now on."""
@@ -76,7 +78,7 @@ class step:  # noqa: N801 - it is used as a function is: `with step("..."):`
                 # One column is left free: a full line would wrap, and could not be taken away.
                 columns = shutil.get_terminal_size().columns - 1
                 line = f"{frames[turn % len(frames)]} {self._text} ({seconds} s)"
-                sys.stderr.write(_ERASE + "".join(c for c in line if c.isprintable())[:columns])
+                sys.stderr.write(_ERASE + printable(line, max(1, columns)))
                 sys.stderr.flush()
                 if self._ended.wait(_EVERY):
                     break

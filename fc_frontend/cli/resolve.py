@@ -16,6 +16,7 @@ from fc_frontend.cli.common import (
     fail,
     format_options,
     print_problems,
+    say,
     table,
 )
 from fc_frontend.cli.progress import is_quiet, step
@@ -69,7 +70,7 @@ def command(config: str, shape: str, services: tuple[str, ...]) -> None:
         if shown:
             _table(shown)
         elif not is_quiet():
-            click.echo("no service is declared")
+            say("no service is declared")
     sys.exit(Exit.GOOD if not wrong and not problems else Exit.PROBLEMS)
 
 
@@ -115,9 +116,9 @@ def _table(answers: dict[str, Answer]) -> None:
     table(header, rows)
     for name, answer in sorted(answers.items()):
         if answer.remedy:
-            click.echo(f"{name}: {answer.remedy}")
+            say(f"{name}: {answer.remedy}")
         if answer.rejected:
-            click.echo(
+            say(
                 f"{name}: left out, outside the cluster's networks: "
                 f"{', '.join(answer.rejected[:10])}"
             )

@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING
 
 import click
 
-from fc_frontend.cli.common import Exit, common_options, emit, fail, format_options, style, table
+from fc_frontend.cli.common import (
+    Exit,
+    common_options,
+    emit,
+    fail,
+    format_options,
+    nagios,
+    say,
+    style,
+    table,
+)
 from fc_frontend.cli.progress import is_quiet, step
 from fc_frontend.errors import Unavailable
 
@@ -64,28 +74,25 @@ def _nagios(found: Overview) -> None:
         "quarantined": len(found.seen.quarantined),
     }
     performance = " ".join(f"{name}={value}" for name, value in figures.items())
-    click.echo(f"FC-FRONTEND {found.level.name} - {_plain(found.summary)} | {performance}")
-    for finding in found.findings:
-        remedy = f" → {finding.remedy}" if finding.remedy else ""
-        click.echo(_plain(f"{finding.level.name}: {finding}{remedy}"))
-
-
-def _plain(text: str) -> str:
-    return " ".join(text.replace("|", "/").split())
+    lines = [
+        f"{finding.level.name}: {finding}{f' → {finding.remedy}' if finding.remedy else ''}"
+        for finding in found.findings
+    ]
+    nagios(found.level.name, found.summary, performance, lines)
 
 
 def _print(found: Overview) -> None:
     level = found.level.name
-    click.echo(f"{style(level.lower(), _COLORS[level])}: {found.summary}")
-    click.echo()
+    say(f"{style(level.lower(), _COLORS[level])}: {found.summary}")
+    say()
     for name, said in _about(found):
-        click.echo(f"{name:12} {said}")
+        say(f"{name:12} {said}")
     if found.rows:
-        click.echo()
+        say()
         header = ("SERVICE", "STATE", "PODS", "SLOTS", "UP", "DOWN", "DRAINED", "BINDS", "WHY")
         table(header, [_cells(row) for row in found.rows])
     if found.findings:
-        click.echo()
+        say()
 
 
 def _print_findings(found: Overview) -> None:
@@ -93,11 +100,11 @@ def _print_findings(found: Overview) -> None:
         word = style(finding.level.name.lower(), _COLORS[finding.level.name])
         where = f"{finding.file}:{finding.line}: " if finding.line else ""
         where = where or (f"{finding.file}: " if finding.file else "")
-        click.echo(f"{where}{word}: {finding.subject}: {finding.message}")
+        say(f"{where}{word}: {finding.subject}: {finding.message}")
         if finding.remedy:
-            click.echo(f"    → {finding.remedy}")
+            say(f"    → {finding.remedy}")
     if len(found.findings) > _SHOWN:
-        click.echo(f"and {len(found.findings) - _SHOWN} more")
+        say(f"and {len(found.findings) - _SHOWN} more")
 
 
 def _about(found: Overview) -> list[tuple[str, str]]:

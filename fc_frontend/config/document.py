@@ -31,6 +31,12 @@ MAX_BYTES = 4 * 1024 * 1024
 MAX_DEPTH = 50
 _BLOCK = "\n"
 """Stands in a path for the text of a literal block: the line of its `|`, its own indentation."""
+MAX_VALUES = 300_000
+"""Values in a document, each alias counted with all that it stands for: some seconds to read."""
+MAX_FLAWS = 20
+"""Flaws of one document that are reported."""
+_TOO_LARGE = ("has too many values", "split it into several files")
+_TOO_DEEP = ("nested too deeply", "make it simpler")
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +98,30 @@ def _duplicate(key: str, first: Position, second: Position) -> Flaw:
 
 
 def _read_json(text: str) -> Document:
+    text = text.removeprefix("\ufeff")
+    value, duplicates = _json_value(text)
+    flaws: list[Flaw] = []
+    if duplicates:
+        seen: dict[Path, Position] = {}
+        for path, position in _json_positions(text):
+            if path in seen and path and isinstance(path[-1], str):
+                flaws.append(_duplicate(path[-1], seen[path], position))
+                if len(flaws) == MAX_FLAWS:
+                    break
+            else:
+                seen[path] = position
+
+    def positions() -> dict[Path, Position]:
+        places: dict[Path, Position] = {}
+        for path, position in _json_positions(text):
+            places.setdefault(path, position)
+        return places
+
+    return Document(value, tuple(flaws), cache(positions))
+
+
+def _json_value(text: str) -> tuple[Any, bool]:
+    """The value of `text`, and whether any mapping has a key twice.  Raises Unreadable."""
     duplicates = False
 
     def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -103,7 +133,8 @@ def _read_json(text: str) -> Document:
     def constant(name: str) -> Any:
         raise Unreadable(Flaw(f"{name} is not JSON", "give a number"))
 
-    text = text.removeprefix("\ufeff")
+    if text.count(",") > MAX_VALUES:
+        raise Unreadable(Flaw(*_TOO_LARGE))
     try:
         value = json.loads(text, object_pairs_hook=pairs, parse_constant=constant)
     except json.JSONDecodeError as exc:
@@ -114,24 +145,31 @@ def _read_json(text: str) -> Document:
         if isinstance(exc, Unreadable):
             raise
         raise Unreadable(Flaw("not JSON that can be read", "make it simpler")) from None
+    if (at := _half_a_pair(text)) is not None:
+        line, column = text.count("\n", 0, at) + 1, at - text.rfind("\n", 0, at)
+        remedy = "write the character itself, or both halves of its pair"
+        raise Unreadable(Flaw(f"{text[at : at + 6]} is half a character", remedy, line, column))
     if _is_too_deep(value):
-        raise Unreadable(Flaw("nested too deeply", "make it simpler"))
-    flaws: list[Flaw] = []
-    if duplicates:
-        seen: dict[Path, Position] = {}
-        for path, position in _json_positions(text):
-            if path in seen and path and isinstance(path[-1], str):
-                flaws.append(_duplicate(path[-1], seen[path], position))
-            else:
-                seen[path] = position
+        raise Unreadable(Flaw(*_TOO_DEEP))
+    return value, duplicates
 
-    def positions() -> dict[Path, Position]:
-        places: dict[Path, Position] = {}
-        for path, position in _json_positions(text):
-            places.setdefault(path, position)
-        return places
 
-    return Document(value, tuple(flaws), cache(positions))
+def _half_a_pair(text: str) -> int | None:
+    """Where valid JSON escapes half of a surrogate pair, which is no character (RFC 8259, 8.2)."""
+    if "\\u" not in text:
+        return None
+    halves = (found.start() for found in _ESCAPE.finditer(text) if found["half"])
+    return next(halves, None)
+
+
+_ESCAPE = re.compile(
+    r"\\(?:u[dD][89abAB]..\\u[dD][c-fC-F]..|(?P<half>u[dD][89a-fA-F]..)|.)", re.DOTALL
+)
+
+
+def _weight(text: str) -> int:
+    """How many values a text counts as: a long one is more, so that aliases of it add up."""
+    return 1 + len(text) // 32
 
 
 def _is_too_deep(value: Any) -> bool:
@@ -207,6 +245,7 @@ _INT = re.compile(r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 _MAYBE_NUMBER = frozenset("+-.0123456789")
 _LONGEST_NUMBER = 40
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
 
 
 def _plain(text: str) -> Any:
@@ -236,8 +275,8 @@ class _Level:
     value: Any
     path: Path
     anchor: str | None
-    begun: int
-    """The size of the document before it."""
+    before: int
+    """Values that came before it."""
     key: str | None = None
 
     @property
@@ -278,10 +317,9 @@ class _YamlReader:
         self.places = places
         self._levels: list[_Level] = []
         self._anchors: dict[str, tuple[Any, int]] = {}
-        """Values by anchor, with their sizes."""
+        """Value by anchor, and how many values it counts as."""
         self._lines: list[str] | None = None
-        self._size = 0
-        """Nodes and characters so far, with each alias counted as what it stands for."""
+        self._values = 0
         self._result: Any = None
         self._documents = 0
 
@@ -319,15 +357,12 @@ class _YamlReader:
         elif isinstance(event, yaml.MappingEndEvent | yaml.SequenceEndEvent):
             level = self._levels.pop()
             if level.anchor:
-                self._anchors[level.anchor] = (level.value, self._size - level.begun)
+                self._anchors[level.anchor] = level.value, self._values - level.before
         elif isinstance(event, yaml.AliasEvent):
             if event.anchor not in self._anchors:
                 raise self._fatal(f"unknown alias *{event.anchor}", "define &… before *…", event)
             value, size = self._anchors[event.anchor]
-            self._size += size
-            if self._size > MAX_BYTES:
-                message = f"aliases stand for more than {MAX_BYTES} characters"
-                raise self._fatal(message, "use fewer aliases", event)
+            self._count(size, event)
             self._put(value, event)
         elif isinstance(event, yaml.DocumentStartEvent):
             self._documents += 1
@@ -336,18 +371,32 @@ class _YamlReader:
 
     def _open(self, event: yaml.CollectionStartEvent) -> None:
         if len(self._levels) >= MAX_DEPTH:
-            raise self._fatal("nested too deeply", "make it simpler", event)
+            raise self._fatal(*_TOO_DEEP, event)
         if self._levels and self._levels[-1].at_key:
             raise self._fatal("a key must be a text", "put it in quotes", event)
         value: Any = {} if isinstance(event, yaml.MappingStartEvent) else []
         if not event.implicit:
             self._unknown_tag(event)
         path = self._levels[-1].next_path if self._levels else ()
+        before = self._values
+        self._count(1, event)
         self._put(value, event)
-        self._levels.append(_Level(value, path, event.anchor, self._size))
-        self._size += 1
+        self._levels.append(_Level(value, path, event.anchor, before))
+
+    def _count(self, values: int, event: yaml.Event) -> None:
+        self._values += values
+        if self._values > MAX_VALUES:
+            raise self._fatal(*_TOO_LARGE, event)
+
+    def _note(self, flaw: Flaw) -> None:
+        if len(self._flaws) < MAX_FLAWS:
+            self._flaws.append(flaw)
 
     def _scalar(self, event: yaml.ScalarEvent) -> None:
+        self._count(_weight(event.value), event)
+        if not event.value.isascii() and _SURROGATE.search(event.value):
+            # libyaml refuses it; PyYAML's own parser does not.
+            raise self._fatal("half a character", "write the character itself", event)
         if self._levels and self._levels[-1].at_key:
             self._key(self._levels[-1], event)
             return
@@ -356,10 +405,8 @@ class _YamlReader:
             self._unknown_tag(event)
         elif event.tag is None and event.implicit[0]:
             value = _plain(event.value)
-        size = len(event.value) + 1
-        self._size += size
         if event.anchor:
-            self._anchors[event.anchor] = (value, size)
+            self._anchors[event.anchor] = value, _weight(event.value)
         if event.style == "|" and self._levels and self.places is not None:
             path = (*self._levels[-1].next_path, _BLOCK)
             self.places.setdefault(path, self._block_place(event))
@@ -375,7 +422,7 @@ class _YamlReader:
         return line, min(indents, default=0) + 1
 
     def _unknown_tag(self, event: yaml.ScalarEvent | yaml.CollectionStartEvent) -> None:
-        self._flaws.append(Flaw(f"unknown tag {event.tag!r}", "leave the tag out", *_mark(event)))
+        self._note(Flaw(f"unknown tag {event.tag!r}", "leave the tag out", *_mark(event)))
 
     def _key(self, level: _Level, event: yaml.ScalarEvent) -> None:
         level.key = event.value
@@ -383,8 +430,7 @@ class _YamlReader:
         if self.places is not None:
             self.places.setdefault(path, _mark(event))
         if level.key in level.value:
-            first = self._first_place(path)
-            self._flaws.append(_duplicate(event.value, first, _mark(event)))
+            self._note(_duplicate(event.value, self._first_place(path), _mark(event)))
 
     def _first_place(self, path: Path) -> Position:
         if self.places is None:

@@ -18,6 +18,7 @@ from fc_frontend import files
 from fc_frontend.config.trust import Level
 from fc_frontend.errors import Problem
 from fc_frontend.plan.addresses import PATH_LETTERS, SAFE_PATH
+from fc_frontend.text import is_printable
 
 VERSION = 3
 _HASH = re.compile(r"[0-9a-f]{64}")
@@ -301,7 +302,7 @@ def _replaced(value: Any, substitutes: Mapping[str, str]) -> Any:
 
 
 def _forms(entries: Any) -> dict[str, Form]:
-    return {name: _form(entry) for name, entry in entries.items()}
+    return {name: _form(entry) for name, entry in entries.items() if is_printable(name)}
 
 
 def _tuples(entries: Any) -> dict[str, tuple[Form, ...]]:

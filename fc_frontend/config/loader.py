@@ -12,6 +12,7 @@ import re
 from bisect import bisect_left
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -43,7 +44,7 @@ from fc_frontend.config.trust import (
     Verdict,
     judge,
 )
-from fc_frontend.errors import Problem, Severity, errors_in
+from fc_frontend.errors import LONGEST_PATH, Problem, Severity, errors_in
 from fc_frontend.paths.access import WriteAccess
 from fc_frontend.paths.accounts import user_id
 from fc_frontend.paths.walk import Found
@@ -51,9 +52,16 @@ from fc_frontend.plan import untrusted
 from fc_frontend.plan.addresses import SAFE_PATH
 from fc_frontend.plan.checks import service_problems, settings_problems
 from fc_frontend.plan.model import Address, Fragment, Origin, ServiceSpec, Settings
+from fc_frontend.text import is_printable, printable, whole_number
 
 DEFAULT_SETTINGS = ("/etc/fc-frontend/config.yaml", "/etc/fc-frontend/config.json")
 SETTINGS_VARIABLE = "FC_FRONTEND_CONFIG"
+MAX_SERVICES = 20_000
+"""In one file."""
+MAX_PROBLEMS = 20
+"""Of one service, or of the settings: of more, the first are reported."""
+_LONGEST_GUESS = 50
+"""Characters of a field's name that is compared with those that exist."""
 _RESERVED = "fc-"
 _SETTINGS = Unit(Piece.SETTINGS)
 _TEMPLATES = Unit(Piece.TEMPLATES)
@@ -203,7 +211,7 @@ def read(
     for path, file in odd:
         problems += file.problems
         if file.is_broken:
-            broken.add(path)
+            broken.add(printable(path, LONGEST_PATH))
     templates = _template_directory(trusted_main.content)
     template_access: dict[str, WriteAccess] = {}
     return Sources(
@@ -294,7 +302,15 @@ def _file(
     services: dict[str, _Raw] = {}
     fragment = None
     document, content = _NO_DOCUMENT, dict[str, Any]()
-    if path.endswith(".cfg") and not is_main:
+    if not is_printable(path) and not is_main:
+        problems.append(
+            Problem(
+                message="has a name with characters that are not printable",
+                remedy="rename it: use letters, digits and ._-",
+                file=path,
+            )
+        )
+    elif path.endswith(".cfg") and not is_main:
         fragment, seen = _fragment(path, place, problems)
     elif path.endswith(".yml") and not is_main:
         problems.append(
@@ -312,7 +328,8 @@ def _file(
         inline = content.pop("services", None)
         if not is_main:
             problems += [
-                _unknown_field(key, ("services",), path, (key,), document) for key in content
+                _unknown_field(key, ("services",), path, (key,), document)
+                for key in islice(content, MAX_PROBLEMS)
             ]
         services = _collect(inline, document, path, problems, before.services if before else {})
     errors = errors_in(problems)
@@ -701,6 +718,8 @@ class _Raw:
     document: Document
     level: Level | None = None
     """The level of a last good form, which it keeps; None for a service that was just read."""
+    key: str = ""
+    """Its name as it is written, if that is not printable."""
     found: dict[Level, tuple[ServiceSpec | None, tuple[Problem, ...], Form]] = field(
         default_factory=dict, compare=False, repr=False
     )
@@ -731,9 +750,10 @@ class _Raw:
     def problem(
         self, field: str, message: str, remedy: str, inside: _Inside | None = None
     ) -> Problem:
-        path: tuple[str | int, ...] = ("services", self.name)
+        path: tuple[str | int, ...] = ("services", self.key or self.name)
         for part in field.split(".") if field else ():
-            path += (int(part) if part.isdigit() else part,)
+            index = whole_number(part)
+            path += (part if index is None else index,)
         position = _locate(self.document, path, inside)
         if len(path) > 2 and position == self.document.locate(path[:2]):
             camel = _SNAKE_TO_CAMEL.get(str(path[2]))
@@ -839,14 +859,24 @@ def _collect(
             )
         )
         return {}
+    if len(value) > MAX_SERVICES:
+        problems.append(
+            Problem(
+                message=f"has more than {MAX_SERVICES} services",
+                remedy="split it into several files",
+                file=file,
+            )
+        )
+        return {}
     services: dict[str, _Raw] = {}
-    for name, content in value.items():
+    for key, content in value.items():
+        name = printable(key)
         known = before.get(name)
         if known is not None and known.value == content and not known.problems:
             # Its lines may be others now, and nothing of it names a line.
             services[name] = replace(known, document=document)
         else:
-            services[name] = _Raw(name, content, file, document)
+            services[name] = _Raw(name, content, file, document, key=key if key != name else "")
     return services
 
 
@@ -860,7 +890,7 @@ def _settings(
     except ValidationError as exc:
         found = [
             _from_pydantic(error, SettingsDeclaration, (), document, file)
-            for error in exc.errors(include_url=False)
+            for error in exc.errors(include_url=False)[:MAX_PROBLEMS]
         ]
         settings = SettingsDeclaration().model()
     if not settings.cluster.nameservers:
@@ -905,7 +935,7 @@ def _service(raw: _Raw, problems: list[Problem]) -> ServiceSpec | None:
         declared = ServiceDeclaration.model_validate(fields)
     except ValidationError as exc:
         path = ("services", raw.name)
-        for error in exc.errors(include_url=False):
+        for error in exc.errors(include_url=False)[:MAX_PROBLEMS]:
             problem = _from_pydantic(error, ServiceDeclaration, path, raw.document, raw.file)
             problems.append(
                 raw.problem(problem.field or "", problem.message, problem.remedy, _inside(error))
@@ -999,7 +1029,7 @@ def _unknown_field(
     document: Document,
 ) -> Problem:
     known = tuple(known)
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    near = difflib.get_close_matches(name[:_LONGEST_GUESS], known, n=1, cutoff=0.6)
     remedy = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
     line, column = document.locate(path) or (None, None)
     dotted = path[2:] if path[:1] == ("services",) and len(path) > 2 else path
@@ -1031,6 +1061,10 @@ def _placed(problem: Problem, file: str, document: Document) -> Problem:
     return replace(placed, severity=problem.severity, unit=problem.unit)
 
 
+def _is_template(name: str) -> bool:
+    return name.endswith(".j2") and is_printable(name)
+
+
 def _templates(
     directory: str, problems: list[Problem], access: dict[str, WriteAccess]
 ) -> dict[str, str] | None:
@@ -1039,7 +1073,7 @@ def _templates(
     Adds to `access` who may change each, by its path.
     """
     found: list[Problem] = []
-    place, looks = list_directory(directory, lambda name: name.endswith(".j2"), found)
+    place, looks = list_directory(directory, _is_template, found)
     if place is None:
         remedy = "create it, or set haproxy.templates to null"
         message = found[0].message if found else "does not exist"

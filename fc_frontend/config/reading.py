@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import stat
 import time
+from bisect import bisect_right
 from collections.abc import Callable
+from itertools import accumulate
 from typing import NamedTuple
 
 from fc_frontend import safe_files
@@ -16,11 +18,14 @@ from fc_frontend.paths.walk import Found, Walker
 from fc_frontend.safe_files import Fault, Unsafe
 
 MAX_FILES = 20_000
+MAX_TOTAL_BYTES = 32 * 1024 * 1024
+"""In all files of a directory."""
 CLOCK_GRAIN = 2_000_000_000
 """Nanoseconds."""
 
 Signature = tuple[int, int, int, int, int]
 """Device, inode, size, and the times of change of content and inode, in ns."""
+_SIZE = 2
 
 
 class Look(NamedTuple):
@@ -109,7 +114,18 @@ def list_directory(
                 file=path,
             )
         )
-    return Directory(found.place, dict(sorted(found.looks.items())[:MAX_FILES]))
+    taken = sorted(found.looks.items())[:MAX_FILES]
+    sizes = accumulate(each.signature[_SIZE] if each else 0 for _, each in taken)
+    fitting = bisect_right(list(sizes), MAX_TOTAL_BYTES)
+    if fitting < len(taken):
+        problems.append(
+            Problem(
+                message=f"has more than {MAX_TOTAL_BYTES} bytes in all of its files",
+                remedy="remove files that are not needed",
+                file=path,
+            )
+        )
+    return Directory(found.place, dict(taken[:fitting]))
 
 
 def _listed(path: str, is_wanted: Callable[[str], bool]) -> Directory:

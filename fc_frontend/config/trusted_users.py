@@ -19,9 +19,11 @@ def state_directory(settings: Mapping[str, Any]) -> str:
     Settings that cannot be read must not hide what was good before.
     """
     declared = settings.get("state_directory")
-    if isinstance(declared, str) and SAFE_PATH.fullmatch(declared):
-        return declared
-    return os.environ.get("STATE_DIRECTORY", "").split(":")[0] or Settings().state_directory
+    given = os.environ.get("STATE_DIRECTORY", "").split(":")[0]
+    for directory in (declared, given):
+        if isinstance(directory, str) and SAFE_PATH.fullmatch(directory):
+            return directory
+    return Settings().state_directory
 
 
 def daemon_user(directory: str) -> int:

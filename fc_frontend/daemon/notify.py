@@ -11,6 +11,8 @@ import socket
 import time
 from collections.abc import Mapping
 
+from fc_frontend.text import one_line
+
 _LONGEST_STATUS = 200
 
 
@@ -62,8 +64,7 @@ class Notifier:
             return
         lines = [state] if state else []
         if status is not None:
-            clean = "".join(c if c.isprintable() else " " for c in status[:_LONGEST_STATUS])
-            lines.append(f"STATUS={clean}")
+            lines.append(f"STATUS={one_line(status, _LONGEST_STATUS)}")
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
                 sock.setblocking(False)

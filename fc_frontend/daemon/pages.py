@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from fc_frontend.observe.services import service_state, slot_room
 from fc_frontend.observe.shared import Shared
 from fc_frontend.page import render
 from fc_frontend.page.look import Known, Looker
+from fc_frontend.text import json_text
 
 JSON = "application/json"
 TEXT = "text/plain; charset=utf-8"
@@ -47,7 +47,7 @@ class SharedAnswers:
 
         def status() -> bytes:
             document = status_document(reconciler, metrics, stuck())
-            return json.dumps(document, ensure_ascii=False, indent=2).encode() + b"\n"
+            return json_text(document).encode() + b"\n"
 
         return cls(Shared(exposition), Shared(status))
 

@@ -31,6 +31,7 @@ from fc_frontend.observe.metrics import Metrics
 from fc_frontend.page.look import Looker
 from fc_frontend.plan.model import Bind, Settings
 from fc_frontend.plurals import counted
+from fc_frontend.text import printable
 
 _HAPROXY_INTERVAL = 1.0
 _WORKERS_EVERY = 5
@@ -58,7 +59,7 @@ class Service:
             settings_file, log, self._metrics, advance=lambda: self._progress.advance(Work.STEP)
         )
         self._looker = Looker(
-            socket.gethostname(),
+            printable(socket.gethostname()),
             lambda: know(settings_file, self._reconciler, self._metrics, self._stuck),
         )
         self._shared = SharedAnswers.of(self._reconciler, self._metrics, self._stuck)

@@ -13,6 +13,7 @@ from typing import Any
 from fc_frontend import files
 from fc_frontend.plan import slots
 from fc_frontend.plan.model import Answer, Endpoint, Freshness, Kind
+from fc_frontend.text import one_line
 
 VERSION = 1
 _MOST_BYTES = 16 * 1024 * 1024
@@ -78,7 +79,7 @@ def _answer(entry: Any) -> Answer:
         raise ValueError
     return Answer(
         kind=Kind(entry["kind"]),
-        reason="".join(letter for letter in reason if letter.isprintable())[:300],
+        reason=one_line(reason, 300),
         endpoints=tuple(sorted({_endpoint(*fields) for fields in entry["endpoints"]})),
         freshness=Freshness.STALE,
         slots=count,

@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
+from fc_frontend.text import one_line
+
 
 class Result(StrEnum):
     """How it is, best first."""
@@ -36,8 +38,8 @@ class Finding:
             "group": self.group,
             "check": self.check,
             "result": self.result.value,
-            "message": printable(self.message),
-            "remedy": printable(self.remedy),
+            "message": one_line(self.message),
+            "remedy": one_line(self.remedy),
         }
 
 
@@ -68,15 +70,6 @@ def worst(findings: Iterable[Finding]) -> Result:
     """The worst result of all; unknown if nothing was found at all."""
     found = [finding.result for finding in findings]
     return max(found, key=_ORDER.index) if found else Result.UNKNOWN
-
-
-def printable(text: str, longest: int = 600) -> str:
-    """`text` in one line, without what would control a terminal: it may come from the network."""
-    shown = "".join(
-        character if character.isprintable() else " " for character in text[: longest + 1]
-    )
-    shown = " ".join(shown.split())
-    return shown if len(shown) <= longest else f"{shown[: longest - 1]}…"
 
 
 def some(names: Iterable[object], most: int = 4) -> str:

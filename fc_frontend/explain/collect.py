@@ -31,7 +31,6 @@ from fc_frontend.explain.facts import (
     Proxy,
     Server,
     Worker,
-    clean,
 )
 from fc_frontend.explain.overview import Seen
 from fc_frontend.haproxy import hold, install, rollback, runtime
@@ -57,6 +56,7 @@ from fc_frontend.plan.names import headless_name
 from fc_frontend.plan.planner import assumed_kind, plan
 from fc_frontend.syntax.binds import read_listeners
 from fc_frontend.syntax.endpoints import Endpoint
+from fc_frontend.text import one_line, whole_number
 
 DNS_TIMEOUT = 2.0
 """Seconds that cluster DNS has for its answers about one service."""
@@ -299,7 +299,7 @@ async def _ask_nameserver(cluster: Cluster, index: int) -> Nameserver:
     finally:
         client.close()
     if reply.outcome is Outcome.FAILURE:
-        said = clean(reply.detail).removeprefix(f"{nameserver}: ")
+        said = one_line(reply.detail).removeprefix(f"{nameserver}: ")
         return Nameserver(name=str(nameserver), said=said)
     if reply.outcome is Outcome.NXDOMAIN:
         said = f"it does not know svc.{cluster.domain}"
@@ -319,13 +319,12 @@ def ask_worker(
         counts = counted(runtime.each_server(haproxy.runtime_socket, timeout))
     except Unavailable as exc:
         return None, exc.problems[0]
-    uptime = info.get("Uptime_sec", "")
     return (
         Worker(
             hash=runtime.hash_in(info),
-            version=clean(info.get("Version", "")),
-            pid=int(info["Pid"]) if info["Pid"].isdigit() else None,
-            seconds=int(uptime) if uptime.isdigit() else None,
+            version=one_line(info.get("Version", "")),
+            pid=whole_number(info.get("Pid")),
+            seconds=whole_number(info.get("Uptime_sec")),
             counts=counts,
         ),
         None,
@@ -384,19 +383,20 @@ def _proxy(haproxy: Haproxy, name: str, timeout: float) -> Proxy | None:
             )
             for state in states
         ),
-        status=clean(front.get("status", "")),
-        sessions=_number(front.get("scur")) or 0,
-        most_sessions=_number(front.get("slim")) or 0,
+        status=one_line(front.get("status", "")),
+        sessions=whole_number(front.get("scur")) or 0,
+        most_sessions=whole_number(front.get("slim")) or 0,
         traffic=traffic_in(rows).get(name, NO_TRAFFIC),
     )
 
 
 def _server(state: ServerState, row: dict[str, str], *, is_backup: bool) -> Server:
-    words = [clean(row.get(column, "")) for column in ("check_desc", "last_chk")]
-    code = clean(row.get("check_status", "")).removeprefix("* ")
-    status = f" (HTTP {row['check_code']})" if row.get("check_code", "").isdigit() else ""
+    words = [one_line(row.get(column, "")) for column in ("check_desc", "last_chk")]
+    code = one_line(row.get("check_status", "")).removeprefix("* ")
+    http_status = whole_number(row.get("check_code"))
+    status = "" if http_status is None else f" (HTTP {http_status})"
     return Server(
-        name=clean(state.server),
+        name=one_line(state.server),
         health=_health(state),
         address=state.address,
         port=state.port,
@@ -406,10 +406,6 @@ def _server(state: ServerState, row: dict[str, str], *, is_backup: bool) -> Serv
         is_backup=is_backup,
         traffic=traffic_of(row),
     )
-
-
-def _number(text: str | None) -> int | None:
-    return int(text) if text and text.isdigit() else None
 
 
 def _binds(
@@ -425,7 +421,7 @@ def _binds(
     found = []
     endpoints = [listener.endpoint for _, listener in declared]
     for endpoint, held in holding(endpoints, owned_by=owned_by).items():
-        who = ", ".join(clean(other) for other in held.others)
+        who = ", ".join(one_line(other) for other in held.others)
         problem = None
         if held.by_haproxy:
             listening = Listening.HAPROXY
@@ -501,7 +497,7 @@ def seen_of(
         problems=problems,
         wanted_hash=wanted,
         held_id=held.id if held else None,
-        held_by=clean(held.by) if held else "",
+        held_by=one_line(held.by) if held else "",
         take_over=missing if held is None else None,
     )
 

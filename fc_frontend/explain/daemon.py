@@ -15,12 +15,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from fc_frontend.errors import Problem, Severity, Unavailable
-from fc_frontend.explain.facts import Daemon, DaemonService, Held, LastReload, clean
+from fc_frontend.explain.facts import Daemon, DaemonService, Held, LastReload
 from fc_frontend.plan.model import Bind
+from fc_frontend.text import one_line
 
 TIMEOUT = 3.0
 """In seconds, for the whole answer."""
 _MOST_BYTES = 64 * 1024 * 1024
+_LAST_MOMENT = 1e11
 _ANY = {"*": "127.0.0.1", "::": "::1"}
 
 
@@ -46,8 +48,8 @@ def ask_daemon(listen: Bind | None, timeout: float = TIMEOUT) -> Daemon:
             )
         ) from exc
     try:
-        return parse_status(json.loads(content))
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as exc:
+        return parse_status(json.loads(content, parse_constant=_not_a_number))
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError) as exc:
         raise Unavailable(
             Problem(
                 message=f"what answers on {listen} is not this fc-frontend's daemon",
@@ -89,7 +91,7 @@ class _Received:
 
 
 def _reason(exc: Exception) -> str:
-    return clean(getattr(exc, "strerror", None) or exc or type(exc).__name__)[:200]
+    return one_line(getattr(exc, "strerror", None) or exc or type(exc).__name__)[:200]
 
 
 def parse_status(document: Any) -> Daemon:
@@ -108,7 +110,7 @@ def parse_status(document: Any) -> Daemon:
         problems=tuple(_problem(entry) for entry in document["problems"]),
         quarantined=tuple(_held(entry) for entry in document["quarantined"]),
         last_reload=LastReload(
-            at=float(last["at"]),
+            at=_moment(last["at"]),
             reasons=tuple(_text(reason) for reason in last["reasons"]),
             outcome=_text(last["outcome"]),
             seconds=float(last["seconds"]),
@@ -165,10 +167,20 @@ def _problem(entry: Mapping[str, Any]) -> Problem:
     )
 
 
+def _moment(value: Any) -> float:
+    if not 0 <= float(value) < _LAST_MOMENT:
+        raise ValueError
+    return float(value)
+
+
+def _not_a_number(_name: str) -> float:
+    raise ValueError
+
+
 def _text(value: Any) -> str:
     if not isinstance(value, str):
         raise TypeError
-    return clean(value)
+    return one_line(value)
 
 
 def _optional(value: Any) -> str | None:

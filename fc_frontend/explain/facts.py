@@ -271,9 +271,3 @@ def slots_of(facts: Facts) -> int | None:
         own = [server for server in facts.proxy.servers if not server.is_backup]
         return len(own)
     return facts.planned.slots if facts.planned else None
-
-
-def clean(text: object) -> str:
-    """Text from outside in one line, without what a terminal would take as a command."""
-    line = " ".join(str(text).split())
-    return line if line.isprintable() else "".join(c if c.isprintable() else "?" for c in line)

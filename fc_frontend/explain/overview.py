@@ -20,9 +20,9 @@ from fc_frontend.explain.facts import (
     LastReload,
     Nameserver,
     Worker,
-    clean,
 )
 from fc_frontend.plurals import counted
+from fc_frontend.text import one_line
 
 LEFT_OUT = "left out"
 
@@ -231,12 +231,12 @@ def _rows(seen: Seen) -> Iterator[Row]:
             counts=counts,
             binds=service.binds,
             namespace=service.namespace,
-            why=clean(why),
+            why=one_line(why),
         )
     for name, quarantine in held.items():
         if name not in known:
             said = quarantine.problems[0].message if quarantine.problems else quarantine.effect
-            yield Row(name=name, state=LEFT_OUT, why=clean(said))
+            yield Row(name=name, state=LEFT_OUT, why=one_line(said))
 
 
 def _findings(seen: Seen) -> Iterator[Finding]:
@@ -287,7 +287,7 @@ def _of_processes(seen: Seen) -> Iterator[Finding]:
         yield Finding(
             level=Level.WARNING,
             subject="hold",
-            message=f"configuration {seen.held_id} is held, by {clean(seen.held_by)}: what is "
+            message=f"configuration {seen.held_id} is held, by {one_line(seen.held_by)}: what is "
             "declared does not reach HAProxy",
             remedy="`fc-frontend resume` goes on with what is declared",
         )
@@ -295,7 +295,7 @@ def _of_processes(seen: Seen) -> Iterator[Finding]:
         yield Finding(
             level=Level.WARNING if seen.in_sync else Level.CRITICAL,
             subject="take-over",
-            message=clean(seen.take_over.message),
+            message=one_line(seen.take_over.message),
             remedy=seen.take_over.remedy,
         )
     elif seen.worker is not None and not seen.in_sync:
@@ -334,8 +334,8 @@ def _of_service(seen: Seen, service: DaemonService) -> Iterator[Finding]:
         return Finding(
             level=level,
             subject=name,
-            message=clean(message),
-            remedy=clean(remedy),
+            message=one_line(message),
+            remedy=one_line(remedy),
             service=name,
         )
 

@@ -21,12 +21,12 @@ from fc_frontend.explain.facts import (
     Held,
     Listening,
     Server,
-    clean,
     slots_of,
 )
 from fc_frontend.plan import slots
 from fc_frontend.plan.model import Answer, Freshness, Kind, Network, ServiceSpec
 from fc_frontend.plurals import counted
+from fc_frontend.text import one_line
 
 _SHOWN = 20
 _DETAILS = 40
@@ -166,7 +166,7 @@ def _declaration(facts: Facts) -> Step:
         return Step(
             name=name,
             verdict=Verdict.BAD,
-            said=f"no service {clean(facts.name)[:80]} is declared",
+            said=f"no service {one_line(facts.name)[:80]} is declared",
             remedy=near
             or f"declare it in {facts.settings_file}, or in a file in services.d beside it",
         )
@@ -191,14 +191,14 @@ def _held_step(held: Held, verdict: Verdict) -> Step:
     return Step(
         name="declaration",
         verdict=verdict,
-        said=f"{subject} in quarantine, and {held.effect}: {clean(said)}",
+        said=f"{subject} in quarantine, and {held.effect}: {one_line(said)}",
         remedy=remedy,
         details=tuple(more[:_SHOWN]),
     )
 
 
 def _words(problem: Problem) -> str:
-    return clean(replace(problem, remedy=""))
+    return one_line(replace(problem, remedy=""))
 
 
 # DNS
@@ -236,7 +236,7 @@ def _for_how_long(facts: Facts, answer: Answer) -> str:
 
 
 def _dns_failed(facts: Facts, answer: Answer) -> Step:
-    error = clean(answer.error or "no answer")
+    error = one_line(answer.error or "no answer")
     servers = " and ".join(str(server) for server in facts.cluster.nameservers[:3])
     query = facts.planned.query if facts.planned else None
     if "SERVFAIL" in error:
@@ -283,17 +283,17 @@ def _dns_answered(answer: Answer, spec: ServiceSpec) -> Step | None:
     if not found:
         return None
     said = f"cluster DNS names {counted(found, 'address', 'addresses')}"
-    said += f": {clean(answer.reason)}" if answer.endpoints else ""
+    said += f": {one_line(answer.reason)}" if answer.endpoints else ""
     if answer.kind is Kind.SERVICE and answer.remedy:
         return Step(
             name="dns",
             verdict=Verdict.WARN,
-            said=f"wildcards are not supported by this CoreDNS: {clean(answer.reason)}",
-            remedy=clean(answer.remedy),
+            said=f"wildcards are not supported by this CoreDNS: {one_line(answer.reason)}",
+            remedy=one_line(answer.remedy),
             details=_manifest(spec),
         )
     if answer.endpoints and answer.remedy:
-        return Step(name="dns", verdict=Verdict.WARN, said=said, remedy=clean(answer.remedy))
+        return Step(name="dns", verdict=Verdict.WARN, said=said, remedy=one_line(answer.remedy))
     return Step(name="dns", verdict=Verdict.OK, said=said)
 
 
@@ -317,13 +317,13 @@ def _dns_nobody(facts: Facts, answer: Answer, spec: ServiceSpec) -> Step:
     """NXDOMAIN, or a name without addresses."""
     where = f"{spec.service} in namespace {spec.namespace}"
     look = f"`kubectl -n {spec.namespace} get service,endpointslices,pods`"
-    error = clean(answer.error or "").partition(": no such service")[0]
+    error = one_line(answer.error or "").partition(": no such service")[0]
     if answer.remedy:
         return Step(
             name="dns",
             verdict=Verdict.BAD,
             said=f"wildcards are not supported by this CoreDNS: {error}",
-            remedy=f"{clean(answer.remedy)} (kube-proxy balances then), or make the Service "
+            remedy=f"{one_line(answer.remedy)} (kube-proxy balances then), or make the Service "
             "headless, as shown",
             details=_manifest(spec),
         )
@@ -373,7 +373,7 @@ def _networks(facts: Facts) -> Step:
     if not answer.rejected:
         return Step(name=name, verdict=Verdict.OK, said=f"all in the {which} {shown}")
     field = "cluster.service_network" if is_service else "cluster.pod_network"
-    remedy = clean(answer.remedy) or f"add their network to {field}, if they belong there"
+    remedy = one_line(answer.remedy) or f"add their network to {field}, if they belong there"
     is_cluster_ip = "clusterIP" in remedy
     return Step(
         name=name,
@@ -442,7 +442,7 @@ def _servers(facts: Facts) -> Step:
             name=name,
             verdict=Verdict.BAD,
             said="the running HAProxy has no section of this name",
-            remedy=clean(refused[0].remedy)
+            remedy=one_line(refused[0].remedy)
             if refused and refused[0].remedy
             else "see the steps before; once it is good, the daemon or `fc-frontend apply` brings "
             "it to HAProxy",
@@ -662,7 +662,7 @@ def _configuration(facts: Facts) -> Step:
         return Step(
             name=name,
             verdict=Verdict.WARN,
-            said=f"configuration {facts.held_id} is held, by {clean(facts.held_by)}: what is "
+            said=f"configuration {facts.held_id} is held, by {one_line(facts.held_by)}: what is "
             "declared does not reach HAProxy",
             remedy="`fc-frontend resume` goes on with what is declared",
         )
@@ -673,7 +673,7 @@ def _configuration(facts: Facts) -> Step:
             verdict=verdict,
             said="what is declared is refused, and HAProxy goes on with what it has"
             + (f": {_words(refused[0])}" if refused else ""),
-            remedy=clean(refused[0].remedy) if refused else "run `fc-frontend check`",
+            remedy=one_line(refused[0].remedy) if refused else "run `fc-frontend check`",
         )
     if running != facts.wanted_hash:
         has = f"has {running}" if running else "has a configuration that is not fc-frontend's"

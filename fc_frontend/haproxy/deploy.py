@@ -51,6 +51,7 @@ from fc_frontend.haproxy.trial import Taker, trial
 from fc_frontend.haproxy.version import binary_version, parse_version
 from fc_frontend.plan.model import Haproxy, Plan, Resolution, Settings
 from fc_frontend.render.config import Config, config_hash
+from fc_frontend.text import whole_number
 
 
 class Outcome(StrEnum):
@@ -134,7 +135,7 @@ def observe(haproxy: Haproxy) -> Running:
     with contextlib.suppress(Unavailable):
         info = runtime.info(haproxy.runtime_socket)
         worker_hash = runtime.hash_in(info)
-        worker = int(info["Pid"]) if info.get("Pid", "").isdigit() else None
+        worker = whole_number(info.get("Pid"))
         servers = runtime.servers_with_address(haproxy.runtime_socket)
     with contextlib.suppress(Unavailable):
         processes = show_proc(haproxy.master_socket)

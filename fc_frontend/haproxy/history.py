@@ -24,6 +24,7 @@ from fc_frontend.errors import Problem, Refused, Unavailable
 from fc_frontend.files import Attributes
 from fc_frontend.haproxy.lock import directory_locked
 from fc_frontend.render.config import HASH_LENGTH, config_hash
+from fc_frontend.text import one_line
 
 DIRECTORY = "history"
 MOST_ENTRIES = 50
@@ -372,10 +373,7 @@ def _is_time(value: object) -> bool:
 def _bounded(entry: Entry) -> Entry:
     shown = entry.reasons[:_MOST_REASONS]
     more = len(entry.reasons) - len(shown)
-    words = [
-        "".join(letter if letter.isprintable() else "?" for letter in reason)[:_LONGEST_WORD]
-        for reason in shown
-    ]
+    words = [one_line(reason, _LONGEST_WORD) for reason in shown]
     return replace(entry, reasons=(*words, *([f"and {more} more"] if more else [])))
 
 

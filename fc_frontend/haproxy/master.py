@@ -12,15 +12,16 @@ from dataclasses import dataclass
 
 from fc_frontend.errors import Problem, Unavailable
 from fc_frontend.haproxy.socket import NoAnswer, NoListener, ask
+from fc_frontend.text import whole_number
 
 _LIMIT = 1024 * 1024
 _PAUSE = 0.005
 _ROW = re.compile(
-    r"""^(?P<pid>\d+)\s+(?P<type>\S+)\s+
-        (?:\d+\s+(?=\d+\s))?                      # <relative PID>, until 2.4
-        (?P<reloads>\d+|-)\s+
-        (?:\[failed:\s*(?P<failed>\d+)\]\s*)?     # the master's, from 2.5
-        (?P<days>\d+)d(?P<hours>\d+)h(?P<minutes>\d+)m(?P<seconds>\d+)s
+    r"""^(?P<pid>[0-9]{1,15})\s+(?P<type>\S+)\s+
+        (?:[0-9]{1,15}\s+(?=[0-9]{1,15}\s))?                      # <relative PID>, until 2.4
+        (?P<reloads>[0-9]{1,15}|-)\s+
+        (?:\[failed:\s*(?P<failed>[0-9]{1,15})\]\s*)?     # the master's, from 2.5
+        (?P<days>[0-9]{1,15})d(?P<hours>[0-9]{1,15})h(?P<minutes>[0-9]{1,15})m(?P<seconds>[0-9]{1,15})s
         (?:\s+(?P<version>\S+))?\s*$""",
     re.VERBOSE,
 )
@@ -114,7 +115,7 @@ def parse_processes(path: str, answer: str) -> Processes:
 
 
 def _count(text: str | None) -> int:
-    return int(text) if text and text.isdigit() else 0
+    return whole_number(text) or 0
 
 
 def _seconds(row: re.Match[str]) -> float:

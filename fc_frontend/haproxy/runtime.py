@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from fc_frontend.errors import Problem, Unavailable
 from fc_frontend.haproxy.socket import ask
 from fc_frontend.haproxy.traffic import Traffic, parse_traffic
+from fc_frontend.text import whole_number
 
 TIMEOUT = 5.0
 """In seconds, for one command."""
@@ -134,10 +135,10 @@ def statistics(path: str, proxy: str, timeout: float = TIMEOUT) -> tuple[dict[st
     answer = ask(path, f"show stat {proxy} 7 -1", timeout)
     if answer.startswith("No such proxy"):
         return ()
-    rows = csv.DictReader(answer.removeprefix("# ").strip().splitlines())
-    if "svname" not in (rows.fieldnames or ()):
+    rows = _table(answer)
+    if not rows or "svname" not in rows[0]:
         raise _strange(path, "show stat", answer)
-    return tuple({key: value or "" for key, value in row.items() if key} for row in rows)
+    return rows
 
 
 def traffic(path: str, timeout: float = TIMEOUT) -> dict[str, Traffic]:
@@ -152,12 +153,20 @@ def traffic(path: str, timeout: float = TIMEOUT) -> dict[str, Traffic]:
 
 def sessions(answer: str) -> dict[str, int]:
     """The current sessions of each server, by its name, in `show stat PROXY 4 -1`'s answer."""
-    rows = csv.DictReader(answer.removeprefix("# ").strip().splitlines())
     return {
-        row["svname"]: int(row["scur"])
-        for row in rows
-        if row.get("svname") and (row.get("scur") or "").isdigit()
+        row["svname"]: count
+        for row in _table(answer)
+        if row.get("svname") and (count := whole_number(row.get("scur"))) is not None
     }
+
+
+def _table(answer: str) -> tuple[dict[str, str], ...]:
+    """The rows of `show stat`'s answer, by column; none if it is no table."""
+    rows = csv.DictReader(answer.removeprefix("# ").strip().splitlines())
+    try:
+        return tuple({key: value or "" for key, value in row.items() if key} for row in rows)
+    except csv.Error:
+        return ()
 
 
 def parse_servers(path: str, answer: str) -> tuple[ServerState, ...]:

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
+from fc_frontend.text import whole_number
+
 _COLUMNS = (
     *("pxname", "svname", "scur", "stot", "rate", "econ", "eresp", "hrsp_5xx", "req_rate"),
     "req_tot",
@@ -136,4 +138,4 @@ def _rows(answer: str) -> Iterator[dict[str, str]] | None:
 
 
 def _number(text: str | None) -> int:
-    return int(text) if text and text.isascii() and text.isdigit() else 0
+    return whole_number(text) or 0

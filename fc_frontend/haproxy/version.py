@@ -14,7 +14,7 @@ from pathlib import Path
 from fc_frontend.errors import Problem, Unavailable
 from fc_frontend.haproxy.process import run
 
-_NUMBERS = re.compile(r"(\d+)\.(\d+)(?:\.(\d+)|-dev(\d+))?\S*")
+_NUMBERS = re.compile(r"([0-9]{1,6})\.([0-9]{1,6})(?:\.([0-9]{1,6})|-dev([0-9]+))?\S*")
 _SAID = re.compile(r"^(?:HA-?Proxy version |Version: ?)(\S+)", re.MULTILINE)
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import re
 from typing import Any
 
 from fc_frontend.migrate.convert import Imported, ImportedFragment, ImportedService
+from fc_frontend.text import json_text, one_line
 
 _PLAIN = re.compile(r"[A-Za-z][A-Za-z0-9_./-]*(?: [A-Za-z0-9_./()-]+)*")
 _WORDS_OF_YAML = frozenset("true false null yes no on off y n".split())
@@ -30,7 +30,7 @@ def files(imported: Imported) -> dict[str, str]:
 
 
 def _settings(settings: dict[str, Any], sources: list[str]) -> str:
-    origin = f" from {', '.join(_one_line(source) for source in sources)}" if sources else ""
+    origin = f" from {', '.join(one_line(source) for source in sources)}" if sources else ""
     lines = [f"# Written by `fc-frontend import`{origin}."]
     for key, value in settings.items():
         lines.append(f"{key}:")
@@ -42,8 +42,8 @@ def _settings(settings: dict[str, Any], sources: list[str]) -> str:
 
 
 def _service(service: ImportedService) -> str:
-    lines = [f"# {_one_line(service.file)}, line {service.line}"]
-    lines += [_one_line(comment) for comment in service.comment]
+    lines = [f"# {one_line(service.file)}, line {service.line}"]
+    lines += [one_line(comment) for comment in service.comment]
     lines += ["services:", f"  {_scalar(service.name)}:"]
     for name, value in service.fields.items():
         lines += _entry(name, value, "    ")
@@ -52,14 +52,10 @@ def _service(service: ImportedService) -> str:
 
 def _fragment(fragment: ImportedFragment) -> str:
     lines = (
-        f"# {_one_line(fragment.file)}, line {fragment.line}",
-        f"# Not a declaration: {_one_line(fragment.reason)}.",
+        f"# {one_line(fragment.file)}, line {fragment.line}",
+        f"# Not a declaration: {one_line(fragment.reason)}.",
     )
     return "\n".join(lines) + f"\n\n{fragment.text}"
-
-
-def _one_line(text: str) -> str:
-    return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 def _entry(name: str, value: Any, indent: str) -> list[str]:
@@ -83,4 +79,4 @@ def _scalar(value: Any) -> str:
     text = str(value)
     if _PLAIN.fullmatch(text) and text.lower() not in _WORDS_OF_YAML:
         return text
-    return json.dumps(text, ensure_ascii=False)
+    return json_text(text)

@@ -13,6 +13,8 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from typing import Any, TextIO
 
+from fc_frontend.text import printable
+
 LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 _PRIORITIES = {"debug": 7, "info": 6, "warning": 4, "error": 3}
 """sd-daemon(3)."""
@@ -140,7 +142,7 @@ def render_event(event: MutableMapping[str, Any]) -> str:
     """`event` and its fields as one line of logfmt."""
     name = event.pop("event", "")
     fields = [f"{key}={_value(value)}" for key, value in event.items() if value is not None]
-    return " ".join([_escaped(_cut(str(name))), *fields])
+    return " ".join([printable(name), *fields])
 
 
 def _now() -> str:
@@ -150,18 +152,8 @@ def _now() -> str:
 def _value(value: object) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
-    text = _cut(str(value))
-    if text and all(letter in _BARE for letter in text):
+    text = str(value)
+    if text and len(text) <= _LONGEST_VALUE and all(letter in _BARE for letter in text):
         return text
-    return '"' + _escaped(text.replace("\\", "\\\\").replace('"', '\\"')) + '"'
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= _LONGEST_VALUE else text[:_LONGEST_VALUE] + "…"
-
-
-def _escaped(text: str) -> str:
-    return "".join(
-        letter if letter.isprintable() else letter.encode("unicode_escape", "replace").decode()
-        for letter in text
-    )
+    text = text[: _LONGEST_VALUE + 1].replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{printable(text, _LONGEST_VALUE)}"'

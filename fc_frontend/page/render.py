@@ -19,10 +19,11 @@ from markupsafe import Markup, escape
 
 from fc_frontend import __version__
 from fc_frontend.errors import Problem
-from fc_frontend.explain.facts import Health, clean
+from fc_frontend.explain.facts import Health
 from fc_frontend.explain.overview import Level
 from fc_frontend.explain.steps import Verdict, duration
 from fc_frontend.page.values import Board, Detail, bar, select, servers
+from fc_frontend.text import one_line
 
 CONTENT_TYPE = "text/html; charset=utf-8"
 MOST_SERVERS = 200
@@ -66,7 +67,7 @@ def asked(query: str) -> Asked:
         found = parse_qs(query[:_LONGEST_QUERY], max_num_fields=16, errors="replace")
     except ValueError:
         return Asked()
-    text = clean(found.get("q", [""])[-1])[:LONGEST_TEXT].strip()
+    text = one_line(found.get("q", [""])[-1])[:LONGEST_TEXT].strip()
     number = found.get("page", ["1"])[-1]
     is_number = number.isascii() and number.isdigit() and len(number) < 8
     return Asked(text, int(number) if is_number and int(number) else 1)
@@ -95,13 +96,13 @@ def service_page(detail: Detail) -> bytes:
 
 def missing_page(board: Board, name: str, near: str | None) -> bytes:
     """The page of a service that does not exist."""
-    return _page("missing.html.j2", board, name=clean(name)[:LONGEST_TEXT], near=near)
+    return _page("missing.html.j2", board, name=one_line(name)[:LONGEST_TEXT], near=near)
 
 
 def not_yet_page(problem: Problem, host: str) -> bytes:
     """The page of a daemon that has nothing to tell yet."""
     template = _environment().get_template("not_yet.html.j2")
-    return template.render(problem=problem, host=host).encode()
+    return template.render(problem=problem, host=host).encode("utf-8", "replace")
 
 
 @lru_cache(maxsize=1)
@@ -126,7 +127,7 @@ def _page(template: str, board: Board, **values: object) -> bytes:
         .get_template(template)
         .render({"board": board, "overview": board.overview, "host": board.host, "q": "", **values})
     )
-    return text.encode()
+    return text.encode("utf-8", "replace")
 
 
 @lru_cache(maxsize=1)

@@ -28,6 +28,7 @@ from fc_frontend.plan.model import Bind, Haproxy
 from fc_frontend.render.config import Config, sections_in
 from fc_frontend.render.listeners import listeners_of
 from fc_frontend.syntax.endpoints import Endpoint
+from fc_frontend.text import whole_number
 
 
 def observe_build(haproxy: Haproxy, timeout: float) -> Build:
@@ -54,7 +55,7 @@ def observe_sockets(haproxy: Haproxy, timeout: float) -> tuple[Socket, Socket, R
     running = Running(
         hash=runtime.hash_in(info),
         processes=processes,
-        worker=int(info["Pid"]) if info.get("Pid", "").isdigit() else None,
+        worker=whole_number(info.get("Pid")),
     )
     return worker, master, running
 

@@ -1,0 +1,87 @@
+"""Text from outside: names, messages and numbers that anybody may have written.
+
+Names are accepted where they come in only if they are printable.  Whatever else is printed goes
+through `printable`, `one_line` or `json_text`, so that no output can fail for a character that has
+no encoding, and none can begin a line, move a terminal's cursor or reorder what stands beside it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import unicodedata
+
+LONGEST_NAME = 120
+"""Characters of a name that is not accepted: those that are have at most 63."""
+LONGEST_TEXT = 2000
+_BLANK = frozenset("\u115f\u1160\u2800\u3164\uffa0")
+"""Letters and symbols by their category that look like nothing or like a space."""
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
+
+
+def is_printable(text: str) -> bool:
+    """True if `text` looks like what it is: visible characters and single-width spaces.
+
+    Control and format characters, such as those that change the direction of writing, surrogates,
+    private and unassigned characters are not, nor are marks that change the character before them.
+    """
+    return text.isprintable() and (text.isascii() or all(map(_is_plain, text)))
+
+
+def printable(text: object, longest: int = LONGEST_NAME) -> str:
+    """`text` as it may be printed: other characters are escaped as in Python (`\\n`, `\\u202e`).
+
+    It has at most `longest` characters: of more, the first are left, with `…` at the end.
+    """
+    found = str(text)[: longest + 1]
+    if not is_printable(found):
+        found = "".join(letter if _is_plain(letter) else _escaped(letter) for letter in found)
+    return found if len(found) <= longest else f"{found[: longest - 1]}…"
+
+
+def one_line(text: object, longest: int = LONGEST_TEXT) -> str:
+    """As `printable`, for sentences: line ends and other runs of blanks become a space."""
+    found = str(text)
+    if len(found) <= longest and is_printable(found) and "  " not in found:
+        return found.strip()
+    return printable(" ".join(found[: 4 * longest].split()), longest)
+
+
+def json_text(document: object, *, indent: int | None = 2) -> str:
+    """JSON without a line end: UTF-8 can encode it, and no terminal obeys anything in it.
+
+    What is not printable is written as an escape; half a surrogate pair, which no JSON text may
+    hold (RFC 8259, 8.2), as U+FFFD.
+    """
+    text = json.dumps(document, ensure_ascii=False, indent=indent)
+    if text.isascii() and text.replace("\n", "").isprintable():
+        return text
+    lines = (line if line.isprintable() else _json_escaped(line) for line in text.split("\n"))
+    return "\n".join(lines)
+
+
+def whole_number(text: str | None, most: int = 2**63) -> int | None:
+    """The number that ASCII digits stand for; None if it is none, or more than `most`."""
+    if not text or len(text) > 20 or not (text.isascii() and text.isdigit()):
+        return None
+    number = int(text)
+    return number if number <= most else None
+
+
+def _is_plain(letter: str) -> bool:
+    if letter.isascii():
+        return letter.isprintable()
+    return (
+        letter.isprintable()
+        and letter not in _BLANK
+        and unicodedata.category(letter) not in ("Mn", "Me")
+    )
+
+
+def _escaped(letter: str) -> str:
+    return letter.encode("unicode_escape").decode()
+
+
+def _json_escaped(line: str) -> str:
+    found = _SURROGATE.sub("\ufffd", line)
+    return "".join(letter if letter.isprintable() else json.dumps(letter)[1:-1] for letter in found)

@@ -1,0 +1,206 @@
+"""Names that deceive or break what prints them: every output stays whole, other services too."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from fc_frontend.text import is_printable
+from tests.conftest import binary_of
+from tests.frontend import Frontend
+
+FILES = (
+    *(b"\xff.yaml", b"a\nb.yaml", b"\x1b[2J.json", b"\xe2\x80\xaeyaml.cfg", b"\xc2\x9b31m.yml"),
+    *(
+        b"x" * 250 + b".yaml",
+        b"-c.yaml",
+        b"a|b=1.yaml",
+        b"<b>.yaml",
+        b"%s{}.yaml",
+        b"e\xcc\x81.yaml",
+    ),
+    *(b"\xc3\xa9.yaml", b"\xed\xa0\x80.yaml", b"CON.yaml", b"Shop.yaml", b"..yaml.yaml"),
+)
+NAMES = (
+    *("\0", "a\nb", "\x1b]0;x\x07", "\u202egpj", "\u2066x", "\ufeff", "\u3164", "e\u0301", "\xe9"),
+    *("x" * 100_000, "../../etc/passwd", "__proto__", "constructor", "shop|cart=1", "<script>"),
+    *("", " ", "SHOP", "\U000e0041", "{{ 7*7 }}", "%s", "a\r\nfc_frontend_x 1"),
+)
+HALVES = (r'{"services": {"\ud800": {"pod_port": 1}}}', r'{"\udcff": 1}')
+
+
+@pytest.fixture(scope="module")
+def frontend() -> Iterator[Frontend]:
+    with Frontend(binary_of("2.8-wheel")) as frontend:
+        frontend.settings["intervals"].update(debounce="20ms", reload="200ms")
+        frontend.settings["services"] = {"shop": frontend.service("shop", 8081)}
+        frontend.scale("shop", 1)
+        frontend.start()
+        directory = os.fsencode(frontend.services_d)
+        for number, name in enumerate(FILES):
+            content = f"services: {{f{number}: {{pod_port: 1, no_such_field: 1}}}}"
+            Path(os.fsdecode(directory + b"/" + name)).write_text(content)
+        for number, text in enumerate(HALVES):
+            frontend.drop(f"half{number}.json", text)
+        frontend.drop("names.json", {name: {"pod_port": 1, name: name} for name in NAMES})
+        # All of it costs nobody else anything.
+        frontend.drop("good.json", {"good": frontend.service("shop", 8082)})
+        frontend.until(lambda: frontend.serves(8082, frontend.pods["shop"]))
+        yield frontend
+
+
+def run(frontend: Frontend, *arguments: str, encoding: str = "utf-8") -> str:
+    """What a command prints, where the terminal's encoding is `encoding`."""
+    environ = {**os.environ, "PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"}
+    done = subprocess.run(
+        [sys.executable, "-m", "fc_frontend", *arguments, "--config", str(frontend.config)],
+        capture_output=True,
+        timeout=120,
+        check=False,
+        env=environ,
+    )
+    # click takes UTF-8 where the terminal seems to know ASCII only.
+    out, err = (
+        text.decode(encoding.replace("ascii", "utf-8")) for text in (done.stdout, done.stderr)
+    )
+    assert "Traceback" not in err
+    lines(out + err)
+    return out
+
+
+def lines(text: str) -> list[str]:
+    """The lines of an output, none of which can do anything but be read."""
+    found = text.split("\n")
+    assert all(map(is_printable, found)), [line for line in found if not is_printable(line)]
+    return found
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii", "iso-8859-1"])
+def test_texts_can_be_printed_everywhere(frontend: Frontend, encoding: str) -> None:
+    if encoding == "utf-8":
+        assert "\\udcff.yaml" in run(frontend, "status")
+    for arguments in (("check",), ("status",), ("check", "--json"), ("history",)):
+        run(frontend, *arguments, encoding=encoding)
+
+
+def test_each_command_prints_what_can_be_read(frontend: Frontend) -> None:
+    for name in ("shop", "__proto__", "../../etc/passwd", "<script>", "x" * 10_000):
+        run(frontend, "explain", name)
+        whole(run(frontend, "explain", name, "--json"))
+    for arguments in (("diff",), ("resolve",), ("doctor",)):
+        run(frontend, *arguments)
+        whole(run(frontend, *arguments, "--json"))
+    for command in ("check", "status", "history"):
+        whole(run(frontend, command, "--json"))
+
+
+@pytest.mark.parametrize("command", ["check", "status", "doctor"])
+def test_nagios_gets_one_summary_and_figures(frontend: Frontend, command: str) -> None:
+    first, *others = run(frontend, command, "--format", "nagios").strip().split("\n")
+    assert first.startswith("FC-FRONTEND CRITICAL - ")
+    assert first.count("|") == 1
+    assert not any("|" in line for line in others)
+    assert len(others) <= 51
+
+
+@pytest.mark.parametrize("argument", ["\udcff", "a\nb", "\x1b[2J", "\u202e"])
+def test_arguments_that_are_not_printable_are_refused(argument: str) -> None:
+    for arguments in (["explain", argument], ["check", "-c", argument], [argument]):
+        done = subprocess.run(
+            [sys.executable, "-m", "fc_frontend", *arguments], capture_output=True, check=False
+        )
+        assert done.returncode == 2
+        assert len(lines(done.stderr.decode())) == 2
+    environ = {**os.environ, "FC_FRONTEND_CONFIG": argument}
+    done = subprocess.run(
+        [sys.executable, "-m", "fc_frontend", "check"],
+        capture_output=True,
+        check=False,
+        env=environ,
+    )
+    assert done.returncode == 2
+    lines(done.stderr.decode())
+
+
+def test_the_daemon_reports_each_name_so_that_it_can_be_read(frontend: Frontend) -> None:
+    status, body = frontend.get("/status.json")
+    assert status == 200
+    lines(body.decode())
+    document = whole(body.decode())
+    held = {(entry["piece"], entry["name"]) for entry in document["quarantined"]}
+    directory = str(frontend.services_d)
+    assert ("file", rf"{directory}/\udcff.yaml") in held
+    assert ("file", rf"{directory}/a\nb.yaml") in held
+    assert ("file", f"{directory}/half0.json") in held
+    assert ("service", "__proto__") in held
+    assert ("service", r"a\nb") in held
+    assert max(len(name) for _, name in held) < 500
+    assert {service["name"] for service in document["services"]} == {"shop", "good"}
+
+
+def test_metrics_and_pages_stay_well_formed(frontend: Frontend) -> None:
+    status, body = frontend.get("/metrics")
+    assert status == 200
+    families = list(text_string_to_metric_families(body.decode()))
+    names = {s.labels.get("service") for family in families for s in family.samples}
+    assert names == {None, "shop", "good"}
+    for path in (
+        "/",
+        "/?q=%ff%00%E2%80%AE",
+        "/services/shop",
+        "/services/__proto__",
+        "/services/%ff%0a",
+    ):
+        status, body = frontend.get(path)
+        assert status in (200, 404)
+        page = Page()
+        page.feed(body.decode())
+        page.close()
+        assert not page.open
+        # Numbers are grouped by a narrow space.
+        lines("".join(page.text).replace("\u202f", " "))
+
+
+def test_the_log_has_one_line_for_each_event(frontend: Frontend) -> None:
+    text = frontend.log_text()
+    assert "Traceback" not in text
+    ours = [line for line in lines(text) if line[:4].isdigit()]
+    assert any(r"\\udcff.yaml" in line or r"\udcff.yaml" in line for line in ours)
+    assert max(map(len, ours)) < 8000
+
+
+def whole(text: str) -> dict[str, Any]:
+    """A JSON document that has no half of a character in it."""
+    document: dict[str, Any] = json.loads(text)
+    json.dumps(document, ensure_ascii=False).encode()
+    return document
+
+
+class Page(HTMLParser):
+    """Its text, and the elements that were not closed."""
+
+    VOID = frozenset(("meta", "link", "input", "br", "hr", "img"))
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.text: list[str] = []
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag: str, _attrs: object) -> None:
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
