@@ -22,7 +22,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from fc_frontend.demo.dns import ClusterDns, KubernetesService
 from fc_frontend.demo.load import ask
@@ -32,6 +32,9 @@ from fc_frontend.haproxy.deploy import observe
 from fc_frontend.haproxy.master import show_proc
 from fc_frontend.plan.model import Haproxy
 from tests.conftest import PATIENCE, RealHaproxy, until
+
+if TYPE_CHECKING:
+    from prometheus_client.samples import Sample
 
 T = TypeVar("T")
 _RESERVED_PORT = 65001
@@ -276,17 +279,17 @@ class Frontend:
         document: dict[str, Any] = json.loads(self.get("/status.json")[1])
         return document
 
-    def metric(self, name: str, **labels: str) -> float:
-        """The sum of a metric's samples that have these labels."""
+    def samples(self, name: str) -> list[Sample]:
+        """All samples of a metric at one moment."""
         from prometheus_client.parser import text_string_to_metric_families
 
         families = text_string_to_metric_families(self.get("/metrics")[1].decode())
-        return sum(
-            sample.value
-            for family in families
-            for sample in family.samples
-            if sample.name == name and labels.items() <= sample.labels.items()
-        )
+        return [s for family in families for s in family.samples if s.name == name]
+
+    def metric(self, name: str, **labels: str) -> float:
+        """The sum of a metric's samples that have these labels."""
+        found = self.samples(name)
+        return sum(s.value for s in found if labels.items() <= s.labels.items())
 
     def ask(self, port: int) -> str:
         """The name of the pod that answers on `port`, or what failed."""

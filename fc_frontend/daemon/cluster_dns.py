@@ -6,14 +6,18 @@ What a sweep asks is for the modules of `discovery`; what the answers lead to, f
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import islice
 
+from fc_frontend.discovery.budget import EXPLANATIONS, REMEDIES
 from fc_frontend.discovery.client import DnsClient, Exchange
 from fc_frontend.discovery.hint import WORTHWHILE, Hint
-from fc_frontend.discovery.resolve import resolve_all
-from fc_frontend.discovery.steady import Steady
+from fc_frontend.discovery.lookups import Clients, Lookups
+from fc_frontend.errors import Problem, Severity
 from fc_frontend.observe.log import Log
 from fc_frontend.observe.metrics import Metrics
 from fc_frontend.plan.model import Answer, Freshness, Resolution, ServiceSpec, Settings
+
+_MAX_PROBLEMS = 20
 
 
 class ClusterDns:
@@ -26,42 +30,48 @@ class ClusterDns:
         self._log = log
         self._metrics = metrics
         self._clock = clock
-        self._client: DnsClient | None = None
-        self._steady = Steady()
+        self._clients: Clients | None = None
+        self._lookups = Lookups(clock)
         self._hint = Hint()
 
     async def ask(
         self, specs: Sequence[ServiceSpec], settings: Settings, before: Resolution
     ) -> dict[str, Answer]:
-        """The answers about these services; the next sweep comes in any case."""
+        """The answers about new services that come soon; sweeps bring the others."""
         self._hint = Hint()
-        return await self._answers(specs, settings, before)
+        return await self._answers(specs, settings, before, is_new=True)
 
     async def sweep(
         self, specs: Sequence[ServiceSpec], settings: Settings, before: Resolution
     ) -> dict[str, Answer] | None:
-        """The answers about all services; None if they are those of `before`, or need no asking."""
+        """The answers about all services that came in time; None if none differs from `before`.
+
+        Services that cluster DNS keeps waiting have their answers in a later sweep.
+        """
         began = self._clock()
         serial = await self._serial(settings, len(specs))
         if not self._hint.is_due(serial, began, settings.intervals.resolve):
             self._metrics.swept("spared")
             return None
         self._metrics.swept("whole")
-        answers = await self._answers(specs, settings, before, steady=self._steady)
-        changed = answers != before
-        is_quiet = not changed and all(
-            answer.freshness is Freshness.FRESH and answer.lost_at is None
-            for answer in answers.values()
+        answers = await self._answers(specs, settings, before)
+        changed = any(
+            (old := before.get(name)) is not answer and old != answer
+            for name, answer in answers.items()
         )
+        is_whole = len(answers) == len(specs)
+        is_quiet = is_whole and not changed and all(map(_is_settled, answers.values()))
         after = await self._serial(settings, len(specs)) if changed else serial
         self._hint = self._hint.after(serial, after, began, changed=changed, is_quiet=is_quiet)
         return answers if changed else None
 
     def close(self) -> None:
         """Close the sockets; whoever asks next opens others, to the nameservers of then."""
-        if self._client is not None:
-            self._client.close()
-            self._client = None
+        self._lookups.close()
+        if self._clients is not None:
+            self._clients.usual.close()
+            self._clients.slow.close()
+            self._clients = None
 
     async def _answers(
         self,
@@ -69,16 +79,15 @@ class ClusterDns:
         settings: Settings,
         before: Resolution,
         *,
-        steady: Steady | None = None,
+        is_new: bool = False,
     ) -> dict[str, Answer]:
-        answers = await resolve_all(
+        answers = await self._lookups.answers(
             specs,
             settings.cluster,
             self._dns(settings),
             before,
-            now=self._clock(),
             hold=settings.intervals.hold,
-            steady=steady,
+            is_new=is_new,
         )
         self._metrics.resolved(answers, self._clock())
         return answers
@@ -87,14 +96,35 @@ class ClusterDns:
         """The serial of the cluster's zone, where asking for it may save more than it costs."""
         if services < WORTHWHILE:
             return None
-        return await self._dns(settings).serial(settings.cluster.domain)
+        return await self._dns(settings).usual.serial(settings.cluster.domain)
 
-    def _dns(self, settings: Settings) -> DnsClient:
-        if self._client is None:
-            self._client = DnsClient(settings.cluster.nameservers, observe=self._exchanged)
-        return self._client
+    def _dns(self, settings: Settings) -> Clients:
+        if self._clients is None:
+            nameservers = settings.cluster.nameservers
+            usual, slow = (DnsClient(nameservers, observe=self._exchanged) for _ in range(2))
+            self._clients = Clients(usual, slow)
+        return self._clients
 
     def _exchanged(self, exchange: Exchange) -> None:
         self._metrics.queries(
             exchange.nameserver, exchange.transport, exchange.rcode, exchange.durations
         )
+
+
+def _is_settled(answer: Answer) -> bool:
+    return answer.freshness is Freshness.FRESH and answer.lost_at is None
+
+
+def lookup_problems(resolution: Resolution) -> tuple[Problem, ...]:
+    """The services whose lookups exceed a limit, at most `_MAX_PROBLEMS` of them."""
+    exceeding = (name for name, answer in resolution.items() if answer.exceeded is not None)
+    return tuple(
+        Problem(
+            message=f"{EXPLANATIONS[limit]}; its last good answer is kept",
+            remedy=REMEDIES[limit],
+            severity=Severity.WARNING,
+            service=name,
+        )
+        for name in islice(exceeding, _MAX_PROBLEMS)
+        if (limit := resolution[name].exceeded) is not None
+    )

@@ -166,6 +166,7 @@ def status_document(
                 "error": answer.error if answer else None,
                 "remedy": answer.remedy if answer else "",
                 "endpoints": [f"{e.address} {e.port}" for e in endpoints],
+                "exceeded": answer.exceeded if answer else None,
                 "rejected": list(answer.rejected) if answer else [],
                 "slots": planned.slots,
                 "drained": list(reconciler.drained.get(planned.spec.name, ())),

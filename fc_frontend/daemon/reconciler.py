@@ -21,7 +21,7 @@ from pathlib import Path
 from fc_frontend import files
 from fc_frontend.config.last_good import Form, Piece, Quarantine, Unit
 from fc_frontend.config.loader import Declaration
-from fc_frontend.daemon.cluster_dns import ClusterDns
+from fc_frontend.daemon.cluster_dns import ClusterDns, lookup_problems
 from fc_frontend.daemon.consent import ConsentWatch
 from fc_frontend.daemon.declared import Declared
 from fc_frontend.daemon.guard import Guard, former_after
@@ -159,8 +159,9 @@ class Reconciler:
 
     @property
     def problems(self) -> tuple[Problem, ...]:
-        """What is wrong with what is declared."""
-        return self._report.problems
+        """What is wrong with what is declared, and with what cluster DNS says of it."""
+        # The status is computed in a thread.
+        return (*self._report.problems, *lookup_problems(dict(self.resolution)))
 
     @property
     def quarantined(self) -> tuple[Quarantine, ...]:

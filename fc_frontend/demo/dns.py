@@ -68,6 +68,8 @@ class Fault(enum.Enum):
     """No answer at all, as if the packets were lost."""
     TRUNCATED_NO_TCP = "truncated-no-tcp"
     """Every answer over UDP says "truncated", and there is no TCP to ask again."""
+    NO_ADDITIONAL = "no-additional"
+    """Proper answers, but without the addresses of SRV targets."""
 
 
 _FAULT_CODES: Final = {
@@ -401,6 +403,8 @@ class ClusterDns:
         if found is None or found.version != self._version(found.source):
             found = question.found[fault] = self._found(question, fault)
             found.version = self._version(found.source)
+            if fault is Fault.NO_ADDITIONAL:
+                found.additional.clear()
         wires = found.wires.setdefault(transport, [])
         if len(wires) >= found.variants():
             return self._rng.choice(wires)

@@ -33,6 +33,12 @@ _OVERHEAD = 1500
 """Bytes of a receive buffer that a datagram takes beside its own, at most."""
 _SILENCE = 0.2
 """Seconds without any answer, after which what is under way is sent once more."""
+_TIMES_FASTEST = 4
+"""Times that of the fastest answer which an answer may take, beyond being asked for twice."""
+_LONGEST_BURST = 1.0
+"""Seconds that a comparison takes at most, beyond what its number of questions allows."""
+_SLOWEST_RATE = 1000
+"""Questions a second."""
 
 
 @dataclass(slots=True, eq=False)
@@ -104,8 +110,9 @@ class Channel:
     async def compare(self, questions: Sequence[Question], seconds: float) -> Compared:
         """Ask many questions that had plain answers before, and see which say the same again.
 
-        An answer that says something else, or none within `seconds` of silence, is left to
-        `exchange`.  One such comparison at a time; a further one compares nothing.
+        An answer that says something else, or that is late, is left to `exchange`.  Late is what
+        comes after a silence much longer than the fastest answer took, and of `seconds` at most.
+        One such comparison at a time; a further one compares nothing.
         """
         if self.closed or self._burst is not None or not questions:
             return Compared()
@@ -113,13 +120,14 @@ class Channel:
         try:
             burst.fill()
             silent_since = time.monotonic()
+            deadline = silent_since + _LONGEST_BURST + len(questions) / _SLOWEST_RATE
             while not burst.ended.done():
                 await asyncio.wait([burst.ended], timeout=_SILENCE)
-                if burst.heard > silent_since:
-                    silent_since = burst.heard
-                elif time.monotonic() - silent_since >= seconds:
+                now = time.monotonic()
+                silent_since = max(silent_since, burst.heard)
+                if now - silent_since >= burst.patience(seconds) or now >= deadline:
                     break
-                elif not burst.ended.done():
+                if not burst.ended.done() and now - silent_since >= _SILENCE:
                     burst.repeat()
         finally:
             self._burst = None
@@ -165,7 +173,7 @@ class Channel:
         question, future = self._pending.get(data[:2], (None, None))
         if question is None or future is None or future.done():
             return
-        if _answers(question, data):
+        if answers(question, data):
             future.set_result(data)
 
     def _fail(self, exc: Exception) -> None:
@@ -189,6 +197,7 @@ class _Burst:
         self._durations: list[list[float]] = [[] for _ in range(16)]
         self.heard = 0.0
         """When the last answer came, on the monotonic clock."""
+        self._fastest = float("inf")
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def fill(self) -> None:
@@ -220,16 +229,21 @@ class _Burst:
         if not is_same and data[12:end] == question.section:
             found = gist(data, end - 12, question.rdtype)
             is_same = found is not None and found == question.gist
-        if not is_same and not _answers(question, data):
+        if not is_same and not answers(question, data):
             return True
         self.heard = time.monotonic()
         if is_same:
             self._same.add(question)
+        self._fastest = min(self._fastest, self.heard - sent)
         self._durations[data[3] & 0x0F].append(self.heard - sent)
         del self.flight[data[:2]]
         self._room += len(question.last) + _OVERHEAD
         self.fill()
         return True
+
+    def patience(self, most: float) -> float:
+        """Seconds of silence that end the burst, `most` if nothing has been answered at all."""
+        return min(most, 2 * _SILENCE + _TIMES_FASTEST * self._fastest)
 
     def compared(self) -> Compared:
         """What was found until now."""
@@ -255,7 +269,7 @@ class _Burst:
             self.ended.set_result(None)
 
 
-def _answers(question: Question, data: bytes) -> bool:
+def answers(question: Question, data: bytes) -> bool:
     """True if this is an answer to the question, or an error that need not repeat it."""
     if len(data) < 12 or not data[2] & 0x80:
         return False

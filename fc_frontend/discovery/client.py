@@ -9,6 +9,7 @@ and never looks like an answer.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import secrets
 import time
 from collections.abc import Callable, Sequence
@@ -17,7 +18,6 @@ from enum import StrEnum
 from functools import cache
 from ipaddress import ip_address
 
-import dns.asyncquery
 import dns.exception
 import dns.flags
 import dns.message
@@ -29,7 +29,7 @@ import dns.rdtypes.ANY.SOA
 import dns.rdtypes.IN.SRV
 import dns.rrset
 
-from fc_frontend.discovery.channel import Channel, Question
+from fc_frontend.discovery.channel import Channel, Question, answers
 from fc_frontend.discovery.scan import RecordType, gist
 from fc_frontend.plan.model import Nameserver, Transport
 
@@ -43,6 +43,8 @@ _TCP_PATIENCE = 2
 _PREFER_FOR = 30.0
 _CODES = {0: "NOERROR", 3: "NXDOMAIN"}
 """Of plain answers."""
+_LARGE = 4096
+"""Bytes of an answer that is not read in the event loop."""
 _FULL = 48 * 1024
 """Bytes of a truncated answer over TCP that can only be for want of room (RFC 1035, 4.2.2)."""
 
@@ -120,9 +122,10 @@ class DnsClient:
         self._preferred = 0
         self._preferred_until = 0.0
         self._closings = 0
+        self._parsing = asyncio.Lock()
+        self._slots = asyncio.Semaphore(_CONCURRENT)
         self._channels: dict[Nameserver, Channel] = {}
         self._questions: dict[tuple[str, str], _Asked] = {}
-        self._slots = asyncio.Semaphore(_CONCURRENT)
 
     async def ask(self, name: str, rdtype: RecordType) -> Reply:
         """The answer to a question; CNAMEs are followed (RFC 1034, 3.6.2)."""
@@ -258,7 +261,7 @@ class DnsClient:
         if wire[2] & 0x02:
             self._tell(nameserver, "udp", "truncated", started)
             return "truncated"
-        return self._read(nameserver, "udp", question, wire, started)
+        return await self._read(nameserver, "udp", question, wire, started)
 
     def _channel(self, nameserver: Nameserver) -> Channel:
         channel = self._channels.get(nameserver)
@@ -270,21 +273,22 @@ class DnsClient:
         self, nameserver: Nameserver, question: _Asked
     ) -> tuple[Reply, str | None] | str:
         started = self._clock()
-        query = dns.message.from_wire(secrets.token_bytes(2) + question.wire)
         try:
-            response = await dns.asyncquery.tcp(
-                query, str(nameserver.address), self._timeout * _TCP_PATIENCE, nameserver.port
-            )
-        except (dns.exception.Timeout, TimeoutError):
+            async with asyncio.timeout(self._timeout * _TCP_PATIENCE):
+                wire = await _exchange_over_tcp(nameserver, question)
+        except TimeoutError:
             return self._failed(nameserver, "tcp", "timeout", started)
-        except (dns.exception.DNSException, ValueError) as exc:
-            return self._failed(nameserver, "tcp", "malformed", started, type(exc).__name__)
-        except (OSError, EOFError) as exc:
-            said = getattr(exc, "strerror", None) or "the connection was closed"
+        except asyncio.IncompleteReadError:
+            said = "the connection was closed"
             return self._failed(nameserver, "tcp", "unreachable", started, said)
-        return self._judge(nameserver, "tcp", question, response, started)
+        except OSError as exc:
+            said = exc.strerror or str(exc)
+            return self._failed(nameserver, "tcp", "unreachable", started, said)
+        if not answers(question, wire):
+            return self._failed(nameserver, "tcp", "malformed", started, "not an answer to it")
+        return await self._read(nameserver, "tcp", question, wire, started)
 
-    def _read(
+    async def _read(
         self,
         nameserver: Nameserver,
         transport: str,
@@ -303,7 +307,7 @@ class DnsClient:
             self._tell(nameserver, transport, "NOERROR", started)
             return reply, None
         try:
-            response = dns.message.from_wire(wire, ignore_trailing=True)
+            response = await self._parsed(wire)
         except (dns.exception.DNSException, ValueError) as exc:
             return self._failed(nameserver, transport, "malformed", started, type(exc).__name__)
         result = self._judge(nameserver, transport, question, response, started)
@@ -311,6 +315,16 @@ class DnsClient:
             # An answer that begins a chain of CNAMEs is no plain one.
             question.gist, question.last, question.reply = found, wire[2:], result[0]
         return result
+
+    async def _parsed(self, wire: bytes) -> dns.message.Message:
+        """An answer, read by dnspython: of 64 KiB, that takes a tenth of a second, so in a thread.
+
+        One at a time, as it competes with the event loop.  Raises DNSException and ValueError.
+        """
+        if len(wire) <= _LARGE:
+            return dns.message.from_wire(wire, ignore_trailing=True)
+        async with self._parsing:
+            return await asyncio.to_thread(dns.message.from_wire, wire, ignore_trailing=True)
 
     def _judge(
         self,
@@ -351,6 +365,20 @@ class DnsClient:
     def _tell(self, nameserver: Nameserver, transport: str, rcode: str, started: float) -> None:
         took = self._clock() - started
         self._observe(Exchange(_label(nameserver), transport, rcode, (took,)))
+
+
+async def _exchange_over_tcp(nameserver: Nameserver, question: Question) -> bytes:
+    """The answer to a question.  Raises IncompleteReadError and OSError."""
+    number = secrets.token_bytes(2)
+    reader, writer = await asyncio.open_connection(str(nameserver.address), nameserver.port)
+    try:
+        writer.write((2 + len(question.wire)).to_bytes(2) + number + question.wire)
+        wire = await reader.readexactly(int.from_bytes(await reader.readexactly(2)))
+        return wire if wire[:2] == number else b""
+    finally:
+        writer.close()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
 
 
 def _query(name: str, rdtype: str) -> tuple[dns.name.Name, bytes, bytes]:

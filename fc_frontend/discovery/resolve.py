@@ -12,14 +12,25 @@ Absence is not evidence: a failure never empties what was known.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from ipaddress import ip_address
+from itertools import chain
 
+from fc_frontend.discovery.budget import (
+    EXPLANATIONS,
+    MAX_AT_ONCE,
+    MAX_SECONDS,
+    REMEDIES,
+    SERVICES_AT_ONCE,
+    Asks,
+    OverBudget,
+    ServiceLookups,
+)
 from fc_frontend.discovery.client import DnsClient, Outcome, Reply
 from fc_frontend.discovery.scan import RecordType
-from fc_frontend.discovery.steady import Asks, Noting, Steady
+from fc_frontend.discovery.steady import Steady
 from fc_frontend.plan.model import (
     Address,
     Answer,
@@ -29,6 +40,7 @@ from fc_frontend.plan.model import (
     Family,
     Freshness,
     Kind,
+    LookupLimit,
     Network,
     Resolution,
     ServiceSpec,
@@ -81,19 +93,40 @@ async def resolve_all(
     steady = steady or Steady()
     settled = await steady.settled(listed, cluster, client, previous)
     others = [spec for spec in listed if spec.name not in settled]
+    lane = asyncio.Semaphore(SERVICES_AT_ONCE)
 
     async def resolved(spec: ServiceSpec) -> Answer:
-        noting = Noting(client)
         before = previous.get(spec.name)
-        found = await resolve_service(spec, cluster, noting, before)
-        answer = held(before, found, cluster.sudden_loss, now, hold)
-        if answer is found:
-            steady.learn(spec, answer, noting)
+        async with lane:
+            answer, lookups = await resolve_within_limits(spec, cluster, client, before)
+        answer = held(before, answer, cluster.sudden_loss, now, hold)
+        steady.learn(spec, answer, lookups)
         return answer
 
     answers = await asyncio.gather(*map(resolved, others))
     settled.update({spec.name: answer for spec, answer in zip(others, answers, strict=True)})
     return {spec.name: settled[spec.name] for spec in listed} if others else settled
+
+
+async def resolve_within_limits(
+    spec: ServiceSpec, cluster: Cluster, client: DnsClient, previous: Answer | None
+) -> tuple[Answer, ServiceLookups]:
+    """What cluster DNS says of one service now, and what it was asked; takes `MAX_SECONDS` at most.
+
+    A service whose lookups exceed a limit keeps its previous answer.
+    """
+    lookups = ServiceLookups(client)
+    try:
+        async with asyncio.timeout(MAX_SECONDS):
+            return await resolve_service(spec, cluster, lookups, previous), lookups
+    except TimeoutError:
+        limit = LookupLimit.SECONDS
+    except OverBudget as exc:
+        limit = exc.limit
+    kind = previous.kind if previous is not None else assumed_kind(spec)
+    said = Said(spec.service, failure=EXPLANATIONS[limit])
+    answer = _answer(kind, "headless until cluster DNS says more", said, cluster, previous)
+    return replace(answer, remedy=REMEDIES[limit], exceeded=limit), lookups
 
 
 def held(
@@ -121,6 +154,7 @@ def held(
         error=answer.error,
         rejected=answer.rejected,
         lost_at=since,
+        exceeded=None,
     )
 
 
@@ -260,7 +294,7 @@ def _answer(
             # What was never known does not become an old answer.
             known = previous.freshness is not Freshness.UNKNOWN
             freshness = Freshness.STALE if known else Freshness.UNKNOWN
-            return replace(previous, freshness=freshness, error=said.failure)
+            return replace(previous, freshness=freshness, error=said.failure, exceeded=None)
         return Answer(kind=kind, reason=reason, error=said.failure, slots=slots)
     error = None
     remedy = ""
@@ -382,19 +416,20 @@ async def _services(client: Asks, spec: ServiceSpec, cluster: Cluster) -> Said:
         bare = headless_name(spec, cluster.domain)
         pods = await _addresses(client, bare, spec, cluster, ports.pop())
         return replace(pods, is_cut=True)
-    endpoints: set[Endpoint] = set()
-    for record in reply.services:
-        addresses = record.addresses
-        if not addresses and not is_cut:
-            replies = await _by_family(client, record.target, families)
-            for answer in replies:
+    found: dict[str, tuple[Reply, ...]] = {}
+    if not is_cut:
+        without = dict.fromkeys(r.target for r in reply.services if not r.addresses)
+        for targets in _batches(tuple(without), MAX_AT_ONCE):
+            replies = await asyncio.gather(*(_by_family(client, t, families) for t in targets))
+            found.update(zip(targets, replies, strict=True))
+            for answer in (answer for each in replies for answer in each):
                 # As in `_addresses`: a failure of the preferred family does not prefer the other.
                 if answer.outcome is Outcome.FAILURE:
                     return Said(name, failure=answer.detail)
-                if answer.addresses:
-                    addresses = answer.addresses
-                    break
-        wanted = _of_family(addresses, families)
+    endpoints: set[Endpoint] = set()
+    for record in reply.services:
+        more = (answer.addresses for answer in found.get(record.target, ()))
+        wanted = _of_family(record.addresses or tuple(chain(*more)), families)
         endpoints |= {Endpoint(address, record.port, record.target) for address in wanted}
     return Said(
         name,
@@ -402,6 +437,11 @@ async def _services(client: Asks, spec: ServiceSpec, cluster: Cluster) -> Said:
         endpoints=tuple(sorted(endpoints)),
         is_cut=is_cut,
     )
+
+
+def _batches(items: tuple[str, ...], size: int) -> Iterator[tuple[str, ...]]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
 
 
 def _of_family(addresses: tuple[str, ...], families: tuple[Family, ...]) -> tuple[str, ...]:

@@ -7,34 +7,13 @@ compares bytes; whatever is not the same is resolved from the start.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
-from typing import Protocol
+from dataclasses import dataclass
 
+from fc_frontend.discovery.budget import ServiceLookups
 from fc_frontend.discovery.channel import Question
-from fc_frontend.discovery.client import DnsClient, Reply
-from fc_frontend.discovery.scan import Gist, RecordType
+from fc_frontend.discovery.client import DnsClient
+from fc_frontend.discovery.scan import Gist
 from fc_frontend.plan.model import Answer, Cluster, Freshness, Resolution, ServiceSpec
-
-
-class Asks(Protocol):
-    """Who can be asked a question of cluster DNS."""
-
-    async def ask(self, name: str, rdtype: RecordType) -> Reply:
-        """The answer; never raises for what DNS does."""
-
-
-@dataclass(frozen=True, slots=True)
-class Noting:
-    """Asks a client, and notes what it replied."""
-
-    client: DnsClient
-    replies: list[tuple[str, RecordType, Reply]] = field(default_factory=list)
-
-    async def ask(self, name: str, rdtype: RecordType) -> Reply:
-        """As the client's."""
-        reply = await self.client.ask(name, rdtype)
-        self.replies.append((name, rdtype, reply))
-        return reply
 
 
 @dataclass(slots=True)
@@ -87,14 +66,14 @@ class Steady:
             return None
         return known
 
-    def learn(self, spec: ServiceSpec, answer: Answer, noting: Noting) -> None:
+    def learn(self, spec: ServiceSpec, answer: Answer, lookups: ServiceLookups) -> None:
         """Remember what a new answer follows from, if that was plain."""
         self._known.pop(spec.name, None)
         if answer.freshness is not Freshness.FRESH or answer.is_cut or answer.lost_at is not None:
             return
         said = []
-        for name, rdtype, reply in noting.replies:
-            question = noting.client.source(name, rdtype, reply)
+        for name, rdtype, reply in lookups.replies:
+            question = lookups.client.source(name, rdtype, reply)
             if question is None:
                 return
             said.append((question, question.gist))

@@ -82,6 +82,11 @@ class Services(Collector):
                 lambda _service, answer: len(answer.rejected) if answer else 0,
             ),
             (
+                "fc_frontend_service_lookups_exceeded",
+                "1 if the DNS lookups of the service exceed a limit: its last good answer is kept.",
+                lambda _service, answer: answer is not None and answer.exceeded is not None,
+            ),
+            (
                 "fc_frontend_service_drained",
                 "Pods that `fc-frontend drain` keeps from new traffic.",
                 lambda service, _answer: self.drained.get(service.spec.name, 0),

@@ -303,6 +303,14 @@ class Freshness(StrEnum):
     """DNS was not asked, or never gave a good answer."""
 
 
+class LookupLimit(StrEnum):
+    """What the lookups of one service may take in a sweep."""
+
+    QUERIES = "queries"
+    SECONDS = "seconds"
+    RECORDS = "records"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
     """What is known of one service's servers, and why its kind was chosen.
@@ -312,7 +320,8 @@ class Answer:
     configuration has for it, 0 if unknown.  `is_cut` tells that there are more records than HAProxy
     can be given by DNS; `by_runtime` that the running configuration has no resolver for it.  With
     `lost_at`, on the monotonic clock, DNS names none of `endpoints` any more, or suddenly few,
-    and that is not believed yet.
+    and that is not believed yet.  `exceeded` is the limit that its lookups exceeded this time: then
+    the last good answer stays.
     """
 
     kind: Kind
@@ -326,6 +335,7 @@ class Answer:
     is_cut: bool = False
     by_runtime: bool = False
     lost_at: float | None = None
+    exceeded: LookupLimit | None = None
 
 
 Resolution = Mapping[str, Answer]

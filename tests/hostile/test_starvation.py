@@ -6,10 +6,14 @@ import contextlib
 import resource
 import socket
 import threading
+from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
 
 import pytest
 
+from fc_frontend.demo.dns import Fault, KubernetesService, endpoint_label
 from tests.conftest import binary_of
 from tests.frontend import Frontend
 
@@ -65,6 +69,78 @@ def test_clients_that_ask_for_everything_do_not_delay_a_new_service(frontend: Fr
         ended.set()
         for thread in threads:
             thread.join()
+
+
+# Cluster DNS
+
+
+def names_of(service: KubernetesService) -> tuple[str, list[str]]:
+    """The SRV name of a service's port `http`, and its targets."""
+    name = f"{service.name}.default.svc.cluster.local"
+    targets = [f"{endpoint_label(address)}.{name}" for address in service.endpoints]
+    return f"_http._tcp.{name}", targets
+
+
+def test_a_service_with_silent_or_countless_names_delays_no_other(frontend: Frontend) -> None:
+    network = f"127.{frontend.octet}.64"
+    few = KubernetesService("evil", ports={"http": 8080}, endpoints=(f"{network}.1",))
+    many = replace(
+        few,
+        endpoints=tuple(f"{network}.{n}" for n in range(1, 255))
+        + tuple(f"127.{frontend.octet}.{65 + n // 250}.{1 + n % 250}" for n in range(646)),
+    )
+    srv, targets = names_of(many)
+    publish(frontend, few)
+    fields = {"pod_port": "http", "service": "evil", "check": False}
+    frontend.drop("evil.json", {"evil": frontend.service("evil", 8083, **fields)})
+    known = [f"{network}.1 8080"]
+    frontend.until(lambda: service(frontend, "evil")["endpoints"] == known)
+
+    frontend.dns.fault_for[srv] = Fault.NO_ADDITIONAL
+    frontend.dns.fault_for.update(dict.fromkeys(targets, Fault.SILENT))
+    publish(frontend, many)
+    frontend.until(lambda: service(frontend, "evil")["freshness"] == "stale")
+    for count in (3, 1, 2):
+        pods = frontend.scale("shop", count)
+        frontend.until(lambda pods=pods: seen(frontend, "shop") == set(pods.addresses))
+    assert service(frontend, "evil")["endpoints"] == known
+
+    for name in targets:
+        del frontend.dns.fault_for[name]
+    found = frontend.until(lambda: (evil := service(frontend, "evil"))["exceeded"] and evil)
+    # On a busy machine, even the lookups that are allowed take too long.
+    assert found["exceeded"] in ("queries", "seconds")
+    assert found["endpoints"] == known
+    problems = [p for p in frontend.status()["problems"] if p["service"] == "evil"]
+    assert "DNS lookups" in problems[0]["message"]
+    assert problems[0]["severity"] == "warning"
+    assert frontend.metric("fc_frontend_service_lookups_exceeded", service="evil") == 1
+    for count in (3, 2):
+        pods = frontend.scale("shop", count)
+        frontend.until(lambda pods=pods: seen(frontend, "shop") == set(pods.addresses))
+
+    publish(frontend, few)
+    frontend.until(lambda: service(frontend, "evil")["state"] == "ok")
+    assert frontend.metric("fc_frontend_service_lookups_exceeded", service="evil") == 0
+
+
+def publish(frontend: Frontend, *services: KubernetesService) -> None:
+    async def change() -> None:
+        for each in services:
+            frontend.dns.set_service(each)
+
+    frontend.call(change())
+
+
+def service(frontend: Frontend, name: str) -> defaultdict[str, Any]:
+    """A service in the daemon's status, with no values while there is none."""
+    found = (each for each in frontend.status()["services"] if each["name"] == name)
+    return defaultdict(tuple, next(found, {}))
+
+
+def seen(frontend: Frontend, name: str) -> set[str]:
+    """The addresses of the pods that the daemon has learned of."""
+    return {endpoint.split()[0] for endpoint in service(frontend, name)["endpoints"]}
 
 
 @contextlib.contextmanager

@@ -1,0 +1,185 @@
+"""Lookups of many services, where those that take long delay nobody else's answers.
+
+A sweep returns what was answered; what still waits for cluster DNS goes on in the background, keeps
+its previous answer meanwhile, and is returned by a later sweep.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+
+from fc_frontend.discovery.budget import SERVICES_AT_ONCE, ServiceLookups
+from fc_frontend.discovery.client import DnsClient
+from fc_frontend.discovery.resolve import held, resolve_within_limits
+from fc_frontend.discovery.steady import Steady
+from fc_frontend.plan.model import Answer, Cluster, Freshness, Resolution, ServiceSpec
+
+SWEEP_QUIET = 0.3
+"""Seconds without any service's answer, after which a sweep ends."""
+NEW_QUIET = 1.2
+"""The same where services are new: a question that was lost is asked again after a second."""
+LONGEST = 2.0
+"""Seconds that a sweep takes at most, and as many again for each `_EACH` services."""
+_EACH = 1000
+_SLOW_AT_ONCE = 16
+_SLOW_FOR = 60.0
+"""Seconds for which a service that failed or took too long is asked about apart from the others."""
+
+
+@dataclass(frozen=True, slots=True)
+class Clients:
+    """Who asks cluster DNS.
+
+    `slow` has sockets and limits of its own, for services whose lookups failed or took too long:
+    many of them take nothing from the others.
+    """
+
+    usual: DnsClient
+    slow: DnsClient
+
+
+@dataclass(slots=True)
+class _UnderWay:
+    spec: ServiceSpec
+    previous: Answer | None
+    task: asyncio.Task[tuple[Answer, ServiceLookups]]
+
+
+class Lookups:
+    """The lookups that are under way; for the same clients and cluster settings."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._for: tuple[Clients, Cluster] | None = None
+        self._lane = asyncio.Semaphore(SERVICES_AT_ONCE)
+        self._slow_lane = asyncio.Semaphore(_SLOW_AT_ONCE)
+        self._steady = Steady()
+        self._turn = asyncio.Lock()
+        self._under_way: dict[str, _UnderWay] = {}
+        self._running = 0
+        self._progress = asyncio.Event()
+        self._slow_until: dict[str, float] = {}
+
+    @property
+    def pending(self) -> frozenset[str]:
+        """The services whose answers are still awaited."""
+        return frozenset(self._under_way)
+
+    async def answers(
+        self,
+        specs: Iterable[ServiceSpec],
+        cluster: Cluster,
+        clients: Clients,
+        previous: Resolution,
+        *,
+        hold: float,
+        is_new: bool = False,
+    ) -> dict[str, Answer]:
+        """The answers that came in time, by service; equal ones mean that nothing changed.
+
+        With `is_new`, nothing is known of these services, and they are waited for a little longer.
+        For `hold` seconds a sudden loss is not believed.
+        """
+        async with self._turn:
+            return await self._answers(
+                {spec.name: spec for spec in specs}, cluster, clients, previous, hold, is_new=is_new
+            )
+
+    async def _answers(
+        self,
+        listed: dict[str, ServiceSpec],
+        cluster: Cluster,
+        clients: Clients,
+        previous: Resolution,
+        hold: float,
+        *,
+        is_new: bool,
+    ) -> dict[str, Answer]:
+        if self._for is None or self._for[0] is not clients or self._for[1] != cluster:
+            self.close()
+            self._for = clients, cluster
+        for name, each in tuple(self._under_way.items()):
+            if name in listed and listed[name] != each.spec:
+                self._cancel(name)
+        idle = [spec for spec in listed.values() if spec.name not in self._under_way]
+        settled = {}
+        if not is_new:
+            settled = await self._steady.settled(idle, cluster, clients.usual, previous)
+        for spec in idle:
+            if spec.name not in settled:
+                self._begin(spec, cluster, clients, previous.get(spec.name))
+        await self._wait(NEW_QUIET if is_new else SWEEP_QUIET, len(listed))
+        if not is_new:
+            for name in [n for n, each in self._under_way.items() if each.task.done()]:
+                if name not in listed:
+                    del self._under_way[name]
+        found = self._collected(listed, previous, cluster, hold)
+        return {name: answer for name in listed if (answer := settled.get(name) or found.get(name))}
+
+    def close(self) -> None:
+        """Give up all that is under way."""
+        for name in tuple(self._under_way):
+            self._cancel(name)
+
+    def _begin(
+        self, spec: ServiceSpec, cluster: Cluster, clients: Clients, previous: Answer | None
+    ) -> None:
+        is_slow = self._slow_until.get(spec.name, 0.0) > self._clock()
+        lane = self._slow_lane if is_slow else self._lane
+        client = clients.slow if is_slow else clients.usual
+
+        async def resolved() -> tuple[Answer, ServiceLookups]:
+            async with lane:
+                return await resolve_within_limits(spec, cluster, client, previous)
+
+        task = asyncio.create_task(resolved())
+        task.add_done_callback(self._ended)
+        self._running += 1
+        self._under_way[spec.name] = _UnderWay(spec, previous, task)
+
+    def _ended(self, _task: asyncio.Task[tuple[Answer, ServiceLookups]]) -> None:
+        self._running -= 1
+        self._progress.set()
+
+    async def _wait(self, quiet: float, services: int) -> None:
+        """Wait for the answers that come soon: a service that says nothing is not waited for."""
+        deadline = self._clock() + LONGEST * (1 + services / _EACH)
+        while self._running and (remaining := deadline - self._clock()) > 0:
+            self._progress.clear()
+            try:
+                async with asyncio.timeout(min(quiet, remaining)):
+                    await self._progress.wait()
+            except TimeoutError:
+                return
+
+    def _collected(
+        self,
+        listed: dict[str, ServiceSpec],
+        previous: Resolution,
+        cluster: Cluster,
+        hold: float,
+    ) -> dict[str, Answer]:
+        """The answers of lookups that have ended, of services that are still asked about."""
+        now = self._clock()
+        found: dict[str, Answer] = {}
+        for name, each in tuple(self._under_way.items()):
+            if name not in listed or not each.task.done():
+                continue
+            del self._under_way[name]
+            answer, lookups = each.task.result()
+            if answer.freshness is not Freshness.FRESH:
+                self._slow_until[name] = now + _SLOW_FOR
+            before = previous.get(name)
+            if before is not each.previous and before is not None:
+                # HAProxy was given other slots meanwhile.
+                answer = replace(answer, slots=before.slots, by_runtime=before.by_runtime)
+            found[name] = held(before, answer, cluster.sudden_loss, now, hold)
+            self._steady.learn(each.spec, found[name], lookups)
+        self._slow_until = {n: until for n, until in self._slow_until.items() if until > now}
+        return found
+
+    def _cancel(self, name: str) -> None:
+        self._under_way.pop(name).task.cancel()
