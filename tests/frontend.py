@@ -21,6 +21,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
@@ -69,6 +70,18 @@ def patiently(found: Callable[[], T], timeout: float = PATIENCE) -> T:
     found_at_last = until(safely, timeout)
     assert found_at_last is not None
     return found_at_last
+
+
+@dataclass(frozen=True, slots=True)
+class Metrics:
+    """What /metrics said; the daemon computes it once a second."""
+
+    samples: list[Sample]
+
+    def sum(self, name: str, **labels: str) -> float:
+        """The sum of a metric's samples that have these labels."""
+        found = (s for s in self.samples if s.name == name and labels.items() <= s.labels.items())
+        return sum(sample.value for sample in found)
 
 
 class Frontend:
@@ -279,17 +292,16 @@ class Frontend:
         document: dict[str, Any] = json.loads(self.get("/status.json")[1])
         return document
 
-    def samples(self, name: str) -> list[Sample]:
-        """All samples of a metric at one moment."""
+    def metrics(self) -> Metrics:
+        """All metrics at one moment."""
         from prometheus_client.parser import text_string_to_metric_families
 
         families = text_string_to_metric_families(self.get("/metrics")[1].decode())
-        return [s for family in families for s in family.samples if s.name == name]
+        return Metrics([sample for family in families for sample in family.samples])
 
     def metric(self, name: str, **labels: str) -> float:
         """The sum of a metric's samples that have these labels."""
-        found = self.samples(name)
-        return sum(s.value for s in found if labels.items() <= s.labels.items())
+        return self.metrics().sum(name, **labels)
 
     def ask(self, port: int) -> str:
         """The name of the pod that answers on `port`, or what failed."""
