@@ -595,7 +595,7 @@ def test_a_slow_head_is_given_up_on_a_connection_that_served_before() -> None:
 
 def test_a_head_that_drips_is_given_up_as_a_whole() -> None:
     async def scenario() -> None:
-        async with Listener(header_timeout=0.3) as listener:
+        async with Listener(header_timeout=0.5) as listener:
             for before in (b"", get()):
                 connection = await listener.connect()
                 if before:
@@ -612,7 +612,7 @@ def test_a_head_that_drips_is_given_up_as_a_whole() -> None:
         connection.send(b"GET / HTTP/1.1\r\nX: ")
         while True:
             connection.send(b"x")
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(0.2)
 
     run(scenario())
 
