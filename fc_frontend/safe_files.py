@@ -2,7 +2,8 @@
 
 A name in a configuration can lead to a pipe, a device, a file of the kernel or a file system that
 does not answer.  Nothing but a regular file is ever opened for reading, no more than a limit is
-read, and whatever may block runs in a thread that is given up after `SECONDS`.
+read, and whatever leads into a file system that may not answer runs in a thread that is given up
+after `SECONDS`.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from enum import StrEnum
 from queue import SimpleQueue
 from typing import TypeVar
 
-from fc_frontend.paths.walk import ForeignLink, Found, InKernel, NotAFile, Walker
+from fc_frontend.paths.walk import ForeignLink, Found, InKernel, NotAFile, RemoteMount, Walker
 
 T = TypeVar("T")
 
@@ -116,7 +117,7 @@ def read(path: str, limit: int) -> bytes:
 
 def read_found(path: str, limit: int) -> tuple[bytes, Found]:
     """As `read`, with what `path` leads to and who may change it.  Raises `Unsafe`."""
-    return bounded(path, lambda: _read(path, limit))
+    return _local_first(lambda walker: _read(walker, path, limit))
 
 
 def read_listed(path: str, limit: int, directory: Found) -> tuple[bytes, Found]:
@@ -145,21 +146,21 @@ def examine(path: str) -> Found:
 
     A file is one that `read` would open, or /dev/null, which HAProxy's manual uses as an empty one.
     """
-    return bounded(path, lambda: _examine(path))
+    return _local_first(lambda walker: _examine(walker, path))
 
 
 def look(path: str) -> Found:
     """What `path` leads to, whatever it is, without opening it.  Raises `Unsafe`."""
-    return bounded(path, lambda: _look(path))
+    return _local_first(lambda walker: _look(walker, path))
 
 
 def names(directory: str, limit: int) -> list[str]:
     """The names in a directory, sorted.  Raises `Unsafe`, also if there are more than `limit`."""
 
-    def listed() -> list[str]:
+    def listed(walker: Walker) -> list[str]:
         found: list[str] = []
         try:
-            with os.scandir(directory) as entries:
+            with walker.opened(directory) as (opened, _), os.scandir(opened) as entries:
                 for entry in entries:
                     found.append(entry.name)
                     if len(found) > limit:
@@ -168,20 +169,45 @@ def names(directory: str, limit: int) -> list[str]:
                             f"has more than {limit} entries",
                             "split it into several directories",
                         )
+        except RemoteMount:
+            raise
         except OSError as exc:
             raise Unsafe.of(exc) from None
         return sorted(found)
 
-    return bounded(directory, listed)
+    return _local_first(listed)
 
 
-def bounded(path: str, work: Callable[[], T], seconds: float = SECONDS) -> T:
-    """What `work`, which is about `path`, returns or raises; `Unsafe` if it takes too long.
+def bounded(place: str, work: Callable[[], T], seconds: float = SECONDS) -> T:
+    """What `work`, which is about `place`, returns or raises; `Unsafe` if it takes too long.
 
-    A thread that does not come back is left behind.  While it waits, the same path fails at once,
+    A thread that does not come back is left behind.  While it waits, the same place fails at once,
     and so do all once `MAX_STUCK` threads wait.
     """
-    return _WORKERS.call(path, work, seconds)
+    return _WORKERS.call(place, work, seconds)
+
+
+def _local_first(work: Callable[[Walker], T]) -> T:
+    """What `work` returns: at once if it stays on local disks, else `bounded`.
+
+    One path that does not answer stands for all of its file system, so that nobody can have others
+    wait by naming many.
+    """
+    try:
+        return work(Walker(stays_local=True))
+    except RemoteMount as exc:
+        return bounded(exc.filename, lambda: work(Walker()))
+
+
+def remote_mount(path: str) -> str | None:
+    """Where a file system is mounted that may not answer, if `path` leads there."""
+    try:
+        Walker(stays_local=True).look(path)
+    except RemoteMount as exc:
+        return str(exc.filename)
+    except OSError:
+        return None
+    return None
 
 
 def threads_stuck() -> int:
@@ -193,12 +219,14 @@ _FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 """O_NONBLOCK, as another process may hold a lease on the file."""
 
 
-def _read(path: str, limit: int) -> tuple[bytes, Found]:
+def _read(walker: Walker, path: str, limit: int) -> tuple[bytes, Found]:
     try:
-        with Walker().opened(path) as (descriptor, found):
+        with walker.opened(path) as (descriptor, found):
             if found.is_directory:
                 raise Unsafe(Fault.DIRECTORY)
             return _all_of(descriptor, limit), found
+    except RemoteMount:
+        raise
     except OSError as exc:
         raise Unsafe.of(exc) from None
 
@@ -217,15 +245,17 @@ def too_large(limit: int) -> Unsafe:
     return Unsafe(Fault.TOO_LARGE, f"is larger than {limit} bytes", "split it into several files")
 
 
-def _look(path: str) -> Found:
+def _look(walker: Walker, path: str) -> Found:
     try:
-        return Walker().look(path)
+        return walker.look(path)
+    except RemoteMount:
+        raise
     except OSError as exc:
         raise Unsafe.of(exc) from None
 
 
-def _examine(path: str) -> Found:
-    found = _look(path)
+def _examine(walker: Walker, path: str) -> Found:
+    found = _look(walker, path)
     mode = found.status.st_mode
     is_null = stat.S_ISCHR(mode) and found.status.st_rdev == _NULL_DEVICE
     if not (stat.S_ISREG(mode) or found.is_directory or is_null):

@@ -15,6 +15,7 @@ import logging
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 
 from watchdog.events import FileSystemEvent, FileSystemEventHandler
@@ -22,7 +23,7 @@ from watchdog.observers import Observer
 from watchdog.observers.api import BaseObserver, ObservedWatch
 
 from fc_frontend.errors import Problem, Severity
-from fc_frontend.safe_files import Unsafe, bounded
+from fc_frontend.safe_files import Unsafe, bounded, remote_mount
 
 # It calls the end of a watch an error when an event arrives meanwhile; `problems` has what matters.
 logging.getLogger("watchdog").addHandler(logging.NullHandler())
@@ -310,8 +311,12 @@ def _ways(links: list[str]) -> list[list[tuple[str, str]]]:
         return bounded(f"{links[0]}/..", lambda: [_way(link) for link in links], _LINKS_SECONDS)
     ways = []
     for link in links:
+        mount = remote_mount(link)
+        if mount is None:
+            ways.append(_way(link))
+            continue
         with contextlib.suppress(Unsafe):
-            ways.append(bounded(link, lambda link=link: _way(link), _LINK_SECONDS))  # type: ignore[misc]
+            ways.append(bounded(mount, partial(_way, link), _LINK_SECONDS))
     return ways
 
 

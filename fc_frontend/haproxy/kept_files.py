@@ -18,8 +18,11 @@ from fc_frontend.safe_files import Unsafe
 from fc_frontend.syntax.files import Use, named_files
 
 DIRECTORY = "kept"
-MOST_BYTES = 1024 * 1024
-"""Of one file; larger ones are not kept."""
+MOST_BYTES = 16 * 1024 * 1024
+"""Of one file, as many as HAProxy may read."""
+_LARGE = 1024 * 1024
+_MOST_LARGE_BYTES = 64 * 1024 * 1024
+"""Of all files that are larger than `_LARGE`: each step compares them with their copies."""
 _MOST_FILES = 2000
 _NOTHING: Mapping[str, str] = MappingProxyType({})
 
@@ -48,10 +51,15 @@ def keep(
     directory = Path(state_directory) / DIRECTORY
     kept = dict(former)
     there = files.sizes(str(directory))
+    large = 0
     for path in sorted(paths)[:_MOST_FILES]:
         content = _content(path)
         if content is None:
             continue
+        if len(content) > _LARGE:
+            large += len(content)
+            if large > _MOST_LARGE_BYTES:
+                continue
         digest = _digest(content)
         copy = directory / digest
         if digest not in there:

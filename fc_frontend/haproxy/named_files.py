@@ -17,6 +17,7 @@ from pathlib import Path
 from fc_frontend import safe_files
 from fc_frontend.errors import Problem
 from fc_frontend.haproxy.places import Places
+from fc_frontend.model.units import UnitId
 from fc_frontend.paths.walk import Found
 from fc_frontend.plan.model import Haproxy, Plan
 from fc_frontend.render.config import Config
@@ -25,10 +26,12 @@ from fc_frontend.syntax.files import NamedFile, Use, files_of_crt_list, named_fi
 
 MAX_BYTES = 16 * 1024 * 1024
 """Of one file.  As a list of addresses it takes HAProxy 215 MB, as one-letter lines 1.5 GB."""
-MAX_TOTAL_BYTES = 64 * 1024 * 1024
-"""Of all files together, each counted once."""
+MAX_UNIT_BYTES = 64 * 1024 * 1024
+"""Of all files that one unit names, each counted once."""
 MAX_ENTRIES = 20_000
 """Of a directory with certificates."""
+MAX_NAMES = 200_000
+"""Of a directory in which a certificate is."""
 MAX_LIST_BYTES = 1024 * 1024
 """Of a file in which other files are named."""
 _ALGORITHMS = ("", ".rsa", ".ecdsa", ".dsa")
@@ -50,7 +53,7 @@ def file_problems(
     places = Places(config, plan)
     found: dict[Problem, None] = {}
     for named in named_files(config.text):
-        for problem in examination.problems(named):
+        for problem in examination.of(named, config.unit_at(named.line)):
             placed = places.placed(problem, named.line)
             if named.keyword == "ca-file" and named.path == places.ca_file(placed.service):
                 placed = replace(placed, field="tls.ca_file")
@@ -69,7 +72,14 @@ class _Examination:
         self._kept = kept
         self._readers = _Readers(haproxy)
         self._known: dict[tuple[str, Use, bool], tuple[Problem, ...]] = {}
-        self._sizes: dict[str, int] = {}
+        self._sizes: dict[UnitId | None, dict[str, int]] = {}
+        self._unit: UnitId | None = None
+        self._names: dict[str, frozenset[str]] = {}
+
+    def of(self, named: NamedFile, unit: UnitId | None) -> tuple[Problem, ...]:
+        """What is wrong with a file that a unit names, and with those that it names itself."""
+        self._unit = unit
+        return self.problems(named)
 
     def problems(self, named: NamedFile) -> tuple[Problem, ...]:
         """What is wrong with a file and with those that it names."""
@@ -122,11 +132,12 @@ class _Examination:
             return
         if size > MAX_BYTES:
             raise safe_files.too_large(MAX_BYTES)
-        self._sizes[found.path] = size
-        if sum(self._sizes.values()) > MAX_TOTAL_BYTES:
+        sizes = self._sizes.setdefault(self._unit, {})
+        sizes[found.path] = size
+        if sum(sizes.values()) > MAX_UNIT_BYTES:
             raise Unsafe(
                 Fault.TOO_LARGE,
-                f"and the files named before it are larger than {MAX_TOTAL_BYTES} bytes together",
+                f"and the files named before it are larger than {MAX_UNIT_BYTES} bytes together",
                 "make them smaller",
             )
 
@@ -158,11 +169,22 @@ class _Examination:
                     continue
                 yield _problem(named, f"{path} {exc.message}", exc.remedy)
 
+    def _names_in(self, directory: str) -> frozenset[str]:
+        """The names in a directory, as far as it can be listed."""
+        if directory not in self._names:
+            try:
+                self._names[directory] = frozenset(safe_files.names(directory, MAX_NAMES))
+            except Unsafe:
+                self._names[directory] = frozenset()
+        return self._names[directory]
+
     def _companions(self, named: NamedFile, path: str) -> Iterator[Problem]:
         stem = path.rpartition(".")[0] or path
         candidates = [path + each + more for each in _ALGORITHMS for more in _COMPANIONS]
+        directory, _, _ = path.rpartition("/")
+        there = self._names_in(directory or "/")
         for candidate in [*candidates[1:], f"{stem}.key"]:
-            if candidate == path or not _exists(candidate):
+            if candidate == path or candidate.rpartition("/")[2] not in there:
                 continue
             try:
                 found = safe_files.examine(candidate)
@@ -172,13 +194,6 @@ class _Examination:
             except Unsafe as exc:
                 if exc.fault is not Fault.MISSING:
                     yield _problem(named, f"{candidate} {exc.message}", exc.remedy)
-
-
-def _exists(path: str) -> bool:
-    try:
-        return safe_files.bounded(path, lambda: os.path.lexists(path))
-    except Unsafe:
-        return True
 
 
 def _number(name: str | None, look_up: Callable[[str], int]) -> int | None:

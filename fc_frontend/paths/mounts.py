@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import os
 import re
-import time
+import select
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 _OWN = "/proc/self/mountinfo"
@@ -26,8 +27,13 @@ _KERNEL = frozenset(
     fusectl binfmt_misc selinuxfs smackfs nsfs rpc_pipefs nfsd resctrl
     """.split()
 )
-_MAX_AGE = 1.0
-"""Seconds for which the table of mounts counts."""
+_LOCAL = frozenset(
+    """
+    ext2 ext3 ext4 xfs btrfs zfs bcachefs f2fs jfs tmpfs ramfs devtmpfs hugetlbfs overlay erofs
+    squashfs iso9660 udf vfat exfat ntfs3
+    """.split()
+)
+"""File systems that answer as long as this host does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +106,10 @@ class Mounts:
         self._own = _read(_OWN) or ()
         self.kernel_devices = frozenset(m.device for m in self._own if m.kind in _KERNEL)
         """The device numbers of file systems in which the kernel shows itself."""
+        self.remote_points = frozenset(
+            m.point for m in self._own if m.kind not in _LOCAL | _KERNEL and m.point != "/"
+        )
+        """Where file systems are mounted that may not answer: NFS, FUSE and whatever is unknown."""
         self.users = {m.device: m.user for m in self._own if m.user is not None}
         """Who mounted FUSE file systems, by device number: what they show is that user's choice."""
 
@@ -135,11 +145,35 @@ def _read(path: str) -> tuple[Mount, ...] | None:
         return None
 
 
+class _Table:
+    """The mounts, read again whenever the kernel tells that they changed (proc(5), mountinfo)."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._poller: select.poll | None = None
+        self._mounts: Mounts | None = None
+
+    def get(self) -> Mounts:
+        with self._lock:
+            if self._mounts is None or self._has_changed():
+                self._mounts = Mounts()
+            return self._mounts
+
+    def _has_changed(self) -> bool:
+        if self._poller is None:
+            try:
+                table = os.open(_OWN, os.O_RDONLY | os.O_CLOEXEC)
+            except OSError:
+                return True
+            self._poller = select.poll()
+            self._poller.register(table, select.POLLPRI)
+            return True
+        return bool(self._poller.poll(0))
+
+
+_TABLE = _Table()
+
+
 def mounts() -> Mounts:
-    """The mounts as they were a second ago or later."""
-    return _mounts_at(int(time.monotonic() / _MAX_AGE))
-
-
-@lru_cache(maxsize=1)
-def _mounts_at(_age: int) -> Mounts:
-    return Mounts()
+    """The mounts as they are now."""
+    return _TABLE.get()

@@ -62,11 +62,19 @@ class ForeignLink(OSError):
     """A link leads its owner to a file that he may not read himself."""
 
 
-class Walker:
-    """Follows paths.  One instance assumes that mounts do not change while it is used."""
+class RemoteMount(OSError):
+    """A path leads into a file system that may not answer; `filename` is where it is mounted."""
 
-    def __init__(self) -> None:
+
+class Walker:
+    """Follows paths.  One instance assumes that mounts do not change while it is used.
+
+    With `stays_local`, RemoteMount is raised before a file system is entered that may not answer.
+    """
+
+    def __init__(self, *, stays_local: bool = False) -> None:
         self.mounts = mounts()
+        self.stays_local = stays_local
         self._owner_of_root = Path("/").stat().st_uid
 
     def look(self, path: str) -> Found:
@@ -208,10 +216,12 @@ class _Way:
         return os.open(f"/proc/self/fd/{self._descriptors[-1]}", _READ)
 
     def _enter(self, name: str) -> None:
+        path = "/" + "/".join((*self._names, name))
+        if self._walker.stays_local and path in self._walker.mounts.remote_points:
+            raise RemoteMount(errno.EREMOTE, os.strerror(errno.EREMOTE), path)
         descriptor = os.open(name, _STEP, dir_fd=self._descriptors[-1])
         self._descriptors.append(descriptor)
         status = os.fstat(descriptor)
-        path = "/" + "/".join((*self._names, name))
         if status.st_dev != self._statuses[-1].st_dev:
             self._cross(path, status)
         is_in_shared = self._walker.is_shared(self._statuses[-1])

@@ -108,8 +108,11 @@ _BASES = {
     "ocsp": "crt-base",
     "issuer": "crt-base",
     "sctl": "crt-base",
+    "server-state-file": "server-state-base",
+    "server-state-file-name": "server-state-base",
 }
 """Which of the global base directories goes before a relative name."""
+_BASE_KEYWORDS = frozenset(_BASES.values())
 _RESPONSE_LINES = frozenset(("http-request", "http-response", "http-after-response", "http-error"))
 _RESPONSE_FILES = frozenset(("file", "lf-file", "errorfile"))
 _WORDS_OF_RESPONSE = {"hdr": 2, "default-errorfiles": 0}
@@ -180,7 +183,7 @@ class _Bases:
     def read(self, line: Line) -> None:
         """Take note of a line that sets a directory."""
         words = line.arguments
-        if line.keyword in ("crt-base", "key-base", "ca-base") and words:
+        if line.keyword in _BASE_KEYWORDS and words:
             bases = self._global if self._store is None else self._store
             bases[line.keyword] = words[0]
         elif line.keyword == "default-path" and words:

@@ -327,6 +327,13 @@ def test_a_file_system_that_does_not_answer_is_not_waited_for(tmp_path: Path) ->
             f"-f: {mount}/list does not answer within 5 s"
         ]
         assert problems(f"acl a path -f {mount}/list", tmp_path)
+        # However many there are, others' files are examined.
+        many = "\n  ".join(f"acl a path -f {mount}/{number}" for number in range(40))
+        good = tmp_path / "good"
+        os.mkfifo(good)
+        *slow, found = problems(f"{many}\n  acl a path -f {good}", tmp_path)
+        assert len(slow) == 40
+        assert found == f"-f: {good} is not a regular file"
 
 
 # With the daemon
