@@ -7,6 +7,7 @@ Samples of real inputs are damaged at random, by a seed that is printed.  A run 
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import random
@@ -17,19 +18,32 @@ import dns.exception
 import dns.message
 import pytest
 
+from fc_frontend.cli import status
+from fc_frontend.cli.common import emit
 from fc_frontend.config.last_good import LastGood, dump_last_good, load_last_good
 from fc_frontend.config.loader import Sources, declare, read
 from fc_frontend.config.quarantine import tolerate
 from fc_frontend.discovery.scan import LENGTHS, RecordType, plain_records
 from fc_frontend.discovery.store import load_answers
 from fc_frontend.errors import Refused, Unavailable, errors_in
+from fc_frontend.explain.daemon import parse_status
+from fc_frontend.explain.overview import Seen, overview
 from fc_frontend.haproxy import drain, history, hold
 from fc_frontend.haproxy.master import parse_processes
 from fc_frontend.haproxy.reload import _parse_answer
 from fc_frontend.haproxy.runtime import ServerState, _split, hash_in, parse_servers
 from fc_frontend.haproxy.server_state import state_of_running
 from fc_frontend.haproxy.validate import parse_messages
+from fc_frontend.observe.log import render_event
 from fc_frontend.pipeline import prepare
+from fc_frontend.syntax.binds import read_listeners
+from fc_frontend.syntax.files import named_files
+from fc_frontend.syntax.names import defined_names, used_names
+from fc_frontend.syntax.safe import refused_in_line
+from fc_frontend.syntax.sections import read_sections
+from fc_frontend.syntax.units import Owner, fragment_faults, option_fault, raw_line_faults
+from fc_frontend.syntax.words import NotWords, split
+from fc_frontend.text import one_line
 
 INPUTS = int(os.environ.get("FC_FRONTEND_INPUTS", "300"))
 SEED = int(os.environ.get("FC_FRONTEND_SEED", "1"))
@@ -209,6 +223,98 @@ def test_answers_of_dns(rdtype: RecordType) -> None:
 def _is_of(data: bytes, section: int, query: dns.message.Message) -> bool:
     """The client looks at answers that repeat its question only."""
     return data[12 : 12 + section] == query.to_wire()[12 : 12 + section]
+
+
+# HAProxy's text
+
+
+def test_haproxy_text() -> None:
+    """Every reader takes any text, and raw lines without a fault never begin a section."""
+    samples = [path.read_bytes() for path in sorted(ROOT.glob("tests/golden/*/expected.cfg"))]
+    lines = [line for sample in samples for line in sample.split(b"\n") if line.strip()]
+
+    def check(data: bytes) -> None:
+        text = data.decode("utf-8", "replace")
+        found = list(read_sections(text))
+        read_listeners(text)
+        list(named_files(text))
+        defined_names(text)
+        used_names(text)
+        list(fragment_faults(text))
+        option_fault(text)
+        if not list(raw_line_faults(text, Owner.SERVICE)):
+            assert not [section for section in found if section.header]
+        for line in text.split("\n"):
+            with contextlib.suppress(NotWords):
+                split(line)
+            refused_in_line(line)
+
+    inputs("HAProxy text", lines, check)
+
+
+# What is printed
+
+
+STATUS = json.dumps(
+    {
+        "version": 1, "fc_frontend": "0.1", "in_sync": False, "drifted": False, "held": None,
+        "wanted_hash": "0" * 16, "running_hash": None, "take_over": None,
+        "problems": [{"message": "no such field", "remedy": "remove it", "severity": "error",
+                      "file": "/etc/x.yaml", "line": 3, "column": 1, "service": "shop",
+                      "field": "binds"}],
+        "quarantined": [{"piece": "service", "name": "shop", "effect": "it is left out",
+                         "problems": []}],
+        "last_reload": {"at": 1.0, "reasons": ["service-added shop"], "outcome": "reloaded",
+                        "seconds": 0.1},
+        "services": [{"name": "shop", "service": "shop", "namespace": "default",
+                      "binds": ["127.0.0.1:80"], "discovery": "headless", "reason": "pods",
+                      "query": "shop.default.svc.cluster.local", "state": "ok",
+                      "freshness": "fresh", "answer_age": 1.0, "file": "/etc/x.yaml",
+                      "error": None, "remedy": "", "endpoints": ["10.1.0.1 80"],
+                      "rejected": [], "slots": 10, "drained": [], "slots_short": 0,
+                      "slots_scarce": False, "addresses_by": "resolver", "exceeded": None}],
+    }
+)  # fmt: skip
+
+
+def test_every_output_format() -> None:
+    """Whatever names and messages hold, all that is printed is UTF-8 without control characters."""
+
+    def check(data: bytes) -> None:
+        # Damaged names, in JSON that is sound: surrogates come as the escapes of lone halves.
+        text = data.decode("utf-8", "surrogateescape")
+        document = json.loads(STATUS)
+        document["services"][0].update(name=text, reason=text, error=text, binds=[text])
+        document["problems"][0].update(message=text, remedy=text, file=text, service=text)
+        document["quarantined"][0].update(name=text, effect=text)
+        document["last_reload"]["reasons"] = [text]
+        daemon = parse_status(document)
+        found = overview(
+            Seen(
+                daemon=daemon,
+                services=daemon.services,
+                quarantined=daemon.quarantined,
+                problems=daemon.problems,
+                held_id=1,
+                held_by=text,
+            )
+        )
+        written = io.BytesIO()
+        with contextlib.redirect_stdout(io.TextIOWrapper(written, "utf-8", newline="")) as output:
+            status._print(found)
+            status._print_findings(found)
+            status._nagios(found)
+            emit(found.as_json())
+            emit({"problems": [problem.as_json() for problem in daemon.problems]})
+            print(render_event({"event": "problem", "said": text, "service": text}))
+            for problem in daemon.problems:
+                print(one_line(problem))
+            output.flush()
+        shown = written.getvalue().decode("utf-8")
+        assert all(letter.isprintable() for letter in shown.replace("\n", "")), shown
+
+    samples = [b"shop", b"the pods of \xc3\xa9 are gone", b"a|b=1", b"<b>x</b>", b"x" * 3000]
+    inputs("outputs", samples, check, share=2)
 
 
 # HAProxy
