@@ -83,7 +83,8 @@ def read(path: str, limit: int = MAX_BYTES) -> Content | None:
 def read_own(path: str, limit: int) -> bytes | None:
     """The content of our own file `path`, at most `limit` bytes; None if there is none.
 
-    Raises `OSError`, also for a link and for anything that is not a regular file.
+    Raises `OSError`, also for a link, for anything that is not a regular file, and where others may
+    have written it.
     """
     found = _read(path, limit, follow=False)
     return found.data if found else None
@@ -345,6 +346,12 @@ def _require_single(status: os.stat_result, parent: int) -> None:
 def _read(path: str, limit: int, *, follow: bool) -> Content | None:
     try:
         with place(path, follow=follow) as (parent, name):
+            if not follow and os.fstat(parent).st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+                # What is here decides what HAProxy gets: see config.trusted_users.state_verdict.
+                raise Untrusted(
+                    f"other users may write in {Path(path).parent}",
+                    f"chmod go-w {Path(path).parent}",
+                )
             return _content(parent, name, limit)
     except (FileNotFoundError, NotADirectoryError):
         return None

@@ -59,7 +59,7 @@ SETTINGS_VARIABLE = "FC_FRONTEND_CONFIG"
 MAX_SERVICES = 20_000
 """In one file."""
 MAX_PROBLEMS = 20
-"""Of one service, or of the settings: of more, the first are reported."""
+"""Of one kind, of one service or file: of more, the first are reported."""
 _LONGEST_GUESS = 50
 """Characters of a field's name that is compared with those that exist."""
 _RESERVED = "fc-"
@@ -109,7 +109,7 @@ class Declaration:
         if spec and spec.name == problem.service and spec.origin:
             file = spec.origin.file
             if file not in self._documents:
-                self._documents[file] = _read(file, None, [])[0]
+                self._documents[file] = _read(file)
             return _placed(problem, file, self._documents[file])
         for fragment in self.fragments:
             if fragment.name == problem.service:
@@ -119,7 +119,7 @@ class Declaration:
     def _located_setting(self, problem: Problem) -> Problem:
         file = self.settings_file
         if file not in self._documents:
-            self._documents[file] = _read(file, None, [])[0]
+            self._documents[file] = _read(file)
         return _place_between(problem, {}, self._documents[file], file)
 
 
@@ -188,17 +188,20 @@ def read(
     known = before.files if before and before.settings_file == settings_file else {}
     place = look_at_directory(str(Path(settings_file).parent))
     seen = look(settings_file, place)
-    main = _file(settings_file, place, known.get(settings_file), seen, is_main=True)
+    main = _file(settings_file, place, known.get(settings_file), seen, None)
     trusted_main = _trusted_settings(main, settings_file)
+    users = trusted_users.trusted_users(trusted_main.content)
     problems: list[Problem] = list(trusted_main.problems)
     broken = {settings_file} if trusted_main.is_broken else set()
     directory = services_directory(settings_file)
     listed: list[Problem] = []
     if before is not None and known and changed is not None and directory not in before.broken:
-        files = _looked_at(known, settings_file, directory, changed)
+        files = _looked_at(known, settings_file, directory, changed, users)
     else:
         place, looks = list_directory(directory, _is_declared_in, listed)
-        files = {path: _file(path, place, known.get(path), seen) for path, seen in looks.items()}
+        files = {
+            path: _file(path, place, known.get(path), seen, users) for path, seen in looks.items()
+        }
     if errors_in(listed):
         broken.add(directory)
     problems += listed
@@ -244,7 +247,11 @@ def is_unchanged(sources: Sources) -> bool:
 
 
 def _looked_at(
-    known: Mapping[str, _File], settings_file: str, directory: str, changed: frozenset[str]
+    known: Mapping[str, _File],
+    settings_file: str,
+    directory: str,
+    changed: frozenset[str],
+    users: frozenset[int],
 ) -> dict[str, _File]:
     """The files of services.d, of which only those that are named `changed` are looked at."""
     files = dict(known)
@@ -258,7 +265,7 @@ def _looked_at(
         if seen is None and not os.path.lexists(path):
             files.pop(path, None)
         else:
-            files[path] = _file(path, place, None, seen)
+            files[path] = _file(path, place, None, seen, users)
     if files.keys() != known.keys() - {settings_file}:
         return dict(sorted(files.items()))
     return files
@@ -273,7 +280,7 @@ def _trusted_settings(main: _File, path: str) -> _File:
         return main
     problem = Problem(
         message=f"is not trusted, and settings name programs to run: {verdict.reason}",
-        remedy=verdict.remedy,
+        remedy=verdict.change,
         file=path,
     )
     return replace(
@@ -292,17 +299,32 @@ def _file(
     place: Found | None,
     before: _File | None,
     seen: Look | None,
-    *,
-    is_main: bool = False,
+    users: frozenset[int] | None,
 ) -> _File:
-    """What a file holds; `before` if it is the same still."""
+    """What a file holds; `before` if it is the same still.
+
+    `users` are those whose files are trusted, None for the settings file.  A file that others may
+    change is not taken apart if it is large: that would keep us from everything else.
+    """
     if before is not None and seen is not None and before.signature == seen.signature:
         return before if before.access == seen.access else replace(before, access=seen.access)
+    is_main = users is None
     problems: list[Problem] = []
     services: dict[str, _Raw] = {}
     fragment = None
     document, content = _NO_DOCUMENT, dict[str, Any]()
-    if not is_printable(path) and not is_main:
+    text: str | None = None
+    has_odd_name = not is_main and not is_printable(path)
+    if is_main or not (has_odd_name or path.endswith(".yml")):
+        missing_remedy = _MISSING_SETTINGS if is_main else ""
+        text, seen = read_file(path, place, problems, missing_remedy)
+    if text is not None and users is not None and seen is not None:
+        verdict = judge(seen.access, users)
+        if not verdict.is_trusted and len(text) > untrusted.MAX_LENGTH:
+            message = f"untrusted files have at most {untrusted.MAX_LENGTH} characters"
+            problems.append(_untrusted_file(message, path, verdict))
+            text = None
+    if has_odd_name:
         problems.append(
             Problem(
                 message="has a name with characters that are not printable",
@@ -311,7 +333,9 @@ def _file(
             )
         )
     elif path.endswith(".cfg") and not is_main:
-        fragment, seen = _fragment(path, place, problems)
+        if text is not None:
+            fragment, found = fragment_of(path, text)
+            problems += found
     elif path.endswith(".yml") and not is_main:
         problems.append(
             Problem(
@@ -322,8 +346,7 @@ def _file(
             )
         )
     else:
-        missing_remedy = _MISSING_SETTINGS if is_main else ""
-        document, seen = _read(path, place, problems, missing_remedy=missing_remedy)
+        document = _document(path, text, problems)
         content = _mapping(document, path, problems)
         inline = content.pop("services", None)
         if not is_main:
@@ -411,6 +434,7 @@ def declare(
     verdicts = file_verdicts(sources, raw_settings)
     problems += _trust_problems(raw_settings, document, sources.settings_file)
     faults: dict[Unit, tuple[Problem, ...]] = {}
+    faults.update(_overfull(sources, reverted, verdicts))
     services = _with_reverted(sources, last_good, reverted, verdicts, faults)
     built: dict[str, ServiceSpec] = {}
     forms: dict[str, Form] = {}
@@ -485,6 +509,19 @@ def file_verdicts(sources: Sources, settings: Mapping[str, Any]) -> dict[str, Ve
     return verdicts
 
 
+def _overfull(
+    sources: Sources, reverted: Mapping[Unit, bool], verdicts: Mapping[str, Verdict]
+) -> Iterator[tuple[Unit, tuple[Problem, ...]]]:
+    """Untrusted files that define more services than all of them may."""
+    for path, file in sources.files.items():
+        unit = Unit(Piece.FILE, path)
+        if len(file.services) > untrusted.MAX_SERVICES and unit not in reverted:
+            verdict = verdicts.get(path, UNTRUSTED_ORIGIN)
+            if not verdict.is_trusted:
+                message = f"untrusted files define at most {untrusted.MAX_SERVICES} services"
+                yield unit, (_untrusted_file(message, path, verdict),)
+
+
 def _verdict(raw: _Raw, verdicts: Mapping[str, Verdict]) -> Verdict:
     if raw.level is None:
         return verdicts.get(raw.file, UNTRUSTED_ORIGIN)
@@ -513,7 +550,7 @@ def _trust_problems(
         line, column = document.locate(("state_directory",)) or (None, None)
         yield Problem(
             message=f"{directory} is not trusted, and holds earlier settings: {verdict.reason}",
-            remedy=verdict.remedy,
+            remedy=verdict.change,
             file=file,
             line=line,
             column=column,
@@ -616,7 +653,7 @@ def _with_reverted(
 ) -> Mapping[str, _Raw]:
     """The services as declared, or as they were last good, or without those to leave out."""
     declared = sources.services
-    broken = {unit.name for unit in reverted if unit.piece is Piece.FILE}
+    broken = {unit.name for unit in (*reverted, *faults) if unit.piece is Piece.FILE}
     if sources.duplicates:
         declared = dict(declared)
         trusted = {path for path, verdict in verdicts.items() if verdict.is_trusted}
@@ -627,7 +664,7 @@ def _with_reverted(
             running = last_good.services.get(name)
             declared[name], said = claims.settle(left, trusted, running.file if running else None)
             faults.update((unit, each) for unit, each in said.items() if unit not in reverted)
-    if not reverted:
+    if not reverted and not broken:
         return declared
     services = {name: raw for name, raw in declared.items() if raw.file not in broken}
     for name, form in last_good.services.items() if broken else ():
@@ -772,12 +809,16 @@ class _Raw:
         )
 
 
-def _read(
-    path: str, place: Found | None, problems: list[Problem], *, missing_remedy: str = ""
-) -> tuple[Document, Look | None]:
-    text, seen = read_file(path, place, problems, missing_remedy)
+def _read(path: str) -> Document:
+    """The document in a file; an empty one if it cannot be read."""
+    problems: list[Problem] = []
+    return _document(path, read_file(path, None, problems)[0], problems)
+
+
+def _document(path: str, text: str | None, problems: list[Problem]) -> Document:
+    """The document that the text of a file is; an empty one if it is none."""
     if text is None:
-        return _NO_DOCUMENT, seen
+        return _NO_DOCUMENT
     try:
         document = read_document(text, is_json=path.endswith(".json"))
     except Unreadable as exc:
@@ -790,7 +831,7 @@ def _read(
                 column=exc.flaw.column,
             )
         )
-        return _NO_DOCUMENT, seen
+        return _NO_DOCUMENT
     problems += [
         Problem(
             message=flaw.message,
@@ -799,9 +840,9 @@ def _read(
             line=flaw.line,
             column=flaw.column,
         )
-        for flaw in document.flaws
+        for flaw in document.flaws[:MAX_PROBLEMS]
     ]
-    return document, seen
+    return document
 
 
 def _mapping(document: Document, file: str, problems: list[Problem]) -> dict[str, Any]:
@@ -823,17 +864,6 @@ def _mapping(document: Document, file: str, problems: list[Problem]) -> dict[str
 
 def _is_declared_in(name: str) -> bool:
     return not name.startswith((".", "#")) and name.endswith((".yaml", ".json", ".cfg", ".yml"))
-
-
-def _fragment(
-    path: str, place: Found | None, problems: list[Problem]
-) -> tuple[Fragment | None, Look | None]:
-    text, seen = read_file(path, place, problems)
-    if text is None:
-        return None, seen
-    fragment, found = fragment_of(path, text)
-    problems += found
-    return fragment, seen
 
 
 def _collect(

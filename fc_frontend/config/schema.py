@@ -76,6 +76,8 @@ _DNS_NAME = re.compile(
     r"(?:\.[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?)*"
 )
 _ACCOUNT = re.compile(r"[a-z_][a-z0-9_-]{0,30}")
+_MAX_ITEMS = 1000
+"""Of a list.  Each of its items is judged for itself."""
 _USER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@-]{0,63}")
 _TIME = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,6})?)(ms|s|m|h|d)?")
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, None: 1.0}
@@ -138,6 +140,8 @@ def _time(least: float, most: float) -> Any:
 
 
 def _listed(value: Any) -> Any:
+    if isinstance(value, list) and len(value) > _MAX_ITEMS:
+        raise _error(f"more than {_MAX_ITEMS} items", "use fewer items")
     return [value] if isinstance(value, str) else value
 
 

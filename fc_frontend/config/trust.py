@@ -77,12 +77,19 @@ class Verdict:
     def remedy(self) -> str:
         """What makes the file trusted; empty if it is."""
         part = self.component
+        if part is None or self.cause is not Cause.OWNER:
+            return self.change
+        name = user_name(part.uid).removeprefix("user ")
+        return f"{self.change}, or add {name} to trust.users"
+
+    @property
+    def change(self) -> str:
+        """The change of the file that makes it trusted, whatever the settings; empty if it is."""
+        part = self.component
         if part is None:
             return ""
         if self.cause is Cause.OWNER:
-            flag = "-h " if part.part is Part.LINK else ""
-            name = user_name(part.uid).removeprefix("user ")
-            return f"`chown {flag}root {part.path}`, or add {name} to trust.users"
+            return f"`chown {'-h ' if part.part is Part.LINK else ''}root {part.path}`"
         if self.cause is Cause.HARD_LINK:
             return f"replace {part.path} by a copy"
         return f"`chmod go-w {part.path}`"

@@ -14,6 +14,10 @@ from fc_frontend.plan.model import Fragment, ServiceSpec, Target, Untrusted
 from fc_frontend.syntax import safe
 from fc_frontend.syntax.names import defined_names
 
+MAX_LENGTH = 256 * 1024
+"""Of an untrusted file, in characters."""
+MAX_BINDS = 16
+"""Of one service.  Each is a listener in HAProxy."""
 MAX_SERVICES = 200
 """Services in all untrusted files together."""
 MAX_SLOTS = 160
@@ -64,6 +68,10 @@ def violations(spec: ServiceSpec, limits: Untrusted) -> Iterator[Violation]:
                 f"untrusted files may not bind {bind}",
                 f"use an address and port in untrusted.binds ({allowed})",
             )
+    if len(spec.binds) > MAX_BINDS:
+        yield Violation(
+            "binds", f"untrusted files set at most {MAX_BINDS} binds", "use fewer binds"
+        )
     yield from _target_violations(spec, limits)
     if spec.slots is not None and spec.slots > MAX_SLOTS:
         yield Violation(

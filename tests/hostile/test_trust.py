@@ -26,6 +26,7 @@ from fc_frontend.doctor.findings import Result
 from fc_frontend.doctor.judge.trust import judge_declaring
 from fc_frontend.doctor.observe.trust import levels, observe_named
 from fc_frontend.errors import Problem, Severity, errors_in
+from fc_frontend.haproxy import hold
 from fc_frontend.paths.mounts import leads_to, parse
 from fc_frontend.pipeline import prepare, save_last_good, stored_last_good
 
@@ -477,6 +478,32 @@ def test_harmless_raw_lines_are_accepted_where_that_is_set(site: Site) -> None:
 
 
 @needs_users
+@pytest.mark.parametrize(
+    "text",
+    [
+        json.dumps({"services": {f"a{n}": {"pod_prt": 1} for n in range(150_000)}}),
+        json.dumps({"services": {"a": {f"f{n}": 1 for n in range(200_000)}}}),
+        "x: &a0 [q, q]\n" + "".join(f"x{n}: &a{n} [*a{n - 1}, *a{n - 1}]\n" for n in range(1, 60)),
+        json.dumps({"services": {f"a{n}": {"pod_port": 1} for n in range(300)}}),
+        json.dumps({"services": {"a": {"pod_port": 1, "binds": ["x"] * 40_000}}}),
+        json.dumps({"services": {"a": {"pod_port": 1, "binds": ["127.0.0.1:1"] * 17}}}),
+        '{"services": {"a": ' + "[" * 900 + "]" * 900 + "}}",
+    ],
+)
+def test_a_flood_in_an_untrusted_file_is_a_few_problems(site: Site, text: str) -> None:
+    site.put("etc/services.d/root.json", {"good": {"pod_port": 1}})
+    site.put("etc/services.d/x.yaml", text, MALLORY)
+    sources = read(str(site.config))
+    for _ in range(2):
+        declaration = tolerate(sources, LastGood())
+        assert [spec.name for spec in declaration.services] == ["good"]
+        problems = [each for held in declaration.quarantined for each in held.problems]
+        assert 1 <= len(problems) <= 20
+        assert len(json.dumps([problem.as_json() for problem in problems])) < 20_000
+        sources = read(str(site.config), sources)
+
+
+@needs_users
 def test_fragments_and_templates_need_trusted_files(site: Site) -> None:
     templates = site.put("templates/service.cfg.j2", "{{ 1 / 0 }}").parent
     site.settings["haproxy"] = {"templates": str(templates)}
@@ -752,7 +779,12 @@ def test_a_state_directory_that_others_may_write_is_refused(site: Site) -> None:
     assert not declaration.problems
     save_last_good(declaration.settings, declaration.forms)
     assert stored_last_good(str(state)).services
+    # Nor is what it holds for a rollback.
+    held = hold.Hold(id=1, hash="0123456789abcdef", since=1.0, by="mallory")
+    hold.save(str(state), held)
+    assert hold.load(str(state)) == held
     state.chmod(0o777)
+    assert hold.load(str(state)) == hold.Hold()
     (problem,) = errors_in(site.load().problems)
     assert problem.field == "state_directory"
     assert not stored_last_good(str(state)).services
