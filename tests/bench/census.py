@@ -24,6 +24,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import fc_frontend
+
 VARIABLE = "FC_CENSUS"
 CALLS = {
     "renders": ("fc_frontend.render.render", "render"),
@@ -34,6 +36,7 @@ TURNS = {
     "steps": ("fc_frontend.daemon.reconciler", "Reconciler.step"),
 }
 TEMPLATES = ("jinja2", "Template.render")
+_CONFINE = str(Path(fc_frontend.__file__).parent / "haproxy" / "confine.py")
 _TEMPORARY = re.compile(r"\.[0-9a-f]{12}\.tmp$")
 
 
@@ -91,6 +94,17 @@ def _ask(path: str, question: bytes) -> dict[str, Any]:
     return found
 
 
+def _whole(name: str | bytes, directory: int) -> str:
+    """The path of `name`, which may be relative to the descriptor of a directory."""
+    path = os.fsdecode(name)
+    return path if directory < 0 else str(Path(f"/proc/self/fd/{directory}").readlink() / path)
+
+
+def _confined(argv: list[str]) -> list[str]:
+    """The program that runs within limits, if `argv` is what sets these."""
+    return argv[argv.index(_CONFINE) + 5 :] if _CONFINE in argv else argv
+
+
 class _Counts:
     """What was counted so far; audit events come from all threads."""
 
@@ -116,9 +130,10 @@ class _Counts:
         self._busy.here = True
         try:
             if event == "os.rename":
-                self._renamed(*(os.fsdecode(name) for name in arguments[:2]))
+                names, directories = arguments[:2], arguments[2:]
+                self._renamed(*map(_whole, names, directories))
             elif event == "subprocess.Popen":
-                argv = [os.fsdecode(word) for word in arguments[1]]
+                argv = _confined([os.fsdecode(word) for word in arguments[1]])
                 with self.lock:
                     self.executed[" ".join([Path(argv[0]).name, *argv[1:2]])] += 1
             elif isinstance(arguments[0], (str, bytes)):
