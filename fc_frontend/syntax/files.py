@@ -114,6 +114,7 @@ _BASES = {
 """Which of the global base directories goes before a relative name."""
 _BASE_KEYWORDS = frozenset(_BASES.values())
 _RESPONSE_LINES = frozenset(("http-request", "http-response", "http-after-response", "http-error"))
+_RESPONSE_ACTIONS = frozenset(("return", "deny", "tarpit", "reject"))
 _RESPONSE_FILES = frozenset(("file", "lf-file", "errorfile"))
 _WORDS_OF_RESPONSE = {"hdr": 2, "default-errorfiles": 0}
 """How many words belong to a keyword of a response, if it is not one."""
@@ -232,7 +233,11 @@ def _after(words: Sequence[Word], uses: dict[str, Use]) -> Iterator[tuple[str, W
 
 
 def _in_response(words: Sequence[Word]) -> Iterator[tuple[str, Word, Use]]:
-    at = 1 if words[0].text == "http-error" else 2
+    at = 1
+    if words[0].text != "http-error":
+        if len(words) < 2 or words[1].text not in _RESPONSE_ACTIONS:
+            return
+        at = 2
     while at + 1 < len(words) and words[at].text not in ("if", "unless"):
         keyword = words[at].text
         if keyword in _RESPONSE_FILES:
@@ -243,7 +248,8 @@ def _in_response(words: Sequence[Word]) -> Iterator[tuple[str, Word, Use]]:
 def _in_conditions(words: Sequence[Word]) -> Iterator[Word]:
     """The names after `-f` in an `acl` line or in conditions in braces."""
     starts = [3] if words and words[0].text == "acl" else []
-    starts += [at + 2 for at, word in enumerate(words) if word.text == "{"]
+    # `!{` is one word, too.
+    starts += [at + 2 for at, word in enumerate(words) if word.text.lstrip("!") == "{"]
     for start in starts:
         at = start
         while at < len(words) and words[at].text in _ACL_FLAGS:
@@ -257,11 +263,8 @@ def _in_functions(word: Word) -> Iterator[tuple[str, Word, Use]]:
     for found in _FILE_FUNCTION.finditer(word.text):
         name = found[1]
         arguments = _arguments(word.text[found.end() :])
-        if name.startswith("map"):
-            named = arguments[:1]
-        else:
-            named = [argument for argument in arguments[1:2] if argument.startswith(("/", "."))]
-        for argument in named:
+        # A key may also be a variable or a secret: a file of that name does not exist.
+        for argument in arguments[:1] if name.startswith("map") else arguments[1:2]:
             file = Word(argument, argument, word.variable and "$" in argument)
             if name.startswith("map"):
                 yield "map", _without_prefix(file), Use.READ

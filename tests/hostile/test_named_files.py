@@ -57,6 +57,8 @@ acl a path -M -f {}
 acl a path -n -u 7 -f {}
 http-request deny if {{ path -f {} }}
 http-request deny if ! {{ src -f '{}' }}
+http-request deny if !{{ src -f {} }}
+use_backend a if !!{{ src -f {} }} !{{ src 127.0.0.1 }}
 http-request set-header a %[path,map({})]
 http-request set-header a "%[path,map_beg({},x)]"
 http-request set-header a %[path,map_str_int('{}',1)]
@@ -64,6 +66,9 @@ http-request set-header a '%[path,map_sub("{}")]'
 http-request set-var(txn.a) path,map_reg({})
 http-request deny if {{ var(txn.a),jwt_verify(RS256,{}) -m int 1 }}
 http-request deny if {{ var(txn.a),jwt_verify(txn.alg,"{}") -m int 1 }}
+http-request deny if {{ var(txn.a),jwt_verify(ES256,{relative}) -m int 1 }}
+acl a path -f {relative}
+http-request set-header a %[path,map({relative})]
 http-request return status 200 content-type a/b file {}
 http-request return status 200 content-type a/b hdr file x lf-file {}
 http-request return status 200 errorfile {}
@@ -84,6 +89,7 @@ acl a path -- -f {}
 acl a path /a -f {}
 http-request deny if {{ path {} }}
 http-request set-path {}
+http-request set-header file {}
 http-request return status 200 content-type a/b string file {}
 http-request return status 200 content-type a/b hdr file {}
 monitor-uri {}
@@ -152,7 +158,9 @@ def test_a_pipe_that_haproxy_would_wait_for_is_found(
     pipe = short_directory / "pipe"
     os.mkfifo(pipe)
     (short_directory / "empty").touch()
-    line = line.format(pipe, pem=pem, empty=short_directory / "empty")
+    line = line.format(
+        pipe, pem=pem, empty=short_directory / "empty", relative=str(pipe).removeprefix("/")
+    )
     text = text_with(line, is_global=is_global)
     # That it is opened at all: what HAProxy does not open need not be looked at.
     with opened_by_haproxy(haproxy_binary, text, pipe) as is_waiting:
