@@ -74,7 +74,15 @@ def test_an_untrusted_file_costs_only_its_own_service(site: Site) -> None:
     stays({("service", "a"): LEFT_OUT})
     put(site, "a.json", {"a": frontend.service(NAME, 0, binds=f"*:{SERVICES['docs']}")})
     stays({("service", "a"): LEFT_OUT})
+    # Nor can it keep the connections that it has from a trusted service that comes later.
+    put(site, "a.json", {"a": frontend.service(NAME, 8095)})
+    frontend.until(lambda: frontend.ask(8095) == f"{NAME}-1")
+    site.declare("z", 8095, service="shop")
+    stays({("service", "a"): LEFT_OUT})
+    frontend.until(lambda: frontend.serves(8095, frontend.pods["shop"]))
     (services_d / "a.json").unlink()
+    site.file("z").unlink()
+    stays({})
 
     # Whole sections.
     put(site, "m.cfg", f"listen m\n  bind {host}:8096\n  server a {host}:1\n")
