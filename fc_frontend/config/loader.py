@@ -439,9 +439,10 @@ def declare(
     built: dict[str, ServiceSpec] = {}
     forms: dict[str, Form] = {}
     doubtful: dict[str, ServiceSpec] = {}
+    levels = {path: verdict.level for path, verdict in verdicts.items()}
     for name, raw in services.items():
-        level = raw.level or _verdict(raw, verdicts).level
-        spec, said, form = raw.judged(level)
+        level = raw.level or levels.get(raw.file, Level.UNTRUSTED)
+        spec, said, form = raw.found.get(level) or raw.judged(level)
         if said:
             problems += said
         if spec is not None:
@@ -496,11 +497,17 @@ def declare(
 def file_verdicts(sources: Sources, settings: Mapping[str, Any]) -> dict[str, Verdict]:
     """The trust level of each file of `sources`, by path, with the users that `settings` name."""
     users = trusted_users.trusted_users(settings)
-    verdicts = {
-        path: judge(file.access, users)
-        for path, file in sources.files.items()
-        if file.access is not None and path != sources.settings_file
-    }
+    verdicts: dict[str, Verdict] = {}
+    known: dict[int, Verdict] = {}
+    for path, file in sources.files.items():
+        access = file.access
+        if access is None:
+            continue
+        # Most files share the access of their directory.
+        verdict = known.get(id(access))
+        if verdict is None:
+            verdict = known[id(access)] = judge(access, users)
+        verdicts[path] = verdict
     main = sources.files.get(sources.settings_file)
     if main is not None and main.access is not None:
         verdicts[sources.settings_file] = judge(main.access, trusted_users.settings_users())

@@ -37,9 +37,7 @@ class Look(NamedTuple):
     @classmethod
     def of(cls, found: Found) -> Look:
         """The look of what a path leads to."""
-        status = found.status
-        times = status.st_mtime_ns, status.st_ctime_ns
-        return cls((status.st_dev, status.st_ino, status.st_size, *times), found.access)
+        return cls(_signature(found.status), found.access)
 
     @property
     def is_settled(self) -> bool:
@@ -49,6 +47,16 @@ class Look(NamedTuple):
         look may be changed again without any sign.
         """
         return max(self.signature[3:]) + CLOCK_GRAIN < time.time_ns()
+
+
+def _signature(status: os.stat_result) -> Signature:
+    return (
+        status.st_dev,
+        status.st_ino,
+        status.st_size,
+        status.st_mtime_ns,
+        status.st_ctime_ns,
+    )
 
 
 class Directory(NamedTuple):
@@ -81,7 +89,7 @@ def look(path: str, place: Found | None) -> Look | None:
 def _look(walker: Walker, place: Found | None, path: str, status: os.stat_result) -> Look | None:
     is_link = stat.S_ISLNK(status.st_mode)
     if place is not None and not is_link and status.st_dev == place.status.st_dev:
-        return Look.of(walker.entry(place, path, status))
+        return Look(_signature(status), walker.entry_access(place, path, status))
     try:
         # It may be in a file system that does not answer.
         return Look.of(safe_files.look(path))

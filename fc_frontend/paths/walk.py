@@ -101,8 +101,19 @@ class Walker:
     def entry(self, directory: Found, path: str, status: os.stat_result) -> Found:
         """What the last component of `path` is in a known directory; it must not be a link."""
         real = f"{directory.path.rstrip('/')}/{path.rpartition('/')[2]}"
-        access = self._judged(directory.access, real, status, directory.is_shared)
-        return Found(real, status, access)
+        return Found(real, status, self.entry_access(directory, real, status))
+
+    def entry_access(self, directory: Found, path: str, status: os.stat_result) -> WriteAccess:
+        """Who may change the last component of `path` in a known directory; it must not be a link.
+
+        The very access of the directory if nobody else may.
+        """
+        is_plain = status.st_uid == _ROOT and not status.st_mode & _OTHERS_MAY_WRITE
+        if is_plain and not directory.is_shared:
+            # There may be thousands of these.
+            return directory.access
+        real = f"{directory.path.rstrip('/')}/{path.rpartition('/')[2]}"
+        return self._judged(directory.access, real, status, directory.is_shared)
 
     def is_shared(self, status: os.stat_result) -> bool:
         """True if others may create files in a directory, but not remove those of its owner."""
