@@ -803,7 +803,7 @@ def _hash_in_force(haproxy: Haproxy) -> str | None:
 
 def _obstacle(settings: Settings, config: Config, running: str | None) -> Problem | None:
     """Why haproxy.cfg may not be written again; None if it may.  Raises `Unavailable`."""
-    worker = take_over.worker_of(settings.haproxy, running)
+    worker = take_over.worker_of(settings, running, (config.hash,))
     data = config.text.encode("utf-8", "surrogateescape")
     return take_over.obstacle(settings, data, worker, (config.hash,))
 
@@ -815,9 +815,9 @@ def _restore(settings: Settings, config: Config, running: str | None) -> Replace
         if hold.load(directory) is not None:
             return None
         data = config.text.encode("utf-8", "surrogateescape")
-        worker = take_over.worker_of(haproxy, running)
+        worker = take_over.worker_of(settings, running, (config.hash,))
         replaced = take_over.install(settings, data, worker, known=(config.hash,))
-        take_over.finish(settings, replaced)
+        take_over.finish(settings, data)
         return replaced
 
 

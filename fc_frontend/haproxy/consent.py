@@ -1,6 +1,6 @@
 """Consent to replace a haproxy.cfg that fc-frontend did not write, bound to that very text.
 
-`apply --take-over` gives it, the daemon uses it as well, and it ends when the text was replaced.
+`apply --take-over` gives it, the daemon uses it as well, and it ends with the next deployment.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from fc_frontend import files
@@ -49,14 +48,10 @@ def give(state_directory: str, consent: Consent) -> None:
     _save(state_directory, dict(list(record.items())[-_MAX_TEXTS:]))
 
 
-def withdraw(state_directory: str, digests: Iterable[str]) -> None:
-    """End consent for these texts, as they were replaced.  Raises `Unavailable`."""
-    record = _load(state_directory)
-    left = {digest: value for digest, value in record.items() if digest not in set(digests)}
-    if not left:
+def end(state_directory: str) -> None:
+    """Remove all consent, as a text of ours is installed.  Raises `Unavailable`."""
+    if files.signature(path(state_directory)) is not None:
         files.remove(path(state_directory))
-    elif left != record:
-        _save(state_directory, left)
 
 
 def _load(state_directory: str) -> dict[str, object]:

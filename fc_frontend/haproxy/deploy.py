@@ -277,8 +277,8 @@ def _bring(
     What failed at a reload before is tried again as it is only if `is_forced`.
     """
     haproxy, data = settings.haproxy, config.text.encode("utf-8", "surrogateescape")
-    worker = take_over.worker_of(haproxy, running.hash)
     known = (config.hash,)
+    worker = take_over.worker_of(settings, running.hash, known)
     if running.hash == config.hash:
         return _in_sync(settings, config, data, worker)
     if (problem := take_over.obstacle(settings, data, worker, known)) is not None:
@@ -302,7 +302,7 @@ def _bring(
     except Unavailable as exc:
         deployment = Deployment(outcome=Outcome.FAILED, hash=config.hash, problems=exc.problems)
     if deployment.outcome is not Outcome.FAILED:
-        said = (*said, *attempt.succeeded(), *take_over.finish(settings, replaced))
+        said = (*said, *attempt.succeeded(), *take_over.finish(settings, data))
     else:
         take_over.undo(settings, replaced, data)
         if deployment.reload is not None:
@@ -324,7 +324,7 @@ def _in_sync(settings: Settings, config: Config, data: bytes, worker: Worker) ->
     except NeedsConsent as exc:
         warning = replace(exc.problem, severity=Severity.WARNING)
         return replace(in_sync, problems=(warning,), consent=warning)
-    return replace(in_sync, replaced=replaced, problems=take_over.finish(settings, replaced))
+    return replace(in_sync, replaced=replaced, problems=take_over.finish(settings, data))
 
 
 def _needs_consent(config: Config, problem: Problem) -> Deployment:

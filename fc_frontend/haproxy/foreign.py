@@ -69,11 +69,12 @@ class Proxy:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What is on disk.  `digest` is the SHA-256 of its bytes."""
+    """What is on disk.  `digest` is the SHA-256 of its bytes, `hash` that of a text of ours."""
 
     origin: Origin
     digest: str = ""
     proxies: tuple[Proxy, ...] = ()
+    hash: str = ""
 
 
 NOTHING = Found(Origin.NONE)
@@ -83,12 +84,11 @@ NOTHING = Found(Origin.NONE)
 class Decision:
     """Whether the file may be replaced.
 
-    `needed` are the digests that lack consent; `used` those whose consent counted.  `kept` is what
-    kind of text the history has to keep first, None if nothing is lost.
+    `needed` are the digests that lack consent.  `kept` is what kind of text the history has to keep
+    first, None if nothing is lost.
     """
 
     needed: frozenset[str] = frozenset()
-    used: frozenset[str] = frozenset()
     kept: Kept | None = None
 
     @property
@@ -128,8 +128,8 @@ def look_at(data: bytes | None, known: Known) -> Found:
         return NOTHING
     digest = hashlib.sha256(data).hexdigest()
     text = data.decode("utf-8", "surrogateescape")
-    if own_hash(text) is not None:
-        return Found(Origin.OURS, digest)
+    if (own := own_hash(text)) is not None:
+        return Found(Origin.OURS, digest, hash=own)
     sections = tuple(read_sections(text))
     proxies = tuple(_proxy(section) for section in sections if section.kind in _LIVE)
     stated = stated_in(sections)
@@ -179,7 +179,7 @@ def decide(
     elif found.origin in (Origin.BARE, Origin.FOREIGN, Origin.UNREADABLE):
         kept = Kept.FOREIGN
     needed = frozenset() if always else frozenset(asked) - frozenset(consents)
-    return Decision(needed=needed, used=frozenset(asked) - needed, kept=kept)
+    return Decision(needed=needed, kept=kept)
 
 
 def _proxy(section: Section) -> Proxy:

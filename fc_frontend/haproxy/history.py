@@ -21,7 +21,7 @@ from typing import Any
 
 from fc_frontend import files
 from fc_frontend.errors import Problem, Refused, Unavailable
-from fc_frontend.files import Attributes
+from fc_frontend.files import Attributes, Content
 from fc_frontend.haproxy.lock import directory_locked
 from fc_frontend.render.config import HASH_LENGTH, config_hash
 from fc_frontend.text import one_line
@@ -131,13 +131,14 @@ def record(state_directory: str, entry: Entry, text: str, *, mode: int = 0o640) 
 
 
 def keep(
-    state_directory: str, data: bytes, kind: Kept, attributes: Attributes, proxies: int
+    state_directory: str, content: Content, kind: Kept, *, proxies: int = 0, reason: str = ""
 ) -> Entry:
-    """Keep a text that is about to be overwritten, `data`, byte for byte; returns its entry.
+    """Keep a text that is about to be overwritten, byte for byte; returns its entry.
 
     The first foreign one is entry 0.  A text that the history has already is not kept twice.
     Raises `Unavailable`.
     """
+    data, attributes = content.data, content.attributes
     digest = digest_of(data)
     with _exclusive(state_directory):
         directory = _directory(state_directory)
@@ -153,7 +154,7 @@ def keep(
             at=time.time(),
             hash=digest,
             outcome=kind.value,
-            reasons=("before fc-frontend" if is_first else _REASONS[kind],),
+            reasons=("before fc-frontend" if is_first else reason or _REASONS[kind],),
             services=proxies if kind is Kept.FOREIGN else None,
             **asdict(attributes),
         )
@@ -164,21 +165,15 @@ def keep(
     return entry
 
 
-def keep_installed(state_directory: str, data: bytes) -> None:
-    """Record a text of ours that was installed, if nothing else is known to go back to.
+def keep_installed(state_directory: str, content: Content) -> Entry | None:
+    """Record a text of ours that was installed while nothing else is known to go back to.
 
     As after the state directory was lost.  Raises `Unavailable`.
     """
-    content = data.decode("utf-8", "surrogateescape")
-    digest = own_hash(content)
-    if digest is None or any(entry.accepted for entry in entries(state_directory)):
-        return
+    text = content.data.decode("utf-8", "surrogateescape")
     reasons = ("was installed before",)
-    record(
-        state_directory,
-        Entry(at=time.time(), hash=digest, outcome="installed", reasons=reasons),
-        content,
-    )
+    entry = Entry(at=time.time(), hash=own_hash(text) or "", outcome="installed", reasons=reasons)
+    return record(state_directory, entry, text, mode=_COPY & content.attributes.mode)
 
 
 def digest_of(data: bytes) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from fc_frontend import files
 from fc_frontend.errors import Problem, Refused, Severity, Unavailable
@@ -26,7 +27,7 @@ from fc_frontend.haproxy.foreign import (
     look_at,
     proxies_in,
 )
-from fc_frontend.haproxy.history import Entry
+from fc_frontend.haproxy.history import Entry, Kept
 from fc_frontend.haproxy.socket import ask
 from fc_frontend.haproxy.traffic import parse_traffic
 from fc_frontend.haproxy.validate import validate
@@ -75,8 +76,6 @@ class Replaced:
     content: Content | None = None
     found: Found = NOTHING
     entry: Entry | None = None
-    used: frozenset[str] = frozenset()
-    """Digests whose consent ends with this."""
 
 
 def judge(settings: Settings, worker: Worker, known: Collection[str] = ()) -> Judged:
@@ -88,7 +87,8 @@ def judge(settings: Settings, worker: Worker, known: Collection[str] = ()) -> Ju
     content = files.read(path)
 
     data = content.data if content else None
-    found = look_at(data, _known(directory, known))
+    written = _Written(directory, known)
+    found = look_at(data, Known(written.has, written.proxies))
     is_refused = (
         found.origin is Origin.UNREADABLE
         and worker.is_ours
@@ -107,11 +107,10 @@ def judge(settings: Settings, worker: Worker, known: Collection[str] = ()) -> Ju
 
 def present(settings: Settings) -> Judged:
     """As `judge`, after HAProxy was asked what it runs."""
-    haproxy = settings.haproxy
     running = None
     with contextlib.suppress(Unavailable):
-        running = runtime.running_hash(haproxy.runtime_socket)
-    return judge(settings, worker_of(haproxy, running))
+        running = runtime.running_hash(settings.haproxy.runtime_socket)
+    return judge(settings, worker_of(settings, running))
 
 
 def missing_consent(settings: Settings, *, asks_haproxy: bool = True) -> tuple[Problem, ...]:
@@ -158,13 +157,13 @@ def install(
             return Replaced(content, found)
         if judged.problem is not None:
             raise NeedsConsent(judged.problem)
-        entry = _keep(settings, judged)
+        entry = _keep(settings, judged, known)
 
         def is_same(now: Content | None, before: Content | None = content) -> bool:
             return (now and now.data) == (before and before.data)
 
         if files.replace(path, data, attributes=attributes, expected=is_same):
-            return Replaced(content, found, entry, judged.decision.used)
+            return Replaced(content, found, entry)
     raise Unavailable(
         Problem(
             message=f"{path} changes all the time",
@@ -194,53 +193,60 @@ def undo(settings: Settings, replaced: Replaced, data: bytes) -> None:
     )
 
 
-def finish(settings: Settings, replaced: Replaced) -> tuple[Problem, ...]:
-    """End the consent that was used; what hindered that, as warnings."""
-    if not replaced.used:
+def finish(settings: Settings, data: bytes) -> tuple[Problem, ...]:
+    """End all consent after `data` was deployed, if it is ours; what hindered that, as warnings.
+
+    A text of others that is rolled back to is replaced by `resume` later.
+    """
+    if history.own_hash(data.decode("utf-8", "surrogateescape")) is None:
         return ()
     try:
-        consent.withdraw(settings.state_directory, replaced.used)
+        consent.end(settings.state_directory)
     except Unavailable as exc:
         return tuple(replace(problem, severity=Severity.WARNING) for problem in exc.problems)
     return ()
 
 
-def worker_of(haproxy: Haproxy, running: str | None) -> Worker:
-    """What HAProxy runs, which reports the digest `running`; as far as it can be asked."""
-    if running is not None:
+def worker_of(settings: Settings, running: str | None, known: Collection[str] = ()) -> Worker:
+    """What HAProxy runs, which reports the digest `running`; as far as it can be asked.
+
+    `known` are digests of texts of ours that the history may not have.
+    """
+    haproxy = settings.haproxy
+    if running is not None and _Written(settings.state_directory, known).has(running):
         return Worker(is_ours=True)
     with contextlib.suppress(Unavailable):
         return Worker(proxies=tuple(runtime.traffic(haproxy.runtime_socket)))
     # A configuration of others may have its sockets elsewhere; the master's is the same for all.
     with contextlib.suppress(Unavailable):
-        return ask_by_master(haproxy.master_socket)
+        answer = ask(haproxy.master_socket, "@1 show stat -1 3 -1", _TIMEOUT)
+        return Worker(proxies=tuple(parse_traffic(answer) or ()))
     return Worker()
 
 
-def ask_by_master(socket: str) -> Worker:
-    """What the worker that serves runs, asked by way of the master.  Raises `Unavailable`."""
-    if runtime.hash_in(runtime.info_of(socket, ask(socket, "@1 show info", _TIMEOUT))) is not None:
-        return Worker(is_ours=True)
-    found = parse_traffic(ask(socket, "@1 show stat -1 3 -1", _TIMEOUT))
-    return Worker(proxies=tuple(found or ()))
+class _Written:
+    """What we wrote on this host, by the history and `digests`; read only where that decides."""
 
+    def __init__(self, directory: str, digests: Collection[str] = ()) -> None:
+        self._directory = directory
+        self._digests = digests
 
-def _known(directory: str, digests: Collection[str]) -> Known:
-    """What we wrote, by the history and `digests`; read only where that decides."""
+    @cached_property
+    def accepted(self) -> tuple[Entry, ...]:
+        """The deployments that HAProxy took."""
+        return tuple(entry for entry in history.entries(self._directory) if entry.accepted)
 
-    def has(digest: str) -> bool:
-        return digest in digests or any(
-            entry.accepted and entry.hash == digest for entry in history.entries(directory)
-        )
+    def has(self, digest: str) -> bool:
+        """True if we wrote a text with this digest."""
+        return digest in self._digests or any(entry.hash == digest for entry in self.accepted)
 
-    def proxies() -> frozenset[Name]:
+    def proxies(self) -> frozenset[Name]:
+        """The proxies in the newest texts."""
         found: frozenset[Name] = frozenset()
-        for entry in [one for one in history.entries(directory) if one.accepted][-_COMPARED:]:
+        for entry in self.accepted[-_COMPARED:]:
             with contextlib.suppress(Refused, Unavailable):
-                found |= proxies_in(history.text(directory, entry))
+                found |= proxies_in(history.text(self._directory, entry))
         return found
-
-    return Known(has, proxies)
 
 
 def _is_refused(haproxy: Haproxy, data: bytes) -> bool:
@@ -253,20 +259,22 @@ def _is_refused(haproxy: Haproxy, data: bytes) -> bool:
         return False
 
 
-def _keep(settings: Settings, judged: Judged) -> Entry | None:
+def _keep(settings: Settings, judged: Judged, known: Collection[str]) -> Entry | None:
     """Keep in the history what is about to be lost.  Raises `Unavailable`."""
     content, kind = judged.content, judged.decision.kept
     if content is None:
         return None
     directory, found = settings.state_directory, judged.found
     if kind is not None:
-        return history.keep(
-            directory, content.data, kind, content.attributes, proxies=len(found.proxies)
-        )
-    if found.origin is Origin.OURS:
+        return history.keep(directory, content, kind, proxies=len(found.proxies))
+    written = _Written(directory, known)
+    if found.origin is Origin.OURS and not written.has(found.hash):
         # Our own text can be made anew, so it is not worth a refusal.
         with contextlib.suppress(Unavailable):
-            history.keep_installed(directory, content.data)
+            if not written.accepted:
+                return history.keep_installed(directory, content)
+            reason = "written by another fc-frontend, or before the history was lost"
+            return history.keep(directory, content, Kept.EDITED, reason=reason)
     return None
 
 

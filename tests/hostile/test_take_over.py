@@ -17,7 +17,7 @@ import pytest
 from fc_frontend.config.templates import templates
 from fc_frontend.demo.load import Load
 from fc_frontend.errors import Unavailable
-from fc_frontend.files import Attributes
+from fc_frontend.files import Attributes, Content
 from fc_frontend.haproxy import consent, history, take_over
 from fc_frontend.haproxy.consent import Consent
 from fc_frontend.haproxy.foreign import Known, Origin, Worker, decide, look_at
@@ -295,7 +295,7 @@ def test_nothing_is_overwritten_without_consent_and_consent_is_to_one_text(
     copy = Path(settings.state_directory) / "history" / "000000.cfg"
     assert stat.S_IMODE(copy.stat().st_mode) == 0o600
     # Once only: who puts it back by hand is asked again.
-    assert take_over.finish(settings, replaced) == ()
+    assert take_over.finish(settings, OURS.encode()) == ()
     put(settings, SITE, 0o600)
     with pytest.raises(NeedsConsent):
         install(settings)
@@ -390,6 +390,12 @@ def test_what_was_ours_before_the_state_was_lost_can_be_gone_back_to(settings: S
     install(settings, other)
     assert texts(settings) == {1: OURS}
     assert history.entries(settings.state_directory)[0].has_served
+    # From another frontend, put here by hand: kept, but never gone back to by itself.
+    another = render_with(Haproxy(hard_stop_after=120.0))
+    put(settings, another)
+    install(settings, other)
+    assert texts(settings) == {1: OURS, 2: another}
+    assert not history.entries(settings.state_directory)[1].has_served
 
 
 def test_a_file_that_may_not_be_read_is_not_overwritten(settings: Settings) -> None:
@@ -473,7 +479,8 @@ def test_a_record_that_makes_no_sense_gives_no_consent(settings: Settings, recor
 
 def test_a_kept_entry_gives_its_attributes_and_no_set_id_bits(tmp_path: Path) -> None:
     state = str(tmp_path)
-    kept = history.keep(state, SITE.encode(), Kept.FOREIGN, Attributes(0o640, 1, 2), 1)
+    content = Content(SITE.encode(), Attributes(0o640, 1, 2))
+    kept = history.keep(state, content, Kept.FOREIGN, proxies=1)
     assert kept.attributes == Attributes(0o640, 1, 2)
     file = tmp_path / "history" / "000000.json"
     document = json.loads(file.read_text())
