@@ -94,7 +94,7 @@ def test_what_haproxy_says_is_traced_to_the_service(tmp_path: Path, haproxy_bina
     done = fc("check", "--config", config(tmp_path, text, haproxy_binary))
     assert done.returncode == 1
     assert f"{tmp_path}/config.yaml:5:" in done.stderr
-    assert "service bad: HAProxy says:" in done.stderr
+    assert "service bad: extra_config: HAProxy says:" in done.stderr
     assert "the line is `no such thing`" in done.stderr
     assert "/proc/self/fd" not in done.stderr
 

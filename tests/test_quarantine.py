@@ -207,7 +207,7 @@ def fragment(site: Site, *lines: str) -> str:
 
 
 BAD_FRAGMENTS: dict[str, tuple[str | bytes, str]] = {
-    "nonsense": ("  nonsense", "nonsense"),
+    "nonsense": ("  nonsense", "unknown keyword '…' in 'listen' section"),
     "untraceable": ("frontend other\n  mode http\n  default_backend nowhere", "nowhere"),
     "no-final-newline": ("backend last\n  mode http #", ""),
     "second-section": ("listen cart\n  mode http", "cart"),
@@ -247,7 +247,7 @@ TEMPLATES = ("templates", "")
 BAD_TEMPLATES: dict[str, tuple[str, str, str]] = {
     "syntax": ("service.cfg.j2", "{% if %}", "service.cfg.j2"),
     "undefined": ("service.cfg.j2", "{{ nothing.at.all }}", "nothing"),
-    "refused": ("defaults.cfg.j2", "defaults\n  nonsense here\n", "nonsense here"),
+    "refused": ("defaults.cfg.j2", "defaults\n  nonsense here\n", "unknown keyword '…'"),
     "endless": ("service.cfg.j2", "{% include 'service.cfg.j2' %}", "service.cfg.j2"),
 }
 

@@ -41,7 +41,10 @@ _TOO_DEEP = ("nested too deeply", "make it simpler")
 
 @dataclass(frozen=True, slots=True)
 class Flaw:
-    """What is wrong with a text as YAML or JSON.  Line and column count from 1."""
+    """What is wrong with a text as YAML or JSON.  Line and column count from 1.
+
+    `message` has nothing of the text: it can be any file that a link leads to.
+    """
 
     message: str
     remedy: str
@@ -86,9 +89,9 @@ def read_document(text: str, *, is_json: bool) -> Document:
     return _read_json(text) if is_json else _read_yaml(text)
 
 
-def _duplicate(key: str, first: Position, second: Position) -> Flaw:
+def _duplicate(first: Position, second: Position) -> Flaw:
     return Flaw(
-        f"{key!r} stands twice in the same mapping, first in line {first[0]}",
+        f"a key is twice in the same mapping, first in line {first[0]}",
         "keep one of the two",
         *second,
     )
@@ -105,7 +108,7 @@ def _read_json(text: str) -> Document:
         seen: dict[Path, Position] = {}
         for path, position in _json_positions(text):
             if path in seen and path and isinstance(path[-1], str):
-                flaws.append(_duplicate(path[-1], seen[path], position))
+                flaws.append(_duplicate(seen[path], position))
                 if len(flaws) == MAX_FLAWS:
                     break
             else:
@@ -148,7 +151,7 @@ def _json_value(text: str) -> tuple[Any, bool]:
     if (at := _half_a_pair(text)) is not None:
         line, column = text.count("\n", 0, at) + 1, at - text.rfind("\n", 0, at)
         remedy = "write the character itself, or both halves of its pair"
-        raise Unreadable(Flaw(f"{text[at : at + 6]} is half a character", remedy, line, column))
+        raise Unreadable(Flaw("an escape is half a character", remedy, line, column))
     if _is_too_deep(value):
         raise Unreadable(Flaw(*_TOO_DEEP))
     return value, duplicates
@@ -360,7 +363,7 @@ class _YamlReader:
                 self._anchors[level.anchor] = level.value, self._values - level.before
         elif isinstance(event, yaml.AliasEvent):
             if event.anchor not in self._anchors:
-                raise self._fatal(f"unknown alias *{event.anchor}", "define &… before *…", event)
+                raise self._fatal("unknown alias", "define &… before *…", event)
             value, size = self._anchors[event.anchor]
             self._count(size, event)
             self._put(value, event)
@@ -422,7 +425,7 @@ class _YamlReader:
         return line, min(indents, default=0) + 1
 
     def _unknown_tag(self, event: yaml.ScalarEvent | yaml.CollectionStartEvent) -> None:
-        self._note(Flaw(f"unknown tag {event.tag!r}", "leave the tag out", *_mark(event)))
+        self._note(Flaw("unknown tag", "remove the tag", *_mark(event)))
 
     def _key(self, level: _Level, event: yaml.ScalarEvent) -> None:
         level.key = event.value
@@ -430,7 +433,7 @@ class _YamlReader:
         if self.places is not None:
             self.places.setdefault(path, _mark(event))
         if level.key in level.value:
-            self._note(_duplicate(event.value, self._first_place(path), _mark(event)))
+            self._note(_duplicate(self._first_place(path), _mark(event)))
 
     def _first_place(self, path: Path) -> Position:
         if self.places is None:

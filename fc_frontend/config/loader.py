@@ -347,7 +347,8 @@ def _file(
         )
     else:
         document = _document(path, text, problems)
-        content = _mapping(document, path, problems)
+        known = (*SettingsDeclaration.model_fields, "services") if is_main else ("services",)
+        content = _mapping(document, path, known, problems)
         inline = content.pop("services", None)
         if not is_main:
             problems += [
@@ -852,7 +853,13 @@ def _document(path: str, text: str | None, problems: list[Problem]) -> Document:
     return document
 
 
-def _mapping(document: Document, file: str, problems: list[Problem]) -> dict[str, Any]:
+def _mapping(
+    document: Document, file: str, known: Collection[str], problems: list[Problem]
+) -> dict[str, Any]:
+    """The fields of a file, of which at least one must be `known`.
+
+    Of another file nothing is shown, not even its fields: it may be no declaration at all.
+    """
     if document.value is None:
         return {}
     if not isinstance(document.value, dict):
@@ -863,6 +870,20 @@ def _mapping(document: Document, file: str, problems: list[Problem]) -> dict[str
                 file=file,
                 line=1,
                 column=1,
+            )
+        )
+        return {}
+    if document.value and not any(key in known for key in document.value):
+        key = next(iter(document.value))
+        line, column = document.locate((key,)) or (None, None)
+        near = [*difflib.get_close_matches(key, known, n=1, cutoff=0.6), ""][0]
+        problems.append(
+            Problem(
+                message="has no field that is known",
+                remedy=f"did you mean {near}?" if near else "begin with `services:`",
+                file=file,
+                line=line,
+                column=column,
             )
         )
         return {}

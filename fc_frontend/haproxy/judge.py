@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fc_frontend.errors import Problem, Severity
 from fc_frontend.haproxy.binary import find_binary
 from fc_frontend.haproxy.named_files import file_problems
 from fc_frontend.haproxy.patience import Patience
+from fc_frontend.haproxy.places import Places, words_of
 from fc_frontend.haproxy.validate import Ending, Message, Verdict, validate
 from fc_frontend.haproxy.version import binary_version
+from fc_frontend.haproxy.wording import without_content
 from fc_frontend.plan.model import Haproxy, Plan
 from fc_frontend.render.config import Config
 
@@ -61,7 +63,7 @@ def judge(
     patience = patience or Patience()
     timeout = patience.limit(haproxy.check_timeout, is_trial=is_trial)
     verdict = validate(binary, config.text, timeout=timeout)
-    problems = verdict_problems(verdict, config)
+    problems = verdict_problems(verdict, config, plan)
     if verdict.accepted:
         patience.accepted(verdict.duration)
     else:
@@ -85,15 +87,21 @@ def _too_old(binary: str) -> tuple[Problem, ...]:
     )
 
 
-def verdict_problems(verdict: Verdict, config: Config) -> tuple[Problem, ...]:
-    """HAProxy's alerts and warnings as problems of the services that they are about."""
+def verdict_problems(
+    verdict: Verdict, config: Config, plan: Plan | None = None
+) -> tuple[Problem, ...]:
+    """HAProxy's alerts and warnings as problems of the units that they are about.
+
+    They quote names and declared fields, but no other content of files.
+    """
     if verdict.ending is not Ending.JUDGED:
         remedy = _REMEDIES[verdict.ending]
         return tuple(Problem(message=alert.text, remedy=remedy) for alert in verdict.alerts)
+    places = Places(config, plan)
     found = [
-        *(_said(message, config, Severity.ERROR) for message in verdict.alerts),
+        *(_said(message, config, places, Severity.ERROR) for message in verdict.alerts),
         *(
-            _said(message, config, Severity.WARNING)
+            _said(message, config, places, Severity.WARNING)
             for message in verdict.warnings
             if not _OF_STATE.search(message.text)
         ),
@@ -101,17 +109,17 @@ def verdict_problems(verdict: Verdict, config: Config) -> tuple[Problem, ...]:
     return tuple(found)
 
 
-def _said(message: Message, config: Config, severity: Severity) -> Problem:
-    unit = config.unit_at(message.line) if message.line else None
-    if unit is None and message.section:
-        unit = config.unit_named(message.section)
+def _said(message: Message, config: Config, places: Places, severity: Severity) -> Problem:
+    problem = places.placed(Problem(message="", severity=severity), message.line, message.section)
+    unit = problem.unit
     lines = config.text.split("\n") if message.line else []
     line = lines[message.line - 1].strip() if message.line and message.line <= len(lines) else ""
-    remedy = f"the line is `{line}`" if line else "see HAProxy's configuration manual"
-    return Problem(
-        message=f"HAProxy says: {message.text}",
-        remedy=remedy,
-        severity=severity,
-        service=unit.name if unit else None,
-        unit=unit,
-    )
+    remedy = "see HAProxy's configuration manual"
+    if line in places.raw_lines(unit):
+        remedy = f"the line is `{line}`"
+    elif problem.line:
+        remedy = "correct the line: see HAProxy's configuration manual"
+    visible = places.visible_words(unit) | {message.section or "", message.server or ""}
+    hidden = words_of(places.text(unit)) - visible
+    text = without_content(message.text, visible, hidden)
+    return replace(problem, message=f"HAProxy says: {text}", remedy=remedy)

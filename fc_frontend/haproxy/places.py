@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 from fc_frontend.errors import Problem
-from fc_frontend.model.units import UnitId, UnitKind
+from fc_frontend.model.units import SETTINGS, UnitId, UnitKind
 from fc_frontend.plan.model import Plan
 from fc_frontend.render.config import Config
-from fc_frontend.syntax.lines import read_line
+from fc_frontend.syntax.lines import read_line, read_lines
+from fc_frontend.syntax.names import defined_names, used_names
 
 _FIELDS = {
     "bind": "bind_options",
@@ -24,6 +25,7 @@ class Places:
     def __init__(self, config: Config, plan: Plan | None = None) -> None:
         """`plan` is what `config` was rendered from, where that is known."""
         self._config = config
+        self._plan = plan
         self._fragments = {each.name: each for each in plan.fragments} if plan else {}
         self._services = {each.spec.name: each.spec for each in plan.services} if plan else {}
 
@@ -34,7 +36,7 @@ class Places:
         """
         unit = self._config.unit_at(line) if line else None
         if unit is None and name:
-            unit = self._config.unit_named(name)
+            unit = self._config.unit_named(name) or self._definer(name)
         if unit is None:
             return problem
         problem = replace(problem, unit=unit, service=unit.name)
@@ -46,6 +48,43 @@ class Places:
         """The CA file in the `tls` field of a service."""
         spec = self._services.get(service or "")
         return spec.tls.ca_file if spec and spec.tls else None
+
+    def _definer(self, name: str) -> UnitId | None:
+        """The fragment with a section of this name."""
+        for section in self._config.sections:
+            is_fragment = section.unit.kind is UnitKind.FRAGMENT
+            if is_fragment and name in {each.name for each in defined_names(section.text)}:
+                return section.unit
+        return None
+
+    def raw_lines(self, unit: UnitId | None) -> frozenset[str]:
+        """The lines that the fields of a service, or the settings, add to the configuration."""
+        if unit is None or unit.kind in (UnitKind.SETTINGS, UnitKind.TEMPLATES):
+            haproxy = self._plan.settings.haproxy if self._plan else None
+            return frozenset((*haproxy.global_extra, *haproxy.defaults_extra) if haproxy else ())
+        spec = self._services.get(unit.name) if unit.kind is UnitKind.SERVICE else None
+        return frozenset(spec.extra_config if spec else ())
+
+    def visible_words(self, unit: UnitId | None) -> frozenset[str]:
+        """The words that a message about a unit may quote: names, and those of declared fields.
+
+        The text of fragments and templates is none: it can be any file that a link leads to.
+        """
+        text = self.text(unit)
+        names = {resource.name for resource in (*defined_names(text), *used_names(text))}
+        names |= {place.unit.name for place in self._config.places}
+        spec = self._services.get(unit.name) if unit and unit.kind is UnitKind.SERVICE else None
+        fields = [*self.raw_lines(unit)]
+        if spec:
+            fields += [spec.server_options, spec.bind_options, *map(str, spec.binds)]
+        if ca_file := self.ca_file(unit.name if unit else None):
+            fields.append(ca_file)
+        return frozenset(names).union(*map(words_of, fields))
+
+    def text(self, unit: UnitId | None) -> str:
+        """The text of a unit's section."""
+        sections = self._config.sections
+        return next((s.text for s in sections if s.unit == (unit or SETTINGS)), "")
 
     def _in_fragment(self, problem: Problem, unit: UnitId, line: int | None) -> Problem:
         fragment = self._fragments.get(unit.name)
@@ -66,3 +105,8 @@ class Places:
     def _field(self, line: int) -> str:
         keyword = read_line(self._config.text.split("\n")[line - 1]).keyword
         return _FIELDS.get(keyword, "extra_config")
+
+
+def words_of(text: str) -> frozenset[str]:
+    """All words of a text, as HAProxy reads them."""
+    return frozenset(word.text for line in read_lines(text) for word in line.words)

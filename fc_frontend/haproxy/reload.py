@@ -20,6 +20,7 @@ from fc_frontend.haproxy.runtime import running_hash
 from fc_frontend.haproxy.socket import NoAnswer, NoListener, ask
 from fc_frontend.haproxy.validate import parse_messages
 from fc_frontend.haproxy.version import Version
+from fc_frontend.haproxy.wording import without_content
 from fc_frontend.plan.model import Haproxy
 
 _WORDS = 4096
@@ -184,12 +185,12 @@ def _parse_answer(answer: str) -> tuple[bool, bool, str, tuple[Place, ...]]:
     ok = first.strip() == "Success=1"
     wanted = ("warning",) if ok else ("alert",)
     words = [
-        message.text
+        without_content(message.text)
         for message in parse_messages(logs)
         if message.level in wanted and not message.text.startswith("Former worker")
     ]
     if not ok and not words:
-        words = [logs.strip() or _NO_WORDS]
+        words = [without_content(line) for line in logs.strip().splitlines()] or [_NO_WORDS]
     return True, ok, _bounded("\n".join(words)), refused_binds(logs)
 
 

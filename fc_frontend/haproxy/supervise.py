@@ -23,6 +23,7 @@ from fc_frontend.haproxy.process import cannot_start, minimal_environment
 from fc_frontend.haproxy.runtime import running_hash
 from fc_frontend.haproxy.socket import NoAnswer, NoListener
 from fc_frontend.haproxy.validate import parse_messages, validate
+from fc_frontend.haproxy.wording import without_content
 
 _PAUSE = 0.01
 _ATTEMPT = 1.0
@@ -276,13 +277,15 @@ class _Words:
                 said = file.read(_WORDS).decode("utf-8", "replace")
         except OSError:
             return []
-        return [m.text for m in parse_messages(said) if m.level == "alert"][:_ALERTS]
+        alerts = [m.text for m in parse_messages(said) if m.level == "alert"][:_ALERTS]
+        return [without_content(alert) for alert in alerts]
 
 
 def _judged(binary: str, config_file: str, timeout: float) -> list[str]:
     """The alerts that HAProxy has against the file, where its own words went elsewhere."""
     try:
         text = Path(config_file).read_text("utf-8", "surrogateescape")
-        return [m.text for m in validate(binary, text, timeout=timeout).alerts][:_ALERTS]
+        alerts = validate(binary, text, timeout=timeout).alerts[:_ALERTS]
+        return [without_content(alert.text) for alert in alerts]
     except (OSError, Unavailable):
         return []

@@ -13,7 +13,7 @@ from enum import Enum
 from types import MappingProxyType
 from typing import NamedTuple
 
-from fc_frontend.syntax.keywords import PREPROCESSOR
+from fc_frontend.syntax.keywords import PREPROCESSOR, SECTIONS
 from fc_frontend.syntax.lines import MAX_LINE, Kind, Line, is_plain_statement, read_line
 from fc_frontend.syntax.sections import read_sections
 from fc_frontend.syntax.words import MAX_WORDS, NotWords, split
@@ -53,6 +53,9 @@ DEFAULTS_RESERVED: Mapping[str, str] = MappingProxyType(
 )
 _ENVIRONMENT = ("setenv", "presetenv", "unsetenv")
 _MASTERS_ENVIRONMENT = ("HAPROXY_", "NOTIFY_SOCKET")
+_SHOWN = frozenset(
+    (*SECTIONS, *PREPROCESSOR, *GLOBAL_RESERVED, *DEFAULTS_RESERVED, *_ENVIRONMENT, "unix-bind")
+)
 
 
 class Owner(Enum):
@@ -88,13 +91,13 @@ def raw_line_faults(text: str, owner: Owner) -> Iterator[Fault]:
         if fault is None and line.kind is Kind.SECTION:
             fault = Fault(
                 number,
-                f"{shown(line.code)} begins a section{_as_read(line)}",
+                f"{_keyword(line)} begins a section{_as_read(line)}",
                 "put whole sections into a fragment, services.d/NAME.cfg",
             )
         elif fault is None and line.kind is Kind.PREPROCESSOR:
             fault = Fault(
                 number,
-                f"{shown(line.code)} is a preprocessor directive{_as_read(line)}",
+                f"{_keyword(line)} is a preprocessor directive{_as_read(line)}",
                 "put it into a section of a fragment, services.d/NAME.cfg, or into a template",
             )
         elif fault is None:
@@ -136,7 +139,7 @@ def option_fault(text: str) -> Fault | None:
         if word.is_cut or not word.text:
             return Fault(
                 1,
-                f"{shown(word.source)} is empty or has a NUL character",
+                "a word is empty or has a NUL character",
                 "remove it: HAProxy ignores the rest of the line",
             )
     return None
@@ -177,12 +180,6 @@ def fragment_faults(text: str) -> Iterator[Fault]:
             )
 
 
-def shown(source: str) -> str:
-    """A piece of HAProxy text as a message shows it."""
-    short = source if len(source) <= 60 else source[:59] + "…"
-    return "`" + "".join(c if c == "\t" or c.isprintable() else "?" for c in short) + "`"
-
-
 class _SectionReader:
     """Follows sections and conditions through a text."""
 
@@ -201,7 +198,7 @@ class _SectionReader:
             if any(word.variable for word in line.words):
                 yield Fault(
                     line.number,
-                    f"{shown(line.code)} has a variable in a section's name",
+                    f"{_keyword(line)} has a variable in the section's name",
                     "write the name itself",
                 )
         elif line.kind is Kind.BLANK:
@@ -209,7 +206,7 @@ class _SectionReader:
         elif not self.in_section:
             yield Fault(
                 line.number,
-                f"{shown(line.code)} comes before the first section",
+                f"{_keyword(line)} comes before the first section",
                 "begin with a section, such as `listen NAME`; conditions go inside of it",
             )
         elif line.kind is Kind.PREPROCESSOR:
@@ -220,7 +217,7 @@ class _SectionReader:
         for line, _ in self._open:
             yield Fault(
                 line.number,
-                f"{shown(line.code)} does not end in the section where it begins",
+                f"{_keyword(line)} does not end in the section where it begins",
                 "write `.endif` before the next section; a condition cannot enclose sections",
             )
         self._open = []
@@ -230,7 +227,7 @@ class _SectionReader:
         if directive not in PREPROCESSOR:
             yield Fault(
                 line.number,
-                f"{shown(directive)} is no directive of HAProxy's preprocessor",
+                "the line begins with a dot, and is no directive of HAProxy's preprocessor",
                 f"known are {', '.join(sorted(PREPROCESSOR))}",
             )
         elif directive in (".else", ".endif") and len(line.words) > 1:
@@ -271,21 +268,21 @@ def _too_long(number: int) -> Fault:
 def _line_fault(line: Line) -> Fault | None:
     """What is wrong with a line wherever it is."""
     if line.fault is not None:
-        return Fault(line.number, f"{shown(line.source)}: {line.fault}", line.fault.remedy)
-    if line.kind is Kind.SCOPE:
         return Fault(
-            line.number, f"{shown(line.source)} is a scope, as in SPOE files", "remove the line"
+            line.number, f"the line cannot be split into words: {line.fault}", line.fault.remedy
         )
+    if line.kind is Kind.SCOPE:
+        return Fault(line.number, "the line is a scope, as in SPOE files", "remove the line")
     if line.kind is Kind.EMPTY:
         return Fault(
             line.number,
-            f"{shown(line.code)} begins with an empty word: HAProxy ignores the line",
+            "the line begins with an empty word: HAProxy ignores it",
             "remove the empty word or the line",
         )
     if line.kind is Kind.VARIABLE:
         return Fault(
             line.number,
-            f"{shown(line.code)} has a variable in the place of its keyword",
+            "the line has a variable in the place of its keyword",
             "write the keyword itself; variables may follow it",
         )
     if len(line.source) > MAX_LINE_WITH_DEFAULT and any(
@@ -298,7 +295,7 @@ def _line_fault(line: Line) -> Fault | None:
             "shorten the line, or write it without ${NAME-value}",
         )
     if any(word.is_cut for word in line.words):
-        return Fault(line.number, f"{shown(line.code)} has a NUL character", "remove \\x00")
+        return Fault(line.number, "the line has a NUL character", "remove \\x00")
     return None
 
 
@@ -314,10 +311,19 @@ def _reserved_fault(line: Line, owner: Owner) -> Fault | None:
             reason = "it would move the unix sockets of all services"
     if reason is None:
         return None
-    return Fault(line.number, f"{shown(line.code)} is reserved: {reason}", "remove the line")
+    return Fault(line.number, f"{_keyword(line)} is reserved: {reason}", "remove the line")
+
+
+def _keyword(line: Line) -> str:
+    """The keyword of a line, if it is one of those that the faults here are about.
+
+    Nothing else of a line is shown: a link can lead from services.d to any file.
+    """
+    return f"`{line.keyword}`" if line.keyword in _SHOWN else "the line"
 
 
 def _as_read(line: Line) -> str:
     """What HAProxy reads as the keyword, if it is written in another way."""
     first = line.words[0]
-    return "" if first.source == first.text else f": HAProxy reads {shown(first.text)}"
+    is_plain = first.source == first.text
+    return "" if is_plain or first.text not in _SHOWN else f": HAProxy reads `{first.text}`"

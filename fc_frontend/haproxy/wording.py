@@ -1,0 +1,61 @@
+"""HAProxy's messages without what it quotes from files.
+
+HAProxy quotes the word that it does not understand.  That word can come from a list, a map or a
+file that a link in services.d leads to, and messages end up in logs and on pages.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+
+from fc_frontend.syntax.keywords import PREPROCESSOR, SECTIONS
+
+HIDDEN = "…"
+_QUOTED = re.compile(r"'([^']*)'|`([^`']*)[`']|\"([^\"]*)\"|<([^<>]*)>")
+_TOKEN = re.compile(r"\S+")
+_PUNCTUATION = "'`\"<>()[]{},.;:"
+_HARMLESS = re.compile(r"[A-Za-z-]+|[0-9]+|\[?haproxy\.cfg:\d+\]?")
+_KEYWORDS = """
+acl backlog balance bind capture compression cookie declare default-server default_backend
+description disabled dispatch email-alert enabled errorfile errorfiles errorloc errorloc302
+errorloc303 external-check filter force-persist fullconn group hash-balance-factor hash-type
+http-after-response http-check http-error http-request http-response http-reuse
+http-send-name-header id ignore-persist load-server-state-from-file log log-format log-format-sd
+log-tag max-keep-alive-queue maxconn mode monitor monitor-uri option persist rate-limit redirect
+retries retry-on server server-state-file-name server-template source stats stick stick-table
+tcp-check tcp-request tcp-response timeout transparent unique-id-format unique-id-header
+use-fcgi-app use-server use_backend user
+""".split()
+"""Of proxies and lists of users (manual 4.1 and 3.4)."""
+_KNOWN = frozenset((*SECTIONS, *PREPROCESSOR, *_KEYWORDS, "haproxy.cfg", ""))
+_SUGGESTED = "did you mean "
+"""Before a keyword of HAProxy's own."""
+
+
+def without_content(text: str, visible: Collection[str] = (), hidden: Collection[str] = ()) -> str:
+    """The first line of a message, in which only `visible` words are quoted.
+
+    Further lines repeat the configuration.  Words that HAProxy does not put in quotes stay, unless
+    they are `hidden` and more than letters.
+    """
+    line = text.split("\n", 1)[0]
+
+    def shown(match: re.Match[str]) -> str:
+        word = next(group for group in match.groups() if group is not None)
+        is_suggested = line.endswith(_SUGGESTED, 0, match.start())
+        if is_suggested or word in visible or set(word.split()) <= _KNOWN:
+            return match[0]
+        return f"{match[0][0]}{HIDDEN}{match[0][-1]}"
+
+    line = _QUOTED.sub(shown, line)
+    if not hidden:
+        return line
+
+    def kept(match: re.Match[str]) -> str:
+        word = match[0].strip(_PUNCTUATION)
+        if word in visible or word not in hidden or _HARMLESS.fullmatch(word):
+            return match[0]
+        return match[0].replace(word, HIDDEN)
+
+    return _TOKEN.sub(kept, line)
