@@ -171,8 +171,9 @@ def _haproxy_lines(owner: Owner) -> Any:
 def _haproxy_words(value: Any) -> str:
     if not isinstance(value, str):
         raise _error(f"{_short(value)} is not a text", "write words as after HAProxy's `server`")
-    text = value.strip(" \t\n")
-    _require_printable(text.replace("\n", ""))
+    # The predecessor's NixOS option has a line for each word or so.
+    text = value.replace("\n", " ").strip(" \t")
+    _require_printable(text)
     fault = option_fault(text)
     if fault is not None:
         raise _error(fault.message, fault.remedy)

@@ -98,7 +98,6 @@ WORDS = {
     "backslash": "weight 1\\",
     "nul": "weight 1\\x00",
     "empty": 'weight 1 ""',
-    "break": "weight 1\nlisten evil",
     "many": "weight 1 " * 24,
     "brace": 'weight "${A"',
 }
@@ -198,6 +197,14 @@ def test_raw_lines(field: str, name: str, tmp_path: Path) -> None:
 def test_words_inside_a_line(field: str, name: str, tmp_path: Path) -> None:
     problem = problem_of(tmp_path, {}, **{field: WORDS[name]})
     assert (problem.service, problem.field) == ("shop", field)
+
+
+def test_a_line_break_in_options_is_a_blank(tmp_path: Path) -> None:
+    service = {"pod_port": 80, "binds": "127.0.0.1:80", "server_options": "weight 1\nlisten evil\n"}
+    prepared = declared(tmp_path, {"shop": service})
+    assert prepared.config is not None
+    assert "check resolvers" in prepared.config.text
+    assert " weight 1 listen evil\n" in prepared.config.text
 
 
 def test_the_longest_options_fit_into_a_line(tmp_path: Path) -> None:
