@@ -211,6 +211,20 @@ def test_repeated_events_are_counted_instead_of_written() -> None:
     ]
 
 
+def test_a_burst_is_written_before_the_rest_is_counted() -> None:
+    stream, clock = io.StringIO(), Clock()
+    log = configure(stream, journal=True, clock=clock)
+    for _ in range(2):
+        for _ in range(5):
+            log.limited("dns", burst=3).info("dns-changed")
+        clock.now += 61
+    assert stream.getvalue().splitlines() == [
+        *["<6>dns-changed"] * 3,
+        "<6>dns-changed repeated=2",
+        *["<6>dns-changed"] * 2,
+    ]
+
+
 def test_each_limit_has_its_own_time() -> None:
     stream, clock = io.StringIO(), Clock()
     log = configure(stream, journal=True, clock=clock)

@@ -17,6 +17,8 @@ from fc_frontend.plan.reasons import Reason
 
 _MOST_LOGGED = 20
 """Of one event, what is logged one by one."""
+_EACH_MINUTE = 20
+"""Of one event and unit, what is logged in a minute: whoever owns the unit decides how often."""
 _LINE = re.compile(r"haproxy\.cfg:\d+")
 
 
@@ -30,13 +32,16 @@ class Report:
         self.quarantined: tuple[Quarantine, ...] = ()
         self._hash = ""
 
+    def _limited(self, event: str, of: object) -> Log:
+        return self._log.limited(f"{event} {of}", burst=_EACH_MINUTE)
+
     def quarantine(self, quarantined: tuple[Quarantine, ...]) -> None:
         """What is not taken as it is declared, and what is again."""
         before = {held.unit: _gist(held) for held in self.quarantined}
         fresh = [held for held in quarantined if before.get(held.unit) != _gist(held)]
         for held in fresh[:_MOST_LOGGED]:
             problem = held.problems[0] if held.problems else None
-            self._log.error(
+            self._limited("quarantined", held.unit).error(
                 "quarantined",
                 unit=str(held.unit),
                 at=(problem.location or None) if problem else None,
@@ -49,7 +54,7 @@ class Report:
             self._log.error("quarantined-more", units=len(fresh) - _MOST_LOGGED)
         now = {held.unit for held in quarantined}
         for unit in sorted(before.keys() - now)[:_MOST_LOGGED]:
-            self._log.info("quarantine-left", unit=str(unit))
+            self._limited("quarantine-left", unit).info("quarantine-left", unit=str(unit))
         self.quarantined = quarantined
         self._metrics.quarantined([(held.unit.piece, held.unit.name) for held in quarantined])
 
@@ -80,7 +85,8 @@ class Report:
             known = set(self.problems)
             fresh = [problem for problem in problems if problem not in known]
             for problem in fresh[:_MOST_LOGGED]:
-                log = self._log.error if errors_in((problem,)) else self._log.warning
+                limited = self._limited("problem", problem.service or problem.file)
+                log = limited.error if errors_in((problem,)) else limited.warning
                 log(
                     "problem",
                     service=problem.service,
@@ -134,18 +140,19 @@ class Report:
             old, new = before.get(name), after[name]
             pods = {endpoint.address for endpoint in new.endpoints}
             had = {endpoint.address for endpoint in old.endpoints} if old else set()
+            log = self._limited("dns", name)
             if new.freshness is not Freshness.FRESH and old and old.freshness is Freshness.FRESH:
-                self._log.warning(
+                log.warning(
                     "dns-stale", service=name, error=new.error, effect="the last answer stays"
                 )
             elif old and old.freshness is not Freshness.FRESH and new.freshness is Freshness.FRESH:
-                self._log.info("dns-fresh", service=name, pods=len(pods))
+                log.info("dns-fresh", service=name, pods=len(pods))
             elif new.lost_at is not None and (old is None or old.lost_at is None):
-                self._log.warning(
+                log.warning(
                     "dns-empty", service=name, error=new.error, effect="its pods stay for a while"
                 )
             elif pods != had or (old and old.kind is not new.kind):
-                self._log.info(
+                log.info(
                     "dns-changed",
                     service=name,
                     discovery=new.kind,

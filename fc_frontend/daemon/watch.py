@@ -35,6 +35,11 @@ _LINKS_SECONDS = 2.0
 _LINK_SECONDS = 0.5
 _MANY = 1_000
 """Events in one go, after which some may have been lost: inotify queues 16,384 (inotify(7))."""
+_MOST_EVENTS = 10 * _MANY
+_REST = 0.02
+"""Seconds between two looks at events, at least: a file may be written thousands of times."""
+_REST_TIMES = 4
+"""Times the duration of a look that pass until the next one."""
 _QUIET = frozenset(("opened", "closed_no_write"))
 """Reading a file must not look like a change."""
 _Names = dict[str, dict[str | None, set[str]]]
@@ -59,7 +64,9 @@ class FileWatch:
         self._identities: dict[str, tuple[int, int]] = {}
         self._names: _Names = {}
         self._links: dict[str, set[str]] = {}
-        self._events: deque[FileSystemEvent] = deque()
+        self._events: deque[FileSystemEvent] = deque(maxlen=_MOST_EVENTS)
+        self._is_due = False
+        self._not_before = 0.0
         self._files: frozenset[str] = frozenset()
         self._directories: frozenset[str] = frozenset()
         self._stopped = False
@@ -161,13 +168,28 @@ class FileWatch:
         if event.event_type in _QUIET or is_echo or self._stopped:
             return
         self._events.append(event)
+        if self._is_due:
+            return
+        self._is_due = True
         try:
-            self._loop.call_soon_threadsafe(self._take)
+            self._loop.call_soon_threadsafe(self._plan)
         except RuntimeError:
             return
 
+    def _plan(self) -> None:
+        """Take the events at once, or soon if others were taken just now."""
+        self._loop.call_at(max(self._not_before, self._loop.time()), self._take)
+
     def _take(self) -> None:
         """Take all events that came until now."""
+        # What comes from now on is planned anew.
+        self._is_due = False
+        began = self._loop.time()
+        self._take_all()
+        ended = self._loop.time()
+        self._not_before = ended + max(_REST, _REST_TIMES * (ended - began))
+
+    def _take_all(self) -> None:
         changed: dict[str, frozenset[str] | None] = {}
         named: dict[str, set[str]] = {}
         count = 0

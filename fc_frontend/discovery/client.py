@@ -185,7 +185,7 @@ class DnsClient:
         except (OSError, dns.exception.DNSException, ValueError):
             self._tell(nameserver, "udp", "unreachable", started)
             return None
-        self._tell(nameserver, "udp", dns.rcode.to_text(response.rcode()), started)
+        self._tell(nameserver, "udp", _code(response.rcode()), started)
         found = response.get_rrset(response.answer, name, dns.rdataclass.IN, dns.rdatatype.SOA)
         record = found[0] if found else None
         return record.serial if isinstance(record, dns.rdtypes.ANY.SOA.SOA) else None
@@ -339,7 +339,7 @@ class DnsClient:
             return self._failed(nameserver, transport, "malformed", started, said)
         rcode = response.rcode()
         if rcode not in (dns.rcode.NOERROR, dns.rcode.NXDOMAIN):
-            return self._failed(nameserver, transport, dns.rcode.to_text(rcode), started)
+            return self._failed(nameserver, transport, _code(rcode), started)
         is_cut = bool(response.flags & dns.flags.TC)
         if is_cut and len(response.wire or b"") < _FULL:
             # Over TCP, as UDP was left for it before: there is nowhere else to ask for the rest.
@@ -350,7 +350,7 @@ class DnsClient:
             return self._failed(nameserver, transport, "malformed", started, type(exc).__name__)
         if is_cut and result[0].outcome is not Outcome.ANSWER:
             return self._failed(nameserver, transport, "truncated", started)
-        self._tell(nameserver, transport, dns.rcode.to_text(rcode), started)
+        self._tell(nameserver, transport, _code(rcode), started)
         return (replace(result[0], outcome=Outcome.PARTIAL), None) if is_cut else result
 
     def _failed(
@@ -389,6 +389,14 @@ def _query(name: str, rdtype: str) -> tuple[dns.name.Name, bytes, bytes]:
     wire = query.to_wire()
     asked = query.question[0].name
     return asked, wire[2:], wire[12 : 12 + len(asked.to_wire() or b"") + 4]
+
+
+def _code(rcode: int) -> str:
+    """The name of a response code: each becomes a label of metrics, and there are 4,096."""
+    return dns.rcode.to_text(dns.rcode.Rcode.make(rcode)) if rcode in _NAMED_CODES else "other"
+
+
+_NAMED_CODES = frozenset(dns.rcode.Rcode)
 
 
 @cache

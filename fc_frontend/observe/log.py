@@ -59,9 +59,9 @@ class Log:
         """What an operator should look at now."""
         self._logger.error(event, **fields)
 
-    def limited(self, key: str, seconds: float = 60.0) -> Log:
-        """A log that writes at most once in `seconds` for the same `key`, and counts the rest."""
-        repeated = self._limits.allowed(key, seconds, self._clock())
+    def limited(self, key: str, seconds: float = 60.0, burst: int = 1) -> Log:
+        """A log that writes `burst` times in `seconds` for the same `key`, and counts the rest."""
+        repeated = self._limits.allowed(key, seconds, self._clock(), burst)
         if repeated is None:
             return Log(_Silent(), self._clock, self._limits)
         if repeated:
@@ -70,23 +70,23 @@ class Log:
 
 
 class Limits:
-    """When each key was last written, and how often it was kept back since.  Bounded."""
+    """When each key was first written, and how often it came since.  Bounded."""
 
-    def __init__(self, most: int = 1000) -> None:
+    def __init__(self, most: int = 5000) -> None:
         self._most = most
         self._seen: dict[str, tuple[float, int]] = {}
 
-    def allowed(self, key: str, seconds: float, now: float) -> int | None:
+    def allowed(self, key: str, seconds: float, now: float, burst: int = 1) -> int | None:
         """How often `key` was kept back before this time, None if it is to be kept back now."""
-        last, kept = self._seen.get(key, (float("-inf"), 0))
-        if now - last < seconds:
-            self._seen[key] = last, kept + 1
-            return None
+        first, count = self._seen.get(key, (float("-inf"), 0))
+        if now - first < seconds:
+            self._seen[key] = first, count + 1
+            return 0 if count < burst else None
         self._seen.pop(key, None)
         while len(self._seen) >= self._most:
             del self._seen[next(iter(self._seen))]
-        self._seen[key] = now, 0
-        return kept
+        self._seen[key] = now, 1
+        return max(0, count - burst)
 
 
 class _Silent:

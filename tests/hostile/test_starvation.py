@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import resource
 import socket
 import threading
@@ -69,6 +70,36 @@ def test_clients_that_ask_for_everything_do_not_delay_a_new_service(frontend: Fr
         ended.set()
         for thread in threads:
             thread.join()
+
+
+# Files
+
+
+def test_a_file_that_is_rewritten_all_the_time_delays_no_other(frontend: Frontend) -> None:
+    ended = threading.Event()
+
+    def rewrite() -> None:
+        for number in itertools.count():
+            if ended.wait(0.001):
+                return
+            # Good, wrong in another way each time, and not even YAML.
+            fields = ("pod_port: 80", f"no_such_{number}: 1", "{")[number % 3]
+            frontend.drop("busy.yaml", f"services: {{busy: {{{fields}, binds: []}}}}")
+
+    thread = threading.Thread(target=rewrite)
+    thread.start()
+    try:
+        frontend.drop("calm.json", {"calm": frontend.service("shop", 8084)})
+        frontend.until(lambda: frontend.serves(8084, frontend.pods["shop"]))
+        # It takes part in the log with a share of its own.
+        frontend.until(lambda: len(frontend.events("quarantined")) >= 3)
+    finally:
+        ended.set()
+        thread.join()
+        (frontend.services_d / "busy.yaml").unlink()
+    frontend.until(lambda: frontend.ready() and not frontend.status()["quarantined"])
+    for event in ("quarantined", "quarantine-left", "problem"):
+        assert len(frontend.events(event)) <= 3 * 20, event
 
 
 # Cluster DNS
