@@ -50,6 +50,7 @@ from fc_frontend.plan.model import (
 from fc_frontend.plan.planner import plan
 from fc_frontend.render import render as renderer
 from fc_frontend.render.config import Config
+from fc_frontend.render.names import name_problems
 from fc_frontend.render.render import render
 
 if TYPE_CHECKING:
@@ -123,7 +124,9 @@ def prepare(
     config = None
     try:
         config = render(planned, templates(declaration.templates), memo=memo.render)
-        found += listener_problems(planned, config, _newcomers(declaration), declaration.untrusted)
+        newcomers = _newcomers(declaration)
+        found += name_problems(config, newcomers)
+        found += listener_problems(planned, config, newcomers, declaration.untrusted)
     except Refused as exc:
         found += exc.problems
     return Prepared(

@@ -1,0 +1,62 @@
+"""Which unit defines which name in a rendered configuration, and names that two units define.
+
+HAProxy reports such a name for the section that comes later, whichever unit is the newcomer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from fc_frontend.errors import Problem
+from fc_frontend.model.units import SETTINGS, Resource, Section, UnitId, UnitKind
+from fc_frontend.render.config import Config
+from fc_frontend.syntax.names import defined_names
+
+_SPARE = 1000
+"""Units that are remembered although they are gone."""
+_NOT_EXCLUSIVE = frozenset(("table",))
+"""Kinds of names that follow from other names."""
+
+_known: dict[UnitId, tuple[str, frozenset[Resource]]] = {}
+"""The names of the sections that were read last, with their texts."""
+
+
+def name_problems(config: Config, newcomers: Collection[UnitId]) -> tuple[Problem, ...]:
+    """The names that more than one unit defines, each with the unit to blame.
+
+    That is the one of `newcomers`, the units that HAProxy does not have in this form; between
+    newcomers, a service comes before a fragment, and then the first by name.
+    """
+    if len(_known) > 2 * len(config.sections) + _SPARE:
+        _known.clear()
+    order = sorted(
+        config.sections, key=lambda section: (section.unit != SETTINGS, section.unit in newcomers)
+    )
+    holders: dict[Resource, UnitId] = {}
+    taken: dict[tuple[UnitId, UnitId], Resource] = {}
+    for section in order:
+        for name in _names(section):
+            holder = holders.setdefault(name, section.unit)
+            if holder != section.unit:
+                found = taken.setdefault((section.unit, holder), name)
+                taken[section.unit, holder] = min(found, name, key=str)
+    return tuple(_problem(unit, holder, name) for (unit, holder), name in taken.items())
+
+
+def _names(section: Section) -> frozenset[Resource]:
+    known = _known.get(section.unit)
+    if known is None or known[0] != section.text:
+        names = (name for name in defined_names(section.text) if name.kind not in _NOT_EXCLUSIVE)
+        known = _known[section.unit] = section.text, frozenset(names)
+    return known[1]
+
+
+def _problem(unit: UnitId, holder: UnitId, name: Resource) -> Problem:
+    owner = "fc-frontend itself" if holder == SETTINGS else str(holder)
+    subject = "the section" if unit.kind is UnitKind.FRAGMENT else "the service"
+    return Problem(
+        message=f"{name} is already defined by {owner}",
+        remedy=f"rename {subject}",
+        service=unit.name or None,
+        unit=unit,
+    )
