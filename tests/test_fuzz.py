@@ -1,7 +1,7 @@
 """Whatever bytes come from files, from DNS or from HAProxy: no reader fails in an unforeseen way.
 
-Samples of real inputs are damaged at random, by a seed that is printed.  A run takes a moment;
-`FC_FRONTEND_INPUTS` gives the number of inputs for each reader, for longer ones.
+Samples of real inputs are damaged at random, by a seed that a failure shows.  A run takes a moment;
+`python -m tests.fuzz --count N` runs as many inputs as wanted.
 """
 
 from __future__ import annotations
@@ -11,31 +11,49 @@ import io
 import json
 import os
 import random
+import time
 from collections.abc import Callable
+from html.parser import HTMLParser
 from pathlib import Path
+from urllib.parse import quote
 
 import dns.exception
 import dns.message
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
+from fc_frontend.cli import diff as cli_diff
+from fc_frontend.cli import doctor as cli_doctor
+from fc_frontend.cli import explain as cli_explain
+from fc_frontend.cli import resolve as cli_resolve
 from fc_frontend.cli import status
-from fc_frontend.cli.common import emit
+from fc_frontend.cli.common import emit, print_problems
 from fc_frontend.config.last_good import LastGood, dump_last_good, load_last_good
 from fc_frontend.config.loader import Sources, declare, read
 from fc_frontend.config.quarantine import tolerate
+from fc_frontend.daemon.report import Report
 from fc_frontend.discovery.scan import LENGTHS, RecordType, plain_records
 from fc_frontend.discovery.store import load_answers
+from fc_frontend.doctor.findings import Group
 from fc_frontend.errors import Refused, Unavailable, errors_in
+from fc_frontend.explain.collect import _held
 from fc_frontend.explain.daemon import parse_status
+from fc_frontend.explain.differences import Change, Effect
+from fc_frontend.explain.facts import Facts
 from fc_frontend.explain.overview import Seen, overview
+from fc_frontend.explain.steps import explain
 from fc_frontend.haproxy import drain, history, hold
 from fc_frontend.haproxy.master import parse_processes
 from fc_frontend.haproxy.reload import _parse_answer
 from fc_frontend.haproxy.runtime import ServerState, _split, hash_in, parse_servers
 from fc_frontend.haproxy.server_state import state_of_running
 from fc_frontend.haproxy.validate import parse_messages
-from fc_frontend.observe.log import render_event
+from fc_frontend.observe.log import configure, render_event
+from fc_frontend.observe.metrics import Metrics
+from fc_frontend.page.render import asked, missing_page, overview_page
+from fc_frontend.page.values import board
 from fc_frontend.pipeline import prepare
+from fc_frontend.plan.model import Answer, Kind
 from fc_frontend.syntax.binds import read_listeners
 from fc_frontend.syntax.files import named_files
 from fc_frontend.syntax.names import defined_names, used_names
@@ -52,6 +70,7 @@ EXAMPLES = sorted((ROOT / "contrib" / "examples").rglob("*.yaml"))
 HOSTILE = (
     *(b"\0", b"\n", b"\r", b"\x1b[2J", b"\xff\xfe", b"\xe2\x80\xa8", b"%[env(PATH)]", b"${HOME}"),
     *(b'"', b"'", b"\\", b"#", b"..", b"/", b"*", b": ", b"- ", b"[", b"{", b"&a ", b"*a", b"!!"),
+    *(b"\xe2\x80\xae", b"\xe2\x81\xa6", b"\xc2\x9b", b"e\xcc\x81", b"\xed\xa0\x80", b"__proto__"),
     *(b"null", b"~", b"-1", b"1e999", b".inf", b"0x7fffffffffffffff", b"listen evil\n", b"  "),
 )
 
@@ -86,13 +105,14 @@ def inputs(
     """Give damaged samples to `check`; what it raises fails the test and shows the input."""
     generator = random.Random(f"{SEED} {name}")
     count = max(20, INPUTS // share)
+    began = time.monotonic()
     for number in range(count):
         data = damaged(generator, generator.choice(samples))
         try:
             check(data)
         except Exception as exc:
             raise AssertionError(f"seed {SEED}, input {number}: {data!r}") from exc
-    print(f"{name}: {count} inputs")
+    print(f"{name}: {count} inputs in {time.monotonic() - began:.1f} s")
 
 
 # Files
@@ -315,6 +335,79 @@ def test_every_output_format() -> None:
 
     samples = [b"shop", b"the pods of \xc3\xa9 are gone", b"a|b=1", b"<b>x</b>", b"x" * 3000]
     inputs("outputs", samples, check, share=2)
+
+
+def test_names_from_files_to_every_output(tmp_path: Path) -> None:
+    """Whatever services and files are called, commands, pages, metrics and log stay well-formed."""
+    (tmp_path / "config.yaml").write_text("cluster: {nameservers: ['127.0.0.1:53']}\n")
+    directory = tmp_path / "services.d"
+    directory.mkdir()
+    (directory / "innocent.yaml").write_text("services: {innocent: {pod_port: 80}}")
+    log, metrics = io.StringIO(), Metrics()
+    report = Report(configure(log), metrics)
+
+    def check(data: bytes) -> None:
+        name = data.decode("utf-8", "surrogateescape")
+        file = Path(os.fsdecode(os.fsencode(directory) + b"/" + _as_file_name(data)))
+        file.write_text(json.dumps({"services": {name: {"pod_port": 80, name: 1}}}))
+        declaration = tolerate(read(str(tmp_path / "config.yaml")), LastGood())
+        file.unlink()
+        prepared = prepare(declaration, {})
+        assert "innocent" in {service.spec.name for service in prepared.plan.services}
+        report.quarantine(declaration.quarantined)
+        report.note(prepared.problems)
+        metrics.planned(prepared.plan, {})
+        text = metrics.exposition(0.0).decode()
+        families = list(text_string_to_metric_families(text))
+        assert {s.labels.get("service") for f in families for s in f.samples} >= {"innocent"}
+        held = tuple(map(_held, declaration.quarantined))
+        found = overview(Seen(quarantined=held, problems=prepared.problems))
+        of_all = board(
+            found, rates=None, traffic_problem=None, seconds=None, changes=(), queries={},
+            host="vm", at=0.0,
+        )  # fmt: skip
+        for page in (
+            overview_page(of_all, asked(f"q={quote(data)}")),
+            missing_page(of_all, name, None),
+        ):
+            HTMLParser().feed(page.decode())
+            assert b"<script>x" not in page
+        facts = Facts(name=name, quarantined=held, refused=prepared.problems)
+        answer = Answer(kind=Kind.HEADLESS, reason=name, error=name, remedy=name, rejected=(name,))
+        change = Change(what="service", name=name, how="changed", effect=Effect.RELOAD,
+                        because=name, binds=(f"+{name}",), lines=(f"+{name}",))  # fmt: skip
+        printed = io.BytesIO()
+        with contextlib.redirect_stdout(io.TextIOWrapper(printed, "utf-8", newline="")) as output:
+            print_problems(prepared.problems, to_stderr=False)
+            explanation = explain(facts)
+            cli_explain._print(explanation)
+            emit(cli_explain._document(facts, explanation))
+            cli_resolve._table({name: answer})
+            emit(cli_resolve._document({name: answer}, prepared.problems))
+            cli_diff._print((change,))
+            emit({"changes": [change.as_json()]})
+            cli_doctor._table([Group(name).problem(name, name, name)])
+            emit({"quarantined": [each.as_json() for each in declaration.quarantined]})
+            output.flush()
+        shown = printed.getvalue().decode() + log.getvalue()
+        assert all(letter.isprintable() for letter in shown.replace("\n", "")), shown
+        log.seek(0)
+        log.truncate()
+
+    samples = [
+        b"shop",
+        b"\xc3\xa9t\xc3\xa9",
+        b"a|b=1",
+        b"<script>x</script>",
+        b"x" * 3000,
+        b"{{ 7*7 }}",
+    ]
+    inputs("names", samples, check, share=10)
+
+
+def _as_file_name(data: bytes) -> bytes:
+    name = data.replace(b"/", b"").replace(b"\0", b"")[:240]
+    return b"x" + name + b".json"
 
 
 # HAProxy

@@ -1,0 +1,31 @@
+"""`python -m tests.fuzz --count N`: all fuzz targets, with N inputs in all.
+
+A line for each target tells its inputs and seconds.  Targets whose inputs take long have fewer.
+The first failure ends the run, and shows the seed and the input.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+import pytest
+
+WEIGHTS = 6.4
+"""Inputs of all targets for each that a target gets that is neither costly nor cheap."""
+
+
+def main() -> int:
+    """Run the targets; pytest's exit code."""
+    parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
+    parser.add_argument("--count", type=int, default=10_000, help="inputs in all [default: 10000]")
+    parser.add_argument("--seed", type=int, default=1, help="of the random numbers [default: 1]")
+    given = parser.parse_args()
+    os.environ["FC_FRONTEND_INPUTS"] = str(max(1, round(given.count / WEIGHTS)))
+    os.environ["FC_FRONTEND_SEED"] = str(given.seed)
+    return int(pytest.main(["-q", "-s", "-x", "tests/test_fuzz.py"]))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
