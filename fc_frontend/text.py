@@ -56,7 +56,7 @@ def json_text(document: object, *, indent: int | None = 2) -> str:
     text = json.dumps(document, ensure_ascii=False, indent=indent)
     if text.isascii() and text.replace("\n", "").isprintable():
         return text
-    lines = (line if line.isprintable() else _json_escaped(line) for line in text.split("\n"))
+    lines = (line if is_printable(line) else _json_escaped(line) for line in text.split("\n"))
     return "\n".join(lines)
 
 
@@ -84,4 +84,4 @@ def _escaped(letter: str) -> str:
 
 def _json_escaped(line: str) -> str:
     found = _SURROGATE.sub("\ufffd", line)
-    return "".join(letter if letter.isprintable() else json.dumps(letter)[1:-1] for letter in found)
+    return "".join(letter if _is_plain(letter) else json.dumps(letter)[1:-1] for letter in found)

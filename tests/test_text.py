@@ -61,7 +61,7 @@ def test_sentences_are_one_line() -> None:
 def test_json_can_be_printed_and_says_the_same(value: object) -> None:
     for indent in (None, 2):
         text = json_text(value, indent=indent)
-        assert text.replace("\n", "").isprintable()
+        assert is_printable(text.replace("\n", ""))
         text.encode()
         whole = json.dumps(value, ensure_ascii=False)
         if all(not 0xD800 <= ord(letter) < 0xE000 for letter in whole):
