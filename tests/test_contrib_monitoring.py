@@ -152,7 +152,6 @@ def test_every_alert_is_tested_and_says_what_to_do() -> None:
 
 
 @pytest.mark.extended
-@pytest.mark.extended
 @pytest.mark.parametrize(
     ("before", "after"),
     [('state="empty"} == 1', 'state="empty"} == 2'), ("> 0.1", "> 0.3"), ("for: 2m", "for: 9m")],

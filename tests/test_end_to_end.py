@@ -65,7 +65,7 @@ def test_growth_beyond_the_slots_takes_one_reload_and_loses_nothing(frontend: Fr
         ("bad.json", '{"services": {"bad": {"pod_prt": 1}}}', "did you mean pod_port?"),
         ("bad.yaml", "services: [", "not YAML"),
         ("bad.yaml", "services: {bad: {pod_port: 80, extra_config: nonsense}}", "nonsense"),
-        ("bad.cfg", "listen bad\n  bind 127.0.0.1:1\n  nonsense\n", "nonsense"),
+        ("bad.cfg", "listen bad\n  bind 127.0.0.1:1\n  nonsense\n", "unknown keyword '…'"),
     ],
 )
 def test_a_bad_file_costs_only_what_it_declares(
@@ -364,6 +364,7 @@ def external(frontend: Frontend, haproxy: RealHaproxy) -> None:
     """Let the daemon work with a HAProxy that somebody else started, with another configuration."""
     frontend.settings["haproxy"].update(
         supervise=False,
+        take_over="always",
         config_file=haproxy.config_file,
         master_socket=haproxy.master_socket,
         runtime_socket=haproxy.runtime_socket,

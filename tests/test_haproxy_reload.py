@@ -176,7 +176,7 @@ def test_a_broken_file_leaves_the_old_worker(haproxy: RealHaproxy) -> None:
     outcome = reload(haproxy)
     assert not outcome.ok
     if binary_version(haproxy.binary).reload_answers:
-        assert "unknown keyword 'nonsense'" in outcome.message
+        assert "unknown keyword '…'" in outcome.message
         assert "path to executable" not in outcome.message
     else:
         assert "its log has the reason" in outcome.message
@@ -440,7 +440,7 @@ def test_a_reloading_haproxy_is_waited_for(haproxy: RealHaproxy) -> None:
 
 
 def test_a_file_that_haproxy_refuses_is_told_in_its_words(haproxy: RealHaproxy) -> None:
-    with pytest.raises(Unavailable, match=r"did not start: it ended at once: .*keyword 'nonsense'"):
+    with pytest.raises(Unavailable, match=r"did not start: it ended at once: .*keyword '…'"):
         start(haproxy, haproxy.configuration("  nonsense"))
     assert supervise.running(haproxy.master_socket) is None
 
@@ -466,7 +466,7 @@ def test_words_that_went_elsewhere_are_asked_for_again(haproxy: RealHaproxy) -> 
         check=False,
     )
     last = finished.stderr.decode().strip().splitlines()[-1]
-    assert re.search(r"Unavailable: .*did not start.*haproxy\.cfg:\d+.*'nonsense'", last)
+    assert re.search(r"Unavailable: .*did not start.*haproxy\.cfg:\d+.*'…'", last)
 
 
 def test_another_configuration_than_expected_is_ended(haproxy: RealHaproxy) -> None:

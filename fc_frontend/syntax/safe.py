@@ -396,8 +396,6 @@ def _refused(
         # Escapes, variables and comments would only make it harder to see what is meant.
         if letter in "\\$#" or not (letter == "\t" or " " <= letter <= "~"):
             return letter if letter.isprintable() else "a control character"
-    if _RESERVED in text:
-        return _RESERVED
     if len(text) > MAX_LENGTH:
         return f"more than {MAX_LENGTH} characters"
     try:
@@ -405,6 +403,8 @@ def _refused(
     except NotWords as exc:
         return str(exc)
     words = [word.text for word in found]
+    if any(_RESERVED in word for word in words):
+        return _RESERVED
     if not words:
         return None
     furthest = 0
