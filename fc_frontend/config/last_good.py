@@ -221,7 +221,7 @@ def load_last_good(path: str) -> LastGood:
             return LastGood()
         last_good = _last_good(json.loads(content))
         age = time.time() - seen[2] / 1e9
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return LastGood()
     return last_good if abs(age) < MAX_FORMER_AGE else replace(last_good, former={})
 

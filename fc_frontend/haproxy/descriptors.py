@@ -84,7 +84,7 @@ def descriptor_limit(pid: int | None) -> int:
     process = Path("/proc", str(pid) if pid is not None else "self")
     try:
         limits = process.joinpath("limits").read_text()
-        status = process.joinpath("status").read_text()
+        status = process.joinpath("status").read_text(errors="replace")
     except OSError:
         return _finite(hard)
     for line in limits.splitlines():

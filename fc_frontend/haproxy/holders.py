@@ -17,6 +17,7 @@ from ipaddress import IPv6Address, ip_address
 from pathlib import Path
 
 from fc_frontend.syntax.endpoints import Endpoint, Family
+from fc_frontend.text import printable
 
 _ACCEPTS = 0x10000
 """__SO_ACCEPTCON in the flags of /proc/net/unix: it listens."""
@@ -210,9 +211,9 @@ def shown_name(endpoint: Endpoint) -> str:
 
 
 def process_name(pid: int) -> str:
-    """The name of a process."""
+    """The name of a process, which may choose any bytes, as it may be printed."""
     try:
-        return Path(f"/proc/{pid}/comm").read_text().strip()
+        return printable(Path(f"/proc/{pid}/comm").read_text(errors="surrogateescape").strip())
     except OSError:
         return "a program"
 

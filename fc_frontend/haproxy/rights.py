@@ -35,7 +35,7 @@ class Rights:
 def rights_of(pid: int) -> Rights | None:
     """What process `pid` may do, None if it cannot be seen."""
     try:
-        return rights_in(Path(f"/proc/{pid}/status").read_text())
+        return rights_in(Path(f"/proc/{pid}/status").read_text(errors="replace"))
     except OSError:
         return None
 

@@ -178,6 +178,43 @@ def test_the_log_has_one_line_for_each_event(frontend: Frontend) -> None:
     assert max(map(len, ours)) < 8000
 
 
+HOLDER = """
+import ctypes, socket, sys
+ctypes.CDLL(None).prctl(15, b"\\xff\\x1b[2J\\nx")  # PR_SET_NAME
+with socket.create_server((sys.argv[1], 8085)):
+    print("listening", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_process_may_have_any_name(frontend: Frontend) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDER, frontend.host],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as holder:
+        assert holder.stdout
+        assert holder.stdout.readline() == b"listening\n"
+        frontend.drop("held.json", {"held": frontend.service("shop", 8085)})
+        frontend.until(lambda: r"\udcff\x1b[2J\nx" in reported(frontend, "held"))
+        explained = run(frontend, "explain", "held")
+        assert r"\udcff\x1b[2J\nx" in explained
+        holder.communicate()
+    (frontend.services_d / "held.json").unlink()
+    frontend.until(lambda: not reported(frontend, "held"))
+
+
+def reported(frontend: Frontend, service: str) -> str:
+    """The problems of a service in the daemon's status."""
+    document = frontend.status()
+    held = [problem for each in document["quarantined"] for problem in each["problems"]]
+    return " ".join(
+        problem["message"]
+        for problem in (*document["problems"], *held)
+        if problem["service"] == service
+    )
+
+
 def whole(text: str) -> dict[str, Any]:
     """A JSON document that has no half of a character in it."""
     document: dict[str, Any] = json.loads(text)

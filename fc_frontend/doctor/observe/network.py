@@ -56,9 +56,9 @@ def _interface(address: str, netmask: str | None) -> IPv4Interface | IPv6Interfa
 
 
 def _routes() -> tuple[Route, ...]:
-    routes = parse_routes(Path("/proc/net/route").read_text())
+    routes = parse_routes(Path("/proc/net/route").read_text(errors="replace"))
     path = Path("/proc/net/ipv6_route")
-    return (*routes, *parse_routes6(path.read_text())) if path.exists() else routes
+    return (*routes, *parse_routes6(path.read_text(errors="replace"))) if path.exists() else routes
 
 
 def _source(network: Network) -> Address | None:
