@@ -19,8 +19,8 @@ from fc_frontend.explain.facts import Daemon, DaemonService, Held, LastReload
 from fc_frontend.plan.model import Bind
 from fc_frontend.text import one_line
 
-TIMEOUT = 3.0
-"""In seconds, for the whole answer."""
+TIMEOUT = 5.0
+"""In seconds, for the whole answer, which waits for its turn for a second and longer."""
 _MOST_BYTES = 64 * 1024 * 1024
 _LAST_MOMENT = 1e11
 _ANY = {"*": "127.0.0.1", "::": "::1"}

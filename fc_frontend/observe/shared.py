@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 EVERY = 1.0
 """Seconds from the beginning of one answer to that of the next, at least."""
 _REST = 4
-"""Times its own duration that pass after an answer before the next begins."""
+"""Times its own duration that pass after an answer before the next begins, `EVERY` at most."""
 
 
 class Shared:
@@ -52,4 +52,5 @@ class Shared:
                 return await asyncio.get_running_loop().run_in_executor(self._thread, self._make)
             finally:
                 ended = time.monotonic()
-                self._not_before = max(began + EVERY, ended + _REST * (ended - began))
+                rest = min(_REST * (ended - began), EVERY)
+                self._not_before = max(began + EVERY, ended + rest)
