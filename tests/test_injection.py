@@ -273,7 +273,7 @@ def test_file_names_do_not_reach_the_text(name: str) -> None:
 
 
 @pytest.mark.parametrize("field", ["extra_config", "server_options", "bind_options"])
-@pytest.mark.parametrize("text", ["x\x00y", "a\x1bb", "\x85", "\ud800", "a\u2028b"])
+@pytest.mark.parametrize("text", ["x\x00y", "a\x1bb", "\x85", "a\u2028b"])
 def test_even_text_by_intent_holds_no_control_character(field: str, text: str) -> None:
     with directory() as path:
         prepared = declared(path, {"shop": {"pod_port": 80, field: text}})

@@ -293,7 +293,7 @@ def test_a_haproxy_killed_in_the_search_for_a_culprit_blames_nobody(
         site.declare(name, 10100 + number, service="extra")
     frontend.services_d = frontend.directory / "services.d"
     batch.rename(frontend.services_d)
-    until_said(site, "config-refused", "default_backend")
+    until_said(site, "config-refused", "was killed by SIGKILL")
     assert not site.held()
     site.still_serve()
     program.mode = "good"
