@@ -21,11 +21,13 @@ def test_answers_are_computed_once_a_second_and_never_older_than_the_request() -
 
     async def scenario() -> None:
         shared = Shared(make)
+        started = time.monotonic()
         assert await shared.get() == b"1"
         asked = time.monotonic()
         assert await asyncio.gather(*(shared.get() for _ in range(100))) == [b"2"] * 100
         assert begun[1] >= asked
-        assert begun[1] - begun[0] >= EVERY
+        # The thread may take a moment to begin the first one.
+        assert begun[1] - started >= EVERY
         await shared.close()
 
     asyncio.run(scenario())
