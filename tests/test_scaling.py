@@ -132,6 +132,7 @@ def test_more_slots_than_descriptors_are_refused_before_a_reload(
 ) -> None:
     frontend.settings["haproxy"].update(
         supervise=False,
+        take_over="always",
         config_file=haproxy.config_file,
         master_socket=haproxy.master_socket,
         runtime_socket=haproxy.runtime_socket,
