@@ -26,6 +26,25 @@ class Severity(StrEnum):
     WARNING = "warning"
 
 
+class Cause(StrEnum):
+    """Why something is wrong, for code that decides on it; messages are for people."""
+
+    FORBIDDEN = "forbidden"
+    """This user may not; another one may."""
+    SERVFAIL = "servfail"
+    """A nameserver has no data: CoreDNS does not reach the API server, or serves another domain."""
+    REFUSED = "refused"
+    """A nameserver does not answer this host."""
+    UNUSABLE_ANSWER = "unusable-answer"
+    """A nameserver's answer is cut short or malformed."""
+    NO_WILDCARDS = "no-wildcards"
+    """CoreDNS 1.9 and later answer no wildcards, by which the pods of a Service are found."""
+    CLUSTER_IP = "cluster-ip"
+    """Cluster DNS names a cluster IP where pods are expected."""
+    FOREIGN_NETWORK = "foreign-network"
+    """Cluster DNS names addresses outside of the networks where they are expected."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
     """One thing that is wrong, where it stands, and what to do about it.
@@ -44,6 +63,7 @@ class Problem:
     field: str | None = None
     unit: UnitId | None = None
     """The unit whose change is the cause, where it is known."""
+    cause: Cause | None = None
 
     def __post_init__(self) -> None:
         for name, clean in _CLEAN.items():
@@ -61,18 +81,26 @@ class Problem:
                 parts.append(str(self.column))
         return ":".join(parts)
 
+    @property
+    def subject(self) -> str:
+        """`service NAME: field`, as much of it as is known; empty if nothing is."""
+        service = f"service {self.service}" if self.service else ""
+        return ": ".join(part for part in (service, self.field) if part)
+
+    @property
+    def statement(self) -> str:
+        """Where it is, what it is about and what is wrong, without severity and remedy."""
+        return ": ".join(part for part in (self.location, self.subject, self.message) if part)
+
     def as_json(self) -> dict[str, str | int | None]:
         """The problem in the shape of all JSON output: no field is ever missing."""
-        shown = {**asdict(self), "severity": self.severity.value}
+        shown = {**asdict(self), "severity": self.severity.value, "cause": self.cause}
         del shown["unit"]
         return shown
 
     def __str__(self) -> str:
-        where = f"{self.location}: " if self.file else ""
-        subject = ": ".join(
-            part for part in (f"service {self.service}" if self.service else "", self.field) if part
-        )
-        said = f"{where}{self.severity}: {subject + ': ' if subject else ''}{self.message}"
+        parts = (self.location, self.severity, self.subject, self.message)
+        said = ": ".join(part for part in parts if part)
         return f"{said} → {self.remedy}" if self.remedy else said
 
 

@@ -20,6 +20,7 @@ import pytest
 from fc_frontend.demo.dns import ClusterDns, Fault, KubernetesService
 from fc_frontend.discovery.client import DnsClient
 from fc_frontend.discovery.resolve import Said, choose, resolve_all, resolve_service
+from fc_frontend.errors import Cause
 from fc_frontend.plan.model import (
     Answer,
     Bind,
@@ -301,7 +302,9 @@ async def test_auto_keeps_pods_while_the_wildcard_fails_as_it_was_the_wildcard_b
         f.dns.fault_for[WILDCARD] = Fault.SERVFAIL
         answer = await f.resolve(before)
         assert "SERVFAIL" in str(answer.error)
-        assert answer == replace(before, freshness=Freshness.STALE, error=answer.error)
+        assert answer.failure is Cause.SERVFAIL
+        stale = replace(before, freshness=Freshness.STALE)
+        assert answer == replace(stale, error=answer.error, failure=answer.failure)
 
 
 @in_loop
@@ -566,7 +569,8 @@ async def test_failures_keep_the_endpoints_of_every_kind_as_stale(fault: Fault) 
         said = "no answer within" if fault is Fault.SILENT else fault.name
         for name, answer in first.items():
             assert said in str(answer.error)
-            assert answer == replace(before[name], freshness=Freshness.STALE, error=answer.error)
+            stale = replace(before[name], freshness=Freshness.STALE)
+            assert answer == replace(stale, error=answer.error, failure=answer.failure)
         assert await resolve_all(specs().values(), f.cluster, f.client, first) == first
 
 

@@ -138,6 +138,7 @@ def test_what_is_in_quarantine_is_told_with_its_message_and_remedy() -> None:
         piece="service",
         name="shop",
         effect="its last good form goes on",
+        is_kept=True,
         problems=(
             Problem(
                 message="unknown keyword `bogus`", remedy="take it out", file="/etc/a.yaml", line=3
@@ -295,6 +296,7 @@ def test_values_are_text_wherever_they_come_from() -> None:
         piece="service",
         name=HOSTILE,
         effect=HOSTILE,
+        is_kept=False,
         problems=(Problem(message=HOSTILE, remedy=f"`{HOSTILE}`", file=HOSTILE, field=HOSTILE),),
     )
     change = Change(id=1, at=0.0, outcome=HOSTILE, accepted=True, reasons=(HOSTILE,), seconds=0.0)

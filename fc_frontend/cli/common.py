@@ -6,7 +6,6 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
@@ -214,17 +213,8 @@ def print_problems(problems: Iterable[Problem], *, to_stderr: bool = True) -> No
     found = tuple(problems)
     for problem in (*errors_in(found), *warnings_in(found)):
         color = "red" if problem.severity is Severity.ERROR else "yellow"
-        where = f"{problem.location}: " if problem.location else ""
-        subject = ": ".join(
-            part
-            for part in (problem.service and f"service {problem.service}", problem.field)
-            if part
-        )
-        say(
-            f"{where}{style(problem.severity, color)}: "
-            f"{subject + ': ' if subject else ''}{problem.message}",
-            err=to_stderr,
-        )
+        parts = (problem.location, style(problem.severity, color), problem.subject, problem.message)
+        say(": ".join(part for part in parts if part), err=to_stderr)
         if problem.remedy:
             say(f"    → {problem.remedy}", err=to_stderr)
 
@@ -234,10 +224,8 @@ def summary(problems: Iterable[Problem]) -> str:
     errors = errors_in(problems)
     if not errors:
         return ""
-    first = errors[0]
-    said = str(replace(first, remedy="")).replace("error: ", "", 1)
     more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
-    return f"refused: {' '.join(said.split())}{more}"
+    return f"refused: {errors[0].statement}{more}"
 
 
 def refuse(problems: Iterable[Problem], code: int = Exit.PROBLEMS) -> NoReturn:

@@ -53,7 +53,7 @@ def command(config: str, as_text: bool, shape: str) -> None:
     3  cannot tell, e.g. haproxy.cfg cannot be read
     """
     from fc_frontend.config.loader import load
-    from fc_frontend.explain.differences import differences
+    from fc_frontend.explain.differences import Effect, differences
     from fc_frontend.haproxy import hold, take_over
     from fc_frontend.pipeline import judged, prepare
 
@@ -92,7 +92,7 @@ def command(config: str, as_text: bool, shape: str) -> None:
             "version": 1,
             "hash": prepared.config.hash,
             "running_hash": installed.running_hash,
-            "reload": any(change.effect == "reload" for change in changes),
+            "reload": any(change.effect is Effect.RELOAD for change in changes),
             "changes": [change.as_json() for change in changes],
             "problems": [problem.as_json() for problem in problems],
         }
@@ -173,10 +173,12 @@ def _installed(config: str, settings: Settings) -> Installed:
 
 
 def _print(changes: tuple[Change, ...]) -> None:
+    from fc_frontend.explain.differences import Effect
+
     for change in changes:
         mark = style(_MARKS[change.how], _COLORS[change.how])
         # HAProxy does not run: that is the reason for all of them.
-        at_start = change.effect == "at its start"
+        at_start = change.effect is Effect.START
         because = f", because {change.because}" if change.because and not at_start else ""
         effect = "once HAProxy is started" if at_start else change.effect
         subject = f"{change.what} {change.name}".strip()
@@ -194,7 +196,7 @@ def _print(changes: tuple[Change, ...]) -> None:
     if not changes:
         say(f"{style('nothing', 'green')} would change")
         return
-    reload = any(change.effect == "reload" for change in changes)
+    reload = any(change.effect is Effect.RELOAD for change in changes)
     number = counted(len(changes), "change")
     say(f"{number}, {'one reload' if reload else 'no reload'}")
 

@@ -140,13 +140,13 @@ def _unread(declaration: Declaration, errors: tuple[Problem, ...]) -> tuple[Prob
     """The errors for which the settings could not be read, and are not those declared."""
     from fc_frontend.plan.checks import settings_problems
 
-    of_read = {problem.message for problem in settings_problems(declaration.settings)}
+    of_read = {declaration.located(each) for each in settings_problems(declaration.settings)}
     return tuple(
         error
         for error in errors
         if error.file == declaration.settings_file
         and error.service is None
-        and error.message not in of_read
+        and error not in of_read
     )
 
 

@@ -201,6 +201,7 @@ class Quarantine:
             "piece": self.unit.piece.value,
             "name": self.unit.name,
             "effect": self.effect,
+            "is_kept": self.kept,
             "problems": [problem.as_json() for problem in self.problems],
         }
 

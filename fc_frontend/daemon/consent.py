@@ -27,9 +27,7 @@ class ConsentWatch:
 
     async def missing(self, settings: Settings, problem: Problem | None) -> None:
         """Take note of `problem`, which is that consent is missing; None if it is not."""
-        if problem is not None and (
-            self.problem is None or problem.message != self.problem.message
-        ):
+        if problem is not None and problem != self.problem:
             self._log.warning(
                 "needs-consent",
                 file=problem.file,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 from fc_frontend.config.last_good import Quarantine
 from fc_frontend.errors import Problem, errors_in, warnings_in
@@ -19,7 +19,6 @@ _MOST_LOGGED = 20
 """Of one event, what is logged one by one."""
 _EACH_MINUTE = 20
 """Of one event and unit, what is logged in a minute: whoever owns the unit decides how often."""
-_LINE = re.compile(r"haproxy\.cfg:\d+")
 
 
 class Report:
@@ -37,8 +36,8 @@ class Report:
 
     def quarantine(self, quarantined: tuple[Quarantine, ...]) -> None:
         """What is not taken as it is declared, and what is again."""
-        before = {held.unit: _gist(held) for held in self.quarantined}
-        fresh = [held for held in quarantined if before.get(held.unit) != _gist(held)]
+        before = {held.unit: _without_places(held) for held in self.quarantined}
+        fresh = [held for held in quarantined if before.get(held.unit) != _without_places(held)]
         for held in fresh[:_MOST_LOGGED]:
             problem = held.problems[0] if held.problems else None
             self._limited("quarantined", held.unit).error(
@@ -184,6 +183,7 @@ class Report:
             )
 
 
-def _gist(held: Quarantine) -> object:
-    """What makes a quarantine another one: a line moves with what stands before it."""
-    return held.kept, frozenset(_LINE.sub("", problem.message) for problem in held.problems)
+def _without_places(held: Quarantine) -> Quarantine:
+    """The quarantine without line numbers: they change with the lines above."""
+    problems = {replace(problem, line=None, column=None) for problem in held.problems}
+    return replace(held, problems=tuple(sorted(problems, key=str)))

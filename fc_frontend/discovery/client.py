@@ -31,6 +31,7 @@ import dns.rrset
 
 from fc_frontend.discovery.channel import Channel, Question, answers
 from fc_frontend.discovery.scan import RecordType, gist
+from fc_frontend.errors import Cause
 from fc_frontend.plan.model import Nameserver, Transport
 
 EDNS_PAYLOAD = 8192
@@ -91,6 +92,27 @@ class Reply:
     addresses: tuple[str, ...] = ()
     services: tuple[ServiceRecord, ...] = ()
     detail: str = ""
+    cause: Cause | None = None
+    """Why it failed, where more can be done than to wait."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    """That one nameserver gave no usable answer, and why."""
+
+    detail: str
+    cause: Cause | None = None
+
+
+_TRUNCATED = _Failure("truncated, and TCP is not allowed", Cause.UNUSABLE_ANSWER)
+"""Over UDP, so that TCP is tried where it is allowed."""
+_CAUSES = {
+    "SERVFAIL": Cause.SERVFAIL,
+    "REFUSED": Cause.REFUSED,
+    "truncated": Cause.UNUSABLE_ANSWER,
+    "malformed": Cause.UNUSABLE_ANSWER,
+}
+"""By response code, or what stands for it in metrics; the first counts if nameservers differ."""
 
 
 @dataclass(slots=True, eq=False)
@@ -216,19 +238,27 @@ class DnsClient:
 
         A question from before the client was closed opens no socket again: nobody would close it.
         """
-        failures: list[str] = []
+        failures: list[_Failure] = []
         for _round in range(self._tries):
             for nameserver in self._order():
                 if closings != self._closings:
-                    failures.append("the client was closed")
+                    failures.append(_Failure("the client was closed"))
                     break
                 result = await self._ask_one(nameserver, question)
-                if not isinstance(result, str):
+                if not isinstance(result, _Failure):
                     self._prefer(nameserver)
                     return result
-                failures.append(f"{nameserver}: {result}")
-        said = "; ".join(dict.fromkeys(failures)) or "no nameserver is known"
-        return Reply(question.name, question.rdtype, Outcome.FAILURE, detail=said), None
+                failures.append(replace(result, detail=f"{nameserver}: {result.detail}"))
+        said = "; ".join(dict.fromkeys(failure.detail for failure in failures))
+        found = {failure.cause for failure in failures}
+        reply = Reply(
+            question.name,
+            question.rdtype,
+            Outcome.FAILURE,
+            detail=said or "no nameserver is known",
+            cause=next((cause for cause in _CAUSES.values() if cause in found), None),
+        )
+        return reply, None
 
     def _prefer(self, nameserver: Nameserver) -> None:
         index = self._nameservers.index(nameserver)
@@ -238,19 +268,17 @@ class DnsClient:
 
     async def _ask_one(
         self, nameserver: Nameserver, question: _Asked
-    ) -> tuple[Reply, str | None] | str:
-        """An answer, or in words why there is none."""
+    ) -> tuple[Reply, str | None] | _Failure:
+        """An answer, or why there is none."""
         if Transport.UDP in nameserver.transports:
-            said = await self._by_udp(nameserver, question)
-            if said != "truncated":
-                return said
-            if Transport.TCP not in nameserver.transports:
-                return "truncated, and TCP is not allowed"
+            result = await self._by_udp(nameserver, question)
+            if result is not _TRUNCATED or Transport.TCP not in nameserver.transports:
+                return result
         return await self._by_tcp(nameserver, question)
 
     async def _by_udp(
         self, nameserver: Nameserver, question: _Asked
-    ) -> tuple[Reply, str | None] | str:
+    ) -> tuple[Reply, str | None] | _Failure:
         started = self._clock()
         try:
             wire = await self._channel(nameserver).exchange(question, self._timeout)
@@ -260,7 +288,7 @@ class DnsClient:
             return self._failed(nameserver, "udp", "unreachable", started, exc.strerror or str(exc))
         if wire[2] & 0x02:
             self._tell(nameserver, "udp", "truncated", started)
-            return "truncated"
+            return _TRUNCATED
         return await self._read(nameserver, "udp", question, wire, started)
 
     def _channel(self, nameserver: Nameserver) -> Channel:
@@ -271,7 +299,7 @@ class DnsClient:
 
     async def _by_tcp(
         self, nameserver: Nameserver, question: _Asked
-    ) -> tuple[Reply, str | None] | str:
+    ) -> tuple[Reply, str | None] | _Failure:
         started = self._clock()
         try:
             async with asyncio.timeout(self._timeout * _TCP_PATIENCE):
@@ -295,7 +323,7 @@ class DnsClient:
         question: _Asked,
         wire: bytes,
         started: float,
-    ) -> tuple[Reply, str | None] | str:
+    ) -> tuple[Reply, str | None] | _Failure:
         found = gist(wire, len(question.section), question.rdtype)
         if found is not None and found == question.gist and question.reply is not None:
             self._tell(nameserver, transport, _CODES[wire[3] & 0x0F], started)
@@ -311,7 +339,7 @@ class DnsClient:
         except (dns.exception.DNSException, ValueError) as exc:
             return self._failed(nameserver, transport, "malformed", started, type(exc).__name__)
         result = self._judge(nameserver, transport, question, response, started)
-        if not isinstance(result, str):
+        if not isinstance(result, _Failure):
             # An answer that begins a chain of CNAMEs is no plain one.
             question.gist, question.last, question.reply = found, wire[2:], result[0]
         return result
@@ -333,7 +361,7 @@ class DnsClient:
         question: _Asked,
         response: dns.message.Message,
         started: float,
-    ) -> tuple[Reply, str | None] | str:
+    ) -> tuple[Reply, str | None] | _Failure:
         if not isinstance(response, dns.message.QueryMessage):
             said = "not an answer to a query"
             return self._failed(nameserver, transport, "malformed", started, said)
@@ -355,12 +383,12 @@ class DnsClient:
 
     def _failed(
         self, nameserver: Nameserver, transport: str, rcode: str, started: float, detail: str = ""
-    ) -> str:
+    ) -> _Failure:
         self._tell(nameserver, transport, rcode, started)
         if rcode == "timeout":
             seconds = self._timeout * (_TCP_PATIENCE if transport == "tcp" else 1)
-            return f"no answer within {seconds:g} s"
-        return f"{rcode}: {detail}" if detail else rcode
+            return _Failure(f"no answer within {seconds:g} s")
+        return _Failure(f"{rcode}: {detail}" if detail else rcode, _CAUSES.get(rcode))
 
     def _tell(self, nameserver: Nameserver, transport: str, rcode: str, started: float) -> None:
         took = self._clock() - started

@@ -31,6 +31,7 @@ from fc_frontend.discovery.budget import (
 from fc_frontend.discovery.client import DnsClient, Outcome, Reply
 from fc_frontend.discovery.scan import RecordType
 from fc_frontend.discovery.steady import Steady
+from fc_frontend.errors import Cause
 from fc_frontend.plan.model import (
     Address,
     Answer,
@@ -62,8 +63,9 @@ _MAKE_HEADLESS = (
 class Said:
     """What cluster DNS said of one name, over the address families that were asked for.
 
-    `failure` is empty unless no usable answer came; `endpoints` are inside the accepted networks,
-    `rejected` are not.  `is_cut` if an answer was too small for the records that there are.
+    `failure` is empty unless no usable answer came; `cause` is its cause.  `endpoints` are inside
+    the accepted networks, `rejected` are not.  `is_cut` if an answer was too small for the records
+    that there are.
     """
 
     name: str
@@ -71,6 +73,7 @@ class Said:
     endpoints: tuple[Endpoint, ...] = ()
     rejected: tuple[str, ...] = ()
     failure: str = ""
+    cause: Cause | None = None
     is_cut: bool = False
 
 
@@ -152,6 +155,7 @@ def held(
         previous,
         freshness=Freshness.FRESH,
         error=answer.error,
+        failure=answer.failure,
         rejected=answer.rejected,
         lost_at=since,
         exceeded=None,
@@ -192,6 +196,7 @@ async def resolve_service(
                     answer,
                     error=f"{wildcard.name}: NXDOMAIN, but {bare.name} exists",
                     remedy="CoreDNS 1.9 and later answer no wildcards: use discovery: auto",
+                    cause=Cause.NO_WILDCARDS,
                 )
         return answer
     bare = await _addresses(client, headless_name(spec, cluster.domain), spec, cluster)
@@ -236,11 +241,13 @@ def choose(
         if wildcard.failure:
             # This says nothing of CoreDNS's version: what was found out before stays.
             reason = f"{bare.name} is a cluster IP, used while {wildcard.name} cannot be asked"
-            remedy = ""
+            remedy, cause = "", None
             if previous is not None and previous.kind is Kind.SERVICE:
-                reason, remedy = previous.reason, previous.remedy
+                reason, remedy, cause = previous.reason, previous.remedy, previous.cause
             return replace(
-                _answer(Kind.SERVICE, reason, cluster_ip, cluster, previous), remedy=remedy
+                _answer(Kind.SERVICE, reason, cluster_ip, cluster, previous),
+                remedy=remedy,
+                cause=cause,
             )
         reason = f"{bare.name} is a cluster IP and {wildcard.name} does not answer"
         remedy = (
@@ -250,6 +257,7 @@ def choose(
         return replace(
             _answer(Kind.SERVICE, f"{reason}: kube-proxy balances", cluster_ip, cluster, previous),
             remedy=remedy,
+            cause=Cause.NO_WILDCARDS,
         )
     kind = previous.kind if previous is not None else assumed_kind(spec)
     reason = previous.reason if previous is not None else "headless until cluster DNS says more"
@@ -269,6 +277,7 @@ def srv_answer(said: Said, cluster: Cluster, previous: Answer | None) -> Answer:
                 ),
                 remedy="kube-proxy balances: add `clusterIP: None` to the Service's spec to reach "
                 "its pods directly",
+                cause=Cause.CLUSTER_IP,
             )
     return _answer(Kind.SRV, reason, pods, cluster, previous)
 
@@ -294,16 +303,21 @@ def _answer(
             # What was never known does not become an old answer.
             known = previous.freshness is not Freshness.UNKNOWN
             freshness = Freshness.STALE if known else Freshness.UNKNOWN
-            return replace(previous, freshness=freshness, error=said.failure, exceeded=None)
-        return Answer(kind=kind, reason=reason, error=said.failure, slots=slots)
-    error = None
-    remedy = ""
+            return replace(
+                previous,
+                freshness=freshness,
+                error=said.failure,
+                failure=said.cause,
+                exceeded=None,
+            )
+        return Answer(kind=kind, reason=reason, error=said.failure, failure=said.cause, slots=slots)
+    error, remedy, cause = None, "", None
     endpoints = said.endpoints
     if said.is_cut and previous is not None:
         # Which records an answer brings is left to chance: those before are as good.
         endpoints = tuple(sorted({*previous.endpoints, *endpoints}))[:MOST]
     if not said.endpoints and said.rejected:
-        remedy = _remedy(kind, said.rejected, cluster)
+        remedy, cause = _remedy(kind, said.rejected, cluster)
     elif not said.endpoints:
         error = f"{said.name}: {'no addresses' if said.exists else 'NXDOMAIN'}: {_NOBODY}"
     return Answer(
@@ -314,23 +328,25 @@ def _answer(
         rejected=said.rejected,
         error=error,
         remedy=remedy,
+        cause=cause,
         slots=slots,
         is_cut=said.is_cut,
         by_runtime=previous is not None and previous.by_runtime,
     )
 
 
-def _remedy(kind: Kind, rejected: tuple[str, ...], cluster: Cluster) -> str:
-    """What to do where all addresses are in the other network, or in none."""
+def _remedy(kind: Kind, rejected: tuple[str, ...], cluster: Cluster) -> tuple[str, Cause]:
+    """What to do where all addresses are in the other network, or in none, and its cause."""
     if kind is Kind.SERVICE:
         if any(_accepted(address, cluster.pod_networks) for address in rejected):
-            return "these are pods of a headless service: use pod_port"
-        return "add their network to cluster.service_network, if these are cluster IPs"
+            return "these are pods of a headless service: use pod_port", Cause.FOREIGN_NETWORK
+        remedy = "add their network to cluster.service_network, if these are cluster IPs"
+        return remedy, Cause.FOREIGN_NETWORK
     if any(_accepted(address, cluster.service_networks) for address in rejected):
-        return (
-            "this is a cluster IP: add `clusterIP: None` to the Service's spec, or use service_port"
-        )
-    return "add their network to cluster.pod_network, if these are pods"
+        remedy = "add `clusterIP: None` to the Service's spec, or use service_port"
+        return f"this is a cluster IP: {remedy}", Cause.CLUSTER_IP
+    remedy = "add their network to cluster.pod_network, if these are pods"
+    return remedy, Cause.FOREIGN_NETWORK
 
 
 def _inside(said: Said, networks: tuple[Network, ...]) -> Said:
@@ -380,7 +396,7 @@ async def _addresses(
     for reply in replies:
         # The preferred family first: the other one must not take its place for a moment's failure.
         if reply.outcome is Outcome.FAILURE:
-            return Said(name, failure=reply.detail)
+            return Said(name, failure=reply.detail, cause=reply.cause)
         if reply.addresses:
             chosen = reply
             break
@@ -407,7 +423,7 @@ async def _services(client: Asks, spec: ServiceSpec, cluster: Cluster) -> Said:
     name = srv_name(spec, cluster.domain)
     reply = await client.ask(name, "SRV")
     if reply.outcome is Outcome.FAILURE:
-        return Said(name, failure=reply.detail)
+        return Said(name, failure=reply.detail, cause=reply.cause)
     families = _families(spec, cluster)
     is_cut = reply.outcome is Outcome.PARTIAL
     ports = {record.port for record in reply.services}
@@ -425,7 +441,7 @@ async def _services(client: Asks, spec: ServiceSpec, cluster: Cluster) -> Said:
             for answer in (answer for each in replies for answer in each):
                 # As in `_addresses`: a failure of the preferred family does not prefer the other.
                 if answer.outcome is Outcome.FAILURE:
-                    return Said(name, failure=answer.detail)
+                    return Said(name, failure=answer.detail, cause=answer.cause)
     endpoints: set[Endpoint] = set()
     for record in reply.services:
         more = (answer.addresses for answer in found.get(record.target, ()))

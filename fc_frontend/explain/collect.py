@@ -144,6 +144,7 @@ def _held(quarantine: Quarantine) -> Held:
         piece=quarantine.unit.piece.value,
         name=quarantine.unit.name,
         effect=quarantine.effect,
+        is_kept=quarantine.kept,
         problems=quarantine.problems,
     )
 

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fc_frontend.errors import Problem, Severity, Unavailable
+from fc_frontend.errors import Cause, Problem, Severity, Unavailable
 from fc_frontend.explain.facts import Daemon, DaemonService, Held, LastReload
 from fc_frontend.plan.model import Bind
 from fc_frontend.text import one_line
@@ -23,6 +23,7 @@ TIMEOUT = 5.0
 """In seconds, for the whole answer, which waits for its turn for a second and longer."""
 _MOST_BYTES = 64 * 1024 * 1024
 _LAST_MOMENT = 1e11
+_CAUSES = {cause.value: cause for cause in Cause}
 _ANY = {"*": "127.0.0.1", "::": "::1"}
 
 
@@ -151,6 +152,7 @@ def _held(entry: Mapping[str, Any]) -> Held:
         name=_text(entry["name"]),
         effect=_text(entry["effect"]),
         problems=tuple(_problem(problem) for problem in entry["problems"]),
+        is_kept=entry["is_kept"] is True,
     )
 
 
@@ -164,6 +166,8 @@ def _problem(entry: Mapping[str, Any]) -> Problem:
         column=None if entry["column"] is None else int(entry["column"]),
         service=_optional(entry["service"]),
         field=_optional(entry["field"]),
+        # A daemon of another version may know others.
+        cause=_CAUSES.get(entry["cause"] or ""),
     )
 
 

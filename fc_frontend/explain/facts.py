@@ -122,11 +122,8 @@ class Held:
     name: str
     effect: str
     problems: tuple[Problem, ...]
-
-    @property
-    def is_kept(self) -> bool:
-        """True if its last good form goes on."""
-        return self.effect != "it is left out"
+    is_kept: bool
+    """True if its last good form keeps running."""
 
     def __str__(self) -> str:
         return f"{self.piece} {self.name}".strip()

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any
 
-from fc_frontend.errors import Problem, errors_in
+from fc_frontend.errors import Cause, Problem, errors_in
 from fc_frontend.explain.facts import (
     Counts,
     Daemon,
@@ -76,6 +76,7 @@ class Finding:
     line: int | None = None
     service: str | None = None
     """The service that it is about, if it is about one alone."""
+    is_quarantine: bool = False
 
     def as_json(self) -> dict[str, Any]:
         """The finding in the shape of all JSON output."""
@@ -176,6 +177,7 @@ class Overview:
                     "piece": held.piece,
                     "name": held.name,
                     "effect": held.effect,
+                    "is_kept": held.is_kept,
                     "problems": [problem.as_json() for problem in held.problems],
                 }
                 for held in seen.quarantined
@@ -253,6 +255,7 @@ def _findings(seen: Seen) -> Iterator[Finding]:
                 file=problem.file,
                 line=problem.line,
                 service=held.name if held.piece == "service" else None,
+                is_quarantine=True,
             )
     for service in seen.services:
         yield from _of_service(seen, service)
@@ -271,8 +274,7 @@ def _findings(seen: Seen) -> Iterator[Finding]:
 def _of_processes(seen: Seen) -> Iterator[Finding]:
     if seen.worker is None and seen.worker_problem is not None:
         problem = seen.worker_problem
-        is_forbidden = "Permission denied" in problem.message
-        level = Level.WARNING if is_forbidden else Level.CRITICAL
+        level = Level.WARNING if problem.cause is Cause.FORBIDDEN else Level.CRITICAL
         yield Finding(
             level=level, subject="HAProxy", message=problem.message, remedy=problem.remedy
         )

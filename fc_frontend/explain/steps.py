@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
-from fc_frontend.errors import Problem, errors_in
+from fc_frontend.errors import Cause, Problem, errors_in
 from fc_frontend.explain.facts import (
     BindFact,
     Facts,
@@ -182,9 +182,7 @@ def _declaration(facts: Facts) -> Step:
 
 def _held_step(held: Held, verdict: Verdict) -> Step:
     problem = held.problems[0] if held.problems else None
-    where = f"{problem.location}: " if problem and problem.location else ""
-    field = f"{problem.field}: " if problem and problem.field else ""
-    said = f"{where}{field}{problem.message}" if problem else "it is refused"
+    said = replace(problem, service=None).statement if problem else "it is refused"
     subject = "it is" if held.piece == "service" else f"{held} is"
     remedy = problem.remedy if problem else ""
     more = [_words(other) for other in held.problems[1:]]
@@ -239,18 +237,18 @@ def _dns_failed(facts: Facts, answer: Answer) -> Step:
     error = one_line(answer.error or "no answer")
     servers = " and ".join(str(server) for server in facts.cluster.nameservers[:3])
     query = facts.planned.query if facts.planned else None
-    if "SERVFAIL" in error:
+    if answer.failure is Cause.SERVFAIL:
         remedy = (
             "CoreDNS has no data: it has not reached the API server, or the domain is not its own; "
             "see `kubectl -n kube-system logs -l k8s-app=kube-dns`, and cluster.domain "
             f"({facts.cluster.domain})"
         )
-    elif "REFUSED" in error:
+    elif answer.failure is Cause.REFUSED:
         remedy = (
             f"the nameserver does not answer this host: see CoreDNS's acl, and whether {servers} "
             "are the cluster's"
         )
-    elif "truncated" in error or "malformed" in error:
+    elif answer.failure is Cause.UNUSABLE_ANSWER:
         remedy = f"see whether TCP to {servers} is open, and what answers there (`dig +tcp`)"
     else:
         host = facts.cluster.nameservers[0].address if facts.cluster.nameservers else "NAMESERVER"
@@ -284,7 +282,7 @@ def _dns_answered(answer: Answer, spec: ServiceSpec) -> Step | None:
         return None
     said = f"cluster DNS names {counted(found, 'address', 'addresses')}"
     said += f": {one_line(answer.reason)}" if answer.endpoints else ""
-    if answer.kind is Kind.SERVICE and answer.remedy:
+    if answer.cause is Cause.NO_WILDCARDS:
         return Step(
             name="dns",
             verdict=Verdict.WARN,
@@ -316,13 +314,13 @@ def _manifest(spec: ServiceSpec) -> tuple[str, ...]:
 def _dns_nobody(facts: Facts, answer: Answer, spec: ServiceSpec) -> Step:
     """NXDOMAIN, or a name without addresses."""
     where = f"{spec.service} in namespace {spec.namespace}"
+    query = facts.planned.query if facts.planned else None
     look = f"`kubectl -n {spec.namespace} get service,endpointslices,pods`"
-    error = one_line(answer.error or "").partition(": no such service")[0]
-    if answer.remedy:
+    if answer.cause is Cause.NO_WILDCARDS:
         return Step(
             name="dns",
             verdict=Verdict.BAD,
-            said=f"wildcards are not supported by this CoreDNS: {error}",
+            said=f"wildcards are not supported by this CoreDNS: {one_line(answer.error)}",
             remedy=f"{one_line(answer.remedy)} (kube-proxy balances then), or make the Service "
             "headless, as shown",
             details=_manifest(spec),
@@ -331,7 +329,7 @@ def _dns_nobody(facts: Facts, answer: Answer, spec: ServiceSpec) -> Step:
         "domain": f"cluster DNS does not know the domain svc.{facts.cluster.domain}",
         "namespace": f"cluster DNS knows no namespace {spec.namespace}",
         "port": f"{where} has no TCP port named {spec.port}",
-    }.get(facts.absent, f"no such service, or no ready pods ({error})")
+    }.get(facts.absent, "no such service, or no ready pods" + (f" ({query})" if query else ""))
     remedy = {
         "domain": "see cluster.domain, and whether these nameservers are the cluster's",
         "namespace": f"correct the service's namespace, or create it; {look}",
@@ -374,14 +372,13 @@ def _networks(facts: Facts) -> Step:
         return Step(name=name, verdict=Verdict.OK, said=f"all in the {which} {shown}")
     field = "cluster.service_network" if is_service else "cluster.pod_network"
     remedy = one_line(answer.remedy) or f"add their network to {field}, if they belong there"
-    is_cluster_ip = "clusterIP" in remedy
     return Step(
         name=name,
         verdict=Verdict.WARN if answer.endpoints else Verdict.BAD,
         said=f"cluster DNS names addresses outside of the {which} {shown}, which are never used: "
         f"{_listed(answer.rejected)}",
         remedy=remedy,
-        details=_manifest(spec) if is_cluster_ip else (),
+        details=_manifest(spec) if answer.cause is Cause.CLUSTER_IP else (),
     )
 
 
@@ -432,7 +429,9 @@ def _servers(facts: Facts) -> Step:
         problem = facts.worker_problem
         return Step(
             name=name,
-            verdict=Verdict.UNKNOWN if problem is None or _is_forbidden(problem) else Verdict.BAD,
+            verdict=Verdict.UNKNOWN
+            if problem is None or problem.cause is Cause.FORBIDDEN
+            else Verdict.BAD,
             said=f"HAProxy does not answer: {problem.message}" if problem else "HAProxy is unknown",
             remedy=problem.remedy if problem else "",
         )
@@ -488,10 +487,6 @@ def _servers(facts: Facts) -> Step:
         remedy="; ".join(_server_remedies(facts, down, drained, resting)),
         details=details,
     )
-
-
-def _is_forbidden(problem: Problem) -> bool:
-    return "Permission denied" in problem.message
 
 
 def _missing(facts: Facts, servers: Sequence[Server]) -> list[str]:

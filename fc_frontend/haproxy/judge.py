@@ -12,7 +12,7 @@ from fc_frontend.haproxy.patience import Patience
 from fc_frontend.haproxy.places import Places, words_of
 from fc_frontend.haproxy.validate import Ending, Message, Verdict, validate
 from fc_frontend.haproxy.version import binary_version
-from fc_frontend.haproxy.wording import without_content
+from fc_frontend.haproxy.wording import without_content, without_lines
 from fc_frontend.plan.model import Haproxy, Plan
 from fc_frontend.render.config import Config
 
@@ -121,5 +121,5 @@ def _said(message: Message, config: Config, places: Places, severity: Severity) 
         remedy = "correct the line: see HAProxy's configuration manual"
     visible = places.visible_words(unit) | {message.section or "", message.server or ""}
     hidden = words_of(places.text(unit)) - visible
-    text = without_content(message.text, visible, hidden)
+    text = without_lines(without_content(message.text, visible, hidden))
     return replace(problem, message=f"HAProxy says: {text}", remedy=remedy)

@@ -32,13 +32,14 @@ class Places:
     def placed(self, problem: Problem, line: int | None, name: str | None = None) -> Problem:
         """`problem`, which is about a line or about the section `name`, with all that is known.
 
-        The line of a service's field is for the declaration to find.
+        The line of a service's field is for the declaration to find.  What belongs to no service
+        or fragment gets its place in the rendered haproxy.cfg.
         """
         unit = self._config.unit_at(line) if line else None
         if unit is None and name:
             unit = self._config.unit_named(name) or self._definer(name)
         if unit is None:
-            return problem
+            return replace(problem, file="haproxy.cfg", line=line) if line else problem
         problem = replace(problem, unit=unit, service=unit.name)
         if unit.kind is UnitKind.SERVICE:
             return replace(problem, field=self._field(line)) if line else problem

@@ -11,7 +11,7 @@ import errno
 import socket
 import time
 
-from fc_frontend.errors import Problem, Refused, Unavailable
+from fc_frontend.errors import Cause, Problem, Refused, Unavailable
 
 ANSWER_LIMIT = 32 * 1024 * 1024
 """In bytes; the state of 15,000 servers is 2 MB."""
@@ -122,7 +122,7 @@ def _unreachable(path: str, error: OSError) -> Unavailable:
         return NoListener(Problem(message=message, remedy=remedy))
     if error.errno in (errno.EACCES, errno.EPERM):
         remedy = "run as root or as a member of the group that may use the socket"
-        return Unavailable(Problem(message=message, remedy=remedy))
+        return Unavailable(Problem(message=message, remedy=remedy, cause=Cause.FORBIDDEN))
     if error.errno in (errno.EAGAIN, errno.ETIMEDOUT) or isinstance(error, TimeoutError):
         remedy = "see whether HAProxy is overloaded or stopped (`ps`, its log)"
         return NoAnswer(Problem(message=message, remedy=remedy))

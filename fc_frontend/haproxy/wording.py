@@ -59,3 +59,9 @@ def without_content(text: str, visible: Collection[str] = (), hidden: Collection
         return match[0].replace(word, HIDDEN)
 
     return _TOKEN.sub(kept, line)
+
+
+def without_lines(text: str) -> str:
+    """A message without line numbers of the rendered text: they move with every change above."""
+    text = re.sub(r"^parsing \[haproxy\.cfg:\d+\]\s*:\s*", "", text)
+    return re.sub(r"\b(haproxy\.cfg):\d+", r"\1", text)

@@ -141,7 +141,6 @@ def board(
         )
         for row in overview.rows
     ]
-    held = {str(quarantine) for quarantine in overview.seen.quarantined}
     return Board(
         overview=overview,
         lines=tuple(sorted(lines, key=lambda line: (-line.level, line.name))),
@@ -149,7 +148,7 @@ def board(
         findings=tuple(
             finding
             for finding in overview.findings
-            if finding.service is None and finding.subject not in held
+            if finding.service is None and not finding.is_quarantine
         ),
         traffic_problem=traffic_problem,
         seconds=seconds,

@@ -15,7 +15,7 @@ from enum import StrEnum
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from typing import Literal
 
-from fc_frontend.errors import Problem
+from fc_frontend.errors import Cause, Problem
 from fc_frontend.plan.slots import MOST as MAX_SLOTS
 
 Address = IPv4Address | IPv6Address
@@ -316,12 +316,12 @@ class Answer:
     """What is known of one service's servers, and why its kind was chosen.
 
     `rejected` are addresses outside the pod and service networks: said, never used.  `error` is
-    what DNS last said instead of an answer.  `slots` is the number of slots that the running
-    configuration has for it, 0 if unknown.  `is_cut` tells that there are more records than HAProxy
-    can be given by DNS; `by_runtime` that the running configuration has no resolver for it.  With
-    `lost_at`, on the monotonic clock, DNS names none of `endpoints` any more, or suddenly few,
-    and that is not believed yet.  `exceeded` is the limit that its lookups exceeded this time: then
-    the last good answer stays.
+    what DNS last said instead of an answer, `failure` its cause; `remedy` is for `cause`.  `slots`
+    is the number of slots that the running configuration has for it, 0 if unknown.  `is_cut` tells
+    that there are more records than HAProxy can be given by DNS; `by_runtime` that the running
+    configuration has no resolver for it.  With `lost_at`, on the monotonic clock, DNS names none of
+    `endpoints` any more, or suddenly few, and that is not believed yet.  `exceeded` is the limit
+    that its lookups exceeded this time: then the last good answer stays.
     """
 
     kind: Kind
@@ -330,7 +330,9 @@ class Answer:
     freshness: Freshness = Freshness.UNKNOWN
     rejected: tuple[str, ...] = ()
     error: str | None = None
+    failure: Cause | None = None
     remedy: str = ""
+    cause: Cause | None = None
     slots: int = 0
     is_cut: bool = False
     by_runtime: bool = False
