@@ -117,7 +117,8 @@ def test_json_has_a_stable_shape(tmp_path: Path) -> None:
     assert (document["version"], document["status"]) == (1, "refused")
     error = next(p for p in document["problems"] if p["severity"] == "error")
     assert set(error) == {
-        *("message", "remedy", "severity", "file", "line", "column", "service", "field")
+        *("message", "remedy", "severity", "file", "line", "column", "service", "field"),
+        "cause",
     }
 
 
