@@ -326,7 +326,7 @@ def test_every_output_format() -> None:
             status._nagios(found)
             emit(found.as_json())
             emit({"problems": [problem.as_json() for problem in daemon.problems]})
-            print(render_event({"event": "problem", "said": text, "service": text}))
+            print(render_event("problem", {"said": text, "service": text}))
             for problem in daemon.problems:
                 print(one_line(problem))
             output.flush()

@@ -6,67 +6,70 @@ are cut, and events that repeat themselves can be limited.
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
-from collections.abc import Callable, Iterator, MutableMapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
-from typing import Any, TextIO
+from typing import TextIO
 
 from fc_frontend.text import printable
 
-LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
+LEVELS = {
+    "debug": logging.DEBUG,
+    "info": logging.INFO,
+    "warning": logging.WARNING,
+    "error": logging.ERROR,
+}
 _PRIORITIES = {"debug": 7, "info": 6, "warning": 4, "error": 3}
 """sd-daemon(3)."""
 _LONGEST_VALUE = 1000
 _BARE = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-:/@+,*%→[]")
 
 
-@contextmanager
-def _without_rich() -> Iterator[None]:
-    """Keep `structlog.dev` from importing rich: 14 MB for tracebacks that a daemon never draws."""
-    loaded = "rich" in sys.modules
-    if not loaded:
-        sys.modules["rich"] = None  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        if not loaded:
-            del sys.modules["rich"]
-
-
 class Log:
     """Writes events.  Fields that are None are left out."""
 
-    def __init__(self, logger: Any, clock: Callable[[], float], limits: Limits) -> None:
+    def __init__(
+        self,
+        logger: logging.Logger,
+        clock: Callable[[], float],
+        limits: Limits,
+        repeated: int | None = None,
+    ) -> None:
+        """`repeated` is a field of every event."""
         self._logger = logger
         self._clock = clock
         self._limits = limits
+        self._repeated = repeated
 
     def debug(self, event: str, **fields: object) -> None:
         """What helps to find a fault in fc-frontend."""
-        self._logger.debug(event, **fields)
+        self._write(logging.DEBUG, event, fields)
 
     def info(self, event: str, **fields: object) -> None:
         """What happened, with nothing to be done."""
-        self._logger.info(event, **fields)
+        self._write(logging.INFO, event, fields)
 
     def warning(self, event: str, **fields: object) -> None:
         """What an operator should look at in daylight."""
-        self._logger.warning(event, **fields)
+        self._write(logging.WARNING, event, fields)
 
     def error(self, event: str, **fields: object) -> None:
         """What an operator should look at now."""
-        self._logger.error(event, **fields)
+        self._write(logging.ERROR, event, fields)
 
     def limited(self, key: str, seconds: float = 60.0, burst: int = 1) -> Log:
         """A log that writes `burst` times in `seconds` for the same `key`, and counts the rest."""
         repeated = self._limits.allowed(key, seconds, self._clock(), burst)
-        if repeated is None:
-            return Log(_Silent(), self._clock, self._limits)
-        if repeated:
-            return Log(self._logger.bind(repeated=repeated), self._clock, self._limits)
-        return self
+        logger = _SILENT if repeated is None else self._logger
+        return Log(logger, self._clock, self._limits, repeated or None)
+
+    def _write(self, level: int, event: str, fields: Mapping[str, object]) -> None:
+        if self._logger.isEnabledFor(level):
+            fields = {"repeated": self._repeated, **fields}
+            self._logger.log(level, "%s", event, extra={"fields": fields})
 
 
 class Limits:
@@ -89,25 +92,30 @@ class Limits:
         return max(0, count - burst)
 
 
-class _Silent:
-    def debug(self, event: str, **fields: object) -> None: ...
-    def info(self, event: str, **fields: object) -> None: ...
-    def warning(self, event: str, **fields: object) -> None: ...
-    def error(self, event: str, **fields: object) -> None: ...
+_SILENT = logging.Logger("silent", level=sys.maxsize)
 
 
-class _Lines:
+class _Formatter(logging.Formatter):
+    """An event as one line: for the journal with its priority first, else with the time in UTC."""
+
+    def __init__(self, *, journal: bool) -> None:
+        super().__init__()
+        self._journal = journal
+
+    def format(self, record: logging.LogRecord) -> str:
+        name = record.levelname.lower()
+        head = f"<{_PRIORITIES[name]}>" if self._journal else f"{_now()} {name:7} "
+        return head + render_event(record.getMessage(), getattr(record, "fields", {}))
+
+
+class _Handler(logging.StreamHandler[TextIO]):
     """Writes lines; a full disk or a reader that has gone must not end the daemon."""
 
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-
-    def debug(self, line: str) -> None:
+    def emit(self, record: logging.LogRecord) -> None:
+        line = self.format(record)
         with suppress(OSError, ValueError):
-            self._stream.write(line + "\n")
-            self._stream.flush()
-
-    info = warning = error = debug
+            self.stream.write(f"{line}\n")
+            self.flush()
 
 
 def configure(
@@ -122,27 +130,17 @@ def configure(
     With `journal`, lines begin with the priority that systemd's journal reads (sd-daemon(3)); else
     with the time in UTC.
     """
-    with _without_rich():
-        import structlog
-
-    def line(_logger: Any, method: str, event: MutableMapping[str, Any]) -> str:
-        head = f"<{_PRIORITIES[method]}>" if journal else f"{_now()} {method:7} "
-        return head + render_event(event)
-
-    logger = structlog.wrap_logger(
-        _Lines(stream),
-        processors=[line],
-        wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]),
-        cache_logger_on_first_use=True,
-    )
+    handler = _Handler(stream)
+    handler.setFormatter(_Formatter(journal=journal))
+    logger = logging.Logger("fc-frontend", LEVELS[level])
+    logger.addHandler(handler)
     return Log(logger, clock, Limits())
 
 
-def render_event(event: MutableMapping[str, Any]) -> str:
-    """`event` and its fields as one line of logfmt."""
-    name = event.pop("event", "")
-    fields = [f"{key}={_value(value)}" for key, value in event.items() if value is not None]
-    return " ".join([printable(name), *fields])
+def render_event(event: str, fields: Mapping[str, object]) -> str:
+    """An event and its fields as one line of logfmt."""
+    shown = [f"{key}={_value(value)}" for key, value in fields.items() if value is not None]
+    return " ".join([printable(event), *shown])
 
 
 def _now() -> str:
