@@ -1,7 +1,10 @@
-"""Manual pages, made of what --help says: click's commands in, roff out, and nothing else touched.
+"""Manual pages from the text of --help: click's commands in, roff out.  Pure.
 
-Of a command's help, paragraphs become paragraphs, those that begin with `\\b` stay as they are, and
-a list of exit codes becomes the section EXIT STATUS.
+Paragraphs of a command's help become paragraphs, those that begin with `\\b` are printed verbatim,
+and a list of exit codes becomes the section EXIT STATUS.
+
+Not `click-man`: it has no sections EXIT STATUS, EXAMPLES, ENVIRONMENT and FILES, and does not
+escape text, so that a line with a leading dot or a backslash is lost.
 """
 
 from __future__ import annotations

@@ -1,8 +1,11 @@
-"""What a command is doing, for people who wait: on standard error, and only where they look at it.
+"""Progress on standard error.
 
-on a terminal   a line that appears after a second, and is taken away at the end
---verbose       a line a step, once it is done, with its duration
+on a terminal   a line that appears after a second and is erased at the end
+--verbose       one line per completed step, with its duration
 --quiet         nothing
+
+Not `rich.status`: it would save 12 lines, but hides the cursor, which stays hidden when the command
+is terminated by a signal; it also takes 35 ms to import.
 """
 
 from __future__ import annotations

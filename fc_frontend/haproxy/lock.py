@@ -1,6 +1,10 @@
-"""One at a time: who deploys, who records in the history, who changes what is drained.
+"""Locks between processes: for deployments, for the history and for the record of drains.
 
 The daemon, `apply`, `rollback` and the others take turns.
+
+Not `filelock`: it opens the path itself, so it can neither use a file that was opened without
+following links of other users, nor lock a directory.  It would replace the 12 lines of `_wait`, and
+take 30 ms to import.
 """
 
 from __future__ import annotations

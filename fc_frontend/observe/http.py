@@ -1,9 +1,13 @@
 """A small HTTP listener for metrics, health and status.
 
-h11 speaks the protocol; everything a client can do is bounded: connections, header sizes, times and
-the number of connections and requests a second.  Connections that wait for a request give way to
-new ones, so that idle clients lock nobody out.  Only GET and HEAD are answered, and only under
-names that this host has: a page in somebody's browser must not reach the listener by DNS rebinding.
+h11 implements the protocol.  Everything that a client can do is bounded: connections, header sizes,
+times, and connections and requests per second.  When the limit of connections is reached, a new
+connection replaces an idle one, so that idle clients lock nobody out.  Only GET and HEAD are
+answered, and only under names of this host, which prevents DNS rebinding from a browser.
+
+Not uvicorn (59 ms to import, h11 20): it has no timeout for a request's head, and answers 503 to
+everybody once idle connections fill `limit_concurrency`.  Not aiohttp (147 ms): it cannot replace
+idle connections either.  The limits, not the protocol, are most of this module.
 """
 
 from __future__ import annotations
