@@ -92,6 +92,7 @@ def test_zsh(environ: dict[str, str], tmp_path: Path) -> None:
         terminal.until(COMMANDS["doctor"][:30])
 
 
+@pytest.mark.extended
 def test_fish(environ: dict[str, str], tmp_path: Path) -> None:
     script = write(tmp_path, "fish")
 

@@ -93,7 +93,6 @@ def dashboard_queries() -> list[str]:
     ]
 
 
-@pytest.mark.extended
 def filled(query: str) -> str:
     """A dashboard's query as Grafana sends it, for everything."""
     return re.sub(r"\$(job|instance|service)\b", ".*", query).replace("$__rate_interval", "1m")
@@ -106,6 +105,7 @@ def test_prometheus_takes_rules_and_scrape_jobs() -> None:
         assert done.returncode == 0, done.stdout
 
 
+@pytest.mark.extended
 def test_the_rules_fire_when_they_should_and_only_then() -> None:
     done = promtool("test", "rules", "fc-frontend.test.yml")
     assert done.returncode == 0, done.stdout
@@ -164,6 +164,7 @@ def test_a_rule_that_is_changed_fails_its_test(tmp_path: Path, before: str, afte
     assert promtool("test", "rules", str(tmp_path / "fc-frontend.test.yml")).returncode == 1
 
 
+@pytest.mark.extended
 def test_the_metrics_follow_prometheus_conventions(frontend: Frontend) -> None:
     done = promtool("check", "metrics", stdin=frontend.get("/metrics")[1].decode())
     assert done.returncode == 0, done.stdout
@@ -256,7 +257,6 @@ def asked(address: str, query: str) -> list[dict[str, Any]]:
     return result
 
 
-@pytest.mark.extended
 def first(series: list[dict[str, Any]], default: str) -> str:
     return str(series[0]["value"][1]) if series else default
 
@@ -284,6 +284,7 @@ def test_nothing_fires_on_a_good_frontend(prometheus: str) -> None:
     assert first(asked(prometheus, 'up{job="haproxy"}'), "0") == "1"
 
 
+@pytest.mark.extended
 def test_the_dashboards_variables_find_the_service(prometheus: str) -> None:
     for variable in DASHBOARD["templating"]["list"]:
         if variable["type"] != "query":

@@ -384,7 +384,7 @@ def test_the_descriptors_that_we_ask_for_are_enough_and_not_far_more(
         settings=(f"nbthread {threads}",),
     )
     needed = file_descriptors_needed(slots, binds + 1, threads=threads)
-    assert starts(haproxy, text, needed)
+    assert starts(haproxy, text, needed), haproxy.log.read_text()
     assert not starts(haproxy, text, needed - RESERVED + 31)
 
 
@@ -398,7 +398,7 @@ def test_connections_take_descriptors(haproxy: RealHaproxy, maxconn: int, splice
         settings=("nbthread 1", f"maxconn {maxconn}"),
     )
     needed = file_descriptors_needed(10, 2, threads=1, maxconn=maxconn, splice=splice)
-    assert starts(haproxy, text, needed)
+    assert starts(haproxy, text, needed), haproxy.log.read_text()
     assert not starts(haproxy, text, needed - RESERVED + 31)
 
 

@@ -63,8 +63,7 @@ def started_twice(frontend: Frontend) -> tuple[str | None, str | None]:
     frontend.until(lambda: frontend.serves(8080, pods))
     frontend.drop("more.json", {"more": frontend.service("shop", 8081)})
     frontend.until(lambda: frontend.running_hash() != first and frontend.ready())
-    # The text that could not be recorded is kept when it is replaced.
-    frontend.until(lambda: len(listed(frontend)) == 3)
+    frontend.until(lambda: len(listed(frontend)) == 2)
     return first, frontend.running_hash()
 
 

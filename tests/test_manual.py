@@ -74,6 +74,7 @@ def test_a_fault_would_be_found(tmp_path: Path) -> None:
     assert "NOSUCH" in said(groff, "-man", "-T", "utf8", "-ww", "-z", str(page))
 
 
+@pytest.mark.extended
 def test_pages_say_what_help_says(directory: Path) -> None:
     """Word by word, apart from how lines are broken."""
 
