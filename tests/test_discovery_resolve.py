@@ -19,7 +19,7 @@ import pytest
 
 from fc_frontend.demo.dns import ClusterDns, Fault, KubernetesService
 from fc_frontend.discovery.client import DnsClient
-from fc_frontend.discovery.resolve import Said, choose, resolve_all, resolve_service
+from fc_frontend.discovery.resolve import LookupResult, choose, resolve_all, resolve_service
 from fc_frontend.errors import Cause
 from fc_frontend.plan.model import (
     Answer,
@@ -333,39 +333,41 @@ async def test_auto_without_an_answer_is_unknown_and_stays_unknown() -> None:
         assert (await f.resolve(first)).freshness is Freshness.FRESH
 
 
-def choice(bare: Said, wildcard: Said | None = None, previous: Answer | None = None) -> Answer:
+def choice(
+    bare: LookupResult, wildcard: LookupResult | None = None, previous: Answer | None = None
+) -> Answer:
     cluster = Cluster(
         pod_networks=(ip_network("10.1.0.0/16"),), service_networks=(ip_network("10.96.0.0/12"),)
     )
     return choose(SPEC, bare, wildcard, cluster, previous)
 
 
-CLUSTER_IP = Said(BARE, exists=True, endpoints=at("10.96.0.7"))
+CLUSTER_IP = LookupResult(BARE, exists=True, endpoints=at("10.96.0.7"))
 
 
 def test_pods_at_the_bare_name_win_over_everything_else() -> None:
-    mixed = Said(BARE, exists=True, endpoints=at("10.1.0.3", "10.96.0.7", "8.8.8.8"))
-    answer = choice(mixed, Said(WILDCARD, exists=True, endpoints=at("10.1.0.9")))
+    mixed = LookupResult(BARE, exists=True, endpoints=at("10.1.0.3", "10.96.0.7", "8.8.8.8"))
+    answer = choice(mixed, LookupResult(WILDCARD, exists=True, endpoints=at("10.1.0.9")))
     assert (answer.kind, answer.endpoints) == (Kind.HEADLESS, at("10.1.0.3"))
     assert answer.rejected == ("10.96.0.7", "8.8.8.8")
 
 
 def test_a_wildcard_that_exists_without_addresses_is_still_the_wildcard() -> None:
-    answer = choice(CLUSTER_IP, Said(WILDCARD, exists=True))
+    answer = choice(CLUSTER_IP, LookupResult(WILDCARD, exists=True))
     assert (answer.kind, answer.endpoints) == (Kind.WILDCARD, ())
     assert "no addresses" in str(answer.error)
 
 
 def test_a_wildcard_that_answers_outside_the_pod_network_is_rejected_with_a_remedy() -> None:
-    answer = choice(CLUSTER_IP, Said(WILDCARD, exists=True, endpoints=at("8.8.8.8")))
+    answer = choice(CLUSTER_IP, LookupResult(WILDCARD, exists=True, endpoints=at("8.8.8.8")))
     assert (answer.kind, answer.endpoints, answer.rejected) == (Kind.WILDCARD, (), ("8.8.8.8",))
     assert "cluster.pod_network" in answer.remedy
 
 
 def test_a_failure_of_the_wildcard_changes_no_cluster_ip() -> None:
-    before = choice(CLUSTER_IP, Said(WILDCARD))
+    before = choice(CLUSTER_IP, LookupResult(WILDCARD))
     assert before.kind is Kind.SERVICE
-    assert choice(CLUSTER_IP, Said(WILDCARD, failure="SERVFAIL"), before) == before
+    assert choice(CLUSTER_IP, LookupResult(WILDCARD, failure="SERVFAIL"), before) == before
 
 
 def test_a_failure_at_the_bare_name_keeps_every_kind() -> None:
@@ -373,13 +375,13 @@ def test_a_failure_at_the_bare_name_keeps_every_kind() -> None:
         before = Answer(
             kind=kind, reason="why", endpoints=at(*V4), freshness=Freshness.FRESH, slots=20
         )
-        answer = choice(Said(BARE, failure="SERVFAIL"), None, before)
+        answer = choice(LookupResult(BARE, failure="SERVFAIL"), None, before)
         assert answer == replace(before, freshness=Freshness.STALE, error="SERVFAIL")
 
 
 def test_an_answer_in_no_network_keeps_the_kind_and_is_rejected() -> None:
     before = Answer(kind=Kind.WILDCARD, reason="why", endpoints=at(*V4))
-    answer = choice(Said(BARE, exists=True, endpoints=at("192.0.2.9")), None, before)
+    answer = choice(LookupResult(BARE, exists=True, endpoints=at("192.0.2.9")), None, before)
     assert (answer.kind, answer.reason) == (Kind.WILDCARD, "why")
     assert (answer.endpoints, answer.rejected) == ((), ("192.0.2.9",))
 

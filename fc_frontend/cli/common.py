@@ -182,10 +182,13 @@ def user() -> str:
         return str(os.getuid())
 
 
-def told(text: str) -> None:
-    """Print `text`, unless --quiet: how it went, where nothing went wrong."""
+def echo_unless_quiet(text: str) -> None:
+    """Print how it went, unless --quiet."""
     if not is_quiet():
         say(text)
+
+
+told = echo_unless_quiet
 
 
 def table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:

@@ -23,7 +23,7 @@ def command(keep: bool) -> None:
 
     Exits with 0 only if everything that it tells has really happened.
     """
-    from fc_frontend.demo.story import Story, Untrue, stage
+    from fc_frontend.demo.story import DemoStepFailed, Story, stage
     from fc_frontend.errors import Unavailable
     from fc_frontend.haproxy.binary import find_binary
 
@@ -50,7 +50,7 @@ def command(keep: bool) -> None:
 
     try:
         asyncio.run(tell())
-    except Untrue as exc:
+    except DemoStepFailed as exc:
         click.echo(f"{style('not true', 'red')}: {exc}", err=True)
         sys.exit(Exit.PROBLEMS)
     except asyncio.CancelledError:

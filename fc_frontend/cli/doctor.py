@@ -11,13 +11,13 @@ import click
 from fc_frontend.cli.common import (
     Exit,
     common_options,
+    echo_unless_quiet,
     emit,
     format_options,
     nagios,
     print_problems,
     say,
     style,
-    told,
 )
 from fc_frontend.cli.progress import is_quiet, step
 from fc_frontend.doctor.findings import Finding, Group, Result, worst
@@ -177,7 +177,7 @@ def _table(found: list[Finding]) -> None:
             say(f"  {word}  {check}  {one_line(finding.message)}")
             if finding.remedy:
                 say(f"  {'':{words}}  → {one_line(finding.remedy)}")
-    told(_summary(found))
+    echo_unless_quiet(_summary(found))
 
 
 def _count(found: list[Finding], result: Result) -> int:

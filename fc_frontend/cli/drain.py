@@ -13,11 +13,11 @@ from fc_frontend.cli import completion
 from fc_frontend.cli.common import (
     Exit,
     common_options,
+    echo_unless_quiet,
     emit,
     fail,
     format_options,
     print_problems,
-    told,
 )
 from fc_frontend.cli.progress import step
 from fc_frontend.errors import Problem, Refused, Severity, Unavailable, errors_in
@@ -176,16 +176,18 @@ def _tell(servers: list[ServerState], service: str, chosen: list[str], found: Co
     for server in servers:
         address = canonical(server.address or "")
         left = counted(found[address], "connection")
-        told(f"{server.server} {address} of {service}: {_state(server)}, {left} left")
+        echo_unless_quiet(f"{server.server} {address} of {service}: {_state(server)}, {left} left")
     if not servers and chosen:
-        told(f"{chosen[0]} of {service}: has no slot now, will be drained in any that it gets")
+        echo_unless_quiet(
+            f"{chosen[0]} of {service}: has no slot now, will be drained in any that it gets"
+        )
     elif not servers:
-        told(f"{service}: has no pods now, those that come will be drained")
+        echo_unless_quiet(f"{service}: has no pods now, those that come will be drained")
 
 
 def _tell_end(service: str, chosen: list[str], late: list[Problem]) -> None:
     if not late:
-        told(f"{_subject(service, chosen)}: no connection is left")
+        echo_unless_quiet(f"{_subject(service, chosen)}: no connection is left")
 
 
 def _document(

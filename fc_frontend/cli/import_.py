@@ -10,6 +10,7 @@ import click
 
 from fc_frontend.cli.common import (
     Exit,
+    echo_unless_quiet,
     emit,
     fail,
     format_options,
@@ -17,7 +18,6 @@ from fc_frontend.cli.common import (
     say,
     style,
     summary,
-    told,
 )
 from fc_frontend.cli.progress import is_quiet, step, volume_options
 from fc_frontend.errors import FrontendError, Problem, Refused, Unavailable, errors_in
@@ -229,4 +229,4 @@ def _tell_judged(settings_file: str, code: Exit, problems: tuple[Problem, ...]) 
     elif code is Exit.PROBLEMS:
         say(style(summary(problems), "red"), err=True)
     else:
-        told(f"{style('good', 'green')}: {settings_file} is accepted by HAProxy")
+        echo_unless_quiet(f"{style('good', 'green')}: {settings_file} is accepted by HAProxy")

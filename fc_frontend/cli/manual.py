@@ -49,7 +49,7 @@ EXIT_STATUS = {
     "0": "Good.",
     "1": "Problems: something is refused, or would change, or is not as it should be.",
     "2": "Wrong usage.",
-    "3": "It cannot be told, for want of an answer, a file or a program.",
+    "3": "Unknown: an answer, a file or a program is missing.",
 }
 
 

@@ -9,11 +9,11 @@ import click
 from fc_frontend.cli.common import (
     Exit,
     common_options,
+    echo_unless_quiet,
     emit,
     fail,
     format_options,
     settings_in_force,
-    told,
 )
 from fc_frontend.cli.progress import step
 from fc_frontend.errors import Unavailable
@@ -58,4 +58,4 @@ def _tell(shape: str, held: Hold | None, said: str) -> None:
     if shape == "json":
         emit({"version": 1, "status": "good", "was_held": held.as_json() if held else None})
     else:
-        told(said)
+        echo_unless_quiet(said)

@@ -11,6 +11,7 @@ from fc_frontend.cli.common import (
     Exit,
     common_options,
     deployed,
+    echo_unless_quiet,
     emit,
     fail,
     format_options,
@@ -18,7 +19,6 @@ from fc_frontend.cli.common import (
     refuse,
     settings_in_force,
     style,
-    told,
     user,
 )
 from fc_frontend.cli.progress import step
@@ -75,5 +75,7 @@ def command(config: str, shape: str, entry_id: int | None) -> None:
         Outcome.STARTED: f"HAProxy started in {deployment.duration:.2f} s",
         Outcome.INSTALLED: "installed; HAProxy does not run, and will have it when it is started",
     }
-    told(f"{style('good', 'green')}: entry {entry.id}: {words[deployment.outcome]} ({entry.hash})")
-    told("Nothing that is declared is deployed until: fc-frontend resume")
+    echo_unless_quiet(
+        f"{style('good', 'green')}: entry {entry.id}: {words[deployment.outcome]} ({entry.hash})"
+    )
+    echo_unless_quiet("Nothing that is declared is deployed until: fc-frontend resume")

@@ -10,11 +10,11 @@ from fc_frontend.cli import completion
 from fc_frontend.cli.common import (
     Exit,
     common_options,
+    echo_unless_quiet,
     emit,
     fail,
     format_options,
     print_problems,
-    told,
 )
 from fc_frontend.cli.progress import step
 from fc_frontend.errors import Problem, Refused, Unavailable
@@ -104,6 +104,8 @@ def command(config: str, shape: str, service: str, pod: str | None) -> None:
         return
     print_problems(held.problems)
     for server in freed:
-        told(f"{server.server} {server.address} of {service}: takes new traffic again")
+        echo_unless_quiet(f"{server.server} {server.address} of {service}: takes new traffic again")
     if not freed:
-        told(f"{service}: nothing more to free" if held.sent else f"{service}: not drained")
+        echo_unless_quiet(
+            f"{service}: nothing more to free" if held.sent else f"{service}: not drained"
+        )

@@ -31,7 +31,7 @@ class ConsentWatch:
             self._log.warning(
                 "needs-consent",
                 file=problem.file,
-                said=problem.message,
+                reason=problem.message,
                 remedy=problem.remedy,
                 effect="the file stays, and HAProxy keeps what it has",
             )

@@ -17,7 +17,7 @@ from fc_frontend.observe.metrics import CONTENT_TYPE, Metrics
 from fc_frontend.observe.services import service_state, slot_room
 from fc_frontend.observe.shared import Shared
 from fc_frontend.page import render
-from fc_frontend.page.look import Known, Looker
+from fc_frontend.page.look import Known, PageCache
 from fc_frontend.text import json_text
 
 JSON = "application/json"
@@ -60,22 +60,22 @@ class SharedAnswers:
 def routes(
     reconciler: Reconciler,
     shared: SharedAnswers,
-    looker: Looker,
+    cache: PageCache,
     stuck: Callable[[], Stuck | None],
 ) -> dict[str, Handler]:
     """The paths that are served, each with what answers it."""
 
     async def overview(request: Request) -> Response:
-        body = await looker.overview(render.asked(request.query))
+        body = await cache.overview(render.asked(request.query))
         return not_yet() if body is None else _page(200, body)
 
     async def service(request: Request) -> Response:
-        found = await looker.service(request.path.removeprefix(SERVICES))
+        found = await cache.service(request.path.removeprefix(SERVICES))
         return not_yet() if found is None else _page(200 if found[0] else 404, found[1])
 
     def not_yet() -> Response:
         problem = next(iter(reconciler.problems), _NOT_YET)
-        return _page(503, render.not_yet_page(problem, looker.host))
+        return _page(503, render.not_yet_page(problem, cache.host))
 
     async def exposition(_request: Request) -> Response:
         return Response(200, await shared.exposition.get(), CONTENT_TYPE)

@@ -45,7 +45,7 @@ class Report:
                 unit=str(held.unit),
                 at=(problem.location or None) if problem else None,
                 field=problem.field if problem else None,
-                said=problem.message if problem else None,
+                error=problem.message if problem else None,
                 remedy=(problem.remedy or None) if problem else None,
                 effect=held.effect,
             )
@@ -91,7 +91,7 @@ class Report:
                     service=problem.service,
                     at=problem.location or None,
                     field=problem.field,
-                    said=problem.message,
+                    error=problem.message,
                     remedy=problem.remedy or None,
                 )
             if self.problems and not problems:
@@ -167,7 +167,7 @@ class Report:
         """What the worker was told about drained pods."""
         for problem in held.problems:
             self._log.limited("drains-unknown").warning(
-                "drains-unknown", said=problem.message, remedy=problem.remedy
+                "drains-unknown", error=problem.message, remedy=problem.remedy
             )
         gone = sorted(held.before.pods - held.record.pods)
         for name, address in gone[:_MOST_LOGGED]:

@@ -28,7 +28,7 @@ from fc_frontend.haproxy.old_workers import bound_old_workers
 from fc_frontend.observe.http import HttpServer
 from fc_frontend.observe.log import Log
 from fc_frontend.observe.metrics import Metrics
-from fc_frontend.page.look import Looker
+from fc_frontend.page.look import PageCache
 from fc_frontend.plan.model import Bind, Settings
 from fc_frontend.plurals import counted
 from fc_frontend.text import printable
@@ -58,7 +58,7 @@ class Service:
         self._reconciler = Reconciler(
             settings_file, log, self._metrics, advance=lambda: self._progress.advance(Work.STEP)
         )
-        self._looker = Looker(
+        self._cache = PageCache(
             printable(socket.gethostname()),
             lambda: know(settings_file, self._reconciler, self._metrics, self._stuck),
         )
@@ -128,7 +128,7 @@ class Service:
         if self._http:
             await self._http.stop()
         await self._shared.close()
-        await self._looker.close()
+        await self._cache.close()
 
     def _trigger(self, trigger: Trigger) -> None:
         if not self._triggers:
@@ -191,7 +191,7 @@ class Service:
             self._log.limited(f"system-{work}").error(
                 "system-refuses",
                 work=work,
-                said=str(exc),
+                error=str(exc),
                 remedy="raise the limit that it names (with systemd: LimitNOFILE=, MemoryMax=)",
                 effect="HAProxy serves on, and it is tried again",
             )
@@ -247,7 +247,7 @@ class Service:
                 self._watch.watch(files, directories)
             for problem in self._watch.problems:
                 self._log.limited("watch").warning(
-                    "files-not-watched", said=problem.message, remedy=problem.remedy
+                    "files-not-watched", error=problem.message, remedy=problem.remedy
                 )
         await self._listen(self._settings.listen)
 
@@ -264,7 +264,7 @@ class Service:
         server = HttpServer(
             host,
             bind.port,
-            routes(self._reconciler, self._shared, self._looker, self._stuck),
+            routes(self._reconciler, self._shared, self._cache, self._stuck),
             allowed_hosts=[socket.gethostname()],
             on_error=self._on_http_error,
         )
@@ -272,7 +272,7 @@ class Service:
             await server.start()
         except Unavailable as exc:
             self._log.limited("listen").error(
-                "cannot-listen", said=exc.problems[0].message, remedy=exc.problems[0].remedy
+                "cannot-listen", error=exc.problems[0].message, remedy=exc.problems[0].remedy
             )
             return
         self._http = server

@@ -39,8 +39,8 @@ Say = Callable[[str, str], None]
 """Prints a line of the story; the first argument is its kind: title, text, good, bad or file."""
 
 
-class Untrue(Exception):
-    """What the story was about to tell did not happen."""
+class DemoStepFailed(Exception):
+    """A step of the demo did not have the expected result."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +107,7 @@ class Story:
         """Requests that failed because their pod died."""
 
     async def tell(self, keep: Callable[[], Any] | None = None) -> Tally:
-        """All chapters; `keep` is awaited before the end.  Raises Untrue if one is not true."""
+        """All chapters; `keep` is awaited before the end.  Raises DemoStepFailed."""
         async with self._cluster():
             self._say("title", "A cluster, and nothing in front of it")
             await self._scale(3)
@@ -127,7 +127,7 @@ class Story:
                 tally = await asyncio.to_thread(load.stop)
             self._summary(tally)
             if len(tally.failures) > self._in_flight:
-                raise Untrue("requests failed that no dead pod had in flight")
+                raise DemoStepFailed("requests failed that no dead pod had in flight")
             return tally
 
     async def _chapters(self, load: Load) -> None:
@@ -154,10 +154,12 @@ class Story:
         )
         lost = load.tally().since(before)
         if lost.pods[dead.name] > 0 and not dead.stopping:
-            raise Untrue(f"{dead.name} still answers")
+            raise DemoStepFailed(f"{dead.name} still answers")
         self._in_flight = len(lost.failures)
         if self._in_flight > 4:
-            raise Untrue(f"{self._in_flight} requests failed, more than the pod had in flight")
+            raise DemoStepFailed(
+                f"{self._in_flight} requests failed, more than the pod had in flight"
+            )
         self._say(
             "good",
             f"{lost.requests} requests since: {self._in_flight} failed with the pod's own "
@@ -188,10 +190,10 @@ class Story:
         problem = await self._until("the file is in quarantine", self._problem)
         self._say("text", f"in quarantine: {problem}")
         if self._stage.haproxy_cfg.read_bytes() != before_text:
-            raise Untrue("haproxy.cfg changed")
+            raise DemoStepFailed("haproxy.cfg changed")
         await self._serving(11)
         if not await asyncio.to_thread(self._hello_answers):
-            raise Untrue("hello does not answer")
+            raise DemoStepFailed("hello does not answer")
         self._say("good", "haproxy.cfg is unchanged; shop and hello serve on.")
         (self._stage.services_d / "broken.yaml").unlink()
         await self._until("the quarantine is over", lambda: not self._problem())
@@ -279,9 +281,11 @@ services:
                 if result:
                     return result
             if self._daemon is not None and self._daemon.poll() is not None:
-                raise Untrue(f"the daemon ended: {self._log_tail()}")
+                raise DemoStepFailed(f"the daemon ended: {self._log_tail()}")
             if time.monotonic() > deadline:
-                raise Untrue(f"waited {_PATIENCE:.0f} s in vain: {what}\n{self._log_tail()}")
+                raise DemoStepFailed(
+                    f"waited {_PATIENCE:.0f} s in vain: {what}\n{self._log_tail()}"
+                )
             await asyncio.sleep(0.02)
 
     def _log_tail(self) -> str:
@@ -299,7 +303,7 @@ services:
         assert load is not None
         names = {pod.name for pod in self._shop.pods}
         if len(names) != count:
-            raise Untrue(f"shop has {len(names)} pods")
+            raise DemoStepFailed(f"shop has {len(names)} pods")
         await self._until(f"{count} pods answer", lambda: self._only(load, names))
         self._say("good", f"All of {count} pods, and no others, answer.")
 

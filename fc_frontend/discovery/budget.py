@@ -45,8 +45,8 @@ class OverBudget(Exception):
         self.limit = limit
 
 
-class Asks(Protocol):
-    """Who can be asked a question of cluster DNS."""
+class Resolver(Protocol):
+    """Sends queries to cluster DNS."""
 
     async def ask(self, name: str, rdtype: RecordType) -> Reply:
         """The answer; never raises for what DNS does."""
@@ -54,7 +54,7 @@ class Asks(Protocol):
 
 @dataclass(slots=True)
 class ServiceLookups:
-    """Asks a client on behalf of one service, within its limits, and notes what it replied."""
+    """Resolver a client on behalf of one service, within its limits, and notes what it replied."""
 
     client: DnsClient
     replies: list[tuple[str, RecordType, Reply]] = field(default_factory=list)

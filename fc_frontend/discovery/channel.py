@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import dns.rcode
 
-from fc_frontend.discovery.scan import NONE, ONE, Gist, gist
+from fc_frontend.discovery.scan import NONE, ONE, AnswerFingerprint, fingerprint
 from fc_frontend.plan.model import Nameserver
 
 _RECEIVE_BUFFER = 1 << 20
@@ -49,7 +49,7 @@ class Question:
     rdtype: str
     wire: bytes
     section: bytes
-    gist: Gist | None = None
+    fingerprint: AnswerFingerprint | None = None
     last: bytes = b""
     """That answer, without its id."""
 
@@ -227,8 +227,8 @@ class _Burst:
         end = 12 + len(question.section)
         is_same = data[2:] == question.last
         if not is_same and data[12:end] == question.section:
-            found = gist(data, end - 12, question.rdtype)
-            is_same = found is not None and found == question.gist
+            found = fingerprint(data, end - 12, question.rdtype)
+            is_same = found is not None and found == question.fingerprint
         if not is_same and not answers(question, data):
             return True
         self.heard = time.monotonic()

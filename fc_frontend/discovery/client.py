@@ -30,7 +30,7 @@ import dns.rdtypes.IN.SRV
 import dns.rrset
 
 from fc_frontend.discovery.channel import Channel, Question, answers
-from fc_frontend.discovery.scan import RecordType, gist
+from fc_frontend.discovery.scan import RecordType, fingerprint
 from fc_frontend.errors import Cause
 from fc_frontend.plan.model import Nameserver, Transport
 
@@ -164,7 +164,7 @@ class DnsClient:
     def source(self, name: str, rdtype: RecordType, reply: Reply) -> Question | None:
         """The question whose plain answer made this very reply, None if it was no plain one."""
         asked = self._questions.get((name, rdtype))
-        return asked if asked is not None and asked.reply is reply and asked.gist else None
+        return asked if asked is not None and asked.reply is reply and asked.fingerprint else None
 
     async def compare(self, questions: Sequence[Question]) -> set[Question]:
         """Those of many questions whose answers say the same as before, at little cost.
@@ -324,14 +324,14 @@ class DnsClient:
         wire: bytes,
         started: float,
     ) -> tuple[Reply, str | None] | _Failure:
-        found = gist(wire, len(question.section), question.rdtype)
-        if found is not None and found == question.gist and question.reply is not None:
+        found = fingerprint(wire, len(question.section), question.rdtype)
+        if found is not None and found == question.fingerprint and question.reply is not None:
             self._tell(nameserver, transport, _CODES[wire[3] & 0x0F], started)
             return question.reply, None
         if isinstance(found, tuple):
             addresses = tuple(sorted({str(ip_address(address)) for address in found}))
             reply = Reply(question.name, question.rdtype, Outcome.ANSWER, addresses)
-            question.gist, question.last, question.reply = found, wire[2:], reply
+            question.fingerprint, question.last, question.reply = found, wire[2:], reply
             self._tell(nameserver, transport, "NOERROR", started)
             return reply, None
         try:
@@ -341,7 +341,7 @@ class DnsClient:
         result = self._judge(nameserver, transport, question, response, started)
         if not isinstance(result, _Failure):
             # An answer that begins a chain of CNAMEs is no plain one.
-            question.gist, question.last, question.reply = found, wire[2:], result[0]
+            question.fingerprint, question.last, question.reply = found, wire[2:], result[0]
         return result
 
     async def _parsed(self, wire: bytes) -> dns.message.Message:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from fc_frontend.discovery.budget import SERVICES_AT_ONCE, ServiceLookups
 from fc_frontend.discovery.client import DnsClient
 from fc_frontend.discovery.resolve import held, resolve_within_limits
-from fc_frontend.discovery.steady import Steady
+from fc_frontend.discovery.unchanged import UnchangedAnswers
 from fc_frontend.plan.model import Answer, Cluster, Freshness, Resolution, ServiceSpec
 
 SWEEP_QUIET = 0.3
@@ -56,7 +56,7 @@ class Lookups:
         self._for: tuple[Clients, Cluster] | None = None
         self._lane = asyncio.Semaphore(SERVICES_AT_ONCE)
         self._slow_lane = asyncio.Semaphore(_SLOW_AT_ONCE)
-        self._steady = Steady()
+        self._unchanged = UnchangedAnswers()
         self._turn = asyncio.Lock()
         self._under_way: dict[str, _UnderWay] = {}
         self._running = 0
@@ -107,7 +107,7 @@ class Lookups:
         idle = [spec for spec in listed.values() if spec.name not in self._under_way]
         settled = {}
         if not is_new:
-            settled = await self._steady.settled(idle, cluster, clients.usual, previous)
+            settled = await self._unchanged.settled(idle, cluster, clients.usual, previous)
         for spec in idle:
             if spec.name not in settled:
                 self._begin(spec, cluster, clients, previous.get(spec.name))
@@ -177,7 +177,7 @@ class Lookups:
                 # HAProxy was given other slots meanwhile.
                 answer = replace(answer, slots=before.slots, by_runtime=before.by_runtime)
             found[name] = held(before, answer, cluster.sudden_loss, now, hold)
-            self._steady.learn(each.spec, found[name], lookups)
+            self._unchanged.learn(each.spec, found[name], lookups)
         self._slow_until = {n: until for n, until in self._slow_until.items() if until > now}
         return found
 

@@ -24,13 +24,13 @@ from fc_frontend.discovery.budget import (
     MAX_SECONDS,
     REMEDIES,
     SERVICES_AT_ONCE,
-    Asks,
     OverBudget,
+    Resolver,
     ServiceLookups,
 )
 from fc_frontend.discovery.client import DnsClient, Outcome, Reply
 from fc_frontend.discovery.scan import RecordType
-from fc_frontend.discovery.steady import Steady
+from fc_frontend.discovery.unchanged import UnchangedAnswers
 from fc_frontend.errors import Cause
 from fc_frontend.plan.model import (
     Address,
@@ -60,7 +60,7 @@ _MAKE_HEADLESS = (
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
+class LookupResult:
     """What cluster DNS said of one name, over the address families that were asked for.
 
     `failure` is empty unless no usable answer came; `cause` is its cause.  `endpoints` are inside
@@ -85,16 +85,16 @@ async def resolve_all(
     *,
     now: float = 0.0,
     hold: float = 0.0,
-    steady: Steady | None = None,
+    unchanged: UnchangedAnswers | None = None,
 ) -> dict[str, Answer]:
     """An answer for each service, by its name; equal answers mean that nothing changed.
 
-    For `hold` seconds a sudden loss is not believed; `now` is on the monotonic clock.  `steady`
+    For `hold` seconds a sudden loss is not believed; `now` is on the monotonic clock.  `unchanged`
     remembers, from an earlier call with the same client, which replies have not changed.
     """
     listed = tuple(specs)
-    steady = steady or Steady()
-    settled = await steady.settled(listed, cluster, client, previous)
+    unchanged = unchanged or UnchangedAnswers()
+    settled = await unchanged.settled(listed, cluster, client, previous)
     others = [spec for spec in listed if spec.name not in settled]
     lane = asyncio.Semaphore(SERVICES_AT_ONCE)
 
@@ -103,7 +103,7 @@ async def resolve_all(
         async with lane:
             answer, lookups = await resolve_within_limits(spec, cluster, client, before)
         answer = held(before, answer, cluster.sudden_loss, now, hold)
-        steady.learn(spec, answer, lookups)
+        unchanged.learn(spec, answer, lookups)
         return answer
 
     answers = await asyncio.gather(*map(resolved, others))
@@ -127,7 +127,7 @@ async def resolve_within_limits(
     except OverBudget as exc:
         limit = exc.limit
     kind = previous.kind if previous is not None else assumed_kind(spec)
-    said = Said(spec.service, failure=EXPLANATIONS[limit])
+    said = LookupResult(spec.service, failure=EXPLANATIONS[limit])
     answer = _answer(kind, "headless until cluster DNS says more", said, cluster, previous)
     return replace(answer, remedy=REMEDIES[limit], exceeded=limit), lookups
 
@@ -163,7 +163,7 @@ def held(
 
 
 async def resolve_service(
-    spec: ServiceSpec, cluster: Cluster, client: Asks, previous: Answer | None
+    spec: ServiceSpec, cluster: Cluster, client: Resolver, previous: Answer | None
 ) -> Answer:
     """What cluster DNS says of one service now; never raises for what DNS does."""
     if spec.target is Target.NODE:
@@ -215,8 +215,8 @@ async def resolve_service(
 
 def choose(
     spec: ServiceSpec,
-    bare: Said,
-    wildcard: Said | None,
+    bare: LookupResult,
+    wildcard: LookupResult | None,
     cluster: Cluster,
     previous: Answer | None,
 ) -> Answer:
@@ -264,7 +264,7 @@ def choose(
     return _answer(kind, reason, pods, cluster, previous)
 
 
-def srv_answer(said: Said, cluster: Cluster, previous: Answer | None) -> Answer:
+def srv_answer(said: LookupResult, cluster: Cluster, previous: Answer | None) -> Answer:
     """The answer for a named port: pods, or the cluster IP with the Service's own port."""
     reason = f"the port's name is known by SRV at {said.name}"
     pods = _inside(said, cluster.pod_networks)
@@ -295,7 +295,7 @@ def nodes_answer(spec: ServiceSpec, cluster: Cluster) -> Answer:
 
 
 def _answer(
-    kind: Kind, reason: str, said: Said, cluster: Cluster, previous: Answer | None
+    kind: Kind, reason: str, said: LookupResult, cluster: Cluster, previous: Answer | None
 ) -> Answer:
     slots = previous.slots if previous else 0
     if said.failure:
@@ -349,7 +349,7 @@ def _remedy(kind: Kind, rejected: tuple[str, ...], cluster: Cluster) -> tuple[st
     return remedy, Cause.FOREIGN_NETWORK
 
 
-def _inside(said: Said, networks: tuple[Network, ...]) -> Said:
+def _inside(said: LookupResult, networks: tuple[Network, ...]) -> LookupResult:
     """`said` with the endpoints outside of `networks` rejected."""
     accepted = tuple([e for e in said.endpoints if _accepted(e.address, networks)])
     if len(accepted) == len(said.endpoints):
@@ -382,8 +382,8 @@ def _families(spec: ServiceSpec, cluster: Cluster) -> tuple[Family, ...]:
 
 
 async def _addresses(
-    client: Asks, name: str, spec: ServiceSpec, cluster: Cluster, port: int | None = None
-) -> Said:
+    client: Resolver, name: str, spec: ServiceSpec, cluster: Cluster, port: int | None = None
+) -> LookupResult:
     """What the address records of `name` say; HAProxy uses one family a server, so do we.
 
     `port` is the endpoints' port where the declaration has only its name.
@@ -396,11 +396,11 @@ async def _addresses(
     for reply in replies:
         # The preferred family first: the other one must not take its place for a moment's failure.
         if reply.outcome is Outcome.FAILURE:
-            return Said(name, failure=reply.detail, cause=reply.cause)
+            return LookupResult(name, failure=reply.detail, cause=reply.cause)
         if reply.addresses:
             chosen = reply
             break
-    return Said(
+    return LookupResult(
         name,
         exists=any(reply.outcome in _EXISTS for reply in replies),
         endpoints=tuple(Endpoint(address, port) for address in chosen.addresses) if chosen else (),
@@ -408,7 +408,9 @@ async def _addresses(
     )
 
 
-async def _by_family(client: Asks, name: str, families: tuple[Family, ...]) -> tuple[Reply, ...]:
+async def _by_family(
+    client: Resolver, name: str, families: tuple[Family, ...]
+) -> tuple[Reply, ...]:
     """Replies until one settles it: the next family counts only if the first has no addresses."""
     replies: list[Reply] = []
     for family in families:
@@ -419,11 +421,11 @@ async def _by_family(client: Asks, name: str, families: tuple[Family, ...]) -> t
     return tuple(replies)
 
 
-async def _services(client: Asks, spec: ServiceSpec, cluster: Cluster) -> Said:
+async def _services(client: Resolver, spec: ServiceSpec, cluster: Cluster) -> LookupResult:
     name = srv_name(spec, cluster.domain)
     reply = await client.ask(name, "SRV")
     if reply.outcome is Outcome.FAILURE:
-        return Said(name, failure=reply.detail, cause=reply.cause)
+        return LookupResult(name, failure=reply.detail, cause=reply.cause)
     families = _families(spec, cluster)
     is_cut = reply.outcome is Outcome.PARTIAL
     ports = {record.port for record in reply.services}
@@ -441,13 +443,13 @@ async def _services(client: Asks, spec: ServiceSpec, cluster: Cluster) -> Said:
             for answer in (answer for each in replies for answer in each):
                 # As in `_addresses`: a failure of the preferred family does not prefer the other.
                 if answer.outcome is Outcome.FAILURE:
-                    return Said(name, failure=answer.detail, cause=answer.cause)
+                    return LookupResult(name, failure=answer.detail, cause=answer.cause)
     endpoints: set[Endpoint] = set()
     for record in reply.services:
         more = (answer.addresses for answer in found.get(record.target, ()))
         wanted = _of_family(record.addresses or tuple(chain(*more)), families)
         endpoints |= {Endpoint(address, record.port, record.target) for address in wanted}
-    return Said(
+    return LookupResult(
         name,
         exists=reply.outcome in _EXISTS,
         endpoints=tuple(sorted(endpoints)),

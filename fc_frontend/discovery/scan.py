@@ -22,12 +22,12 @@ _NXDOMAIN = 3
 _POINTER = 0xC0
 _SOA_IN = b"\x00\x06" + _IN
 
-Gist = tuple[bytes, ...] | bytes
+AnswerFingerprint = tuple[bytes, ...] | bytes
 """What an answer says, to be compared: sorted addresses, or how it says that there are none."""
 
 
-def gist(wire: bytes, section: int, rdtype: str) -> Gist | None:
-    """What a plain answer says: two of the same question with equal gists are read alike.
+def fingerprint(wire: bytes, section: int, rdtype: str) -> AnswerFingerprint | None:
+    """What a plain answer says: two of the same question with equal fingerprints are read alike.
 
     `section` is the length of the question section in bytes.  None for anything out of the
     ordinary (an error, CNAME, SRV, more sections, other compression, a cut record), which

@@ -36,9 +36,9 @@ class OldWorkers:
 
 
 def bound_old_workers(master_socket: str, runtime_socket: str, most: int) -> OldWorkers:
-    """The old workers now; where there are more than `most`, the oldest ones are ended.
+    """The old workers; where there are more than `most`, the oldest ones are ended.
 
-    None if the master does not answer.
+    Reports no old workers if the master does not answer.
     """
     import psutil
 

@@ -1,4 +1,7 @@
-"""What Prometheus can know: one registry, filled by the daemon and never read back by it.
+"""Prometheus metrics in one registry, which the daemon fills.
+
+The status document and the pages read two values back: the age of a service's last good DNS answer
+and the number of queries by nameserver.  No decision depends on a metric.
 
 Names and labels are a contract (see the README's list); cardinality is bounded by the number of
 declared services, nameservers and DNS response codes.

@@ -87,11 +87,11 @@ class _Entry:
         return max(_FRESH, _REST * ((self.ended or self.began) - self.began))
 
 
-class Looker:
-    """Looks for the pages of one frontend; `host` is the VM's name.
+class PageCache:
+    """The pages of one frontend, each kept for as long as it is fresh; `host` is the VM's name.
 
-    `know` says what the daemon has at hand, None if nothing was read yet.  It is called in a
-    thread, once for all who look at the same time, as are HAProxy and cluster DNS.
+    `know` returns the daemon's view, None if nothing was read yet.  It is called in a thread, once
+    for all simultaneous requests, as are HAProxy and cluster DNS.
     """
 
     def __init__(self, host: str, know: Callable[[], Known | None]) -> None:

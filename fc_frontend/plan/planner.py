@@ -128,10 +128,14 @@ def _services(
         done = known.get(name)
         if done is None or done[0] is not spec or done[1] is not answer:
             planned = _service(settings, spec, answer, shrink)
-            twin = other.get(name)
-            if twin is not None and twin[0] is spec and twin[2] == planned:
+            with_other_shrink = other.get(name)
+            if (
+                with_other_shrink is not None
+                and with_other_shrink[0] is spec
+                and with_other_shrink[2] == planned
+            ):
                 # What follows from it is the same as well then.
-                planned = twin[2]
+                planned = with_other_shrink[2]
             said = tuple(_notices(planned, answer, hold))
             done = known[name] = (spec, answer, planned, said)
         plans.append(done[2])

@@ -23,7 +23,7 @@ import dns.message
 
 from fc_frontend.discovery.client import DnsClient, Exchange
 from fc_frontend.discovery.resolve import resolve_all
-from fc_frontend.discovery.steady import Steady
+from fc_frontend.discovery.unchanged import UnchangedAnswers
 from fc_frontend.plan.model import Answer, Bind, Cluster, Discovery, Nameserver, ServiceSpec
 from tests.bench.knot import Knot
 from tests.bench.options import Options
@@ -82,11 +82,11 @@ async def measure(port: int, count: int, rounds: int) -> dict[str, object]:
     )
     asked: list[Exchange] = []
     client = DnsClient(cluster.nameservers, observe=asked.append)
-    steady, answers = Steady(), dict[str, Answer]()
+    unchanged, answers = UnchangedAnswers(), dict[str, Answer]()
 
     async def sweep() -> None:
         nonlocal answers
-        answers = await resolve_all(specs, cluster, client, answers, steady=steady)
+        answers = await resolve_all(specs, cluster, client, answers, unchanged=unchanged)
 
     names = [f"s{n}.default.svc.cluster.local" for n in range(min(count, 500))]
     wall, cpu = await timed(lambda: by_dnspython(port, names))

@@ -14,7 +14,7 @@ import time
 from fc_frontend.config.loader import load
 from fc_frontend.discovery.client import DnsClient
 from fc_frontend.discovery.resolve import resolve_all
-from fc_frontend.discovery.steady import Steady
+from fc_frontend.discovery.unchanged import UnchangedAnswers
 from fc_frontend.plan.model import Answer, Freshness
 
 
@@ -23,7 +23,7 @@ async def sweeps(settings_file: str, count: int) -> list[tuple[float, float]]:
     declaration = load(settings_file)
     settings = declaration.settings
     client = DnsClient(settings.cluster.nameservers)
-    steady = Steady()
+    unchanged = UnchangedAnswers()
     answers: dict[str, Answer] = {}
     took = []
     for _ in range(count):
@@ -35,7 +35,7 @@ async def sweeps(settings_file: str, count: int) -> list[tuple[float, float]]:
             answers,
             now=time.monotonic(),
             hold=settings.intervals.hold,
-            steady=steady,
+            unchanged=unchanged,
         )
         took.append((time.perf_counter() - wall, time.process_time() - cpu))
     client.close()

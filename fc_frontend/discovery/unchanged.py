@@ -1,7 +1,7 @@
-"""What need not be looked at closely: services whose answers of cluster DNS are as they were.
+"""Skip services whose DNS answers have not changed since the last sweep.
 
-An answer follows from replies.  Where all of those came from plain answers, the next sweep only
-compares bytes; whatever is not the same is resolved from the start.
+The answer for a service is computed from replies.  If all of them came from plain answers, the next
+sweep only compares bytes.  Services with any other reply are resolved again.
 """
 
 from __future__ import annotations
@@ -12,21 +12,21 @@ from dataclasses import dataclass
 from fc_frontend.discovery.budget import ServiceLookups
 from fc_frontend.discovery.channel import Question
 from fc_frontend.discovery.client import DnsClient
-from fc_frontend.discovery.scan import Gist
+from fc_frontend.discovery.scan import AnswerFingerprint
 from fc_frontend.plan.model import Answer, Cluster, Freshness, Resolution, ServiceSpec
 
 
 @dataclass(slots=True)
 class _Known:
-    """An answer, and the questions and what was said to them that it follows from."""
+    """An answer, and the queries with the fingerprints of their replies that it follows from."""
 
     spec: ServiceSpec
     answer: Answer
-    said: tuple[tuple[Question, Gist | None], ...]
+    replies: tuple[tuple[Question, AnswerFingerprint | None], ...]
 
 
-class Steady:
-    """Remembers what answers follow from; for one client, and one set of cluster settings."""
+class UnchangedAnswers:
+    """The replies behind each answer, for one client and one set of cluster settings."""
 
     def __init__(self) -> None:
         self._for: tuple[DnsClient, Cluster] | None = None
@@ -39,14 +39,16 @@ class Steady:
         client: DnsClient,
         previous: Resolution,
     ) -> dict[str, Answer]:
-        """The previous answers, the very same objects, of services of which DNS says the same."""
+        """The previous answers (the same objects) of services whose replies have not changed."""
         if self._for is None or self._for[0] is not client or self._for[1] != cluster:
             self._for, self._known = (client, cluster), {}
         known = [k for spec in specs if (k := self._still(spec, previous.get(spec.name)))]
-        questions = {question: None for k in known for question, _ in k.said}
+        questions = {question: None for k in known for question, _ in k.replies}
         same = await client.compare(tuple(questions)) if questions else set()
         settled = {
-            k.spec.name: k.answer for k in known if all(question in same for question, _ in k.said)
+            k.spec.name: k.answer
+            for k in known
+            if all(question in same for question, _ in k.replies)
         }
         if len(self._known) > len(known):
             self._known = {k.spec.name: k for k in known}
@@ -62,7 +64,7 @@ class Steady:
             if known.answer != previous:
                 return None
             known.answer = previous
-        if any(question.gist is not gist for question, gist in known.said):
+        if any(question.fingerprint is not fingerprint for question, fingerprint in known.replies):
             return None
         return known
 
@@ -71,10 +73,10 @@ class Steady:
         self._known.pop(spec.name, None)
         if answer.freshness is not Freshness.FRESH or answer.is_cut or answer.lost_at is not None:
             return
-        said = []
+        replies = []
         for name, rdtype, reply in lookups.replies:
             question = lookups.client.source(name, rdtype, reply)
             if question is None:
                 return
-            said.append((question, question.gist))
-        self._known[spec.name] = _Known(spec, answer, tuple(said))
+            replies.append((question, question.fingerprint))
+        self._known[spec.name] = _Known(spec, answer, tuple(replies))

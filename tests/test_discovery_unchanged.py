@@ -23,8 +23,8 @@ import pytest
 from fc_frontend.demo.dns import ClusterDns, KubernetesService
 from fc_frontend.discovery.client import DnsClient, Exchange, Outcome, _Asked, _reply
 from fc_frontend.discovery.resolve import resolve_all
-from fc_frontend.discovery.scan import RecordType, gist
-from fc_frontend.discovery.steady import Steady
+from fc_frontend.discovery.scan import RecordType, fingerprint
+from fc_frontend.discovery.unchanged import UnchangedAnswers
 from fc_frontend.plan.model import (
     Answer,
     Bind,
@@ -61,7 +61,7 @@ class Sweeping:
     client: DnsClient
     exchanges: list[Exchange]
     specs: list[ServiceSpec]
-    steady: Steady = field(default_factory=Steady)
+    unchanged: UnchangedAnswers = field(default_factory=UnchangedAnswers)
     answers: dict[str, Answer] = field(default_factory=dict)
     now: float = 0.0
 
@@ -76,7 +76,7 @@ class Sweeping:
             self.answers,
             now=self.now,
             hold=hold,
-            steady=self.steady,
+            unchanged=self.unchanged,
         )
         return self.answers
 
@@ -371,8 +371,9 @@ async def test_a_client_that_is_closed_meanwhile_leaves_what_was_known() -> None
         async with sweeping(headless("web", 1)) as swept:
             first = await swept.sweep()
             client = DnsClient((nameserver,), timeout=30)
-            questions = [q for k in swept.steady._known.values() for q, _ in k.said]
-            comparing = asyncio.create_task(client.compare(questions))
+            question = swept.client.source(NAME, "A", await swept.client.ask(NAME, "A"))
+            assert question is not None
+            comparing = asyncio.create_task(client.compare([question]))
             await asyncio.get_running_loop().sock_recv(deaf, 512)
             client.close()
             assert await asyncio.wait_for(comparing, 5) == set()
@@ -437,7 +438,7 @@ def test_answers_that_are_taken_for_the_same_are_read_alike() -> None:
             wire = damaged(wire, rng)
         if len(wire) < 12 or wire[12 : 12 + len(section)] != section:
             continue
-        found = gist(wire, len(section), rdtype)
+        found = fingerprint(wire, len(section), rdtype)
         if found is None:
             continue
         plain += 1
@@ -456,11 +457,11 @@ def test_only_what_moves_is_left_out_of_an_absence() -> None:
     response.authority.append(dns.rrset.from_text("cluster.local.", 5, "IN", "SOA", soa))
     wire = response.to_wire()
     section = len(dns.name.from_text(NAME).to_wire() or b"") + 4
-    same = gist(wire, section, "A")
+    same = fingerprint(wire, section, "A")
     moved = [
         at
         for at in range(2, len(wire))
-        if gist(wire[:at] + bytes([wire[at] ^ 0x20]) + wire[at + 1 :], section, "A") == same
+        if fingerprint(wire[:at] + bytes([wire[at] ^ 0x20]) + wire[at + 1 :], section, "A") == same
     ]
     serial = wire.index(struct.pack("!I", 1700000000))
     ttl = wire.index(b"\x00\x06\x00\x01", 12 + section) + 4
