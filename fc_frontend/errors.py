@@ -1,16 +1,17 @@
-"""What can be wrong, as values that carry what an operator needs to put it right.
+"""Problems: what is wrong, where, and how to fix it.
 
-A `Problem` is data: loader, planner, renderer and HAProxy's own verdict all speak in it, so that
-every command can print all of them in one go.  Exceptions come in two severities: `Refused` (the
-input must change) and `Unavailable` (the same input may work later).
+A `Problem` is a value.  The loader, the planner, the renderer and HAProxy's verdict all return
+problems, so that a command can print all of them at once.  There are two kinds of exceptions:
+`Refused` (the input must change) and `Unavailable` (the same input may work later).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import KW_ONLY, asdict, dataclass
 from enum import StrEnum
 from functools import partial
+from typing import Self
 
 from fc_frontend.model.units import UnitId
 from fc_frontend.text import one_line, printable
@@ -45,9 +46,9 @@ class Cause(StrEnum):
     """Cluster DNS names addresses outside of the networks where they are expected."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing that is wrong, where it stands, and what to do about it.
+    """One thing that is wrong, where it is, and how to fix it.
 
     `line` and `column` count from 1, as editors do.  Texts are bounded, and printable in one line,
     whoever wrote what they quote.
@@ -55,6 +56,7 @@ class Problem:
 
     message: str
     remedy: str = ""
+    _: KW_ONLY
     severity: Severity = Severity.ERROR
     file: str | None = None
     line: int | None = None
@@ -124,11 +126,34 @@ def warnings_in(problems: Iterable[Problem]) -> tuple[Problem, ...]:
 
 
 class FrontendError(Exception):
-    """The base of all errors that fc-frontend raises on purpose."""
+    """The base of all errors that fc-frontend raises on purpose; has one problem at least."""
 
     def __init__(self, *problems: Problem) -> None:
         super().__init__("; ".join(str(p) for p in problems))
         self.problems = problems
+
+    @classmethod
+    def of(
+        cls,
+        message: str,
+        remedy: str = "",
+        *,
+        file: str | None = None,
+        line: int | None = None,
+        service: str | None = None,
+        field: str | None = None,
+        cause: Cause | None = None,
+    ) -> Self:
+        """An error with one problem."""
+        problem = Problem(
+            message, remedy, file=file, line=line, service=service, field=field, cause=cause
+        )
+        return cls(problem)
+
+    @property
+    def problem(self) -> Problem:
+        """The first problem."""
+        return self.problems[0]
 
 
 class Refused(FrontendError):

@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from fc_frontend.errors import Problem, Unavailable
+from fc_frontend.errors import Unavailable
 from fc_frontend.walk import Untrusted, directory, is_shared, place, require_private, status_of
 
 MAX_BYTES = 256 * 1024 * 1024
@@ -278,9 +278,7 @@ def unavailable(verb: str, path: str, error: OSError) -> Unavailable:
         remedy = "run as root, or as a user who may read it"
     if isinstance(error, Untrusted):
         remedy = error.remedy
-    return Unavailable(
-        Problem(message=f"{path} cannot be {verb}: {reason}", remedy=remedy, file=path)
-    )
+    return Unavailable.of(f"{path} cannot be {verb}: {reason}", remedy, file=path)
 
 
 @contextlib.contextmanager

@@ -143,8 +143,8 @@ def settings_in_force(config: str) -> Settings:
     declaration = tolerate(sources, stored_last_good(state_directory(sources)))
     if any(held.unit.piece is Piece.SETTINGS for held in declaration.quarantined):
         warning = Problem(
-            message="the settings are wrong: their last good form counts",
-            remedy="see fc-frontend check",
+            "the settings are wrong: their last good form counts",
+            "see fc-frontend check",
             severity=Severity.WARNING,
             file=config,
         )

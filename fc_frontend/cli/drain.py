@@ -138,9 +138,7 @@ def known(declaration: Declaration, service: str) -> None:
         shown = sorted(names)[:50]
         more = f" and {len(names) - 50} more" if len(names) > 50 else ""
         there = ", ".join(shown) + more or "none"
-        problem = Problem(
-            message=f"there is no service {service[:80]!r}", remedy=f"there are: {there}"
-        )
+        problem = Problem(f"there is no service {service[:80]!r}", f"there are: {there}")
         fail([problem], Exit.PROBLEMS)
 
 
@@ -224,8 +222,8 @@ def _none_left(held: Held, service: str) -> list[Problem]:
     if any(server.proxy == service and server.up and server.address for server in held.servers):
         return []
     problem = Problem(
-        message=f"no server of {service} takes new requests now: they will get 503, or be closed",
-        remedy=f"undo it with `fc-frontend undrain {service}`",
+        f"no server of {service} takes new requests now: they will get 503, or be closed",
+        f"undo it with `fc-frontend undrain {service}`",
         severity=Severity.WARNING,
     )
     return [problem]
@@ -248,7 +246,7 @@ def _wait(
             remaining = deadline - time.monotonic()
             if remaining <= 0:
                 remedy = "it stays drained; wait longer"
-                return found, [Problem(message=f"{words} after {seconds} s", remedy=remedy)]
+                return found, [Problem(f"{words} after {seconds} s", remedy)]
             waiting.say(words)
             time.sleep(min(_LOOK_EVERY, remaining))
 

@@ -51,8 +51,8 @@ def command(config: str, shape: str) -> None:
     entries = history.entries(settings.state_directory)
     print_problems(
         Problem(
-            message="this entry of the history is damaged, and is left out",
-            remedy="remove it, or leave it: it goes with its age",
+            "this entry of the history is damaged, and is left out",
+            "remove it, or leave it: it goes with its age",
             severity=Severity.WARNING,
             file=path,
         )

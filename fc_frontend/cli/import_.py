@@ -179,12 +179,10 @@ def _write(output: str, texts: dict[str, str]) -> None:
         for path in (directory, directory / "services.d"):
             path.mkdir(mode=0o750, parents=True, exist_ok=True)
     except OSError as exc:
-        raise Unavailable(
-            Problem(
-                message=f"cannot be created: {exc.strerror}",
-                remedy="see its owner and mode, or choose another directory",
-                file=exc.filename,
-            )
+        raise Unavailable.of(
+            f"cannot be created: {exc.strerror}",
+            "see its owner and mode, or choose another directory",
+            file=exc.filename,
         ) from None
     for name, text in texts.items():
         files.write(str(directory / name), text.encode())

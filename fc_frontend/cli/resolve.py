@@ -25,8 +25,8 @@ from fc_frontend.plan.model import Answer, Freshness
 from fc_frontend.plurals import counted
 
 _NO_NAMESERVER = Problem(
-    message="no nameserver is declared, and /etc/resolv.conf has none",
-    remedy="set cluster.nameservers to the cluster's DNS, such as 10.0.0.254:53",
+    "no nameserver is declared, and /etc/resolv.conf has none",
+    "set cluster.nameservers to the cluster's DNS, such as 10.0.0.254:53",
 )
 
 

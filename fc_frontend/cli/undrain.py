@@ -17,7 +17,7 @@ from fc_frontend.cli.common import (
     print_problems,
 )
 from fc_frontend.cli.progress import step
-from fc_frontend.errors import Problem, Refused, Unavailable
+from fc_frontend.errors import Refused, Unavailable
 
 if TYPE_CHECKING:
     from fc_frontend.haproxy.drain import Drained
@@ -54,11 +54,9 @@ def command(config: str, shape: str, service: str, pod: str | None) -> None:
     def changed(before: Drained, servers: tuple[ServerState, ...]) -> Drained:
         chosen = pod_address(service, pod, servers, endpoints, before) if pod else None
         if chosen and service in before.services:
-            raise Refused(
-                Problem(
-                    message=f"{service} is drained as a whole",
-                    remedy=f"use `fc-frontend undrain {service}`, then drain single pods",
-                )
+            raise Refused.of(
+                f"{service} is drained as a whole",
+                f"use `fc-frontend undrain {service}`, then drain single pods",
             )
         named = {
             (server.proxy, server.server)

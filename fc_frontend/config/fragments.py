@@ -22,28 +22,24 @@ def fragment_of(path: str, text: str) -> tuple[Fragment | None, tuple[Problem, .
     if not _NAME.fullmatch(name):
         return None, (
             Problem(
-                message="has a name that HAProxy could not take",
-                remedy="use letters, digits and ._-",
-                file=path,
+                "has a name that HAProxy could not take", "use letters, digits and ._-", file=path
             ),
         )
     text = text.replace("\r\n", "\n").rstrip("\n") + "\n"
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.replace("\t", "").isprintable():
-            problem = Problem(
-                message="has a control character", remedy="remove it", file=path, line=number
-            )
+            problem = Problem("has a control character", "remove it", file=path, line=number)
             return None, (problem,)
     if has_mark(text):
         return None, (
             Problem(
-                message=f"has a comment that begins with `{MARK.strip()}`",
-                remedy="write it in another way: fc-frontend finds its own sections by it",
+                f"has a comment that begins with `{MARK.strip()}`",
+                "write it in another way: fc-frontend finds its own sections by it",
                 file=path,
             ),
         )
     problems = tuple(
-        Problem(message=fault.message, remedy=fault.remedy, file=path, line=fault.line)
+        Problem(fault.message, fault.remedy, file=path, line=fault.line)
         for fault in islice(fragment_faults(text), _MAX_FAULTS)
     )
     if problems:

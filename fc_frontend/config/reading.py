@@ -107,19 +107,13 @@ def list_directory(
         return Directory(None, {})
     except OSError as exc:
         problems.append(
-            Problem(
-                message=f"cannot be listed: {exc.strerror}",
-                remedy="see its owner and mode",
-                file=path,
-            )
+            Problem(f"cannot be listed: {exc.strerror}", "see its owner and mode", file=path)
         )
         return Directory(None, {})
     if len(found.looks) > MAX_FILES:
         problems.append(
             Problem(
-                message=f"has more than {MAX_FILES} files",
-                remedy="put several services into one file",
-                file=path,
+                f"has more than {MAX_FILES} files", "put several services into one file", file=path
             )
         )
     taken = sorted(found.looks.items())[:MAX_FILES]
@@ -128,8 +122,8 @@ def list_directory(
     if fitting < len(taken):
         problems.append(
             Problem(
-                message=f"has more than {MAX_TOTAL_BYTES} bytes in all of its files",
-                remedy="remove files that are not needed",
+                f"has more than {MAX_TOTAL_BYTES} bytes in all of its files",
+                "remove files that are not needed",
                 file=path,
             )
         )
@@ -174,13 +168,11 @@ def read_file(
             content, found = safe_files.read_listed(path, MAX_BYTES, place)
     except Unsafe as exc:
         remedy = missing_remedy if exc.fault is Fault.MISSING else exc.remedy
-        problems.append(Problem(message=exc.message, remedy=remedy, file=path))
+        problems.append(Problem(exc.message, remedy, file=path))
         return None, None
     try:
         return content.decode("utf-8"), Look.of(found)
     except UnicodeDecodeError as exc:
         line = content.count(b"\n", 0, exc.start) + 1
-        problems.append(
-            Problem(message="is not UTF-8", remedy="save it as UTF-8", file=path, line=line)
-        )
+        problems.append(Problem("is not UTF-8", "save it as UTF-8", file=path, line=line))
         return None, Look.of(found)

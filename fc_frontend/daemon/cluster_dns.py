@@ -120,8 +120,8 @@ def lookup_problems(resolution: Resolution) -> tuple[Problem, ...]:
     exceeding = (name for name, answer in resolution.items() if answer.exceeded is not None)
     return tuple(
         Problem(
-            message=f"{EXPLANATIONS[limit]}; its last good answer is kept",
-            remedy=REMEDIES[limit],
+            f"{EXPLANATIONS[limit]}; its last good answer is kept",
+            REMEDIES[limit],
             severity=Severity.WARNING,
             service=name,
         )

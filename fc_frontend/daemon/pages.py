@@ -24,8 +24,7 @@ JSON = "application/json"
 TEXT = "text/plain; charset=utf-8"
 SERVICES = "/services/"
 _NOT_YET = Problem(
-    message="nothing has been read yet",
-    remedy="if this lasts, see the daemon's log, and run `fc-frontend check`",
+    "nothing has been read yet", "if this lasts, see the daemon's log, and run `fc-frontend check`"
 )
 
 

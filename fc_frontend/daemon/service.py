@@ -272,7 +272,7 @@ class Service:
             await server.start()
         except Unavailable as exc:
             self._log.limited("listen").error(
-                "cannot-listen", error=exc.problems[0].message, remedy=exc.problems[0].remedy
+                "cannot-listen", error=exc.problem.message, remedy=exc.problem.remedy
             )
             return
         self._http = server

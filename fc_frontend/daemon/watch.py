@@ -141,7 +141,7 @@ class FileWatch:
             self._watches[directory] = self._observer.schedule(_Handler(self), directory)
         except OSError as exc:
             return Problem(
-                message=f"{directory} cannot be watched: {exc.strerror or exc}",
+                f"{directory} cannot be watched: {exc.strerror or exc}",
                 remedy="changes are seen at the next rescan; raise fs.inotify.max_user_watches or "
                 "fs.inotify.max_user_instances, or mend its permissions",
                 severity=Severity.WARNING,

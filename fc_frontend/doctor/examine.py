@@ -176,7 +176,7 @@ def _build(plan: Plan, timeout: float) -> Iterable[Finding]:
     try:
         build = observe_build(plan.settings.haproxy, timeout)
     except Unavailable as exc:
-        problem = exc.problems[0]
+        problem = exc.problem
         return (Group("HAProxy").problem("version", problem.message, problem.remedy),)
     return judge_build(
         build,

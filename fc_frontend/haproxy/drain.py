@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from ipaddress import ip_address
 from typing import Any
 
-from fc_frontend.errors import Problem, Refused
+from fc_frontend.errors import Refused
 from fc_frontend.haproxy.runtime import ServerState
 from fc_frontend.plan.model import Endpoint, Freshness, Resolution
 
@@ -181,12 +181,12 @@ def pod_address(
         return found[0]
     if found:
         message = f"{pod} means more than one pod of {service}: {', '.join(sorted(found))}"
-        raise Refused(Problem(message=message, remedy="give the pod's address"))
+        raise Refused.of(message, "give the pod's address")
     if pod in empty:
         message = f"the slot {pod} of {service} has no pod"
     else:
         message = f"{service} has no pod {pod[:80]!r}"
-    raise Refused(Problem(message=message, remedy=f"its pods are: {_listed(labels)}"))
+    raise Refused.of(message, f"its pods are: {_listed(labels)}")
 
 
 def _listed(labels: Mapping[str, set[str]]) -> str:

@@ -76,8 +76,8 @@ def load(settings: Settings) -> tuple[Drained, tuple[Problem, ...]]:
         reason = str(error)
         remedy = _ANEW
     warning = Problem(
-        message=f"what was drained is not known: {file} cannot be used: {reason}",
-        remedy=remedy,
+        f"what was drained is not known: {file} cannot be used: {reason}",
+        remedy,
         severity=Severity.WARNING,
         file=file,
     )
@@ -137,11 +137,9 @@ def _save(settings: Settings, before: Drained | None, record: Drained) -> None:
         return
     data = drain.dump(record)
     if len(data) > drain.MOST_BYTES:
-        raise Unavailable(
-            Problem(
-                message=f"too much is drained to be recorded: {len(data)} bytes",
-                remedy="drain whole services, or undrain some",
-            )
+        raise Unavailable.of(
+            f"too much is drained to be recorded: {len(data)} bytes",
+            "drain whole services, or undrain some",
         )
     files.write_own(path(settings), data)
 

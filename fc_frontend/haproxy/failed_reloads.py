@@ -239,7 +239,7 @@ class Attempt:
         when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(failure.at))
         did = f"could not take {failure.binds}" if failure.binds else "failed to reload with this"
         problem = Problem(
-            message=f"HAProxy {did} at the reload of {when}: {failure.message}",
+            f"HAProxy {did} at the reload of {when}: {failure.message}",
             remedy="correct it, or remove what blocks it; `fc-frontend apply --force` tries it "
             "again as it is",
             unit=failure.unit,

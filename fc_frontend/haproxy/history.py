@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from fc_frontend import files
-from fc_frontend.errors import Problem, Refused, Unavailable
+from fc_frontend.errors import Refused, Unavailable
 from fc_frontend.files import Attributes, Content
 from fc_frontend.haproxy.lock import directory_locked
 from fc_frontend.render.config import HASH_LENGTH, config_hash
@@ -214,22 +214,17 @@ def text(state_directory: str, entry: Entry) -> str:
     """
     path = _directory(state_directory) / f"{entry.id:06}.cfg"
     if not entry.has_text:
-        raise Refused(
-            Problem(
-                message=f"entry {entry.id} is of a configuration that HAProxy did not take "
-                f"({entry.outcome})",
-                remedy="choose one that it took: fc-frontend history",
-            )
+        raise Refused.of(
+            f"entry {entry.id} is of a configuration that HAProxy did not take ({entry.outcome})",
+            remedy="choose one that it took: fc-frontend history",
         )
     try:
         data = files.read_own(str(path), files.MAX_BYTES) or b""
     except PermissionError as error:
-        raise Unavailable(
-            Problem(
-                message=f"{path} cannot be read: {error.strerror or error}",
-                remedy="run as the user that fc-frontend's daemon runs as, or as root",
-                file=str(path),
-            )
+        raise Unavailable.of(
+            f"{path} cannot be read: {error.strerror or error}",
+            "run as the user that fc-frontend's daemon runs as, or as root",
+            file=str(path),
         ) from error
     except OSError:
         # A link, a pipe: nothing of ours.
@@ -237,12 +232,10 @@ def text(state_directory: str, entry: Entry) -> str:
     content = data.decode("utf-8", "surrogateescape")
     if entry.hash in (digest_of(data), own_hash(content)):
         return content
-    raise Refused(
-        Problem(
-            message=f"the text of entry {entry.id} is damaged or gone",
-            remedy="choose another one: fc-frontend history",
-            file=str(path),
-        )
+    raise Refused.of(
+        f"the text of entry {entry.id} is damaged or gone",
+        "choose another one: fc-frontend history",
+        file=str(path),
     )
 
 

@@ -60,8 +60,8 @@ def unseen(state_directory: str) -> Problem | None:
             return None
     except PermissionError as error:
         return Problem(
-            message=f"{error.filename} cannot be read: {error.strerror}",
-            remedy="run as the user that fc-frontend's daemon runs as, or as root",
+            f"{error.filename} cannot be read: {error.strerror}",
+            "run as the user that fc-frontend's daemon runs as, or as root",
             file=str(error.filename),
         )
     except OSError:
@@ -73,8 +73,8 @@ def problem(held: Hold) -> Problem:
     by = f" by {held.by}" if held.by else ""
     what = f"configuration {held.id}" if held.hash else "what HAProxy has"
     return Problem(
-        message=f"{what} is held{by}: nothing that is declared is deployed",
-        remedy="run `fc-frontend resume` to go on with what is declared",
+        f"{what} is held{by}: nothing that is declared is deployed",
+        "run `fc-frontend resume` to go on with what is declared",
     )
 
 

@@ -53,7 +53,7 @@ class ListenerPlaces:
         self, owner: UnitId, line: int, endpoint: Endpoint | None, message: str, remedy: str
     ) -> Problem:
         """A problem with a line of a unit's section, which may not be known to open `endpoint`."""
-        problem = Problem(message=message, remedy=remedy, service=owner.name or None, unit=owner)
+        problem = Problem(message, remedy, service=owner.name or None, unit=owner)
         if owner == SETTINGS:
             return replace(problem, field=self.setting(endpoint))
         if owner.kind is UnitKind.FRAGMENT:

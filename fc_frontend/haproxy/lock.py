@@ -78,12 +78,10 @@ def directory_locked(path: Path, timeout: float = 5.0) -> Iterator[None]:
 
 def not_locked(path: Path, reason: str) -> Unavailable:
     """A directory cannot be had alone."""
-    return Unavailable(
-        Problem(
-            message=f"{path} cannot be locked: {reason}",
-            remedy="run as the user that fc-frontend's daemon runs as, or as root; else try again",
-            field="state_directory",
-        )
+    return Unavailable.of(
+        f"{path} cannot be locked: {reason}",
+        "run as the user that fc-frontend's daemon runs as, or as root; else try again",
+        field="state_directory",
     )
 
 
@@ -110,19 +108,17 @@ def _sign(file: int) -> None:
 
 def _busy(path: Path, file: int, timeout: float) -> Unavailable:
     holder = os.pread(file, 20, 0).decode("ascii", "replace")
-    return Unavailable(
-        Problem(
-            message=f"process {holder if holder.isdecimal() else 'unknown'} has been deploying for "
-            f"{timeout:g} s ({path})",
-            remedy="look what it waits for, and try again",
-        )
+    return Unavailable.of(
+        f"process {holder if holder.isdecimal() else 'unknown'} has been deploying for "
+        f"{timeout:g} s ({path})",
+        remedy="look what it waits for, and try again",
     )
 
 
 def _unlocked(path: Path, error: OSError | Unavailable) -> Problem:
-    reason = error.strerror if isinstance(error, OSError) else error.problems[0].message
+    reason = error.strerror if isinstance(error, OSError) else error.problem.message
     return Problem(
-        message=f"{path} cannot be locked: {reason or error}",
+        f"{path} cannot be locked: {reason or error}",
         remedy="give this user the right to write there; until then, nobody waits for others that "
         "deploy at the same time",
         severity=Severity.WARNING,

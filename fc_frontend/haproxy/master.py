@@ -10,7 +10,7 @@ import re
 import time
 from dataclasses import dataclass
 
-from fc_frontend.errors import Problem, Unavailable
+from fc_frontend.errors import Unavailable
 from fc_frontend.haproxy.socket import NoAnswer, NoListener, ask
 from fc_frontend.text import whole_number
 
@@ -128,17 +128,12 @@ def _seconds(row: re.Match[str]) -> float:
 def _not_a_master(path: str, answer: str) -> Unavailable:
     if not answer.strip():
         # A master that replaces itself accepts connections that it can no longer answer.
-        return NoAnswer(
-            Problem(
-                message=f"{path} gave an empty answer to `show proc`",
-                remedy="try again: HAProxy may be reloading",
-            )
+        return NoAnswer.of(
+            f"{path} gave an empty answer to `show proc`", "try again: HAProxy may be reloading"
         )
     first = answer.strip().splitlines()[0][:80]
-    return Unavailable(
-        Problem(
-            message=f"{path} is not HAProxy's master socket: it answers {first!r} to `show proc`",
-            remedy="set haproxy.master_socket to the path that HAProxy was given with `-S`",
-            field="haproxy.master_socket",
-        )
+    return Unavailable.of(
+        f"{path} is not HAProxy's master socket: it answers {first!r} to `show proc`",
+        "set haproxy.master_socket to the path that HAProxy was given with `-S`",
+        field="haproxy.master_socket",
     )

@@ -62,7 +62,7 @@ def file_problems(
 
 
 def _problem(named: NamedFile, message: str, remedy: str) -> Problem:
-    return Problem(message=f"{named.keyword}: {message}", remedy=remedy)
+    return Problem(f"{named.keyword}: {message}", remedy)
 
 
 class _Examination:

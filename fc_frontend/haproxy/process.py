@@ -129,7 +129,7 @@ def cannot_start(program: str, error: OSError) -> Problem:
         remedy = "make it an executable file that this user may run"
     else:
         remedy = "look at the system's limits on processes and memory, then try again"
-    return Problem(message=f"{program} cannot be started: {error.strerror}", remedy=remedy)
+    return Problem(f"{program} cannot be started: {error.strerror}", remedy)
 
 
 def _read(process: subprocess.Popen[bytes], fd: int, deadline: float, limit: int) -> bytes:

@@ -164,8 +164,7 @@ def unconfirmed(expected_hash: str, running: str | None, timeout: float) -> Prob
     """
     has = f"the configuration {running}" if running else "no configuration of ours"
     return Problem(
-        message=f"HAProxy reloaded, but its worker has {has} after {timeout:g} s, "
-        f"not {expected_hash}",
+        f"HAProxy reloaded, but its worker has {has} after {timeout:g} s, not {expected_hash}",
         remedy="check that haproxy.config_file and haproxy.runtime_socket are this HAProxy's",
     )
 

@@ -206,4 +206,4 @@ def _patience(haproxy: Haproxy) -> float:
 
 
 def _none(message: str) -> Refused:
-    return Refused(Problem(message=message, remedy="see what there is: fc-frontend history"))
+    return Refused.of(message, "see what there is: fc-frontend history")

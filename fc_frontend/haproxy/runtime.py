@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from fc_frontend.errors import Problem, Unavailable
+from fc_frontend.errors import Unavailable
 from fc_frontend.haproxy.socket import ask
 from fc_frontend.haproxy.traffic import Traffic, parse_traffic
 from fc_frontend.text import whole_number
@@ -287,9 +287,7 @@ def _number(row: dict[str, str], column: str) -> int | None:
 
 def _strange(path: str, asked: str, answer: str) -> Unavailable:
     first = answer.strip().splitlines()[0][:80] if answer.strip() else "nothing"
-    return Unavailable(
-        Problem(
-            message=f"{path} gave no proper answer to `{asked}`: {first!r}",
-            remedy="check that it is HAProxy's `stats socket` with `level admin`, and try again",
-        )
+    return Unavailable.of(
+        f"{path} gave no proper answer to `{asked}`: {first!r}",
+        "check that it is HAProxy's `stats socket` with `level admin`, and try again",
     )

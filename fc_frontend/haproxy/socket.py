@@ -11,7 +11,7 @@ import errno
 import socket
 import time
 
-from fc_frontend.errors import Cause, Problem, Refused, Unavailable
+from fc_frontend.errors import Cause, Refused, Unavailable
 
 ANSWER_LIMIT = 32 * 1024 * 1024
 """In bytes; the state of 15,000 servers is 2 MB."""
@@ -46,11 +46,8 @@ def ask(
     `Refused` for a command that is more than one line.
     """
     if any(character in command for character in "\n\r\0"):
-        raise Refused(
-            Problem(
-                message=f"not one command for HAProxy: {command[:80]!r}",
-                remedy="leave line feeds and NUL out of it",
-            )
+        raise Refused.of(
+            f"not one command for HAProxy: {command[:80]!r}", "leave line feeds and NUL out of it"
         )
     started = time.monotonic()
     deadline = started + timeout
@@ -61,18 +58,14 @@ def ask(
                 connection, command.encode("utf-8", "surrogateescape"), deadline, limit
             )
         except TimeoutError:
-            raise NoAnswer(
-                Problem(
-                    message=f"no complete answer from {path} within {timeout:g} s",
-                    remedy="see whether HAProxy is overloaded or stopped (`ps`, its log)",
-                )
+            raise NoAnswer.of(
+                f"no complete answer from {path} within {timeout:g} s",
+                "see whether HAProxy is overloaded or stopped (`ps`, its log)",
             ) from None
         except OSError as error:
-            raise NoAnswer(
-                Problem(
-                    message=f"{path} broke off its answer: {error.strerror or error}",
-                    remedy="try again: HAProxy may be reloading or ending",
-                )
+            raise NoAnswer.of(
+                f"{path} broke off its answer: {error.strerror or error}",
+                "try again: HAProxy may be reloading or ending",
             ) from error
     return answer
 
@@ -119,13 +112,11 @@ def _unreachable(path: str, error: OSError) -> Unavailable:
             "start HAProxy, or fc-frontend where that supervises it; HAProxy's unit needs `-S` for "
             "the master socket, its configuration `stats socket` for the runtime socket"
         )
-        return NoListener(Problem(message=message, remedy=remedy))
+        return NoListener.of(message, remedy)
     if error.errno in (errno.EACCES, errno.EPERM):
         remedy = "run as root or as a member of the group that may use the socket"
-        return Unavailable(Problem(message=message, remedy=remedy, cause=Cause.FORBIDDEN))
+        return Unavailable.of(message, remedy, cause=Cause.FORBIDDEN)
     if error.errno in (errno.EAGAIN, errno.ETIMEDOUT) or isinstance(error, TimeoutError):
         remedy = "see whether HAProxy is overloaded or stopped (`ps`, its log)"
-        return NoAnswer(Problem(message=message, remedy=remedy))
-    return Unavailable(
-        Problem(message=message, remedy="check that the path is HAProxy's unix socket")
-    )
+        return NoAnswer.of(message, remedy)
+    return Unavailable.of(message, "check that the path is HAProxy's unix socket")

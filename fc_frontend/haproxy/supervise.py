@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from fc_frontend.errors import Problem, Unavailable
+from fc_frontend.errors import Unavailable
 from fc_frontend.haproxy.master import Processes, show_proc
 from fc_frontend.haproxy.process import cannot_start, minimal_environment
 from fc_frontend.haproxy.runtime import running_hash
@@ -80,11 +80,9 @@ def start(
     message.
     """
     if (there := running(master_socket)) is not None:
-        raise Unavailable(
-            Problem(
-                message=f"HAProxy already runs behind {master_socket} (process {there.master})",
-                remedy="adopt it, or stop it first",
-            )
+        raise Unavailable.of(
+            f"HAProxy already runs behind {master_socket} (process {there.master})",
+            "adopt it, or stop it first",
         )
     words = _Words.of(output)
     pid = _spawn(binary, config_file, master_socket, output)
@@ -104,7 +102,7 @@ def start(
     )
     said = f": {'; '.join(alerts)}" if alerts else ""
     message = f"HAProxy did not start: {ending}{said}"
-    raise Unavailable(Problem(message=message, remedy=remedy))
+    raise Unavailable.of(message, remedy)
 
 
 def stop(master_pid: int, *, master_socket: str, graceful: bool, timeout: float) -> bool:
@@ -123,12 +121,10 @@ def stop(master_pid: int, *, master_socket: str, graceful: bool, timeout: float)
         # Held before it is asked, so that the number cannot pass to another process meanwhile.
         said = show_proc(master_socket)
         if said.master != master_pid:
-            raise Unavailable(
-                Problem(
-                    message=f"process {master_pid} is not the HAProxy master behind "
-                    f"{master_socket}, which is {said.master}",
-                    remedy="look which HAProxy runs there, and stop it by hand if it should end",
-                )
+            raise Unavailable.of(
+                f"process {master_pid} is not the HAProxy master behind "
+                f"{master_socket}, which is {said.master}",
+                remedy="look which HAProxy runs there, and stop it by hand if it should end",
             )
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(process, signal.SIGUSR1 if graceful else signal.SIGTERM)

@@ -164,12 +164,10 @@ def install(
 
         if files.replace(path, data, attributes=attributes, expected=is_same):
             return Replaced(content, found, entry)
-    raise Unavailable(
-        Problem(
-            message=f"{path} changes all the time",
-            remedy="stop what else writes it, or set haproxy.config_file to a file of its own",
-            file=path,
-        )
+    raise Unavailable.of(
+        f"{path} changes all the time",
+        "stop what else writes it, or set haproxy.config_file to a file of its own",
+        file=path,
     )
 
 
@@ -292,7 +290,7 @@ def _problem(judged: Judged) -> Problem:
             f"({_listed(worker.proxies)})"
         )
     return Problem(
-        message=f"{judged.path} {what}: it is replaced only with consent",
+        f"{judged.path} {what}: it is replaced only with consent",
         remedy="`fc-frontend apply --take-over` replaces it, and keeps it in the history; "
         "`fc-frontend import` turns it into declarations first",
         file=judged.path,

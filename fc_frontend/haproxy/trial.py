@@ -116,6 +116,6 @@ def seats_of(endpoint: Endpoint) -> Iterator[tuple[int, Seat]]:
 def _problem(owned: Owned, obstacle: Obstacle, plan: Plan | None, config: Config) -> Problem:
     severity = Severity.ERROR if obstacle.is_certain else Severity.WARNING
     if plan is None:
-        return Problem(message=obstacle.message, remedy=obstacle.remedy, severity=severity)
+        return Problem(obstacle.message, obstacle.remedy, severity=severity)
     places = ListenerPlaces(plan, config)
     return places.about(owned, obstacle.message, obstacle.remedy, severity)

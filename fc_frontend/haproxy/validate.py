@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal, cast
 
-from fc_frontend.errors import Problem, Unavailable
+from fc_frontend.errors import Unavailable
 from fc_frontend.haproxy.process import Finished, run
 
 Level = Literal["alert", "warning", "notice"]
@@ -190,9 +190,7 @@ def _require_start(binary: str, finished: Finished, messages: tuple[Message, ...
         return
     last = finished.output.strip().splitlines()[-1:]
     detail = f": {last[0][:200]}" if last else ""
-    raise Unavailable(
-        Problem(
-            message=f"haproxy -c {finished.ending}{detail}",
-            remedy=f"run `{binary} -v` by hand: a library that it needs may be missing",
-        )
+    raise Unavailable.of(
+        f"haproxy -c {finished.ending}{detail}",
+        f"run `{binary} -v` by hand: a library that it needs may be missing",
     )

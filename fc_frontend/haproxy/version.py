@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from fc_frontend.errors import Problem, Unavailable
+from fc_frontend.errors import Unavailable
 from fc_frontend.haproxy.process import run
 
 _NUMBERS = re.compile(r"([0-9]{1,6})\.([0-9]{1,6})(?:\.([0-9]{1,6})|-dev([0-9]+))?\S*")
@@ -55,11 +55,9 @@ def parse_version(text: str) -> Version:
     numbers = _NUMBERS.match(name)
     if numbers is None:
         first = text.strip().splitlines()[0][:80] if text.strip() else "nothing"
-        raise Unavailable(
-            Problem(
-                message=f"not a HAProxy version: {first!r}",
-                remedy="check that haproxy.binary and the sockets belong to HAProxy 2.6 or later",
-            )
+        raise Unavailable.of(
+            f"not a HAProxy version: {first!r}",
+            "check that haproxy.binary and the sockets belong to HAProxy 2.6 or later",
         )
     return Version(int(numbers[1]), int(numbers[2]), int(numbers[3] or 0), numbers[0])
 
@@ -81,11 +79,9 @@ def binary_version(binary: str, timeout: float = 10.0) -> Version:
 def _asked(binary: str, _changed: int, timeout: float) -> Version:
     finished = run([binary, "-v"], timeout=timeout, limit=4096)
     if finished.status != 0:
-        raise Unavailable(
-            Problem(
-                message=f"`{binary} -v` {finished.ending}",
-                remedy="run it by hand; set haproxy.binary to a HAProxy 2.6 or later",
-                field="haproxy.binary",
-            )
+        raise Unavailable.of(
+            f"`{binary} -v` {finished.ending}",
+            "run it by hand; set haproxy.binary to a HAProxy 2.6 or later",
+            field="haproxy.binary",
         )
     return parse_version(finished.output)

@@ -259,7 +259,7 @@ class _Conversion:
                 self.found.haproxy.setdefault("stats", str(_OWN_STATS))
             self.found.problems.append(
                 Problem(
-                    message=f"{section.kind} {section.name} becomes fc-frontend's own page, "
+                    f"{section.kind} {section.name} becomes fc-frontend's own page, "
                     "fc-stats, which serves Prometheus metrics as well",
                     remedy="nothing to do",
                     severity=Severity.WARNING,
@@ -336,7 +336,7 @@ class _Conversion:
                     self.found.haproxy["stats"] = None
                     self.found.problems.append(
                         Problem(
-                            message=f"{bind} is taken by {section.kind} {section.name}, so "
+                            f"{bind} is taken by {section.kind} {section.name}, so "
                             "fc-frontend's own page is off (haproxy.stats: null)",
                             remedy="set haproxy.stats to a free address for the page and "
                             "Prometheus metrics",
@@ -352,7 +352,7 @@ class _Conversion:
             if bind.overlaps(_OWN_LISTEN):
                 self.found.problems.append(
                     Problem(
-                        message=f"{bind} of {section.kind} {section.name} is where fc-frontend's "
+                        f"{bind} of {section.kind} {section.name} is where fc-frontend's "
                         "own metrics and status are served",
                         remedy="set `listen` in config.yaml to another address",
                         file=section.file,
@@ -429,8 +429,8 @@ def _comment(service: Declared) -> tuple[str, ...]:
 def _left(section: Section, reason: str, remedy: str) -> Problem:
     named = f"{section.kind} {section.name}".strip()
     return Problem(
-        message=f"{named} is not carried over: {reason}",
-        remedy=remedy,
+        f"{named} is not carried over: {reason}",
+        remedy,
         file=section.file,
         line=section.header.number,
     )

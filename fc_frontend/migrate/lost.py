@@ -73,4 +73,4 @@ def _listed(lines: list[str]) -> str:
 
 
 def _warning(message: str, remedy: str, field: str) -> Problem:
-    return Problem(message=message, remedy=remedy, severity=Severity.WARNING, field=field)
+    return Problem(message, remedy, severity=Severity.WARNING, field=field)

@@ -352,8 +352,8 @@ class _Proxy:
             if text.startswith("[") and re.search(r"\[[0-9A-Fa-f:]*:[0-9A-Fa-f:]*\]", text):
                 self.problems.append(
                     Problem(
-                        message=f"bind {text} of {self.section.name} is left out: {exc}",
-                        remedy=exc.remedy + ", and add it to the service's binds",
+                        f"bind {text} of {self.section.name} is left out: {exc}",
+                        exc.remedy + ", and add it to the service's binds",
                         file=self.section.file,
                         line=line.number,
                     )
@@ -590,8 +590,8 @@ def _simplify(result: Declared) -> None:
 
 def _notice(section: Section, line: int, message: str, remedy: str) -> Problem:
     return Problem(
-        message=f"{section.kind} {section.name}: {message}",
-        remedy=remedy,
+        f"{section.kind} {section.name}: {message}",
+        remedy,
         severity=Severity.WARNING,
         file=section.file,
         line=line,

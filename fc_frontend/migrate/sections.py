@@ -67,12 +67,8 @@ def read_sections(texts: Iterable[tuple[str, str]]) -> tuple[list[Section], list
     for file, text in texts:
         size += len(text)
         if size > MAX_TEXT:
-            raise Refused(
-                Problem(
-                    message=f"more than {MAX_TEXT} characters",
-                    remedy="import the files in several runs",
-                    file=file,
-                )
+            raise Refused.of(
+                f"more than {MAX_TEXT} characters", "import the files in several runs", file=file
             )
         reader.read(file, text)
     return reader.sections, reader.problems
@@ -102,7 +98,7 @@ class _Reader:
         self._end_section()
 
     def _refuse(self, number: int, message: str, remedy: str) -> None:
-        self.problems.append(Problem(message=message, remedy=remedy, file=self._file, line=number))
+        self.problems.append(Problem(message, remedy, file=self._file, line=number))
         if self._section:
             self._section.broken = True
 
@@ -164,13 +160,11 @@ class _Reader:
         self._section = section
         self.sections.append(section)
         if len(self.sections) > MOST_SECTIONS:
-            raise Refused(
-                Problem(
-                    message=f"more than {MOST_SECTIONS} sections",
-                    remedy="import the files in several runs",
-                    file=self._file,
-                    line=line.number,
-                )
+            raise Refused.of(
+                f"more than {MOST_SECTIONS} sections",
+                "import the files in several runs",
+                file=self._file,
+                line=line.number,
             )
         if outer:
             self._refuse(
@@ -220,8 +214,7 @@ class _Reader:
             section.broken = True
             self.problems.append(
                 Problem(
-                    message=f"{section.kind} {section.name} relies on `defaults` that could not "
-                    "be read",
+                    f"{section.kind} {section.name} relies on `defaults` that could not be read",
                     remedy="mend those, and import again",
                     file=self._file,
                     line=number,

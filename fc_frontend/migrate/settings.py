@@ -278,7 +278,7 @@ def unset_notice(
         said.setdefault(mode, {}).update(dict.fromkeys(lines))
     return [
         Problem(
-            message=f"services with mode {mode} also get what fc-frontend sets by default: "
+            f"services with mode {mode} also get what fc-frontend sets by default: "
             + "; ".join(lines),
             remedy="nothing to do if that fits; else set haproxy.defaults_extra or a service's "
             "extra_config" + (" (fragments keep their own defaults)" if has_fragments else ""),
@@ -306,9 +306,7 @@ def _problem(
     remedy: str,
     severity: Severity = Severity.ERROR,
 ) -> Problem:
-    return Problem(
-        message=message, remedy=remedy, severity=severity, file=section.file, line=line.number
-    )
+    return Problem(message, remedy, severity=severity, file=section.file, line=line.number)
 
 
 def _left(found: Found, section: Section, line: Line, reason: str, remedy: str = "") -> None:

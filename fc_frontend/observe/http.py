@@ -28,7 +28,7 @@ from urllib.parse import unquote
 
 import h11
 
-from fc_frontend.errors import Problem, Unavailable
+from fc_frontend.errors import Unavailable
 
 TEXT = "text/plain; charset=utf-8"
 _LONGEST_HEAD = 16 * 1024
@@ -147,12 +147,10 @@ class HttpServer:
             # Python's own text would name the address again.
             said = os.strerror(number) if number > 0 else exc.strerror
             host = f"[{self._host}]" if ":" in self._host else self._host
-            raise Unavailable(
-                Problem(
-                    message=f"{host}:{self._port} cannot be listened on: {said}",
-                    remedy=remedies.get(number, "set listen to another address"),
-                    field="listen",
-                )
+            raise Unavailable.of(
+                f"{host}:{self._port} cannot be listened on: {said}",
+                remedies.get(number, "set listen to another address"),
+                field="listen",
             ) from None
         listening.setblocking(False)
         self._socket = listening

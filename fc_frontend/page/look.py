@@ -228,7 +228,7 @@ class PageCache:
                 found.known.settings_file, name, declared, found.known.prepared, timeout=_TIMEOUT
             )
         except Unavailable as exc:
-            problem = exc.problems[0]
+            problem = exc.problem
             detail = Detail(name=name, board=of_all, line=line, quarantined=held, problem=problem)
         else:
             detail = Detail(
@@ -264,7 +264,7 @@ def _ask_haproxy(known: Known) -> tuple[Declared, _Haproxy]:
     try:
         traffic = runtime.traffic(known.declaration.settings.haproxy.runtime_socket, _TIMEOUT)
     except Unavailable as exc:
-        return declared, _Haproxy(seen, problem=exc.problems[0])
+        return declared, _Haproxy(seen, problem=exc.problem)
     pid = seen.worker.pid if seen.worker else None
     return declared, _Haproxy(seen, Sample(at=time.monotonic(), pid=pid, traffic=traffic))
 

@@ -19,7 +19,7 @@ def settings_problems(settings: Settings, host: Sequence[Address] = ()) -> tuple
     for service in cluster.service_networks:
         found += [
             Problem(
-                message=f"service network {service} and pod network {pod} overlap",
+                f"service network {service} and pod network {pod} overlap",
                 remedy="give each its own range, as in the cluster's serviceClusterIpRange and "
                 "clusterCidr",
                 field="cluster.service_network",
@@ -33,7 +33,7 @@ def settings_problems(settings: Settings, host: Sequence[Address] = ()) -> tuple
     ):
         found += [
             Problem(
-                message=f"{network} contains {address}, an address of this host",
+                f"{network} contains {address}, an address of this host",
                 remedy="cluster networks must not overlap with existing ones, save for the "
                 "cluster's own interface on this host",
                 severity=Severity.WARNING,
@@ -46,16 +46,16 @@ def settings_problems(settings: Settings, host: Sequence[Address] = ()) -> tuple
     if haproxy.supervise and haproxy.reload_command:
         found.append(
             Problem(
-                message="a supervised HAProxy is reloaded by fc-frontend itself",
-                remedy="leave out reload_command or supervise",
+                "a supervised HAProxy is reloaded by fc-frontend itself",
+                "leave out reload_command or supervise",
                 field="haproxy.reload_command",
             )
         )
     own = _own_binds(settings)
     found += [
         Problem(
-            message=f"{first_bind} is {first} and {second}",
-            remedy="give each its own address and port",
+            f"{first_bind} is {first} and {second}",
+            "give each its own address and port",
             field=first,
         )
         for (first, first_bind), (second, second_bind) in combinations(own, 2)
@@ -70,8 +70,8 @@ def service_problems(settings: Settings, specs: Iterable[ServiceSpec]) -> tuple[
         return ()
     return tuple(
         Problem(
-            message="lb_service_port needs the cluster's nodes, and none is known",
-            remedy="set cluster.nodes to a mapping of names and addresses",
+            "lb_service_port needs the cluster's nodes, and none is known",
+            "set cluster.nodes to a mapping of names and addresses",
             service=spec.name,
             field="lb_service_port",
         )

@@ -64,7 +64,7 @@ def plan(
         names = ", ".join(unasked[:5]) + (", …" if len(unasked) > 5 else "")
         problems.append(
             Problem(
-                message=f"cluster DNS was not asked, and has said nothing yet of "
+                f"cluster DNS was not asked, and has said nothing yet of "
                 f"{counted(len(unasked), 'service')} ({names}): each counts as headless, with "
                 f"{slots.DEFAULT} slots, unless it says otherwise",
                 remedy="nothing to do: the daemon and `fc-frontend apply` ask it, and adapt",
@@ -74,8 +74,8 @@ def plan(
     if not plans and not fragments and settings.haproxy.stats is None:
         problems.append(
             Problem(
-                message="there is nothing to listen on: no service, no fragment and no stats",
-                remedy="declare a service, or set haproxy.stats",
+                "there is nothing to listen on: no service, no fragment and no stats",
+                "declare a service, or set haproxy.stats",
             )
         )
     return Plan(
@@ -209,13 +209,7 @@ def _notices(planned: ServicePlan, answer: Answer | None, hold: float) -> Iterab
         return
 
     def warning(message: str, remedy: str, field: str) -> Problem:
-        return Problem(
-            message=message,
-            remedy=remedy,
-            severity=Severity.WARNING,
-            service=spec.name,
-            field=field,
-        )
+        return Problem(message, remedy, severity=Severity.WARNING, service=spec.name, field=field)
 
     pods = len(planned.endpoints)
     short = slots.short(pods, planned.slots)

@@ -55,8 +55,8 @@ def _problem(unit: UnitId, holder: UnitId, name: Resource) -> Problem:
     owner = "fc-frontend itself" if holder == SETTINGS else str(holder)
     subject = "the section" if unit.kind is UnitKind.FRAGMENT else "the service"
     return Problem(
-        message=f"{name} is already defined by {owner}",
-        remedy=f"rename {subject}",
+        f"{name} is already defined by {owner}",
+        f"rename {subject}",
         service=unit.name or None,
         unit=unit,
     )

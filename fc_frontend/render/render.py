@@ -14,7 +14,7 @@ from typing import Any
 
 import jinja2
 
-from fc_frontend.errors import Problem, Refused
+from fc_frontend.errors import Refused
 from fc_frontend.model.units import SETTINGS, Section, UnitId, UnitKind
 from fc_frontend.plan.model import (
     FREE_ADDRESS,
@@ -130,13 +130,11 @@ def render_sections(
 def _require_description(head: str) -> None:
     """Raise Refused unless the digest has its place in `head`."""
     if description_of(head) != BLANK_DESCRIPTION:
-        raise Refused(
-            Problem(
-                message="the templates do not print `description {{ description }}` on a line of "
-                "its own in the global section",
-                remedy="add it to global.cfg.j2 again: it shows which configuration is running",
-                file="global.cfg.j2",
-            )
+        raise Refused.of(
+            "the templates do not print `description {{ description }}` on a line of "
+            "its own in the global section",
+            remedy="add it to global.cfg.j2 again: it shows which configuration is running",
+            file="global.cfg.j2",
         )
 
 
@@ -147,15 +145,13 @@ def _require_own_sections(text: str, template: str, unit: str = "") -> None:
     """
     for fault in _faults(text) if not unit else section_faults(text):
         where = f"for {unit}: " if unit else ""
-        raise Refused(Problem(message=where + fault.message, remedy=fault.remedy, file=template))
+        raise Refused.of(where + fault.message, fault.remedy, file=template)
     if has_mark(text):
-        raise Refused(
-            Problem(
-                message=f"the text has a line that begins with `{MARK.strip()}`",
-                remedy="remove that comment: fc-frontend finds its own sections by it",
-                service=unit or None,
-                file=None if unit else template,
-            )
+        raise Refused.of(
+            f"the text has a line that begins with `{MARK.strip()}`",
+            "remove that comment: fc-frontend finds its own sections by it",
+            service=unit or None,
+            file=None if unit else template,
         )
 
 
@@ -225,26 +221,20 @@ def _print(environment: jinja2.Environment, name: str, **values: Any) -> str:
     try:
         return environment.get_template(name).render(values).strip("\n")
     except jinja2.TemplateSyntaxError as exc:
-        raise Refused(
-            Problem(
-                message=f"not a template: {exc.message}",
-                remedy="mend it, or remove it to use the packaged one",
-                file=exc.name or name,
-                line=exc.lineno,
-            )
+        raise Refused.of(
+            f"not a template: {exc.message}",
+            "mend it, or remove it to use the packaged one",
+            file=exc.name or name,
+            line=exc.lineno,
         ) from None
     except jinja2.TemplateNotFound as exc:
-        raise Refused(
-            Problem(message=f"there is no template {exc.name}", remedy="check its name", file=name)
-        ) from None
+        raise Refused.of(f"there is no template {exc.name}", "check its name", file=name) from None
     except Exception as exc:
         # A template is code: an operator's may raise anything, and it is the template's fault.
-        raise Refused(
-            Problem(
-                message=f"the template failed: {type(exc).__name__}: {exc}",
-                remedy="mend it, or remove it to use the packaged one",
-                file=name,
-            )
+        raise Refused.of(
+            f"the template failed: {type(exc).__name__}: {exc}",
+            "mend it, or remove it to use the packaged one",
+            file=name,
         ) from None
 
 

@@ -36,11 +36,9 @@ def observe_build(haproxy: Haproxy, timeout: float) -> Build:
     path = find_binary(haproxy.binary)
     finished = run([path, "-vv"], timeout=timeout, limit=65536)
     if finished.status != 0:
-        raise Unavailable(
-            Problem(
-                message=f"`{path} -vv` {finished.ending}",
-                remedy="run it by hand; set haproxy.binary to a HAProxy 2.6 or later",
-            )
+        raise Unavailable.of(
+            f"`{path} -vv` {finished.ending}",
+            "run it by hand; set haproxy.binary to a HAProxy 2.6 or later",
         )
     version = parse_version(finished.output)
     return parse_build(
@@ -65,7 +63,7 @@ def _runtime(path: str, timeout: float) -> tuple[Socket, dict[str, str]]:
         info = runtime.info(path, timeout)
         level = runtime.command(path, "show cli level", timeout).strip()
     except Unavailable as exc:
-        return Socket(path, exc.problems[0], not isinstance(exc, NoListener)), {}
+        return Socket(path, exc.problem, not isinstance(exc, NoListener)), {}
     return Socket(path, level=level, version=info.get("Version", "")), info
 
 
@@ -73,7 +71,7 @@ def _master(path: str, timeout: float) -> tuple[Socket, Processes | None]:
     try:
         processes = show_proc(path, timeout)
     except Unavailable as exc:
-        return Socket(path, exc.problems[0], not isinstance(exc, NoListener)), None
+        return Socket(path, exc.problem, not isinstance(exc, NoListener)), None
     return Socket(path, version=processes.version or ""), processes
 
 
@@ -96,7 +94,7 @@ def held_listen(listen: Bind | None) -> Problem | None:
 
 
 def _problem(obstacle: Obstacle) -> Problem:
-    return Problem(message=obstacle.message, remedy=obstacle.remedy)
+    return Problem(obstacle.message, obstacle.remedy)
 
 
 def answers_health(listen: Bind, timeout: float) -> bool:

@@ -29,7 +29,7 @@ from fc_frontend.doctor.judge.kubernetes import (
     ahead,
     parse_nodes,
 )
-from fc_frontend.errors import Problem, Unavailable
+from fc_frontend.errors import Unavailable
 
 _LARGEST_ANSWER = 32 * 1024 * 1024
 _REMEDY = "make a new one on the master VM: `kubernetes-make-kubeconfig`"
@@ -173,7 +173,7 @@ def _read(path: str, file: Path, key: str) -> bytes:
 
 
 def _unusable(path: str, why: str) -> Unavailable:
-    return Unavailable(Problem(message=f"the kubeconfig {path}: {why}", remedy=_REMEDY))
+    return Unavailable.of(f"the kubeconfig {path}: {why}", _REMEDY)
 
 
 def observe_kubernetes(path: str, timeout: float) -> KubernetesFacts:
