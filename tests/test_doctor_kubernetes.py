@@ -1,0 +1,378 @@
+"""`doctor` on the Kubernetes API.
+
+No Kubernetes runs here: an HTTPS server answers /readyz and /api/v1/nodes as the API server does.
+"""
+
+from __future__ import annotations
+
+import base64
+import email.utils
+import http.server
+import json
+import shutil
+import ssl
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fc_frontend.doctor.findings import Finding, Result, worst
+from fc_frontend.doctor.judge.kubernetes import (
+    KubernetesFacts,
+    Node,
+    Response,
+    judge_kubernetes,
+    parse_nodes,
+)
+from fc_frontend.doctor.observe.kubernetes import observe_kubernetes, read_kubeconfig
+from fc_frontend.errors import Unavailable
+from fc_frontend.plan.model import (
+    Cluster,
+)
+from tests.frontend import Frontend
+from tests.support.doctor import CLUSTER, SECRET, result_of, said
+
+
+@dataclass(frozen=True)
+class Certificates:
+    """An authority, and what it has signed; all are PEM files."""
+
+    directory: Path
+
+    def data(self, name: str) -> str:
+        return base64.b64encode((self.directory / name).read_bytes()).decode()
+
+
+@pytest.fixture(scope="session")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    directory = tmp_path_factory.mktemp("tls")
+    openssl = shutil.which("openssl")
+    assert openssl, "apt install openssl"
+
+    def run(*arguments: str) -> None:
+        subprocess.run([openssl, *arguments], cwd=directory, check=True, capture_output=True)
+
+    key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
+    for authority in ("ca", "other"):
+        run("req", "-x509", *key, "-subj", f"/CN={authority}", "-days", "30",
+            "-keyout", f"{authority}.key", "-out", f"{authority}.crt")  # fmt: skip
+    for name in ("server", "client"):
+        run("req", *key, "-subj", f"/CN={name}", "-keyout", f"{name}.key", "-out", f"{name}.csr",
+            "-addext", "subjectAltName=IP:127.0.0.1,DNS:kubernetes")  # fmt: skip
+        run("x509", "-req", "-in", f"{name}.csr", "-CA", "ca.crt", "-CAkey", "ca.key",
+            "-CAcreateserial", "-days", "20", "-copy_extensions", "copy",
+            "-out", f"{name}.crt")  # fmt: skip
+    return Certificates(directory)
+
+
+class ApiServer(http.server.ThreadingHTTPServer):
+    """A stand-in for a Kubernetes API server: two paths, by certificate or token."""
+
+    daemon_threads = True
+    ready = 200
+    status = 200
+    ahead = 0.0
+    nodes: object = None
+    raw: bytes | None = None
+    redirect: str | None = None
+    asked: list[tuple[str, str | None]]
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A client that does not trust us hangs up: nothing to tell."""
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+    server: ApiServer
+
+    def log_message(self, *_arguments: object) -> None:
+        """Nothing: the test reads `asked`."""
+
+    def date_time_string(self, timestamp: float | None = None) -> str:
+        return email.utils.formatdate(time.time() + self.server.ahead, usegmt=True)
+
+    def do_GET(self) -> None:
+        server, authorization = self.server, self.headers["Authorization"]
+        server.asked.append((self.path, authorization))
+        peer = self.connection.getpeercert()
+        if server.redirect:
+            self.send_response(302)
+            self.send_header("Location", server.redirect)
+            self.end_headers()
+        elif not peer and authorization != f"Bearer {SECRET}":
+            self._answer(401, b'{"message": "Unauthorized"}')
+        elif self.path == "/readyz":
+            self._answer(server.ready, b"ok" if server.ready == 200 else b"[-]etcd failed\x1b[2J")
+        elif self.path.startswith("/api/v1/nodes"):
+            body = server.raw if server.raw is not None else json.dumps(server.nodes).encode()
+            self._answer(server.status, body)
+        else:
+            self._answer(404, b"")
+
+    def _answer(self, status: int, body: bytes) -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+
+@pytest.fixture
+def frontend(either_binary: str) -> Iterator[Frontend]:
+    with Frontend(either_binary) as made:
+        yield made
+
+
+def node(name: str, *, ready: bool = True, network: str = "10.1.0.0/24") -> dict[str, Any]:
+    return {
+        "metadata": {"name": name},
+        "spec": {"podCIDR": network, "podCIDRs": [network]},
+        "status": {
+            "addresses": [{"type": "InternalIP", "address": "192.0.2.10"}],
+            "conditions": [
+                {"type": "DiskPressure", "status": "False"},
+                {"type": "Ready", "status": str(ready), "reason": "KubeletNotReady"},
+            ],
+        },
+    }
+
+
+@pytest.fixture
+def api(certificates: Certificates) -> Iterator[ApiServer]:
+    server = ApiServer(("127.0.0.1", 0), _Handler)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(
+        certificates.directory / "server.crt", certificates.directory / "server.key"
+    )
+    context.load_verify_locations(certificates.directory / "ca.crt")
+    context.verify_mode = ssl.CERT_OPTIONAL
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    server.asked = []
+    server.nodes = {"items": [node("node1"), node("node2", network="10.1.1.0/24")]}
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join(10)
+    server.server_close()
+
+
+@pytest.fixture
+def kubeconfig(api: ApiServer, certificates: Certificates, tmp_path: Path) -> KubeConfig:
+    return KubeConfig(tmp_path / "kubeconfig", api, certificates)
+
+
+class KubeConfig:
+    """A kubeconfig with a client certificate, as `kubernetes-make-kubeconfig` makes it."""
+
+    def __init__(self, path: Path, api: ApiServer, certificates: Certificates) -> None:
+        self.path = path
+        self.cluster: dict[str, Any] = {
+            "server": f"https://127.0.0.1:{api.server_address[1]}",
+            "certificate-authority-data": certificates.data("ca.crt"),
+        }
+        self.user: dict[str, Any] = {
+            "client-certificate-data": certificates.data("client.crt"),
+            "client-key-data": certificates.data("client.key"),
+        }
+        self.write()
+
+    def write(self, text: str | None = None) -> str:
+        document = {
+            "apiVersion": "v1",
+            "kind": "Config",
+            "current-context": "here",
+            "contexts": [
+                {"name": "there", "context": {"cluster": "x", "user": "y"}},
+                {"name": "here", "context": {"cluster": "c", "user": "u"}},
+            ],
+            "clusters": [{"name": "c", "cluster": self.cluster}],
+            "users": [{"name": "u", "user": self.user}],
+        }
+        self.path.write_text(text if text is not None else yaml.safe_dump(document))
+        self.path.chmod(0o600)
+        return str(self.path)
+
+    def judged(self, cluster: Cluster = CLUSTER) -> tuple[Finding, ...]:
+        return judge_kubernetes(cluster, observe_kubernetes(str(self.path), 5.0))
+
+
+def test_the_api_by_certificate(kubeconfig: KubeConfig, api: ApiServer) -> None:
+    found = kubeconfig.judged()
+    assert worst(found) is Result.OK, said(found)
+    assert "2 are ready: node1, node2" in said(found)
+    assert "within 1 s of it" in said(found)
+    assert [path for path, _ in api.asked] == ["/readyz", "/api/v1/nodes?limit=500"]
+    assert {token for _, token in api.asked} == {None}
+
+
+def test_the_api_by_token_which_is_never_shown(
+    kubeconfig: KubeConfig, api: ApiServer, frontend: Frontend
+) -> None:
+    kubeconfig.user = {"token": SECRET}
+    kubeconfig.write()
+    frontend.write()
+    for shape in ("text", "json", "nagios"):
+        done = frontend.run(
+            *("doctor", "--kubeconfig", str(kubeconfig.path), "--format", shape), check=False
+        )
+        assert SECRET not in done.stdout + done.stderr
+    assert (
+        "is ready"
+        in frontend.run("doctor", "--kubeconfig", str(kubeconfig.path), check=False).stdout
+    )
+    assert {token for _, token in api.asked} == {f"Bearer {SECRET}"}
+    assert SECRET not in repr(read_kubeconfig(str(kubeconfig.path)))
+    token_file = kubeconfig.path.with_name("token")
+    token_file.write_text(f"{SECRET}\n")
+    kubeconfig.user = {"tokenFile": "token"}
+    kubeconfig.write()
+    assert worst(kubeconfig.judged()) is Result.OK
+    kubeconfig.user = {"token": "wrong"}
+    kubeconfig.write()
+    found = kubeconfig.judged()
+    assert worst(found) is Result.UNKNOWN
+    assert "does not accept the kubeconfig's certificate or token" in said(found)
+
+
+def test_nodes_and_readiness(kubeconfig: KubeConfig, api: ApiServer) -> None:
+    api.nodes = {"items": [node("node1"), node("node2", ready=False)]}
+    found = kubeconfig.judged()
+    assert result_of(found, "nodes") == "warning"
+    assert "node2 (KubeletNotReady)" in said(found)
+    api.nodes = {"items": [node("node1", ready=False)]}
+    assert result_of(kubeconfig.judged(), "nodes") == "problem"
+    api.nodes = {"items": [node("node1", network="10.77.0.0/24")]}
+    assert result_of(kubeconfig.judged(), "pod network") == "problem"
+    assert "10.77.0.0/24 (node1)" in said(kubeconfig.judged())
+    strange = replace(CLUSTER, nodes={"a": ip_address("192.0.2.10"), "b": ip_address("192.0.2.99")})
+    assert "no node has the address of b (192.0.2.99)" in said(kubeconfig.judged(strange))
+    api.ready, api.ahead = 500, 600
+    found = kubeconfig.judged()
+    assert result_of(found, "readyz") == "problem"
+    assert "etcd failed" in said(found)
+    assert "behind it" in said(found)
+    assert all(f.as_json()["message"].isprintable() for f in found)
+    api.status = 403
+    assert "may not ask for it (403)" in said(kubeconfig.judged())
+
+
+def test_an_api_that_answers_strangely(kubeconfig: KubeConfig, api: ApiServer) -> None:
+    api.raw = b"[[["
+    assert result_of(kubeconfig.judged(), "nodes") == "unknown"
+    api.raw = b"[" * 100_000
+    assert result_of(kubeconfig.judged(), "nodes") == "unknown"
+    api.raw = b"null"
+    assert result_of(kubeconfig.judged(), "nodes") == "problem"
+    # A redirect is not followed: the token would go with it.
+    api.redirect = "https://127.0.0.1:1/elsewhere"
+    found = kubeconfig.judged()
+    assert "says 302" in said(found)
+
+
+def test_an_api_that_is_not_trusted_or_not_there(
+    kubeconfig: KubeConfig, api: ApiServer, certificates: Certificates
+) -> None:
+    kubeconfig.cluster["certificate-authority-data"] = certificates.data("other.crt")
+    kubeconfig.write()
+    found = kubeconfig.judged()
+    assert worst(found) is Result.PROBLEM
+    assert "its certificate is not good" in said(found)
+    assert not api.asked
+    kubeconfig.cluster["insecure-skip-tls-verify"] = True
+    kubeconfig.path.chmod(0o644)
+    kubeconfig.write()
+    kubeconfig.path.chmod(0o644)
+    found = kubeconfig.judged()
+    assert result_of(found, "kubeconfig") == "warning"
+    assert result_of(found, "certificate") == "warning"
+    assert result_of(found, "nodes") == "ok"
+    del kubeconfig.cluster["insecure-skip-tls-verify"]
+    kubeconfig.cluster["certificate-authority-data"] = certificates.data("ca.crt")
+    kubeconfig.cluster["tls-server-name"] = "kubernetes"
+    kubeconfig.write()
+    assert worst(kubeconfig.judged()) is Result.OK
+    kubeconfig.cluster["tls-server-name"] = "another"
+    kubeconfig.write()
+    assert "its certificate is not good" in said(kubeconfig.judged())
+    del kubeconfig.cluster["tls-server-name"]
+    kubeconfig.cluster["server"] = "https://127.0.0.1:1"
+    kubeconfig.write()
+    assert "connection refused" in said(kubeconfig.judged()).lower()
+
+
+def test_a_certificate_that_ends_soon() -> None:
+    seen = KubernetesFacts(
+        server="https://api",
+        ready=Response(200),
+        listed=Response(200),
+        nodes=(Node("n", True),),
+        certificate_days=3.0,
+    )
+    assert result_of(judge_kubernetes(CLUSTER, seen), "certificate") == "warning"
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"text": "{"}, "not YAML"),
+        ({"text": "[]"}, "not a kubeconfig"),
+        ({"text": "current-context: here\n"}, "its current-context is missing"),
+        ({"server": "http://127.0.0.1"}, "not an https URL"),
+        ({"server": "https://user:pw@127.0.0.1"}, "not an https URL"),
+        ({"server": "https://127.0.0.1/a b\r\nX: y"}, "not an https URL"),
+        ({"server": "https://127.0.0.1:99999"}, "not a URL"),
+        ({"certificate-authority-data": "%%%"}, "not base64"),
+        ({"certificate-authority-data": "YWJj"}, "not PEM"),
+        ({"certificate-authority": "missing.crt"}, "cannot be read"),
+        ({"user": {}}, "neither certificate nor token"),
+        ({"user": {"exec": {"command": "touch"}}}, "`exec` is not used here"),
+        ({"user": {"token": f"{SECRET}\r\nX-Evil: 1"}}, "its token is not a token"),
+        ({"user": {"token": [SECRET]}}, "its token is not a token"),
+        ({"user": {"client-certificate-data": "LS0tLS1CRUdJTiBYLS0tLS0K"}}, "cannot be used"),
+    ],
+)
+def test_kubeconfigs_that_cannot_be_used(
+    kubeconfig: KubeConfig, change: dict[str, Any], words: str
+) -> None:
+    text = change.pop("text", None)
+    if "user" in change:
+        kubeconfig.user = change.pop("user")
+    if "certificate-authority" in change:
+        del kubeconfig.cluster["certificate-authority-data"]
+    kubeconfig.cluster.update(change)
+    kubeconfig.write(text)
+    with pytest.raises(Unavailable) as caught:
+        kubeconfig.judged()
+    assert words in str(caught.value)
+    assert SECRET not in str(caught.value)
+    assert "kubernetes-make-kubeconfig" in caught.value.problems[0].remedy
+
+
+_ANY = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(),
+    lambda inner: (
+        st.lists(inner)
+        | st.dictionaries(
+            st.sampled_from(
+                ["items", "metadata", "name", "status", "conditions", "type", "spec", "podCIDRs"]
+            ),
+            inner,
+        )
+    ),
+)
+
+
+@given(_ANY)
+def test_any_list_of_nodes_can_be_judged(document: Any) -> None:
+    facts = KubernetesFacts(
+        server="s", ready=Response(200), listed=Response(200), nodes=parse_nodes(document)
+    )
+    assert judge_kubernetes(CLUSTER, facts)
