@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -93,7 +92,6 @@ def test_a_reload_brings_the_new_configuration(haproxy: RealHaproxy) -> None:
     haproxy.write(haproxy.configuration(hash_=NEXT))
     outcome = reload(haproxy)
     assert outcome.ok, outcome
-    assert 0 < outcome.duration < 5
     assert confirm(haproxy.runtime_socket, NEXT, TIMEOUT)
     now = haproxy.processes()
     assert (now.master, now.reloads, now.failed) == (before.master, 1, 0)
@@ -199,7 +197,6 @@ def test_a_bind_held_elsewhere_fails_and_the_old_worker_goes_on(haproxy: RealHap
             haproxy.write(text)
             outcome = reload(haproxy)
             assert not outcome.ok
-            assert outcome.duration > 1
             if binary_version(haproxy.binary).reload_answers:
                 assert f"Address already in use) for [{taken}]" in outcome.message
             assert echo(held)
@@ -247,7 +244,6 @@ def test_a_reload_that_takes_too_long_is_an_outcome(haproxy: RealHaproxy) -> Non
         outcome = reload(haproxy, 0.5)
     assert not outcome.ok
     assert "did not finish the reload within 0.5 s" in outcome.message
-    assert outcome.duration < 2
     until(lambda: haproxy.processes().reloads == 1)
 
 
@@ -289,7 +285,6 @@ def test_a_command_that_hangs_is_killed_with_its_children(tmp_path: Path) -> Non
     outcome = reload_by_command(["sh", "-c", script], 0.5)
     assert not outcome.ok
     assert "did not end within" in outcome.message
-    assert outcome.duration < 5
     child = Path("/proc") / marker.read_text().strip() / "stat"
     until(lambda: ended(child))
 
@@ -328,9 +323,7 @@ def test_confirm_waits_for_the_hash(haproxy: RealHaproxy) -> None:
 
 
 def test_confirm_gives_up(short_directory: Path) -> None:
-    started = time.monotonic()
     assert not confirm(str(short_directory / "none"), HASH, 0.2)
-    assert time.monotonic() - started >= 0.2
     assert not confirm(str(short_directory / "none"), HASH, 0)
 
 

@@ -6,7 +6,6 @@ import multiprocessing
 import os
 import socket
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -92,12 +91,10 @@ def test_patience_waits_for_a_socket_that_comes(haproxy: RealHaproxy) -> None:
 
 
 def test_patience_ends(short_directory: Path) -> None:
-    started = time.monotonic()
     with pytest.raises(NoListener):
         ask(str(short_directory / "none"), "show info", 5, patience=0.2)
     with pytest.raises(NoListener):
         show_proc(str(short_directory / "none"), patience=0.2)
-    assert time.monotonic() - started >= 0.4
 
 
 def test_a_peer_that_hangs_costs_the_time_limit(short_directory: Path) -> None:

@@ -7,7 +7,6 @@ import base64
 import hashlib
 import os
 import socket
-import time
 from collections.abc import Iterator
 from contextlib import suppress
 
@@ -137,13 +136,11 @@ def test_old_connections_end_when_an_old_worker_is_to_end(frontend: Frontend) ->
     frontend.settings["haproxy"]["hard_stop_after"] = "2s"
     frontend.start()
     connections = [connect(frontend, RAW), connect(frontend, UPGRADE)]
-    before = time.monotonic()
     reload(frontend, 0)
     assert all(map(echoes, connections))
     for connection in connections:
         frontend.until(lambda: not echoes(connection))  # noqa: B023
         connection.close()
-    assert time.monotonic() - before >= 2
     master = frontend.settings["haproxy"]["master_socket"]
     frontend.until(lambda: not show_proc(master).old_workers)
     with connect(frontend, RAW), connect(frontend, UPGRADE):

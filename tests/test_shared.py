@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import threading
-import time
 
 import pytest
 
@@ -13,22 +12,28 @@ from fc_frontend.observe.shared import EVERY, Shared
 
 
 def test_answers_are_computed_once_a_second_and_never_older_than_the_request() -> None:
+    now = 1000.0
     begun: list[float] = []
 
     def make() -> bytes:
-        begun.append(time.monotonic())
+        begun.append(now)
         return str(len(begun)).encode()
 
+    async def sleep(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+        await asyncio.sleep(0)
+
     async def scenario() -> None:
-        shared = Shared(make)
-        started = time.monotonic()
+        nonlocal now
+        shared = Shared(make, clock=lambda: now, sleep=sleep)
         assert await shared.get() == b"1"
-        asked = time.monotonic()
+        now += 0.25
         assert await asyncio.gather(*(shared.get() for _ in range(100))) == [b"2"] * 100
-        assert begun[1] >= asked
-        # The thread may take a moment to begin the first one.
-        assert begun[1] - started >= EVERY
+        now += 10
+        assert await shared.get() == b"3"
         await shared.close()
+        assert begun == [1000.0, 1000.0 + EVERY, 1010.0 + EVERY]
 
     asyncio.run(scenario())
 

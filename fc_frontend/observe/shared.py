@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 
 EVERY = 1.0
@@ -20,8 +20,16 @@ class Shared:
     answer that is older than itself, and a client that asks again at once gets one answer a second.
     """
 
-    def __init__(self, make: Callable[[], bytes]) -> None:
+    def __init__(
+        self,
+        make: Callable[[], bytes],
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
         self._make = make
+        self._clock = clock
+        self._sleep = sleep
         self._next: asyncio.Task[bytes] | None = None
         self._turn = asyncio.Lock()
         self._not_before = float("-inf")
@@ -45,12 +53,12 @@ class Shared:
 
     async def _made(self) -> bytes:
         async with self._turn:
-            await asyncio.sleep(max(0.0, self._not_before - time.monotonic()))
+            await self._sleep(max(0.0, self._not_before - self._clock()))
             self._next = None
-            began = time.monotonic()
+            began = self._clock()
             try:
                 return await asyncio.get_running_loop().run_in_executor(self._thread, self._make)
             finally:
-                ended = time.monotonic()
+                ended = self._clock()
                 rest = min(_REST * (ended - began), EVERY)
                 self._not_before = max(began + EVERY, ended + rest)
