@@ -15,8 +15,8 @@ import pytest
 from fc_frontend.demo.dns import KubernetesService
 from fc_frontend.haproxy import runtime
 from fc_frontend.haproxy.master import show_proc
-from tests.bench.contenders import takes
 from tests.frontend import Frontend
+from tests.support.contenders import takes
 
 RAW, UPGRADE = 8080, 8081
 PORT = 9000

@@ -26,10 +26,10 @@ from fc_frontend.haproxy.master import show_proc
 from fc_frontend.haproxy.traffic import Rates, Sample, Traffic, rates
 from fc_frontend.page import render
 from fc_frontend.page.values import EACH_PAGE, Board, Change, bar, board, select
-from tests.bench.census import VARIABLE, types
 from tests.bench.soak import LAUNCHER
 from tests.conftest import binary_of
 from tests.frontend import Frontend
+from tests.support.census import VARIABLE, types
 
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>"
 

@@ -20,12 +20,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from fc_frontend.plan.model import Bind
-from tests.bench.contenders import SLOTS
-from tests.bench.knot import Knot
-from tests.bench.many import FIRST_PORT, many_services
 from tests.bench.options import Options
 from tests.conftest import RealHaproxy, binary_of
 from tests.frontend import Frontend
+from tests.support.contenders import SLOTS
+from tests.support.knot import Knot
+from tests.support.many import FIRST_PORT, many_services
 
 LANES = 6
 POOL = 8

@@ -31,9 +31,9 @@ from typing import Any, Self
 
 from fc_frontend.config.templates import packaged_templates
 from fc_frontend.demo.dns import ClusterDns, KubernetesService
-from tests.bench.census import VARIABLE, Census, census
 from tests.conftest import BINARIES, binary_of
 from tests.frontend import Frontend
+from tests.support.census import VARIABLE, Census, census
 
 EXPECTATIONS = Path(__file__).with_name("expectations.json")
 REMEDY = "if this is meant: python -m tests.bench.counted --write, and commit expectations.json"
@@ -43,7 +43,7 @@ GRAIN = 2.2
 """Seconds after which a file that changes again has another time for certain."""
 QUIET_SWEEPS = 5
 IDLE_SWEEPS = 12
-LAUNCHER = (sys.executable, "-m", "tests.bench.census")
+LAUNCHER = (sys.executable, "-m", "tests.support.census")
 BYTES = 0.1
 """Share by which bytes may differ."""
 RUNS = 3

@@ -31,7 +31,10 @@ from fc_frontend.demo.dns import Fault, KubernetesService
 from fc_frontend.errors import Unavailable
 from fc_frontend.haproxy.master import show_proc
 from fc_frontend.haproxy.reload import reload_by_master
-from tests.bench.contenders import (
+from tests.bench.options import Options
+from tests.conftest import RealHaproxy, binary_of
+from tests.frontend import Frontend
+from tests.support.contenders import (
     HTTP,
     SLOTS,
     TAKEN,
@@ -41,10 +44,7 @@ from tests.bench.contenders import (
     cluster,
     tell_failures,
 )
-from tests.bench.load import Clients, Loaded
-from tests.bench.options import Options
-from tests.conftest import RealHaproxy, binary_of
-from tests.frontend import Frontend
+from tests.support.load import Clients, Loaded
 
 PODS = 4
 CLIENTS, ADDED_CLIENTS, PAUSE = 20, 4, 0.2

@@ -10,9 +10,9 @@ import json
 import sys
 import time
 
-from tests.bench.many import cpu, many_services, memory, worker
 from tests.bench.options import Options
 from tests.conftest import binary_of
+from tests.support.many import cpu, many_services, memory, worker
 
 AIMS = {100: (60, 1.0), 5000: (120, 10.0)}
 """Most MB, and most percent of a core, by number of services."""

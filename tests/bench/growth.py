@@ -23,8 +23,11 @@ from collections.abc import Callable, Mapping, Sequence
 
 from fc_frontend.haproxy.reload import reload_by_master
 from fc_frontend.haproxy.version import binary_version
-from tests.bench.contenders import takes
-from tests.bench.many import (
+from tests.bench.options import Options
+from tests.conftest import RealHaproxy, binary_of
+from tests.frontend import Frontend
+from tests.support.contenders import takes
+from tests.support.many import (
     EACH_FILE,
     FIRST_PORT,
     Ran,
@@ -35,9 +38,6 @@ from tests.bench.many import (
     ran,
     worker,
 )
-from tests.bench.options import Options
-from tests.conftest import RealHaproxy, binary_of
-from tests.frontend import Frontend
 
 COUNTS = (10, 100, 1000, 5000, 20000)
 RESERVE = 500

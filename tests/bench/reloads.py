@@ -15,7 +15,10 @@ import sys
 import time
 
 from fc_frontend.demo.dns import Fault
-from tests.bench.contenders import (
+from tests.bench.options import Options
+from tests.conftest import binary_of
+from tests.frontend import Frontend
+from tests.support.contenders import (
     HTTP,
     TCP,
     Contender,
@@ -24,10 +27,7 @@ from tests.bench.contenders import (
     cluster,
     tell_failures,
 )
-from tests.bench.load import Clients
-from tests.bench.options import Options
-from tests.conftest import binary_of
-from tests.frontend import Frontend
+from tests.support.load import Clients
 
 PERIOD = 0.3
 DNS = ("healthy", "2 s late", "down")

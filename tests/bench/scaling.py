@@ -18,11 +18,11 @@ from dataclasses import dataclass
 from fc_frontend.demo.dns import KubernetesService
 from fc_frontend.demo.pods import Pod, PodSet
 from fc_frontend.haproxy.master import show_proc
-from tests.bench.contenders import HTTP, PlainHaproxy, cluster, tell_failures
-from tests.bench.load import Clients
 from tests.bench.options import Options
 from tests.conftest import binary_of
 from tests.frontend import Frontend
+from tests.support.contenders import HTTP, PlainHaproxy, cluster, tell_failures
+from tests.support.load import Clients
 
 STEPS = (3, 40, 5, 300)
 SHORT_STEPS = (3, 40, 5, 60)

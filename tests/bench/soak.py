@@ -31,10 +31,10 @@ import psutil
 
 from fc_frontend.demo.dns import Fault, KubernetesService
 from fc_frontend.haproxy.master import show_proc
-from tests.bench.census import VARIABLE, Census, census, types
 from tests.bench.options import Options
 from tests.conftest import binary_of
 from tests.frontend import Frontend
+from tests.support.census import VARIABLE, Census, census, types
 
 SERVICES = 100
 FIRST_PORT = 10000
@@ -48,7 +48,7 @@ QUIET_SWEEPS = 4
 MOST_POINTS = 400
 """Of a slope: as many are taken, evenly, from all."""
 SHOWN = 12
-LAUNCHER = (sys.executable, "-m", "tests.bench.census")
+LAUNCHER = (sys.executable, "-m", "tests.support.census")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

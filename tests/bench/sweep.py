@@ -25,9 +25,9 @@ from fc_frontend.discovery.client import DnsClient, Exchange
 from fc_frontend.discovery.resolve import resolve_all
 from fc_frontend.discovery.unchanged import UnchangedAnswers
 from fc_frontend.plan.model import Answer, Bind, Cluster, Discovery, Nameserver, ServiceSpec
-from tests.bench.knot import Knot
 from tests.bench.options import Options
 from tests.conftest import free_port
+from tests.support.knot import Knot
 
 COUNTS = (100, 1000, 5000)
 ADDRESSES = 5

@@ -1,6 +1,6 @@
 """Runs fc-frontend in this process, and counts from within what it does and holds.
 
-`python -m tests.bench.census PYTHON -m fc_frontend ARGUMENT…`, as a launcher is called.  A Unix
+`python -m tests.support.census PYTHON -m fc_frontend ARGUMENT…`, as a launcher is called.  A Unix
 socket, named by the environment's FC_CENSUS, answers each connection with JSON, which `census`
 reads: memory and tasks that live, and since the start what was written, executed and called.
 Python's own audit events are what is counted, so that nothing is missed and nothing is imitated.

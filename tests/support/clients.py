@@ -1,6 +1,6 @@
 """A load generator in a process of its own, so that nothing else holds up its clients.
 
-`python -m tests.bench.clients HOST` with what argparse says below.  It prints `ready` when each
+`python -m tests.support.clients HOST` with what argparse says below.  It prints `ready` when each
 client was answered once (`--now`: at once), counts from then on until standard input ends, and
 prints what came of it as JSON.  What counts:
 
@@ -203,7 +203,7 @@ async def exchange(streams: Streams, keep: bool) -> bool:
 
 
 async def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m tests.bench.clients")
+    parser = argparse.ArgumentParser(prog="python -m tests.support.clients")
     parser.add_argument("host")
     parser.add_argument("--http", type=int, help="port of the HTTP service")
     parser.add_argument("--tcp", type=int, help="port of the TCP service")

@@ -19,8 +19,8 @@ from typing import Any
 import psutil
 
 from fc_frontend.haproxy import runtime
-from tests.bench.knot import Knot
 from tests.frontend import Frontend
+from tests.support.knot import Knot
 
 FIRST_PORT = 10000
 EACH_FILE = 100

@@ -24,9 +24,9 @@ from fc_frontend.haproxy.master import show_proc
 from fc_frontend.haproxy.reload import reload_by_master
 from fc_frontend.haproxy.version import binary_version
 from fc_frontend.plan.model import Bind
-from tests.bench.load import Loaded
 from tests.conftest import RealHaproxy
 from tests.frontend import Frontend
+from tests.support.load import Loaded
 
 SLOTS = 20
 """Those of the documentation's line."""

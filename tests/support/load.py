@@ -11,7 +11,7 @@ from typing import Self
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Loaded:
-    """What came of all requests; see `tests.bench.clients` for what counts.  Times in seconds."""
+    """What came of all requests; see `tests.support.clients` for what counts.  Times in seconds."""
 
     requests: int
     failed: int
@@ -49,7 +49,7 @@ class Clients:
         given = {
             "http": http, "tcp": tcp, "keep": keep, "new": new, "long": long, "pause": pause,
         }  # fmt: skip
-        self._argv = [sys.executable, "-m", "tests.bench.clients", host]
+        self._argv = [sys.executable, "-m", "tests.support.clients", host]
         self._argv += [f"--{name}={value}" for name, value in given.items()]
         self._argv += ["--now"] if now else []
         self._process: subprocess.Popen[str] | None = None
