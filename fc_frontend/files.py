@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fc_frontend.errors import Unavailable
-from fc_frontend.walk import Untrusted, directory, is_shared, place, require_private, status_of
+from fc_frontend.walk import UntrustedPath, directory, is_shared, place, require_private, status_of
 
 MAX_BYTES = 256 * 1024 * 1024
 """Of a file that is read."""
@@ -155,7 +155,7 @@ def replace(
     with reported("written", path), place(path, follow=True) as (parent, name):
         existing = _replaceable(parent, name)
         if existing is not None and Path(path).is_symlink() and not existing.st_mode & stat.S_IWUSR:
-            raise Untrusted(
+            raise UntrustedPath(
                 f"it is a symbolic link to {Path(path).readlink()}, which is read-only",
                 "set the path to a file of its own: that one is not ours to replace",
             )
@@ -276,7 +276,7 @@ def unavailable(verb: str, path: str, error: OSError) -> Unavailable:
     remedy = _REMEDIES.get(error.errno or 0, "see the reason, and correct the path or the disk")
     if verb == "read" and error.errno in (errno.EACCES, errno.EPERM):
         remedy = "run as root, or as a user who may read it"
-    if isinstance(error, Untrusted):
+    if isinstance(error, UntrustedPath):
         remedy = error.remedy
     return Unavailable.of(f"{path} cannot be {verb}: {reason}", remedy, file=path)
 
@@ -323,7 +323,7 @@ def _not_followed(error: OSError, parent: int, name: str) -> OSError:
         return error
     with contextlib.suppress(OSError):
         link = os.readlink(name, dir_fd=parent)
-        return Untrusted(f"it is a symbolic link (to {link})", "remove the link")
+        return UntrustedPath(f"it is a symbolic link (to {link})", "remove the link")
     return error
 
 
@@ -335,7 +335,7 @@ def _require_single(status: os.stat_result, parent: int) -> None:
         raise OSError(errno.EINVAL, "not a regular file")
     holder = os.fstat(parent)
     if status.st_nlink > 1 and (holder.st_uid != status.st_uid or is_shared(holder)):
-        raise Untrusted(
+        raise UntrustedPath(
             "it is a hard link, which another user may have made of a file elsewhere",
             "replace it by a copy, or remove it",
         )
@@ -346,7 +346,7 @@ def _read(path: str, limit: int, *, follow: bool) -> Content | None:
         with place(path, follow=follow) as (parent, name):
             if not follow and os.fstat(parent).st_mode & (stat.S_IWGRP | stat.S_IWOTH):
                 # What is here decides what HAProxy gets: see config.trusted_users.state_verdict.
-                raise Untrusted(
+                raise UntrustedPath(
                     f"other users may write in {Path(path).parent}",
                     f"chmod go-w {Path(path).parent}",
                 )

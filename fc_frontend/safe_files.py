@@ -29,7 +29,7 @@ _NULL_DEVICE = os.makedev(1, 3)
 _CHUNK = 1024 * 1024
 
 
-class Fault(StrEnum):
+class FileFault(StrEnum):
     """Why a file is not read."""
 
     MISSING = "missing"
@@ -51,37 +51,37 @@ class Fault(StrEnum):
 
 
 _FAULTS = {
-    errno.ENOENT: Fault.MISSING,
-    errno.ENOTDIR: Fault.MISSING,
-    errno.EACCES: Fault.DENIED,
-    errno.EPERM: Fault.DENIED,
-    errno.ELOOP: Fault.LINKS,
-    errno.EAGAIN: Fault.BUSY,
+    errno.ENOENT: FileFault.MISSING,
+    errno.ENOTDIR: FileFault.MISSING,
+    errno.EACCES: FileFault.DENIED,
+    errno.EPERM: FileFault.DENIED,
+    errno.ELOOP: FileFault.LINKS,
+    errno.EAGAIN: FileFault.BUSY,
 }
-_WALK_FAULTS: dict[type[OSError], Fault] = {
-    ForeignLink: Fault.FOREIGN,
-    InKernel: Fault.KERNEL,
-    NotAFile: Fault.SPECIAL,
+_WALK_FAULTS: dict[type[OSError], FileFault] = {
+    ForeignLink: FileFault.FOREIGN,
+    InKernel: FileFault.KERNEL,
+    NotAFile: FileFault.SPECIAL,
 }
 _REASONS = {
-    Fault.MISSING: ("does not exist", "create it, or correct the path"),
-    Fault.DENIED: ("may not be read", "let this user read it, or run as root"),
-    Fault.DIRECTORY: ("is not a regular file", "put a regular file there, not a directory"),
-    Fault.SPECIAL: (
+    FileFault.MISSING: ("does not exist", "create it, or correct the path"),
+    FileFault.DENIED: ("may not be read", "let this user read it, or run as root"),
+    FileFault.DIRECTORY: ("is not a regular file", "put a regular file there, not a directory"),
+    FileFault.SPECIAL: (
         "is not a regular file",
         "put a regular file there, not a pipe, socket or device",
     ),
-    Fault.KERNEL: (
+    FileFault.KERNEL: (
         "is not a regular file",
         "put a regular file there, not one of /proc or /sys",
     ),
-    Fault.LINKS: ("has symbolic links that lead in a circle", "correct the links"),
-    Fault.FOREIGN: (
+    FileFault.LINKS: ("has symbolic links that lead in a circle", "correct the links"),
+    FileFault.FOREIGN: (
         "is a link to a file of another user",
         "let its owner put the file itself there",
     ),
-    Fault.BUSY: ("is locked by another process (a lease)", "end that process"),
-    Fault.SLOW: (
+    FileFault.BUSY: ("is locked by another process (a lease)", "end that process"),
+    FileFault.SLOW: (
         f"does not answer within {SECONDS:g} s",
         "see whether its file system is reachable (`findmnt -T`)",
     ),
@@ -91,7 +91,7 @@ _REASONS = {
 class Unsafe(Exception):
     """A file that is not read.  `message` continues a sentence that begins with its name."""
 
-    def __init__(self, fault: Fault, message: str = "", remedy: str = "") -> None:
+    def __init__(self, fault: FileFault, message: str = "", remedy: str = "") -> None:
         default, fix = _REASONS.get(fault, ("cannot be read", "see its owner and mode"))
         self.fault = fault
         self.message = message or default
@@ -103,9 +103,9 @@ class Unsafe(Exception):
         """What the system, or the walk to the file, refused."""
         for kind, fault in _WALK_FAULTS.items():
             if isinstance(error, kind):
-                return cls(fault, (error.strerror or "") if fault is Fault.FOREIGN else "")
-        fault = _FAULTS.get(error.errno or 0, Fault.FAILED)
-        if fault in (Fault.FAILED, Fault.MISSING, Fault.DENIED):
+                return cls(fault, (error.strerror or "") if fault is FileFault.FOREIGN else "")
+        fault = _FAULTS.get(error.errno or 0, FileFault.FAILED)
+        if fault in (FileFault.FAILED, FileFault.MISSING, FileFault.DENIED):
             return cls(fault, f"cannot be read: {error.strerror}")
         return cls(fault)
 
@@ -133,7 +133,7 @@ def read_listed(path: str, limit: int, directory: Found) -> tuple[bytes, Found]:
         try:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):
-                raise Unsafe(Fault.SPECIAL)
+                raise Unsafe(FileFault.SPECIAL)
             return _all_of(descriptor, limit), Walker().entry(directory, path, status)
         finally:
             os.close(descriptor)
@@ -165,7 +165,7 @@ def names(directory: str, limit: int) -> list[str]:
                     found.append(entry.name)
                     if len(found) > limit:
                         raise Unsafe(
-                            Fault.TOO_LARGE,
+                            FileFault.TOO_LARGE,
                             f"has more than {limit} entries",
                             "split it into several directories",
                         )
@@ -223,7 +223,7 @@ def _read(walker: Walker, path: str, limit: int) -> tuple[bytes, Found]:
     try:
         with walker.opened(path) as (descriptor, found):
             if found.is_directory:
-                raise Unsafe(Fault.DIRECTORY)
+                raise Unsafe(FileFault.DIRECTORY)
             return _all_of(descriptor, limit), found
     except RemoteMount:
         raise
@@ -242,7 +242,9 @@ def _all_of(descriptor: int, limit: int) -> bytes:
 
 def too_large(limit: int) -> Unsafe:
     """That a file has more than `limit` bytes."""
-    return Unsafe(Fault.TOO_LARGE, f"is larger than {limit} bytes", "split it into several files")
+    return Unsafe(
+        FileFault.TOO_LARGE, f"is larger than {limit} bytes", "split it into several files"
+    )
 
 
 def _look(walker: Walker, path: str) -> Found:
@@ -259,7 +261,7 @@ def _examine(walker: Walker, path: str) -> Found:
     mode = found.status.st_mode
     is_null = stat.S_ISCHR(mode) and found.status.st_rdev == _NULL_DEVICE
     if not (stat.S_ISREG(mode) or found.is_directory or is_null):
-        raise Unsafe(Fault.SPECIAL)
+        raise Unsafe(FileFault.SPECIAL)
     return found
 
 
@@ -312,7 +314,7 @@ class _Workers:
         self.stuck()
         with self._lock:
             if path in self._stuck or len(self._stuck) >= MAX_STUCK:
-                raise Unsafe(Fault.SLOW)
+                raise Unsafe(FileFault.SLOW)
             worker = self._idle.pop() if self._idle else None
         if worker is None:
             worker = _Worker()
@@ -324,7 +326,7 @@ class _Workers:
                 self._stuck[path] = job
             # It ends once it comes back.
             worker.jobs.put(None)
-            raise Unsafe(Fault.SLOW)
+            raise Unsafe(FileFault.SLOW)
         with self._lock:
             self._idle.append(worker)
         if job.error is not None:

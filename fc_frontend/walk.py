@@ -18,7 +18,7 @@ _MAX_LINKS = 40
 _BENEATH = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-class Untrusted(OSError):
+class UntrustedPath(OSError):
     """A file, link or directory that another user may have put there, with the remedy."""
 
     def __init__(self, reason: str, remedy: str) -> None:
@@ -60,16 +60,16 @@ def require_private(opened: int, path: str) -> None:
     """
     status = os.fstat(opened)
     if status.st_mode & stat.S_IWOTH:
-        raise Untrusted(f"every user may write in {path}", f"chmod o-w {path}")
+        raise UntrustedPath(f"every user may write in {path}", f"chmod o-w {path}")
     if status.st_uid in (0, os.geteuid()):
         return
     if os.geteuid() != 0:
-        raise Untrusted(
+        raise UntrustedPath(
             f"{path} belongs to user {status.st_uid}, not to root or to us (user {os.geteuid()})",
             f"run as its owner or as root, or chown {path}",
         )
     if os.stat("..", dir_fd=opened).st_mode & stat.S_IWOTH:
-        raise Untrusted(
+        raise UntrustedPath(
             f"{path} belongs to user {status.st_uid}, and is where every user may create one",
             "choose another directory",
         )
@@ -131,7 +131,7 @@ def place(path: str, *, follow: bool) -> Iterator[tuple[int, str]]:
 def _require_trusted(link: os.stat_result, holder: os.stat_result, name: str) -> None:
     trusted = {0, os.geteuid()}
     if link.st_uid not in trusted or holder.st_uid not in trusted or is_shared(holder):
-        raise Untrusted(
+        raise UntrustedPath(
             f"{name} is a symbolic link that user {link.st_uid} made, or that others than root and "
             "this user may replace",
             "put the file itself there, or name the link's target in the settings",

@@ -15,9 +15,9 @@ import pytest
 from fc_frontend.demo.dns import ClusterDns, ClusterDnsThread, Fault, KubernetesService
 from fc_frontend.doctor.findings import Finding, Result, worst
 from fc_frontend.doctor.judge.cluster_dns import (
-    Attempt,
     NameserverFacts,
     NamesFacts,
+    QueryAttempt,
     Record,
     coredns_version,
     judge_names,
@@ -257,8 +257,8 @@ def test_udp_that_does_not_serve() -> None:
         CLUSTER,
         NameserverFacts(
             nameserver=CLUSTER.nameservers[0],
-            udp=Attempt(False, "timed out"),
-            tcp=Attempt(True, "NOERROR", 0.001),
+            udp=QueryAttempt(False, "timed out"),
+            tcp=QueryAttempt(True, "NOERROR", 0.001),
         ),
     )
     assert result_of(found, "over UDP") == "warning"

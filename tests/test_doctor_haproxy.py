@@ -12,7 +12,7 @@ from fc_frontend.doctor.findings import Finding, Result, worst
 from fc_frontend.doctor.judge.haproxy import (
     Build,
     Privilege,
-    Socket,
+    SocketFacts,
     judge_build,
     judge_low_ports,
     judge_sockets,
@@ -84,10 +84,13 @@ def test_the_real_binaries_tell_all(haproxy_binary: str) -> None:
 
 def test_sockets() -> None:
     problem = Problem(message="it refuses", remedy="ask again")
-    away = Socket("s", problem, is_there=False)
-    good, master = Socket("r", level="admin", version="2.8.1"), Socket("m", version="2.8.1")
+    away = SocketFacts("s", problem, is_there=False)
+    good, master = (
+        SocketFacts("r", level="admin", version="2.8.1"),
+        SocketFacts("m", version="2.8.1"),
+    )
 
-    def judged(runtime: Socket, other: Socket, **settings: Any) -> tuple[Finding, ...]:
+    def judged(runtime: SocketFacts, other: SocketFacts, **settings: Any) -> tuple[Finding, ...]:
         return judge_sockets(Haproxy(**settings), runtime, other, "2.8.1")
 
     assert worst(judged(good, master)) is Result.OK

@@ -27,9 +27,9 @@ from hypothesis import strategies as st
 
 from fc_frontend.doctor.findings import Finding, Result, worst
 from fc_frontend.doctor.judge.kubernetes import (
+    ApiResponse,
     KubernetesFacts,
     Node,
-    Response,
     judge_kubernetes,
     parse_nodes,
 )
@@ -311,8 +311,8 @@ def test_an_api_that_is_not_trusted_or_not_there(
 def test_a_certificate_that_ends_soon() -> None:
     seen = KubernetesFacts(
         server="https://api",
-        ready=Response(200),
-        listed=Response(200),
+        ready=ApiResponse(200),
+        listed=ApiResponse(200),
         nodes=(Node("n", True),),
         certificate_days=3.0,
     )
@@ -373,6 +373,6 @@ _ANY = st.recursive(
 @given(_ANY)
 def test_any_list_of_nodes_can_be_judged(document: Any) -> None:
     facts = KubernetesFacts(
-        server="s", ready=Response(200), listed=Response(200), nodes=parse_nodes(document)
+        server="s", ready=ApiResponse(200), listed=ApiResponse(200), nodes=parse_nodes(document)
     )
     assert judge_kubernetes(CLUSTER, facts)

@@ -17,7 +17,7 @@ from fc_frontend.doctor.judge.kubernetes import (
 )
 from fc_frontend.doctor.judge.machine import (
     Clock,
-    Place,
+    DirectoryFacts,
     judge_clock,
     judge_date,
     judge_place,
@@ -106,7 +106,7 @@ def test_other_clocks() -> None:
 
 
 def test_places_are_judged_by_what_is_seen() -> None:
-    place = Place(
+    place = DirectoryFacts(
         check="c",
         path="/a/b",
         nearest="/a/b",

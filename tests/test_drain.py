@@ -245,7 +245,7 @@ def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
 
 def test_no_record_is_nothing_and_needs_no_haproxy(tmp_path: Path) -> None:
     assert drain_record.load(settings(tmp_path)) == (NOTHING, ())
-    assert drain_record.keep(settings(tmp_path), {}, []) == drain_record.Held()
+    assert drain_record.keep(settings(tmp_path), {}, []) == drain_record.DrainOutcome()
     with pytest.raises(Unavailable):
         drain_record.change(settings(tmp_path), lambda before, _servers: before)
     assert list(tmp_path.iterdir()) == []

@@ -12,8 +12,8 @@ from fc_frontend.config.last_good import Piece, Quarantine, Unit
 from fc_frontend.daemon.report import Report
 from fc_frontend.errors import Cause, Problem
 from fc_frontend.explain.facts import Facts
-from fc_frontend.explain.overview import Level, Seen, overview
-from fc_frontend.explain.steps import Step, Verdict, explain
+from fc_frontend.explain.overview import Seen, StatusLevel, overview
+from fc_frontend.explain.steps import Step, StepVerdict, explain
 from fc_frontend.haproxy.wording import without_lines
 from fc_frontend.observe.log import configure
 from fc_frontend.observe.metrics import Metrics
@@ -63,7 +63,7 @@ def test_pods_behind_service_port_are_not_blamed_on_wildcards() -> None:
         remedy="use pod_port",
         cause=Cause.FOREIGN_NETWORK,
     )
-    assert step("dns", answer, spec).verdict is Verdict.OK
+    assert step("dns", answer, spec).verdict is StepVerdict.OK
     assert step("networks", answer, spec).remedy == "use pod_port"
 
 
@@ -73,7 +73,7 @@ def test_only_a_socket_that_this_user_may_not_open_is_no_critical_state(
 ) -> None:
     problem = Problem(message="Permission denied", cause=cause)
     (finding,) = overview(Seen(worker_problem=problem)).findings
-    assert finding.level == Level(level)
+    assert finding.level == StatusLevel(level)
 
 
 def test_a_quarantine_is_logged_again_only_if_more_than_its_line_changes() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from fc_frontend.haproxy import failed_reloads
 from fc_frontend.haproxy.failed_reloads import Attempt
-from fc_frontend.haproxy.reload import Place, ReloadOutcome, refused_binds
+from fc_frontend.haproxy.reload import FilePlace, ReloadOutcome, refused_binds
 from fc_frontend.haproxy.trial import Taker
 from fc_frontend.model.units import SETTINGS, Section, UnitId, UnitKind
 from fc_frontend.plan.model import Haproxy, Settings
@@ -66,7 +66,7 @@ def site(tmp_path: Path) -> Site:
 
 
 def named(site: Site, *names: str, file: str = "/elsewhere/haproxy.cfg") -> ReloadOutcome:
-    places = tuple(Place(file, site.line(name)) for name in names)
+    places = tuple(FilePlace(file, site.line(name)) for name in names)
     return ReloadOutcome(False, "cannot bind socket", 2.0, places)
 
 

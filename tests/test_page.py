@@ -25,7 +25,7 @@ from fc_frontend.explain.overview import Seen, overview
 from fc_frontend.haproxy.master import show_proc
 from fc_frontend.haproxy.traffic import Rates, Sample, Traffic, rates
 from fc_frontend.page import render
-from fc_frontend.page.values import EACH_PAGE, Board, Change, bar, board, select
+from fc_frontend.page.values import EACH_PAGE, Board, PastDeployment, bar, board, select
 from tests.bench.soak import LAUNCHER
 from tests.conftest import binary_of
 from tests.frontend import Frontend
@@ -92,7 +92,7 @@ def made(
     quarantined: tuple[Held, ...] = (),
     of_traffic: dict[str, Rates] | None = None,
     seconds: float | None = None,
-    changes: tuple[Change, ...] = (),
+    changes: tuple[PastDeployment, ...] = (),
     nameserver: Nameserver | None = None,
     host: str = "edge0",
 ) -> Board:
@@ -153,7 +153,7 @@ def test_what_is_in_quarantine_is_told_with_its_message_and_remedy() -> None:
 
 def test_reloads_come_with_their_reasons_the_newest_first() -> None:
     changes = tuple(
-        Change(
+        PastDeployment(
             id=number,
             at=1e9 + number,
             outcome="reloaded" if number else "refused",
@@ -299,7 +299,9 @@ def test_values_are_text_wherever_they_come_from() -> None:
         is_kept=False,
         problems=(Problem(message=HOSTILE, remedy=f"`{HOSTILE}`", file=HOSTILE, field=HOSTILE),),
     )
-    change = Change(id=1, at=0.0, outcome=HOSTILE, accepted=True, reasons=(HOSTILE,), seconds=0.0)
+    change = PastDeployment(
+        id=1, at=0.0, outcome=HOSTILE, accepted=True, reasons=(HOSTILE,), seconds=0.0
+    )
     of = made(
         service(HOSTILE, pods=0, state="empty", error=HOSTILE),
         quarantined=(held,),

@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 
 from fc_frontend import safe_files
-from fc_frontend.safe_files import MAX_STUCK, Fault, Unsafe
+from fc_frontend.safe_files import MAX_STUCK, FileFault, Unsafe
 from tests.conftest import until
 from tests.hostile.hung import hung
 
 
-def fault(path: Path | str, limit: int = 100) -> Fault:
+def fault(path: Path | str, limit: int = 100) -> FileFault:
     with pytest.raises(Unsafe) as refused:
         safe_files.read(str(path), limit)
     if Path(path).parent.name != "mount":
@@ -40,23 +40,26 @@ def sparse(path: Path) -> None:
     os.truncate(path, 10 << 30)
 
 
-BAD: dict[str, tuple[Callable[[Path], object], Fault]] = {
-    "missing": (lambda path: None, Fault.MISSING),
-    "directory": (Path.mkdir, Fault.DIRECTORY),
-    "pipe": (os.mkfifo, Fault.SPECIAL),
-    "socket": (unix_socket, Fault.SPECIAL),
-    "circle": (lambda path: path.symlink_to(path.name), Fault.LINKS),
-    "zero": (lambda path: path.symlink_to("/dev/zero"), Fault.SPECIAL),
-    "null": (lambda path: path.symlink_to("/dev/null"), Fault.SPECIAL),
-    "terminal": (lambda path: path.symlink_to("/dev/ptmx"), Fault.SPECIAL),
-    "kernel log": (lambda path: path.symlink_to("/proc/kmsg"), Fault.KERNEL),
-    "environment": (lambda path: path.symlink_to("/proc/self/environ"), Fault.KERNEL),
-    "sysfs": (lambda path: path.symlink_to("/sys/kernel/profiling"), Fault.KERNEL),
-    "by way of procfs": (lambda path: path.symlink_to("/proc/self/root/etc/passwd"), Fault.KERNEL),
-    "standard input": (lambda path: path.symlink_to("/dev/stdin"), Fault.KERNEL),
-    "large": (lambda path: path.write_bytes(b"x" * 101), Fault.TOO_LARGE),
-    "sparse": (sparse, Fault.TOO_LARGE),
-    "below a file": (lambda path: path.symlink_to("/etc/passwd/x"), Fault.MISSING),
+BAD: dict[str, tuple[Callable[[Path], object], FileFault]] = {
+    "missing": (lambda path: None, FileFault.MISSING),
+    "directory": (Path.mkdir, FileFault.DIRECTORY),
+    "pipe": (os.mkfifo, FileFault.SPECIAL),
+    "socket": (unix_socket, FileFault.SPECIAL),
+    "circle": (lambda path: path.symlink_to(path.name), FileFault.LINKS),
+    "zero": (lambda path: path.symlink_to("/dev/zero"), FileFault.SPECIAL),
+    "null": (lambda path: path.symlink_to("/dev/null"), FileFault.SPECIAL),
+    "terminal": (lambda path: path.symlink_to("/dev/ptmx"), FileFault.SPECIAL),
+    "kernel log": (lambda path: path.symlink_to("/proc/kmsg"), FileFault.KERNEL),
+    "environment": (lambda path: path.symlink_to("/proc/self/environ"), FileFault.KERNEL),
+    "sysfs": (lambda path: path.symlink_to("/sys/kernel/profiling"), FileFault.KERNEL),
+    "by way of procfs": (
+        lambda path: path.symlink_to("/proc/self/root/etc/passwd"),
+        FileFault.KERNEL,
+    ),
+    "standard input": (lambda path: path.symlink_to("/dev/stdin"), FileFault.KERNEL),
+    "large": (lambda path: path.write_bytes(b"x" * 101), FileFault.TOO_LARGE),
+    "sparse": (sparse, FileFault.TOO_LARGE),
+    "below a file": (lambda path: path.symlink_to("/etc/passwd/x"), FileFault.MISSING),
 }
 
 
@@ -104,7 +107,7 @@ def test_a_file_with_a_lease_is_not_waited_for(tmp_path: Path) -> None:
     ) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == b"held\n"
-        assert fault(path) is Fault.BUSY
+        assert fault(path) is FileFault.BUSY
         holder.kill()
     assert safe_files.read(str(path), 100) == b"x"
 
@@ -120,14 +123,14 @@ def test_a_file_system_that_does_not_answer_is_given_up(
     directory = safe_files.look(str(tmp_path))
     before = set(threading.enumerate())
     with hung(mount):
-        assert fault(mount / "file") is Fault.SLOW
+        assert fault(mount / "file") is FileFault.SLOW
         with pytest.raises(Unsafe):
             safe_files.examine(str(mount / "file"))
         with pytest.raises(Unsafe):
             safe_files.names(str(mount), 10)
         assert safe_files.read(str(tmp_path / "link"), 100) == b"x"
         for number in range(2 * MAX_STUCK):
-            assert fault(mount / str(number)) is Fault.SLOW
+            assert fault(mount / str(number)) is FileFault.SLOW
         # One thread waits for the whole file system, and local files need none.
         assert safe_files.threads_stuck() == 1
         assert len(set(threading.enumerate()) - before) == 1

@@ -26,7 +26,7 @@ from fc_frontend.plurals import counted
 if TYPE_CHECKING:
     from fc_frontend.config.loader import Declaration
     from fc_frontend.haproxy.drain import Drained
-    from fc_frontend.haproxy.drain_record import Held
+    from fc_frontend.haproxy.drain_record import DrainOutcome
     from fc_frontend.haproxy.runtime import ServerState
     from fc_frontend.plan.model import Endpoint
 
@@ -150,7 +150,7 @@ def stored_endpoints(declaration: Declaration, service: str) -> tuple[Endpoint, 
     return answer.endpoints if answer else ()
 
 
-def _servers(held: Held, service: str, chosen: list[str]) -> list[ServerState]:
+def _servers(held: DrainOutcome, service: str, chosen: list[str]) -> list[ServerState]:
     """The servers of `service` with a pod, or only those with a chosen one."""
     from fc_frontend.haproxy.drain import canonical
 
@@ -217,7 +217,7 @@ def _document(
     }
 
 
-def _none_left(held: Held, service: str) -> list[Problem]:
+def _none_left(held: DrainOutcome, service: str) -> list[Problem]:
     """A warning if no server of `service` is up any more."""
     if any(server.proxy == service and server.up and server.address for server in held.servers):
         return []

@@ -14,7 +14,7 @@ from fc_frontend.errors import Unavailable
 
 if TYPE_CHECKING:
     from fc_frontend.explain.facts import Facts
-    from fc_frontend.explain.steps import Explanation, Verdict
+    from fc_frontend.explain.steps import Explanation, StepVerdict
 
 _CODES = {"ok": 0, "warn": 1, "bad": 2, "unknown": 3}
 _COLORS = {"ok": "green", "warn": "yellow", "bad": "red", "unknown": "yellow"}
@@ -90,5 +90,5 @@ def _print(explanation: Explanation) -> None:
         say(f"    → {cause.remedy}")
 
 
-def _word(verdict: Verdict) -> str:
+def _word(verdict: StepVerdict) -> str:
     return style(f"{verdict.value:7}", _COLORS[verdict.value])

@@ -40,7 +40,7 @@ _TOO_DEEP = ("nested too deeply", "make it simpler")
 
 
 @dataclass(frozen=True, slots=True)
-class Flaw:
+class DocumentFlaw:
     """What is wrong with a text as YAML or JSON.  Line and column count from 1.
 
     `message` has nothing of the text: it can be any file that a link leads to.
@@ -55,7 +55,7 @@ class Flaw:
 class Unreadable(ValueError):
     """A text that is not YAML or JSON."""
 
-    def __init__(self, flaw: Flaw) -> None:
+    def __init__(self, flaw: DocumentFlaw) -> None:
         super().__init__(flaw.message)
         self.flaw = flaw
 
@@ -65,7 +65,7 @@ class Document:
     """A value, the flaws that did not prevent reading it, and the way to find places in it."""
 
     value: Any
-    flaws: tuple[Flaw, ...]
+    flaws: tuple[DocumentFlaw, ...]
     _positions: Callable[[], dict[Path, Position]]
 
     def locate(self, path: Path) -> Position | None:
@@ -89,8 +89,8 @@ def read_document(text: str, *, is_json: bool) -> Document:
     return _read_json(text) if is_json else _read_yaml(text)
 
 
-def _duplicate(first: Position, second: Position) -> Flaw:
-    return Flaw(
+def _duplicate(first: Position, second: Position) -> DocumentFlaw:
+    return DocumentFlaw(
         f"a key is twice in the same mapping, first in line {first[0]}",
         "keep one of the two",
         *second,
@@ -103,7 +103,7 @@ def _duplicate(first: Position, second: Position) -> Flaw:
 def _read_json(text: str) -> Document:
     text = text.removeprefix("\ufeff")
     value, duplicates = _json_value(text)
-    flaws: list[Flaw] = []
+    flaws: list[DocumentFlaw] = []
     if duplicates:
         seen: dict[Path, Position] = {}
         for path, position in _json_positions(text):
@@ -134,26 +134,26 @@ def _json_value(text: str) -> tuple[Any, bool]:
         return mapping
 
     def constant(name: str) -> Any:
-        raise Unreadable(Flaw(f"{name} is not JSON", "give a number"))
+        raise Unreadable(DocumentFlaw(f"{name} is not JSON", "give a number"))
 
     if text.count(",") > MAX_VALUES:
-        raise Unreadable(Flaw(*_TOO_LARGE))
+        raise Unreadable(DocumentFlaw(*_TOO_LARGE))
     try:
         value = json.loads(text, object_pairs_hook=pairs, parse_constant=constant)
     except json.JSONDecodeError as exc:
         raise Unreadable(
-            Flaw(f"not JSON: {exc.msg}", "mend the syntax there", exc.lineno, exc.colno)
+            DocumentFlaw(f"not JSON: {exc.msg}", "mend the syntax there", exc.lineno, exc.colno)
         ) from None
     except (RecursionError, ValueError) as exc:
         if isinstance(exc, Unreadable):
             raise
-        raise Unreadable(Flaw("not JSON that can be read", "make it simpler")) from None
+        raise Unreadable(DocumentFlaw("not JSON that can be read", "make it simpler")) from None
     if (at := _half_a_pair(text)) is not None:
         line, column = text.count("\n", 0, at) + 1, at - text.rfind("\n", 0, at)
         remedy = "write the character itself, or both halves of its pair"
-        raise Unreadable(Flaw("an escape is half a character", remedy, line, column))
+        raise Unreadable(DocumentFlaw("an escape is half a character", remedy, line, column))
     if _is_too_deep(value):
-        raise Unreadable(Flaw(*_TOO_DEEP))
+        raise Unreadable(DocumentFlaw(*_TOO_DEEP))
     return value, duplicates
 
 
@@ -292,7 +292,7 @@ class _Level:
 
 
 def _read_yaml(text: str) -> Document:
-    flaws: list[Flaw] = []
+    flaws: list[DocumentFlaw] = []
     value = _YamlReader(text, flaws).read()
 
     def positions() -> dict[Path, Position]:
@@ -313,7 +313,7 @@ class _YamlReader:
     """
 
     def __init__(
-        self, text: str, flaws: list[Flaw], *, places: dict[Path, Position] | None = None
+        self, text: str, flaws: list[DocumentFlaw], *, places: dict[Path, Position] | None = None
     ) -> None:
         self._text = text
         self._flaws = flaws
@@ -335,14 +335,14 @@ class _YamlReader:
             raise Unreadable(self._syntax_flaw(exc)) from None
         return self._result
 
-    def _syntax_flaw(self, exc: yaml.YAMLError) -> Flaw:
+    def _syntax_flaw(self, exc: yaml.YAMLError) -> DocumentFlaw:
         mark = getattr(exc, "problem_mark", None)
         what = getattr(exc, "problem", None) or getattr(exc, "reason", None) or str(exc)
         if mark is None:
-            return Flaw(f"not YAML: {what}", "mend the syntax")
+            return DocumentFlaw(f"not YAML: {what}", "mend the syntax")
         line = self._text.splitlines()[mark.line : mark.line + 1]
         tab = any("\t" in text for text in line)
-        return Flaw(
+        return DocumentFlaw(
             f"not YAML: {what}",
             "indent with spaces, not tabs" if tab else "mend the syntax there, or just before",
             mark.line + 1,
@@ -350,7 +350,7 @@ class _YamlReader:
         )
 
     def _fatal(self, message: str, remedy: str, event: yaml.Event) -> Unreadable:
-        return Unreadable(Flaw(message, remedy, *_mark(event)))
+        return Unreadable(DocumentFlaw(message, remedy, *_mark(event)))
 
     def _take(self, event: yaml.Event) -> None:
         if isinstance(event, yaml.ScalarEvent):
@@ -391,7 +391,7 @@ class _YamlReader:
         if self._values > MAX_VALUES:
             raise self._fatal(*_TOO_LARGE, event)
 
-    def _note(self, flaw: Flaw) -> None:
+    def _note(self, flaw: DocumentFlaw) -> None:
         if len(self._flaws) < MAX_FLAWS:
             self._flaws.append(flaw)
 
@@ -425,7 +425,7 @@ class _YamlReader:
         return line, min(indents, default=0) + 1
 
     def _unknown_tag(self, event: yaml.ScalarEvent | yaml.CollectionStartEvent) -> None:
-        self._note(Flaw("unknown tag", "remove the tag", *_mark(event)))
+        self._note(DocumentFlaw("unknown tag", "remove the tag", *_mark(event)))
 
     def _key(self, level: _Level, event: yaml.ScalarEvent) -> None:
         level.key = event.value

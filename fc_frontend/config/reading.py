@@ -15,7 +15,7 @@ from fc_frontend.config.document import MAX_BYTES
 from fc_frontend.errors import Problem
 from fc_frontend.paths.access import WriteAccess
 from fc_frontend.paths.walk import Found, Walker
-from fc_frontend.safe_files import Fault, Unsafe
+from fc_frontend.safe_files import FileFault, Unsafe
 
 MAX_FILES = 20_000
 MAX_TOTAL_BYTES = 32 * 1024 * 1024
@@ -167,7 +167,7 @@ def read_file(
         else:
             content, found = safe_files.read_listed(path, MAX_BYTES, place)
     except Unsafe as exc:
-        remedy = missing_remedy if exc.fault is Fault.MISSING else exc.remedy
+        remedy = missing_remedy if exc.fault is FileFault.MISSING else exc.remedy
         problems.append(Problem(exc.message, remedy, file=path))
         return None, None
     try:

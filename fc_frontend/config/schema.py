@@ -53,7 +53,7 @@ from fc_frontend.plan.model import (
 )
 from fc_frontend.plan.slots import MOST as MOST_SLOTS
 from fc_frontend.render.config import MARK, has_mark
-from fc_frontend.syntax.units import Fault, Owner, clean_line, option_fault, raw_line_faults
+from fc_frontend.syntax.units import Owner, UnitFault, clean_line, option_fault, raw_line_faults
 from fc_frontend.syntax.words import split
 
 CAMEL_CASE = {
@@ -180,7 +180,7 @@ def _haproxy_words(value: Any) -> str:
     return " ".join(word.source for word in split(text).words)
 
 
-def _error_in(fault: Fault, text: str, item: int | None) -> PydanticCustomError:
+def _error_in(fault: UnitFault, text: str, item: int | None) -> PydanticCustomError:
     """An error in a line of `text`, which may be an item of a list."""
     has_lines = "\n" in text.strip("\n")
     where = f"line {fault.line}: " if has_lines else ""

@@ -24,7 +24,7 @@ class Level(StrEnum):
     """Values only, within the setting `untrusted`."""
 
 
-class Cause(StrEnum):
+class Distrust(StrEnum):
     """Why a file is not trusted."""
 
     OWNER = "owner"
@@ -42,7 +42,7 @@ class Verdict:
     """The level of a file, with the component that decides it; None for a trusted file."""
 
     level: Level
-    cause: Cause | None = None
+    cause: Distrust | None = None
     component: Component | None = None
     owners: tuple[int, ...] = field(default=(0,), compare=False)
     """The users who own the file or a component of its path."""
@@ -60,13 +60,13 @@ class Verdict:
     def reason(self) -> str:
         """Why the file has this level."""
         part = self.component
-        if self.cause is Cause.ORIGIN:
+        if self.cause is Distrust.ORIGIN:
             return "its last good form came from an untrusted file"
         if part is None:
             return f"only {' and '.join(user_name(uid) for uid in self.owners)} may change it"
-        if self.cause is Cause.OWNER:
+        if self.cause is Distrust.OWNER:
             return f"{part} is owned by {user_name(part.uid)}"
-        if self.cause is Cause.HARD_LINK:
+        if self.cause is Distrust.HARD_LINK:
             return f"{part} has several hard links, and its directory is open to other users"
         who = "everybody"
         if not part.mode & stat.S_IWOTH:
@@ -77,7 +77,7 @@ class Verdict:
     def remedy(self) -> str:
         """What makes the file trusted; empty if it is."""
         part = self.component
-        if part is None or self.cause is not Cause.OWNER:
+        if part is None or self.cause is not Distrust.OWNER:
             return self.change
         name = user_name(part.uid).removeprefix("user ")
         return f"{self.change}, or add {name} to trust.users"
@@ -88,15 +88,15 @@ class Verdict:
         part = self.component
         if part is None:
             return ""
-        if self.cause is Cause.OWNER:
+        if self.cause is Distrust.OWNER:
             return f"`chown {'-h ' if part.part is Part.LINK else ''}root {part.path}`"
-        if self.cause is Cause.HARD_LINK:
+        if self.cause is Distrust.HARD_LINK:
             return f"replace {part.path} by a copy"
         return f"`chmod go-w {part.path}`"
 
 
 TRUSTED = Verdict(Level.TRUSTED)
-UNTRUSTED_ORIGIN = Verdict(Level.UNTRUSTED, Cause.ORIGIN)
+UNTRUSTED_ORIGIN = Verdict(Level.UNTRUSTED, Distrust.ORIGIN)
 
 
 def judge(access: WriteAccess, trusted: Collection[int]) -> Verdict:
@@ -107,11 +107,11 @@ def judge(access: WriteAccess, trusted: Collection[int]) -> Verdict:
     """
     for component in access.owners:
         if component.uid not in trusted:
-            return Verdict(Level.UNTRUSTED, Cause.OWNER, component)
+            return Verdict(Level.UNTRUSTED, Distrust.OWNER, component)
     if access.writable:
-        return Verdict(Level.UNTRUSTED, Cause.WRITABLE, access.writable)
+        return Verdict(Level.UNTRUSTED, Distrust.WRITABLE, access.writable)
     if access.linked:
-        return Verdict(Level.UNTRUSTED, Cause.HARD_LINK, access.linked)
+        return Verdict(Level.UNTRUSTED, Distrust.HARD_LINK, access.linked)
     if not access.owners:
         return TRUSTED
     return Verdict(Level.TRUSTED, owners=(0, *(each.uid for each in access.owners)))

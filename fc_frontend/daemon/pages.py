@@ -17,7 +17,7 @@ from fc_frontend.observe.metrics import CONTENT_TYPE, Metrics
 from fc_frontend.observe.services import service_state, slot_room
 from fc_frontend.observe.shared import Shared
 from fc_frontend.page import render
-from fc_frontend.page.look import Known, PageCache
+from fc_frontend.page.look import DaemonView, PageCache
 from fc_frontend.text import json_text
 
 JSON = "application/json"
@@ -109,12 +109,12 @@ def know(
     reconciler: Reconciler,
     metrics: Metrics,
     stuck: Callable[[], Stuck | None],
-) -> Known | None:
+) -> DaemonView | None:
     """What the pages are made of, None if nothing was read yet."""
     declaration, prepared = reconciler.declaration, reconciler.prepared
     if declaration is None or prepared is None:
         return None
-    return Known(
+    return DaemonView(
         settings_file=settings_file,
         declaration=declaration,
         prepared=prepared,

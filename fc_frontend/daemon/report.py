@@ -8,7 +8,7 @@ from dataclasses import replace
 from fc_frontend.config.last_good import Quarantine
 from fc_frontend.errors import Problem, errors_in, warnings_in
 from fc_frontend.haproxy.deploy import Deployment, Outcome
-from fc_frontend.haproxy.drain_record import Held
+from fc_frontend.haproxy.drain_record import DrainOutcome
 from fc_frontend.haproxy.take_over import Replaced
 from fc_frontend.observe.log import Log
 from fc_frontend.observe.metrics import Metrics
@@ -163,7 +163,7 @@ class Report:
         if len(changed) > _MOST_LOGGED:
             self._log.info("dns-changed-more", services=len(changed) - _MOST_LOGGED)
 
-    def drains(self, held: Held) -> None:
+    def drains(self, held: DrainOutcome) -> None:
         """What the worker was told about drained pods."""
         for problem in held.problems:
             self._log.limited("drains-unknown").warning(

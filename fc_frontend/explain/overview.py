@@ -27,7 +27,7 @@ from fc_frontend.text import one_line
 LEFT_OUT = "left out"
 
 
-class Level(IntEnum):
+class StatusLevel(IntEnum):
     """Nagios' levels, which are the exit codes."""
 
     OK = 0
@@ -65,10 +65,10 @@ class Seen:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Finding:
+class StatusFinding:
     """One thing that is wrong."""
 
-    level: Level
+    level: StatusLevel
     subject: str
     message: str
     remedy: str = ""
@@ -129,10 +129,10 @@ class Row:
 class Overview:
     """What `status` says."""
 
-    level: Level
+    level: StatusLevel
     summary: str
     rows: tuple[Row, ...]
-    findings: tuple[Finding, ...]
+    findings: tuple[StatusFinding, ...]
     seen: Seen = field(repr=False)
 
     @property
@@ -190,9 +190,9 @@ def overview(seen: Seen) -> Overview:
     """Rows, findings and the level that follows from them."""
     findings = sorted(_findings(seen), key=lambda finding: -finding.level)
     rows = tuple(sorted(_rows(seen), key=lambda row: row.name))
-    level = max((finding.level for finding in findings), default=Level.OK)
+    level = max((finding.level for finding in findings), default=StatusLevel.OK)
     if seen.daemon is None and seen.worker is None:
-        level = Level.UNKNOWN
+        level = StatusLevel.UNKNOWN
     return Overview(
         level=level,
         summary=_summary(seen, level, findings),
@@ -202,9 +202,9 @@ def overview(seen: Seen) -> Overview:
     )
 
 
-def _summary(seen: Seen, level: Level, findings: list[Finding]) -> str:
+def _summary(seen: Seen, level: StatusLevel, findings: list[StatusFinding]) -> str:
     services = counted(len(seen.services), "service")
-    if level is Level.UNKNOWN:
+    if level is StatusLevel.UNKNOWN:
         problem = seen.worker_problem or seen.daemon_problem
         return f"neither the daemon nor HAProxy answers: {problem.message if problem else ''}"
     if not findings:
@@ -241,12 +241,12 @@ def _rows(seen: Seen) -> Iterator[Row]:
             yield Row(name=name, state=LEFT_OUT, why=one_line(said))
 
 
-def _findings(seen: Seen) -> Iterator[Finding]:
+def _findings(seen: Seen) -> Iterator[StatusFinding]:
     yield from _of_processes(seen)
     for held in seen.quarantined:
         for problem in held.problems[:1]:
-            yield Finding(
-                level=Level.CRITICAL,
+            yield StatusFinding(
+                level=StatusLevel.CRITICAL,
                 subject=str(held),
                 message=f"in quarantine, {held.effect}: "
                 + (f"{problem.field}: " if problem.field else "")
@@ -261,8 +261,8 @@ def _findings(seen: Seen) -> Iterator[Finding]:
         yield from _of_service(seen, service)
     failed = [nameserver for nameserver in seen.nameservers if nameserver.said]
     for nameserver in failed:
-        yield Finding(
-            level=Level.WARNING,
+        yield StatusFinding(
+            level=StatusLevel.WARNING,
             subject=f"cluster DNS {nameserver.name}",
             message=nameserver.said,
             remedy="HAProxy keeps the servers that it has; see CoreDNS, and the way to it"
@@ -271,31 +271,31 @@ def _findings(seen: Seen) -> Iterator[Finding]:
         )
 
 
-def _of_processes(seen: Seen) -> Iterator[Finding]:
+def _of_processes(seen: Seen) -> Iterator[StatusFinding]:
     if seen.worker is None and seen.worker_problem is not None:
         problem = seen.worker_problem
-        level = Level.WARNING if problem.cause is Cause.FORBIDDEN else Level.CRITICAL
-        yield Finding(
+        level = StatusLevel.WARNING if problem.cause is Cause.FORBIDDEN else StatusLevel.CRITICAL
+        yield StatusFinding(
             level=level, subject="HAProxy", message=problem.message, remedy=problem.remedy
         )
     if seen.daemon is None and seen.daemon_problem is not None:
-        yield Finding(
-            level=Level.WARNING,
+        yield StatusFinding(
+            level=StatusLevel.WARNING,
             subject="daemon",
             message=seen.daemon_problem.message,
             remedy=seen.daemon_problem.remedy,
         )
     if seen.held_id is not None:
-        yield Finding(
-            level=Level.WARNING,
+        yield StatusFinding(
+            level=StatusLevel.WARNING,
             subject="hold",
             message=f"configuration {seen.held_id} is held, by {one_line(seen.held_by)}: what is "
             "declared does not reach HAProxy",
             remedy="`fc-frontend resume` goes on with what is declared",
         )
     if seen.take_over is not None:
-        yield Finding(
-            level=Level.WARNING if seen.in_sync else Level.CRITICAL,
+        yield StatusFinding(
+            level=StatusLevel.WARNING if seen.in_sync else StatusLevel.CRITICAL,
             subject="take-over",
             message=one_line(seen.take_over.message),
             remedy=seen.take_over.remedy,
@@ -304,13 +304,13 @@ def _of_processes(seen: Seen) -> Iterator[Finding]:
         yield _out_of_sync(seen, seen.worker)
 
 
-def _out_of_sync(seen: Seen, worker: Worker) -> Finding:
+def _out_of_sync(seen: Seen, worker: Worker) -> StatusFinding:
     has = f"HAProxy has {worker.hash}" if worker.hash else "HAProxy's configuration is not ours"
     errors = errors_in(seen.problems)
     if seen.wanted_hash is None and errors:
         first = errors[0]
-        return Finding(
-            level=Level.CRITICAL,
+        return StatusFinding(
+            level=StatusLevel.CRITICAL,
             subject="configuration",
             message=f"refused, {has}: {first.message}",
             remedy=first.remedy,
@@ -320,20 +320,20 @@ def _out_of_sync(seen: Seen, worker: Worker) -> Finding:
     remedy = "see the daemon's log (`reload-failed`, `config-refused`)"
     if seen.daemon is None:
         remedy = "see `fc-frontend diff`; start the daemon, or run `fc-frontend apply`"
-    return Finding(
-        level=Level.CRITICAL,
+    return StatusFinding(
+        level=StatusLevel.CRITICAL,
         subject="configuration",
         message=f"not in sync: {has}, and {seen.wanted_hash or 'none'} is wanted",
         remedy=remedy,
     )
 
 
-def _of_service(seen: Seen, service: DaemonService) -> Iterator[Finding]:
+def _of_service(seen: Seen, service: DaemonService) -> Iterator[StatusFinding]:
     name = service.name
     look = f"`fc-frontend explain {name}`"
 
-    def finding(level: Level, message: str, remedy: str = "") -> Finding:
-        return Finding(
+    def finding(level: StatusLevel, message: str, remedy: str = "") -> StatusFinding:
+        return StatusFinding(
             level=level,
             subject=name,
             message=one_line(message),
@@ -343,7 +343,7 @@ def _of_service(seen: Seen, service: DaemonService) -> Iterator[Finding]:
 
     counts = seen.worker.counts.get(name) if seen.worker else None
     if seen.held_id is not None and seen.worker is not None and counts is None:
-        yield finding(Level.WARNING, "not in the configuration that is held", look)
+        yield finding(StatusLevel.WARNING, "not in the configuration that is held", look)
         return
     if seen.worker is not None and service.pods and not (counts and counts.up):
         parts = (counts.down, counts.drained, counts.maintenance) if counts else (0, 0, 0)
@@ -353,42 +353,44 @@ def _of_service(seen: Seen, service: DaemonService) -> Iterator[Finding]:
             if number
         )
         yield finding(
-            Level.CRITICAL,
+            StatusLevel.CRITICAL,
             f"{counted(service.pods, 'pod')}, and no server up"
             + (f" ({states})" if states else ""),
             look,
         )
     elif counts and counts.down:
         yield finding(
-            Level.WARNING, f"{counts.down} of {counted(counts.with_pod, 'server')} down", look
+            StatusLevel.WARNING, f"{counts.down} of {counted(counts.with_pod, 'server')} down", look
         )
     if service.slots_short:
         yield finding(
-            Level.CRITICAL,
+            StatusLevel.CRITICAL,
             f"{counted(service.pods or 0, 'pod')} in {counted(service.slots, 'slot')}: "
             f"{service.slots_short} without a slot and traffic",
             look,
         )
     elif service.slots_scarce:
         yield finding(
-            Level.WARNING,
+            StatusLevel.WARNING,
             f"{counted(service.pods or 0, 'pod')} in {counted(service.slots, 'slot')}: little "
             "room is left",
             "use slots: auto, or a larger number",
         )
     if service.state == "empty" and not service.rejected:
         yield finding(
-            Level.WARNING, f"cluster DNS names no pod: {service.error or 'no addresses'}", look
+            StatusLevel.WARNING,
+            f"cluster DNS names no pod: {service.error or 'no addresses'}",
+            look,
         )
     elif service.state == "stale" and seen.daemon is not None:
         yield finding(
-            Level.WARNING,
+            StatusLevel.WARNING,
             f"cluster DNS gives no answer: {service.error or 'none yet'}",
             f"the last good answer stays in use; see {look}",
         )
     if service.rejected:
         yield finding(
-            Level.WARNING,
+            StatusLevel.WARNING,
             "cluster DNS names addresses outside of the cluster's networks: "
             + ", ".join(service.rejected[:3]),
             service.remedy or look,
@@ -396,7 +398,7 @@ def _of_service(seen: Seen, service: DaemonService) -> Iterator[Finding]:
     drained = counts.drained if counts else len(service.drained)
     if drained:
         yield finding(
-            Level.WARNING,
+            StatusLevel.WARNING,
             f"{drained} drained",
             f"to end it: `fc-frontend undrain {name}`",
         )

@@ -32,7 +32,7 @@ _SHOWN = 20
 _DETAILS = 40
 
 
-class Verdict(StrEnum):
+class StepVerdict(StrEnum):
     """How a step is; in this order it becomes worse."""
 
     OK = "ok"
@@ -41,7 +41,7 @@ class Verdict(StrEnum):
     BAD = "bad"
 
 
-_ORDER = tuple(Verdict)
+_ORDER = tuple(StepVerdict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +49,7 @@ class Step:
     """One step: what was found, and what to do if it is not as it should be."""
 
     name: str
-    verdict: Verdict
+    verdict: StepVerdict
     said: str
     remedy: str = ""
     details: tuple[str, ...] = ()
@@ -75,19 +75,19 @@ class Explanation:
     summary: str
 
     @property
-    def verdict(self) -> Verdict:
+    def verdict(self) -> StepVerdict:
         """The worst of all steps; what is not known counts only where HAProxy cannot be asked."""
         known = [
             step.verdict
             for step in self.steps
-            if step.verdict is not Verdict.UNKNOWN or step.name == "servers"
+            if step.verdict is not StepVerdict.UNKNOWN or step.name == "servers"
         ]
-        return max(known, key=_ORDER.index, default=Verdict.UNKNOWN)
+        return max(known, key=_ORDER.index, default=StepVerdict.UNKNOWN)
 
     @property
     def cause(self) -> Step | None:
         """The first bad step."""
-        return next((step for step in self.steps if step.verdict is Verdict.BAD), None)
+        return next((step for step in self.steps if step.verdict is StepVerdict.BAD), None)
 
 
 def explain(facts: Facts) -> Explanation:
@@ -103,7 +103,7 @@ def explain(facts: Facts) -> Explanation:
         _configuration(facts),
     )
     serves = is_served and all(
-        step.verdict is not Verdict.BAD for step in steps if step.name == "bind"
+        step.verdict is not StepVerdict.BAD for step in steps if step.name == "bind"
     )
     explanation = Explanation(service=facts.name, steps=steps, serves=serves, summary="")
     return replace(explanation, summary=_summary(facts, explanation))
@@ -118,13 +118,13 @@ def _summary(facts: Facts, explanation: Explanation) -> str:
     if explanation.serves:
         binds = ", ".join(bind.bind for bind in facts.binds)
         said = f"{name} serves: {_up(facts)}" + (f" on {binds}" if binds else "")
-        worst = cause or next((s for s in explanation.steps if s.verdict is Verdict.WARN), None)
+        worst = cause or next((s for s in explanation.steps if s.verdict is StepVerdict.WARN), None)
         return f"{said}; but {worst.said}" if worst else said
     if cause is None:
-        unknown = next((s for s in explanation.steps if s.verdict is Verdict.UNKNOWN), None)
+        unknown = next((s for s in explanation.steps if s.verdict is StepVerdict.UNKNOWN), None)
         return f"{name}: it cannot be told whether it serves: {unknown.said if unknown else ''}"
     said = f"{name}: {_what_clients_see(facts, explanation)}, because {cause.said}"
-    if any(s.name == "declaration" and s.verdict is Verdict.WARN for s in explanation.steps):
+    if any(s.name == "declaration" and s.verdict is StepVerdict.WARN for s in explanation.steps):
         # Else who has just changed it would look for the fault in what is not in force.
         said += "; what is declared now is in quarantine: see the step declaration"
     return said
@@ -132,7 +132,7 @@ def _summary(facts: Facts, explanation: Explanation) -> str:
 
 def _what_clients_see(facts: Facts, explanation: Explanation) -> str:
     is_bound = any(
-        step.verdict is not Verdict.BAD for step in explanation.steps if step.name == "bind"
+        step.verdict is not StepVerdict.BAD for step in explanation.steps if step.name == "bind"
     )
     if facts.proxy is None or not is_bound:
         return "not served"
@@ -161,11 +161,11 @@ def _declaration(facts: Facts) -> Step:
         if own:
             # Who may not read the state directory does not see the last good form.
             is_kept = own[0].is_kept and facts.proxy is not None
-            return _held_step(own[0], Verdict.WARN if is_kept else Verdict.BAD)
+            return _held_step(own[0], StepVerdict.WARN if is_kept else StepVerdict.BAD)
         near = f"did you mean {facts.declared[0]}?" if facts.declared else ""
         return Step(
             name=name,
-            verdict=Verdict.BAD,
+            verdict=StepVerdict.BAD,
             said=f"no service {one_line(facts.name)[:80]} is declared",
             remedy=near
             or f"declare it in {facts.settings_file}, or in a file in services.d beside it",
@@ -174,13 +174,13 @@ def _declaration(facts: Facts) -> Step:
     if facts.quarantined:
         # Its own comes first.
         held = (own or facts.quarantined)[0]
-        return _held_step(held, Verdict.WARN)
+        return _held_step(held, StepVerdict.WARN)
     details = [f"Service {spec.service} in namespace {spec.namespace}, {spec.target} {spec.port}"]
     said = f"declared in {facts.place}" if facts.place else "declared"
-    return Step(name=name, verdict=Verdict.OK, said=said, details=tuple(details))
+    return Step(name=name, verdict=StepVerdict.OK, said=said, details=tuple(details))
 
 
-def _held_step(held: Held, verdict: Verdict) -> Step:
+def _held_step(held: Held, verdict: StepVerdict) -> Step:
     problem = held.problems[0] if held.problems else None
     said = replace(problem, service=None).statement if problem else "it is refused"
     subject = "it is" if held.piece == "service" else f"{held} is"
@@ -207,17 +207,17 @@ def _dns(facts: Facts, is_served: bool) -> Step:
     if spec is None or answer is None:
         return Step(
             name="dns",
-            verdict=Verdict.UNKNOWN,
+            verdict=StepVerdict.UNKNOWN,
             said="cluster DNS was not asked, for want of a name",
         )
     if answer.kind is Kind.NODES:
-        return Step(name="dns", verdict=Verdict.OK, said="needs no DNS: the cluster's nodes")
+        return Step(name="dns", verdict=StepVerdict.OK, said="needs no DNS: the cluster's nodes")
     step = _dns_failed(facts, answer) if answer.freshness is not Freshness.FRESH else None
     step = step or _dns_answered(answer, spec) or _dns_nobody(facts, answer, spec)
-    if step.verdict is Verdict.BAD and (is_served or _failed_before_dns(facts, answer)):
+    if step.verdict is StepVerdict.BAD and (is_served or _failed_before_dns(facts, answer)):
         # HAProxy keeps what it had, for a while or for a day.
         kept = f"HAProxy keeps the servers that it has, {_for_how_long(facts, answer)}"
-        return replace(step, verdict=Verdict.WARN, details=(kept, *step.details))
+        return replace(step, verdict=StepVerdict.WARN, details=(kept, *step.details))
     return step
 
 
@@ -265,7 +265,7 @@ def _dns_failed(facts: Facts, answer: Answer) -> Step:
         details.append("it never gave a good answer")
     return Step(
         name="dns",
-        verdict=Verdict.BAD,
+        verdict=StepVerdict.BAD,
         said=f"cluster DNS gives no answer: {error}",
         remedy=remedy,
         details=tuple(details),
@@ -285,14 +285,14 @@ def _dns_answered(answer: Answer, spec: ServiceSpec) -> Step | None:
     if answer.cause is Cause.NO_WILDCARDS:
         return Step(
             name="dns",
-            verdict=Verdict.WARN,
+            verdict=StepVerdict.WARN,
             said=f"wildcards are not supported by this CoreDNS: {one_line(answer.reason)}",
             remedy=one_line(answer.remedy),
             details=_manifest(spec),
         )
     if answer.endpoints and answer.remedy:
-        return Step(name="dns", verdict=Verdict.WARN, said=said, remedy=one_line(answer.remedy))
-    return Step(name="dns", verdict=Verdict.OK, said=said)
+        return Step(name="dns", verdict=StepVerdict.WARN, said=said, remedy=one_line(answer.remedy))
+    return Step(name="dns", verdict=StepVerdict.OK, said=said)
 
 
 def _manifest(spec: ServiceSpec) -> tuple[str, ...]:
@@ -319,7 +319,7 @@ def _dns_nobody(facts: Facts, answer: Answer, spec: ServiceSpec) -> Step:
     if answer.cause is Cause.NO_WILDCARDS:
         return Step(
             name="dns",
-            verdict=Verdict.BAD,
+            verdict=StepVerdict.BAD,
             said=f"wildcards are not supported by this CoreDNS: {one_line(answer.error)}",
             remedy=f"{one_line(answer.remedy)} (kube-proxy balances then), or make the Service "
             "headless, as shown",
@@ -350,7 +350,9 @@ def _dns_nobody(facts: Facts, answer: Answer, spec: ServiceSpec) -> Step:
             f"it had {counted(len(facts.before.endpoints), 'pod')} when it was last answered"
             f"{_age(facts).rstrip(',')}: most likely none is ready now"
         )
-    return Step(name="dns", verdict=Verdict.BAD, said=said, remedy=remedy, details=tuple(details))
+    return Step(
+        name="dns", verdict=StepVerdict.BAD, said=said, remedy=remedy, details=tuple(details)
+    )
 
 
 # Networks and slots
@@ -359,22 +361,22 @@ def _dns_nobody(facts: Facts, answer: Answer, spec: ServiceSpec) -> Step:
 def _networks(facts: Facts) -> Step:
     name, answer, spec = "networks", facts.now, facts.spec
     if answer is None or spec is None or not (answer.endpoints or answer.rejected):
-        return Step(name=name, verdict=Verdict.UNKNOWN, said="there is no address to look at")
+        return Step(name=name, verdict=StepVerdict.UNKNOWN, said="there is no address to look at")
     if answer.kind is Kind.NODES:
         return Step(
-            name=name, verdict=Verdict.OK, said="nodes need not be in the cluster's networks"
+            name=name, verdict=StepVerdict.OK, said="nodes need not be in the cluster's networks"
         )
     is_service = answer.kind is Kind.SERVICE
     networks = facts.cluster.service_networks if is_service else facts.cluster.pod_networks
     which = "service network" if is_service else "pod network"
     shown = _listed(networks) or "(none is set)"
     if not answer.rejected:
-        return Step(name=name, verdict=Verdict.OK, said=f"all in the {which} {shown}")
+        return Step(name=name, verdict=StepVerdict.OK, said=f"all in the {which} {shown}")
     field = "cluster.service_network" if is_service else "cluster.pod_network"
     remedy = one_line(answer.remedy) or f"add their network to {field}, if they belong there"
     return Step(
         name=name,
-        verdict=Verdict.WARN if answer.endpoints else Verdict.BAD,
+        verdict=StepVerdict.WARN if answer.endpoints else StepVerdict.BAD,
         said=f"cluster DNS names addresses outside of the {which} {shown}, which are never used: "
         f"{_listed(answer.rejected)}",
         remedy=remedy,
@@ -391,14 +393,16 @@ def _listed(words: Iterable[Network | str]) -> str:
 def _slots(facts: Facts) -> Step:
     name, planned, have = "slots", facts.planned, slots_of(facts)
     if planned is None or have is None:
-        return Step(name=name, verdict=Verdict.UNKNOWN, said="the number of slots is not known")
+        return Step(name=name, verdict=StepVerdict.UNKNOWN, said="the number of slots is not known")
     if not planned.has_pods:
-        return Step(name=name, verdict=Verdict.OK, said=f"{counted(have, 'server')}, as declared")
+        return Step(
+            name=name, verdict=StepVerdict.OK, said=f"{counted(have, 'server')}, as declared"
+        )
     known = facts.now if facts.now is not None and facts.now.endpoints else facts.before
     pods = len(known.endpoints) if known else 0
     said = f"{counted(pods, 'pod')} in {counted(have, 'slot')}"
     if facts.proxy is None:
-        return Step(name=name, verdict=Verdict.OK, said=f"{said}, as planned")
+        return Step(name=name, verdict=StepVerdict.OK, said=f"{said}, as planned")
     short, spec = slots.short(pods, have), planned.spec
     is_fixed = spec.slots is not None or slots.needed(pods) > spec.max_slots
     remedy = slots.remedy(pods, spec.max_slots)
@@ -409,15 +413,15 @@ def _slots(facts: Facts) -> Step:
     if short:
         return Step(
             name=name,
-            verdict=Verdict.BAD,
+            verdict=StepVerdict.BAD,
             said=f"{said}: {counted(short, 'pod')} without a slot, and without traffic",
             remedy=remedy,
         )
     if slots.scarce(pods, have):
         return Step(
-            name=name, verdict=Verdict.WARN, said=f"{said}: little room is left", remedy=remedy
+            name=name, verdict=StepVerdict.WARN, said=f"{said}: little room is left", remedy=remedy
         )
-    return Step(name=name, verdict=Verdict.OK, said=said)
+    return Step(name=name, verdict=StepVerdict.OK, said=said)
 
 
 # Servers
@@ -429,9 +433,9 @@ def _servers(facts: Facts) -> Step:
         problem = facts.worker_problem
         return Step(
             name=name,
-            verdict=Verdict.UNKNOWN
+            verdict=StepVerdict.UNKNOWN
             if problem is None or problem.cause is Cause.FORBIDDEN
-            else Verdict.BAD,
+            else StepVerdict.BAD,
             said=f"HAProxy does not answer: {problem.message}" if problem else "HAProxy is unknown",
             remedy=problem.remedy if problem else "",
         )
@@ -439,7 +443,7 @@ def _servers(facts: Facts) -> Step:
         refused = errors_in(facts.refused)
         return Step(
             name=name,
-            verdict=Verdict.BAD,
+            verdict=StepVerdict.BAD,
             said="the running HAProxy has no section of this name",
             remedy=one_line(refused[0].remedy)
             if refused and refused[0].remedy
@@ -452,7 +456,7 @@ def _servers(facts: Facts) -> Step:
     if not servers:
         return Step(
             name=name,
-            verdict=Verdict.BAD,
+            verdict=StepVerdict.BAD,
             said="HAProxy has no pod in any slot",
             remedy=_no_address(facts),
         )
@@ -474,15 +478,15 @@ def _servers(facts: Facts) -> Step:
         if missing:
             return Step(
                 name=name,
-                verdict=Verdict.WARN,
+                verdict=StepVerdict.WARN,
                 said=f"{said}, but HAProxy has not yet {_listed(missing)}",
                 remedy=_no_address(facts),
                 details=details,
             )
-        return Step(name=name, verdict=Verdict.OK, said=said, details=details)
+        return Step(name=name, verdict=StepVerdict.OK, said=said, details=details)
     return Step(
         name=name,
-        verdict=Verdict.WARN if up else Verdict.BAD,
+        verdict=StepVerdict.WARN if up else StepVerdict.BAD,
         said=f"{'' if up else 'no server is up: '}{said + ': ' if up else ''}{', '.join(faults)}",
         remedy="; ".join(_server_remedies(facts, down, drained, resting)),
         details=details,
@@ -584,25 +588,25 @@ def _check_remedy(server: Server, is_service: bool) -> str:
 def _bind(facts: Facts) -> Step:
     name = "bind"
     if facts.spec is None or not facts.binds:
-        return Step(name=name, verdict=Verdict.UNKNOWN, said="it has no bind that is known")
+        return Step(name=name, verdict=StepVerdict.UNKNOWN, said="it has no bind that is known")
     if facts.proxy is not None and facts.proxy.status not in ("OPEN", ""):
         return Step(
             name=name,
-            verdict=Verdict.BAD,
+            verdict=StepVerdict.BAD,
             said=f"its frontend is {facts.proxy.status}: it was stopped by hand",
             remedy=f"on HAProxy's runtime socket: `enable frontend {facts.name}`",
         )
     if facts.proxy is not None and 0 < facts.proxy.most_sessions <= facts.proxy.sessions:
         return Step(
             name=name,
-            verdict=Verdict.BAD,
+            verdict=StepVerdict.BAD,
             said=f"all {facts.proxy.most_sessions} connections that it may have are in use",
             remedy="raise maxconn in extra_config or haproxy.global_extra, or find who has them",
         )
     steps = [_one_bind(facts, bind) for bind in facts.binds]
     worst = max(steps, key=lambda step: _ORDER.index(step.verdict))
     said = "; ".join(dict.fromkeys(s.said for s in steps if s.verdict is worst.verdict))
-    if worst.verdict is Verdict.OK:
+    if worst.verdict is StepVerdict.OK:
         said = f"HAProxy listens on {', '.join(bind.bind for bind in facts.binds[:_SHOWN])}"
     return replace(worst, said=said)
 
@@ -610,32 +614,32 @@ def _bind(facts: Facts) -> Step:
 def _one_bind(facts: Facts, bind: BindFact) -> Step:
     name = "bind"
     if bind.listening is Listening.HAPROXY and not bind.who:
-        return Step(name=name, verdict=Verdict.OK, said=bind.bind)
+        return Step(name=name, verdict=StepVerdict.OK, said=bind.bind)
     if bind.listening is Listening.HAPROXY:
         return Step(
             name=name,
-            verdict=Verdict.BAD,
+            verdict=StepVerdict.BAD,
             said=f"{bind.bind} is shared with {bind.who}, which takes part of the connections",
             remedy=f"stop {bind.who}",
         )
     if bind.listening is Listening.OTHER:
         return Step(
             name=name,
-            verdict=Verdict.BAD,
+            verdict=StepVerdict.BAD,
             said=f"{bind.bind} is held by {bind.who}, and not by HAProxy",
             remedy=f"stop {bind.who}, or let this service bind another address or port",
         )
     if bind.listening is Listening.HIDDEN:
         return Step(
             name=name,
-            verdict=Verdict.UNKNOWN,
+            verdict=StepVerdict.UNKNOWN,
             said=f"somebody listens on {bind.bind}; this user may not see who",
             remedy="run this as root",
         )
     problem = bind.problem
     return Step(
         name=name,
-        verdict=Verdict.BAD,
+        verdict=StepVerdict.BAD,
         said=problem.message if problem else f"nobody listens on {bind.bind}",
         remedy=problem.remedy
         if problem
@@ -650,13 +654,15 @@ def _configuration(facts: Facts) -> Step:
     name = "configuration"
     running = facts.worker.hash if facts.worker else None
     if facts.worker is None:
-        return Step(name=name, verdict=Verdict.UNKNOWN, said="HAProxy cannot say which one it has")
+        return Step(
+            name=name, verdict=StepVerdict.UNKNOWN, said="HAProxy cannot say which one it has"
+        )
     is_hurt = facts.section_differs is True or facts.proxy is None
-    verdict = Verdict.BAD if is_hurt else Verdict.WARN
+    verdict = StepVerdict.BAD if is_hurt else StepVerdict.WARN
     if facts.held_id is not None:
         return Step(
             name=name,
-            verdict=Verdict.WARN,
+            verdict=StepVerdict.WARN,
             said=f"configuration {facts.held_id} is held, by {one_line(facts.held_by)}: what is "
             "declared does not reach HAProxy",
             remedy="`fc-frontend resume` goes on with what is declared",
@@ -685,11 +691,11 @@ def _configuration(facts: Facts) -> Step:
     if facts.daemon is None and facts.daemon_problem is not None:
         return Step(
             name=name,
-            verdict=Verdict.WARN,
+            verdict=StepVerdict.WARN,
             said=f"HAProxy has what is declared, but {facts.daemon_problem.message}",
             remedy=facts.daemon_problem.remedy,
         )
-    return Step(name=name, verdict=Verdict.OK, said=f"HAProxy has what is declared ({running})")
+    return Step(name=name, verdict=StepVerdict.OK, said=f"HAProxy has what is declared ({running})")
 
 
 def duration(seconds: float) -> str:

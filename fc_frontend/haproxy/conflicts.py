@@ -17,8 +17,8 @@ from fc_frontend.plan.conflicts import Conflict, Overlap, conflicts, overlaps
 from fc_frontend.plan.model import Bind, Plan, Settings
 from fc_frontend.render.config import Config
 from fc_frontend.render.listeners import listeners_of
-from fc_frontend.syntax.binds import Flaw, Listener, Owned
-from fc_frontend.syntax.endpoints import Endpoint, Family, Options, read_endpoints
+from fc_frontend.syntax.binds import BindFlaw, Listener, Owned
+from fc_frontend.syntax.endpoints import Endpoint, Family, ListenOptions, read_endpoints
 
 _MAX_NAMED = 3
 """Units that one warning names."""
@@ -26,7 +26,7 @@ _MAX_NAMED = 3
 
 def endpoint_of(bind: Bind) -> Endpoint:
     """The endpoint that HAProxy makes of a declared bind without options."""
-    (endpoint,) = read_endpoints(str(bind), Options())
+    (endpoint,) = read_endpoints(str(bind), ListenOptions())
     assert endpoint is not None
     return endpoint
 
@@ -105,7 +105,7 @@ class _Wording:
         settings = plan.settings
         self._compared_as_settings = {str(settings.haproxy.stats), str(settings.listen)}
 
-    def flawed(self, flaw: Flaw) -> Problem:
+    def flawed(self, flaw: BindFlaw) -> Problem:
         """The problem that a line's listeners cannot be known."""
         return self._places.problem(flaw.owner, flaw.line, None, flaw.message, flaw.remedy)
 

@@ -27,7 +27,7 @@ _MOST_BACKENDS = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Held:
+class DrainOutcome:
     """The worker was held to `record`; `before` is the record until then.
 
     `servers` are those of the services concerned, after it.  `sent` are the commands that it took.
@@ -88,7 +88,7 @@ def change(
     settings: Settings,
     changed: Callable[[Drained, tuple[ServerState, ...]], Drained],
     services: Iterable[str] = (),
-) -> Held:
+) -> DrainOutcome:
     """Make the record what `changed` makes of it, and hold the running worker to it.
 
     `changed` gets the record and the servers of its services and of `services`, and may raise.
@@ -114,17 +114,19 @@ def change(
             servers = _servers(socket, names)
         settled = drain.marked(record, servers)
         _save(settings, saved, settled)
-    return Held(before=before, record=settled, servers=servers, sent=tuple(sent), problems=problems)
+    return DrainOutcome(
+        before=before, record=settled, servers=servers, sent=tuple(sent), problems=problems
+    )
 
 
-def keep(settings: Settings, resolution: Resolution, declared: Iterable[str]) -> Held:
+def keep(settings: Settings, resolution: Resolution, declared: Iterable[str]) -> DrainOutcome:
     """Hold the running worker to the record, after forgetting pods that are gone for good.
 
     Does nothing if nothing is recorded.  Raises `Unavailable`.
     """
     record, problems = load(settings)
     if not record:
-        return Held(problems=problems)
+        return DrainOutcome(problems=problems)
     names = tuple(declared)
     return change(
         settings,

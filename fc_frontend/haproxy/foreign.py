@@ -26,7 +26,7 @@ from fc_frontend.haproxy.history import Kept, own_hash
 from fc_frontend.render.config import HASH_LENGTH, HASH_PREFIX, has_mark
 from fc_frontend.syntax.keywords import PREPROCESSOR
 from fc_frontend.syntax.lines import Kind
-from fc_frontend.syntax.sections import PROXIES, Section, read_sections
+from fc_frontend.syntax.sections import PROXIES, ConfigSection, read_sections
 
 _LIVE = frozenset((*PROXIES, "log-forward", "program"))
 """Sections that serve, or run, something by themselves."""
@@ -55,7 +55,7 @@ class Origin(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Proxy:
+class ForeignProxy:
     """A section that serves something."""
 
     kind: str
@@ -68,16 +68,16 @@ class Proxy:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class FoundConfig:
     """What is on disk.  `digest` is the SHA-256 of its bytes, `hash` that of a text of ours."""
 
     origin: Origin
     digest: str = ""
-    proxies: tuple[Proxy, ...] = ()
+    proxies: tuple[ForeignProxy, ...] = ()
     hash: str = ""
 
 
-NOTHING = Found(Origin.NONE)
+NOTHING = FoundConfig(Origin.NONE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,30 +115,30 @@ class Worker:
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
+class OwnConfigs:
     """What we wrote on this host: `has` tells of a digest, `proxies` gives sections by name."""
 
     has: Callable[[str], bool] = lambda _: False
     proxies: Callable[[], frozenset[Name]] = frozenset
 
 
-def look_at(data: bytes | None, known: Known) -> Found:
+def look_at(data: bytes | None, known: OwnConfigs) -> FoundConfig:
     """What a haproxy.cfg is."""
     if not data or not data.strip():
         return NOTHING
     digest = hashlib.sha256(data).hexdigest()
     text = data.decode("utf-8", "surrogateescape")
     if (own := own_hash(text)) is not None:
-        return Found(Origin.OURS, digest, hash=own)
+        return FoundConfig(Origin.OURS, digest, hash=own)
     sections = tuple(read_sections(text))
     proxies = tuple(_proxy(section) for section in sections if section.kind in _LIVE)
     stated = stated_in(sections)
     if (stated is not None and known.has(stated)) or _is_derived(text, proxies, known):
-        return Found(Origin.EDITED, digest, proxies)
+        return FoundConfig(Origin.EDITED, digest, proxies)
     if proxies:
-        return Found(Origin.FOREIGN, digest, proxies)
+        return FoundConfig(Origin.FOREIGN, digest, proxies)
     is_readable = all(_is_readable(section) for section in sections)
-    return Found(Origin.BARE if is_readable else Origin.UNREADABLE, digest)
+    return FoundConfig(Origin.BARE if is_readable else Origin.UNREADABLE, digest)
 
 
 def proxies_in(text: str) -> frozenset[Name]:
@@ -147,14 +147,14 @@ def proxies_in(text: str) -> frozenset[Name]:
     return frozenset((section.kind, section.name) for section in sections if section.kind in _LIVE)
 
 
-def _is_derived(text: str, proxies: Collection[Proxy], known: Known) -> bool:
+def _is_derived(text: str, proxies: Collection[ForeignProxy], known: OwnConfigs) -> bool:
     """True if a text has our comments, and no proxy but ours: only its digest was removed."""
     names = {(proxy.kind, proxy.name) for proxy in proxies}
     return bool(names) and has_mark(text) and names <= known.proxies()
 
 
 def decide(
-    found: Found,
+    found: FoundConfig,
     worker: Worker,
     consents: Collection[str],
     *,
@@ -182,20 +182,22 @@ def decide(
     return Decision(needed=needed, kept=kept)
 
 
-def _proxy(section: Section) -> Proxy:
+def _proxy(section: ConfigSection) -> ForeignProxy:
     binds = (
         line.arguments[0]
         for line in section.statements
         if line.keyword in ("bind", "dgram-bind", "command") and line.arguments
     )
-    return Proxy(section.kind, _printable(section.name), tuple(_printable(bind) for bind in binds))
+    return ForeignProxy(
+        section.kind, _printable(section.name), tuple(_printable(bind) for bind in binds)
+    )
 
 
 def _printable(text: str) -> str:
     return "".join(letter if letter.isprintable() else "?" for letter in text)[:100]
 
 
-def stated_in(sections: Iterable[Section]) -> str | None:
+def stated_in(sections: Iterable[ConfigSection]) -> str | None:
     """The digest that HAProxy reports of a text, true or not; None if that is none of ours.
 
     The last `description` counts.
@@ -210,7 +212,7 @@ def stated_in(sections: Iterable[Section]) -> str | None:
     return stated
 
 
-def _is_readable(section: Section) -> bool:
+def _is_readable(section: ConfigSection) -> bool:
     """False if something in it could hide a proxy, or is in no section."""
     for line in section.lines:
         if line.kind in (Kind.INVALID, Kind.SCOPE):

@@ -32,7 +32,7 @@ ABSTRACT_LENGTH = 108
 
 
 @dataclass(frozen=True, slots=True)
-class Socket:
+class BoundSocket:
     """A socket that takes connections or datagrams: `name` is a canonical address or a path."""
 
     name: str
@@ -95,7 +95,7 @@ def place(path: str) -> Hashable:
     return found.st_dev, found.st_ino, name
 
 
-def final_name(held: Socket) -> str:
+def final_name(held: BoundSocket) -> str:
     """The path that a UNIX socket has once HAProxy has renamed it."""
     return _TEMPORARY.sub("", held.name)
 
@@ -111,7 +111,7 @@ class Holders:
         self._pids: dict[int, set[int]] = {}
 
     @cached_property
-    def ip(self) -> tuple[Socket, ...]:
+    def ip(self) -> tuple[BoundSocket, ...]:
         """The TCP sockets that listen, and the UDP sockets without a peer."""
         found = (
             *_ip_sockets(("tcp", "tcp6"), _LISTENING, is_datagram=False),
@@ -121,13 +121,13 @@ class Holders:
         return found
 
     @cached_property
-    def unix(self) -> tuple[Socket, ...]:
+    def unix(self) -> tuple[BoundSocket, ...]:
         """The UNIX sockets that listen, and those for datagrams that have a name."""
         found = tuple(_unix_sockets())
         self._find_pids({one.inode for one in found})
         return found
 
-    def on(self, endpoint: Endpoint) -> list[Socket]:
+    def on(self, endpoint: Endpoint) -> list[BoundSocket]:
         """The sockets with the port of an IP endpoint, or the path or name of another one."""
         if endpoint.family is Family.IP:
             return [
@@ -165,11 +165,11 @@ class Holders:
             is_hidden=any(not self.pids(one) for one in foreign),
         )
 
-    def foreign(self, sockets: Iterable[Socket]) -> list[Socket]:
+    def foreign(self, sockets: Iterable[BoundSocket]) -> list[BoundSocket]:
         """Those of `sockets` that no process of HAProxy holds."""
         return [one for one in sockets if not any(self._owned(pid) for pid in self.pids(one))]
 
-    def pids(self, held: Socket) -> set[int]:
+    def pids(self, held: BoundSocket) -> set[int]:
         """The processes that hold a socket, as far as we may see them."""
         return self._pids.get(held.inode, set())
 
@@ -218,7 +218,7 @@ def process_name(pid: int) -> str:
         return "a program"
 
 
-def _ip_sockets(tables: Iterable[str], state: str, *, is_datagram: bool) -> Iterator[Socket]:
+def _ip_sockets(tables: Iterable[str], state: str, *, is_datagram: bool) -> Iterator[BoundSocket]:
     """The sockets in a state.  In the kernel's tables, listeners come before all connections."""
     for table in tables:
         with contextlib.suppress(FileNotFoundError), Path(f"/proc/net/{table}").open() as rows:
@@ -227,12 +227,12 @@ def _ip_sockets(tables: Iterable[str], state: str, *, is_datagram: bool) -> Iter
                 words = row.split(None, 10)
                 if words[3] == state:
                     address, _, port = words[1].partition(":")
-                    yield Socket(_plain(address), int(port, 16), int(words[9]), is_datagram)
+                    yield BoundSocket(_plain(address), int(port, 16), int(words[9]), is_datagram)
                 elif not is_datagram:
                     break
 
 
-def _unix_sockets() -> Iterator[Socket]:
+def _unix_sockets() -> Iterator[BoundSocket]:
     with Path("/proc/net/unix").open(errors="surrogateescape") as rows:
         next(rows)
         for row in rows:
@@ -240,7 +240,7 @@ def _unix_sockets() -> Iterator[Socket]:
             if len(words) == 8:
                 is_datagram = int(words[4], 16) == _DATAGRAM
                 if is_datagram or int(words[3], 16) & _ACCEPTS:
-                    yield Socket(words[7], 0, int(words[6]), is_datagram)
+                    yield BoundSocket(words[7], 0, int(words[6]), is_datagram)
 
 
 def _plain(words: str) -> str:

@@ -21,7 +21,7 @@ from fc_frontend.model.units import UnitId
 from fc_frontend.paths.walk import Found
 from fc_frontend.plan.model import Haproxy, Plan
 from fc_frontend.render.config import Config
-from fc_frontend.safe_files import Fault, Unsafe
+from fc_frontend.safe_files import FileFault, Unsafe
 from fc_frontend.syntax.files import NamedFile, Use, files_of_crt_list, named_files
 
 MAX_BYTES = 16 * 1024 * 1024
@@ -110,7 +110,7 @@ class _Examination:
             found = safe_files.examine(path)
             if found.is_directory:
                 if not named.may_be_directory:
-                    raise Unsafe(Fault.DIRECTORY)
+                    raise Unsafe(FileFault.DIRECTORY)
                 yield from self._entries(named, found)
                 return
             self._require_bounds(found, named.use)
@@ -120,7 +120,7 @@ class _Examination:
                 return
             yield from self._contents(named, path, found)
         except Unsafe as exc:
-            if exc.fault is not Fault.MISSING:
+            if exc.fault is not FileFault.MISSING:
                 yield _problem(named, f"{path} {exc.message}", exc.remedy)
         if named.keyword == "crt":
             yield from self._companions(named, path)
@@ -136,7 +136,7 @@ class _Examination:
         sizes[found.path] = size
         if sum(sizes.values()) > MAX_UNIT_BYTES:
             raise Unsafe(
-                Fault.TOO_LARGE,
+                FileFault.TOO_LARGE,
                 f"and the files named before it are larger than {MAX_UNIT_BYTES} bytes together",
                 "make them smaller",
             )
@@ -165,7 +165,7 @@ class _Examination:
                     self._require_bounds(found, named.use)
             except Unsafe as exc:
                 # HAProxy looks what it is before it opens a certificate, but not a CA.
-                if exc.fault is Fault.MISSING or (exc.fault is Fault.SPECIAL and not is_ca):
+                if exc.fault is FileFault.MISSING or (exc.fault is FileFault.SPECIAL and not is_ca):
                     continue
                 yield _problem(named, f"{path} {exc.message}", exc.remedy)
 
@@ -192,7 +192,7 @@ class _Examination:
                     continue
                 self._require_bounds(found, named.use)
             except Unsafe as exc:
-                if exc.fault is not Fault.MISSING:
+                if exc.fault is not FileFault.MISSING:
                     yield _problem(named, f"{candidate} {exc.message}", exc.remedy)
 
 

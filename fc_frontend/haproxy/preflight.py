@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fc_frontend.haproxy.holders import (
+    BoundSocket,
     Holders,
-    Socket,
     abstract_address,
     final_name,
     kernel_host,
@@ -159,7 +159,7 @@ class _Trial:
         # Where nobody listens, an outgoing connection may have got this port as its own.
         return self._held(endpoint, foreign) if foreign or not held else None
 
-    def _held(self, endpoint: Endpoint, sockets: Iterable[Socket]) -> Obstacle:
+    def _held(self, endpoint: Endpoint, sockets: Iterable[BoundSocket]) -> Obstacle:
         pids = sorted({pid for held in sockets for pid in self._holders.pids(held)})
         who = ", ".join(f"{process_name(pid)} (process {pid})" for pid in pids[:3])
         remedy = (

@@ -33,7 +33,7 @@ _REFUSED_BIND = re.compile(r"(?:Binding|Starting) \[(.*):(\d+)\] for ")
 _NO_WORDS = "HAProxy keeps the former configuration; its log has the reason"
 
 
-class Place(NamedTuple):
+class FilePlace(NamedTuple):
     """A line, counted from 1, of a file as HAProxy was given it."""
 
     file: str
@@ -53,7 +53,7 @@ class ReloadOutcome:
     ok: bool
     message: str
     duration: float
-    refused_binds: tuple[Place, ...] = ()
+    refused_binds: tuple[FilePlace, ...] = ()
     is_known: bool = True
 
 
@@ -175,7 +175,7 @@ def _visible(pid: int | None) -> Path | None:
     return process if pid is not None and process.exists() else None
 
 
-def _parse_answer(answer: str) -> tuple[bool, bool, str, tuple[Place, ...]]:
+def _parse_answer(answer: str) -> tuple[bool, bool, str, tuple[FilePlace, ...]]:
     """Whether the answer tells how it went, whether well, HAProxy's words, and `refused_binds`."""
     head, _, logs = answer.partition("\n--\n")
     first = head.strip().splitlines()[0] if head.strip() else ""
@@ -193,7 +193,7 @@ def _parse_answer(answer: str) -> tuple[bool, bool, str, tuple[Place, ...]]:
     return True, ok, _bounded("\n".join(words)), refused_binds(logs)
 
 
-def refused_binds(logs: str) -> tuple[Place, ...]:
+def refused_binds(logs: str) -> tuple[FilePlace, ...]:
     """Where the listeners are that HAProxy could not take, by what it logged.
 
     `protocol_bind_all` in HAProxy's source: `Binding [FILE:LINE] for …` and `Starting […] for …`.
@@ -203,7 +203,7 @@ def refused_binds(logs: str) -> tuple[Place, ...]:
         for message in parse_messages(logs)
         if message.level == "alert"
     )
-    return tuple(Place(match[1], int(match[2])) for match in found if match)
+    return tuple(FilePlace(match[1], int(match[2])) for match in found if match)
 
 
 def _await_count(

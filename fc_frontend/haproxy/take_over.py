@@ -18,10 +18,10 @@ from fc_frontend.haproxy.binary import find_binary
 from fc_frontend.haproxy.foreign import (
     NOTHING,
     Decision,
-    Found,
-    Known,
+    FoundConfig,
     Name,
     Origin,
+    OwnConfigs,
     Worker,
     decide,
     look_at,
@@ -56,7 +56,7 @@ class Judged:
 
     path: str
     content: Content | None
-    found: Found
+    found: FoundConfig
     worker: Worker
     decision: Decision
 
@@ -74,7 +74,7 @@ class Replaced:
     """
 
     content: Content | None = None
-    found: Found = NOTHING
+    found: FoundConfig = NOTHING
     entry: Entry | None = None
 
 
@@ -88,7 +88,7 @@ def judge(settings: Settings, worker: Worker, known: Collection[str] = ()) -> Ju
 
     data = content.data if content else None
     written = _Written(directory, known)
-    found = look_at(data, Known(written.has, written.proxies))
+    found = look_at(data, OwnConfigs(written.has, written.proxies))
     is_refused = (
         found.origin is Origin.UNREADABLE
         and worker.is_ours

@@ -21,7 +21,7 @@ from typing import Any
 from fc_frontend.errors import Problem, Severity
 from fc_frontend.migrate.fragments import fragment_name, fragment_text, mentions, together
 from fc_frontend.migrate.proxies import (
-    Declared,
+    ConvertedSection,
     NotAService,
     accepted,
     declared,
@@ -29,9 +29,9 @@ from fc_frontend.migrate.proxies import (
     meaning_of,
     own_defaults,
 )
-from fc_frontend.migrate.sections import Section, read_sections
+from fc_frontend.migrate.sections import OldSection, read_sections
 from fc_frontend.migrate.settings import (
-    Found,
+    FoundSettings,
     stats_bind,
     take_global,
     take_resolvers,
@@ -97,10 +97,10 @@ def convert(texts: Iterable[tuple[str, str]], own: str) -> Imported:
 class _Conversion:
     """One import on its way."""
 
-    sections: list[Section]
+    sections: list[OldSection]
     problems: list[Problem]
-    own_sections: list[Section]
-    found: Found = field(default_factory=Found)
+    own_sections: list[OldSection]
+    found: FoundSettings = field(default_factory=FoundSettings)
     reasons: dict[int, str] = field(default_factory=dict)
     said: dict[int, set[str]] = field(default_factory=dict)
     """What each section mentions, by its identity."""
@@ -162,12 +162,12 @@ class _Conversion:
                     )
                 )
 
-    def _candidates(self, usable: Sequence[Section]) -> list[Declared]:
+    def _candidates(self, usable: Sequence[OldSection]) -> list[ConvertedSection]:
         """The sections that could be services, looked at one by one."""
         own = own_defaults(self.own_sections)
         backends = {s.name: s for s in usable if s.kind == "backend"}
         users = Counter(name for s in usable for name in self.said[id(s)])
-        found: list[Declared] = []
+        found: list[ConvertedSection] = []
         for section in usable:
             backend = None
             if section.kind == "frontend":
@@ -189,8 +189,8 @@ class _Conversion:
         return found
 
     def _choose_resolvers(
-        self, usable: Sequence[Section], candidates: Sequence[Declared]
-    ) -> Section | None:
+        self, usable: Sequence[OldSection], candidates: Sequence[ConvertedSection]
+    ) -> OldSection | None:
         """The `resolvers` that become fc-frontend's: `cluster`, else what most services use."""
         known = {s.name: s for s in usable if s.kind == "resolvers"}
         if "cluster" in known or not known:
@@ -199,8 +199,11 @@ class _Conversion:
         return known[uses.most_common(1)[0][0]] if uses else None
 
     def _settled(
-        self, usable: Sequence[Section], candidates: list[Declared], resolvers: Section | None
-    ) -> list[Declared]:
+        self,
+        usable: Sequence[OldSection],
+        candidates: list[ConvertedSection],
+        resolvers: OldSection | None,
+    ) -> list[ConvertedSection]:
         """The candidates that agree with each other, and that no other section refers to."""
         name = resolvers.name if resolvers else ""
         domains = Counter(c.domain for c in candidates if c.domain)
@@ -209,7 +212,7 @@ class _Conversion:
             self.found.cluster["domain"] = domain
         nodes = Counter(tuple(sorted(c.nodes.items())) for c in candidates if c.nodes)
         node_set = dict(nodes.most_common(1)[0][0]) if nodes else {}
-        kept: list[Declared] = []
+        kept: list[ConvertedSection] = []
         for candidate in candidates:
             reason = ""
             if candidate.nodes:
@@ -225,11 +228,14 @@ class _Conversion:
         return self._unrelated(usable, kept, resolvers)
 
     def _unrelated(
-        self, usable: Sequence[Section], candidates: list[Declared], resolvers: Section | None
-    ) -> list[Declared]:
+        self,
+        usable: Sequence[OldSection],
+        candidates: list[ConvertedSection],
+        resolvers: OldSection | None,
+    ) -> list[ConvertedSection]:
         names = {s.name for s in usable if s is not resolvers}
         by_parts = Counter(name for s in usable for name in self.said[id(s)])
-        kept: list[Declared] = []
+        kept: list[ConvertedSection] = []
         for candidate in candidates:
             inside = {part.name for part in candidate.sections}
             said = [name for part in candidate.sections for name in self.said[id(part)]]
@@ -246,7 +252,7 @@ class _Conversion:
                 kept.append(candidate)
         return kept
 
-    def _take_stats(self, rest: list[Section]) -> list[Section]:
+    def _take_stats(self, rest: list[OldSection]) -> list[OldSection]:
         for section in rest:
             if section.kind not in ("listen", "frontend") or section.conditional:
                 continue
@@ -270,7 +276,7 @@ class _Conversion:
             return [s for s in rest if s is not section]
         return rest
 
-    def _services(self, candidates: list[Declared]) -> list[ImportedService]:
+    def _services(self, candidates: list[ConvertedSection]) -> list[ImportedService]:
         shared = hoisted(candidates)
         self.found.haproxy["defaults_extra"] = [line.source for line in shared]
         logs = [_logs(c, self.found.has_log) for c in candidates]
@@ -300,7 +306,7 @@ class _Conversion:
             )
         return services
 
-    def _fragments(self, rest: list[Section], taken: list[str]) -> list[ImportedFragment]:
+    def _fragments(self, rest: list[OldSection], taken: list[str]) -> list[ImportedFragment]:
         fragments: list[ImportedFragment] = []
         used = list(taken)
         for group in together(rest):
@@ -360,7 +366,7 @@ class _Conversion:
                     )
                 )
 
-    def _settings(self, candidates: Sequence[Declared]) -> dict[str, Any]:
+    def _settings(self, candidates: Sequence[ConvertedSection]) -> dict[str, Any]:
         found = self.found
         cluster = {
             **found.cluster,
@@ -387,12 +393,12 @@ class _Conversion:
         return settings
 
 
-def _logs(service: Declared, has_global: bool) -> list[tuple[str, ...]]:
+def _logs(service: ConvertedSection, has_global: bool) -> list[tuple[str, ...]]:
     """Where a service logs to; `global` counts only if something stands there."""
     return [words for words in service.logs if has_global or words != ("global",)]
 
 
-def _only_backend(section: Section, backends: dict[str, Section]) -> Section | None:
+def _only_backend(section: OldSection, backends: dict[str, OldSection]) -> OldSection | None:
     """The backend of a frontend that has no other way to go."""
     found = [line for line in section.statements if line.keyword == "default_backend"]
     if len(found) != 1 or len(found[0].arguments) != 1 or found[0].words[-1].variable:
@@ -402,7 +408,7 @@ def _only_backend(section: Section, backends: dict[str, Section]) -> Section | N
     return backends.get(found[0].arguments[0])
 
 
-def _binds(sections: Iterable[Section]) -> Iterable[tuple[Section, Bind]]:
+def _binds(sections: Iterable[OldSection]) -> Iterable[tuple[OldSection, Bind]]:
     for section in sections:
         if section.broken or section.kind not in PROXIES:
             continue
@@ -416,7 +422,7 @@ def _binds(sections: Iterable[Section]) -> Iterable[tuple[Section, Bind]]:
                     continue
 
 
-def _comment(service: Declared) -> tuple[str, ...]:
+def _comment(service: ConvertedSection) -> tuple[str, ...]:
     """The comments in and above a service's sections."""
     return tuple(
         text
@@ -426,7 +432,7 @@ def _comment(service: Declared) -> tuple[str, ...]:
     )
 
 
-def _left(section: Section, reason: str, remedy: str) -> Problem:
+def _left(section: OldSection, reason: str, remedy: str) -> Problem:
     named = f"{section.kind} {section.name}".strip()
     return Problem(
         f"{named} is not carried over: {reason}",

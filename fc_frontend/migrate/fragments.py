@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-from fc_frontend.migrate.sections import Section
+from fc_frontend.migrate.sections import OldSection
 from fc_frontend.syntax.lines import Line
 from fc_frontend.syntax.sections import PROXIES
 
@@ -23,7 +23,7 @@ _INNER = re.compile(r"\(([^()]*)\)")
 _NAME = re.compile(r"[A-Za-z0-9_.:-]+")
 
 
-def mentions(section: Section) -> set[str]:
+def mentions(section: OldSection) -> set[str]:
     """The names of other sections that a section may refer to; `*` for any backend."""
     found: set[str] = set()
     for line in [*section.statements, *(one for base in section.lineage() for one in base.lines)]:
@@ -52,7 +52,7 @@ def _mentions(line: Line) -> set[str]:
     return found
 
 
-def together(sections: Sequence[Section]) -> list[list[Section]]:
+def together(sections: Sequence[OldSection]) -> list[list[OldSection]]:
     """The sections in groups that refer to each other, in their order."""
     leaders = list(range(len(sections)))
 
@@ -74,13 +74,13 @@ def together(sections: Sequence[Section]) -> list[list[Section]]:
                 if name != section.name or {section.kind, sections[other].kind} <= set(PROXIES):
                     one, two = sorted((leader(index), leader(other)))
                     leaders[two] = one
-    groups: dict[int, list[Section]] = {}
+    groups: dict[int, list[OldSection]] = {}
     for index, section in enumerate(sections):
         groups.setdefault(leader(index), []).append(section)
     return list(groups.values())
 
 
-def fragment_name(group: Sequence[Section], taken: Iterable[str]) -> str:
+def fragment_name(group: Sequence[OldSection], taken: Iterable[str]) -> str:
     """A file's name for a group, after its first proxy; one that is not in `taken`."""
     named = next((s for s in group if s.kind in PROXIES), group[0])
     base = re.sub(r"[^A-Za-z0-9._-]", "-", named.name or named.kind)[:80].lstrip("._-") or "raw"
@@ -90,12 +90,12 @@ def fragment_name(group: Sequence[Section], taken: Iterable[str]) -> str:
     return name
 
 
-def fragment_text(name: str, group: Sequence[Section]) -> str:
+def fragment_text(name: str, group: Sequence[OldSection]) -> str:
     """The text of a fragment: each section as it was, with the `defaults` that it relied on."""
     text: list[str] = []
     names: dict[int, str] = {}
 
-    def write_defaults(section: Section) -> str:
+    def write_defaults(section: OldSection) -> str:
         if id(section) in names:
             return names[id(section)]
         parent = f" from {write_defaults(section.base)}" if section.base else ""
@@ -119,7 +119,7 @@ def fragment_text(name: str, group: Sequence[Section]) -> str:
     return "\n".join(text).rstrip("\n") + "\n"
 
 
-def _write(text: list[str], section: Section, header: str) -> None:
+def _write(text: list[str], section: OldSection, header: str) -> None:
     text.extend(section.comment)
     text.append(header)
     text.extend(f"    {line.source}" if line.source else "" for line in section.lines)

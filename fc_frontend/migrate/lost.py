@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from fc_frontend.errors import Problem, Severity
 from fc_frontend.migrate.proxies import meaning_of
-from fc_frontend.migrate.sections import Section, read_sections
+from fc_frontend.migrate.sections import OldSection, read_sections
 from fc_frontend.migrate.settings import OWN_GLOBAL
 from fc_frontend.plan.model import Haproxy
 from fc_frontend.plurals import counted
@@ -52,7 +52,7 @@ def lost_settings(text: str, haproxy: Haproxy, ours: str) -> tuple[Problem, ...]
     return tuple(problems)
 
 
-def _lost_defaults(sections: Iterable[Section], own_sections: Iterable[Section]) -> list[str]:
+def _lost_defaults(sections: Iterable[OldSection], own_sections: Iterable[OldSection]) -> list[str]:
     own = {meaning_of(line) for line in _lines(own_sections, "defaults")}
     lost: dict[str, None] = {}
     for line in _lines(sections, "defaults"):
@@ -62,7 +62,7 @@ def _lost_defaults(sections: Iterable[Section], own_sections: Iterable[Section])
     return list(lost)
 
 
-def _lines(sections: Iterable[Section], kind: str) -> list[Line]:
+def _lines(sections: Iterable[OldSection], kind: str) -> list[Line]:
     return [line for section in sections if section.kind == kind for line in section.statements]
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from fc_frontend.config.schema import DNS_LABEL, SERVICE_NAME, ServiceDeclaration
 from fc_frontend.errors import Problem, Severity
 from fc_frontend.migrate.options import Option, effective, server_options
-from fc_frontend.migrate.sections import Section
+from fc_frontend.migrate.sections import OldSection
 from fc_frontend.plan.addresses import NotAnAddress, parse_bind
 from fc_frontend.syntax.lines import Line
 
@@ -51,7 +51,7 @@ class NotAService(Exception):
 
 
 @dataclass(slots=True)
-class Declared:
+class ConvertedSection:
     """A section as a declaration: its fields but for what `hoistable` lines say.
 
     `carried` are lines from `defaults` that differ from fc-frontend's own; `overridden` are the
@@ -59,7 +59,7 @@ class Declared:
     """
 
     name: str
-    sections: tuple[Section, ...]
+    sections: tuple[OldSection, ...]
     fields: dict[str, Any]
     domain: str = ""
     resolvers: str = ""
@@ -72,7 +72,7 @@ class Declared:
     problems: list[Problem] = field(default_factory=list)
 
     @property
-    def section(self) -> Section:
+    def section(self) -> OldSection:
         """The one that its place is told by."""
         return self.sections[0]
 
@@ -90,7 +90,7 @@ def meaning_of(line: Line) -> Meaning:
     return tuple(word.text for word in line.words)
 
 
-def own_defaults(sections: Iterable[Section]) -> dict[str, dict[Key, Meaning]]:
+def own_defaults(sections: Iterable[OldSection]) -> dict[str, dict[Key, Meaning]]:
     """What fc-frontend's own `defaults` set, by mode, from a configuration rendered by it."""
     found: dict[str, dict[Key, Meaning]] = {}
     for section in sections:
@@ -103,10 +103,10 @@ def own_defaults(sections: Iterable[Section]) -> dict[str, dict[Key, Meaning]]:
 
 
 def declared(
-    section: Section,
-    backend: Section | None,
+    section: OldSection,
+    backend: OldSection | None,
     own: Mapping[str, Mapping[Key, Meaning]],
-) -> Declared:
+) -> ConvertedSection:
     """The declaration for a listen section, or for a frontend with its only backend.
 
     Raises NotAService with the reason.
@@ -117,7 +117,7 @@ def declared(
 class _Proxy:
     """Gathers what holds for a proxy."""
 
-    def __init__(self, section: Section, backend: Section | None) -> None:
+    def __init__(self, section: OldSection, backend: OldSection | None) -> None:
         self.section = section
         self.sections = (section, backend) if backend else (section,)
         _require_usable(self.sections)
@@ -134,14 +134,14 @@ class _Proxy:
         self.rest: list[Line] = []
         self.problems: list[Problem] = []
 
-    def declaration(self, own: Mapping[str, Mapping[Key, Meaning]]) -> Declared:
+    def declaration(self, own: Mapping[str, Mapping[Key, Meaning]]) -> ConvertedSection:
         name = self.section.name
         if not SERVICE_NAME.fullmatch(name):
             raise NotAService("its name is not one that a service may have")
         self._gather()
         if self.mode not in own:
             raise NotAService(f"mode {self.mode}")
-        result = Declared(name, self.sections, {}, problems=self.problems)
+        result = ConvertedSection(name, self.sections, {}, problems=self.problems)
         servers = self._servers(result)
         result.fields["binds"] = self._binds(result)
         result.fields["mode"] = self.mode
@@ -189,7 +189,7 @@ class _Proxy:
 
     # Servers
 
-    def _servers(self, result: Declared) -> dict[str, Any]:
+    def _servers(self, result: ConvertedSection) -> dict[str, Any]:
         named = [
             (line, options, match)
             for line, options in self.servers
@@ -207,7 +207,7 @@ class _Proxy:
         return target
 
     def _target(
-        self, result: Declared, line: Line, options: list[Option], match: re.Match[str]
+        self, result: ConvertedSection, line: Line, options: list[Option], match: re.Match[str]
     ) -> dict[str, Any]:
         resolvers = effective(options, "resolvers")
         if resolvers is None:
@@ -274,7 +274,7 @@ class _Proxy:
                 raise NotAService(f"line {line.number}: a second name to resolve")
             self.rest.append(line)
 
-    def _nodes(self, result: Declared) -> dict[str, Any]:
+    def _nodes(self, result: ConvertedSection) -> dict[str, Any]:
         """Servers at literal addresses with one port, taken as the cluster's nodes."""
         if len(self.servers) < 2:
             raise NotAService("no server is a name in the cluster's DNS")
@@ -324,7 +324,7 @@ class _Proxy:
 
     # The rest of a section
 
-    def _binds(self, result: Declared) -> list[str]:
+    def _binds(self, result: ConvertedSection) -> list[str]:
         if not self.binds:
             raise NotAService("it has no bind")
         binds: list[str] = []
@@ -361,7 +361,7 @@ class _Proxy:
                 return None
             raise NotAService(f"line {line.number}: {exc}") from None
 
-    def _balance(self, result: Declared) -> None:
+    def _balance(self, result: ConvertedSection) -> None:
         words = self.balance.words[1:] if self.balance else ()
         text = " ".join(word.text for word in words) or "roundrobin"
         fields = {"pod_port": 1, "mode": self.mode, "balance": text}
@@ -370,7 +370,7 @@ class _Proxy:
         else:
             result.fields["balance"] = text
 
-    def _defaults(self, result: Declared, own: Mapping[Key, Meaning]) -> None:
+    def _defaults(self, result: ConvertedSection, own: Mapping[Key, Meaning]) -> None:
         """What `defaults` and the section set otherwise than fc-frontend's own `defaults`."""
         set_here = {key_of(line) for line in self.rest} - {()}
         set_above: dict[Key, Line] = {}
@@ -407,7 +407,7 @@ class _Proxy:
         )
 
 
-def hoisted(services: Sequence[Declared]) -> list[Line]:
+def hoisted(services: Sequence[ConvertedSection]) -> list[Line]:
     """The lines from `defaults` that may stand once for all services; each loses them."""
     if not services:
         return []
@@ -440,7 +440,7 @@ def _is_http_only(line: Line) -> bool:
     return bool(_HTTP_ONLY.fullmatch(_kind_of(line)))
 
 
-def _require_usable(sections: Iterable[Section]) -> None:
+def _require_usable(sections: Iterable[OldSection]) -> None:
     for section in sections:
         for part in [section, *section.lineage()]:
             if part.conditional:
@@ -449,7 +449,7 @@ def _require_usable(sections: Iterable[Section]) -> None:
                 raise NotAService("its name is fc-frontend's own")
 
 
-def _require_mergeable(frontend: Section, backend: Section) -> None:
+def _require_mergeable(frontend: OldSection, backend: OldSection) -> None:
     if [id(part) for part in frontend.lineage()] != [id(part) for part in backend.lineage()]:
         raise NotAService("frontend and backend have different `defaults`")
     modes = [
@@ -559,12 +559,12 @@ def _accepted(name: str, fields: Mapping[str, Any]) -> bool:
         return False
 
 
-def accepted(service: Declared) -> bool:
+def accepted(service: ConvertedSection) -> bool:
     """True if the loader will accept the declaration."""
     return _accepted(service.name, service.fields)
 
 
-def _simplify(result: Declared) -> None:
+def _simplify(result: ConvertedSection) -> None:
     """Leave out what is the default anyway."""
     fields = result.fields
     port = next(
@@ -588,7 +588,7 @@ def _simplify(result: Declared) -> None:
     }
 
 
-def _notice(section: Section, line: int, message: str, remedy: str) -> Problem:
+def _notice(section: OldSection, line: int, message: str, remedy: str) -> Problem:
     return Problem(
         f"{section.kind} {section.name}: {message}",
         remedy,

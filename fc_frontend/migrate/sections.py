@@ -23,14 +23,14 @@ MOST_INHERITED = 500
 
 
 @dataclass(slots=True)
-class Section:
+class OldSection:
     """A section: `base` is the `defaults` that holds for it, `comment` what stands above it."""
 
     kind: str
     name: str
     file: str
     header: Line
-    base: Section | None = None
+    base: OldSection | None = None
     comment: tuple[str, ...] = ()
     lines: list[Line] = field(default_factory=list)
     broken: bool = False
@@ -47,9 +47,9 @@ class Section:
         """The lines that say something."""
         return [line for line in self.lines if line.words]
 
-    def lineage(self) -> list[Section]:
+    def lineage(self) -> list[OldSection]:
         """The `defaults` that hold for it, the most general one first."""
-        chain: list[Section] = []
+        chain: list[OldSection] = []
         base = self.base
         while base is not None:
             chain.insert(0, base)
@@ -57,7 +57,7 @@ class Section:
         return chain
 
 
-def read_sections(texts: Iterable[tuple[str, str]]) -> tuple[list[Section], list[Problem]]:
+def read_sections(texts: Iterable[tuple[str, str]]) -> tuple[list[OldSection], list[Problem]]:
     """The sections of files, given as (file, text), in HAProxy's order, and what is wrong.
 
     Raises `Refused` if the whole is too large.
@@ -78,14 +78,14 @@ class _Reader:
     """Reads files one after the other: `defaults` reach from one into the next."""
 
     def __init__(self) -> None:
-        self.sections: list[Section] = []
+        self.sections: list[OldSection] = []
         self.problems: list[Problem] = []
         self._file = ""
-        self._section: Section | None = None
+        self._section: OldSection | None = None
         self._comment: list[str] = []
-        self._last_defaults: Section | None = None
-        self._named: dict[str, Section] = {}
-        self._taken: dict[tuple[str, str], Section] = {}
+        self._last_defaults: OldSection | None = None
+        self._named: dict[str, OldSection] = {}
+        self._taken: dict[tuple[str, str], OldSection] = {}
         self._depth = 0
 
     def read(self, file: str, text: str) -> None:
@@ -136,14 +136,14 @@ class _Reader:
         else:
             self._add(self._section, replace(line, source=code + _shown(line.comment)))
 
-    def _add(self, section: Section, line: Line) -> None:
+    def _add(self, section: OldSection, line: Line) -> None:
         self._flush_comment(section)
         section.lines.append(line)
         if line.kind is Kind.PREPROCESSOR:
             section.conditional = True
             self._depth += {".if": 1, ".endif": -1}.get(line.keyword, 0)
 
-    def _flush_comment(self, section: Section) -> None:
+    def _flush_comment(self, section: OldSection) -> None:
         section.lines += [Line(0, text, Kind.BLANK) for text in self._comment]
         self._comment = []
 
@@ -156,7 +156,7 @@ class _Reader:
         name = words[1] if len(words) > 1 else ""
         if kind == "defaults" and name == "from":
             name, words = "", [kind, "", *words[1:]]
-        section = Section(kind, name, self._file, line, comment=comment)
+        section = OldSection(kind, name, self._file, line, comment=comment)
         self._section = section
         self.sections.append(section)
         if len(self.sections) > MOST_SECTIONS:
@@ -182,7 +182,7 @@ class _Reader:
                 self._named[name] = section
         self._require_unique(section)
 
-    def _set_base(self, section: Section, words: list[str]) -> None:
+    def _set_base(self, section: OldSection, words: list[str]) -> None:
         number = section.header.number
         if len(words) > 2:
             if words[2] != "from" or len(words) != 4:
@@ -221,7 +221,7 @@ class _Reader:
                 )
             )
 
-    def _require_unique(self, section: Section) -> None:
+    def _require_unique(self, section: OldSection) -> None:
         kind = section.kind
         if kind == "global" or (kind == "defaults" and not section.name):
             return

@@ -13,7 +13,7 @@ from typing import Any
 
 from fc_frontend.errors import Problem, Severity
 from fc_frontend.migrate.proxies import Meaning, meaning_of
-from fc_frontend.migrate.sections import Section
+from fc_frontend.migrate.sections import OldSection
 from fc_frontend.plan.addresses import SAFE_PATH, NotAnAddress, parse_bind, parse_nameserver
 from fc_frontend.plan.model import Nameserver
 from fc_frontend.syntax.lines import Line
@@ -64,7 +64,7 @@ _MOST_NAMESERVERS = 8
 
 
 @dataclass(slots=True)
-class Found:
+class FoundSettings:
     """Settings, and what was not carried over (errors) or differs (warnings)."""
 
     cluster: dict[str, Any] = field(default_factory=dict)
@@ -75,9 +75,9 @@ class Found:
     problems: list[Problem] = field(default_factory=list)
 
 
-def take_global(found: Found, sections: Iterable[Section], own_log: Meaning) -> None:
+def take_global(found: FoundSettings, sections: Iterable[OldSection], own_log: Meaning) -> None:
     """What the `global` sections say; `own_log` is the line that fc-frontend writes by itself."""
-    logs: list[tuple[Section, Line]] = []
+    logs: list[tuple[OldSection, Line]] = []
     for section in sections:
         inside = 0
         for line in section.statements:
@@ -95,7 +95,7 @@ def take_global(found: Found, sections: Iterable[Section], own_log: Meaning) -> 
         found.global_extra += ["no log", *(line.source for _, line in logs)]
 
 
-def _global_line(found: Found, section: Section, line: Line) -> None:
+def _global_line(found: FoundSettings, section: OldSection, line: Line) -> None:
     keyword, arguments = line.keyword, line.arguments
     plain = not any(word.variable for word in line.words) and not line.negated
     if keyword in ("user", "group", "hard-stop-after") and plain and len(arguments) == 1:
@@ -123,7 +123,7 @@ def _global_line(found: Found, section: Section, line: Line) -> None:
         _left(found, section, line, "not known to the import")
 
 
-def _field(found: Found, section: Section, line: Line) -> None:
+def _field(found: FoundSettings, section: OldSection, line: Line) -> None:
     keyword, value = line.keyword, line.arguments[0]
     if keyword == "hard-stop-after":
         time = _time(value)
@@ -137,7 +137,7 @@ def _field(found: Found, section: Section, line: Line) -> None:
         _left(found, section, line, "not the name of an account")
 
 
-def _stats_socket(found: Found, section: Section, line: Line) -> None:
+def _stats_socket(found: FoundSettings, section: OldSection, line: Line) -> None:
     words = line.arguments[1:]
     path = words[0].removeprefix("unix@") if words else ""
     is_admin = "admin" in words and words[words.index("admin") - 1] == "level"
@@ -163,7 +163,7 @@ def _stats_socket(found: Found, section: Section, line: Line) -> None:
         )
 
 
-def take_resolvers(found: Found, section: Section) -> None:
+def take_resolvers(found: FoundSettings, section: OldSection) -> None:
     """A `resolvers` section as fc-frontend's own."""
     nameservers: dict[tuple[str, int], set[str]] = {}
     for line in section.statements:
@@ -222,7 +222,10 @@ def take_resolvers(found: Found, section: Section) -> None:
 
 
 def _nameserver(
-    found: Found, section: Section, line: Line, nameservers: dict[tuple[str, int], set[str]]
+    found: FoundSettings,
+    section: OldSection,
+    line: Line,
+    nameservers: dict[tuple[str, int], set[str]],
 ) -> None:
     text = line.arguments[1] if len(line.arguments) > 1 else ""
     match = re.fullmatch(r"(?:(udp|tcp)[46]?@|ipv[46]@)?(.+)", text)
@@ -241,7 +244,7 @@ _STATS_LINES = re.compile(
 )
 
 
-def stats_bind(section: Section) -> str | None:
+def stats_bind(section: OldSection) -> str | None:
     """The address of a section that is a statistics page such as fc-frontend's own; else None."""
     binds, uri, mode = [], "", "tcp"
     statements = section.statements
@@ -300,7 +303,7 @@ def _time(text: str, least_ms: int = 1000, most_ms: int = 7 * 86_400_000) -> str
 
 
 def _problem(
-    section: Section,
+    section: OldSection,
     line: Line,
     message: str,
     remedy: str,
@@ -309,7 +312,9 @@ def _problem(
     return Problem(message, remedy, severity=severity, file=section.file, line=line.number)
 
 
-def _left(found: Found, section: Section, line: Line, reason: str, remedy: str = "") -> None:
+def _left(
+    found: FoundSettings, section: OldSection, line: Line, reason: str, remedy: str = ""
+) -> None:
     field_name = "haproxy.global_extra" if section.kind == "global" else "the settings"
     found.problems.append(
         _problem(

@@ -11,7 +11,7 @@ from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
 
-class Counts:
+class DurationCounts:
     """Durations of one label value, counted by bucket."""
 
     def __init__(self, bounds: Sequence[float]) -> None:
@@ -39,11 +39,11 @@ class Durations(Collector):
     def __init__(self, name: str, words: str, label: str, bounds: Sequence[float]) -> None:
         self._name, self._words, self._label = name, words, label
         self._bounds = tuple(bounds)
-        self._counts: dict[str, Counts] = {}
+        self._counts: dict[str, DurationCounts] = {}
 
-    def of(self, value: str) -> Counts:
+    def of(self, value: str) -> DurationCounts:
         """What counts the durations of this label value."""
-        return self._counts.setdefault(value, Counts(self._bounds))
+        return self._counts.setdefault(value, DurationCounts(self._bounds))
 
     def collect(self) -> Iterator[HistogramMetricFamily]:
         """For the registry."""

@@ -16,7 +16,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 from prometheus_client.process_collector import ProcessCollector
 
 from fc_frontend import __version__
-from fc_frontend.observe.durations import Counts, Durations
+from fc_frontend.observe.durations import DurationCounts, Durations
 from fc_frontend.observe.services import Services
 from fc_frontend.plan.model import Freshness, Plan, Resolution
 
@@ -173,7 +173,7 @@ class Metrics:
             self._problems.labels(severity).set(0)
         for result in ("accepted", "refused", "unavailable"):
             self._checks.labels(result)
-        self._exchanges: dict[tuple[str, str, str], tuple[Counter, Counts]] = {}
+        self._exchanges: dict[tuple[str, str, str], tuple[Counter, DurationCounts]] = {}
 
     def exposition(self, now: float) -> bytes:
         """Everything in Prometheus' text format; `now` is the monotonic clock in seconds."""

@@ -25,7 +25,7 @@ from fc_frontend.explain.steps import explain
 from fc_frontend.haproxy import history, runtime
 from fc_frontend.haproxy.traffic import Sample, rates
 from fc_frontend.page.render import LONGEST_TEXT, Asked, missing_page, overview_page, service_page
-from fc_frontend.page.values import Board, Change, Detail, board
+from fc_frontend.page.values import Board, Detail, PastDeployment, board
 from fc_frontend.pipeline import Prepared
 
 P = ParamSpec("P")
@@ -48,7 +48,7 @@ _LONGEST_WINDOW = 120.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Known:
+class DaemonView:
     """What the daemon has at hand; `status` is the document of /status.json."""
 
     settings_file: str
@@ -63,7 +63,7 @@ class Known:
 class _Found:
     """What one look found."""
 
-    known: Known
+    known: DaemonView
     declared: Declared
     board: Board
 
@@ -94,7 +94,7 @@ class PageCache:
     for all simultaneous requests, as are HAProxy and cluster DNS.
     """
 
-    def __init__(self, host: str, know: Callable[[], Known | None]) -> None:
+    def __init__(self, host: str, know: Callable[[], DaemonView | None]) -> None:
         self.host = host
         self._know = know
         self._entries: dict[str, _Entry] = {}
@@ -190,7 +190,7 @@ class PageCache:
 
     def _board(
         self,
-        known: Known,
+        known: DaemonView,
         declared: Declared,
         asked: _Haproxy,
         nameservers: tuple[Nameserver, ...],
@@ -251,7 +251,7 @@ class _Haproxy:
     problem: Problem | None = None
 
 
-def _ask_haproxy(known: Known) -> tuple[Declared, _Haproxy]:
+def _ask_haproxy(known: DaemonView) -> tuple[Declared, _Haproxy]:
     daemon = parse_status(known.status)
     declared = Declared(
         declaration=known.declaration,
@@ -274,11 +274,11 @@ def _missing(of_all: Board, name: str, names: set[str]) -> bytes:
     return missing_page(of_all, name, near)
 
 
-def _changes(state_directory: str) -> tuple[Change, ...]:
+def _changes(state_directory: str) -> tuple[PastDeployment, ...]:
     """The last deployments, the newest first."""
     entries = history.entries(state_directory)[-_CHANGES:]
     return tuple(
-        Change(
+        PastDeployment(
             id=entry.id,
             at=entry.at,
             outcome=entry.outcome,

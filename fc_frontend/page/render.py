@@ -20,8 +20,8 @@ from markupsafe import Markup, escape
 from fc_frontend import __version__
 from fc_frontend.errors import Problem
 from fc_frontend.explain.facts import Health
-from fc_frontend.explain.overview import Level
-from fc_frontend.explain.steps import Verdict, duration
+from fc_frontend.explain.overview import StatusLevel
+from fc_frontend.explain.steps import StepVerdict, duration
 from fc_frontend.page.values import Board, Detail, bar, select, servers
 from fc_frontend.text import one_line
 
@@ -32,24 +32,29 @@ MOST_HELD = 50
 """Quarantines that are shown."""
 LONGEST_TEXT = 100
 _LONGEST_QUERY = 2000
-_SYMBOLS = {Level.OK: "●", Level.WARNING: "▲", Level.CRITICAL: "✖", Level.UNKNOWN: "?"}
+_SYMBOLS = {
+    StatusLevel.OK: "●",
+    StatusLevel.WARNING: "▲",
+    StatusLevel.CRITICAL: "✖",
+    StatusLevel.UNKNOWN: "?",
+}
 _COLORS = {
-    Level.OK: "#2e9e5b",
-    Level.WARNING: "#d99a1c",
-    Level.CRITICAL: "#d3382d",
-    Level.UNKNOWN: "#808890",
+    StatusLevel.OK: "#2e9e5b",
+    StatusLevel.WARNING: "#d99a1c",
+    StatusLevel.CRITICAL: "#d3382d",
+    StatusLevel.UNKNOWN: "#808890",
 }
 _VERDICTS = {
-    Verdict.OK: Level.OK,
-    Verdict.WARN: Level.WARNING,
-    Verdict.BAD: Level.CRITICAL,
-    Verdict.UNKNOWN: Level.UNKNOWN,
+    StepVerdict.OK: StatusLevel.OK,
+    StepVerdict.WARN: StatusLevel.WARNING,
+    StepVerdict.BAD: StatusLevel.CRITICAL,
+    StepVerdict.UNKNOWN: StatusLevel.UNKNOWN,
 }
 _HEALTH = {
-    Health.UP: Level.OK,
-    Health.DOWN: Level.CRITICAL,
-    Health.DRAINED: Level.WARNING,
-    Health.MAINTENANCE: Level.WARNING,
+    Health.UP: StatusLevel.OK,
+    Health.DOWN: StatusLevel.CRITICAL,
+    Health.DRAINED: StatusLevel.WARNING,
+    Health.MAINTENANCE: StatusLevel.WARNING,
 }
 
 
@@ -81,7 +86,7 @@ def overview_page(board: Board, wanted: Asked) -> bytes:
 
 def service_page(detail: Detail) -> bytes:
     """The page of one service."""
-    level = Level.UNKNOWN
+    level = StatusLevel.UNKNOWN
     if detail.explanation is not None:
         level = _VERDICTS[detail.explanation.verdict]
     return _page(
@@ -148,13 +153,15 @@ def _environment() -> jinja2.Environment:
         symbol=_SYMBOLS.__getitem__,
         css=lambda level: level.name.lower(),
         segment=lambda text: quote(text, safe=""),
-        level_of=lambda value: _VERDICTS[value] if isinstance(value, Verdict) else _HEALTH[value],
+        level_of=lambda value: (
+            _VERDICTS[value] if isinstance(value, StepVerdict) else _HEALTH[value]
+        ),
     )
     environment.globals.update(
         bar=bar,
         icon=_icon,
         version=__version__,
-        level_of_all=Level,
+        level_of_all=StatusLevel,
         most_held=MOST_HELD,
         style=Markup(_inlined("page.css")),  # noqa: S704 - our own file
         script=Markup(_inlined("page.js")),  # noqa: S704 - our own file
@@ -173,13 +180,13 @@ def _hash(name: str) -> str:
     return f"'sha256-{base64.b64encode(digest).decode()}'"
 
 
-def _icon(level: Level) -> str:
+def _icon(level: StatusLevel) -> str:
     """A picture of the state, for the tab of a browser."""
     shapes = {
-        Level.OK: '<circle cx="8" cy="8" r="6"/>',
-        Level.WARNING: '<path d="M8 1 15 14H1z"/>',
-        Level.CRITICAL: '<path d="M1 1h14v14H1z"/>',
-        Level.UNKNOWN: '<path d="M8 1l7 7-7 7-7-7z"/>',
+        StatusLevel.OK: '<circle cx="8" cy="8" r="6"/>',
+        StatusLevel.WARNING: '<path d="M8 1 15 14H1z"/>',
+        StatusLevel.CRITICAL: '<path d="M1 1h14v14H1z"/>',
+        StatusLevel.UNKNOWN: '<path d="M8 1l7 7-7 7-7-7z"/>',
     }
     picture = (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 16 16" fill="{_COLORS[level]}">'

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from fc_frontend.errors import Problem
 from fc_frontend.explain.facts import Counts, DaemonService, Facts, Health, Held, Server
-from fc_frontend.explain.overview import Finding, Level, Overview, Row
+from fc_frontend.explain.overview import Overview, Row, StatusFinding, StatusLevel
 from fc_frontend.explain.steps import Explanation
 from fc_frontend.haproxy.traffic import Rates
 
@@ -20,7 +20,7 @@ EACH_PAGE = 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Change:
+class PastDeployment:
     """A deployment, as the history has it.  `at` is Unix time, `seconds` what it took."""
 
     id: int
@@ -32,19 +32,19 @@ class Change:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Line:
+class TableLine:
     """One service in the table."""
 
     name: str
     namespace: str
     binds: tuple[str, ...]
-    level: Level
+    level: StatusLevel
     word: str
     pods: int | None
     slots: int | None
     counts: Counts | None
     rates: Rates | None
-    findings: tuple[Finding, ...]
+    findings: tuple[StatusFinding, ...]
 
     def matches(self, text: str) -> bool:
         """True if `text`, in lower case, is part of its name, namespace, binds or state."""
@@ -72,14 +72,14 @@ class Board:
     """
 
     overview: Overview
-    lines: tuple[Line, ...]
+    lines: tuple[TableLine, ...]
     totals: Totals
-    findings: tuple[Finding, ...]
+    findings: tuple[StatusFinding, ...]
     """Those that are about no service alone, and no quarantine."""
     traffic_problem: Problem | None
     seconds: float | None
     """What rates are over; None where requests are those of HAProxy's last second."""
-    changes: tuple[Change, ...]
+    changes: tuple[PastDeployment, ...]
     queries: Mapping[str, Mapping[str, int]]
     host: str
     at: float
@@ -91,7 +91,7 @@ class Detail:
 
     name: str
     board: Board
-    line: Line | None
+    line: TableLine | None
     quarantined: tuple[Held, ...]
     explanation: Explanation | None = None
     facts: Facts | None = None
@@ -103,7 +103,7 @@ class Selection:
     """What of the lines one page shows; pages count from 1."""
 
     text: str
-    lines: tuple[Line, ...]
+    lines: tuple[TableLine, ...]
     page: int
     pages: int
     found: int
@@ -121,13 +121,13 @@ def board(
     rates: Mapping[str, Rates] | None,
     traffic_problem: Problem | None,
     seconds: float | None,
-    changes: Iterable[Change],
+    changes: Iterable[PastDeployment],
     queries: Mapping[str, Mapping[str, int]],
     host: str,
     at: float,
 ) -> Board:
     """The page's contents; `rates` by proxy, None if HAProxy tells none."""
-    by_service: dict[str, list[Finding]] = {}
+    by_service: dict[str, list[StatusFinding]] = {}
     for finding in overview.findings:
         if finding.service is not None:
             by_service.setdefault(finding.service, []).append(finding)
@@ -162,11 +162,11 @@ def board(
 def _line(
     row: Row,
     service: DaemonService | None,
-    findings: tuple[Finding, ...],
+    findings: tuple[StatusFinding, ...],
     rates: Rates | None,
-) -> Line:
-    level = max((finding.level for finding in findings), default=Level.OK)
-    return Line(
+) -> TableLine:
+    level = max((finding.level for finding in findings), default=StatusLevel.OK)
+    return TableLine(
         name=row.name,
         namespace=row.namespace or "",
         binds=row.binds,
@@ -180,10 +180,10 @@ def _line(
     )
 
 
-def _word(row: Row, service: DaemonService | None, level: Level) -> str:
+def _word(row: Row, service: DaemonService | None, level: StatusLevel) -> str:
     """The state of a service in one or two words: what costs requests comes first."""
     counts = row.counts
-    if level is Level.CRITICAL and row.pods and counts and not counts.up:
+    if level is StatusLevel.CRITICAL and row.pods and counts and not counts.up:
         return "down"
     if service is not None and service.slots_short:
         return "too few slots"
@@ -195,10 +195,10 @@ def _word(row: Row, service: DaemonService | None, level: Level) -> str:
         return "drained"
     if service is not None and service.slots_scarce:
         return "little room"
-    return "ok" if level is Level.OK else level.name.lower()
+    return "ok" if level is StatusLevel.OK else level.name.lower()
 
 
-def _totals(lines: Iterable[Line]) -> Totals:
+def _totals(lines: Iterable[TableLine]) -> Totals:
     lines = tuple(lines)
     counts = [line.counts for line in lines if line.counts is not None]
     rates = [line.rates for line in lines if line.rates is not None]
@@ -224,7 +224,7 @@ def _totals(lines: Iterable[Line]) -> Totals:
     )
 
 
-def select(lines: tuple[Line, ...], text: str, page: int) -> Selection:
+def select(lines: tuple[TableLine, ...], text: str, page: int) -> Selection:
     """The lines that have `text`, `EACH_PAGE` of them; the last page if there is no such one."""
     wanted = text.lower()
     found = tuple(line for line in lines if line.matches(wanted)) if wanted else lines
@@ -240,7 +240,7 @@ def select(lines: tuple[Line, ...], text: str, page: int) -> Selection:
     )
 
 
-def bar(line: Line) -> tuple[tuple[str, float, float], ...]:
+def bar(line: TableLine) -> tuple[tuple[str, float, float], ...]:
     """The parts of a service's bar of slots: what they are, where they begin, how wide, in %."""
     whole = line.slots or 0
     counts = line.counts

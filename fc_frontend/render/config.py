@@ -29,7 +29,7 @@ _HEADER_OR_DESCRIPTION = re.compile(
 )
 
 
-class Place(NamedTuple):
+class SectionPlace(NamedTuple):
     """Where a unit's section is: its first line and the one after its last, counted from 1."""
 
     unit: UnitId
@@ -48,7 +48,7 @@ class Config:
     text: str
     hash: str
     sections: tuple[Section, ...] = ()
-    places: tuple[Place, ...] = ()
+    places: tuple[SectionPlace, ...] = ()
 
     def unit_at(self, line: int) -> UnitId | None:
         """The service or fragment whose section has `line` (counted from 1)."""
@@ -77,12 +77,12 @@ def assemble(sections: Iterable[Section]) -> Config:
     assert head.unit == SETTINGS
     parts = [head.text, "\n"]
     line = head.text.count("\n") + 2
-    places: list[Place] = []
+    places: list[SectionPlace] = []
     for section in others:
         parts += ["\n", MARK, section.unit.kind, " ", section.unit.name, "\n", section.text, "\n"]
         first = line + 2
         line = first + section.text.count("\n") + 1
-        places.append(Place(section.unit, first, line))
+        places.append(SectionPlace(section.unit, first, line))
     text = "".join(parts)
     digest = _digest(text)
     place = _description(text)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fc_frontend.model.units import UnitId
 from fc_frontend.render.config import Config
-from fc_frontend.syntax.binds import Flaw, Listeners, Owned, effective, read_listeners
+from fc_frontend.syntax.binds import BindFlaw, Listeners, Owned, effective, read_listeners
 
 _SPARE = 1000
 """Units that are remembered although they are gone."""
@@ -13,7 +13,7 @@ _known: dict[UnitId, tuple[str, Listeners]] = {}
 """The sections that were read last: one that is still the same is not read again."""
 
 
-def listeners_of(config: Config, host_name: str) -> tuple[list[Owned], list[Flaw]]:
+def listeners_of(config: Config, host_name: str) -> tuple[list[Owned], list[BindFlaw]]:
     """What HAProxy opens on the host of this name, and the lines for which that is not known.
 
     Lines count in the section of their unit.  Where only the text of a configuration is known, all

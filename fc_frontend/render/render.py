@@ -34,7 +34,7 @@ from fc_frontend.render.config import (
     description_of,
     has_mark,
 )
-from fc_frontend.syntax.units import Fault, section_faults
+from fc_frontend.syntax.units import UnitFault, section_faults
 
 MAIN = "haproxy.cfg.j2"
 SERVICE = "service.cfg.j2"
@@ -156,7 +156,7 @@ def _require_own_sections(text: str, template: str, unit: str = "") -> None:
 
 
 @lru_cache(maxsize=4)
-def _faults(head: str) -> tuple[Fault, ...]:
+def _faults(head: str) -> tuple[UnitFault, ...]:
     return tuple(section_faults(head))
 
 

@@ -67,7 +67,7 @@ class Owned(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Flaw:
+class BindFlaw:
     """A line of a unit whose listeners cannot be known, and why.  `line` counts from 1."""
 
     owner: UnitId
@@ -86,7 +86,7 @@ class Listeners:
     """
 
     listeners: tuple[Owned, ...] = ()
-    flaws: tuple[Flaw, ...] = ()
+    flaws: tuple[BindFlaw, ...] = ()
     unix_prefix: str | None = None
     local_peer: str | None = None
     is_plain: bool = True
@@ -101,7 +101,7 @@ def read_listeners(text: str, owner: UnitId = SETTINGS) -> Listeners:
     return _Reader(owner).read(text)
 
 
-def effective(texts: Iterable[Listeners], host_name: str) -> tuple[list[Owned], list[Flaw]]:
+def effective(texts: Iterable[Listeners], host_name: str) -> tuple[list[Owned], list[BindFlaw]]:
     """What HAProxy opens, and what cannot be known, for texts that it reads one after the other.
 
     HAProxy takes the first `unix-bind prefix` and the last `localpeer` before a line; without one,
@@ -109,7 +109,7 @@ def effective(texts: Iterable[Listeners], host_name: str) -> tuple[list[Owned], 
     """
     prefix, peer = "", host_name
     found: list[Owned] = []
-    flaws: list[Flaw] = []
+    flaws: list[BindFlaw] = []
     for read in texts:
         flaws += read.flaws
         if read.is_plain:
@@ -120,7 +120,7 @@ def effective(texts: Iterable[Listeners], host_name: str) -> tuple[list[Owned], 
                 try:
                     found.append(Owned(owner, _located(listener, prefix)))
                 except NotAnEndpoint as exc:
-                    flaws.append(Flaw(owner, listener.line, str(exc), exc.remedy))
+                    flaws.append(BindFlaw(owner, listener.line, str(exc), exc.remedy))
         prefix = prefix or read.unix_prefix or ""
         peer = read.local_peer or peer
     return found, flaws
@@ -171,7 +171,7 @@ class _Reader:
         self._owner = owner
         self._section = _Section()
         self._listeners: list[Owned] = []
-        self._flaws: list[Flaw] = []
+        self._flaws: list[BindFlaw] = []
         self._prefix: str | None = None
         self._peer: str | None = None
         self._branch: Branch = ()
@@ -198,7 +198,7 @@ class _Reader:
             self._condition(line)
         elif line.kind is Kind.VARIABLE:
             self._flaws.append(
-                Flaw(
+                BindFlaw(
                     self._owner,
                     line.number,
                     f"{line.words[0].source} stands for a keyword",
@@ -283,7 +283,7 @@ class _Reader:
                     raise NotAnEndpoint(f"more than {MAX_PORTS} ports", "use fewer")
                 self._listeners += [Owned(self._owner, listener) for listener in found]
             except NotAnEndpoint as exc:
-                self._flaws.append(Flaw(self._owner, opening.line, str(exc), exc.remedy))
+                self._flaws.append(BindFlaw(self._owner, opening.line, str(exc), exc.remedy))
         self._section = _Section()
 
 

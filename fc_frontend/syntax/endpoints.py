@@ -94,7 +94,7 @@ class NotAnEndpoint(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
+class ListenOptions:
     """What the words after the address change about where HAProxy listens."""
 
     interface: str = ""
@@ -108,7 +108,7 @@ def takes_value(option: str) -> bool:
     return option in _TAKES_VALUE
 
 
-def read_options(words: Sequence[Word]) -> Options:
+def read_options(words: Sequence[Word]) -> ListenOptions:
     """The options in the words after the address.  Raises NotAnEndpoint.
 
     Of a repeated option, HAProxy takes the last value.  `v6only` is stronger than `v4v6`
@@ -136,7 +136,7 @@ def read_options(words: Sequence[Word]) -> Options:
                     "write its name: fc-frontend cannot see what the variable contains",
                 )
         found[option.text] = value.text if value else ""
-    return Options(
+    return ListenOptions(
         interface=found.get("interface", ""),
         namespace=found.get("namespace", ""),
         v6only="v6only" in found,
@@ -145,7 +145,7 @@ def read_options(words: Sequence[Word]) -> Options:
 
 
 def read_endpoints(
-    text: str, options: Options, *, datagram: bool = False
+    text: str, options: ListenOptions, *, datagram: bool = False
 ) -> tuple[Endpoint | None, ...]:
     """The endpoints of the first word of a bind line, which may be a list with commas.
 
@@ -195,7 +195,7 @@ _QUIC = ("quic+", "quic4@", "quic6@")
 """Datagrams underneath, and streams to HAProxy: for `bind`, not for `dgram-bind`."""
 
 
-def _endpoint(text: str, options: Options, datagram: bool) -> Endpoint | None:
+def _endpoint(text: str, options: ListenOptions, datagram: bool) -> Endpoint | None:
     """One address of a list."""
     if not datagram and text[:1] != "/" and "@" not in text and "+" not in text:
         return _ip_endpoint(text, "", text, options, False)
@@ -265,7 +265,7 @@ def _bytes(text: str) -> bytes:
 
 
 def _ip_endpoint(
-    rest: str, version: str, text: str, options: Options, is_datagram: bool
+    rest: str, version: str, text: str, options: ListenOptions, is_datagram: bool
 ) -> Endpoint:
     at = max(rest.rfind(":"), rest.rfind("]"))
     if at < 0 or rest[at] == "]":

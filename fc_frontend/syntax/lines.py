@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from fc_frontend.syntax.keywords import PREFIXES, PREPROCESSOR, SECTIONS
-from fc_frontend.syntax.words import MAX_WORDS, Flaw, NotWords, Word, split
+from fc_frontend.syntax.words import MAX_WORDS, NotWords, Word, WordFlaw, split
 
 MAX_LINE = 65_536
 """Characters in a line of ours.  HAProxy itself has no limit but memory."""
@@ -158,5 +158,5 @@ def _kind(words: tuple[Word, ...]) -> tuple[Kind, NotWords | None]:
             return Kind.VARIABLE, None
         if words[1].text in SECTIONS:
             message = f"`{first.text}` before the section keyword `{words[1].text}`"
-            return Kind.INVALID, NotWords(Flaw.PREFIX, message, "remove one of the two")
+            return Kind.INVALID, NotWords(WordFlaw.PREFIX, message, "remove one of the two")
     return Kind.STATEMENT, None

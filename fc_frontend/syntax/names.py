@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from itertools import pairwise
 
 from fc_frontend.model.units import Resource
-from fc_frontend.syntax.sections import Section, read_sections
+from fc_frontend.syntax.sections import ConfigSection, read_sections
 
 _DEFINED_BY_SECTION = {
     "listen": ("frontend", "backend"),
@@ -66,7 +66,7 @@ def used_names(text: str) -> frozenset[Resource]:
     return found - defined_names(text)
 
 
-def _defined(section: Section) -> Iterator[Resource]:
+def _defined(section: ConfigSection) -> Iterator[Resource]:
     if section.name:
         for kind in _DEFINED_BY_SECTION.get(section.kind, ()):
             yield Resource(kind, section.name)
@@ -77,7 +77,7 @@ def _defined(section: Section) -> Iterator[Resource]:
             yield Resource("table", f"{section.name}/{line.arguments[0]}")
 
 
-def _used(section: Section) -> Iterator[Resource]:
+def _used(section: ConfigSection) -> Iterator[Resource]:
     header = [word.text for word in section.header.words] if section.header else []
     if "from" in header[1:-1]:
         yield Resource("defaults", header[header.index("from", 1) + 1])

@@ -251,13 +251,13 @@ class Optional:
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
+class AnyOrder:
     """Sequences of items, each any number of times, in any order."""
 
     alternatives: tuple[tuple[Item, ...], ...]
 
 
-Item = Literal | Argument | Optional | Options
+Item = Literal | Argument | Optional | AnyOrder
 """An item of the grammar."""
 
 
@@ -284,7 +284,7 @@ def _items(words: Sequence[str], ends: tuple[str, ...]) -> tuple[tuple[Item, ...
                 end, words = words[0], words[1:]
                 if end == "}":
                     break
-            items.append(Options(tuple(alternatives)))
+            items.append(AnyOrder(tuple(alternatives)))
         elif word == "SERVER":
             items += parse_grammar(SERVER)
         elif word.removesuffix("...") in KINDS or word in ("TEST", "CONDITION"):

@@ -11,7 +11,7 @@ PROXIES = ("listen", "frontend", "backend")
 
 
 @dataclass(frozen=True, slots=True)
-class Section:
+class ConfigSection:
     """A section: its header, None for what is before the first one, and all lines after it.
 
     `lines` include blank lines, comments and preprocessor lines; a header inside a condition
@@ -40,7 +40,7 @@ class Section:
         return tuple(line for line in self.lines if line.kind in (Kind.STATEMENT, Kind.VARIABLE))
 
 
-def read_sections(text: str) -> Iterator[Section]:
+def read_sections(text: str) -> Iterator[ConfigSection]:
     """The sections of one file, in order.  Never raises: see `Line.kind` for what is wrong."""
     header: Line | None = None
     lines: list[Line] = []
@@ -49,7 +49,7 @@ def read_sections(text: str) -> Iterator[Section]:
             lines.append(line)
             continue
         if header is not None or lines:
-            yield Section(header, tuple(lines))
+            yield ConfigSection(header, tuple(lines))
         header, lines = line, []
     if header is not None or lines:
-        yield Section(header, tuple(lines))
+        yield ConfigSection(header, tuple(lines))

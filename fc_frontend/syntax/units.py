@@ -66,7 +66,7 @@ class Owner(Enum):
     DEFAULTS = DEFAULTS_RESERVED
 
 
-class Fault(NamedTuple):
+class UnitFault(NamedTuple):
     """What is wrong in a text, in which of its lines (from 1), and the fix."""
 
     line: int
@@ -74,7 +74,7 @@ class Fault(NamedTuple):
     remedy: str
 
 
-def raw_line_faults(text: str, owner: Owner) -> Iterator[Fault]:
+def raw_line_faults(text: str, owner: Owner) -> Iterator[UnitFault]:
     """What is wrong with lines that become part of a section of fc-frontend's.
 
     They may hold statements and comments: no section header, no preprocessor line, nothing that
@@ -89,13 +89,13 @@ def raw_line_faults(text: str, owner: Owner) -> Iterator[Fault]:
         line = read_line(raw, number)
         fault = _line_fault(line)
         if fault is None and line.kind is Kind.SECTION:
-            fault = Fault(
+            fault = UnitFault(
                 number,
                 f"{_keyword(line)} begins a section{_as_read(line)}",
                 "put whole sections into a fragment, services.d/NAME.cfg",
             )
         elif fault is None and line.kind is Kind.PREPROCESSOR:
-            fault = Fault(
+            fault = UnitFault(
                 number,
                 f"{_keyword(line)} is a preprocessor directive{_as_read(line)}",
                 "put it into a section of a fragment, services.d/NAME.cfg, or into a template",
@@ -114,30 +114,30 @@ def clean_line(raw: str) -> str:
     return line[: len(trimmed) + is_escaped]
 
 
-def option_fault(text: str) -> Fault | None:
+def option_fault(text: str) -> UnitFault | None:
     """What keeps `server_options` or `bind_options` from being just words inside of a line."""
     if "\n" in text or "\r" in text:
-        return Fault(1, "a line break", "write all words in one line")
+        return UnitFault(1, "a line break", "write all words in one line")
     if len(text) > MAX_LINE:
         return _too_long(1)
     try:
         found = split(text)
     except NotWords as exc:
-        return Fault(1, str(exc), exc.remedy)
+        return UnitFault(1, str(exc), exc.remedy)
     last = found.words[-1].source if found.words else ""
     if (len(last) - len(last.rstrip("\\"))) % 2:
-        return Fault(1, "\\ at the end", "remove it: it would join the word after it")
+        return UnitFault(1, "\\ at the end", "remove it: it would join the word after it")
     if text[found.end :].strip(" \t\v\f"):
-        return Fault(1, "# begins a comment", "write \\# if the letter is meant")
+        return UnitFault(1, "# begins a comment", "write \\# if the letter is meant")
     if len(found.words) > MAX_OPTION_WORDS:
-        return Fault(
+        return UnitFault(
             1,
             f"more than {MAX_OPTION_WORDS} words",
             f"write fewer: HAProxy reads at most {MAX_WORDS} words in a line",
         )
     for word in found.words:
         if word.is_cut or not word.text:
-            return Fault(
+            return UnitFault(
                 1,
                 "a word is empty or has a NUL character",
                 "remove it: HAProxy ignores the rest of the line",
@@ -145,7 +145,7 @@ def option_fault(text: str) -> Fault | None:
     return None
 
 
-def section_faults(text: str) -> Iterator[Fault]:
+def section_faults(text: str) -> Iterator[UnitFault]:
     """What keeps `text` from being whole sections, complete in themselves.
 
     Nothing but comments may come before the first section header, and conditions (`.if`) begin and
@@ -160,7 +160,7 @@ def section_faults(text: str) -> Iterator[Fault]:
     yield from reader.end()
 
 
-def fragment_faults(text: str) -> Iterator[Fault]:
+def fragment_faults(text: str) -> Iterator[UnitFault]:
     """What is wrong with a fragment: see `section_faults`, and names that are fc-frontend's own."""
     is_faulty = False
     for fault in section_faults(text):
@@ -171,9 +171,11 @@ def fragment_faults(text: str) -> Iterator[Fault]:
     for section in read_sections(text):
         line = section.header.number if section.header else 1
         if section.kind == "global":
-            yield Fault(line, "`global` in a fragment", "use haproxy.global_extra in the settings")
+            yield UnitFault(
+                line, "`global` in a fragment", "use haproxy.global_extra in the settings"
+            )
         elif section.name.startswith(OWN_NAMES) or (section.kind, section.name) == _OWN_RESOLVERS:
-            yield Fault(
+            yield UnitFault(
                 line,
                 f"`{section.kind} {section.name}` is the name of a section of fc-frontend's own",
                 "choose another name",
@@ -188,7 +190,7 @@ class _SectionReader:
         self._open: list[tuple[Line, bool]] = []
         """The conditions that are open, and whether their `.else` was there."""
 
-    def read(self, line: Line) -> Iterator[Fault]:
+    def read(self, line: Line) -> Iterator[UnitFault]:
         fault = _line_fault(line)
         if fault is not None:
             yield fault
@@ -196,7 +198,7 @@ class _SectionReader:
             yield from self.end()
             self.in_section = True
             if any(word.variable for word in line.words):
-                yield Fault(
+                yield UnitFault(
                     line.number,
                     f"{_keyword(line)} has a variable in the section's name",
                     "write the name itself",
@@ -204,7 +206,7 @@ class _SectionReader:
         elif line.kind is Kind.BLANK:
             return
         elif not self.in_section:
-            yield Fault(
+            yield UnitFault(
                 line.number,
                 f"{_keyword(line)} comes before the first section",
                 "begin with a section, such as `listen NAME`; conditions go inside of it",
@@ -212,45 +214,45 @@ class _SectionReader:
         elif line.kind is Kind.PREPROCESSOR:
             yield from self._preprocess(line)
 
-    def end(self) -> Iterator[Fault]:
+    def end(self) -> Iterator[UnitFault]:
         """The end of a section, or of the text."""
         for line, _ in self._open:
-            yield Fault(
+            yield UnitFault(
                 line.number,
                 f"{_keyword(line)} does not end in the section where it begins",
                 "write `.endif` before the next section; a condition cannot enclose sections",
             )
         self._open = []
 
-    def _preprocess(self, line: Line) -> Iterator[Fault]:
+    def _preprocess(self, line: Line) -> Iterator[UnitFault]:
         directive = line.keyword
         if directive not in PREPROCESSOR:
-            yield Fault(
+            yield UnitFault(
                 line.number,
                 "the line begins with a dot, and is no directive of HAProxy's preprocessor",
                 f"known are {', '.join(sorted(PREPROCESSOR))}",
             )
         elif directive in (".else", ".endif") and len(line.words) > 1:
-            yield Fault(
+            yield UnitFault(
                 line.number, f"{directive} with arguments", "write # before what is a comment"
             )
         elif directive == ".if":
             self._open.append((line, False))
             if len(self._open) > MAX_CONDITIONS:
-                yield Fault(
+                yield UnitFault(
                     line.number,
                     f"more than {MAX_CONDITIONS} conditions inside each other",
                     "write them one after the other",
                 )
         elif directive in (".elif", ".else", ".endif"):
             if not self._open:
-                yield Fault(
+                yield UnitFault(
                     line.number, f"{directive} without .if in this section", "add the .if before it"
                 )
                 return
             begun, has_else = self._open.pop()
             if has_else and directive != ".endif":
-                yield Fault(line.number, f"{directive} after .else", "move it before the .else")
+                yield UnitFault(line.number, f"{directive} after .else", "move it before the .else")
             if directive != ".endif":
                 self._open.append((begun, has_else or directive == ".else"))
 
@@ -261,26 +263,26 @@ def _is_blank(raw: str) -> bool:
     return not text or text[0] == "#"
 
 
-def _too_long(number: int) -> Fault:
-    return Fault(number, f"more than {MAX_LINE} characters in a line", "shorten it")
+def _too_long(number: int) -> UnitFault:
+    return UnitFault(number, f"more than {MAX_LINE} characters in a line", "shorten it")
 
 
-def _line_fault(line: Line) -> Fault | None:
+def _line_fault(line: Line) -> UnitFault | None:
     """What is wrong with a line wherever it is."""
     if line.fault is not None:
-        return Fault(
+        return UnitFault(
             line.number, f"the line cannot be split into words: {line.fault}", line.fault.remedy
         )
     if line.kind is Kind.SCOPE:
-        return Fault(line.number, "the line is a scope, as in SPOE files", "remove the line")
+        return UnitFault(line.number, "the line is a scope, as in SPOE files", "remove the line")
     if line.kind is Kind.EMPTY:
-        return Fault(
+        return UnitFault(
             line.number,
             "the line begins with an empty word: HAProxy ignores it",
             "remove the empty word or the line",
         )
     if line.kind is Kind.VARIABLE:
-        return Fault(
+        return UnitFault(
             line.number,
             "the line has a variable in the place of its keyword",
             "write the keyword itself; variables may follow it",
@@ -288,18 +290,18 @@ def _line_fault(line: Line) -> Fault | None:
     if len(line.source) > MAX_LINE_WITH_DEFAULT and any(
         word.variable and _DEFAULT.search(word.source) for word in line.words
     ):
-        return Fault(
+        return UnitFault(
             line.number,
             f"more than {MAX_LINE_WITH_DEFAULT} characters in a line with a variable's default "
             "value: HAProxy may not find the value",
             "shorten the line, or write it without ${NAME-value}",
         )
     if any(word.is_cut for word in line.words):
-        return Fault(line.number, "the line has a NUL character", "remove \\x00")
+        return UnitFault(line.number, "the line has a NUL character", "remove \\x00")
     return None
 
 
-def _reserved_fault(line: Line, owner: Owner) -> Fault | None:
+def _reserved_fault(line: Line, owner: Owner) -> UnitFault | None:
     reason = owner.value.get(line.keyword)
     if owner is Owner.GLOBAL and reason is None:
         if line.keyword in _ENVIRONMENT and line.arguments[:1]:
@@ -311,7 +313,7 @@ def _reserved_fault(line: Line, owner: Owner) -> Fault | None:
             reason = "it would move the unix sockets of all services"
     if reason is None:
         return None
-    return Fault(line.number, f"{_keyword(line)} is reserved: {reason}", "remove the line")
+    return UnitFault(line.number, f"{_keyword(line)} is reserved: {reason}", "remove the line")
 
 
 def _keyword(line: Line) -> str:

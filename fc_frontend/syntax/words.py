@@ -36,7 +36,7 @@ _VARIABLE = re.compile(rb"\$(\{)?(\.?)([A-Za-z_][A-Za-z0-9_]*|)")
 _PSEUDO_VARIABLES = (b"LINE", b"FILE", b"SECTION")
 
 
-class Flaw(StrEnum):
+class WordFlaw(StrEnum):
     """Why HAProxy refuses to split a line (PARSE_ERR_* in its include/haproxy/tools-t.h)."""
 
     QUOTE = "quote"
@@ -53,7 +53,7 @@ class Flaw(StrEnum):
 class NotWords(ValueError):
     """A line that HAProxy refuses to split, with the fix."""
 
-    def __init__(self, flaw: Flaw, message: str, remedy: str) -> None:
+    def __init__(self, flaw: WordFlaw, message: str, remedy: str) -> None:
         super().__init__(message)
         self.flaw = flaw
         self.remedy = remedy
@@ -126,7 +126,7 @@ def _unquoted(source: str) -> Word:
 
 def _too_many() -> NotWords:
     return NotWords(
-        Flaw.TOO_MANY,
+        WordFlaw.TOO_MANY,
         f"more than {MAX_WORDS} words",
         f"write several lines: HAProxy reads at most {MAX_WORDS} words in one, and counts a blank "
         "at the end as one more",
@@ -166,7 +166,7 @@ class _Reader:
             byte = line[self._at]
             if byte in _LINE_END:
                 if not byte:
-                    raise NotWords(Flaw.NUL, "a NUL character", "remove it")
+                    raise NotWords(WordFlaw.NUL, "a NUL character", "remove it")
                 break
             if not self._quote and byte in _SPACE:
                 self._finish()
@@ -180,7 +180,7 @@ class _Reader:
                 self._letter(byte)
         if self._quote:
             raise NotWords(
-                Flaw.QUOTE,
+                WordFlaw.QUOTE,
                 f"the quote at column {self._column(self._quote_at)} is never closed",
                 "close it, or write \\ before it if it is meant as a letter",
             )
@@ -233,7 +233,7 @@ class _Reader:
             digits = self._line[self._at + 2 : self._at + 4]
             if not _HEX.fullmatch(digits):
                 raise NotWords(
-                    Flaw.HEX,
+                    WordFlaw.HEX,
                     f"\\x at column {self._column(self._at)} is not followed by two hexadecimal "
                     "digits",
                     "write \\x41, or \\\\x if a backslash is meant",
@@ -251,7 +251,7 @@ class _Reader:
         brace, dot, name = match.groups()
         if not name or (dot and name not in _PSEUDO_VARIABLES):
             raise NotWords(
-                Flaw.VARIABLE,
+                WordFlaw.VARIABLE,
                 f"$ at column {self._column(self._at)} is not followed by a variable's name",
                 "write \\$ if a dollar sign is meant",
             )
@@ -260,7 +260,7 @@ class _Reader:
             if self._line[end : end + 1] == b"[":
                 if self._line[end : end + 3] != b"[*]":
                     raise NotWords(
-                        Flaw.EXPANSION,
+                        WordFlaw.EXPANSION,
                         f"[ at column {self._column(end)} is not [*]",
                         "write ${NAME[*]}",
                     )
@@ -268,7 +268,7 @@ class _Reader:
             close = self._line.find(b"}", end)
             if close < 0 or (close > end and self._line[end : end + 1] != b"-"):
                 raise NotWords(
-                    Flaw.BRACE,
+                    WordFlaw.BRACE,
                     f"${{ at column {self._column(self._at)} is never closed",
                     "write ${NAME}",
                 )

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from fc_frontend.errors import Unavailable
 from fc_frontend.haproxy import runtime
-from fc_frontend.syntax.words import Flaw
+from fc_frontend.syntax.words import WordFlaw
 from tests.conftest import until
 
 ENVIRONMENT = {"FC_A": "alpha", "FC_SP": " p  q\tr ", "FC_Q": "a'b\"c#d\\", "FC_E": ""}
@@ -31,12 +31,12 @@ _FATAL = 45
 """HAProxy stops after 50 faults."""
 _POINTER = re.compile(rb"0x[0-9a-f]+ ")
 SAID = {
-    Flaw.QUOTE: "unmatched quote",
-    Flaw.BRACE: "unmatched brace in environment variable name",
-    Flaw.VARIABLE: "forbidden first char in environment variable name",
-    Flaw.HEX: "truncated or invalid hexadecimal sequence",
-    Flaw.EXPANSION: "truncated or invalid word expansion sequence",
-    Flaw.TOO_MANY: "too many words",
+    WordFlaw.QUOTE: "unmatched quote",
+    WordFlaw.BRACE: "unmatched brace in environment variable name",
+    WordFlaw.VARIABLE: "forbidden first char in environment variable name",
+    WordFlaw.HEX: "truncated or invalid hexadecimal sequence",
+    WordFlaw.EXPANSION: "truncated or invalid word expansion sequence",
+    WordFlaw.TOO_MANY: "too many words",
 }
 _VARIABLE = re.compile(r"\$(\{)?(\.?[A-Za-z_][A-Za-z0-9_]*)(?(1)(\[\*\])?(?:-([^}]*))?\})")
 DOUBLE = '"'

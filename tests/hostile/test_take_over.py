@@ -20,7 +20,7 @@ from fc_frontend.errors import Unavailable
 from fc_frontend.files import Attributes, Content
 from fc_frontend.haproxy import consent, history, take_over
 from fc_frontend.haproxy.consent import Consent
-from fc_frontend.haproxy.foreign import Known, Origin, Worker, decide, look_at
+from fc_frontend.haproxy.foreign import Origin, OwnConfigs, Worker, decide, look_at
 from fc_frontend.haproxy.history import BEFORE_US, Entry, Kept
 from fc_frontend.haproxy.master import show_proc
 from fc_frontend.haproxy.rollback import choice
@@ -76,7 +76,7 @@ defaults
 """/etc/haproxy/haproxy.cfg of Debian's package, with shorter lists of ciphers."""
 
 
-HERE = Known(lambda digest: digest == KNOWN, lambda: frozenset((("listen", "shop"),)))
+HERE = OwnConfigs(lambda digest: digest == KNOWN, lambda: frozenset((("listen", "shop"),)))
 OUR_MARK = "# fc-frontend unit: service shop\n"
 
 # What a file is
@@ -150,30 +150,30 @@ def test_a_file_is_told_by_what_haproxy_reads(content: bytes | str | None, origi
 
 
 def test_our_text_is_edited_however_little_was_changed() -> None:
-    assert look_at(OURS.encode(), Known()).origin is Origin.OURS
+    assert look_at(OURS.encode(), OwnConfigs()).origin is Origin.OURS
     digest = history.own_hash(OURS)
     for changed in (OURS + "\n", OURS + "# \xe9\n", OURS.replace("1h", "2h")):
-        found = look_at(changed.encode("latin-1"), Known(lambda one: one == digest))
+        found = look_at(changed.encode("latin-1"), OwnConfigs(lambda one: one == digest))
         assert found.origin is Origin.EDITED
 
 
 def test_proxies_are_named_with_their_binds() -> None:
-    found = look_at(SITE.encode(), Known())
+    found = look_at(SITE.encode(), OwnConfigs())
     (proxy,) = found.proxies
     assert str(proxy) == "frontend site on :80, :443"
-    evil = look_at(b"listen \x1b[31m\n  bind :1\x07\n", Known())
+    evil = look_at(b"listen \x1b[31m\n  bind :1\x07\n", OwnConfigs())
     assert str(evil.proxies[0]).isprintable()
 
 
 def test_who_may_be_served_decides() -> None:
     none, ours, others = Worker(), Worker(is_ours=True), Worker(proxies=("site",))
     by_origin = {
-        Origin.NONE: look_at(None, Known()),
-        Origin.OURS: look_at(OURS.encode(), Known()),
+        Origin.NONE: look_at(None, OwnConfigs()),
+        Origin.OURS: look_at(OURS.encode(), OwnConfigs()),
         Origin.EDITED: look_at(EDITED.encode(), HERE),
-        Origin.BARE: look_at(DEBIAN.encode(), Known()),
-        Origin.FOREIGN: look_at(SITE.encode(), Known()),
-        Origin.UNREADABLE: look_at(b"prose\n", Known()),
+        Origin.BARE: look_at(DEBIAN.encode(), OwnConfigs()),
+        Origin.FOREIGN: look_at(SITE.encode(), OwnConfigs()),
+        Origin.UNREADABLE: look_at(b"prose\n", OwnConfigs()),
     }
     free = {Origin.NONE, Origin.OURS, Origin.EDITED, Origin.BARE}
     for worker, allowed in (
@@ -657,7 +657,7 @@ def test_debians_file_needs_no_consent_and_comes_back_as_it_was(other_frontend: 
     """HAProxy is ours to start: also with a file that has `daemon` and no socket of ours."""
     frontend = other_frontend
     stock = Path("/etc/haproxy/haproxy.cfg").read_text()
-    assert look_at(stock.encode(), Known()).origin is Origin.BARE
+    assert look_at(stock.encode(), OwnConfigs()).origin is Origin.BARE
     kept = [line for line in DEBIAN.splitlines() if line.split()[:1] not in (["user"], ["group"])]
     text = "\n".join(kept).replace("/run/haproxy", str(frontend.directory)) + "\n"
     text = "\n".join(line for line in text.splitlines() if "chroot" not in line) + "\n"

@@ -10,7 +10,7 @@ import pytest
 
 from fc_frontend.syntax.keywords import PREPROCESSOR, SECTIONS
 from fc_frontend.syntax.lines import Kind, is_plain_statement, read_line
-from fc_frontend.syntax.words import Flaw, NotWords, split
+from fc_frontend.syntax.words import NotWords, WordFlaw, split
 from tests.hostile.real_words import (
     PREFIX,
     SAID,
@@ -42,7 +42,7 @@ def compare(binary: str, path: Path, count: int, seed: int, most_refused: int) -
     """Compare `split` with HAProxy on `count` accepted lines, and on some that are refused."""
     chance = random.Random(seed)
     with_glue = glues(binary, path)
-    refused: list[tuple[str, Flaw]] = []
+    refused: list[tuple[str, WordFlaw]] = []
     for _ in range(0, count, AT_ONCE):
         lines: list[str] = []
         shown: list[bytes] = []
@@ -76,7 +76,7 @@ def compare(binary: str, path: Path, count: int, seed: int, most_refused: int) -
         strict=True,
     ):
         # Of several flaws HAProxy names another one than too many words.
-        assert said if flaw is Flaw.TOO_MANY else SAID[flaw] in said, (seed, line, flaw, said)
+        assert said if flaw is WordFlaw.TOO_MANY else SAID[flaw] in said, (seed, line, flaw, said)
 
 
 def test_words_are_those_that_haproxy_reads(haproxy_binary: str, short_directory: Path) -> None:

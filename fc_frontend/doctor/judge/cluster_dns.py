@@ -26,7 +26,7 @@ _PER_SIZE = ((8192, 508), (4096, 253), (1232, 73), (512, 28))
 
 
 @dataclass(frozen=True, slots=True)
-class Attempt:
+class QueryAttempt:
     """One question over one transport: `code` is DNS's word for the outcome, or what failed.
 
     `seconds` is the slowest of the tries that were answered.
@@ -60,8 +60,8 @@ class NameserverFacts:
     """
 
     nameserver: Nameserver
-    udp: Attempt
-    tcp: Attempt
+    udp: QueryAttempt
+    tcp: QueryAttempt
     payload: int | None = None
     edns_lost: bool = False
     software: str | None = None
@@ -110,7 +110,9 @@ def _nameserver(cluster: Cluster, facts: NameserverFacts) -> Iterator[Finding]:
     yield _software(f"{at} software", facts.software)
 
 
-def _transport(check: str, cluster: Cluster, transport: Transport, attempt: Attempt) -> Finding:
+def _transport(
+    check: str, cluster: Cluster, transport: Transport, attempt: QueryAttempt
+) -> Finding:
     if not attempt.answered:
         meaning = (
             "HAProxy cannot read answers that are too large for UDP, and never sees these pods"

@@ -48,7 +48,7 @@ class Build:
 
 
 @dataclass(frozen=True, slots=True)
-class Socket:
+class SocketFacts:
     """How HAProxy answered on one of its sockets.
 
     `problem` says why it did not; `is_there` is False if nobody listens.  `level` is what the
@@ -168,14 +168,14 @@ def _end_of_life(build: Build, today: date) -> Finding:
 
 
 def judge_sockets(
-    haproxy: Haproxy, runtime: Socket, master: Socket, binary: str | None
+    haproxy: Haproxy, runtime: SocketFacts, master: SocketFacts, binary: str | None
 ) -> tuple[Finding, ...]:
     """Whether HAProxy runs and can be asked and reloaded; `binary` is the file's version."""
     return tuple(_sockets(haproxy, runtime, master, binary))
 
 
 def _sockets(
-    haproxy: Haproxy, runtime: Socket, master: Socket, binary: str | None
+    haproxy: Haproxy, runtime: SocketFacts, master: SocketFacts, binary: str | None
 ) -> Iterator[Finding]:
     if not runtime.is_there and not master.is_there:
         if haproxy.supervise:
@@ -204,7 +204,7 @@ def _sockets(
         )
 
 
-def _runtime(runtime: Socket) -> Finding:
+def _runtime(runtime: SocketFacts) -> Finding:
     if runtime.problem is not None:
         return _refused("runtime socket", runtime.problem)
     if runtime.level != "admin":

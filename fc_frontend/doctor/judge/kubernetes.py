@@ -16,7 +16,7 @@ _GROUP = Group("Kubernetes API")
 
 
 @dataclass(frozen=True, slots=True)
-class Response:
+class ApiResponse:
     """What the API server said to one request: `status` is None if nothing, and `said` why."""
 
     status: int | None
@@ -41,8 +41,8 @@ class KubernetesFacts:
     """What the API server said.  `nodes` is None if they were not told."""
 
     server: str
-    ready: Response
-    listed: Response
+    ready: ApiResponse
+    listed: ApiResponse
     nodes: tuple[Node, ...] | None = None
     readable_by_others: bool = False
     verified: bool = True
@@ -146,7 +146,7 @@ def _ready(facts: KubernetesFacts) -> Finding:
     )
 
 
-def _refusal(check: str, response: Response) -> Finding:
+def _refusal(check: str, response: ApiResponse) -> Finding:
     if response.status == 401:
         return _GROUP.unknown(
             check,

@@ -23,7 +23,7 @@ _DATE = re.compile(r"20\d\d(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])\d\d")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
+class DirectoryFacts:
     """A directory that is written in.
 
     `nearest` is the part of it that exists, `writable` whether `user` may write there, `free` the
@@ -52,12 +52,12 @@ class Clock:
     synchronized: bool | None = None
 
 
-def judge_place(place: Place) -> tuple[Finding, ...]:
+def judge_place(place: DirectoryFacts) -> tuple[Finding, ...]:
     """Whether a directory can be written in, and has room."""
     return tuple(_place(place))
 
 
-def _place(place: Place) -> Iterator[Finding]:
+def _place(place: DirectoryFacts) -> Iterator[Finding]:
     if not place.is_directory:
         yield _FILES.problem(
             place.check, f"{place.nearest} is not a directory", f"remove it, or move {place.path}"

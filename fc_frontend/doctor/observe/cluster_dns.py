@@ -23,9 +23,9 @@ import dns.rdtypes.ANY.SOA
 from fc_frontend.doctor.judge.cluster_dns import (
     NOTHING,
     SMALLEST_EDNS,
-    Attempt,
     NameserverFacts,
     NamesFacts,
+    QueryAttempt,
     Record,
 )
 from fc_frontend.plan.model import Cluster, Nameserver, Network, ServiceSpec, Target, Transport
@@ -96,19 +96,19 @@ def _ask(
 
 def _attempt(
     ask: Callable[[], dns.message.Message],
-) -> tuple[Attempt, dns.message.Message | None]:
+) -> tuple[QueryAttempt, dns.message.Message | None]:
     started = time.monotonic()
     try:
         answer = ask()
     except _FAILURES as exc:
-        return Attempt(False, failure(exc), time.monotonic() - started), None
+        return QueryAttempt(False, failure(exc), time.monotonic() - started), None
     seconds = time.monotonic() - started
-    return Attempt(True, dns.rcode.to_text(answer.rcode()), seconds), answer
+    return QueryAttempt(True, dns.rcode.to_text(answer.rcode()), seconds), answer
 
 
 def _best(
     ask: Callable[[], dns.message.Message],
-) -> tuple[Attempt, dns.message.Message | None]:
+) -> tuple[QueryAttempt, dns.message.Message | None]:
     """Several tries, the slowest of those that were answered; one if that is not answered."""
     slowest, answer = _attempt(ask)
     for _ in range(_TRIES - 1 if answer is not None else 0):

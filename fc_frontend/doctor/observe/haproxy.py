@@ -6,7 +6,7 @@ import os
 import socket
 from collections.abc import Iterable
 
-from fc_frontend.doctor.judge.haproxy import Build, Privilege, Socket, parse_build
+from fc_frontend.doctor.judge.haproxy import Build, Privilege, SocketFacts, parse_build
 from fc_frontend.errors import Problem, Unavailable
 from fc_frontend.haproxy import runtime
 from fc_frontend.haproxy.binary import find_binary
@@ -46,7 +46,7 @@ def observe_build(haproxy: Haproxy, timeout: float) -> Build:
     )
 
 
-def observe_sockets(haproxy: Haproxy, timeout: float) -> tuple[Socket, Socket, Running]:
+def observe_sockets(haproxy: Haproxy, timeout: float) -> tuple[SocketFacts, SocketFacts, Running]:
     """How worker and master answer on their sockets, and what both say of what runs."""
     worker, info = _runtime(haproxy.runtime_socket, timeout)
     master, processes = _master(haproxy.master_socket, timeout)
@@ -58,21 +58,21 @@ def observe_sockets(haproxy: Haproxy, timeout: float) -> tuple[Socket, Socket, R
     return worker, master, running
 
 
-def _runtime(path: str, timeout: float) -> tuple[Socket, dict[str, str]]:
+def _runtime(path: str, timeout: float) -> tuple[SocketFacts, dict[str, str]]:
     try:
         info = runtime.info(path, timeout)
         level = runtime.command(path, "show cli level", timeout).strip()
     except Unavailable as exc:
-        return Socket(path, exc.problem, not isinstance(exc, NoListener)), {}
-    return Socket(path, level=level, version=info.get("Version", "")), info
+        return SocketFacts(path, exc.problem, not isinstance(exc, NoListener)), {}
+    return SocketFacts(path, level=level, version=info.get("Version", "")), info
 
 
-def _master(path: str, timeout: float) -> tuple[Socket, Processes | None]:
+def _master(path: str, timeout: float) -> tuple[SocketFacts, Processes | None]:
     try:
         processes = show_proc(path, timeout)
     except Unavailable as exc:
-        return Socket(path, exc.problem, not isinstance(exc, NoListener)), None
-    return Socket(path, version=processes.version or ""), processes
+        return SocketFacts(path, exc.problem, not isinstance(exc, NoListener)), None
+    return SocketFacts(path, version=processes.version or ""), processes
 
 
 def observe_binds(

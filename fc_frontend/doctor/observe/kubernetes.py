@@ -23,9 +23,9 @@ from urllib.parse import urlsplit
 
 from fc_frontend.config.document import MAX_BYTES, Unreadable, read_document
 from fc_frontend.doctor.judge.kubernetes import (
+    ApiResponse,
     KubernetesFacts,
     Node,
-    Response,
     ahead,
     parse_nodes,
 )
@@ -198,13 +198,13 @@ def observe_kubernetes(path: str, timeout: float) -> KubernetesFacts:
     )
 
 
-def _nodes(listed: Response, body: bytes) -> tuple[Response, tuple[Node, ...] | None]:
+def _nodes(listed: ApiResponse, body: bytes) -> tuple[ApiResponse, tuple[Node, ...] | None]:
     if listed.status != 200:
         return listed, None
     try:
         return listed, parse_nodes(json.loads(body))
     except (ValueError, RecursionError):
-        return Response(200, "it is not JSON"), None
+        return ApiResponse(200, "it is not JSON"), None
 
 
 def _context(path: str, access: Access) -> ssl.SSLContext:
@@ -237,7 +237,7 @@ def _in_memory(data: bytes) -> Iterator[str]:
 
 def _get(
     access: Access, context: ssl.SSLContext, path: str, timeout: float, *, limit: int
-) -> tuple[Response, bytes, float | None]:
+) -> tuple[ApiResponse, bytes, float | None]:
     """The response to GET `path`, its body, and how many days the certificate is still good for."""
     connection = _Connection(access, context, timeout)
     headers = {"Accept": "application/json", "User-Agent": "fc-frontend-doctor"}
@@ -251,17 +251,17 @@ def _get(
         received = time.time()
         body = response.read(limit + 1)
     except (OSError, http.client.HTTPException, ValueError) as exc:
-        return Response(None, _said(exc)), b"", None
+        return ApiResponse(None, _said(exc)), b"", None
     finally:
         connection.close()
     if len(body) > limit:
-        return Response(None, "its answer is too large"), b"", days
+        return ApiResponse(None, "its answer is too large"), b"", days
     there = (
         email.utils.parsedate_to_datetime(date).timestamp() if (date := _date(response)) else None
     )
     difference = ahead(there, sent, received) if there is not None else None
     text = body[:200].decode("utf-8", "replace") if response.status != 200 else ""
-    return Response(response.status, text or response.reason, difference), body, days
+    return ApiResponse(response.status, text or response.reason, difference), body, days
 
 
 def _date(response: http.client.HTTPResponse) -> str | None:

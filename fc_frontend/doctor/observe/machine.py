@@ -8,7 +8,7 @@ import pwd
 import time
 from pathlib import Path
 
-from fc_frontend.doctor.judge.machine import Clock, Place
+from fc_frontend.doctor.judge.machine import Clock, DirectoryFacts
 
 _STA_UNSYNC = 0x40
 _TIMEX_BYTES = 512
@@ -16,7 +16,7 @@ _TIMEX_BYTES = 512
 _MOST_FILES = 1000
 
 
-def observe_place(check: str, path: str) -> Place:
+def observe_place(check: str, path: str) -> DirectoryFacts:
     """Whether this user may write in the directory `path`; nothing is written."""
     nearest = Path(path)
     while not nearest.exists() and nearest != nearest.parent:
@@ -26,7 +26,7 @@ def observe_place(check: str, path: str) -> Place:
         free: int | None = space.f_bavail * space.f_frsize
     except OSError:
         free = None
-    return Place(
+    return DirectoryFacts(
         check=check,
         path=path,
         nearest=str(nearest),
