@@ -127,7 +127,8 @@ class _Trial:
                 found = None
             else:
                 return _impossible(endpoint, error)
-            if found is not None:
+            # A holder may have closed its socket while we looked for its name.
+            if found is not None and _bind_error(endpoint, port) == error:
                 return found
         return None
 

@@ -61,7 +61,8 @@ def moved(site: Site, port: int, former: int) -> Iterator[None]:
         frontend.until(lambda: load.tally().requests > before + 8)
         assert not load.stop().failures, frontend.log_text()[-5000:]
     assert not serves(site, former)
-    assert binds(frontend) == f"{frontend.host}:{port}"
+    # HAProxy serves a little before the daemon has seen the reload end.
+    frontend.until(lambda: binds(frontend) == f"{frontend.host}:{port}")
 
 
 # What a mistake makes of the file of the service
