@@ -177,6 +177,14 @@ def test_a_check_that_is_killed_refuses(tmp_path: Path) -> None:
     assert "memory" in problem.remedy
 
 
+def test_what_belongs_to_no_unit_is_placed_in_the_rendered_text(haproxy: RealHaproxy) -> None:
+    text = "global\n  nonsense\n"
+    verdict = validate(haproxy.binary, text, timeout=TIMEOUT)
+    problem = verdict_problems(verdict, NO_SECTIONS)[0]
+    assert problem.location == "rendered haproxy.cfg:2"
+    assert problem.message.startswith("HAProxy says: unknown keyword")
+
+
 def test_a_check_does_not_outlive_the_process_that_asked_for_it(haproxy: RealHaproxy) -> None:
     program = (
         "import sys, threading\n"

@@ -11,6 +11,8 @@ from fc_frontend.render.config import Config
 from fc_frontend.syntax.lines import read_line, read_lines
 from fc_frontend.syntax.names import defined_names, used_names
 
+RENDERED = "rendered haproxy.cfg"
+"""The file of a problem in the rendered text.  No fragment can have this name: it has a space."""
 _FIELDS = {
     "bind": "bind_options",
     "server": "server_options",
@@ -39,7 +41,7 @@ class Places:
         if unit is None and name:
             unit = self._config.unit_named(name) or self._definer(name)
         if unit is None:
-            return replace(problem, file="haproxy.cfg", line=line) if line else problem
+            return replace(problem, file=RENDERED, line=line) if line else problem
         problem = replace(problem, unit=unit, service=unit.name)
         if unit.kind is UnitKind.SERVICE:
             return replace(problem, field=self._field(line)) if line else problem
