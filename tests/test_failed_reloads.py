@@ -167,6 +167,14 @@ def test_without_a_new_listener_the_text_is_rejected(site: Site) -> None:
         b'{"version": 1, "failures": [{}]}',
         b'{"version": 1, "failures": [{"kind": "nonsense", "name": "", "text": "", '
         b'"circumstances": "", "binds": "", "message": "", "at": 0, "is_suspected": false}]}',
+        b'{"version": 1, "failures": [[]]}',
+        b'{"version": 1, "failures": 1}',
+        b'{"version": 1, "failures": {"kind": 1}}',
+        *(
+            b'{"version": 1, "failures": [{"kind": "", "name": "", "text": "", "circumstances": "",'
+            b' "binds": "", "message": "", "at": %s, "is_suspected": false}]}' % at
+            for at in (b'"1"', b"1e999", b"NaN", b"1e300", b"[]")
+        ),
         b"[" * 100_000,
     ],
 )

@@ -177,8 +177,8 @@ class Histories(RuleBasedStateMachine):
         self.settle()
 
 
-def test_histories_end_as_the_model_says(haproxy_binary: str) -> None:
-    kind = type("Histories", (Histories,), {"binary": haproxy_binary})
+def test_histories_end_as_the_model_says(either_binary: str) -> None:
+    kind = type("Histories", (Histories,), {"binary": either_binary})
     run_state_machine_as_test(
         kind,
         settings=settings(

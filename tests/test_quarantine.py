@@ -174,9 +174,20 @@ def after(site: Site, before: Counter[str], units: int = 1) -> None:
     assert site.frontend.metric("fc_frontend_config_problems", severity="error") == 0
 
 
+EXTENDED = {"dangling", "circle", "pipe", "too-large", "not-utf-8"}
+"""Only in the extended tier: reading files is tested without a daemon as well."""
+
+
 @pytest.mark.parametrize(
     ("site", "kind"),
-    [(sorted(BINARIES)[number % 2], kind) for number, kind in enumerate(BREAKS)],
+    [
+        pytest.param(
+            sorted(BINARIES)[number % 2],
+            kind,
+            marks=[pytest.mark.extended] if kind in EXTENDED else [],
+        )
+        for number, kind in enumerate(BREAKS)
+    ],
     indirect=["site"],
 )
 def test_a_service_at_fault_goes_on_as_it_was_and_a_new_one_is_left_out(
@@ -214,8 +225,17 @@ BAD_FRAGMENTS: dict[str, tuple[str | bytes, str]] = {
 }
 
 
-@pytest.mark.parametrize("is_new", [False, True], ids=["existing", "new"])
-@pytest.mark.parametrize("kind", ["nonsense", "untraceable", "second-section"])
+@pytest.mark.parametrize(
+    ("kind", "is_new"),
+    [
+        pytest.param("nonsense", False, id="nonsense-existing"),
+        pytest.param("nonsense", True, id="nonsense-new", marks=pytest.mark.extended),
+        pytest.param("untraceable", False, id="untraceable-existing", marks=pytest.mark.extended),
+        pytest.param("untraceable", True, id="untraceable-new"),
+        pytest.param("second-section", False, id="second-section-existing"),
+        pytest.param("second-section", True, id="second-section-new", marks=pytest.mark.extended),
+    ],
+)
 def test_a_fragment_at_fault_goes_on_as_it_was_or_is_left_out(
     site: Site, kind: str, is_new: bool
 ) -> None:
@@ -252,7 +272,15 @@ BAD_TEMPLATES: dict[str, tuple[str, str, str]] = {
 }
 
 
-@pytest.mark.parametrize("kind", BAD_TEMPLATES)
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "refused",
+        "syntax",
+        pytest.param("endless", marks=pytest.mark.extended),
+        pytest.param("undefined", marks=pytest.mark.extended),
+    ],
+)
 def test_templates_at_fault_go_back_to_the_last_good_ones(site: Site, kind: str) -> None:
     before = counted(site)
     name, content, said = BAD_TEMPLATES[kind]
@@ -282,7 +310,17 @@ BAD_SETTINGS: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
-@pytest.mark.parametrize("kind", BAD_SETTINGS)
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "global",
+        "same-bind",
+        "value",
+        pytest.param("defaults", marks=pytest.mark.extended),
+        pytest.param("overlap", marks=pytest.mark.extended),
+        pytest.param("unknown", marks=pytest.mark.extended),
+    ],
+)
 def test_settings_at_fault_go_back_to_the_last_good_ones(site: Site, kind: str) -> None:
     before = counted(site)
     frontend = site.frontend
@@ -301,7 +339,15 @@ def test_settings_at_fault_go_back_to_the_last_good_ones(site: Site, kind: str) 
     after(site, before)
 
 
-@pytest.mark.parametrize("kind", ["json", "gone", "directory", "empty"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "json",
+        "gone",
+        pytest.param("directory", marks=pytest.mark.extended),
+        pytest.param("empty", marks=pytest.mark.extended),
+    ],
+)
 def test_a_settings_file_that_cannot_be_read_goes_back_to_the_last_good(
     site: Site, kind: str
 ) -> None:

@@ -81,19 +81,27 @@ def load(state_directory: str) -> tuple[Failure, ...]:
         if not isinstance(document, dict) or document.get("version") != VERSION:
             return ()
         return tuple(_failure(each) for each in document["failures"])
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+    except (
+        OSError,
+        ValueError,
+        TypeError,
+        KeyError,
+        AttributeError,
+        ArithmeticError,
+        RecursionError,
+    ):
         return ()
 
 
 def _failure(value: dict[str, Any]) -> Failure:
-    """Raises ValueError or TypeError for what `save` did not write."""
+    """Raises an error that `load` catches for what `save` did not write."""
     failure = Failure(**value)
     if failure.kind:
         UnitKind(failure.kind)
     texts = failure.name, failure.text, failure.binds, failure.message
     if not all(isinstance(each, str) for each in texts):
         raise TypeError
-    float(failure.at)
+    time.localtime(failure.at)
     return failure
 
 

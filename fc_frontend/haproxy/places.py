@@ -8,6 +8,7 @@ from fc_frontend.errors import Problem
 from fc_frontend.model.units import SETTINGS, UnitId, UnitKind
 from fc_frontend.plan.model import Plan
 from fc_frontend.render.config import Config
+from fc_frontend.syntax.files import named_files
 from fc_frontend.syntax.lines import read_line, read_lines
 from fc_frontend.syntax.names import defined_names, used_names
 
@@ -69,13 +70,16 @@ class Places:
         return frozenset(spec.extra_config if spec else ())
 
     def visible_words(self, unit: UnitId | None) -> frozenset[str]:
-        """The words that a message about a unit may quote: names, and those of declared fields.
+        """The words that a message about a unit may quote.
 
-        The text of fragments and templates is none: it can be any file that a link leads to.
+        These are names, absolute paths of files that its text names, and the words of declared
+        fields.  Other text of fragments and templates is none: it can be any file that a link
+        leads to.
         """
         text = self.text(unit)
         names = {resource.name for resource in (*defined_names(text), *used_names(text))}
         names |= {place.unit.name for place in self._config.places}
+        names |= {named.path for named in named_files(text) if named.path}
         spec = self._services.get(unit.name) if unit and unit.kind is UnitKind.SERVICE else None
         fields = [*self.raw_lines(unit)]
         if spec:

@@ -12,7 +12,7 @@ from collections.abc import Collection
 from fc_frontend.syntax.keywords import PREPROCESSOR, SECTIONS
 
 HIDDEN = "…"
-_QUOTED = re.compile(r"'([^']*)'|`([^`']*)[`']|\"([^\"]*)\"|<([^<>]*)>")
+_QUOTED = re.compile(r"\b[A-Za-z]+n't\b|'([^']*)'|`([^`']*)[`']|\"([^\"]*)\"|<([^<>]*)>")
 _TOKEN = re.compile(r"\S+")
 _PUNCTUATION = "'`\"<>()[]{},.;:"
 _HARMLESS = re.compile(r"[A-Za-z-]+|[0-9]+|\[?haproxy\.cfg:\d+\]?")
@@ -28,7 +28,12 @@ tcp-check tcp-request tcp-response timeout transparent unique-id-format unique-i
 use-fcgi-app use-server use_backend user
 """.split()
 """Of proxies and lists of users (manual 4.1 and 3.4)."""
-_KNOWN = frozenset((*SECTIONS, *PREPROCESSOR, *_KEYWORDS, "haproxy.cfg", ""))
+_ALGORITHMS = """
+first hash hdr(name) leastconn log-hash log-sticky random rdp-cookie rdp-cookie(name) roundrobin
+static-rr uri url_param
+""".split()
+"""Of `balance` (manual 4.2), which HAProxy lists where another one is declared."""
+_KNOWN = frozenset((*SECTIONS, *PREPROCESSOR, *_KEYWORDS, *_ALGORITHMS, "haproxy.cfg", ""))
 _SUGGESTED = "did you mean "
 """Before a keyword of HAProxy's own."""
 
@@ -40,11 +45,14 @@ def without_content(text: str, visible: Collection[str] = (), hidden: Collection
     they are `hidden` and more than letters.
     """
     line = text.split("\n", 1)[0]
+    known = _KNOWN.union(visible)
 
     def shown(match: re.Match[str]) -> str:
-        word = next(group for group in match.groups() if group is not None)
+        word = next((group for group in match.groups() if group is not None), None)
+        if word is None:  # "couldn't"
+            return match[0]
         is_suggested = line.endswith(_SUGGESTED, 0, match.start())
-        if is_suggested or word in visible or set(word.split()) <= _KNOWN:
+        if is_suggested or word in visible or known.issuperset(word.split()):
             return match[0]
         return f"{match[0][0]}{HIDDEN}{match[0][-1]}"
 
