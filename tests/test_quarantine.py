@@ -169,7 +169,8 @@ def after(site: Site, before: Counter[str], units: int = 1) -> None:
     """What must hold once everything is mended: left by itself, each said once."""
     site.without_extra()
     site.is_mended()
-    assert counted(site) - before == Counter(dict.fromkeys(EVENTS, units))
+    logged = [line for name in EVENTS for line in site.frontend.events(name)]
+    assert counted(site) - before == Counter(dict.fromkeys(EVENTS, units)), logged[-4 * units :]
     assert site.frontend.metric("fc_frontend_quarantined") == 0
     assert site.frontend.metric("fc_frontend_config_problems", severity="error") == 0
 

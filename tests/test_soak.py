@@ -32,7 +32,7 @@ def test_nothing_is_left_behind_by_changes() -> None:
     first, last = churn.looks[WARM], churn.looks[-1]
     for figure in EXACT:
         later = min(getattr(look, figure) for look in churn.looks[WARM + 1 :])
-        assert later <= getattr(first, figure), figure
+        assert later <= getattr(first, figure), [getattr(look, figure) for look in churn.looks]
     assert last.workers == 1
     assert last.blocks - first.blocks <= LEFTOVERS
     assert last.rss - first.rss <= 2000
