@@ -1,46 +1,61 @@
-"""The one way from files to a configuration, for every command.
+"""The one way from files to a configuration, for the daemon and for every command.
 
-    load → (resolve) → plan → render → judge
+    files ─► declare ─► plan ─► render ─► isolate ─► Prepared ─► haproxy.deploy
+    what HAProxy runs ─► Base ────────────┘  ▲
+                         checks, haproxy -c ─┘
 
-`check` and `render` stop before HAProxy is touched; `apply` and `run` hand the result to
-`haproxy.deploy`.
+What HAProxy runs is the base, and a declaration is a set of changes against it.  `isolate` applies
+as many of them as all checks accept, and withholds the others.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from enum import StrEnum
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
-from fc_frontend import files
-from fc_frontend.config import last_good as forms
-from fc_frontend.config.last_good import (
-    LastGood,
-    Piece,
-    Quarantine,
-    Unit,
-    dump_last_good,
-    load_last_good,
+from fc_frontend.config.declare import (
+    Declaration,
+    declare,
+    running_fragments,
+    running_settings,
+    running_specs,
 )
-from fc_frontend.config.loader import Declaration, load, read, state_directory
-from fc_frontend.config.quarantine import Faults, Withdrawn, tolerate, unit_of
+from fc_frontend.config.loader import Sources, read, state_directory
+from fc_frontend.config.running import RunningDeclarations
 from fc_frontend.config.templates import templates
-from fc_frontend.config.trusted_users import state_verdict
-from fc_frontend.discovery.store import dump_written, load_answers, write_answer
-from fc_frontend.errors import Problem, Refused, Unavailable, errors_in
-from fc_frontend.haproxy import history, install
+from fc_frontend.config.trust import Level
+from fc_frontend.desired.changes import is_changed
+from fc_frontend.desired.isolate import Declared, Isolated, Withheld, isolate
+from fc_frontend.errors import Problem, Refused, Unavailable, errors_in, warnings_in
+from fc_frontend.haproxy import history, install, kept_files, runtime
 from fc_frontend.haproxy.conflicts import listener_problems
 from fc_frontend.haproxy.foreign import Origin
 from fc_frontend.haproxy.judge import judge
 from fc_frontend.haproxy.patience import Patience
+from fc_frontend.haproxy.server_state import servers_in
 from fc_frontend.migrate import lost
-from fc_frontend.model.units import UnitId, UnitKind
+from fc_frontend.model.units import (
+    ENVIRONMENT,
+    SETTINGS,
+    TEMPLATES,
+    ChangeKind,
+    Section,
+    UnitId,
+    UnitKind,
+)
 from fc_frontend.plan import planner
 from fc_frontend.plan.model import (
     Answer,
-    Freshness,
+    Fragment,
+    Kind,
     Plan,
     Resolution,
     ServicePlan,
@@ -49,139 +64,727 @@ from fc_frontend.plan.model import (
 )
 from fc_frontend.plan.planner import plan
 from fc_frontend.render import render as renderer
-from fc_frontend.render.config import Config
+from fc_frontend.render.config import Config, assemble, config_hash, sections_in
 from fc_frontend.render.names import name_problems
-from fc_frontend.render.render import render
+from fc_frontend.render.render import render_sections
+from fc_frontend.stored import stored_answers, stored_pending, stored_running
 
 if TYPE_CHECKING:
     from fc_frontend.haproxy.deploy import Deployment
 
-ANSWERS_FILE = "answers.json"
-LAST_GOOD_FILE = "last-good.json"
-PENDING_FILE = "pending.json"
-MOST_TRIALS = 100
-"""Times that units are withdrawn before everything is refused."""
+
+class BaseOrigin(StrEnum):
+    """Where the base of changes is known from."""
+
+    RUNNING = "running"
+    """HAProxy's worker reports it."""
+    INSTALLED = "installed"
+    """HAProxy does not answer: it is what is installed, or what was deployed last."""
+    NONE = "none"
+    """Nothing of ours was deployed yet."""
+    UNREADABLE = "unreadable"
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """What changes are compared with: what HAProxy runs or, if it does not, would start with.
+
+    `config` is that text with its sections, None if there is none.  `declarations` say what it was
+    made of, as far as that is known.
+    """
+
+    origin: BaseOrigin = BaseOrigin.NONE
+    config: Config | None = None
+    declarations: RunningDeclarations = field(default_factory=RunningDeclarations)
+    sections: Mapping[UnitId, Section] = field(default_factory=dict)
+    """The sections by unit, with copies of files in place of those that have changed since."""
+    is_substituted: bool = False
+    is_reverted: bool = False
+    """True if `sections` has an earlier form of services that lost all their servers."""
+
+    @property
+    def hash(self) -> str | None:
+        """The digest of the text."""
+        return self.config.hash if self.config else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prepared:
-    """A declaration and what follows from it; `config` is None if it could not be rendered."""
+    """What to deploy, and how it follows from what is declared.
+
+    `declaration` has what is in the configuration: withheld services as they run, and the faults of
+    what is declared.  `config` is None if not even what runs now is accepted; `problems` has errors
+    then.
+    """
 
     declaration: Declaration
     resolution: Resolution
     plan: Plan
     config: Config | None
     problems: tuple[Problem, ...]
+    withheld: tuple[Withheld, ...] = ()
+    base: Base = field(default_factory=Base)
+    is_complete: bool = True
+    """False if the search for what to withhold goes on in the next step."""
+    is_checked: bool = False
+    """True if HAProxy's check accepted the text just now."""
 
     @property
     def ok(self) -> bool:
-        """True if nothing refuses it so far."""
+        """True if it can be deployed."""
         return self.config is not None and not errors_in(self.problems)
 
-
-@dataclass(frozen=True, slots=True)
-class StoredAnswer:
-    """An answer to a service's question, as it is written."""
-
-    spec: ServiceSpec
-    answer: Answer
-    question: str
-    written: str
+    @property
+    def applies_nothing(self) -> bool:
+        """True if every change is withheld, or there is none."""
+        return self.config is not None and self.config.hash == self.base.hash
 
 
 @dataclass(frozen=True, slots=True)
 class Memo:
-    """What was planned, rendered and written before; see there."""
+    """What was planned and rendered before; see there."""
 
     plan: planner.Memo = field(default_factory=planner.Memo)
     render: renderer.Memo = field(default_factory=renderer.Memo)
-    forms: forms.Memo = field(default_factory=forms.Memo)
-    answers: dict[str, StoredAnswer] = field(default_factory=dict)
-    """By service."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """A composition that may be deployed."""
+
+    declaration: Declaration
+    resolution: Resolution
+    plan: Plan
+    config: Config
+    newcomers: frozenset[UnitId]
+    """The units that HAProxy does not have in this form."""
+
+    def problems(self) -> tuple[Problem, ...]:
+        """What is wrong between its units, before HAProxy is asked."""
+        found = [*errors_in(self.plan.problems), *name_problems(self.config, self.newcomers)]
+        found += listener_problems(
+            self.plan, self.config, self.newcomers, self.declaration.untrusted
+        )
+        return tuple(self.declaration.located(problem) for problem in found)
+
+
+Check = Callable[[Candidate, bool], tuple[Problem, ...]]
+"""HAProxy's verdict, and all that can refuse a text which is sound for us.
+
+The second argument is False for the first candidate, True for trials without some changes.
+"""
+
+
+def haproxy_check(patience: Patience | None = None) -> Check:
+    """Let `haproxy -c` judge, as a user who can do nothing else.  Raises `Unavailable`."""
+    limits = patience or Patience()
+
+    def check(candidate: Candidate, is_trial: bool) -> tuple[Problem, ...]:
+        settings = candidate.plan.settings
+        kept = kept_files.directory(settings.state_directory)
+        return judge(
+            settings.haproxy,
+            candidate.config,
+            candidate.plan,
+            kept=kept,
+            patience=limits,
+            is_trial=is_trial,
+        ).problems
+
+    return check
+
+
+def no_check(_candidate: Candidate, _is_trial: bool) -> tuple[Problem, ...]:
+    """Ask nobody: only what is wrong by itself or between units is withheld."""
+    return ()
+
+
+def find_base(
+    settings: Settings,
+    declarations: RunningDeclarations,
+    pending: RunningDeclarations | None,
+    running: str | None,
+) -> Base:
+    """The base of changes, while HAProxy's worker reports the digest `running`.
+
+    Without a worker it is haproxy.cfg, if that is ours and unedited.  Otherwise it is what was
+    deployed last, as the history has it.  `pending` is what was being deployed when fc-frontend was
+    killed.
+    """
+    directory = settings.state_directory
+    origin = BaseOrigin.RUNNING if running else BaseOrigin.INSTALLED
+    try:
+        data = install.read(settings.haproxy.config_file)
+    except Unavailable:
+        data = None
+    installed = data.decode("utf-8", "surrogateescape") if data else ""
+    digest = config_hash(installed)
+    text: str | None = installed
+    if digest is None or (running is not None and digest != running):
+        digest = running or declarations.hash
+        text = _from_history(directory, digest)
+        if text is None and running is not None and declarations.hash != running:
+            # The worker runs a text that is not ours.
+            digest = declarations.hash
+            text = _from_history(directory, digest)
+    if text is None or digest is None:
+        return Base(BaseOrigin.NONE, declarations=declarations)
+    if pending is not None and pending.hash == digest:
+        declarations = pending
+    config = _with_declarations(Config(text, digest, sections_in(text)), declarations)
+    by_unit = {section.unit: section for section in config.sections}
+    by_unit[TEMPLATES] = _templates_section(declarations.templates)
+    copies = kept_files.substitutes(directory, declarations.files)
+    if not copies:
+        return Base(origin, config, declarations, by_unit)
+    substituted = {
+        unit: replace(section, text=kept_files.with_copies(section.text, copies))
+        for unit, section in by_unit.items()
+    }
+    return Base(origin, config, declarations, substituted, is_substituted=True)
+
+
+def _with_ways_back(base: Base, settings_file: str, answers: Resolution) -> Base:
+    """`base` with an earlier form of the services that lost all their servers as they run.
+
+    What is withheld falls back to that form then.
+    """
+    running = base.declarations
+    back = {
+        name: form
+        for name, form in running.ways_back().items()
+        if UnitId(UnitKind.SERVICE, name) in base.sections
+    }
+    settings = running_settings(running, settings_file) if back else None
+    if settings is None:
+        return base
+    former = replace(running, services=back)
+    specs = running_specs(former)
+    planned = plan(settings, specs.values(), (), answers)
+    refused: list[Problem] = []
+    sections = dict(base.sections)
+    for section in render_sections(planned, templates(running.templates), refused):
+        if section.unit.kind is UnitKind.SERVICE:
+            form = back[section.unit.name]
+            sections[section.unit] = replace(
+                section,
+                declaration=_digest(form.value),
+                file=form.file,
+                is_trusted=form.level is Level.TRUSTED,
+            )
+    declarations = replace(running, services={**running.services, **back})
+    return replace(base, declarations=declarations, sections=sections, is_reverted=True)
+
+
+def base_of(prepared: Prepared, declarations: RunningDeclarations, *, is_running: bool) -> Base:
+    """The base of changes once HAProxy has `prepared`, which is made of `declarations`."""
+    config = prepared.config
+    assert config is not None
+    if prepared.base.is_substituted and config.hash == prepared.base.hash:
+        return replace(prepared.base, declarations=declarations)
+    by_unit = {section.unit: section for section in config.sections}
+    by_unit[TEMPLATES] = _templates_section(declarations.templates)
+    origin = BaseOrigin.RUNNING if is_running else BaseOrigin.INSTALLED
+    return Base(origin, config, declarations, by_unit)
+
+
+def _from_history(directory: str, digest: str | None) -> str | None:
+    if digest is None:
+        return None
+    for entry in reversed(history.entries(directory)):
+        if entry.hash == digest and entry.has_text:
+            with contextlib.suppress(Unavailable, Refused):
+                return history.text(directory, entry)
+    return None
+
+
+def _with_declarations(config: Config, declarations: RunningDeclarations) -> Config:
+    """`config` whose sections have what is known of their declarations."""
+    sections = []
+    for section in config.sections:
+        unit, raw = section.unit, None
+        if unit == SETTINGS:
+            known = _digest(declarations.settings) if declarations.settings is not None else ""
+            sections.append(replace(section, declaration=known))
+            continue
+        if unit.kind is UnitKind.SERVICE:
+            raw = declarations.services.get(unit.name)
+        elif unit.kind is UnitKind.FRAGMENT:
+            raw = declarations.fragments.get(unit.name)
+        if raw is None:
+            sections.append(section)
+        else:
+            is_trusted = raw.level is Level.TRUSTED
+            sections.append(
+                replace(
+                    section,
+                    declaration=_digest(raw.value),
+                    file=raw.file,
+                    is_trusted=is_trusted,
+                )
+            )
+    return replace(config, sections=tuple(sections))
+
+
+def _templates_section(texts: Mapping[str, str]) -> Section:
+    text = json.dumps(dict(sorted(texts.items())))
+    return Section(TEMPLATES, text, declaration=text)
+
+
+def _digest(value: Any) -> str:
+    text = json.dumps(value, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:16]
+
+
+def propose(
+    sources: Sources,
+    base: Base,
+    answers: Resolution,
+    running_answers: Resolution,
+    check: Check,
+    *,
+    refused: Mapping[UnitId, Withheld] | None = None,
+    withhold: Mapping[UnitId, tuple[Problem, ...]] | None = None,
+    must_check: bool = False,
+    shrink: bool = False,
+    memo: Memo | None = None,
+    clock: Callable[[], float] = time.monotonic,
+) -> Prepared:
+    """Apply as many changes of `sources` to `base` as all checks accept.
+
+    `answers` are those to the questions of declared services, `running_answers` those for services
+    that stay as they run.  What runs already is not checked again, unless `must_check`.  `refused`
+    were withheld before, and are so again without a trial if their sections are the same; changes
+    to `withhold` are so in any case.  Raises what `check` raises.
+    """
+    composer = _Composer(
+        sources, base, answers, running_answers, shrink=shrink, memo=memo or Memo()
+    )
+    declaration = composer.declaration(frozenset())
+    has_settings = base.declarations.settings is not None and SETTINGS in base.sections
+    declared = composer(frozenset())
+    if not has_settings and (SETTINGS not in declared.sections or SETTINGS in declared.faulty):
+        # Nothing can be had without settings, and none run.
+        faults = (problem for found in declared.faulty.values() for problem in found)
+        return composer.refused((*declaration.problems, *faults))
+    is_trial = False
+
+    def trial(sections: Sequence[Section], withheld: AbstractSet[UnitId]) -> tuple[Problem, ...]:
+        nonlocal is_trial
+        candidate = composer.candidate(sections, withheld)
+        is_running = base.origin is BaseOrigin.RUNNING and candidate.config.hash == base.hash
+        # In a search, what runs is checked as well: if it is refused, nobody is to blame.
+        is_known = is_running and not must_check and not is_trial
+        if is_known and not candidate.newcomers:
+            return ()
+        found = candidate.problems()
+        if not errors_in(found) and not is_known:
+            said = check(candidate, is_trial)
+            found = (*found, *map(candidate.declaration.located, said))
+        is_trial = True
+        return found
+
+    isolated = isolate(
+        composer.base.sections,
+        composer,
+        trial,
+        clock=clock,
+        refused={**composer.still_refused(refused or {}), **(withhold or {})},
+    )
+    return composer.prepared(isolated)
+
+
+class _Composer:
+    """Declares, plans and renders for one isolation, and makes values of its result."""
+
+    def __init__(
+        self,
+        sources: Sources,
+        base: Base,
+        answers: Resolution,
+        running_answers: Resolution,
+        *,
+        shrink: bool,
+        memo: Memo,
+    ) -> None:
+        self._sources = sources
+        self._base = base = _with_ways_back(base, sources.settings_file, running_answers)
+        self._answers = answers
+        self._running_answers = running_answers
+        self._shrink = shrink
+        self._memo = memo
+        self._made: dict[AbstractSet[UnitId], _Made] = {}
+        self._candidates: dict[tuple[object, ...], Candidate] = {}
+
+    @property
+    def base(self) -> Base:
+        """What withheld units fall back to."""
+        return self._base
+
+    def __call__(self, kept: frozenset[UnitId]) -> Declared:
+        """What is declared, with the given units of the environment as they run."""
+        return self._make(kept).declared
+
+    def declaration(self, kept: frozenset[UnitId]) -> Declaration:
+        """The declaration behind that."""
+        return self._make(kept).declaration
+
+    def still_refused(
+        self, refused: Mapping[UnitId, Withheld]
+    ) -> dict[UnitId, tuple[Problem, ...]]:
+        """Those of `refused` whose declared sections are the same still."""
+        sections = self._make(frozenset()).declared.sections
+        found: dict[UnitId, tuple[Problem, ...]] = {}
+        for unit, withheld in refused.items():
+            section = sections.get(unit)
+            if (section.text if section else None) == withheld.text:
+                found[unit] = withheld.problems
+        return found
+
+    def candidate(self, sections: Sequence[Section], withheld: AbstractSet[UnitId]) -> Candidate:
+        """The configuration of a composition, in which the changes of some units are `withheld`."""
+        key = (*sorted(ENVIRONMENT.intersection(withheld)), *(each.text for each in sections))
+        if key not in self._candidates:
+            self._candidates[key] = self._candidate(sections, withheld)
+        return self._candidates[key]
+
+    def refused(self, problems: Sequence[Problem]) -> Prepared:
+        """Nothing can be deployed."""
+        declaration = self._make(frozenset()).declaration
+        return Prepared(
+            declaration=declaration,
+            resolution=self._answers,
+            plan=Plan(settings=declaration.settings, services=()),
+            config=None,
+            problems=tuple(dict.fromkeys(problems)),
+            base=self._base,
+        )
+
+    def prepared(self, isolated: Isolated) -> Prepared:
+        """The result of an isolation, for those who deploy and report it."""
+        declared = self._make(frozenset()).declaration
+        if not isolated.accepted and not isolated.sections:
+            return self.refused(isolated.problems)
+        withheld = {each.unit for each in isolated.withheld}
+        candidate = self.candidate(isolated.sections, withheld)
+        config = candidate.config
+        if self._base.config is not None and self._applies_nothing(isolated):
+            # Copies of files are for a new text only.
+            config = self._base.config
+        warnings = (*warnings_in(declared.problems), *warnings_in(candidate.plan.problems))
+        problems = (*map(candidate.declaration.located, warnings), *isolated.problems)
+        return Prepared(
+            declaration=candidate.declaration,
+            resolution=candidate.resolution,
+            plan=candidate.plan,
+            config=config if isolated.accepted else None,
+            problems=tuple(dict.fromkeys(problems)),
+            withheld=self._withheld(isolated, declared),
+            base=self._base,
+            is_complete=isolated.is_complete,
+        )
+
+    def _applies_nothing(self, isolated: Isolated) -> bool:
+        base = self._base.sections
+        return (
+            self._base.origin is BaseOrigin.RUNNING
+            and not self._base.is_reverted
+            and len(isolated.sections) == len(base)
+            and all(section is base.get(section.unit) for section in isolated.sections)
+        )
+
+    def _withheld(self, isolated: Isolated, declared: Declaration) -> tuple[Withheld, ...]:
+        """Everything withheld; an unreadable file in place of all that it declared."""
+        hidden = {file.problems for file in declared.unreadable}
+        found = [
+            replace(each, problems=tuple(map(declared.located, each.problems)))
+            for each in isolated.withheld
+            if each.unit in ENVIRONMENT or each.problems not in hidden
+        ]
+        found += [
+            Withheld(
+                UnitId(UnitKind.FILE, file.path),
+                ChangeKind.EDITED,
+                file.problems,
+                is_kept=any(file.covers(s.file) for s in self._base.sections.values()),
+            )
+            for file in declared.unreadable
+            if UnitId(UnitKind.FILE, file.path) not in {each.unit for each in found}
+        ]
+        # Files first: everything in them is affected.
+        return tuple(
+            sorted(found, key=lambda e: (e.unit.kind is not UnitKind.FILE, e.unit.position))
+        )
+
+    def _make(self, kept: frozenset[UnitId]) -> _Made:
+        if kept not in self._made:
+            self._made[kept] = self._declare(kept)
+        return self._made[kept]
+
+    def _declare(self, kept: frozenset[UnitId]) -> _Made:
+        running = self._base.declarations
+        declaration = declare(self._sources, running, kept)
+        planned = plan(
+            declaration.settings,
+            declaration.services,
+            declaration.fragments,
+            self._answers,
+            shrink=self._shrink,
+            memo=self._memo.plan,
+        )
+        faults = dict(declaration.faults)
+        sections: tuple[Section, ...] = ()
+        refused: list[Problem] = []
+        try:
+            sections = render_sections(
+                planned, templates(declaration.templates), refused, memo=self._memo.render
+            )
+        except Refused as exc:
+            refused += exc.problems
+        for problem in refused:
+            unit = self._at_fault(problem, declaration, kept)
+            faults[unit] = (*faults.get(unit, ()), replace(problem, unit=unit))
+        by_unit = {section.unit: self._described(section, declaration) for section in sections}
+        if TEMPLATES not in kept:
+            by_unit[TEMPLATES] = _templates_section(declaration.templates)
+        for unit in kept:
+            by_unit.pop(unit, None)
+            if unit in self._base.sections:
+                by_unit[unit] = self._base.sections[unit]
+        return _Made(
+            declaration,
+            planned,
+            Declared(
+                sections=by_unit,
+                faulty={unit: found for unit, found in faults.items() if unit not in kept},
+                claims=declaration.claims,
+                unreadable=declaration.unreadable,
+                untrusted=frozenset(
+                    UnitId(UnitKind.SERVICE, name) for name in declaration.untrusted
+                ),
+            ),
+        )
+
+    def _at_fault(
+        self, problem: Problem, declaration: Declaration, kept: frozenset[UnitId]
+    ) -> UnitId:
+        """The unit to blame if a template fails.
+
+        That is the templates if they have changed, else the unit that was rendered.
+        """
+        running = self._base.declarations
+        has_own = bool(declaration.templates) and TEMPLATES not in kept
+        if problem.unit is None or (has_own and declaration.templates != running.templates):
+            return TEMPLATES if has_own else SETTINGS
+        return problem.unit
+
+    def _described(self, section: Section, declaration: Declaration) -> Section:
+        unit, raw = section.unit, None
+        if unit == SETTINGS:
+            return replace(section, declaration=_digest(declaration.raw.settings))
+        if unit.kind is UnitKind.SERVICE:
+            raw = declaration.raw.services[unit.name]
+        else:
+            raw = declaration.raw.fragments[unit.name]
+        before = self._base.sections.get(unit)
+        if before is not None and before.text == section.text:
+            return before
+        return replace(
+            section,
+            declaration=_digest(raw.value),
+            file=raw.file,
+            is_trusted=raw.level is Level.TRUSTED,
+        )
+
+    def _candidate(self, sections: Sequence[Section], withheld: AbstractSet[UnitId]) -> Candidate:
+        made = self._make(ENVIRONMENT.intersection(withheld))
+        base, declaration = self._base, made.declaration
+        candidate = Candidate(
+            declaration=declaration,
+            resolution=self._answers,
+            plan=made.plan,
+            config=assemble(section for section in sections if section.unit != TEMPLATES),
+            newcomers=frozenset(
+                section.unit
+                for section in sections
+                if (before := base.sections.get(section.unit)) is None
+                or is_changed(before, section)
+            ),
+        )
+        kept = [section.unit for section in sections if section.unit in withheld - ENVIRONMENT]
+        left_out = withheld - ENVIRONMENT
+        if not left_out:
+            return candidate
+        names = {unit.name for unit in left_out if unit.kind is UnitKind.SERVICE}
+        plans = {each.spec.name: each for each in made.plan.services if each.spec.name not in names}
+        raws = {n: raw for n, raw in declaration.raw.services.items() if n not in names}
+        answers = dict(self._answers)
+        cut = {unit.name for unit in left_out if unit.kind is UnitKind.FRAGMENT}
+        fragments = {each.name: each for each in made.plan.fragments if each.name not in cut}
+        raw_fragments = {n: raw for n, raw in declaration.raw.fragments.items() if n not in cut}
+        running = base.declarations
+        for unit in kept:
+            name = unit.name
+            if unit.kind is UnitKind.SERVICE and name in running.services:
+                raws[name] = running.services[name]
+                if (planned := self._running_plan(name, made.plan.settings)) is not None:
+                    plans[name] = planned
+                answers.pop(name, None)
+                if name in self._running_answers:
+                    answers[name] = self._running_answers[name]
+            elif unit.kind is UnitKind.FRAGMENT and name in running.fragments:
+                raw_fragments[name] = running.fragments[name]
+                if (fragment := self._running_fragments.get(name)) is not None:
+                    fragments[name] = fragment
+        services = tuple(plans[name] for name in sorted(plans))
+        parts = tuple(fragments[name] for name in sorted(fragments))
+        untrusted = {
+            section.unit.name
+            for section in sections
+            if section.unit.kind is UnitKind.SERVICE and not section.is_trusted
+        }
+        return replace(
+            candidate,
+            declaration=replace(
+                declaration,
+                services=tuple(service.spec for service in services),
+                fragments=parts,
+                untrusted=frozenset(untrusted),
+                raw=replace(
+                    declaration.raw,
+                    services={name: raws[name] for name in sorted(raws)},
+                    fragments={name: raw_fragments[name] for name in sorted(raw_fragments)},
+                ),
+            ),
+            resolution=answers,
+            plan=replace(made.plan, services=services, fragments=parts),
+        )
+
+    @cached_property
+    def _running_specs(self) -> Mapping[str, ServiceSpec]:
+        return running_specs(self._base.declarations)
+
+    @cached_property
+    def _running_fragments(self) -> Mapping[str, Fragment]:
+        return running_fragments(self._base.declarations)
+
+    def _running_plan(self, name: str, settings: Settings) -> ServicePlan | None:
+        """The plan of a service as it runs; None if its declaration is not valid any more."""
+        spec = self._running_specs.get(name)
+        if spec is None:
+            return None
+        answer = self._running_answers.get(name)
+        answers = {name: answer} if answer is not None else {}
+        (planned,) = plan(settings, (spec,), (), answers).services
+        section = self._base.sections[UnitId(UnitKind.SERVICE, name)]
+        return as_in_text(planned, section.text)
+
+
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """What is declared with one environment."""
+
+    declaration: Declaration
+    plan: Plan
+    declared: Declared
+
+
+def as_in_text(planned: ServicePlan, text: str) -> ServicePlan:
+    """`planned` with the servers that the section `text` has, which may be older."""
+    made = servers_in(text).get(planned.spec.name, ())
+    if not made or planned.query is None:
+        return planned
+    first = made[0]
+    if first.names == ("service",):
+        return replace(planned, kind=Kind.SERVICE, query=first.target, slots=1, by_runtime=False)
+    kind = planned.kind if planned.has_pods else Kind.HEADLESS
+    kind = Kind.SRV if first.port is None else Kind.HEADLESS if kind is Kind.SRV else kind
+    return replace(
+        planned,
+        kind=kind,
+        query=first.target,
+        slots=len(first.names),
+        by_runtime=first.is_disabled,
+    )
 
 
 def prepare(
-    declaration: Declaration,
-    resolution: Resolution,
+    sources: Sources,
+    check: Check,
     *,
-    shrink: bool = False,
-    memo: Memo | None = None,
+    base: Base | None = None,
+    answers: Resolution | None = None,
+    withhold: Mapping[UnitId, tuple[Problem, ...]] | None = None,
+    must_check: bool = False,
 ) -> Prepared:
-    """Plan and render what was declared.  The plan has the services without faults.
+    """What the daemon would do now with `sources`, for commands.
 
-    What `memo` has of services that are still the same is taken from there.
+    `answers` are those to the questions of declared services, by default the stored ones.  `base`
+    is what HAProxy runs, which is found out by default.  Raises what `check` raises.
     """
-    memo = memo or Memo()
-    planned = plan(
-        declaration.settings,
-        declaration.services,
-        declaration.fragments,
-        resolution,
-        shrink=shrink,
-        memo=memo.plan,
+    base = base or stored_base(sources)
+    declaration = declared_now(sources, base)
+    settings = declaration.settings
+    if answers is None:
+        answers = stored_answers(settings, declaration.services)
+    running = stored_answers(settings, running_specs(base.declarations).values())
+    return propose(sources, base, answers, running, check, withhold=withhold, must_check=must_check)
+
+
+def settings_now(sources: Sources, declarations: RunningDeclarations) -> Settings:
+    """The declared settings; those that run, if the declared ones have errors."""
+    declaration = declare(sources, declarations)
+    if SETTINGS in declaration.faults:
+        former = running_settings(declarations, sources.settings_file)
+        return former or declaration.settings
+    return declaration.settings
+
+
+def declared_now(sources: Sources, base: Base) -> Declaration:
+    """What is declared, with the settings that run if the declared ones have errors."""
+    declaration = declare(sources, base.declarations)
+    if SETTINGS in declaration.faults:
+        declaration = declare(sources, base.declarations, ENVIRONMENT)
+    return declaration
+
+
+def prepare_offline(
+    settings_file: str, check: Check = no_check, *, base: Base | None = None
+) -> Prepared:
+    """As `prepare`, with what is in the files now, and everything checked."""
+    return prepare(read(settings_file), check, base=base, must_check=True)
+
+
+def running_plan(base: Base, settings_file: str) -> Plan | None:
+    """The plan of what HAProxy runs, as far as its declarations are known; None if they are not."""
+    settings = running_settings(base.declarations, settings_file)
+    if settings is None or base.config is None:
+        return None
+    specs = running_specs(base.declarations)
+    planned = plan(settings, specs.values(), (), stored_answers(settings, specs.values()))
+    texts = {section.unit: section.text for section in base.config.sections}
+    services = [
+        as_in_text(each, texts[unit])
+        for each in planned.services
+        if (unit := UnitId(UnitKind.SERVICE, each.spec.name)) in texts
+    ]
+    fragments = running_fragments(base.declarations)
+    return replace(
+        planned,
+        services=tuple(services),
+        fragments=tuple(fragments[name] for name in sorted(fragments)),
     )
-    found = [*declaration.problems, *planned.problems]
-    config = None
-    try:
-        config = render(planned, templates(declaration.templates), memo=memo.render)
-        newcomers = _newcomers(declaration)
-        found += name_problems(config, newcomers)
-        found += listener_problems(planned, config, newcomers, declaration.untrusted)
-    except Refused as exc:
-        found += exc.problems
-    return Prepared(
-        declaration=declaration,
-        resolution=resolution,
-        plan=planned,
-        config=config,
-        problems=tuple(declaration.located(problem) for problem in found),
-    )
 
 
-def _newcomers(declaration: Declaration) -> frozenset[UnitId]:
-    """The units that HAProxy does not have in this form."""
-    return frozenset(UnitId(UnitKind(unit.piece), unit.name) for unit in declaration.fresh)
-
-
-def prepare_offline(settings_file: str) -> Prepared:
-    """Load, plan and render with the answers that cluster DNS gave last, asking nobody now."""
-    declaration = load(settings_file)
-    return prepare(declaration, stored_answers(declaration))
-
-
-def answers_path(declaration: Declaration) -> str:
-    """Where the last good answers of cluster DNS are kept."""
-    return f"{declaration.settings.state_directory}/{ANSWERS_FILE}"
-
-
-def stored_answers(declaration: Declaration) -> dict[str, Answer]:
-    """The stored answers, by service, for those whose declaration still asks the same question."""
-    stored = load_answers(answers_path(declaration))
-    return {
-        spec.name: stored[question(spec)]
-        for spec in declaration.services
-        if question(spec) in stored
-    }
-
-
-def stored_form(
-    declaration: Declaration, resolution: Resolution, *, memo: Memo | None = None
-) -> bytes:
-    """The answers as `stored_answers` will read them."""
-    known = memo.answers if memo else {}
-    stored: dict[str, StoredAnswer] = {}
-    for spec in declaration.services:
-        answer = resolution.get(spec.name)
-        if answer is None or answer.freshness is Freshness.UNKNOWN:
-            continue
-        was = known.get(spec.name)
-        if was is None or was.spec is not spec or was.answer is not answer:
-            was = StoredAnswer(spec, answer, question(spec), write_answer(answer))
-        stored[spec.name] = was
-    if memo:
-        memo.answers.clear()
-        memo.answers.update(stored)
-    return dump_written({each.question: each.written for each in stored.values()})
+def stored_base(sources: Sources) -> Base:
+    """The base of changes, for commands."""
+    directory = state_directory(sources)
+    declarations, pending = stored_running(directory), stored_pending(directory)
+    settings = settings_now(sources, declarations)
+    running = None
+    with contextlib.suppress(Unavailable):
+        running = runtime.running_hash(settings.haproxy.runtime_socket)
+    return find_base(settings, declarations, pending, running)
 
 
 def with_slots(plan: Plan, resolution: Resolution) -> dict[str, Answer]:
@@ -197,13 +800,6 @@ def _with_slots(answer: Answer, planned: ServicePlan | None) -> Answer:
     return replace(answer, slots=planned.slots, by_runtime=planned.by_runtime)
 
 
-def save_answers(
-    declaration: Declaration, resolution: Resolution, *, memo: Memo | None = None
-) -> None:
-    """Keep the answers for the next start, and for `check`.  Raises `Unavailable`."""
-    files.write_own(answers_path(declaration), stored_form(declaration, resolution, memo=memo))
-
-
 async def resolve(
     declaration: Declaration, previous: Resolution | None = None, *, hold: bool = True
 ) -> dict[str, Answer]:
@@ -217,7 +813,7 @@ async def resolve(
 
     cluster = declaration.settings.cluster
     if previous is None:
-        previous = stored_answers(declaration)
+        previous = stored_answers(declaration.settings, declaration.services)
     client = DnsClient(cluster.nameservers)
     try:
         return await resolve_all(
@@ -264,140 +860,3 @@ def lost_settings(prepared: Prepared, deployment: Deployment) -> tuple[Problem, 
     with contextlib.suppress(Refused):
         return lost.lost_settings(text, prepared.plan.settings.haproxy, prepared.config.text)
     return ()
-
-
-def question(spec: ServiceSpec) -> str:
-    """What is asked of cluster DNS for a service; answers to other questions are worth nothing."""
-    return f"{spec.name} {spec.service}.{spec.namespace} {spec.target} {spec.port} {spec.discovery}"
-
-
-def quarantines(settings_file: str) -> tuple[Quarantine, ...]:
-    """What the daemon would put into quarantine now, with HAProxy's own word on each.
-
-    Raises `Unavailable` if HAProxy cannot be asked.
-    """
-    sources = read(settings_file)
-    last_good = stored_last_good(state_directory(sources))
-    withdrawn = Withdrawn()
-
-    patience = Patience()
-
-    def settled(without: Iterable[Unit] = ()) -> Prepared:
-        declaration = tolerate(sources, last_good, withdrawn.without(without))
-        prepared = prepare(declaration, stored_answers(declaration))
-        return judged(prepared, patience=patience, is_trial=bool(without))
-
-    for _ in range(MOST_TRIALS):
-        prepared = settled()
-        if prepared.ok:
-            break
-        faults = traced(prepared.problems, prepared.declaration)
-        if not faults:
-            changed = prepared.declaration.forms.differing(last_good) - withdrawn.left_out
-            found = culprit(sorted(changed), lambda units: settled(units).ok)
-            faults = {found: errors_in(prepared.problems)} if found else {}
-        if not withdrawn.withdraw(faults):
-            break
-    return prepared.declaration.quarantined
-
-
-def last_good_path(state_directory: str) -> str:
-    """Where the last good forms are kept."""
-    return f"{state_directory}/{LAST_GOOD_FILE}"
-
-
-def stored_last_good(state_directory: str) -> LastGood:
-    """The last good forms; nothing where none are kept, or where others may have written them."""
-    verdict = state_verdict(state_directory)
-    if verdict is not None and not verdict.is_trusted:
-        return LastGood()
-    return load_last_good(last_good_path(state_directory))
-
-
-def stored_pending(state_directory: str) -> LastGood | None:
-    """The forms that were being deployed when the daemon ended, if it ended in a deployment."""
-    found = load_last_good(_pending_path(state_directory))
-    return found if found.hash else None
-
-
-def save_last_good(settings: Settings, last_good: LastGood, *, memo: Memo | None = None) -> None:
-    """Keep the last good forms for the next start.  Raises `Unavailable`."""
-    _save_forms(settings, last_good_path(settings.state_directory), last_good, memo)
-
-
-def save_pending(settings: Settings, pending: LastGood, *, memo: Memo) -> None:
-    """Write the forms that are about to be deployed.  Raises `Unavailable`."""
-    files.make_directory(settings.state_directory, mode=0o750)
-    _save_forms(settings, _pending_path(settings.state_directory), pending, memo)
-
-
-def forget_pending(state_directory: str) -> None:
-    """Remove the forms that were being deployed: the last good ones tell how that ended."""
-    # One that stays counts only while HAProxy runs exactly that configuration.
-    with contextlib.suppress(Unavailable):
-        files.remove(_pending_path(state_directory))
-
-
-def _pending_path(state_directory: str) -> str:
-    return f"{state_directory}/{PENDING_FILE}"
-
-
-def _save_forms(settings: Settings, path: str, saved: LastGood, memo: Memo | None) -> None:
-    content = dump_last_good(saved, memo.forms if memo else None)
-    files.write_own(path, content, mode=install.mode_of_copies(settings.haproxy.config_file))
-
-
-def traced(problems: Iterable[Problem], declaration: Declaration) -> Faults:
-    """The units that errors name: by identity, by a section's name, or by a template's file.
-
-    Settings are to blame only if they are not in their last good form.
-    """
-    found: dict[Unit, list[Problem]] = {}
-    for problem in errors_in(problems):
-        if problem.unit is not None:
-            unit = Unit(Piece(problem.unit.kind), problem.unit.name)
-        elif problem.service:
-            unit = unit_of(problem.service, declaration.forms)
-        elif problem.file in declaration.templates:
-            unit = Unit(Piece.TEMPLATES)
-        else:
-            continue
-        if unit.piece is not Piece.SETTINGS or unit in declaration.fresh:
-            found.setdefault(unit, []).append(problem)
-    return {unit: tuple(said) for unit, said in found.items()}
-
-
-def culprit(suspects: Sequence[Unit], accepts: Callable[[frozenset[Unit]], bool]) -> Unit | None:
-    """One of `suspects` that HAProxy refuses, None if it is none of them.
-
-    `accepts` tells whether HAProxy takes the configuration with these units reverted; it is asked
-    at most ⌈log₂ n⌉ + 1 times for n suspects.  Of several, it is the last one.
-    """
-    if not suspects or not accepts(frozenset(suspects)):
-        return None
-    # All up to `enough` mend it and all up to `few` do not: what lies between them is refused,
-    # however many others are.
-    few, enough = 0, len(suspects)
-    while enough - few > 1:
-        middle = (few + enough) // 2
-        if accepts(frozenset(suspects[:middle])):
-            enough = middle
-        else:
-            few = middle
-    return suspects[few]
-
-
-def judged(
-    prepared: Prepared, *, patience: Patience | None = None, is_trial: bool = False
-) -> Prepared:
-    """`prepared` with HAProxy's verdict.  Raises `Unavailable` if HAProxy cannot be run.
-
-    `patience` limits how long the check may take: see there.
-    """
-    if prepared.config is None:
-        return prepared
-    haproxy = prepared.declaration.settings.haproxy
-    judgement = judge(haproxy, prepared.config, prepared.plan, patience=patience, is_trial=is_trial)
-    said = judgement.problems
-    located = tuple(prepared.declaration.located(problem) for problem in said)
-    return replace(prepared, problems=(*prepared.problems, *located))

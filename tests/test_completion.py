@@ -134,9 +134,9 @@ def asked(environ: dict[str, str], *words: str) -> list[str]:
 
 
 def test_pods_and_entries_are_completed_from_what_is_stored(environ: dict[str, str]) -> None:
-    from fc_frontend.config.loader import load
-    from fc_frontend.pipeline import save_answers
+    from fc_frontend.config.declare import load
     from fc_frontend.plan.model import Answer, Endpoint, Freshness, Kind
+    from fc_frontend.stored import save_answers
 
     declaration = load(environ["FC_FRONTEND_CONFIG"])
     state = Path(declaration.settings.state_directory)
@@ -147,7 +147,7 @@ def test_pods_and_entries_are_completed_from_what_is_stored(environ: dict[str, s
         freshness=Freshness.FRESH,
         endpoints=(Endpoint("10.1.0.1", 8080), Endpoint("10.1.0.2", 8080)),
     )
-    save_answers(declaration, {"shop": answer})
+    save_answers(declaration.settings, declaration.services, {"shop": answer})
     assert asked(environ, "drain", "shop", "") == ["10.1.0.1", "10.1.0.2"]
     assert asked(environ, "drain", "shipping", "") == []
     assert asked(environ, "undrain", "shop", "10.1.0.2") == ["10.1.0.2"]

@@ -8,14 +8,15 @@ from typing import Any
 
 import pytest
 
-from fc_frontend.config.last_good import LastGood, Unit
-from fc_frontend.config.loader import declare, read
-from fc_frontend.errors import Problem, Severity
-from fc_frontend.model.units import UnitId, UnitKind
-from fc_frontend.pipeline import prepare, traced
+from fc_frontend.config.declare import declare
+from fc_frontend.config.loader import read
+from fc_frontend.config.running import RunningDeclarations
+from fc_frontend.errors import Problem, Severity, errors_in
+from fc_frontend.model.units import SETTINGS, UnitId, UnitKind
 from fc_frontend.plan.conflicts import conflicts, overlaps, wider
 from fc_frontend.syntax.binds import Owned, read_listeners
 from fc_frontend.syntax.endpoints import Endpoint
+from tests.support.prepared import newcomers, prepare
 
 
 def owned(bind: str, owner: str = "a") -> tuple[Owned, ...]:
@@ -120,7 +121,7 @@ def test_branches_of_one_condition_do_not_meet() -> None:
 
 
 class Site:
-    """Settings and services.d, and the last good forms that they are compared with."""
+    """Settings and services.d, and the running ones that they are compared with."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -133,7 +134,7 @@ class Site:
             },
             "services": {},
         }
-        self.last_good = LastGood()
+        self.running = RunningDeclarations()
 
     def service(self, name: str, binds: str, **fields: Any) -> None:
         self.settings["services"][name] = {"pod_port": 8080, "binds": binds, **fields}
@@ -141,20 +142,21 @@ class Site:
     def fragment(self, name: str, text: str) -> None:
         (self.directory / "services.d" / f"{name}.cfg").write_text(text)
 
-    def found(self) -> tuple[list[Problem], set[Unit]]:
+    def found(self) -> tuple[list[Problem], set[UnitId]]:
         """Problems with a bind, and the units that are to blame."""
         path = self.directory / "config.json"
         path.write_text(json.dumps(self.settings))
-        declaration = declare(read(str(path)), self.last_good)
-        prepared = prepare(declaration, {})
-        problems = [p for p in prepared.problems if "cluster DNS" not in p.message]
-        return problems, set(traced(problems, declaration))
+        declaration = declare(read(str(path)), self.running)
+        found = prepare(declaration, {}, newcomers=newcomers(declaration, self.running))
+        problems = [p for p in found.problems if "cluster DNS" not in p.message]
+        units = {p.unit for p in errors_in(problems) if p.unit is not None}
+        return problems, units - {SETTINGS} if len(units) > 1 else units
 
     def accept(self) -> None:
         """Let what is declared now be what HAProxy has."""
         path = self.directory / "config.json"
         path.write_text(json.dumps(self.settings))
-        self.last_good = declare(read(str(path))).forms
+        self.running = declare(read(str(path))).raw
 
 
 @pytest.fixture

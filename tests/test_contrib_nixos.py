@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from fc_frontend.config.loader import load
+from fc_frontend.config.declare import load
 from fc_frontend.config.schema import CAMEL_CASE
 from fc_frontend.errors import errors_in
 from fc_frontend.plan.model import Tls

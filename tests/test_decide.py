@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from fc_frontend.daemon.decide import (
+from fc_frontend.decide import (
     Action,
     FileState,
     Idle,

@@ -88,7 +88,7 @@ def test_nothing_and_then_a_service_added_changed_and_removed(frontend: Frontend
     assert change["closed"] == [f"{frontend.host}:8081"]
     assert {"-balance leastconn", "+balance roundrobin"} <= set(change["lines"])
     done = frontend.run("diff", check=False)
-    assert "      +balance roundrobin" in done.stdout
+    assert "      balance: leastconn → roundrobin" in done.stdout
     applied(frontend, reloads=True)
     (frontend.services_d / "cart.json").unlink()
     change = only(diff(frontend), "service", "cart")
@@ -172,11 +172,15 @@ def test_fragments_settings_and_templates(frontend: Frontend) -> None:
     change = only(diff(frontend), "fragment", "hand")
     assert (change["how"], change["lines"]) == ("changed", ["+timeout server 1s"])
     applied(frontend, reloads=True)
+    # Where it is not known what the installed text was made of, its sections are compared.
+    running = frontend.directory / "state" / "running.json"
+    running.unlink()
     frontend.settings["haproxy"]["hard_stop_after"] = "2h"
     frontend.write()
     change = only(diff(frontend), "settings", "global")
     assert change["lines"] == ["-hard-stop-after 1h", "+hard-stop-after 2h"]
     applied(frontend, reloads=True)
+    running.unlink()
     templates = frontend.directory / "templates"
     templates.mkdir()
     frontend.settings["haproxy"]["templates"] = str(templates)
@@ -210,12 +214,13 @@ def test_text_is_what_a_patch_is_and_secrets_are_shown_there_alone(frontend: Fro
 def test_what_would_be_refused_and_what_cannot_be_told(frontend: Frontend) -> None:
     frontend.drop("bad.json", {"bad": frontend.service("shop", 8081, extra_config="nonsense")})
     done = frontend.run("diff", check=False)
-    assert done.returncode == 2
+    assert done.returncode == 1
     assert "nonsense" in done.stderr
+    assert "nothing would change" in done.stdout
     frontend.drop("bad.json", "{")
     done = frontend.run("diff", check=False)
-    assert done.returncode == 2
-    assert done.stderr.startswith("refused: ")
+    assert done.returncode == 1
+    assert "not JSON" in done.stderr
     (frontend.services_d / "bad.json").unlink()
     # A user who may not read haproxy.cfg sees nothing of it; root may read all but a directory.
     moved = frontend.haproxy_cfg.rename(frontend.directory / "moved.cfg")

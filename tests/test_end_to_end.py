@@ -81,7 +81,7 @@ def test_a_bad_file_costs_only_what_it_declares(
     status = frontend.status()
     assert status["in_sync"]
     (held,) = status["quarantined"]
-    assert held["effect"] == "it is left out"
+    assert held["effect"] == "it is not deployed"
     problem = held["problems"][0]
     assert said in problem["message"] + problem["remedy"]
     assert (problem["file"] or "").endswith(name)
@@ -253,7 +253,7 @@ def test_a_supervised_haproxy_serves_on_with_the_last_good_configuration(
     frontend.end_haproxy()
     # Settings that make no sense, and nothing known of better ones: what is on disk serves.
     good = frontend.config.read_text()
-    (frontend.directory / "state" / "last-good.json").unlink()
+    (frontend.directory / "state" / "running.json").unlink()
     frontend.settings["cluster"]["pod_network"] = frontend.settings["cluster"]["service_network"]
     frontend.write()
     frontend.start(wait=False)

@@ -378,7 +378,7 @@ def test_a_last_good_form_goes_on_and_its_fault_is_told(frontend: Frontend) -> N
     document = explained(frontend, "cart")
     assert (document["verdict"], document["serves"]) == ("warn", True)
     found = step(document, "declaration")
-    assert "in quarantine, and the last good form goes on" in found["said"]
+    assert "in quarantine, and the last good version keeps running" in found["said"]
     assert "cart.json:1:" in found["said"]
     assert "nonsense" in found["remedy"]
     frontend.drop("cart.json", "{")

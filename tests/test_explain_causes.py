@@ -8,13 +8,14 @@ from ipaddress import ip_network
 
 import pytest
 
-from fc_frontend.config.last_good import Piece, Quarantine, Unit
 from fc_frontend.daemon.report import Report
+from fc_frontend.desired.isolate import Withheld
 from fc_frontend.errors import Cause, Problem
 from fc_frontend.explain.facts import Facts
 from fc_frontend.explain.overview import Seen, StatusLevel, overview
 from fc_frontend.explain.steps import Step, StepVerdict, explain
 from fc_frontend.haproxy.wording import without_lines
+from fc_frontend.model.units import ChangeKind, UnitId, UnitKind
 from fc_frontend.observe.log import configure
 from fc_frontend.observe.metrics import Metrics
 from fc_frontend.plan.model import Answer, Bind, Cluster, Freshness, Kind, ServiceSpec, Target
@@ -83,8 +84,8 @@ def test_a_quarantine_is_logged_again_only_if_more_than_its_line_changes() -> No
 
     def logged(problem: Problem) -> int:
         before = len(written.getvalue())
-        unit = Unit(Piece.SERVICE, "shop")
-        report.quarantine((Quarantine(unit, (problem,), kept=True),))
+        unit = UnitId(UnitKind.SERVICE, "shop")
+        report.withhold((Withheld(unit, ChangeKind.EDITED, (problem,), is_kept=True),))
         return written.getvalue()[before:].count("quarantined")
 
     assert logged(problem) == 1

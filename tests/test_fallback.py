@@ -2,36 +2,37 @@
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from fc_frontend.config.last_good import (
+from fc_frontend.config.loader import read
+from fc_frontend.config.running import (
     MAX_FORMER_AGE,
-    Form,
-    LastGood,
-    Piece,
-    Unit,
-    dump_last_good,
-    load_last_good,
+    RawDeclaration,
+    RunningDeclarations,
+    dump_running,
+    load_running,
 )
-from fc_frontend.config.loader import Declaration
-from fc_frontend.daemon.declared import Declared
 from fc_frontend.daemon.guard import MAX_FORMER_FORMS, MAX_LOOKS_DOWN, WATCH_FOR, Guard
 from fc_frontend.errors import Problem
-from fc_frontend.pipeline import Memo, stored_last_good, stored_pending
+from fc_frontend.model.units import UnitId, UnitKind
+from fc_frontend.pipeline import Base, Prepared, base_of, no_check, propose
+from fc_frontend.plan.model import Settings
+from fc_frontend.rollout import deployed_declarations
+from fc_frontend.stored import RunningState, stored_pending, stored_running
 from tests.faults.site import put
 
 # The guard
 
 
-def form(number: int) -> Form:
-    return Form("shop.yaml", {"slots": number})
+def form(number: int) -> RawDeclaration:
+    return RawDeclaration("shop.yaml", {"slots": number})
 
 
 def watching(*numbers: int) -> Guard:
@@ -42,7 +43,7 @@ def watching(*numbers: int) -> Guard:
     return guard
 
 
-def lost(guard: Guard, now: float = 1.0) -> Mapping[str, Form]:
+def lost(guard: Guard, now: float = 1.0) -> Mapping[str, RawDeclaration]:
     """What is to be reverted after enough looks without a server up."""
     for _ in range(MAX_LOOKS_DOWN):
         found = guard.look((), {"shop"}, now)
@@ -103,66 +104,84 @@ def test_a_service_that_is_removed_is_not_watched() -> None:
 
 def test_a_watch_is_taken_up_by_the_next_daemon(tmp_path: Path) -> None:
     guard = watching(0, 1, 2)
-    file = tmp_path / "last-good.json"
-    file.write_bytes(dump_last_good(LastGood(former=guard.former)))
+    file = tmp_path / "running.json"
+    file.write_bytes(dump_running(RunningDeclarations(former=guard.former)))
     resumed = Guard()
-    resumed.resume(load_last_good(str(file)).former, 100.0)
+    resumed.resume(load_running(str(file)).former, 100.0)
     assert lost(resumed, 100.0 + WATCH_FOR - 1) == {"shop": form(1)}
     # Not if it was away for long: what happened since says nothing about the change.
     past = file.stat().st_mtime - MAX_FORMER_AGE
     os.utime(file, (past, past))
-    assert not load_last_good(str(file)).former
+    assert not load_running(str(file)).former
 
 
 def test_copies_of_files_that_a_former_form_names_are_kept() -> None:
-    named = Form("shop.yaml", {"bind_options": "ssl crt /a/x.pem"})
+    named = RawDeclaration("shop.yaml", {"bind_options": "ssl crt /a/x.pem"})
     files = {"/a/x.pem": "0" * 64, "/a/y.pem": "1" * 64}
-    last_good = LastGood(services={"shop": form(0)}, former={"shop": (named,)}, files=files)
-    assert list(last_good.named_files()) == ["/a/x.pem"]
+    running = RunningDeclarations(
+        services={"shop": form(0)}, former={"shop": (named,)}, files=files
+    )
+    assert list(running.named_files()) == ["/a/x.pem"]
 
 
-# What is last good, by files and HAProxy's verdicts alone
+# What mistakes and evidence fall back to, by files and verdicts alone
+
+SHOP = UnitId(UnitKind.SERVICE, "shop")
+REFUSED = {SHOP: (Problem("refused"),)}
 
 
 class Daemon:
-    """What the daemon keeps of a service `shop`, with HAProxy's part played by the test."""
+    """What the daemon knows of a service `shop`, with HAProxy's part played by the test."""
 
     def __init__(self, directory: Path) -> None:
         self._file = directory / "services.d" / "shop.json"
         self._file.parent.mkdir()
         (directory / "state").mkdir()
-        settings = directory / "config.json"
-        settings.write_text(json.dumps({"state_directory": str(directory / "state")}))
-        self.kept = Declared(str(settings))
-        self.former: dict[str, tuple[Form, ...]] = {}
+        self._settings = directory / "config.json"
+        settings = {
+            "state_directory": str(directory / "state"),
+            "cluster": {"nameservers": ["::1"]},
+        }
+        self._settings.write_text(json.dumps(settings))
+        self._base = Base()
+        self.running = RunningDeclarations()
+        self.former: dict[str, tuple[RawDeclaration, ...]] = {}
 
-    def declares(self, text: str | int) -> Declaration:
-        """What is declared with this in the file, or with the service having so many slots."""
+    def declares(
+        self, text: str | int | None = None, withhold: Mapping[UnitId, tuple[Problem, ...]] = {}
+    ) -> Prepared:
+        """What is prepared with this in the file, or with the service having so many slots."""
         if isinstance(text, int):
             entry = {"mode": "tcp", "pod_port": 80, "binds": "127.0.0.1:8080", "slots": text}
             text = json.dumps({"services": {"shop": entry}})
-        put(self._file, text)
-        asyncio.run(self.kept.read(None, afresh=True))
-        return self.declared()
+        if text is not None:
+            put(self._file, text)
+        self._sources = read(str(self._settings))
+        return propose(self._sources, self._base, {}, {}, no_check, withhold=withhold)
 
-    def declared(self) -> Declaration:
-        return asyncio.run(self.kept.declaration())
-
-    def runs(self, text: str | int) -> Declaration:
+    def runs(
+        self,
+        text: str | int | None = None,
+        withhold: Mapping[UnitId, tuple[Problem, ...]] = {},
+    ) -> Prepared:
         """As `declares`; HAProxy confirms it."""
-        declaration = self.declares(text)
-        self.kept.promote(declaration, self.former)
-        return declaration
+        prepared = self.declares(text, withhold)
+        self.running = deployed_declarations(
+            prepared, self.running, self._sources, former=self.former
+        )
+        self._base = base_of(prepared, self.running, is_running=True)
+        return prepared
 
-    def reverts(self, declaration: Declaration, form: Form) -> Declaration:
-        """The guard takes back what `declaration` has; what is declared then."""
-        assert self.kept.take_back(declaration, "shop", "evidence", {}, form)
-        return self.declared()
+    def fails(self, back: RawDeclaration) -> None:
+        """The guard has evidence against what runs."""
+        self.running = self.running.after_failure("shop", "evidence", back)
+        self._base = replace(self._base, declarations=self.running)
 
 
-def slots(declaration: Declaration) -> int:
-    (service,) = declaration.services
-    assert isinstance(service.slots, int)
+def slots(prepared: Prepared) -> int:
+    (service,) = prepared.plan.services
+    assert prepared.config is not None
+    assert f"server-template pod {service.slots} " in prepared.config.section_text("shop")
     return service.slots
 
 
@@ -170,7 +189,7 @@ def slots(declaration: Declaration) -> int:
 def test_a_watched_form_is_what_a_mistake_falls_back_to(tmp_path: Path, mistake: str) -> None:
     daemon = Daemon(tmp_path)
     daemon.runs(10)
-    daemon.former = {"shop": (daemon.kept.last_good.services["shop"],)}
+    daemon.former = {"shop": (daemon.running.services["shop"],)}
     daemon.runs(11)
     assert slots(daemon.runs(mistake)) == 11
     assert slots(daemon.runs(mistake)) == 11
@@ -179,16 +198,31 @@ def test_a_watched_form_is_what_a_mistake_falls_back_to(tmp_path: Path, mistake:
 def test_evidence_during_a_mistake_is_against_what_haproxy_runs(tmp_path: Path) -> None:
     daemon = Daemon(tmp_path)
     daemon.runs(10)
-    first = daemon.kept.last_good.services["shop"]
+    first = daemon.running.services["shop"]
     daemon.runs(11)
-    mistaken = daemon.runs("{")
-    assert slots(daemon.reverts(mistaken, first)) == 10
+    daemon.runs("{")
+    daemon.fails(first)
+    assert slots(daemon.runs("{")) == 10
     assert slots(daemon.runs("{")) == 10
     # It is not tried again when only the mistake is gone, but any other form is.
     assert slots(daemon.runs(11)) == 10
     assert slots(daemon.runs(12)) == 12
     assert slots(daemon.runs("{")) == 12
-    assert not daemon.kept.last_good.failed
+    assert not daemon.running.failed
+
+
+def test_a_form_that_failed_goes_back_while_the_file_still_declares_it(tmp_path: Path) -> None:
+    daemon = Daemon(tmp_path)
+    daemon.runs(10)
+    first = daemon.running.services["shop"]
+    daemon.runs(11)
+    daemon.fails(first)
+    prepared = daemon.runs()
+    assert slots(prepared) == 10
+    (held,) = prepared.withheld
+    assert (held.unit, held.is_kept) == (SHOP, True)
+    assert "evidence" in held.problems[0].message
+    assert slots(daemon.runs()) == 10
 
 
 def test_evidence_does_not_leave_out_a_service_that_haproxy_refuses_as_declared(
@@ -196,38 +230,38 @@ def test_evidence_does_not_leave_out_a_service_that_haproxy_refuses_as_declared(
 ) -> None:
     daemon = Daemon(tmp_path)
     daemon.runs(10)
-    first = daemon.kept.last_good.services["shop"]
+    first = daemon.running.services["shop"]
     daemon.runs(11)
-    daemon.declares(12)
-    daemon.kept.withdraw({Unit(Piece.SERVICE, "shop"): (Problem(message="refused", remedy=""),)})
-    refused = daemon.declared()
-    assert slots(refused) == 11
-    daemon.kept.promote(refused, {})
-    assert slots(daemon.reverts(refused, first)) == 10
+    assert slots(daemon.runs(12, REFUSED)) == 11
+    daemon.fails(first)
+    assert slots(daemon.runs(12, REFUSED)) == 10
 
 
-def test_a_form_that_failed_is_not_promoted_again_before_the_reload(tmp_path: Path) -> None:
+def test_a_removed_service_does_not_come_back_by_evidence(tmp_path: Path) -> None:
     daemon = Daemon(tmp_path)
     daemon.runs(10)
-    first = daemon.kept.last_good.services["shop"]
-    running = daemon.runs(11)
-    daemon.reverts(running, first)
-    daemon.kept.promote(running, {})
-    assert slots(daemon.declared()) == 10
+    first = daemon.running.services["shop"]
+    daemon.runs(11)
+    daemon.fails(first)
+    assert not daemon.runs("{}").plan.services
 
 
 def test_a_deployment_that_is_confirmed_late_or_by_the_next_daemon_counts(tmp_path: Path) -> None:
-    memo, daemon = Memo(), Daemon(tmp_path)
-    settings = daemon.runs(10).settings
-    asyncio.run(daemon.kept.save(settings, memo))
-    asyncio.run(daemon.kept.attempt(daemon.declares(11), "0123", {}, memo))
-    other = Declared(str(tmp_path / "config.json"))
-    asyncio.run(other.read(None, afresh=True))
-    for kept in (daemon.kept, other):
-        kept.confirm("4567")
-        assert kept.last_good.services["shop"].value["slots"] == 10
-        kept.confirm("0123")
-        assert kept.last_good.services["shop"].value["slots"] == 11
-    asyncio.run(other.save(settings, memo))
-    assert stored_pending(settings.state_directory) is None
-    assert stored_last_good(settings.state_directory) == other.last_good
+    state = str(tmp_path / "state")
+    settings = Settings(state_directory=state)
+    first = RunningDeclarations(services={"shop": form(10)}, hash="4567")
+    second = RunningDeclarations(services={"shop": form(11)}, hash="0123")
+    daemon = RunningState(state)
+    daemon.promote(first)
+    (tmp_path / "state").mkdir()
+    daemon.save(settings)
+    daemon.attempt(settings, second)
+    other = RunningState(state)
+    for each in (daemon, other):
+        assert not each.confirm("89ab")
+        assert each.confirmed.services["shop"] == form(10)
+        assert each.confirm("0123")
+        assert each.confirmed.services["shop"] == form(11)
+    other.save(settings)
+    assert stored_pending(state) is None
+    assert stored_running(state) == other.confirmed

@@ -28,14 +28,14 @@ from fc_frontend.cli import explain as cli_explain
 from fc_frontend.cli import resolve as cli_resolve
 from fc_frontend.cli import status
 from fc_frontend.cli.common import emit, print_problems
-from fc_frontend.config.last_good import LastGood, dump_last_good, load_last_good
-from fc_frontend.config.loader import Sources, declare, read
-from fc_frontend.config.quarantine import tolerate
+from fc_frontend.config.declare import declare
+from fc_frontend.config.loader import Sources, read
+from fc_frontend.config.running import dump_running, load_running
 from fc_frontend.daemon.report import Report
 from fc_frontend.discovery.scan import LENGTHS, RecordType, plain_records
 from fc_frontend.discovery.store import load_answers
 from fc_frontend.doctor.findings import Group
-from fc_frontend.errors import Refused, Unavailable, errors_in
+from fc_frontend.errors import Refused, Unavailable
 from fc_frontend.explain.collect import _held
 from fc_frontend.explain.daemon import parse_status
 from fc_frontend.explain.differences import Change, Effect
@@ -52,7 +52,7 @@ from fc_frontend.observe.log import configure, render_event
 from fc_frontend.observe.metrics import Metrics
 from fc_frontend.page.render import asked, missing_page, overview_page
 from fc_frontend.page.values import board
-from fc_frontend.pipeline import prepare
+from fc_frontend.pipeline import Base
 from fc_frontend.plan.model import Answer, Kind
 from fc_frontend.syntax.binds import read_listeners
 from fc_frontend.syntax.files import named_files
@@ -62,6 +62,7 @@ from fc_frontend.syntax.sections import read_sections
 from fc_frontend.syntax.units import Owner, fragment_faults, option_fault, raw_line_faults
 from fc_frontend.syntax.words import NotWords, split
 from fc_frontend.text import one_line
+from tests.support.prepared import prepared, running
 
 INPUTS = int(os.environ.get("FC_FRONTEND_INPUTS", "300"))
 SEED = int(os.environ.get("FC_FRONTEND_SEED", "1"))
@@ -131,28 +132,25 @@ def test_declarations(tmp_path: Path) -> None:
     samples += [json.dumps({"services": {"j": {"podPort": 80, "mode": "http"}}}).encode()]
     shop = directory / "shop.yaml"
     shop.write_text("services: {shop: {pod_port: 80, binds: '127.0.0.1:99'}}")
-    last_good = declare(read(str(settings))).forms
+    base = running(prepared(settings))
 
     def check(data: bytes) -> None:
         name = "x.json" if data[:1] == b"{" else "x.yaml"
         for path in (settings, directory / name):
             path.write_bytes(data)
-            judge(read(str(settings)), last_good)
+            judge(read(str(settings)), base)
             path.unlink() if path != settings else settings.write_bytes(good)
 
     inputs("declarations", samples, check, share=10)
 
 
-def judge(sources: Sources, last_good: LastGood) -> None:
+def judge(sources: Sources, base: Base) -> None:
     """Nothing raises, what is taken can be written, and what was good stays."""
-    declare(sources)
-    declaration = tolerate(sources, last_good)
-    if errors_in(declaration.problems):
+    declaration = declare(sources)
+    found = prepared(sources, base)
+    if found.config is None:
         return
-    prepared = prepare(declaration, {})
-    if prepared.config is None:
-        return
-    text = prepared.config.text
+    text = found.config.text
     assert all(letter.isprintable() or letter in "\n\t" for letter in text)
     assert "listen shop" in text
     for problem in declaration.problems:
@@ -168,8 +166,8 @@ def test_fragments(tmp_path: Path) -> None:
 
     def check(data: bytes) -> None:
         fragment.write_bytes(data)
-        declaration = tolerate(read(str(settings)), LastGood())
-        assert bool(declaration.fragments) != bool(declaration.quarantined)
+        found = prepared(settings)
+        assert bool(found.plan.fragments) != bool(found.withheld)
 
     inputs("fragments", [sample], check, share=5)
 
@@ -177,7 +175,7 @@ def test_fragments(tmp_path: Path) -> None:
 def test_state_files(tmp_path: Path) -> None:
     settings = tmp_path / "config.yaml"
     settings.write_text("services: {a: {pod_port: 80}}")
-    last_good = dump_last_good(declare(read(str(settings))).forms)
+    declared = dump_running(declare(read(str(settings))).raw)
     answers = json.dumps(
         {
             "version": 1,
@@ -194,7 +192,7 @@ def test_state_files(tmp_path: Path) -> None:
 
     def check(data: bytes) -> None:
         file.write_bytes(data)
-        load_last_good(str(file))
+        load_running(str(file))
         load_answers(str(file))
         with contextlib.suppress(ValueError):
             drain.parse(data)
@@ -203,7 +201,7 @@ def test_state_files(tmp_path: Path) -> None:
         (tmp_path / "hold.json").write_bytes(data)
         hold.load(str(tmp_path))
 
-    inputs("state files", [last_good, answers, record, entry, held], check, share=2)
+    inputs("state files", [declared, answers, record, entry, held], check, share=2)
 
 
 # DNS
@@ -282,7 +280,7 @@ STATUS = json.dumps(
         "problems": [{"message": "no such field", "remedy": "remove it", "severity": "error",
                       "file": "/etc/x.yaml", "line": 3, "column": 1, "service": "shop",
                       "field": "binds", "cause": "forbidden"}],
-        "quarantined": [{"piece": "service", "name": "shop", "effect": "it is left out",
+        "quarantined": [{"piece": "service", "name": "shop", "effect": "it is not deployed",
                          "is_kept": False, "problems": []}],
         "last_reload": {"at": 1.0, "reasons": ["service-added shop"], "outcome": "reloaded",
                         "seconds": 0.1},
@@ -350,18 +348,17 @@ def test_names_from_files_to_every_output(tmp_path: Path) -> None:
         name = data.decode("utf-8", "surrogateescape")
         file = Path(os.fsdecode(os.fsencode(directory) + b"/" + _as_file_name(data)))
         file.write_text(json.dumps({"services": {name: {"pod_port": 80, name: 1}}}))
-        declaration = tolerate(read(str(tmp_path / "config.yaml")), LastGood())
+        prepared_now = prepared(tmp_path / "config.yaml")
         file.unlink()
-        prepared = prepare(declaration, {})
-        assert "innocent" in {service.spec.name for service in prepared.plan.services}
-        report.quarantine(declaration.quarantined)
-        report.note(prepared.problems)
-        metrics.planned(prepared.plan, {})
+        assert "innocent" in {service.spec.name for service in prepared_now.plan.services}
+        report.withhold(prepared_now.withheld)
+        report.note(prepared_now.problems)
+        metrics.planned(prepared_now.plan, {})
         text = metrics.exposition(0.0).decode()
         families = list(text_string_to_metric_families(text))
         assert {s.labels.get("service") for f in families for s in f.samples} >= {"innocent"}
-        held = tuple(map(_held, declaration.quarantined))
-        found = overview(Seen(quarantined=held, problems=prepared.problems))
+        held = tuple(map(_held, prepared_now.withheld))
+        found = overview(Seen(quarantined=held, problems=prepared_now.problems))
         of_all = board(
             found, rates=None, traffic_problem=None, seconds=None, changes=(), queries={},
             host="vm", at=0.0,
@@ -372,22 +369,22 @@ def test_names_from_files_to_every_output(tmp_path: Path) -> None:
         ):
             HTMLParser().feed(page.decode())
             assert b"<script>x" not in page
-        facts = Facts(name=name, quarantined=held, refused=prepared.problems)
+        facts = Facts(name=name, quarantined=held, refused=prepared_now.problems)
         answer = Answer(kind=Kind.HEADLESS, reason=name, error=name, remedy=name, rejected=(name,))
         change = Change(what="service", name=name, how="changed", effect=Effect.RELOAD,
                         because=name, binds=(f"+{name}",), lines=(f"+{name}",))  # fmt: skip
         printed = io.BytesIO()
         with contextlib.redirect_stdout(io.TextIOWrapper(printed, "utf-8", newline="")) as output:
-            print_problems(prepared.problems, to_stderr=False)
+            print_problems(prepared_now.problems, to_stderr=False)
             explanation = explain(facts)
             cli_explain._print(explanation)
             emit(cli_explain._document(facts, explanation))
             cli_resolve._table({name: answer})
-            emit(cli_resolve._document({name: answer}, prepared.problems))
+            emit(cli_resolve._document({name: answer}, prepared_now.problems))
             cli_diff._print((change,))
             emit({"changes": [change.as_json()]})
             cli_doctor._table([Group(name).problem(name, name, name)])
-            emit({"quarantined": [each.as_json() for each in declaration.quarantined]})
+            emit({"quarantined": [each.as_json() for each in prepared_now.withheld]})
             output.flush()
         shown = printed.getvalue().decode() + log.getvalue()
         assert all(letter.isprintable() for letter in shown.replace("\n", "")), shown

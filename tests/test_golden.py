@@ -13,17 +13,17 @@ from pathlib import Path
 
 import pytest
 
-from fc_frontend.config.loader import load
+from fc_frontend.config.declare import load
 from fc_frontend.errors import errors_in
 from fc_frontend.haproxy.validate import validate
-from fc_frontend.pipeline import Prepared, prepare
 from fc_frontend.plan.model import Answer, Endpoint, Freshness, Kind
 from fc_frontend.render.config import Config, assemble, config_hash, sections_in
+from tests.support.prepared import Rendered, prepare
 
 CASES = sorted(path.parent for path in Path(__file__).parent.glob("golden/*/config.yaml"))
 
 
-def prepared(case: Path) -> Prepared:
+def prepared(case: Path) -> Rendered:
     answers = case / "answers.json"
     given = json.loads(answers.read_text()) if answers.exists() else {}
     resolution = {

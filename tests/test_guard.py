@@ -37,11 +37,11 @@ def test_a_port_that_nobody_serves_is_taken_back_with_the_evidence(frontend: Fro
         frontend.drop("other.json", {"other": frontend.service("other", 8081, slots=33)})
         (quarantine,) = frontend.until(lambda: held(frontend))
         assert (quarantine["piece"], quarantine["name"]) == ("service", "shop")
-        assert quarantine["effect"] == "the last good form goes on"
+        assert quarantine["effect"] == "the last good version keeps running"
         assert "failed their checks after the reload" in quarantine["problems"][0]["message"]
         frontend.until(lambda: frontend.serves(8080, pods))
         assert frontend.metric("fc_frontend_service_slots", service="other") == 33
-        assert len(frontend.events("service-went-back")) == 1
+        assert len(frontend.events("service-reverted")) == 1
         assert not load.stop().failures
     # Neither other files nor a restart try the same form again.
     reloads = frontend.metric("fc_frontend_reloads_total")
@@ -55,7 +55,7 @@ def test_a_port_that_nobody_serves_is_taken_back_with_the_evidence(frontend: Fro
     frontend.drop("shop.json", {"shop": frontend.service("shop", 8080, slots=20)})
     frontend.until(lambda: not held(frontend))
     assert frontend.serves(8080, pods)
-    last_good = frontend.directory / "state" / "last-good.json"
+    last_good = frontend.directory / "state" / "running.json"
     frontend.until(lambda: not json.loads(last_good.read_text())["failed"])
 
 
@@ -69,7 +69,7 @@ def test_a_change_to_a_named_port_is_not_taken_back(frontend: Frontend) -> None:
     frontend.until(lambda: frontend.status()["services"][0]["discovery"] == "srv")
     frontend.until(lambda: frontend.serves(8080, pods))
     # It is the last good form at once, and the former one is forgotten after 15 s.
-    last_good = frontend.directory / "state" / "last-good.json"
+    last_good = frontend.directory / "state" / "running.json"
     frontend.until(lambda: '"pod_port":"http"' in last_good.read_text())
     frontend.until(lambda: '"former":{}' in last_good.read_text())
     assert not held(frontend)

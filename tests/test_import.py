@@ -26,7 +26,7 @@ import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from fc_frontend.config.loader import load
+from fc_frontend.config.declare import load
 from fc_frontend.config.templates import templates
 from fc_frontend.demo.dns import ClusterDns, KubernetesService
 from fc_frontend.demo.pods import PodSet
@@ -37,7 +37,7 @@ from fc_frontend.haproxy.validate import validate
 from fc_frontend.migrate.convert import Imported, convert
 from fc_frontend.migrate.files import files
 from fc_frontend.migrate.sections import MOST_SECTIONS, read_sections
-from fc_frontend.pipeline import prepare_offline
+from fc_frontend.pipeline import Base, prepare_offline
 from fc_frontend.plan.model import Plan, Settings
 from fc_frontend.render.render import render
 from fc_frontend.syntax.words import NotWords, quote, split
@@ -973,7 +973,7 @@ def test_haproxy_serves_from_the_import_what_it_served_from_the_original(
     ]
     with (new / "config.yaml").open("a") as settings_file:
         settings_file.write(f"state_directory: {tmp_path}/state\n")
-    prepared = prepare_offline(str(new / "config.yaml"))
+    prepared = prepare_offline(str(new / "config.yaml"), base=Base())
     assert prepared.config is not None
     # fc-frontend's own page is one listener more than before.
     after, answered_after = observed(prepared.config.text)

@@ -17,24 +17,27 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fc_frontend.config import last_good, reading
-from fc_frontend.config.last_good import Form, LastGood, dump_last_good
-from fc_frontend.config.loader import Sources, declare, is_unchanged, read
-from fc_frontend.config.quarantine import tolerate
+from fc_frontend import stored
+from fc_frontend.config import reading
+from fc_frontend.config import running as declarations
+from fc_frontend.config.declare import declare
+from fc_frontend.config.loader import Sources, is_unchanged, read
+from fc_frontend.config.running import RawDeclaration, RunningDeclarations, dump_running
 from fc_frontend.daemon import reconciler
 from fc_frontend.daemon.reconciler import Reconciler
 from fc_frontend.discovery.store import dump_answers
 from fc_frontend.observe.log import configure
 from fc_frontend.observe.metrics import Metrics
-from fc_frontend.pipeline import (
-    Memo,
-    prepare,
+from fc_frontend.pipeline import Memo
+from fc_frontend.plan.model import Answer, Endpoint, Freshness, Kind
+from fc_frontend.stored import (
+    RunningState,
     question,
     save_answers,
     stored_answers,
     stored_form,
 )
-from fc_frontend.plan.model import Answer, Endpoint, Freshness, Kind
+from tests.support.prepared import prepare
 
 LONG_AGO = time.time() - 3600
 
@@ -211,8 +214,8 @@ def test_changes_one_by_one_give_the_same_as_all_anew(
         files = Files(directory)
         files.write("a.json", services(shop=service(1), cart=service(2)))
         sources = files.read()
-        memo = Memo()
-        former = declare(sources).forms
+        memo, stored_memo = Memo(), stored.Memo()
+        former = declare(sources).raw
         for number, (name, content, is_named) in enumerate(edits):
             edit(files, name, content)
             names = () if name == "settings" or not is_named else (name,)
@@ -220,32 +223,33 @@ def test_changes_one_by_one_give_the_same_as_all_anew(
             fresh = files.read()
             assert comparable(sources) == comparable(fresh)
             given_answers = answers(pods, number)
-            declaration = tolerate(sources, former)
-            assert declaration == tolerate(fresh, former)
+            declaration = declare(sources, former)
+            assert declaration == declare(fresh, former)
             for shrink in (False, True):
                 done = prepare(declaration, given_answers, shrink=shrink, memo=memo)
                 assert done == prepare(declaration, given_answers, shrink=shrink)
-            stored = stored_form(declaration, given_answers, memo=memo)
-            assert stored == stored_form(declaration, given_answers)
-            kept = dump_last_good(declaration.forms, memo.forms)
-            assert kept == dump_last_good(declaration.forms)
+            specs = declaration.services
+            written = stored_form(specs, given_answers, memo=stored_memo)
+            assert written == stored_form(specs, given_answers)
+            kept = dump_running(declaration.raw, stored_memo.declarations)
+            assert kept == dump_running(declaration.raw)
 
 
 def test_answers_are_written_one_by_one_as_they_would_be_at_once(files: Files) -> None:
     files.write("a.json", services(shop=service(1), cart=service(2), docs=service(3)))
     declaration = declare(files.read())
     given_answers = answers([3, 0], 0)
-    memo = Memo()
-    stored = stored_form(declaration, given_answers, memo=memo)
+    memo, specs = stored.Memo(), declaration.services
+    written = stored_form(specs, given_answers, memo=memo)
     by_question = {question(spec): given_answers[spec.name] for spec in declaration.services}
-    assert stored == dump_answers(by_question)
+    assert written == dump_answers(by_question)
     before = dict(memo.answers)
     given_answers["cart"] = answers([5], 0)["cart"]
-    assert stored_form(declaration, given_answers, memo=memo) != stored
+    assert stored_form(specs, given_answers, memo=memo) != written
     assert memo.answers["shop"] is before["shop"]
     assert memo.answers["cart"] is not before["cart"]
     del given_answers["docs"]
-    stored_form(declaration, given_answers, memo=memo)
+    stored_form(specs, given_answers, memo=memo)
     assert sorted(memo.answers) == ["cart", "shop"]
 
 
@@ -255,18 +259,19 @@ def test_what_changes_while_it_is_written_is_written_the_next_time(
     files.write("a.json", services(shop=service(1)))
     reconciled = Reconciler(str(files.settings), configure(io.StringIO()), Metrics())
     declaration = reconciled.declaration = declare(files.read())
+    reconciled._state = RunningState(declaration.settings.state_directory)
     reconciled.resolution, reconciled._unsaved = answers([1], 0), True
 
-    def written_during_a_sweep(*given: Any, memo: Memo) -> None:
+    def written_during_a_sweep(*given: Any, memo: stored.Memo) -> None:
         save_answers(*given, memo=memo)
         reconciled.resolution, reconciled._unsaved = answers([2], 0), True
 
     with monkeypatch.context() as patched:
         patched.setattr(reconciler, "save_answers", written_during_a_sweep)
         asyncio.run(reconciled.save())
-    assert len(stored_answers(declaration)["shop"].endpoints) == 1
+    assert len(stored_answers(declaration.settings, declaration.services)["shop"].endpoints) == 1
     asyncio.run(reconciled.save())
-    assert len(stored_answers(declaration)["shop"].endpoints) == 2
+    assert len(stored_answers(declaration.settings, declaration.services)["shop"].endpoints) == 2
     reconciled._unsaved = True
     shutil.rmtree(files.directory)
     files.directory.write_text("no directory")
@@ -275,20 +280,24 @@ def test_what_changes_while_it_is_written_is_written_the_next_time(
 
 
 def test_forms_are_written_once_and_name_their_files() -> None:
-    shop = Form("/etc/x/shop.json", {"bind_options": "ssl crt /etc/tls/shop.pem,/etc/tls/ä.pem"})
-    fragment = Form("/etc/x/own.cfg", "listen own\n\tbind :81 ssl crt\t/etc/tls/own.pem\n")
+    shop = RawDeclaration(
+        "/etc/x/shop.json", {"bind_options": "ssl crt /etc/tls/shop.pem,/etc/tls/ä.pem"}
+    )
+    fragment = RawDeclaration(
+        "/etc/x/own.cfg", "listen own\n\tbind :81 ssl crt\t/etc/tls/own.pem\n"
+    )
     kept = {"/etc/tls/shop.pem": "a" * 64, "/etc/tls/own.pem": "b" * 64, "/etc/tls/sh": "c" * 64}
-    memo = last_good.Memo()
-    good = LastGood(services={"shop": shop}, fragments={"own": fragment}, files=kept)
+    memo = declarations.Memo()
+    good = RunningDeclarations(services={"shop": shop}, fragments={"own": fragment}, files=kept)
     assert good.named_files(memo) == good.named_files() != {}
     assert sorted(good.named_files(memo)) == ["/etc/tls/own.pem", "/etc/tls/shop.pem"]
     before = memo.services["shop"]
-    other = LastGood(
-        services={"shop": shop, "new": Form("/etc/x/new.json", {})},
+    other = RunningDeclarations(
+        services={"shop": shop, "new": RawDeclaration("/etc/x/new.json", {})},
         files=kept,
         failed={"y": (shop,)},
     )
-    assert json.loads(dump_last_good(other, memo))["services"] == {
+    assert json.loads(dump_running(other, memo))["services"] == {
         "shop": [shop.file, shop.value, "trusted"],
         "new": ["/etc/x/new.json", {}, "trusted"],
     }

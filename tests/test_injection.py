@@ -23,13 +23,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fc_frontend.config.loader import load
+from fc_frontend.config.declare import load
 from fc_frontend.errors import Unavailable
 from fc_frontend.haproxy import runtime
 from fc_frontend.haproxy.validate import validate
-from fc_frontend.pipeline import Prepared, prepare
 from fc_frontend.plan.model import Kind
 from tests.conftest import binary_of, until
+from tests.support.prepared import Rendered, prepare
 
 DECLARATIONS = int(os.environ.get("FC_FRONTEND_DECLARATIONS", "500"))
 BATCH = 20
@@ -162,7 +162,7 @@ def directory() -> Iterator[Path]:
         shutil.rmtree(path)
 
 
-def declared(path: Path, names: dict[str, Any], file: str = "hostile.json") -> Prepared:
+def declared(path: Path, names: dict[str, Any], file: str = "hostile.json") -> Rendered:
     (path / "config.json").write_text(
         json.dumps(
             {
@@ -182,7 +182,7 @@ def declared(path: Path, names: dict[str, Any], file: str = "hostile.json") -> P
     return prepare(load(f"{path}/config.json"), {})
 
 
-def expected(prepared: Prepared) -> dict[str, set[str]]:
+def expected(prepared: Rendered) -> dict[str, set[str]]:
     """Proxies and their servers, as declared."""
     sections = {}
     for service in prepared.plan.services:

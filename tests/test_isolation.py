@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -23,6 +24,7 @@ from fc_frontend.model.units import (
     UnitId,
     UnitKind,
 )
+from fc_frontend.syntax.links import links_in
 
 SERVICES = "/etc/fc-frontend/services.d"
 TYPO = (Problem(message="unknown field", remedy="did you mean pod_port?"),)
@@ -44,17 +46,17 @@ def section(
     publishes: Iterable[str] = (),
     file: str = "",
 ) -> Section:
+    lines = [
+        f"listen {name}",
+        f"    # {text}",
+        *(f"    bind {bind}" for bind in binds),
+        *(f"    use_backend {each} if TRUE" for each in uses),
+        *(f"    server-template pod 10 {each}" for each in publishes),
+        *(f"backend {each}" for each in defines),
+    ]
     return Section(
         unit(name),
-        f"{name}: {text}",
-        holds=frozenset(
-            [
-                *(Resource("bind", bind) for bind in binds),
-                *(Resource("proxy", each) for each in (name, *defines)),
-            ]
-        ),
-        uses=frozenset(Resource("proxy", each) for each in uses),
-        publishes=frozenset(Resource("service", each) for each in publishes),
+        "\n".join(lines),
         declaration=text,
         file=file or f"{SERVICES}/{name}.yaml",
     )
@@ -82,6 +84,11 @@ def accepting(sections: Sequence[Section]) -> tuple[Problem, ...]:
     return ()
 
 
+def all_of(trial: Trial) -> Callable[[Sequence[Section], AbstractSet[UnitId]], tuple[Problem, ...]]:
+    """`trial` as `isolate` calls it."""
+    return lambda sections, _withheld: trial(sections)
+
+
 def isolated(
     running: Mapping[UnitId, Section],
     declared: Declared | Mapping[UnitId, Section],
@@ -90,11 +97,35 @@ def isolated(
 ) -> Isolated:
     what = declared if isinstance(declared, Declared) else Declared(declared)
     ticks = itertools.count()
-    return isolate(running, lambda _: what, trial, clock=lambda: next(ticks) / 1000, **limits)  # type: ignore[arg-type]
+
+    def check(sections: Sequence[Section], _withheld: AbstractSet[UnitId]) -> tuple[Problem, ...]:
+        return taken_binds(running, sections) or trial(sections)
+
+    return isolate(running, lambda _: what, check, clock=lambda: next(ticks) / 1000, **limits)  # type: ignore[arg-type]
+
+
+def taken_binds(
+    running: Mapping[UnitId, Section], sections: Sequence[Section]
+) -> tuple[Problem, ...]:
+    """The binds that two units want; the one that runs with it keeps it, as the real trial says."""
+    holders: dict[Resource, UnitId] = {}
+    return tuple(
+        Problem(f"{bind} is taken by {holders[bind]}", unit=each.unit)
+        for each in sorted(sections, key=lambda each: running.get(each.unit) != each)
+        for bind in links_in(each.text).holds
+        if bind.kind == "bind" and holders.setdefault(bind, each.unit) != each.unit
+    )
+
+
+def shown(each: Section) -> str:
+    """`NAME: FORM` of a service, or the text of another unit."""
+    if each.unit.kind is not UnitKind.SERVICE:
+        return each.text
+    return f"{each.unit.name}: {each.text.splitlines()[1].strip(' #')}"
 
 
 def texts(result: Isolated) -> list[str]:
-    return [each.text for each in result.sections]
+    return [shown(each) for each in result.sections]
 
 
 def withheld(result: Isolated) -> dict[str, ChangeKind]:
@@ -154,26 +185,26 @@ def test_nothing_in_a_missing_directory_counts_as_removed() -> None:
 
 
 def test_a_renamed_service_with_a_typo_keeps_its_old_name() -> None:
-    running = by_unit(section("blog", publishes=["default/blog:80"]))
+    running = by_unit(section("blog", publishes=["blog.default.svc.cluster.local:80"]))
     declared = Declared(
         {},
         faulty={unit("weblog"): TYPO},
-        claims={unit("weblog"): frozenset([Resource("service", "default/blog:80")])},
+        claims={unit("weblog"): frozenset([Resource("service", "blog.default:80")])},
     )
     assert texts(isolated(running, declared)) == ["blog: first form"]
 
 
 def test_a_renamed_service_whose_new_form_is_refused_keeps_its_old_name() -> None:
-    running = by_unit(section("blog", binds=[":80"]))
-    declared = by_unit(section("weblog", "nonsense", binds=[":80"]))
+    running = by_unit(section("blog", binds=["*:80"]))
+    declared = by_unit(section("weblog", "nonsense", binds=["*:80"]))
     result = isolated(running, declared, refusing("nonsense"))
     assert texts(result) == ["blog: first form"]
     assert withheld(result) == {"blog": ChangeKind.REMOVED, "weblog": ChangeKind.ADDED}
 
 
 def test_a_renamed_service_that_is_accepted_replaces_the_old_one() -> None:
-    running = by_unit(section("blog", binds=[":80"]))
-    result = isolated(running, by_unit(section("weblog", binds=[":80"])))
+    running = by_unit(section("blog", binds=["*:80"]))
+    result = isolated(running, by_unit(section("weblog", binds=["*:80"])))
     assert texts(result) == ["weblog: first form"]
 
 
@@ -212,28 +243,28 @@ def test_a_change_that_needs_a_withheld_one_is_withheld_with_it() -> None:
 
 
 def test_the_running_unit_wins_a_bind() -> None:
-    running = by_unit(section("shop", binds=[":80"]))
-    declared = by_unit(section("blog", binds=[":80"]), section("shop", binds=[":80"]))
+    running = by_unit(section("shop", binds=["*:80"]))
+    declared = by_unit(section("blog", binds=["*:80"]), section("shop", binds=["*:80"]))
     result = isolated(running, declared)
     assert texts(result) == ["shop: first form"]
-    assert "bind :80 is taken by service shop" in result.withheld[0].problems[0].message
+    assert "bind *:80 is taken by service shop" in result.withheld[0].problems[0].message
 
 
 def test_between_two_new_units_the_first_by_name_gets_the_bind() -> None:
-    result = isolated({}, by_unit(section("shop", binds=[":80"]), section("blog", binds=[":80"])))
+    result = isolated({}, by_unit(section("shop", binds=["*:80"]), section("blog", binds=["*:80"])))
     assert texts(result) == ["blog: first form"]
 
 
 def test_two_services_may_swap_their_binds() -> None:
-    running = by_unit(section("blog", binds=[":80"]), section("shop", binds=[":81"]))
-    declared = by_unit(section("blog", "2", binds=[":81"]), section("shop", "2", binds=[":80"]))
+    running = by_unit(section("blog", binds=["*:80"]), section("shop", binds=["*:81"]))
+    declared = by_unit(section("blog", "2", binds=["*:81"]), section("shop", "2", binds=["*:80"]))
     assert texts(isolated(running, declared)) == ["blog: 2", "shop: 2"]
 
 
 def test_half_of_a_swap_is_not_applied() -> None:
-    running = by_unit(section("blog", binds=[":80"]), section("shop", binds=[":81"]))
+    running = by_unit(section("blog", binds=["*:80"]), section("shop", binds=["*:81"]))
     declared = by_unit(
-        section("blog", "nonsense", binds=[":81"]), section("shop", "2", binds=[":80"])
+        section("blog", "nonsense", binds=["*:81"]), section("shop", "2", binds=["*:80"])
     )
     result = isolated(running, declared, refusing("nonsense"))
     assert texts(result) == ["blog: first form", "shop: first form"]
@@ -246,7 +277,7 @@ def test_two_changes_that_are_valid_only_together_are_applied_together() -> None
     )
 
     def trial(sections: Sequence[Section]) -> tuple[Problem, ...]:
-        found = " ".join(each.text for each in sections)
+        found = " ".join(map(shown, sections))
         is_half = ("edge: new" in found) != ("pods: new" in found)
         return (Problem(message="fatal"),) if is_half or "nonsense" in found else ()
 
@@ -266,7 +297,7 @@ def test_a_template_that_breaks_unchanged_services_is_blamed_itself() -> None:
     def declare(kept: frozenset[UnitId]) -> Declared:
         return Declared(running if TEMPLATES in kept else {**rerendered, TEMPLATES: new})
 
-    result = isolate(running, declare, refusing("nonsense"), clock=lambda: 0.0)
+    result = isolate(running, declare, all_of(refusing("nonsense")), clock=lambda: 0.0)
     assert texts(result) == ["old", "blog: first form", "shop: first form"]
     assert [each.unit for each in result.withheld] == [TEMPLATES]
 
@@ -281,7 +312,7 @@ def test_faulty_settings_leave_the_running_ones_and_services_change() -> None:
             return Declared({**services, SETTINGS: old}, faulty={SETTINGS: TYPO})
         return Declared({}, faulty={SETTINGS: TYPO})
 
-    result = isolate(running, declare, accepting, clock=lambda: 0.0)
+    result = isolate(running, declare, all_of(accepting), clock=lambda: 0.0)
     assert texts(result) == ["global old", "blog: second form"]
     assert [each.unit for each in result.withheld] == [SETTINGS]
 

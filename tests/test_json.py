@@ -200,7 +200,7 @@ def test_documents_are_as_documented(frontend: Frontend, tmp_path: Path) -> None
     seen.take("/status.json", frontend.status())
     take("status")
     assert take("check")["quarantined"]
-    take("diff", title="Failure of any command")
+    take("diff")
     take("resolve")
     take("explain", "shop")
     take("explain", "bad")
@@ -259,10 +259,16 @@ def test_a_failure_is_a_document_as_well(tmp_path: Path) -> None:
         document = Seen().take("Failure of any command", json.loads(done.stdout))
         assert (done.returncode, document["status"], done.stderr) == (code, "unknown", "")
         assert document["problems"][0]["remedy"]
-    config.write_text("services: {shop: {pod_port: 99999}}\n")
+    config.write_text(
+        f"state_directory: {tmp_path}/state\n"
+        f"haproxy: {{config_file: {tmp_path}/haproxy.cfg}}\n"
+        "services: {shop: {pod_port: 99999}}\n"
+    )
     done = fc("apply", "--format", "json", "--config", str(config))
     assert done.returncode == 1
-    assert json.loads(done.stdout)["status"] == "refused"
+    document = json.loads(done.stdout)
+    assert document["status"] == "withheld"
+    assert document["quarantined"][0]["problems"][0]["field"] == "pod_port"
 
 
 def test_json_and_another_format_exclude_each_other() -> None:

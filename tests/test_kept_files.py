@@ -10,7 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from fc_frontend.config.last_good import Form, LastGood, dump_last_good, load_last_good
+from fc_frontend.config.running import (
+    RawDeclaration,
+    RunningDeclarations,
+    dump_running,
+    load_running,
+)
 from fc_frontend.haproxy import kept_files
 from tests.frontend import Frontend
 
@@ -66,7 +71,7 @@ def test_a_certificate_that_is_broken_later_costs_nothing(frontend: Frontend) ->
         frontend.drop(f"s{port}.json", {f"s{port}": frontend.service("shop", port)})
         frontend.until(lambda port=port: frontend.ask(port).startswith("shop-"))
         (held,) = frontend.until(lambda: frontend.status()["quarantined"])
-        assert (held["name"], held["effect"]) == ("shop", "the last good form goes on")
+        assert (held["name"], held["effect"]) == ("shop", "the last good version keeps running")
         assert seen(frontend, 8443) == shown
     copies = frontend.directory / "state" / "kept"
     assert copies.stat().st_mode & 0o777 == 0o700
@@ -107,14 +112,17 @@ def test_copies_that_nothing_names_any_more_are_forgotten(tmp_path: Path) -> Non
     assert len(list((tmp_path / "state" / "kept").iterdir())) == 1
 
 
-def test_paths_are_replaced_whole_and_in_all_fields(tmp_path: Path) -> None:
-    value = {"bind_options": "ssl crt /a/x.pem crt /a/x.pem2", "binds": ["/a/x.pem", 1], "tls": {}}
-    good = LastGood(services={"s": Form("f", value)}, files={"/a/x.pem": "0" * 64})
-    replaced = good.with_paths({"/a/x.pem": "/kept/0"})
-    assert replaced.services["s"].value == {
-        "bind_options": "ssl crt /kept/0 crt /a/x.pem2",
-        "binds": ["/kept/0", 1],
-        "tls": {},
-    }
-    (tmp_path / "last-good.json").write_bytes(dump_last_good(good))
-    assert load_last_good(str(tmp_path / "last-good.json")) == good
+def test_paths_are_replaced_whole_and_everywhere() -> None:
+    text = "bind :443 ssl crt /a/x.pem crt /a/x.pem2\nca-file /a/x.pem"
+    assert kept_files.with_copies(text, {"/a/x.pem": "/kept/0"}) == (
+        "bind :443 ssl crt /kept/0 crt /a/x.pem2\nca-file /kept/0"
+    )
+
+
+def test_digests_of_files_are_kept(tmp_path: Path) -> None:
+    value = {"bind_options": "ssl crt /a/x.pem"}
+    good = RunningDeclarations(
+        services={"s": RawDeclaration("f", value)}, files={"/a/x.pem": "0" * 64}
+    )
+    (tmp_path / "running.json").write_bytes(dump_running(good))
+    assert load_running(str(tmp_path / "running.json")) == good

@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
+from fc_frontend.config.declare import Declaration, load
 from fc_frontend.config.document import read_document
-from fc_frontend.config.loader import Declaration, load
 from fc_frontend.errors import Problem, Severity, errors_in, warnings_in
-from fc_frontend.pipeline import prepare
 from fc_frontend.plan.checks import settings_problems
 from fc_frontend.plan.model import Discovery, Kind, Target, Tls
 from fc_frontend.plan.planner import assumed_kind
+from tests.support.prepared import prepare
 
 BASE = 'cluster: {nameservers: ["10.0.0.254:53"]}\n'
 

@@ -94,8 +94,7 @@ def test_verbose_tells_steps_and_their_durations(tmp_path: Path) -> None:
         done = fc(*arguments, "-c", path)
         lines = [line for line in done.stderr.splitlines() if line.endswith(" s")]
         assert [line.partition(":")[0] for line in lines] == [
-            "reading and rendering what is declared",
-            "asking HAProxy whether it accepts that",
+            "asking HAProxy whether it accepts what is declared",
         ]
         assert done.stdout.startswith("good: ")
 

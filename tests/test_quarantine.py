@@ -19,18 +19,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from fc_frontend.config.document import MAX_BYTES
-from fc_frontend.config.last_good import Piece, Unit
-from fc_frontend.pipeline import culprit
 from tests.conftest import BINARIES, binary_of
 from tests.faults.site import EXTRA, SERVICES, Site, Sites, put, serving
 from tests.frontend import Frontend
 
-KEPT = "the last good form goes on"
-LEFT_OUT = "it is left out"
+KEPT = "the last good version keeps running"
+LEFT_OUT = "it is not deployed"
 EVENTS = ("quarantined", "quarantine-left")
 
 Break = Callable[[Site, str], None]
@@ -398,46 +394,6 @@ def test_a_bind_that_another_process_holds_costs_only_its_service(site: Site, na
 
 
 # Which of many it is
-
-UNITS = [Unit(Piece.SERVICE, f"s{number:02}") for number in range(40)]
-
-
-@given(
-    suspects=st.lists(st.sampled_from(UNITS), min_size=1, unique=True),
-    data=st.data(),
-)
-@settings(deadline=None)
-def test_exactly_the_faulty_units_are_found_one_after_the_other(
-    suspects: list[Unit], data: st.DataObject
-) -> None:
-    bad = data.draw(st.sets(st.sampled_from(suspects), min_size=1))
-    found: set[Unit] = set()
-    while bad - found:
-        asked = 0
-
-        def accepts(reverted: frozenset[Unit]) -> bool:
-            nonlocal asked
-            asked += 1
-            return bad <= found | reverted
-
-        left = [unit for unit in suspects if unit not in found]
-        one = culprit(left, accepts)
-        assert one in bad - found
-        assert asked <= math.ceil(math.log2(len(left))) + 1
-        found.add(one)
-    assert found == bad
-
-
-@given(suspects=st.lists(st.sampled_from(UNITS), unique=True))
-def test_no_unit_is_blamed_for_what_reverting_all_does_not_mend(suspects: list[Unit]) -> None:
-    asked: list[frozenset[Unit]] = []
-
-    def accepts(reverted: frozenset[Unit]) -> bool:
-        asked.append(reverted)
-        return False
-
-    assert culprit(suspects, accepts) is None
-    assert len(asked) <= 1
 
 
 def bad_fragment(frontend: Frontend, number: int) -> str:

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from fc_frontend.config.loader import load
+from fc_frontend.config.declare import load
 from fc_frontend.errors import errors_in
 
 ROOT = Path(__file__).parent.parent

@@ -149,8 +149,8 @@ def test_every_known_pod_has_one_slot_without_gaps(
 def test_a_stale_truncated_or_foreign_file_does_no_harm(
     haproxy_binary: str, short_directory: Path, text: str
 ) -> None:
-    from fc_frontend.config.loader import load
-    from fc_frontend.pipeline import prepare
+    from fc_frontend.config.declare import load
+    from tests.support.prepared import prepare
 
     state = short_directory
     config = short_directory / "config.yaml"

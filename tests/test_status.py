@@ -121,7 +121,7 @@ def test_warnings(frontend: Frontend) -> None:
 
 def test_what_is_critical(frontend: Frontend) -> None:
     frontend.drop("bad.yaml", "services:\n  bad:\n    pod_prt: 1\n")
-    document = until(frontend, "critical", "service bad: in quarantine, it is left out")
+    document = until(frontend, "critical", "service bad: in quarantine, it is not deployed")
     finding = document["findings"][0]
     assert finding["file"].endswith("bad.yaml")
     assert finding["line"] == 3

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -14,22 +15,29 @@ from fc_frontend.cli.common import (
     Exit,
     common_options,
     deployed,
+    echo_unless_quiet,
     emit,
     fail,
     format_options,
     print_problems,
     refuse,
+    say,
     style,
-    told,
     user,
 )
 from fc_frontend.cli.progress import step
-from fc_frontend.errors import Problem, Severity, Unavailable, errors_in
+from fc_frontend.errors import Problem, Severity, Unavailable
+from fc_frontend.model.units import SETTINGS
 from fc_frontend.plurals import counted
 
 if TYPE_CHECKING:
+    from fc_frontend.config.loader import Sources
     from fc_frontend.haproxy.consent import Consent
-    from fc_frontend.plan.model import Settings
+    from fc_frontend.haproxy.deploy import Deployment
+    from fc_frontend.pipeline import Base, Check, Prepared
+    from fc_frontend.plan.model import Resolution, Settings
+    from fc_frontend.rollout import Options, Rollout
+    from fc_frontend.stored import RunningState
 
 
 @click.command("apply")
@@ -50,7 +58,9 @@ if TYPE_CHECKING:
 def command(config: str, is_forced: bool, takes_over: bool, shape: str) -> None:
     """Ask cluster DNS, check, install, reload and confirm, once.
 
-    Does what the daemon does on a change. What fails leaves HAProxy and haproxy.cfg as they were.
+    Does what the daemon does on a change. A change that HAProxy or a check refuses is withheld: its
+    service keeps running as before, and all other changes are deployed. What fails leaves HAProxy
+    and haproxy.cfg as they were.
 
     A reload that fails may stop all listeners for 2 seconds. What made one fail is tried again only
     when its text or what blocked it changes, or with --force.
@@ -61,69 +71,85 @@ def command(config: str, is_forced: bool, takes_over: bool, shape: str) -> None:
 
     \b
     0  HAProxy has the configuration, or will have it when it is started
-    1  refused, or the reload failed, or a former configuration is held (see rollback), or
-       haproxy.cfg needs --take-over
+    1  a change is withheld, or the reload failed, or a former configuration is held (see
+       rollback), or haproxy.cfg needs --take-over
     3  cannot tell, e.g. no haproxy found
     """
-    from fc_frontend.config.loader import load
+    from fc_frontend.config.loader import read
     from fc_frontend.haproxy import hold
     from fc_frontend.haproxy.binary import find_binary
-    from fc_frontend.haproxy.deploy import Outcome, deploy, forget_refused
+    from fc_frontend.haproxy.deploy import Outcome, forget_refused
     from fc_frontend.pipeline import (
+        declared_now,
         lost_settings,
-        prepare,
         record,
         resolve,
-        save_answers,
+        stored_base,
         with_slots,
     )
+    from fc_frontend.rollout import Options, deployed_declarations
+    from fc_frontend.stored import RunningState, save_answers
 
     with step("reading what is declared"):
-        declaration = load(config)
-    if errors_in(declaration.problems):
+        sources = read(config)
+        base = stored_base(sources)
+        declaration = declared_now(sources, base)
+    if SETTINGS in declaration.faults:
         refuse(declaration.problems)
+    settings = declaration.settings
     try:
-        find_binary(declaration.settings.haproxy.binary)
+        find_binary(settings.haproxy.binary)
     except Unavailable as exc:
         fail(exc.problems, Exit.CANNOT_TELL)
-    # Told before cluster DNS is asked; what counts is the look of `deploy`.
-    unseen = hold.unseen(declaration.settings.state_directory)
+    # Reported before cluster DNS is asked; what counts is the look of `roll_out`.
+    unseen = hold.unseen(settings.state_directory)
     if unseen is not None:
         fail([unseen], Exit.CANNOT_TELL)
-    held = hold.load(declaration.settings.state_directory)
+    held = hold.load(settings.state_directory)
     if held is not None:
         fail([hold.problem(held)], Exit.PROBLEMS)
     with step(f"asking cluster DNS about {counted(len(declaration.services), 'service')}"):
         resolution = asyncio.run(resolve(declaration))
-    with step("rendering what is declared"):
-        prepared = prepare(declaration, resolution)
-    if prepared.config is None or not prepared.ok:
-        refuse(prepared.problems)
-    given = _take_over(declaration.settings, shape) if takes_over else None
+    given = _take_over(settings, shape) if takes_over else None
+    state = RunningState(settings.state_directory)
     # HAProxy outlives this command: it must not hold the pipe that our output goes to.
+    options = Options(output=os.devnull, is_forced=is_forced, given=given)
     with step("checking, installing and reloading"):
-        deployment = deploy(
-            prepared.plan,
-            prepared.config,
-            resolution,
-            located=declaration.located,
-            output=os.devnull,
-            is_forced=is_forced,
-            given=given,
-        )
-    if deployment.outcome in (Outcome.HELD, Outcome.NEEDS_CONSENT):
-        fail(deployment.problems, Exit.PROBLEMS)
+        rollout = _rolled_out(sources, settings, state, resolution, options)
+    prepared, deployment = rollout.prepared, rollout.deployment
+    if prepared is None or deployment.outcome in (Outcome.HELD, Outcome.NEEDS_CONSENT):
+        is_unknown = deployment.outcome is Outcome.FAILED
+        fail(deployment.problems, Exit.CANNOT_TELL if is_unknown else Exit.PROBLEMS)
+    withheld = tuple(problem for each in prepared.withheld for problem in each.problems)
     lost = lost_settings(prepared, deployment)
-    problems = (*prepared.problems, *deployment.problems, *lost)
-    problems += _unless_unavailable(lambda: record(prepared, deployment, ("apply",)))
+    problems = tuple(dict.fromkeys((*withheld, *prepared.problems, *deployment.problems, *lost)))
+    if prepared.config is not None:
+        problems += _unless_unavailable(lambda: record(prepared, deployment, ("apply",)))
     if not deployment.ok:
         refuse(problems)
-    forget_refused(declaration.settings.haproxy)
-    answers = with_slots(prepared.plan, resolution)
-    problems += _unless_unavailable(lambda: save_answers(declaration, answers))
+    if not withheld:
+        forget_refused(settings.haproxy)
+    answers = with_slots(prepared.plan, prepared.resolution)
+    specs = prepared.declaration.services
+    state.promote(deployed_declarations(prepared, state.confirmed, sources))
+    problems += _unless_unavailable(lambda: save_answers(settings, specs, answers))
+    problems += _unless_unavailable(lambda: state.save(settings))
+    sys.exit(_report(prepared, deployment, problems, shape))
+
+
+def _report(
+    prepared: Prepared, deployment: Deployment, problems: tuple[Problem, ...], shape: str
+) -> Exit:
+    """Print how the deployment went; returns the exit code."""
+    from fc_frontend.haproxy.deploy import Outcome
+
+    code = Exit.PROBLEMS if prepared.withheld else Exit.GOOD
     if shape == "json":
-        emit(deployed(deployment, problems))
-        return
+        document = deployed(deployment, problems)
+        if prepared.withheld:
+            document["status"] = "withheld"
+        emit({**document, "quarantined": [each.as_json() for each in prepared.withheld]})
+        return code
     print_problems(problems)
     words = {
         Outcome.IN_SYNC: "nothing to do: HAProxy has this configuration",
@@ -131,10 +157,37 @@ def command(config: str, is_forced: bool, takes_over: bool, shape: str) -> None:
         Outcome.STARTED: f"HAProxy started in {deployment.duration:.2f} s",
         Outcome.INSTALLED: "installed; HAProxy does not run, and will have it when it is started",
     }
-    told(f"{style('good', 'green')}: {words[deployment.outcome]} ({deployment.hash})")
+    echo_unless_quiet(f"{style('good', 'green')}: {words[deployment.outcome]} ({deployment.hash})")
     replaced = deployment.replaced
     if replaced is not None and replaced.entry is not None:
-        told(f"the former haproxy.cfg is kept: fc-frontend rollback {replaced.entry.id}")
+        echo_unless_quiet(
+            f"the former haproxy.cfg is kept: fc-frontend rollback {replaced.entry.id}"
+        )
+    for each in prepared.withheld:
+        say(f"withheld: {each.unit}: {each.effect}", err=True)
+    return code
+
+
+def _rolled_out(
+    sources: Sources,
+    settings: Settings,
+    state: RunningState,
+    answers: Resolution,
+    options: Options,
+) -> Rollout:
+    from fc_frontend.config.declare import running_specs
+    from fc_frontend.pipeline import propose
+    from fc_frontend.rollout import deployed_declarations, roll_out
+    from fc_frontend.stored import stored_answers
+
+    def proposed(base: Base, check: Check) -> Prepared:
+        running = stored_answers(settings, running_specs(base.declarations).values())
+        return propose(sources, base, answers, running, check)
+
+    def attempt(prepared: Prepared) -> None:
+        state.attempt(settings, deployed_declarations(prepared, state.confirmed, sources))
+
+    return roll_out(settings, state, proposed, attempt, options)
 
 
 def _unless_unavailable(act: Callable[[], None]) -> tuple[Problem, ...]:
@@ -156,9 +209,9 @@ def _take_over(settings: Settings, shape: str) -> Consent:
     except Unavailable as exc:
         fail(exc.problems, Exit.CANNOT_TELL)
     if shape == "text" and judged.decision.allowed:
-        told("nothing to take over: haproxy.cfg may be replaced without consent")
+        echo_unless_quiet("nothing to take over: haproxy.cfg may be replaced without consent")
     elif shape == "text":
-        told(f"takes over {judged.path}:")
+        echo_unless_quiet(f"takes over {judged.path}:")
         for served in judged.found.proxies or judged.worker.proxies:
-            told(f"    {served}")
+            echo_unless_quiet(f"    {served}")
     return Consent(judged.decision.needed, user())

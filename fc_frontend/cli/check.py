@@ -26,7 +26,6 @@ from fc_frontend.plurals import counted
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from fc_frontend.config.last_good import Quarantine
     from fc_frontend.config.trust import Verdict
 
 _MAX_SHOWN = 20
@@ -37,11 +36,11 @@ _MAX_SHOWN = 20
 @common_options
 @format_options("text", "json", "nagios")
 def command(config: str, shape: str) -> None:
-    """Judge the configuration, without changing anything.
+    """Validate the configuration, without changing anything.
 
-    Loads settings, services and fragments, plans and renders them, and lets `haproxy -c` judge the
-    result. Where the daemon would put a service into quarantine and go on, this refuses, and lists
-    each. Needs no network, no daemon and no write access, so it fits ExecStartPre= and
+    Loads settings, services and fragments, plans and renders them, and has `haproxy -c` check the
+    result. Where the daemon would withhold a change and deploy all others, this exits with 1 and
+    lists each. Needs no network, no daemon and no write access, so it fits ExecStartPre= and
     ExecReload=. Services of which cluster DNS has never said anything are judged with 10 slots.
     Files that users other than root, the daemon's user and trust.users may change are listed: they
     may declare values only.
@@ -54,24 +53,18 @@ def command(config: str, shape: str) -> None:
     3          cannot tell, e.g. no haproxy found    cannot tell
     """
     from fc_frontend.haproxy import take_over
-    from fc_frontend.pipeline import judged, prepare_offline, quarantines
+    from fc_frontend.pipeline import haproxy_check, prepare_offline
 
-    with step("reading and rendering what is declared"):
-        prepared = prepare_offline(config)
-    problems = prepared.problems
     unknown: tuple[Problem, ...] = ()
-    held: tuple[Quarantine, ...] = ()
     try:
-        with step("asking HAProxy whether it accepts that"):
-            problems = judged(prepared).problems
-        if errors_in(problems):
-            # HAProxy tells some errors only once others are gone.
-            with step("looking for what else is wrong"):
-                held = quarantines(config)
-            found = (problem for quarantine in held for problem in quarantine.problems)
-            problems = tuple(dict.fromkeys((*problems, *found)))
+        with step("asking HAProxy whether it accepts what is declared"):
+            prepared = prepare_offline(config, haproxy_check())
     except Unavailable as exc:
         unknown = exc.problems
+        prepared = prepare_offline(config)
+    held = prepared.withheld
+    found = (problem for each in held for problem in each.problems)
+    problems = tuple(dict.fromkeys((*found, *prepared.problems)))
     settings = prepared.declaration.settings
     problems = (*problems, *take_over.missing_consent(settings, asks_haproxy=False))
     refused = bool(errors_in(problems))
@@ -88,7 +81,8 @@ def command(config: str, shape: str) -> None:
             "services": services,
             "fragments": fragments,
             "problems": [problem.as_json() for problem in (*problems, *unknown)],
-            "quarantined": [quarantine.as_json() for quarantine in held],
+            "quarantined": [each.as_json() for each in held],
+            "base": prepared.base.origin.value,
             "files": [{"path": path, **verdict.as_json()} for path, verdict in verdicts.items()],
         }
         emit(document)
@@ -98,8 +92,8 @@ def command(config: str, shape: str) -> None:
     if refused:
         say(style(summary(problems), "red"), err=True)
     print_problems((*problems, *unknown))
-    for quarantine in held:
-        say(f"the daemon would quarantine {quarantine.unit}: {quarantine.effect}", err=True)
+    for each in held:
+        say(f"the daemon would withhold {each.unit}: {each.effect}", err=True)
     if code is Exit.GOOD:
         slots = prepared.plan.slot_count
         said = f"{counted(services, 'service')}, {counted(slots, 'slot')}"

@@ -134,14 +134,16 @@ def settings_in_force(config: str) -> Settings:
 
     For commands that must work just when a declaration does not.
     """
-    from fc_frontend.config.last_good import Piece
+    from fc_frontend.config.declare import declare
     from fc_frontend.config.loader import read, state_directory
-    from fc_frontend.config.quarantine import tolerate
-    from fc_frontend.pipeline import stored_last_good
+    from fc_frontend.model.units import ENVIRONMENT, SETTINGS
+    from fc_frontend.stored import stored_running
 
     sources = read(config)
-    declaration = tolerate(sources, stored_last_good(state_directory(sources)))
-    if any(held.unit.piece is Piece.SETTINGS for held in declaration.quarantined):
+    running = stored_running(state_directory(sources))
+    declaration = declare(sources, running)
+    if SETTINGS in declaration.faults and running.settings is not None:
+        declaration = declare(sources, running, ENVIRONMENT)
         warning = Problem(
             "the settings are wrong: their last good form counts",
             "see fc-frontend check",

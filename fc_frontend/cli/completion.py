@@ -72,7 +72,7 @@ def safely(names: Callable[[click.Context], Iterable[str]]) -> Names:
 @safely
 def service(ctx: click.Context) -> Iterable[str]:
     """The declared services."""
-    from fc_frontend.config.loader import load
+    from fc_frontend.config.declare import load
 
     given = set(ctx.params.get("services") or ())
     return (spec.name for spec in load(_config(ctx)).services if spec.name not in given)
@@ -81,10 +81,12 @@ def service(ctx: click.Context) -> Iterable[str]:
 @safely
 def pod(ctx: click.Context) -> Iterable[str]:
     """The addresses of the service's pods, as cluster DNS named them last."""
-    from fc_frontend.config.loader import load
-    from fc_frontend.pipeline import stored_answers
+    from fc_frontend.config.declare import load
+    from fc_frontend.stored import stored_answers
 
-    answer = stored_answers(load(_config(ctx))).get(ctx.params["service"])
+    declaration = load(_config(ctx))
+    answers = stored_answers(declaration.settings, declaration.services)
+    answer = answers.get(ctx.params["service"])
     return (endpoint.address for endpoint in answer.endpoints) if answer else ()
 
 

@@ -20,12 +20,13 @@ from fc_frontend.cli.common import (
     style,
 )
 from fc_frontend.cli.progress import is_quiet, step
-from fc_frontend.errors import Problem, Severity, Unavailable, errors_in
+from fc_frontend.errors import Problem, Severity, Unavailable
 from fc_frontend.plurals import counted
 
 if TYPE_CHECKING:
-    from fc_frontend.config.loader import Declaration
+    from fc_frontend.config.declare import Declaration
     from fc_frontend.explain.differences import Change, Installed
+    from fc_frontend.pipeline import Base
     from fc_frontend.plan.model import Answer, Settings
 
 _REFUSED = 2
@@ -48,29 +49,29 @@ def command(config: str, as_text: bool, shape: str) -> None:
 
     \b
     0  nothing would change
-    1  something would
-    2  apply would refuse what is declared; wrong usage
+    1  something would, or a change would be withheld
+    2  not even what runs now would be accepted; wrong usage
     3  cannot tell, e.g. haproxy.cfg cannot be read
     """
-    from fc_frontend.config.loader import load
+    from fc_frontend.config.loader import read
     from fc_frontend.explain.differences import Effect, differences
     from fc_frontend.haproxy import hold, take_over
-    from fc_frontend.pipeline import judged, prepare
+    from fc_frontend.pipeline import declared_now, haproxy_check, prepare, stored_base
 
     with step("reading what is declared"):
-        declaration = load(config)
-    if errors_in(declaration.problems):
-        _refuse(declaration.problems)
+        sources = read(config)
+        base = stored_base(sources)
+        declaration = declared_now(sources, base)
     number = counted(len(declaration.services), "service")
     with step(f"asking cluster DNS about {number}"):
         resolution, problems = _resolution(declaration)
-    with step("rendering what is declared"):
-        prepared = prepare(declaration, resolution)
     try:
         with step("reading what is installed"):
-            installed = _installed(config, declaration.settings)
+            installed = _installed(config, declaration.settings, base)
         with step("asking HAProxy whether it accepts the new one"):
-            prepared = judged(prepared)
+            prepared = prepare(
+                sources, haproxy_check(), base=base, answers=resolution, must_check=True
+            )
     except Unavailable as exc:
         fail(exc.problems, Exit.CANNOT_TELL)
     if prepared.config is None or not prepared.ok:
@@ -85,14 +86,17 @@ def command(config: str, as_text: bool, shape: str) -> None:
         )
         problems = (problem, *problems)
     problems = (*take_over.missing_consent(declaration.settings), *problems)
+    withheld = (problem for each in prepared.withheld for problem in each.problems)
+    problems = (*withheld, *problems)
     changes = differences(installed, prepared.plan, prepared.config)
-    code = Exit.PROBLEMS if changes else Exit.GOOD
+    code = Exit.PROBLEMS if changes or prepared.withheld else Exit.GOOD
     if shape == "json":
         document = {
             "version": 1,
             "hash": prepared.config.hash,
             "running_hash": installed.running_hash,
             "reload": any(change.effect is Effect.RELOAD for change in changes),
+            "quarantined": [each.as_json() for each in prepared.withheld],
             "changes": [change.as_json() for change in changes],
             "problems": [problem.as_json() for problem in problems],
         }
@@ -112,7 +116,8 @@ def _refuse(problems: tuple[Problem, ...]) -> None:
 
 def _resolution(declaration: Declaration) -> tuple[dict[str, Answer], tuple[Problem, ...]]:
     """What cluster DNS says now; what it said last if that takes too long."""
-    from fc_frontend.pipeline import resolve, stored_answers
+    from fc_frontend.pipeline import resolve
+    from fc_frontend.stored import stored_answers
 
     async def bounded() -> dict[str, Answer]:
         return await asyncio.wait_for(resolve(declaration), _DNS_PATIENCE)
@@ -125,26 +130,20 @@ def _resolution(declaration: Declaration) -> tuple[dict[str, Answer], tuple[Prob
             remedy="see `fc-frontend status`",
             severity=Severity.WARNING,
         )
-        return stored_answers(declaration), (warning,)
+        return stored_answers(declaration.settings, declaration.services), (warning,)
 
 
-def _installed(config: str, settings: Settings) -> Installed:
+def _installed(config: str, settings: Settings, base: Base) -> Installed:
     """What is there now.  Raises `Unavailable` if haproxy.cfg cannot be read."""
-    from fc_frontend.config.loader import read, recall
     from fc_frontend.explain.differences import Installed, Pods
     from fc_frontend.haproxy import install, runtime
     from fc_frontend.haproxy.assign import is_free
-    from fc_frontend.pipeline import prepare, stored_answers, stored_last_good
+    from fc_frontend.pipeline import running_plan
 
     content = install.read(settings.haproxy.config_file)
     text = None if content is None else content.decode("utf-8", "surrogateescape")
-    former = recall(stored_last_good(settings.state_directory), read(config))
-    plan = None
-    if former is not None:
-        before = prepare(former, stored_answers(former))
-        # Only what gives this very text tells what it was made of.
-        if before.config is not None and before.config.text == text:
-            plan = before.plan
+    is_base = base.config is not None and base.config.text == text
+    plan = running_plan(base, config) if is_base and base.declarations.hash == base.hash else None
     try:
         running_hash = runtime.running_hash(settings.haproxy.runtime_socket)
         servers = runtime.servers(settings.haproxy.runtime_socket)

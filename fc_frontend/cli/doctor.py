@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from itertools import groupby
 from typing import TYPE_CHECKING
 
@@ -26,7 +27,7 @@ from fc_frontend.plurals import counted
 from fc_frontend.text import one_line
 
 if TYPE_CHECKING:
-    from fc_frontend.config.loader import Declaration
+    from fc_frontend.config.declare import Declaration
     from fc_frontend.doctor.examine import Probe
 
 _COLORS = {
@@ -83,7 +84,8 @@ def command(config: str, kubeconfig: str | None, shape: str) -> None:
 
     with step("reading and rendering what is declared"):
         prepared = prepare_offline(config)
-    errors = errors_in(prepared.problems)
+    withheld = (problem for each in prepared.withheld for problem in each.problems)
+    errors = tuple(dict.fromkeys(errors_in((*withheld, *prepared.problems))))
     if unread := _unread(prepared.declaration, errors):
         # What this VM is examined for would be defaults, which nobody declared.
         if shape == "nagios":
@@ -146,7 +148,7 @@ def _unread(declaration: Declaration, errors: tuple[Problem, ...]) -> tuple[Prob
         for error in errors
         if error.file == declaration.settings_file
         and error.service is None
-        and error not in of_read
+        and replace(error, unit=None) not in of_read
     )
 
 

@@ -24,7 +24,7 @@ from fc_frontend.errors import Problem, Refused, Severity, Unavailable, errors_i
 from fc_frontend.plurals import counted
 
 if TYPE_CHECKING:
-    from fc_frontend.config.loader import Declaration
+    from fc_frontend.config.declare import Declaration
     from fc_frontend.haproxy.drain import Drained
     from fc_frontend.haproxy.drain_record import DrainOutcome
     from fc_frontend.haproxy.runtime import ServerState
@@ -108,7 +108,7 @@ def command(config: str, wait: int | None, shape: str, service: str, pod: str | 
 
 def declared(config: str) -> Declaration:
     """What is declared; ends with 3 if the settings cannot be read."""
-    from fc_frontend.config.loader import load
+    from fc_frontend.config.declare import load
 
     declaration = load(config)
     # Another file's mistake must not keep anybody from draining.
@@ -144,9 +144,9 @@ def known(declaration: Declaration, service: str) -> None:
 
 def stored_endpoints(declaration: Declaration, service: str) -> tuple[Endpoint, ...]:
     """The pods of `service` that cluster DNS named last."""
-    from fc_frontend.pipeline import stored_answers
+    from fc_frontend.stored import stored_answers
 
-    answer = stored_answers(declaration).get(service)
+    answer = stored_answers(declaration.settings, declaration.services).get(service)
     return answer.endpoints if answer else ()
 
 

@@ -211,10 +211,12 @@ def _tell_what(imported: Imported) -> None:
 
 
 def _judged(settings_file: str) -> tuple[Exit, tuple[Problem, ...]]:
-    from fc_frontend.pipeline import judged, prepare_offline
+    from fc_frontend.pipeline import Base, haproxy_check, prepare_offline
 
     try:
-        problems = judged(prepare_offline(settings_file)).problems
+        prepared = prepare_offline(settings_file, haproxy_check(), base=Base())
+        withheld = (problem for each in prepared.withheld for problem in each.problems)
+        problems = (*withheld, *prepared.problems)
     except FrontendError as exc:
         return Exit.CANNOT_TELL, exc.problems
     return Exit.PROBLEMS if errors_in(problems) else Exit.GOOD, problems

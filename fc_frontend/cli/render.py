@@ -25,12 +25,14 @@ def command(config: str, output: str | None) -> None:
     now. HAProxy does not judge it: that is what `check` is for. Exits with 1 if the configuration
     has errors, and prints nothing then.
     """
-    from fc_frontend.pipeline import prepare_offline
+    from fc_frontend.pipeline import Base, prepare_offline
 
     with step("reading and rendering what is declared"):
-        prepared = prepare_offline(config)
-    if prepared.config is None or errors_in(prepared.problems):
-        refuse(prepared.problems)
+        prepared = prepare_offline(config, base=Base())
+    withheld = tuple(problem for each in prepared.withheld for problem in each.problems)
+    problems = tuple(dict.fromkeys((*withheld, *prepared.problems)))
+    if prepared.config is None or errors_in(problems):
+        refuse(problems)
     print_problems(prepared.problems)
     if output is None:
         click.echo(prepared.config.text, nl=False)

@@ -41,7 +41,7 @@ def command(config: str, shape: str, services: tuple[str, ...]) -> None:
     """
     from dataclasses import replace
 
-    from fc_frontend.config.loader import load
+    from fc_frontend.config.declare import load
     from fc_frontend.pipeline import resolve
 
     with step("reading what is declared"):

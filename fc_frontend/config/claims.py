@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import Protocol, TypeVar
 
-from fc_frontend.config.last_good import Piece, Unit
 from fc_frontend.errors import Problem
+from fc_frontend.model.units import UnitId, UnitKind
 
 
 class Definition(Protocol):
@@ -33,7 +33,7 @@ D = TypeVar("D", bound=Definition)
 
 def settle(
     definitions: Sequence[D], trusted: Collection[str], running: str | None
-) -> tuple[D, dict[Unit, tuple[Problem, ...]]]:
+) -> tuple[D, dict[UnitId, tuple[Problem, ...]]]:
     """The definition that counts, and what is wrong with the others, by unit.
 
     `definitions` are in the order of the files, `trusted` are paths, and `running` is the file of
@@ -47,15 +47,15 @@ def settle(
         key=lambda each: each.file != running if is_contested else each.file not in trusted,
     )
     first = ranked[0]
-    faults: dict[Unit, tuple[Problem, ...]] = {}
+    faults: dict[UnitId, tuple[Problem, ...]] = {}
     for other in ranked[1:]:
         problem = other.problem(
             "",
             f"is also defined in {first.file}:{first.line}",
             "rename one of the two, or remove it",
         )
-        unit = Unit(Piece.SERVICE, other.name)
+        unit = UnitId(UnitKind.SERVICE, other.name)
         if other.file not in trusted:
-            unit = Unit(Piece.DUPLICATE, f"{other.name} in {other.file}")
+            unit = UnitId(UnitKind.DUPLICATE, f"{other.name} in {other.file}")
         faults[unit] = (*faults.get(unit, ()), problem)
     return first, faults

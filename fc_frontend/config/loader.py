@@ -1,7 +1,8 @@
-"""From files to values: settings, services and fragments, and everything that is wrong with them.
+"""Read the settings file and services.d, and take them apart, with everything that is wrong.
 
 All problems are found in one go, and one file's or service's fault does not hide the others.  The
 loader reads files and this host's resolv.conf and addresses; it asks no network and writes nothing.
+`declare` makes values of what is read.
 """
 
 from __future__ import annotations
@@ -9,20 +10,17 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from bisect import bisect_left
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ValidationError
 
-from fc_frontend.config import claims, host, trusted_users
+from fc_frontend.config import host, trusted_users
 from fc_frontend.config.document import Document, Unreadable, read_document
 from fc_frontend.config.fragments import fragment_of
-from fc_frontend.config.last_good import Form, LastGood, Piece, Quarantine, Unit
 from fc_frontend.config.reading import (
     Look,
     Signature,
@@ -31,6 +29,7 @@ from fc_frontend.config.reading import (
     look_at_directory,
     read_file,
 )
+from fc_frontend.config.running import RawDeclaration
 from fc_frontend.config.schema import (
     CAMEL_CASE,
     SERVICE_NAME,
@@ -38,19 +37,15 @@ from fc_frontend.config.schema import (
     SettingsDeclaration,
 )
 from fc_frontend.config.trust import (
-    TRUSTED,
-    UNTRUSTED_ORIGIN,
     Level,
     Verdict,
     judge,
 )
 from fc_frontend.errors import LONGEST_PATH, Problem, Severity, errors_in
 from fc_frontend.paths.access import WriteAccess
-from fc_frontend.paths.accounts import user_id
 from fc_frontend.paths.walk import Found
 from fc_frontend.plan import untrusted
 from fc_frontend.plan.addresses import SAFE_PATH
-from fc_frontend.plan.checks import service_problems, settings_problems
 from fc_frontend.plan.model import Address, Fragment, Origin, ServiceSpec, Settings
 from fc_frontend.text import is_printable, printable, whole_number
 
@@ -63,64 +58,8 @@ MAX_PROBLEMS = 20
 _LONGEST_GUESS = 50
 """Characters of a field's name that is compared with those that exist."""
 _RESERVED = "fc-"
-_SETTINGS = Unit(Piece.SETTINGS)
-_TEMPLATES = Unit(Piece.TEMPLATES)
-_NOTHING: Mapping[Unit, bool] = MappingProxyType({})
-_NO_DOCUMENT = Document({}, (), dict)
+NO_DOCUMENT = Document({}, (), dict)
 _SNAKE_TO_CAMEL = {snake: camel for camel, snake in CAMEL_CASE.items()}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Declaration:
-    """All that was declared.  `services` and `fragments` are those without a fault of their own.
-
-    `services` are sorted by name.  `directory` is services.d; `problems` has errors and warnings.
-    """
-
-    settings: Settings
-    services: tuple[ServiceSpec, ...] = ()
-    fragments: tuple[Fragment, ...] = ()
-    problems: tuple[Problem, ...] = ()
-    settings_file: str
-    directory: str
-    templates: Mapping[str, str] = field(default_factory=dict)
-    forms: LastGood = field(default_factory=LastGood)
-    """What `services`, `fragments` and the rest were made of."""
-    fresh: frozenset[Unit] = frozenset()
-    """The units that are not in their last good form."""
-    quarantined: tuple[Quarantine, ...] = ()
-    verdicts: Mapping[str, Verdict] = field(default_factory=dict)
-    """The trust level of each file that could be looked at, by its path."""
-    untrusted: frozenset[str] = frozenset()
-    """Those of `services` that come from untrusted files."""
-    faults: Mapping[Unit, tuple[Problem, ...]] = field(default_factory=dict)
-    """Those of `problems` that are known to be about one unit."""
-    _documents: dict[str, Document] = field(default_factory=dict, compare=False, repr=False)
-    """What was read to locate problems: in an outage of DNS each service may have one."""
-
-    def located(self, problem: Problem) -> Problem:
-        """`problem` with the place where its service or setting was declared, if it is found."""
-        if problem.file or not (problem.service or problem.field):
-            return problem
-        if not problem.service:
-            return self._located_setting(problem)
-        at = bisect_left(self.services, problem.service, key=lambda spec: spec.name)
-        spec = self.services[at] if at < len(self.services) else None
-        if spec and spec.name == problem.service and spec.origin:
-            file = spec.origin.file
-            if file not in self._documents:
-                self._documents[file] = _read(file)
-            return _placed(problem, file, self._documents[file])
-        for fragment in self.fragments:
-            if fragment.name == problem.service:
-                return replace(problem, file=fragment.origin.file)
-        return problem
-
-    def _located_setting(self, problem: Problem) -> Problem:
-        file = self.settings_file
-        if file not in self._documents:
-            self._documents[file] = _read(file)
-        return _place_between(problem, {}, self._documents[file], file)
 
 
 def settings_path(given: str | None) -> str:
@@ -152,9 +91,9 @@ class Sources:
     directory: str
     settings: dict[str, Any]
     document: Document
-    services: dict[str, _Raw]
+    services: dict[str, Raw]
     """By name; the first one of those in `duplicates`."""
-    duplicates: Mapping[str, tuple[_Raw, ...]] = field(default_factory=dict)
+    duplicates: Mapping[str, tuple[Raw, ...]] = field(default_factory=dict)
     """Services that several files define, in the order of the files."""
     fragments: tuple[Fragment, ...]
     templates: Mapping[str, str] | None
@@ -167,14 +106,6 @@ class Sources:
     host: tuple[Address, ...]
     files: Mapping[str, _File] = field(default_factory=dict, compare=False, repr=False)
     """Each file that was read, by its path."""
-
-
-def load(settings_file: str) -> Declaration:
-    """Everything that the settings file and services.d beside it declare.
-
-    Never raises for what is in the files: `problems` says it.
-    """
-    return declare(read(settings_file))
 
 
 def read(
@@ -207,7 +138,7 @@ def read(
     problems += listed
     all_files = {settings_file: trusted_main, **files}
     services = _with_same_names(before, all_files) if before and known else None
-    duplicates: dict[str, tuple[_Raw, ...]] = {}
+    duplicates: dict[str, tuple[Raw, ...]] = {}
     if services is None:
         services, duplicates = _merged(all_files)
     odd = [(path, file) for path, file in files.items() if not file.is_plain]
@@ -215,7 +146,7 @@ def read(
         problems += file.problems
         if file.is_broken:
             broken.add(printable(path, LONGEST_PATH))
-    templates = _template_directory(trusted_main.content)
+    templates = template_directory(trusted_main.content)
     template_access: dict[str, WriteAccess] = {}
     return Sources(
         settings_file=settings_file,
@@ -287,7 +218,7 @@ def _trusted_settings(main: _File, path: str) -> _File:
         main,
         signature=None,
         content={},
-        document=_NO_DOCUMENT,
+        document=NO_DOCUMENT,
         services={},
         problems=(problem,),
         is_broken=True,
@@ -310,9 +241,9 @@ def _file(
         return before if before.access == seen.access else replace(before, access=seen.access)
     is_main = users is None
     problems: list[Problem] = []
-    services: dict[str, _Raw] = {}
+    services: dict[str, Raw] = {}
     fragment = None
-    document, content = _NO_DOCUMENT, dict[str, Any]()
+    document, content = NO_DOCUMENT, dict[str, Any]()
     text: str | None = None
     has_odd_name = not is_main and not is_printable(path)
     if is_main or not (has_odd_name or path.endswith(".yml")):
@@ -322,7 +253,7 @@ def _file(
         verdict = judge(seen.access, users)
         if not verdict.is_trusted and len(text) > untrusted.MAX_LENGTH:
             message = f"untrusted files have at most {untrusted.MAX_LENGTH} characters"
-            problems.append(_untrusted_file(message, path, verdict))
+            problems.append(untrusted_file(message, path, verdict))
             text = None
     if has_odd_name:
         problems.append(
@@ -368,17 +299,18 @@ def _file(
         fragment=fragment,
         problems=tuple(problems),
         is_broken=is_broken,
+        text=(text or "") if is_broken else "",
     )
 
 
-def _with_same_names(before: Sources, files: Mapping[str, _File]) -> dict[str, _Raw] | None:
+def _with_same_names(before: Sources, files: Mapping[str, _File]) -> dict[str, Raw] | None:
     """All services, if files and services are called as they were before, each only once.
 
     None otherwise.
     """
     if len(files) != len(before.files):
         return None
-    changed: dict[str, _Raw] = {}
+    changed: dict[str, Raw] = {}
     count = 0
     for path, file in files.items():
         count += len(file.services)
@@ -393,10 +325,10 @@ def _with_same_names(before: Sources, files: Mapping[str, _File]) -> dict[str, _
 
 def _merged(
     files: Mapping[str, _File],
-) -> tuple[dict[str, _Raw], dict[str, tuple[_Raw, ...]]]:
+) -> tuple[dict[str, Raw], dict[str, tuple[Raw, ...]]]:
     """All services; and those of them that several files define, in the order of the files."""
-    services: dict[str, _Raw] = {}
-    duplicates: dict[str, tuple[_Raw, ...]] = {}
+    services: dict[str, Raw] = {}
+    duplicates: dict[str, tuple[Raw, ...]] = {}
     for file in files.values():
         if services.keys().isdisjoint(file.services):
             services.update(file.services)
@@ -416,313 +348,8 @@ def state_directory(sources: Sources) -> str:
     return trusted_users.state_directory(sources.settings)
 
 
-def declare(
-    sources: Sources,
-    last_good: LastGood | None = None,
-    reverted: Mapping[Unit, bool] = _NOTHING,
-) -> Declaration:
-    """What the sources declare, with the `reverted` units as they were last good.
-
-    A unit that is reverted to False is left out.  Raises nothing for what is in the files.
-    """
-    last_good = last_good or LastGood()
-    problems = list(sources.problems)
-    raw_settings = sources.settings
-    document = sources.document
-    if reverted.get(_SETTINGS) and last_good.settings is not None:
-        raw_settings, document = dict(last_good.settings), _NO_DOCUMENT
-    settings = _settings(raw_settings, document, sources.settings_file, problems)
-    verdicts = file_verdicts(sources, raw_settings)
-    problems += _trust_problems(raw_settings, document, sources.settings_file)
-    faults: dict[Unit, tuple[Problem, ...]] = {}
-    faults.update(_overfull(sources, reverted, verdicts))
-    services = _with_reverted(sources, last_good, reverted, verdicts, faults)
-    built: dict[str, ServiceSpec] = {}
-    forms: dict[str, Form] = {}
-    doubtful: dict[str, ServiceSpec] = {}
-    levels = {path: verdict.level for path, verdict in verdicts.items()}
-    for name, raw in services.items():
-        level = raw.level or levels.get(raw.file, Level.UNTRUSTED)
-        spec, said, form = raw.found.get(level) or raw.judged(level)
-        if said:
-            problems += said
-        if spec is not None:
-            built[name] = spec
-            forms[name] = form
-            if level is Level.UNTRUSTED:
-                doubtful[name] = spec
-    fragments = _fragments(sources, last_good, reverted, verdicts, faults)
-    for name, violation in _violations(settings, doubtful, fragments, last_good.services):
-        problems.append(_violation_problem(services[name], violation, verdicts))
-        built.pop(name, None)
-        forms.pop(name, None)
-    for clash in [fragment for fragment in fragments if fragment.name in built]:
-        problems.append(
-            Problem(
-                message=f"a fragment and a service are both named {clash.name}",
-                remedy="rename the file",
-                file=clash.origin.file,
-            )
-        )
-        fragments.remove(clash)
-    names = sorted(built)
-    specs = tuple(built[name] for name in names)
-    between = [*settings_problems(settings, sources.host), *service_problems(settings, specs)]
-    problems += [
-        _place_between(problem, services, document, sources.settings_file) for problem in between
-    ]
-    own_templates = _own_templates(sources, last_good, reverted, verdicts, faults)
-    problems += [problem for found in faults.values() for problem in found]
-    all_forms = LastGood(
-        settings=raw_settings,
-        services=forms,
-        fragments={f.name: Form(f.origin.file, f.text) for f in fragments},
-        templates=own_templates,
-    )
-    return Declaration(
-        settings=settings,
-        services=specs,
-        fragments=tuple(fragments),
-        problems=tuple(dict.fromkeys(problems)),
-        settings_file=sources.settings_file,
-        directory=sources.directory,
-        templates=own_templates,
-        forms=all_forms,
-        fresh=all_forms.differing(last_good),
-        verdicts=verdicts,
-        untrusted=frozenset(name for name in doubtful if name in built),
-        faults=faults,
-    )
-
-
-def file_verdicts(sources: Sources, settings: Mapping[str, Any]) -> dict[str, Verdict]:
-    """The trust level of each file of `sources`, by path, with the users that `settings` name."""
-    users = trusted_users.trusted_users(settings)
-    verdicts: dict[str, Verdict] = {}
-    known: dict[int, Verdict] = {}
-    for path, file in sources.files.items():
-        access = file.access
-        if access is None:
-            continue
-        # Most files share the access of their directory.
-        verdict = known.get(id(access))
-        if verdict is None:
-            verdict = known[id(access)] = judge(access, users)
-        verdicts[path] = verdict
-    main = sources.files.get(sources.settings_file)
-    if main is not None and main.access is not None:
-        verdicts[sources.settings_file] = judge(main.access, trusted_users.settings_users())
-    for path, access in sources.template_access.items():
-        verdicts[path] = judge(access, users)
-    return verdicts
-
-
-def _overfull(
-    sources: Sources, reverted: Mapping[Unit, bool], verdicts: Mapping[str, Verdict]
-) -> Iterator[tuple[Unit, tuple[Problem, ...]]]:
-    """Untrusted files that define more services than all of them may."""
-    for path, file in sources.files.items():
-        unit = Unit(Piece.FILE, path)
-        if len(file.services) > untrusted.MAX_SERVICES and unit not in reverted:
-            verdict = verdicts.get(path, UNTRUSTED_ORIGIN)
-            if not verdict.is_trusted:
-                message = f"untrusted files define at most {untrusted.MAX_SERVICES} services"
-                yield unit, (_untrusted_file(message, path, verdict),)
-
-
-def _verdict(raw: _Raw, verdicts: Mapping[str, Verdict]) -> Verdict:
-    if raw.level is None:
-        return verdicts.get(raw.file, UNTRUSTED_ORIGIN)
-    return TRUSTED if raw.level is Level.TRUSTED else UNTRUSTED_ORIGIN
-
-
-def _trust_problems(
-    settings: Mapping[str, Any], document: Document, file: str
-) -> Iterator[Problem]:
-    """Users in `trust.users` that do not exist, and a state directory that others may write."""
-    for number, name in enumerate(trusted_users.named_users(settings)):
-        if user_id(name) is None:
-            line, column = document.locate(("trust", "users", number)) or (None, None)
-            yield Problem(
-                message=f"there is no user {name} on this host",
-                remedy="correct the name, or remove it",
-                severity=Severity.WARNING,
-                file=file,
-                line=line,
-                column=column,
-                field=f"trust.users.{number}",
-            )
-    directory = trusted_users.state_directory(settings)
-    verdict = trusted_users.state_verdict(directory)
-    if verdict is not None and not verdict.is_trusted:
-        line, column = document.locate(("state_directory",)) or (None, None)
-        yield Problem(
-            message=f"{directory} is not trusted, and holds earlier settings: {verdict.reason}",
-            remedy=verdict.change,
-            file=file,
-            line=line,
-            column=column,
-            field="state_directory",
-        )
-
-
-def _violations(
-    settings: Settings,
-    doubtful: Mapping[str, ServiceSpec],
-    fragments: Sequence[Fragment],
-    running: Collection[str],
-) -> list[tuple[str, untrusted.Violation]]:
-    """What services of untrusted files may not declare; `running` ones are the last to be many."""
-    if not doubtful:
-        return []
-    order = sorted(doubtful, key=lambda name: (name not in running, name))
-    found = [
-        (name, violation)
-        for name in order
-        for violation in untrusted.violations(doubtful[name], settings.untrusted)
-    ]
-    found += untrusted.name_violations(doubtful.values(), fragments).items()
-    found += [(name, untrusted.TOO_MANY) for name in order[untrusted.MAX_SERVICES :]]
-    return found
-
-
-def _violation_problem(
-    raw: _Raw, violation: untrusted.Violation, verdicts: Mapping[str, Verdict]
-) -> Problem:
-    message, remedy = violation.message, violation.remedy
-    if violation.needs is untrusted.Needs.TRUST:
-        verdict = _verdict(raw, verdicts)
-        message = f"{message}, but {verdict.reason}"
-        fixes = (verdict.remedy, "move the service to a trusted file", violation.remedy)
-        remedy = ", or ".join(fix for fix in fixes if fix)
-    return raw.problem(violation.field, message, remedy)
-
-
-def _own_templates(
-    sources: Sources,
-    last_good: LastGood,
-    reverted: Mapping[Unit, bool],
-    verdicts: Mapping[str, Verdict],
-    faults: dict[Unit, tuple[Problem, ...]],
-) -> Mapping[str, str]:
-    """The operator's templates, all of them from trusted files: they are code."""
-    if reverted.get(_TEMPLATES) or reverted.get(_SETTINGS):
-        return last_good.templates
-    if _TEMPLATES in reverted:
-        return {}
-    found = tuple(
-        _untrusted_file("templates need trusted files", path, verdicts[path])
-        for path in sources.template_access
-        if not verdicts[path].is_trusted
-    )
-    if found:
-        faults[_TEMPLATES] = found
-        return {}
-    return sources.templates or {}
-
-
-def _untrusted_file(message: str, path: str, verdict: Verdict) -> Problem:
-    return Problem(message=f"{message}, but {verdict.reason}", remedy=verdict.remedy, file=path)
-
-
-def recall(last_good: LastGood, sources: Sources) -> Declaration | None:
-    """What the last good forms declare, None if no settings are among them.
-
-    `sources` says where the settings file is; nothing else of it counts.
-    """
-    if last_good.settings is None:
-        return None
-    former = replace(
-        sources,
-        settings=dict(last_good.settings),
-        document=_NO_DOCUMENT,
-        services={name: _kept(name, form) for name, form in last_good.services.items()},
-        duplicates={},
-        fragments=(),
-        templates=last_good.templates,
-        template_access={},
-        broken=frozenset(),
-        problems=(),
-    )
-    fragments = {Unit(Piece.FRAGMENT, name): True for name in last_good.fragments}
-    return declare(former, last_good, fragments)
-
-
-def _kept(name: str, form: Form) -> _Raw:
-    return _Raw(name, form.value, form.file, _NO_DOCUMENT, form.level)
-
-
-def _with_reverted(
-    sources: Sources,
-    last_good: LastGood,
-    reverted: Mapping[Unit, bool],
-    verdicts: Mapping[str, Verdict],
-    faults: dict[Unit, tuple[Problem, ...]],
-) -> Mapping[str, _Raw]:
-    """The services as declared, or as they were last good, or without those to leave out."""
-    declared = sources.services
-    broken = {unit.name for unit in (*reverted, *faults) if unit.piece is Piece.FILE}
-    if sources.duplicates:
-        declared = dict(declared)
-        trusted = {path for path, verdict in verdicts.items() if verdict.is_trusted}
-        for name, found in sources.duplicates.items():
-            left = [raw for raw in found if raw.file not in broken]
-            if not left:
-                continue
-            running = last_good.services.get(name)
-            declared[name], said = claims.settle(left, trusted, running.file if running else None)
-            faults.update((unit, each) for unit, each in said.items() if unit not in reverted)
-    if not reverted and not broken:
-        return declared
-    services = {name: raw for name, raw in declared.items() if raw.file not in broken}
-    for name, form in last_good.services.items() if broken else ():
-        is_lost = form.file in broken or str(Path(form.file).parent) in broken
-        if is_lost and name not in services:
-            services[name] = _kept(name, form)
-    for unit, keeps in reverted.items():
-        if unit.piece is not Piece.SERVICE:
-            continue
-        services.pop(unit.name, None)
-        form_kept = last_good.services.get(unit.name)
-        if keeps and form_kept is not None:
-            services[unit.name] = _kept(unit.name, form_kept)
-    return services
-
-
-def _fragments(
-    sources: Sources,
-    last_good: LastGood,
-    reverted: Mapping[Unit, bool],
-    verdicts: Mapping[str, Verdict],
-    faults: dict[Unit, tuple[Problem, ...]],
-) -> list[Fragment]:
-    """The fragments as declared, all of them from trusted files, or as they were last good."""
-    broken = {unit.name for unit in reverted if unit.piece is Piece.FILE}
-    fragments: dict[str, Fragment] = {}
-    for fragment in sources.fragments:
-        path, unit = fragment.origin.file, Unit(Piece.FRAGMENT, fragment.name)
-        if path in broken:
-            continue
-        verdict = verdicts.get(path, UNTRUSTED_ORIGIN)
-        if verdict.is_trusted:
-            fragments[fragment.name] = fragment
-        elif unit not in reverted:
-            message = "a raw fragment needs a trusted file"
-            faults[unit] = (_untrusted_file(message, path, verdict),)
-    for name, form in last_good.fragments.items():
-        is_lost = form.file in broken or str(Path(form.file).parent) in broken
-        if (is_lost and name not in fragments) or reverted.get(Unit(Piece.FRAGMENT, name)):
-            fragments.pop(name, None)
-            kept, _ = fragment_of(form.file, form.value)
-            if kept is not None:
-                fragments[name] = kept
-    for unit, keeps in reverted.items():
-        if unit.piece is Piece.FRAGMENT and not (keeps and unit.name in last_good.fragments):
-            fragments.pop(unit.name, None)
-    return [fragments[name] for name in sorted(fragments)]
-
-
-def _template_directory(raw: Mapping[str, Any]) -> str | None:
+def template_directory(raw: Mapping[str, Any]) -> str | None:
+    """The directory of the operator's templates, if the settings name one."""
     haproxy = raw.get("haproxy")
     directory = haproxy.get("templates") if isinstance(haproxy, dict) else None
     return directory if isinstance(directory, str) and SAFE_PATH.fullmatch(directory) else None
@@ -742,10 +369,12 @@ class _File:
     access: WriteAccess | None
     content: dict[str, Any]
     document: Document
-    services: Mapping[str, _Raw]
+    services: Mapping[str, Raw]
     fragment: Fragment | None
     problems: tuple[Problem, ...]
     is_broken: bool
+    text: str = ""
+    """Its text, if it is broken."""
 
     @property
     def is_plain(self) -> bool:
@@ -754,8 +383,8 @@ class _File:
 
 
 @dataclass(frozen=True, slots=True)
-class _Raw:
-    """A service as it stands in its file."""
+class Raw:
+    """A service as it is in its file."""
 
     name: str
     value: Any
@@ -765,12 +394,14 @@ class _Raw:
     """The level of a last good form, which it keeps; None for a service that was just read."""
     key: str = ""
     """Its name as it is written, if that is not printable."""
-    found: dict[Level, tuple[ServiceSpec | None, tuple[Problem, ...], Form]] = field(
+    found: dict[Level, tuple[ServiceSpec | None, tuple[Problem, ...], RawDeclaration]] = field(
         default_factory=dict, compare=False, repr=False
     )
     """What `judged` found out, if it was asked."""
 
-    def judged(self, level: Level) -> tuple[ServiceSpec | None, tuple[Problem, ...], Form]:
+    def judged(
+        self, level: Level
+    ) -> tuple[ServiceSpec | None, tuple[Problem, ...], RawDeclaration]:
         """What it declares, None if that is wrong; what is wrong; its form.  Found out once."""
         known = self.found.get(level)
         if known is None:
@@ -778,9 +409,17 @@ class _Raw:
             spec = _service(self, problems)
             if spec is not None and level is Level.UNTRUSTED:
                 spec = replace(spec, max_slots=untrusted.MAX_SLOTS)
-            known = spec, tuple(problems), Form(self.file, self.value, level)
+            known = spec, tuple(problems), RawDeclaration(self.file, self.value, level)
             self.found[level] = known
         return known
+
+    def without_faulty_fields(self) -> ServiceSpec | None:
+        """What it declares apart from the fields that are wrong; None if that is nothing."""
+        faulty = {(problem.field or "").partition(".")[0] for problem in self.problems}
+        if not isinstance(self.value, dict) or faulty <= {""}:
+            return None
+        rest = {key: value for key, value in self.value.items() if str(key) not in faulty}
+        return _service(replace(self, value=rest, found={}), [])
 
     @property
     def problems(self) -> tuple[Problem, ...]:
@@ -817,7 +456,7 @@ class _Raw:
         )
 
 
-def _read(path: str) -> Document:
+def read_document_of(path: str) -> Document:
     """The document in a file; an empty one if it cannot be read."""
     problems: list[Problem] = []
     return _document(path, read_file(path, None, problems)[0], problems)
@@ -826,7 +465,7 @@ def _read(path: str) -> Document:
 def _document(path: str, text: str | None, problems: list[Problem]) -> Document:
     """The document that the text of a file is; an empty one if it is none."""
     if text is None:
-        return _NO_DOCUMENT
+        return NO_DOCUMENT
     try:
         document = read_document(text, is_json=path.endswith(".json"))
     except Unreadable as exc:
@@ -839,7 +478,7 @@ def _document(path: str, text: str | None, problems: list[Problem]) -> Document:
                 column=exc.flaw.column,
             )
         )
-        return _NO_DOCUMENT
+        return NO_DOCUMENT
     problems += [
         Problem(
             message=flaw.message,
@@ -899,8 +538,8 @@ def _collect(
     document: Document,
     file: str,
     problems: list[Problem],
-    before: Mapping[str, _Raw],
-) -> dict[str, _Raw]:
+    before: Mapping[str, Raw],
+) -> dict[str, Raw]:
     """The services of one file, as they were `before` where they are the same."""
     if value is None:
         return {}
@@ -926,7 +565,7 @@ def _collect(
             )
         )
         return {}
-    services: dict[str, _Raw] = {}
+    services: dict[str, Raw] = {}
     for key, content in value.items():
         name = printable(key)
         known = before.get(name)
@@ -934,16 +573,17 @@ def _collect(
             # Its lines may be others now, and nothing of it names a line.
             services[name] = replace(known, document=document)
         else:
-            services[name] = _Raw(name, content, file, document, key=key if key != name else "")
+            services[name] = Raw(name, content, file, document, key=key if key != name else "")
     return services
 
 
-def _settings(
-    raw: dict[str, Any], document: Document, file: str, problems: list[Problem]
+def settings_in(
+    raw: Mapping[str, Any], document: Document, file: str, problems: list[Problem]
 ) -> Settings:
+    """The settings of a file; the defaults, and what is wrong in `problems`, if it has errors."""
     found: list[Problem] = []
     try:
-        declared = SettingsDeclaration.model_validate(raw)
+        declared = SettingsDeclaration.model_validate(dict(raw))
         settings = declared.model()
     except ValidationError as exc:
         found = [
@@ -967,7 +607,7 @@ def _settings(
     return settings
 
 
-def _service(raw: _Raw, problems: list[Problem]) -> ServiceSpec | None:
+def _service(raw: Raw, problems: list[Problem]) -> ServiceSpec | None:
     def refuse(field: str, message: str, remedy: str) -> None:
         problems.append(raw.problem(field, message, remedy))
 
@@ -1101,22 +741,29 @@ def _unknown_field(
     )
 
 
-def _place_between(
-    problem: Problem, services: Mapping[str, _Raw], document: Document, file: str
+def place_between(
+    problem: Problem, services: Mapping[str, Raw], document: Document, file: str
 ) -> Problem:
+    """A problem of a service or of settings, at its place in `file` or in the service's file."""
     if problem.service and problem.service in services:
         placed = services[problem.service].problem(
             problem.field or "", problem.message, problem.remedy
         )
-        return replace(placed, severity=problem.severity, unit=problem.unit)
+        return replace(placed, severity=problem.severity, unit=problem.unit, cause=problem.cause)
     line, column = document.locate(tuple((problem.field or "").split("."))) or (None, None)
     return replace(problem, file=file, line=line, column=column)
 
 
-def _placed(problem: Problem, file: str, document: Document) -> Problem:
-    raw = _Raw(problem.service or "", None, file, document)
+def placed(problem: Problem, file: str, document: Document) -> Problem:
+    """A service's problem, at its place in `file`."""
+    raw = Raw(problem.service or "", None, file, document)
     placed = raw.problem(problem.field or "", problem.message, problem.remedy)
-    return replace(placed, severity=problem.severity, unit=problem.unit)
+    return replace(placed, severity=problem.severity, unit=problem.unit, cause=problem.cause)
+
+
+def untrusted_file(message: str, path: str, verdict: Verdict) -> Problem:
+    """The problem that a file would have to be trusted."""
+    return Problem(message=f"{message}, but {verdict.reason}", remedy=verdict.remedy, file=path)
 
 
 def _is_template(name: str) -> bool:

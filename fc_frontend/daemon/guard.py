@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 
-from fc_frontend.config.last_good import Form
+from fc_frontend.config.running import RawDeclaration
 
 WATCH_FOR = 15.0
 """Seconds after a reload in which a changed service must not lose its last server.
@@ -22,13 +22,13 @@ MAX_LOOKS_DOWN = 2
 MAX_FORMER_FORMS = 8
 """Former forms kept per service.  The oldest, which is proven, is always among them."""
 
-Former = Mapping[str, tuple[Form, ...]]
+Former = Mapping[str, tuple[RawDeclaration, ...]]
 """Service name → the forms it had before, oldest first."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Watched:
-    former: tuple[Form, ...]
+    former: tuple[RawDeclaration, ...]
     until: float
     looks_down: int = 0
     awaits_reload: bool = False
@@ -42,7 +42,7 @@ class Guard:
         self._watched: dict[str, _Watched] = {}
 
     @property
-    def former(self) -> dict[str, tuple[Form, ...]]:
+    def former(self) -> dict[str, tuple[RawDeclaration, ...]]:
         """The former forms of each watched service, oldest first."""
         return {name: watched.former for name, watched in self._watched.items()}
 
@@ -56,8 +56,8 @@ class Guard:
 
     def watch(
         self,
-        before: Mapping[str, Form],
-        after: Mapping[str, Form],
+        before: Mapping[str, RawDeclaration],
+        after: Mapping[str, RawDeclaration],
         had_up: Collection[str],
         now: float,
     ) -> None:
@@ -75,13 +75,15 @@ class Guard:
             for name, forms in former_after(self.former, before, after, had_up).items()
         }
 
-    def look(self, up: Collection[str], with_pods: Collection[str], now: float) -> dict[str, Form]:
+    def look(
+        self, up: Collection[str], with_pods: Collection[str], now: float
+    ) -> dict[str, RawDeclaration]:
         """Return the services that lost all their servers, with the form to revert each to.
 
         `up` are the proxies with a server up, `with_pods` the services that DNS lists pods for.
         Such a service is reverted by one form, and stays watched while an older form is left.
         """
-        lost: dict[str, Form] = {}
+        lost: dict[str, RawDeclaration] = {}
         still: dict[str, _Watched] = {}
         for name, watched in self._watched.items():
             is_down = name not in up and name in with_pods
@@ -99,14 +101,17 @@ class Guard:
 
 
 def former_after(
-    former: Former, before: Mapping[str, Form], after: Mapping[str, Form], had_up: Collection[str]
-) -> dict[str, tuple[Form, ...]]:
+    former: Former,
+    before: Mapping[str, RawDeclaration],
+    after: Mapping[str, RawDeclaration],
+    had_up: Collection[str],
+) -> dict[str, tuple[RawDeclaration, ...]]:
     """Return the former forms of the services to watch after a reload.
 
     A form that had no server up is no way back.  A service that returns to a former form is as it
     was then: later forms are dropped.
     """
-    found: dict[str, tuple[Form, ...]] = {}
+    found: dict[str, tuple[RawDeclaration, ...]] = {}
     for name, form in after.items():
         forms = former.get(name, ())
         if _is_changed(name, before, after):
@@ -119,6 +124,8 @@ def former_after(
     return found
 
 
-def _is_changed(name: str, before: Mapping[str, Form], after: Mapping[str, Form]) -> bool:
+def _is_changed(
+    name: str, before: Mapping[str, RawDeclaration], after: Mapping[str, RawDeclaration]
+) -> bool:
     form, former = after[name], before.get(name)
     return former is not form and (former is None or former.value != form.value)

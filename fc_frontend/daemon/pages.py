@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from fc_frontend import __version__
-from fc_frontend.config.last_good import Piece, Unit
 from fc_frontend.daemon.progress import Stuck
 from fc_frontend.daemon.reconciler import Reconciler
 from fc_frontend.errors import Problem, errors_in
+from fc_frontend.model.units import UnitId, UnitKind
 from fc_frontend.observe.http import Handler, Request, Response
 from fc_frontend.observe.metrics import CONTENT_TYPE, Metrics
 from fc_frontend.observe.services import service_state, slot_room
@@ -140,7 +140,7 @@ def status_document(
 ) -> dict[str, Any]:
     """The daemon's view of everything, in a stable shape (`version` 1)."""
     last = reconciler.last_reload
-    held = {quarantine.unit: quarantine for quarantine in reconciler.quarantined}
+    held = {each.unit: each for each in reconciler.withheld}
     services = []
     now = time.monotonic()
     for planned in reconciler.deployed.services if reconciler.deployed else ():
@@ -157,7 +157,7 @@ def status_document(
                 "reason": planned.reason,
                 "query": planned.query,
                 "state": service_state(
-                    answer, quarantined=Unit(Piece.SERVICE, planned.spec.name) in held
+                    answer, quarantined=UnitId(UnitKind.SERVICE, planned.spec.name) in held
                 ),
                 "freshness": answer.freshness.value if answer else "unknown",
                 "answer_age": metrics.answer_age(planned.spec.name, now),
@@ -185,7 +185,7 @@ def status_document(
         "wanted_hash": reconciler.wanted,
         "running_hash": reconciler.running,
         "problems": [problem.as_json() for problem in reconciler.problems],
-        "quarantined": [quarantine.as_json() for quarantine in held.values()],
+        "quarantined": [each.as_json() for each in held.values()],
         "last_reload": {
             "at": last.at,
             "reasons": [str(reason) for reason in last.reasons],

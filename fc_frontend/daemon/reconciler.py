@@ -1,11 +1,11 @@
 """Keep HAProxy in step with files and cluster DNS: one step, run whenever something changed.
 
-    files ─► declaration ─┐
-                          ├─► prepare ─► the same text? nothing : deploy
+    files ─► changes ─────┐
+                          ├─► propose ─► the text that runs? nothing : roll out
     cluster DNS ─► answers ┘
 
 The reconciler has the daemon's state and no loop of its own; `daemon.service` decides when a step
-is due.  A declaration with an error changes nothing: the last good state stays.
+is due.  What is refused is withheld, and all other changes are deployed.
 """
 
 from __future__ import annotations
@@ -13,26 +13,34 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 
-from fc_frontend import files
-from fc_frontend.config.last_good import Form, Piece, Quarantine, Unit
-from fc_frontend.config.loader import Declaration
+from fc_frontend import files, stored
+from fc_frontend.config.declare import Declaration, declare, running_specs
+from fc_frontend.config.loader import Sources, is_unchanged, read, state_directory
+from fc_frontend.config.running import RawDeclaration, RunningDeclarations
 from fc_frontend.daemon.cluster_dns import ClusterDns, lookup_problems
 from fc_frontend.daemon.consent import ConsentWatch
-from fc_frontend.daemon.declared import Declared
-from fc_frontend.daemon.guard import Guard, former_after
+from fc_frontend.daemon.guard import Former, Guard, former_after
 from fc_frontend.daemon.report import Report
-from fc_frontend.errors import Problem, Severity, Unavailable, errors_in
-from fc_frontend.haproxy import drain_record, hold, install, rollback, runtime, take_over
+from fc_frontend.desired.isolate import Withheld
+from fc_frontend.errors import Problem, Severity, Unavailable
+from fc_frontend.haproxy import (
+    drain_record,
+    hold,
+    install,
+    kept_files,
+    rollback,
+    runtime,
+    take_over,
+)
 from fc_frontend.haproxy.assign import assign
 from fc_frontend.haproxy.deploy import (
     Deployment,
     Outcome,
-    deploy,
     forget_refused,
     proxies_up,
     revive,
@@ -45,34 +53,40 @@ from fc_frontend.haproxy.patience import Patience
 from fc_frontend.haproxy.runtime import ServerState
 from fc_frontend.haproxy.server_state import servers_in
 from fc_frontend.haproxy.take_over import NeedsConsent, Replaced
+from fc_frontend.model.units import ENVIRONMENT, SETTINGS, UnitId, UnitKind
 from fc_frontend.observe.log import Log
 from fc_frontend.observe.metrics import Metrics
 from fc_frontend.pipeline import (
-    MOST_TRIALS,
+    Base,
+    Candidate,
+    Check,
     Memo,
     Prepared,
-    judged,
+    base_of,
+    find_base,
     lost_settings,
-    prepare,
-    question,
+    no_check,
+    propose,
     record,
-    save_answers,
-    stored_answers,
-    traced,
+    settings_now,
     with_slots,
 )
 from fc_frontend.plan import planner
 from fc_frontend.plan.model import (
     Answer,
+    Cluster,
     Haproxy,
     Plan,
     Resolution,
     ServicePlan,
+    ServiceSpec,
     Settings,
 )
 from fc_frontend.plan.planner import plan
 from fc_frontend.plan.reasons import Cause, Reason, reasons
 from fc_frontend.render.config import Config, config_hash
+from fc_frontend.rollout import Options, Rollout, deployed_declarations, roll_out
+from fc_frontend.stored import RunningState, question, save_answers, stored_answers
 
 
 class Trigger(StrEnum):
@@ -122,8 +136,18 @@ class Reconciler:
         self._clock = clock
         self._cluster_dns = ClusterDns(log, metrics, clock)
         self._unsaved = False
-        self._declared = Declared(settings_file)
+        self._settings_file = settings_file
+        self._sources: Sources | None = None
+        self._state: RunningState | None = None
+        self._base = Base()
+        self._refused: dict[UnitId, Withheld] = {}
+        """What a trial refused since files were read last."""
+        self._asked_of: Cluster | None = None
+        self._declared_answers: dict[str, Answer] = {}
+        """Question → answer, of declared services, withheld or not."""
         self._memo = Memo()
+        self._stored_memo = stored.Memo()
+        self._copies: Mapping[str, str] = {}
         self._patience = Patience()
         self._sweep_memo = planner.Memo()
         self._guard = Guard()
@@ -164,14 +188,14 @@ class Reconciler:
         return (*self._report.problems, *lookup_problems(dict(self.resolution)))
 
     @property
-    def quarantined(self) -> tuple[Quarantine, ...]:
-        """What is not taken as it is declared."""
-        return self._report.quarantined
+    def withheld(self) -> tuple[Withheld, ...]:
+        """The changes that are not deployed."""
+        return self._report.withheld
 
     @property
     def names(self) -> frozenset[str]:
-        """All services that are declared, in quarantine or not."""
-        return self._declared.names
+        """All services that are declared, withheld or not."""
+        return frozenset(self._sources.services if self._sources else ())
 
     @property
     def in_sync(self) -> bool:
@@ -184,9 +208,7 @@ class Reconciler:
 
         A file that cannot be read may be mended without any sign of change, as by more descriptors.
         """
-        return self._declared.refuses or any(
-            held.unit.piece is Piece.FILE for held in self.quarantined
-        )
+        return bool(self._refused) or any(each.unit.kind is UnitKind.FILE for each in self.withheld)
 
     async def step(
         self, triggers: frozenset[Trigger], seen: float, changed: frozenset[str] | None = None
@@ -199,75 +221,132 @@ class Reconciler:
         """
         # Who made HAProxy take something else may have made it take what is withheld here.
         is_retry = Trigger.HAPROXY in triggers and self.refused
-        if not self._declared.is_read or not triggers <= _WITHOUT_FILES or is_retry:
-            is_first = not self._declared.is_read
-            await self._declared.read(
+        if self._sources is None or not triggers <= _WITHOUT_FILES or is_retry:
+            await self._read(
                 changed if triggers <= NAMED else None, afresh=Trigger.SIGHUP in triggers
             )
-            if is_first:
-                await self._resume()
+        elif self._base.hash != self.running and not self._leaves_drift:
+            await asyncio.to_thread(self._find_base, self.running)
         await self.look_at_hold()
-        for _ in range(MOST_TRIALS):
-            self._advance()
-            self.prepared = prepared = await self._prepare()
-            if self.held is not None:
-                return await self._stay(prepared)
-            if errors_in(prepared.declaration.problems):
-                self._refuse(prepared.problems)
-                return await self._revive()
-            if prepared.config is None or not prepared.ok:
-                if self._declared.withdraw(traced(prepared.problems, prepared.declaration)):
-                    continue
-                self._refuse(prepared.problems)
-                return await self._revive()
-            is_known = prepared.config.hash == self.wanted == self.running
-            # A file that others changed, and that is left so, may be what HAProxy has now.
-            is_left = (
-                self.drifted
-                and prepared.plan.settings.haproxy.drift == "adopt"
-                and prepared.config.hash == self.wanted
-            )
-            if is_left or (is_known and Trigger.HAPROXY not in triggers):
-                self._accept(prepared)
-                return None
-            if prepared.config.hash != self.running and self.running is not None:
-                # A reload is due anyway: slots that are not needed any more go along with it.
-                prepared = await self._prepare(shrink=True)
-            async with self._haproxy:
-                deployment = await self._deploy(prepared)
-            if deployment.outcome is Outcome.HELD:
-                await self.look_at_hold()
-                return await self._stay(prepared)
-            declaration = self._declared.attributed(prepared.declaration, deployment)
-            prepared = replace(prepared, declaration=declaration)
-            if deployment.outcome is not Outcome.REFUSED or not await self._isolate(
-                prepared, deployment
-            ):
-                break
+        self._advance()
+        try:
+            prepared = await self._propose(no_check if self.held is not None else _needs_check)
+        except _CheckNeeded:
+            prepared = None
+        if self.held is not None:
+            assert prepared is not None
+            self.prepared = prepared
+            return await self._stay(prepared)
+        if prepared is not None and await self._is_nothing_to_do(prepared, triggers):
+            self.prepared = prepared
+            self._accept(prepared)
+            self._promote(prepared)
+            return None
+        async with self._haproxy:
+            rollout = await self._roll_out()
+        if rollout.prepared is None:
+            return await self._not_rolled_out(rollout.deployment)
+        prepared, deployment = rollout.prepared, rollout.deployment
+        self._refused = {each.unit: each for each in prepared.withheld if each.is_refused}
         await self.consent.missing(prepared.plan.settings, deployment.consent)
         lost = await asyncio.to_thread(lost_settings, prepared, deployment)
-        prepared = replace(prepared, problems=(*prepared.problems, *lost))
+        prepared = self.prepared = replace(prepared, problems=(*prepared.problems, *lost))
         why = self._conclude(prepared, deployment, seen)
         await self._keep(prepared, deployment, why)
+        if deployment.outcome is Outcome.REFUSED and prepared.config is None:
+            return await self._revive()
         await self.assign()
         return deployment
 
+    async def _is_nothing_to_do(self, prepared: Prepared, triggers: frozenset[Trigger]) -> bool:
+        """True if HAProxy runs what is wanted, as far as is known without a look at it."""
+        if prepared.config is None or not prepared.ok:
+            return False
+        is_known = prepared.config.hash == self.wanted == self.running
+        # A file that others changed, and that is left so, may be what HAProxy has now.
+        is_left = (
+            self.drifted
+            and prepared.plan.settings.haproxy.drift == "adopt"
+            and prepared.config.hash == self.wanted
+        )
+        return is_left or (is_known and Trigger.HAPROXY not in triggers)
+
+    async def _not_rolled_out(self, deployment: Deployment) -> Deployment | None:
+        """Nothing could be prepared: a hold came in between, or HAProxy cannot be asked."""
+        if deployment.outcome is Outcome.HELD:
+            await self.look_at_hold()
+            self.prepared = await self._propose(no_check)
+            return await self._stay(self.prepared)
+        self._refuse(deployment.problems, deployment)
+        return await self._revive() or deployment
+
+    async def _read(self, changed: Collection[str] | None, *, afresh: bool) -> None:
+        """Read the files, and give what was refused another chance.
+
+        `changed` names the files of services.d that changed, None if any may have.  With `afresh`,
+        nothing that was read before counts.
+        """
+        before = None if afresh else self._sources
+        names = None if changed is None else frozenset(changed)
+        sources = await asyncio.to_thread(read, self._settings_file, before, names)
+        if self.prepared is None or self.prepared.is_complete:
+            self._refused.clear()
+        is_first = self._sources is None
+        self._sources = sources
+        if self._state is None:
+            self._state = await asyncio.to_thread(RunningState, state_directory(sources))
+        if is_first:
+            await self._resume()
+        elif not self._leaves_drift:
+            await asyncio.to_thread(self._find_base, self.running)
+
+    @property
+    def _leaves_drift(self) -> bool:
+        """True if HAProxy may have what others wrote to haproxy.cfg, and is left so."""
+        return (
+            self.drifted
+            and self.deployed is not None
+            and self.deployed.settings.haproxy.drift == "adopt"
+            and self._base.hash == self.wanted
+        )
+
     async def _resume(self) -> None:
         """Take up a deployment and a watch that the last daemon did not see the end of."""
-        if self._declared.pending is not None:
-            haproxy = (await self._declared.declaration()).settings.haproxy
-            self._declared.confirm(await asyncio.to_thread(_hash_in_force, haproxy))
-        self._guard.resume(self._declared.last_good.former, self._clock())
+        haproxy = self._quick_settings().haproxy
+        running = await asyncio.to_thread(_hash_in_force, haproxy)
+        if self._known.pending is not None:
+            self._known.confirm(running)
+        with contextlib.suppress(Unavailable):
+            running = await asyncio.to_thread(runtime.running_hash, haproxy.runtime_socket)
+        await asyncio.to_thread(self._find_base, running)
+        self._guard.resume(self._known.confirmed.former, self._clock())
+
+    @property
+    def _known(self) -> RunningState:
+        assert self._state is not None
+        return self._state
+
+    def _find_base(self, running: str | None) -> None:
+        state = self._known
+        self._base = find_base(self._quick_settings(), state.confirmed, state.pending, running)
+
+    def _quick_settings(self) -> Settings:
+        """Where HAProxy is, by the settings that are in force or, before that, declared."""
+        if self.declaration is not None:
+            return self.declaration.settings
+        assert self._sources is not None
+        return settings_now(self._sources, self._known.confirmed)
 
     async def look_at_hold(self) -> bool:
         """See whether an operator holds a configuration, or has ended that; True if it has ended.
 
         Settings must have been read once; False until then.
         """
-        if not self._declared.is_read:
+        if self._sources is None:
             return False
         before = self.held
-        found = await asyncio.to_thread(hold.load, self._declared.state_directory)
+        directory = state_directory(self._sources)
+        found = await asyncio.to_thread(hold.load, directory)
         if found is not None:
             # What cannot be read holds what HAProxy has, whichever that is.
             self.wanted = found.hash or self.running
@@ -302,7 +381,7 @@ class Reconciler:
         if self.declaration is None and prepared.config is not None:
             # HAProxy may have other services; cluster DNS is asked about those that are declared.
             self.declaration, self.deployed = prepared.declaration, prepared.plan
-        self._report.quarantine(prepared.declaration.quarantined)
+        self._report.withhold(prepared.withheld)
         self._report.note(prepared.problems)
         self._metrics.synced(self.wanted, self.running)
         return await self._revive() or await self._go_on_holding(prepared.declaration)
@@ -331,34 +410,80 @@ class Reconciler:
 
     async def look_at_files(self) -> bool:
         """True if any file is another one than when it was read."""
-        return await self._declared.changed()
+        sources = self._sources
+        return sources is None or not await asyncio.to_thread(is_unchanged, sources)
 
-    async def _prepare(self, *, shrink: bool = False) -> Prepared:
-        """Plan and render what can be had, with what is faulty in its last good form."""
-        self.read = declaration = await self._declared.declaration()
-        if not errors_in(declaration.problems):
-            await self._resolve_new(declaration)
-        return await asyncio.to_thread(
-            prepare, declaration, self.resolution, shrink=shrink, memo=self._memo
-        )
+    async def _propose(
+        self, check: Check, base: Base | None = None, *, shrink: bool = False
+    ) -> Prepared:
+        """Apply what can be had of the files to what HAProxy runs.
 
-    async def _isolate(self, prepared: Prepared, deployment: Deployment) -> bool:
-        """Withdraw what HAProxy refused; False if that cannot be told from the rest."""
-        serving = {s.spec.name for s in self.deployed.services} if self.deployed else set()
-        return await self._declared.isolate(
-            prepared.declaration, deployment, serving, self._accepts
-        )
-
-    def _accepts(self, reverted: frozenset[Unit]) -> bool:
-        """True if HAProxy accepts the configuration without these units' changes.
-
-        Raises `Unavailable` if HAProxy cannot be asked.
+        Raises what `check` raises.
         """
-        self._advance()
-        prepared = prepare(self._declared.without(reverted), self.resolution)
-        prepared = judged(prepared, patience=self._patience, is_trial=True)
-        self._metrics.checked("accepted" if prepared.ok else "refused")
-        return prepared.ok
+        assert self._sources is not None
+        base = base or self._base
+        declaration = await asyncio.to_thread(declare, self._sources, base.declarations)
+        if SETTINGS in declaration.faults:
+            declaration = declare(self._sources, base.declarations, ENVIRONMENT)
+        self.read = declaration
+        answers = await self._answers(declaration)
+        return await asyncio.to_thread(
+            propose,
+            self._sources,
+            base,
+            answers,
+            self._running_answers(base, declaration.settings),
+            check,
+            refused=self._refused,
+            shrink=shrink,
+            memo=self._memo,
+        )
+
+    def _running_answers(self, base: Base, settings: Settings) -> Resolution:
+        """The answers for services as they run."""
+        if self.deployed is None:
+            return stored_answers(settings, running_specs(base.declarations).values())
+        back = self._ways_back(base)
+        if not back:
+            return self.resolution
+        known = self._known_answers()
+        found = {name: answer for name, answer in self.resolution.items() if name not in back}
+        found |= {n: known[q] for n, spec in back.items() if (q := question(spec)) in known}
+        return found
+
+    def _ways_back(self, base: Base) -> dict[str, ServiceSpec]:
+        """The services that go back to an earlier form, in that form."""
+        ways = base.declarations.ways_back()
+        return running_specs(replace(base.declarations, services=ways)) if ways else {}
+
+    async def _roll_out(self) -> Rollout:
+        assert self._sources is not None
+        # A reload is due anyway: slots that are not needed any more go along with it.
+        shrink = self.running is not None
+        declaration, sources, refused = self.read, self._sources, dict(self._refused)
+        assert declaration is not None
+        answers = await self._answers(declaration)
+
+        def proposed(base: Base, check: Check) -> Prepared:
+            return propose(
+                sources,
+                base,
+                answers,
+                self._running_answers(base, declaration.settings),
+                check,
+                refused=refused,
+                shrink=shrink,
+                memo=self._memo,
+            )
+
+        options = Options(
+            patience=self._patience,
+            advance=self._advance,
+            checked=lambda accepted: self._metrics.checked("accepted" if accepted else "refused"),
+        )
+        return await asyncio.to_thread(
+            roll_out, self._quick_settings(), self._known, proposed, self._attempt, options
+        )
 
     async def sweep(self) -> bool:
         """Ask cluster DNS about all services; True if the plan changes by what it says."""
@@ -447,7 +572,8 @@ class Reconciler:
             self._unassigned = True
             self._log.info("haproxy-has", hash=running or "none", wanted=self.wanted or "none")
         self.running = running
-        self._declared.confirm(running)
+        if self._state is not None:
+            self._state.confirm(running)
         self._metrics.synced(self.wanted, running)
 
     def is_busy(self) -> bool:
@@ -550,18 +676,21 @@ class Reconciler:
 
     async def save(self) -> None:
         """Keep the answers for the next start, if they changed since they were last kept."""
-        if (not self._unsaved and self._declared.is_saved) or self.declaration is None:
+        state, declaration = self._state, self.declaration
+        if state is None or declaration is None or (not self._unsaved and state.is_saved):
             return
-        declaration, memo = self.declaration, self._memo
         # What changes while this is written is for the next time.
         unsaved, self._unsaved = self._unsaved, False
         is_saved = not unsaved
+        settings = declaration.settings
         try:
             if unsaved:
-                answers = dict(self.resolution)
-                await asyncio.to_thread(save_answers, declaration, answers, memo=memo)
+                specs, answers = declaration.services, dict(self.resolution)
+                await asyncio.to_thread(
+                    save_answers, settings, specs, answers, memo=self._stored_memo
+                )
                 is_saved = True
-            await self._declared.save(declaration.settings, memo)
+            await asyncio.to_thread(state.save, settings)
         except Unavailable as exc:
             self._metrics.state_not_written("answers")
             self._log.limited("state-not-saved").warning(
@@ -570,32 +699,50 @@ class Reconciler:
         finally:
             self._unsaved |= not is_saved
 
-    async def _resolve_new(self, declaration: Declaration) -> None:
-        """Ask DNS about services that are new or ask another question than before."""
-        before = self.declaration
-        if before is None:
-            self.resolution = stored_answers(declaration)
-            pending = declaration.services
-        else:
-            asked = {spec.name: spec for spec in before.services}
-            pending = tuple(
-                spec
-                for spec in declaration.services
-                if (old := asked.get(spec.name)) is not spec
-                and (old is None or question(old) != question(spec))
-            )
-            for spec in pending:
-                self.resolution.pop(spec.name, None)
-        if before is None or before.settings.cluster != declaration.settings.cluster:
+    async def _answers(self, declaration: Declaration) -> dict[str, Answer]:
+        """The answers for declared services; DNS is asked about what it was not asked before."""
+        specs, settings = declaration.services, declaration.settings
+        if self.declaration is None and not self._declared_answers:
+            stored = stored_answers(settings, specs)
+            self._declared_answers = {
+                question(spec): stored[spec.name] for spec in specs if spec.name in stored
+            }
+            pending: tuple[ServiceSpec, ...] = specs
+        elif self._asked_of != settings.cluster:
             self._cluster_dns.close()
-            pending = declaration.services
+            pending = specs
+        else:
+            pending = tuple(s for s in specs if question(s) not in self._known_answers())
+        self._asked_of = settings.cluster
+        known = self._known_answers()
+        answers = {s.name: known[q] for s in specs if (q := question(s)) in known}
+        back = [s for s in self._ways_back(self._base).values() if question(s) not in known]
+        if back:
+            found = await self._cluster_dns.ask(tuple(back), settings, {})
+            self._declared_answers |= {question(s): found[s.name] for s in back if s.name in found}
         if pending:
-            answers = await self._cluster_dns.ask(pending, declaration.settings, self.resolution)
-            self.resolution = {**self.resolution, **answers}
+            asked = {spec.name: answers[spec.name] for spec in pending if spec.name in answers}
+            found = await self._cluster_dns.ask(pending, settings, asked)
+            kept = {question(s) for s in self._ways_back(self._base).values()}
+            self._declared_answers = {
+                text: answer for text, answer in self._declared_answers.items() if text in kept
+            } | {
+                question(spec): found.get(spec.name) or answers[spec.name]
+                for spec in specs
+                if spec.name in found or spec.name in answers
+            }
+            answers.update(found)
             self._unsaved = True
-        if len(self.resolution) > len(declaration.services):
-            names = {spec.name for spec in declaration.services}
-            self.resolution = {n: a for n, a in self.resolution.items() if n in names}
+        return answers
+
+    def _known_answers(self) -> Mapping[str, Answer]:
+        """Question → answer, of all services that are declared or run."""
+        running = {
+            question(planned.spec): self.resolution[planned.spec.name]
+            for planned in (self.deployed.services if self.deployed else ())
+            if planned.spec.name in self.resolution
+        }
+        return {**self._declared_answers, **running}
 
     async def _revive(self) -> Deployment | None:
         """Nothing new is to be had: a supervised HAProxy must serve with the last good one."""
@@ -603,7 +750,7 @@ class Reconciler:
         if declaration is None:
             return None
         deployment = await asyncio.to_thread(
-            _revive, self._declared.state_directory, declaration.settings.haproxy, self.held
+            _revive, declaration.settings.state_directory, declaration.settings.haproxy, self.held
         )
         if deployment is None:
             return None
@@ -617,37 +764,39 @@ class Reconciler:
             )
         return deployment
 
-    async def _deploy(self, prepared: Prepared) -> Deployment:
+    def _attempt(self, prepared: Prepared) -> None:
+        """Write down what is about to be deployed, with copies of the files that it names."""
         assert prepared.config is not None
-        await self._attempt(prepared.declaration, prepared.config)
-        deployment = await asyncio.to_thread(
-            deploy,
-            prepared.plan,
-            prepared.config,
-            dict(self.resolution),
-            located=prepared.declaration.located,
-            patience=self._patience,
-        )
-        if deployment.checked:
-            refused = deployment.outcome is Outcome.REFUSED
-            self._metrics.checked("refused" if refused else "accepted")
-        return deployment
-
-    async def _attempt(self, declaration: Declaration, config: Config) -> None:
-        """Write down what is about to be deployed, with the files that it names."""
+        declaration, state = prepared.declaration, self._known
+        settings = declaration.settings
+        self._copies = dict(state.confirmed.files)
         try:
-            directory = declaration.settings.state_directory
-            await self._declared.copy_files(config.unit_text, directory, self._memo)
+            self._copies = kept_files.keep(
+                settings.state_directory,
+                kept_files.paths_in(prepared.config.unit_text),
+                state.confirmed.named_files(),
+            )
         except Unavailable as exc:
             self._metrics.state_not_written("files")
             self._log.limited("files-not-kept").warning(
-                "files-not-kept", said=exc.problems[0].message, remedy=exc.problems[0].remedy
+                "files-not-kept", error=exc.problem.message, remedy=exc.problem.remedy
             )
-        before, after = self._declared.last_good.services, declaration.forms.services
+        before, after = state.confirmed.services, declaration.raw.services
         former = former_after(self._guard.former, before, after, had_up=before)
         # Where it cannot be written, nothing can be deployed either.
         with contextlib.suppress(Unavailable):
-            await self._declared.attempt(declaration, config.hash, former, self._memo)
+            state.attempt(settings, self._declarations(prepared, former))
+
+    def _declarations(self, prepared: Prepared, former: Former) -> RunningDeclarations:
+        """What `prepared` is made of, for the next start."""
+        assert self._sources is not None
+        return deployed_declarations(
+            prepared,
+            self._known.confirmed,
+            self._sources,
+            copies=self._copies,
+            former=former,
+        )
 
     def _conclude(
         self, prepared: Prepared, deployment: Deployment, seen: float
@@ -667,8 +816,8 @@ class Reconciler:
             self._refuse((*prepared.problems, *deployment.problems), deployment)
             return why
         self._guard.watch(
-            self._declared.last_good.services,
-            prepared.declaration.forms.services,
+            self._known.confirmed.services,
+            prepared.declaration.raw.services,
             deployment.had_up,
             self._clock(),
         )
@@ -682,6 +831,7 @@ class Reconciler:
             self.observed(None)
         else:
             self.observed(deployment.hash)
+        self._promote(prepared)
         self._report.deployed(deployment, why, prepared.plan)
         if deployment.outcome in (Outcome.RELOADED, Outcome.STARTED):
             self._metrics.converged(self._clock() - seen)
@@ -697,9 +847,9 @@ class Reconciler:
         await self._record(prepared, deployment, why)
         if deployment.ok and self.declaration is not None:
             settings = self.declaration.settings
-            await self._declared.keep_copies(settings.state_directory)
+            await asyncio.to_thread(kept_files.forget, settings.state_directory, self._copies)
             await self.save()
-            if not self._declared.refuses:
+            if not self._refused:
                 self._patience.relax()
                 await asyncio.to_thread(forget_refused, settings.haproxy)
             if not self._tidied:
@@ -710,6 +860,8 @@ class Reconciler:
     async def _record(
         self, prepared: Prepared, deployment: Deployment, why: tuple[Reason, ...]
     ) -> None:
+        if prepared.config is None:
+            return
         try:
             await asyncio.to_thread(record, prepared, deployment, tuple(str(r) for r in why))
         except Unavailable as exc:
@@ -720,19 +872,36 @@ class Reconciler:
 
     def _accept(self, prepared: Prepared) -> None:
         assert prepared.config is not None
+        self.resolution = self._newest(prepared)
         self.declaration = prepared.declaration
         self.deployed = prepared.plan
         self.wanted = prepared.config.hash
-        self._report.quarantine(prepared.declaration.quarantined)
+        self._report.withhold(prepared.withheld)
         self._report.note(prepared.problems)
         self._metrics.planned(prepared.plan, self.resolution)
         self._metrics.synced(self.wanted, self.running)
-        self._promote()
 
-    def _promote(self) -> None:
-        """Make what HAProxy runs the last good forms, but for what is in quarantine."""
-        assert self.declaration is not None
-        self._declared.promote(self.declaration, self._guard.former)
+    def _newest(self, prepared: Prepared) -> dict[str, Answer]:
+        """The answers for what `prepared` has; a sweep may have brought newer ones meanwhile."""
+        asked = {
+            each.spec.name: question(each.spec)
+            for each in (self.deployed.services if self.deployed else ())
+        }
+        found = dict(prepared.resolution)
+        for spec in prepared.declaration.services:
+            if asked.get(spec.name) == question(spec) and spec.name in self.resolution:
+                found[spec.name] = self.resolution[spec.name]
+        return found
+
+    def _promote(self, prepared: Prepared) -> None:
+        """Note that HAProxy has `prepared`, or will have it when it is started."""
+        assert prepared.config is not None
+        self._known.promote(self._declarations(prepared, self._guard.former))
+        self._base = base_of(
+            prepared,
+            self._known.confirmed,
+            is_running=prepared.config.hash == self.running or self._leaves_drift,
+        )
 
     async def guard(self) -> bool:
         """Look at the services that reloads changed; True if one has to be reverted.
@@ -755,23 +924,25 @@ class Reconciler:
         lost = self._guard.look(proxies_up(servers), with_pods, self._clock())
         reverted = [name for name, form in lost.items() if self._take_back(name, form, servers)]
         if not reverted:
-            self._promote()
+            confirmed, former = self._known.confirmed, self._guard.former
+            self._known.promote(replace(confirmed, former=dict(former)))
         await self.save()
         return bool(reverted)
 
-    def _take_back(self, name: str, form: Form, servers: tuple[ServerState, ...]) -> bool:
+    def _take_back(self, name: str, form: RawDeclaration, servers: tuple[ServerState, ...]) -> bool:
         """Revert a service to `form`; False if it is not deployed any more."""
-        assert self.declaration is not None
+        confirmed = self._known.confirmed
+        if name not in confirmed.services:
+            return False
         down = sum(server.proxy == name and bool(server.address) for server in servers)
         which = (
             "its only server failed its" if down == 1 else f"all of its {down} servers failed their"
         )
         evidence = f"{which} checks after the reload"
-        former = self._guard.former
-        problem = self._declared.take_back(self.declaration, name, evidence, former, form)
-        if problem is None:
-            return False
-        self._log.error("service-went-back", service=name, said=problem.message)
+        watched = replace(confirmed, former=dict(self._guard.former))
+        self._known.promote(watched.after_failure(name, evidence, form))
+        self._base = replace(self._base, declarations=self._known.confirmed)
+        self._log.error("service-reverted", service=name, reason=evidence)
         return True
 
     def _refuse(self, problems: Iterable[Problem], deployment: Deployment | None = None) -> None:
@@ -779,6 +950,14 @@ class Reconciler:
         self.wanted = None
         self._metrics.synced(None, self.running)
         self._report.refusal(problems, deployment)
+
+
+class _CheckNeeded(Exception):
+    """Something has to be checked before it can be deployed."""
+
+
+def _needs_check(_candidate: Candidate, _is_trial: bool) -> tuple[Problem, ...]:
+    raise _CheckNeeded
 
 
 def _revive(directory: str, haproxy: Haproxy, held: Hold | None) -> Deployment | None:

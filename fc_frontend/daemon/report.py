@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-from fc_frontend.config.last_good import Quarantine
+from fc_frontend.desired.isolate import Withheld
 from fc_frontend.errors import Problem, errors_in, warnings_in
 from fc_frontend.haproxy.deploy import Deployment, Outcome
 from fc_frontend.haproxy.drain_record import DrainOutcome
@@ -28,16 +28,16 @@ class Report:
         self._log = log
         self._metrics = metrics
         self.problems: tuple[Problem, ...] = ()
-        self.quarantined: tuple[Quarantine, ...] = ()
+        self.withheld: tuple[Withheld, ...] = ()
         self._hash = ""
 
     def _limited(self, event: str, of: object) -> Log:
         return self._log.limited(f"{event} {of}", burst=_EACH_MINUTE)
 
-    def quarantine(self, quarantined: tuple[Quarantine, ...]) -> None:
-        """What is not taken as it is declared, and what is again."""
-        before = {held.unit: _without_places(held) for held in self.quarantined}
-        fresh = [held for held in quarantined if before.get(held.unit) != _without_places(held)]
+    def withhold(self, withheld: tuple[Withheld, ...]) -> None:
+        """The changes that are not deployed; those that are again are logged as well."""
+        before = {held.unit: _without_places(held) for held in self.withheld}
+        fresh = [held for held in withheld if before.get(held.unit) != _without_places(held)]
         for held in fresh[:_MOST_LOGGED]:
             problem = held.problems[0] if held.problems else None
             self._limited("quarantined", held.unit).error(
@@ -51,11 +51,11 @@ class Report:
             )
         if len(fresh) > _MOST_LOGGED:
             self._log.error("quarantined-more", units=len(fresh) - _MOST_LOGGED)
-        now = {held.unit for held in quarantined}
-        for unit in sorted(before.keys() - now)[:_MOST_LOGGED]:
+        now = {held.unit for held in withheld}
+        for unit in sorted(before.keys() - now, key=lambda unit: unit.position)[:_MOST_LOGGED]:
             self._limited("quarantine-left", unit).info("quarantine-left", unit=str(unit))
-        self.quarantined = quarantined
-        self._metrics.quarantined([(held.unit.piece, held.unit.name) for held in quarantined])
+        self.withheld = withheld
+        self._metrics.quarantined([(held.unit.kind, held.unit.name) for held in withheld])
 
     def refusal(self, problems: Iterable[Problem], deployment: Deployment | None = None) -> None:
         """Why nothing changes."""
@@ -97,7 +97,7 @@ class Report:
             if self.problems and not problems:
                 self._log.info("problems-gone")
         self.problems = problems
-        held = sum(len(quarantine.problems) for quarantine in self.quarantined)
+        held = sum(len(quarantine.problems) for quarantine in self.withheld)
         self._metrics.problems(len(errors_in(problems)) + held, len(warnings_in(problems)))
 
     def deployed(self, deployment: Deployment, why: tuple[Reason, ...], plan: Plan) -> None:
@@ -183,7 +183,7 @@ class Report:
             )
 
 
-def _without_places(held: Quarantine) -> Quarantine:
-    """The quarantine without line numbers: they change with the lines above."""
+def _without_places(held: Withheld) -> Withheld:
+    """The change without line numbers: they change with the lines above."""
     problems = {replace(problem, line=None, column=None) for problem in held.problems}
-    return replace(held, problems=tuple(sorted(problems, key=str)))
+    return replace(held, problems=tuple(sorted(problems, key=str)), text=None)

@@ -1,4 +1,4 @@
-"""Which changes can go together: conflicts, removals that must wait, changes that are linked.
+"""Which changes can go together: removals that must wait, needs, changes that are linked.
 
 Every function here is about a *composition*: the running sections, with each change either
 applied or withheld.  A withheld change leaves its unit exactly as it runs.
@@ -10,7 +10,8 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from fc_frontend.errors import Problem
-from fc_frontend.model.units import NONE, ChangeKind, Resource, Section, UnitId
+from fc_frontend.model.units import ENVIRONMENT, SETTINGS, ChangeKind, Resource, Section, UnitId
+from fc_frontend.syntax.links import links_in
 
 Sections = Mapping[UnitId, Section]
 
@@ -25,6 +26,7 @@ class Unreadable:
     path: str
     problems: tuple[Problem, ...]
     text: str = ""
+    is_trusted: bool = True
 
     def covers(self, file: str) -> bool:
         """True if `file` is this file, or directly in this directory."""
@@ -48,8 +50,11 @@ class Change:
 
     @property
     def links(self) -> frozenset[Resource]:
-        """What may link this change with another one."""
-        return frozenset().union(*(side.links for side in (self.before, self.after) if side))
+        """What may link this change with another one; all services use what the settings define."""
+        if self.unit in ENVIRONMENT:
+            return frozenset()
+        sides = [links_in(side.text) for side in (self.before, self.after) if side]
+        return frozenset().union(*(side.holds | side.uses | side.publishes for side in sides))
 
     @property
     def files(self) -> frozenset[str]:
@@ -57,41 +62,39 @@ class Change:
         return frozenset(side.file for side in (self.before, self.after) if side and side.file)
 
 
+def is_changed(before: Section, after: Section) -> bool:
+    """True if a unit's section is another one.
+
+    Some settings, such as `listen`, are not in its text.
+    """
+    if before is after:
+        return False
+    is_same = before.text == after.text
+    return not is_same or (after.unit == SETTINGS and before.declaration != after.declaration)
+
+
 def changes_between(running: Sections, declared: Sections) -> dict[UnitId, Change]:
     """The changes from `running` to `declared`, by unit, in order of units."""
     found: dict[UnitId, Change] = {}
-    for unit in sorted(running.keys() | declared.keys()):
+    for unit in _ordered(running, declared):
         before, after = running.get(unit), declared.get(unit)
-        if before is None or after is None or before.text != after.text:
+        if before is None or after is None or is_changed(before, after):
             found[unit] = Change(unit, before, after)
     return found
+
+
+def _ordered(running: Sections, declared: Sections) -> list[UnitId]:
+    return sorted(running.keys() | declared.keys(), key=lambda unit: unit.position)
 
 
 def compose(running: Sections, declared: Sections, withheld: Collection[UnitId]) -> Sections:
     """The sections with every change applied, but for those of the `withheld` units."""
     composed: dict[UnitId, Section] = {}
-    for unit in sorted(running.keys() | declared.keys()):
+    for unit in _ordered(running, declared):
         section = (running if unit in withheld else declared).get(unit)
         if section is not None:
             composed[unit] = section
     return composed
-
-
-def conflicts(running: Sections, composed: Sections) -> dict[UnitId, Problem]:
-    """The units whose change takes something that another section holds, each with a problem.
-
-    What runs wins; between two changes, the unit that comes first in order.
-    """
-    holders: dict[Resource, UnitId] = {}
-    losers: dict[UnitId, Problem] = {}
-    for is_kept in (True, False):
-        for unit, section in composed.items():
-            kept = section.holds & running[unit].holds if unit in running else NONE
-            for resource in sorted(kept if is_kept else section.holds - kept, key=str):
-                holder = holders.setdefault(resource, unit)
-                if holder != unit:
-                    losers.setdefault(unit, _taken(unit, resource, holder))
-    return losers
 
 
 def unmet_needs(running: Sections, declared: Sections, composed: Sections) -> dict[UnitId, Problem]:
@@ -101,17 +104,32 @@ def unmet_needs(running: Sections, declared: Sections, composed: Sections) -> di
     that needs a name which only a withheld change defines.  A name that nobody ever defined is
     for HAProxy to report.
     """
-    defined = {resource for section in composed.values() for resource in section.holds}
-    lost = {r: u for u, s in running.items() for r in s.holds if r not in defined}
-    promised = {r: u for u, s in declared.items() for r in s.holds if r not in defined}
+    # What settings and templates no longer define, HAProxy reports together with their mistakes.
+    units = {unit: section for unit, section in running.items() if unit not in ENVIRONMENT}
+    lost = _no_more_held(units, composed)
+    promised = _no_more_held(declared, composed)
+    if not lost and not promised:
+        return {}
+    defined = {name for section in composed.values() for name in links_in(section.text).holds}
     found: dict[UnitId, Problem] = {}
     for unit, section in composed.items():
         former = running.get(unit)
-        for resource in sorted(section.uses - defined, key=str):
-            if resource in lost and former is not None and resource in former.uses:
-                found.setdefault(lost[resource], _still_used(lost[resource], resource, unit))
-            elif resource in promised:
-                found.setdefault(unit, _needs(unit, resource, promised[resource]))
+        for name in sorted(links_in(section.text).uses - defined, key=str):
+            if name in lost and former is not None and name in links_in(former.text).uses:
+                found.setdefault(lost[name], _still_used(lost[name], name, unit))
+            elif name in promised:
+                found.setdefault(unit, _needs(unit, name, promised[name]))
+    return found
+
+
+def _no_more_held(before: Sections, composed: Sections) -> dict[Resource, UnitId]:
+    """What units hold in `before` and not in `composed`, with the unit."""
+    found: dict[Resource, UnitId] = {}
+    for unit, section in before.items():
+        now = composed.get(unit)
+        if now is None or (now is not section and now.text != section.text):
+            held = links_in(now.text).holds if now else frozenset()
+            found.update(dict.fromkeys(links_in(section.text).holds - held, unit))
     return found
 
 
@@ -121,24 +139,31 @@ def blocked_removals(
     faulty: Mapping[UnitId, frozenset[Resource]],
     withheld: Collection[UnitId],
     unreadable: Iterable[Unreadable],
+    untrusted: Collection[UnitId] = (),
 ) -> dict[UnitId, tuple[Problem, ...]]:
     """The removals that may be mistakes, each with what suggests that.
 
     `faulty` are the units with errors of their own, with what they would hold and publish as far
-    as it could be read.  A site must not disappear because its new form has a typo.
+    as it could be read.  A site must not disappear because its new form has a typo.  Files that are
+    not trusted, and `untrusted` units, keep nothing that trusted files declare.
     """
     found: dict[UnitId, tuple[Problem, ...]] = {}
     claims = dict(faulty)
     for unit in withheld:
         if unit in declared and unit not in claims:
-            claims[unit] = declared[unit].holds | declared[unit].publishes
-    files = tuple(unreadable)
-    for unit, section in running.items():
-        if unit in declared or unit in faulty:
-            continue
-        own = section.holds | section.publishes
-        rival = next((other for other, claimed in claims.items() if claimed & own), None)
-        if hiding := next((file for file in files if file.covers(section.file)), None):
+            claims[unit] = _claims(declared[unit])
+    every_file = tuple(unreadable)
+    for unit in running.keys() - declared.keys() - faulty.keys():
+        section = running[unit]
+        own = _claims(section)
+        files = [file for file in every_file if file.is_trusted or not section.is_trusted]
+        rivals = (
+            other
+            for other, claimed in claims.items()
+            if claimed & own and not (section.is_trusted and other in untrusted)
+        )
+        rival = next(rivals, None)
+        if hiding := next((file for file in every_file if file.covers(section.file)), None):
             found[unit] = hiding.problems
         elif rival is not None:
             found[unit] = (_claimed(unit, rival, min(claims[rival] & own, key=str)),)
@@ -169,19 +194,16 @@ def groups(changes: Iterable[Change]) -> list[tuple[UnitId, ...]]:
     return [tuple(group) for group in members.values()]
 
 
+def _claims(section: Section) -> frozenset[Resource]:
+    links = links_in(section.text)
+    return links.holds | links.publishes
+
+
 def _mentions(text: str, section: Section) -> bool:
     if not text:
         return False
-    words = [section.unit.name, *(r.name for r in section.holds if r.kind == "bind")]
+    words = [section.unit.name, *(r.name for r in links_in(section.text).holds if r.kind == "bind")]
     return any(word in text for word in words if word)
-
-
-def _taken(unit: UnitId, resource: Resource, holder: UnitId) -> Problem:
-    return Problem(
-        message=f"{resource} is taken by {holder}",
-        remedy=f"give one of the two another {resource.kind}",
-        service=unit.name or None,
-    )
 
 
 def _still_used(unit: UnitId, resource: Resource, user: UnitId) -> Problem:
@@ -189,6 +211,7 @@ def _still_used(unit: UnitId, resource: Resource, user: UnitId) -> Problem:
         message=f"{resource} is still used by {user}",
         remedy=f"change {user} first, or in the same step",
         service=unit.name or None,
+        unit=unit,
     )
 
 
@@ -197,6 +220,7 @@ def _needs(unit: UnitId, resource: Resource, definer: UnitId) -> Problem:
         message=f"needs {resource}, which {definer} defines, and that change is withheld",
         remedy=f"fix {definer}",
         service=unit.name or None,
+        unit=unit,
     )
 
 
@@ -205,6 +229,7 @@ def _claimed(unit: UnitId, rival: UnitId, resource: Resource) -> Problem:
         message=f"not removed: {rival} has {resource} as well, and cannot be deployed",
         remedy=f"fix {rival}",
         service=unit.name or None,
+        unit=unit,
     )
 
 
@@ -213,4 +238,5 @@ def _mentioned(unit: UnitId, file: Unreadable) -> Problem:
         message=f"not removed: {file.path} cannot be read, and its text mentions this unit",
         remedy=f"fix {file.path}",
         service=unit.name or None,
+        unit=unit,
     )

@@ -1,18 +1,22 @@
 """Isolation: apply as many changes as HAProxy accepts, and withhold the others.
 
-    changes ─► compose ─► conflicts, removals, needs ─► trial ─► accepted
+    changes ─► compose ─► removals, needs ─► trial ─► accepted
                  ▲                                        │
                  └──────── withhold who is refused ◄──────┘
 
 The base is what HAProxy runs.  Changes are taken away from the full set, never added to the base,
 so that changes which are valid only together stay together.  The trial is a parameter: for the
-daemon and for commands it is `haproxy -c` with the preflight checks, in tests a function.
+daemon and for commands it is all checks of a text up to `haproxy -c` and the preflight checks, in
+tests a function.  Of two units that want the same bind or name, the trial blames the newcomer.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
 
 from fc_frontend.desired.changes import (
     Change,
@@ -21,7 +25,6 @@ from fc_frontend.desired.changes import (
     blocked_removals,
     changes_between,
     compose,
-    conflicts,
     groups,
     unmet_needs,
 )
@@ -50,12 +53,18 @@ class Declared:
     claims: Mapping[UnitId, frozenset[Resource]] = field(default_factory=dict)
     """What faulty units would hold and publish, as far as it could be read."""
     unreadable: tuple[Unreadable, ...] = ()
+    untrusted: frozenset[UnitId] = frozenset()
+    """The units that files which are not trusted declare."""
 
 
+_NOTHING: Mapping[UnitId, tuple[Problem, ...]] = MappingProxyType({})
 Declare = Callable[[frozenset[UnitId]], Declared]
 """Gives what is declared, with the given ones of `ENVIRONMENT` as they run."""
-Trial = Callable[[Sequence[Section]], tuple[Problem, ...]]
-"""Gives what HAProxy and the preflight checks say about a composition; errors refuse it."""
+Trial = Callable[[Sequence[Section], AbstractSet[UnitId]], tuple[Problem, ...]]
+"""Gives what is wrong with a composition in which the changes of some units are withheld.
+
+Errors refuse it.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +74,27 @@ class Withheld:
     unit: UnitId
     kind: ChangeKind
     problems: tuple[Problem, ...]
+    is_kept: bool = False
+    """True if the unit keeps running as before; otherwise it is not deployed at all."""
+    is_refused: bool = False
+    """True if a trial refused it, not the unit itself or what else is withheld."""
+    text: str | None = field(default=None, repr=False)
+    """The section that is withheld; None if there is none."""
+
+    def as_json(self) -> dict[str, Any]:
+        """The change in the shape of all JSON output."""
+        return {
+            "piece": self.unit.kind.value,
+            "name": self.unit.name,
+            "effect": self.effect,
+            "is_kept": self.is_kept,
+            "problems": [problem.as_json() for problem in self.problems],
+        }
+
+    @property
+    def effect(self) -> str:
+        """What happens meanwhile, for people."""
+        return "the last good version keeps running" if self.is_kept else "it is not deployed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,15 +122,17 @@ def isolate(
     trial: Trial,
     *,
     clock: Callable[[], float],
+    refused: Mapping[UnitId, tuple[Problem, ...]] = _NOTHING,
     max_trials: int = MAX_TRIALS,
     max_seconds: float = MAX_SECONDS,
 ) -> Isolated:
     """Apply as many of the declared changes to `running` as the trial accepts.
 
-    `clock` is monotonic, in seconds.  Raises what `trial` raises where it cannot give a verdict.
+    Changes of `refused` units are withheld without another trial.  `clock` is monotonic, in
+    seconds.  Raises what `trial` raises where it cannot give a verdict.
     """
     search = _Search(running, declare, trial, clock, max_trials, clock() + max_seconds)
-    return search.run()
+    return search.run(refused)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,17 +168,19 @@ class _Search:
         self._clock = clock
         self._trials_left = max_trials
         self._deadline = deadline
-        self._verdicts: dict[tuple[str, ...], tuple[Problem, ...]] = {}
+        self._verdicts: dict[tuple[object, ...], tuple[Problem, ...]] = {}
         self._best: _Composition | None = None
+        self._dropped: set[UnitId] = set()
+        """Running units of untrusted files that trusted ones cannot run beside."""
 
-    def run(self) -> Isolated:
-        withheld: dict[UnitId, tuple[Problem, ...]] = {}
+    def run(self, refused: Mapping[UnitId, tuple[Problem, ...]]) -> Isolated:
+        withheld = dict(refused)
         try:
             while True:
                 composition = self._composed(withheld)
                 problems = self._verdict(composition)
                 if not errors_in(problems):
-                    return _isolated(composition, problems)
+                    return self._isolated(composition, problems, withheld)
                 found = self._refused(composition, errors_in(problems), withheld)
                 if not found:
                     base = compose(self._running, {}, self._running)
@@ -155,7 +189,38 @@ class _Search:
         except BudgetSpent:
             everything = dict.fromkeys(self._composed(withheld).changes, _NOT_TRIED)
             composition = self._best or self._composed({**everything, **withheld})
-            return _isolated(composition, (), is_complete=False)
+            return self._isolated(composition, (), withheld, is_complete=False)
+
+    def _isolated(
+        self,
+        composition: _Composition,
+        problems: tuple[Problem, ...],
+        refused: Mapping[UnitId, tuple[Problem, ...]],
+        *,
+        is_complete: bool = True,
+    ) -> Isolated:
+        declared = self._declare(frozenset()).sections
+
+        def withheld(unit: UnitId, found: tuple[Problem, ...]) -> Withheld:
+            change = composition.changes.get(unit)
+            section = declared.get(unit)
+            return Withheld(
+                unit,
+                change.kind if change else ChangeKind.EDITED,
+                found,
+                is_kept=unit in self._running and unit not in self._dropped,
+                is_refused=unit in refused,
+                text=section.text if section else None,
+            )
+
+        return Isolated(
+            sections=tuple(composition.sections.values()),
+            withheld=tuple(
+                withheld(unit, found) for unit, found in sorted(composition.withheld.items())
+            ),
+            problems=problems,
+            is_complete=is_complete,
+        )
 
     def _composed(self, refused: Mapping[UnitId, tuple[Problem, ...]]) -> _Composition:
         """Withhold `refused`, and all changes that cannot be applied without them."""
@@ -179,15 +244,26 @@ class _Search:
             }
             more: dict[UnitId, tuple[Problem, ...]] = {}
             removals = blocked_removals(
-                self._running, sections, faulty, withheld, declared.unreadable
+                self._running,
+                sections,
+                faulty,
+                withheld,
+                declared.unreadable,
+                declared.untrusted,
             )
             more.update({u: p for u, p in removals.items() if u not in withheld})
-            composed = compose(self._running, sections, {*withheld, *more})
-            for found in (
-                conflicts(self._running, composed),
-                unmet_needs(self._running, sections, composed),
-            ):
-                more.update({u: (p,) for u, p in found.items() if u not in {*withheld, *more}})
+            composed = {
+                unit: section
+                for unit, section in compose(self._running, sections, {*withheld, *more}).items()
+                if unit not in self._dropped
+            }
+            needs = unmet_needs(self._running, sections, composed)
+            if needs:
+                applied = changes_between(self._running, composed)
+                for unit, problem in needs.items():
+                    origin = _origin_of(applied[unit], applied) if unit in applied else unit
+                    if origin not in withheld:
+                        more.setdefault(origin, (problem,))
             if not more:
                 changes = changes_between(self._running, sections)
                 for unit in declared.faulty:
@@ -196,12 +272,17 @@ class _Search:
             withheld.update(more)
 
     def _verdict(self, composition: _Composition) -> tuple[Problem, ...]:
-        texts = tuple(section.text for section in composition.sections.values())
+        texts = (
+            *sorted(ENVIRONMENT.intersection(composition.withheld)),
+            *(section.text for section in composition.sections.values()),
+        )
         if texts not in self._verdicts:
             if self._trials_left <= 0 or self._clock() >= self._deadline:
                 raise BudgetSpent
             self._trials_left -= 1
-            self._verdicts[texts] = self._trial(tuple(composition.sections.values()))
+            self._verdicts[texts] = self._trial(
+                tuple(composition.sections.values()), composition.withheld.keys()
+            )
         problems = self._verdicts[texts]
         if not errors_in(problems):
             best = self._best
@@ -215,13 +296,28 @@ class _Search:
         errors: Sequence[Problem],
         withheld: Mapping[UnitId, tuple[Problem, ...]],
     ) -> dict[UnitId, tuple[Problem, ...]]:
-        """Changes to withhold because of `errors`; empty if no change is the cause."""
-        applied = {change.unit: change for change in composition.applied}
+        """Changes to withhold because of `errors`; empty if no change is the cause.
+
+        The first settings and templates cannot be withheld: nothing can be had without them.
+        """
+        applied = {
+            change.unit: change
+            for change in composition.applied
+            if change.before is not None or change.unit not in ENVIRONMENT
+        }
         named: dict[UnitId, tuple[Problem, ...]] = {}
         for problem in errors:
             if problem.unit is not None and problem.unit in applied:
                 unit = _origin_of(applied[problem.unit], applied)
                 named[unit] = (*named.get(unit, ()), problem)
+        if named:
+            return named
+        untrusted = self._declare(ENVIRONMENT.intersection(withheld)).untrusted
+        for problem in errors:
+            if problem.unit in untrusted and problem.unit in composition.sections:
+                assert problem.unit is not None
+                self._dropped.add(problem.unit)
+                named[problem.unit] = (*named.get(problem.unit, ()), problem)
         if named:
             return named
         guilty, others = self._guilty(groups(applied.values()), withheld)
@@ -267,20 +363,6 @@ _NOT_TRIED: tuple[Problem, ...] = (
 )
 
 
-def _isolated(
-    composition: _Composition, problems: tuple[Problem, ...], *, is_complete: bool = True
-) -> Isolated:
-    return Isolated(
-        sections=tuple(composition.sections.values()),
-        withheld=tuple(
-            Withheld(unit, _kind(unit, composition), found)
-            for unit, found in sorted(composition.withheld.items())
-        ),
-        problems=problems,
-        is_complete=is_complete,
-    )
-
-
 def _origin_of(change: Change, applied: Mapping[UnitId, Change]) -> UnitId:
     """The unit to blame for an error in a changed section.
 
@@ -292,8 +374,3 @@ def _origin_of(change: Change, applied: Mapping[UnitId, Change]) -> UnitId:
             if unit in applied:
                 return unit
     return change.unit
-
-
-def _kind(unit: UnitId, composition: _Composition) -> ChangeKind:
-    change = composition.changes.get(unit)
-    return change.kind if change else ChangeKind.EDITED

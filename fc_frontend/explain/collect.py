@@ -11,12 +11,12 @@ import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from fc_frontend.config.last_good import Piece, Quarantine, Unit
-from fc_frontend.config.loader import Declaration, read, state_directory
-from fc_frontend.config.quarantine import Withdrawn, tolerate
+from fc_frontend.config.declare import Declaration
+from fc_frontend.config.loader import Sources, read
+from fc_frontend.desired.isolate import Withheld
 from fc_frontend.discovery.client import DnsClient, Outcome
 from fc_frontend.discovery.resolve import resolve_service
-from fc_frontend.errors import Problem, Unavailable, errors_in
+from fc_frontend.errors import Problem, Unavailable
 from fc_frontend.explain.daemon import ask_daemon
 from fc_frontend.explain.facts import (
     BindFact,
@@ -42,7 +42,16 @@ from fc_frontend.haproxy.preflight import find_obstacles
 from fc_frontend.haproxy.runtime import ServerState
 from fc_frontend.haproxy.take_over import missing_consent
 from fc_frontend.haproxy.traffic import NO_TRAFFIC, traffic_in, traffic_of
-from fc_frontend.pipeline import Prepared, prepare, quarantines, stored_answers, stored_last_good
+from fc_frontend.model.units import SETTINGS, UnitId, UnitKind
+from fc_frontend.pipeline import (
+    Base,
+    Prepared,
+    declared_now,
+    haproxy_check,
+    no_check,
+    prepare,
+    stored_base,
+)
 from fc_frontend.plan import slots
 from fc_frontend.plan.model import (
     Answer,
@@ -70,6 +79,7 @@ class Declared:
     """What is in force by the files, and what the daemon, if there is one, says of it."""
 
     declaration: Declaration
+    prepared: Prepared
     daemon: Daemon | None
     daemon_problem: Problem | None
     quarantined: tuple[Held, ...]
@@ -92,37 +102,26 @@ class Declared:
 
 
 def declared(settings_file: str, *, judged: bool) -> Declared:
-    """What is declared and in force; `judged` lets HAProxy say what it thinks without a daemon.
+    """What is declared and in force; with `judged`, HAProxy is asked if there is no daemon.
 
     Raises `Unavailable` if there are no settings to go by.
     """
     sources = read(settings_file)
-    last_good = stored_last_good(state_directory(sources))
-    declaration = tolerate(sources, last_good)
-    fatal = in_settings(declaration, settings_file)
-    if fatal:
-        raise Unavailable(*fatal)
+    base = stored_base(sources)
+    declaration = declared_now(sources, base)
+    if SETTINGS in declaration.faults:
+        raise Unavailable(*declaration.faults[SETTINGS])
     daemon: Daemon | None = None
     daemon_problem: Problem | None = None
     try:
         daemon = ask_daemon(declaration.settings.listen)
-        held = daemon.quarantined
     except Unavailable as exc:
-        daemon_problem = exc.problems[0] if declaration.settings.listen is not None else None
-        found = declaration.quarantined
-        if judged:
-            with contextlib.suppress(Unavailable):
-                found = quarantines(settings_file)
-        held = tuple(_held(quarantine) for quarantine in found)
-    withdrawn = Withdrawn()
-    for entry in held:
-        with contextlib.suppress(ValueError):
-            unit = Unit(Piece(entry.piece), entry.name)
-            withdrawn.refused[unit] = entry.problems
-            if not entry.is_kept:
-                withdrawn.left_out.add(unit)
+        daemon_problem = exc.problem if declaration.settings.listen is not None else None
+    prepared = _prepared(sources, base, daemon, judged=judged)
+    held = daemon.quarantined if daemon else tuple(map(_held, prepared.withheld))
     return Declared(
-        declaration=tolerate(sources, last_good, withdrawn),
+        declaration=prepared.declaration,
+        prepared=prepared,
         daemon=daemon,
         daemon_problem=daemon_problem,
         quarantined=held,
@@ -130,22 +129,29 @@ def declared(settings_file: str, *, judged: bool) -> Declared:
     )
 
 
-def in_settings(declaration: Declaration, settings_file: str) -> tuple[Problem, ...]:
-    """The errors that leave no settings to go by."""
-    return tuple(
-        problem
-        for problem in errors_in(declaration.problems)
-        if problem.file == settings_file and problem.service is None
-    )
+def _prepared(sources: Sources, base: Base, daemon: Daemon | None, *, judged: bool) -> Prepared:
+    """What is in force: with what the daemon withholds, or what HAProxy would refuse."""
+    if daemon is None:
+        if judged:
+            with contextlib.suppress(Unavailable):
+                return prepare(sources, haproxy_check(), base=base)
+        return prepare(sources, no_check, base=base)
+    units = {UnitId(UnitKind(held.piece), held.name): held.problems for held in daemon.quarantined}
+    withhold = {
+        unit: problems
+        for unit, problems in units.items()
+        if unit.kind not in (UnitKind.FILE, UnitKind.DUPLICATE)
+    }
+    return prepare(sources, no_check, base=base, withhold=withhold)
 
 
-def _held(quarantine: Quarantine) -> Held:
+def _held(withheld: Withheld) -> Held:
     return Held(
-        piece=quarantine.unit.piece.value,
-        name=quarantine.unit.name,
-        effect=quarantine.effect,
-        is_kept=quarantine.kept,
-        problems=quarantine.problems,
+        piece=withheld.unit.kind.value,
+        name=withheld.unit.name,
+        effect=withheld.effect,
+        is_kept=withheld.is_kept,
+        problems=withheld.problems,
     )
 
 
@@ -156,8 +162,7 @@ def _spec(declaration: Declaration, name: str) -> ServiceSpec | None:
 def collect(settings_file: str, name: str) -> Facts:
     """All that is to be known of one service now; at most some seconds.  Raises `Unavailable`."""
     known = declared(settings_file, judged=True)
-    answers = stored_answers(known.declaration)
-    return facts_of(settings_file, name, known, prepare(known.declaration, answers))
+    return facts_of(settings_file, name, known, known.prepared)
 
 
 def facts_of(
@@ -481,7 +486,7 @@ def seen_of(
         with contextlib.suppress(Unavailable):
             running = rollback.identity(settings.haproxy, held, worker.hash)
             worker = replace(worker, hash=running)
-    services, wanted, problems = _by_files(declaration) if daemon is None else ((), None, ())
+    services, wanted, problems = _by_files(known.prepared) if daemon is None else ((), None, ())
     if daemon is not None:
         services, wanted, problems = daemon.services, daemon.wanted_hash, daemon.problems
     if held is not None:
@@ -504,12 +509,11 @@ def seen_of(
 
 
 def _by_files(
-    declaration: Declaration,
+    prepared: Prepared,
 ) -> tuple[tuple[DaemonService, ...], str | None, tuple[Problem, ...]]:
     """Services by the files and stored answers, the hash that follows, and what is wrong."""
-    answers = stored_answers(declaration)
-    prepared = prepare(declaration, answers)
-    held = {unit.name for unit in (q.unit for q in declaration.quarantined)}
+    answers = prepared.resolution
+    held = {each.unit.name for each in prepared.withheld}
     services = tuple(
         DaemonService(
             name=planned.spec.name,

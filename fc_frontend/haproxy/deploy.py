@@ -1,7 +1,7 @@
-"""Make HAProxy have a configuration: validate, try, install, reload, confirm; or change nothing.
+"""Make HAProxy have a configuration: install, reload, confirm; or change nothing.
 
-One function, `deploy`, used by `apply` and by the daemon alike.  Whatever fails, the file on disk
-is the last good one again and the running HAProxy goes on with what it has.
+Whatever fails, the file on disk is the last good one again, and HAProxy keeps running with what it
+has.  `rollout` decides what to deploy; a rollback deploys a text that is already known.
 """
 
 from __future__ import annotations
@@ -16,10 +16,8 @@ from fc_frontend import files
 from fc_frontend.errors import Problem, Refused, Severity, Unavailable, errors_in
 from fc_frontend.files import Attributes
 from fc_frontend.haproxy import (
-    consent,
     drain_record,
     history,
-    hold,
     install,
     kept_files,
     runtime,
@@ -27,15 +25,11 @@ from fc_frontend.haproxy import (
     take_over,
 )
 from fc_frontend.haproxy.binary import find_binary
-from fc_frontend.haproxy.consent import Consent
 from fc_frontend.haproxy.failed_reloads import Attempt
-from fc_frontend.haproxy.foreign import Worker
 from fc_frontend.haproxy.history import own_hash
 from fc_frontend.haproxy.hold import Hold
 from fc_frontend.haproxy.judge import judge
-from fc_frontend.haproxy.lock import deploying
 from fc_frontend.haproxy.master import Processes, show_proc
-from fc_frontend.haproxy.patience import Patience
 from fc_frontend.haproxy.reload import (
     ReloadOutcome,
     confirm,
@@ -86,8 +80,6 @@ class Deployment:
     problems: tuple[Problem, ...] = ()
     duration: float = 0.0
     checked: bool = False
-    judged: bool = False
-    """True if it was HAProxy's own check that refused it, not a trial."""
     refused_file: str | None = None
     had_up: frozenset[str] = frozenset()
     """Proxies that had a server up just before."""
@@ -113,6 +105,11 @@ class Running:
     worker: int | None = None
     servers: tuple[runtime.ServerState, ...] = ()
     """Those with an address."""
+
+    @property
+    def is_alive(self) -> bool:
+        """True if a HAProxy answers on one of its sockets."""
+        return self.worker is not None or self.processes is not None
 
     @property
     def pids(self) -> frozenset[int]:
@@ -147,42 +144,6 @@ def proxies_up(servers: Iterable[runtime.ServerState]) -> frozenset[str]:
     return frozenset(server.proxy for server in servers if server.up)
 
 
-def deploy(
-    plan: Plan,
-    config: Config,
-    resolution: Resolution,
-    *,
-    located: Callable[[Problem], Problem] = lambda problem: problem,
-    output: str | None = None,
-    patience: Patience | None = None,
-    is_forced: bool = False,
-    given: Consent | None = None,
-) -> Deployment:
-    """Make HAProxy have `config`, and say how that went; raises nothing for what may go wrong.
-
-    `located` gives problems the place where their service was declared.  `output` is the file that
-    a supervised HAProxy that has to be started writes to; without it, it writes where we do.
-    `patience` limits how long HAProxy's check may take.  If `is_forced`, what failed at a reload
-    before is tried again as it is.  `given` is recorded first: consent to replace haproxy.cfg.
-    """
-
-    settings = plan.settings
-    wait = settings.haproxy.check_timeout + settings.haproxy.reload_timeout
-    try:
-        with deploying(settings.state_directory, wait) as unlocked:
-            held = hold.load(settings.state_directory)
-            if held is not None:
-                problems = (hold.problem(held),)
-                return Deployment(outcome=Outcome.HELD, hash=config.hash, problems=problems)
-            if given is not None:
-                consent.give(settings.state_directory, given)
-            deployment = _deploy(plan, config, resolution, output, patience, is_forced)
-            deployment = replace(deployment, problems=(*deployment.problems, *unlocked))
-    except (Unavailable, Refused) as exc:
-        deployment = Deployment(outcome=Outcome.FAILED, hash=config.hash, problems=exc.problems)
-    return replace(deployment, problems=tuple(located(p) for p in deployment.problems))
-
-
 def deploy_text(
     settings: Settings,
     config: Config,
@@ -192,7 +153,7 @@ def deploy_text(
     is_forced: bool = False,
     attributes: Attributes | None = None,
 ) -> Deployment:
-    """As `deploy`, for a configuration of which only the text is known.
+    """Deploy a configuration of which only the text is known.
 
     Pods that the worker knows keep their addresses; the declaration has no part in it.  `first` is
     called once HAProxy has accepted the text, before anything is changed; it may raise
@@ -216,7 +177,7 @@ def deploy_text(
         running = observe(haproxy)
         if running.hash == config.hash:
             first()
-        return _bring(
+        return _bring_text(
             settings,
             config,
             running,
@@ -224,33 +185,34 @@ def deploy_text(
             write_state=write_state,
             output=output,
             is_forced=is_forced,
-            kept=kept_files.directory(settings.state_directory),
             attributes=attributes,
         )
     except (Unavailable, Refused) as exc:
         return Deployment(outcome=Outcome.FAILED, hash=config.hash, problems=exc.problems)
 
 
-def _deploy(
+def execute(
     plan: Plan,
     config: Config,
     resolution: Resolution,
+    running: Running,
+    attempt: Attempt,
+    *,
     output: str | None,
-    patience: Patience | None,
-    is_forced: bool,
 ) -> Deployment:
-    running = observe(plan.settings.haproxy)
-    deployment = _bring(
+    """Install `config`, which passed all checks, and have HAProxy reload or start with it.
+
+    For callers that are `deploying`, and that saw what HAProxy is `running`.  `output` is the file
+    that a supervised HAProxy which has to be started writes to; without it, it writes where we do.
+    Raises `Refused` and `Unavailable`.
+    """
+    deployment = _install_and_activate(
         plan.settings,
         config,
         running,
-        slots=sum(service.slots for service in plan.services if service.spec.check),
+        attempt,
         write_state=lambda running: _write_server_state(plan, resolution, running),
         output=output,
-        plan=plan,
-        kept=kept_files.directory(plan.settings.state_directory),
-        patience=patience,
-        is_forced=is_forced,
     )
     if deployment.outcome in (Outcome.RELOADED, Outcome.STARTED):
         said = _drain_again(plan, resolution)
@@ -258,7 +220,33 @@ def _deploy(
     return deployment
 
 
-def _bring(
+def look_for_obstacles(plan: Plan, config: Config, running: Running) -> tuple[Problem, ...]:
+    """What keeps the HAProxy that is `running` from `config`, though its own check accepts it."""
+    slots = sum(service.slots for service in plan.services if service.spec.check)
+    return trial(plan.settings.haproxy, config, running.taker, slots=slots, plan=plan)
+
+
+def stay(settings: Settings, config: Config, running: Running) -> Deployment:
+    """HAProxy runs `config`: see to it that haproxy.cfg has it as well."""
+    data = config.text.encode("utf-8", "surrogateescape")
+    worker = take_over.worker_of(settings, running.hash, (config.hash,))
+    in_sync = Deployment(outcome=Outcome.IN_SYNC, hash=config.hash)
+    try:
+        replaced = take_over.install(settings, data, worker, known=(config.hash,))
+    except NeedsConsent as exc:
+        warning = replace(exc.problem, severity=Severity.WARNING)
+        return replace(in_sync, problems=(warning,), consent=warning)
+    return replace(in_sync, replaced=replaced, problems=take_over.finish(settings, data))
+
+
+def missing_consent(settings: Settings, config: Config, running: Running) -> Problem | None:
+    """Why haproxy.cfg may not become `config`; None if it may, or has it.  Raises `Unavailable`."""
+    data = config.text.encode("utf-8", "surrogateescape")
+    worker = take_over.worker_of(settings, running.hash, (config.hash,))
+    return take_over.obstacle(settings, data, worker, (config.hash,))
+
+
+def _bring_text(
     settings: Settings,
     config: Config,
     running: Running,
@@ -266,37 +254,56 @@ def _bring(
     slots: int,
     write_state: Callable[[Running], tuple[Problem, ...]],
     output: str | None,
-    plan: Plan | None = None,
-    kept: str | None = None,
-    patience: Patience | None = None,
-    is_forced: bool = False,
-    attributes: Attributes | None = None,
+    is_forced: bool,
+    attributes: Attributes | None,
 ) -> Deployment:
-    """Judge, try, install and activate a text.  `slots` are its servers with checks.
+    """Judge, try, install and activate a text.  `slots` are its servers with checks."""
+    haproxy = settings.haproxy
+    if running.hash == config.hash:
+        return stay(settings, config, running)
+    if (problem := missing_consent(settings, config, running)) is not None:
+        return needs_consent(config, problem)
+    kept = kept_files.directory(settings.state_directory)
+    judgement = judge(haproxy, config, kept=kept)
+    said = judgement.problems
+    if not judgement.accepted:
+        return refused(haproxy, config, said)
+    attempt = Attempt(settings, config, is_forced=is_forced)
+    found = trial(haproxy, config, running.taker, slots=slots)
+    found = (*found, *attempt.rejected(running.taker))
+    if errors_in(found):
+        return replace(refused(haproxy, config, (*found, *said)), refused_file=None)
+    return _install_and_activate(
+        settings,
+        config,
+        running,
+        attempt,
+        write_state=write_state,
+        output=output,
+        attributes=attributes,
+        said=said,
+    )
 
-    What failed at a reload before is tried again as it is only if `is_forced`.
-    """
+
+def _install_and_activate(
+    settings: Settings,
+    config: Config,
+    running: Running,
+    attempt: Attempt,
+    *,
+    write_state: Callable[[Running], tuple[Problem, ...]],
+    output: str | None,
+    attributes: Attributes | None = None,
+    said: tuple[Problem, ...] = (),
+) -> Deployment:
     haproxy, data = settings.haproxy, config.text.encode("utf-8", "surrogateescape")
     known = (config.hash,)
     worker = take_over.worker_of(settings, running.hash, known)
-    if running.hash == config.hash:
-        return _in_sync(settings, config, data, worker)
-    if (problem := take_over.obstacle(settings, data, worker, known)) is not None:
-        return _needs_consent(config, problem)
-    judgement = judge(haproxy, config, plan, kept=kept, patience=patience)
-    said = judgement.problems
-    if not judgement.accepted:
-        return replace(_refused(haproxy, config, said), judged=True)
-    attempt = Attempt(settings, config, plan, is_forced=is_forced)
-    found = trial(haproxy, config, running.taker, slots=slots, plan=plan)
-    found = (*found, *attempt.rejected(running.taker))
-    if errors_in(found):
-        return replace(_refused(haproxy, config, (*found, *said)), refused_file=None)
     said = (*said, *write_state(running))
     try:
         replaced = take_over.install(settings, data, worker, known=known, attributes=attributes)
     except NeedsConsent as exc:
-        return _needs_consent(config, exc.problem)
+        return needs_consent(config, exc.problem)
     try:
         deployment = _activate(haproxy, config, running, output)
     except Unavailable as exc:
@@ -316,18 +323,8 @@ def _bring(
     )
 
 
-def _in_sync(settings: Settings, config: Config, data: bytes, worker: Worker) -> Deployment:
-    """HAProxy has it already: see to it that the file has it as well."""
-    in_sync = Deployment(outcome=Outcome.IN_SYNC, hash=config.hash)
-    try:
-        replaced = take_over.install(settings, data, worker, known=(config.hash,))
-    except NeedsConsent as exc:
-        warning = replace(exc.problem, severity=Severity.WARNING)
-        return replace(in_sync, problems=(warning,), consent=warning)
-    return replace(in_sync, replaced=replaced, problems=take_over.finish(settings, data))
-
-
-def _needs_consent(config: Config, problem: Problem) -> Deployment:
+def needs_consent(config: Config, problem: Problem) -> Deployment:
+    """The outcome that haproxy.cfg may not be replaced."""
     return Deployment(
         outcome=Outcome.NEEDS_CONSENT, hash=config.hash, problems=(problem,), consent=problem
     )
@@ -372,7 +369,8 @@ def _start(haproxy: Haproxy, digest: str | None, output: str | None) -> None:
     )
 
 
-def _refused(haproxy: Haproxy, config: Config, said: tuple[Problem, ...]) -> Deployment:
+def refused(haproxy: Haproxy, config: Config, said: tuple[Problem, ...]) -> Deployment:
+    """The outcome that `config` is refused; its text is kept beside haproxy.cfg."""
     refused_file: str | None = None
     try:
         refused_file = install.write_refused(haproxy.config_file, config.text)

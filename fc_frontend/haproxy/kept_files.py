@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
 from fc_frontend import files, safe_files
 from fc_frontend.errors import Unavailable
+from fc_frontend.plan.addresses import PATH_LETTERS
 from fc_frontend.safe_files import Unsafe
 from fc_frontend.syntax.files import Use, named_files
 
@@ -87,6 +89,14 @@ def substitutes(state_directory: str, kept: Mapping[str, str]) -> dict[str, str]
         if (content is None or _digest(content) != digest) and (directory / digest).is_file():
             found[path] = str(directory / digest)
     return found
+
+
+def with_copies(text: str, copies: Mapping[str, str]) -> str:
+    """`text` with the paths of copies in place of what they are copies of."""
+    for path, copy in copies.items():
+        if path in text:
+            text = re.sub(rf"{re.escape(path)}(?![{PATH_LETTERS}])", copy, text)
+    return text
 
 
 def _content(path: str) -> bytes | None:

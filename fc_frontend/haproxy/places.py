@@ -42,7 +42,10 @@ class Places:
         if unit is None and name:
             unit = self._config.unit_named(name) or self._definer(name)
         if unit is None:
-            return replace(problem, file=RENDERED, line=line) if line else problem
+            if not line:
+                return problem
+            owner = SETTINGS if self._config.sections else None
+            return replace(problem, file=RENDERED, line=line, unit=owner)
         problem = replace(problem, unit=unit, service=unit.name)
         if unit.kind is UnitKind.SERVICE:
             return replace(problem, field=self._field(line)) if line else problem

@@ -21,6 +21,10 @@ class UnitKind(StrEnum):
     TEMPLATES = "templates"
     SERVICE = "service"
     FRAGMENT = "fragment"
+    FILE = "file"
+    """A file, or services.d, that cannot be read as a whole: it has no section of its own."""
+    DUPLICATE = "duplicate"
+    """A definition of a service that does not count, because another file defines it as well."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,17 +39,18 @@ class UnitId:
     source: str = "files"
 
     def __lt__(self, other: UnitId) -> bool:
-        return self._position < other._position
+        return self.position < other.position
 
     @property
-    def _position(self) -> tuple[int, str, str]:
-        return _KINDS.index(self.kind), self.name, self.source
+    def position(self) -> tuple[int, str, str]:
+        """The key by which units sort."""
+        return _POSITIONS[self.kind], self.name, self.source
 
     def __str__(self) -> str:
         return f"{self.kind} {self.name}".strip()
 
 
-_KINDS = tuple(UnitKind)
+_POSITIONS = {kind: number for number, kind in enumerate(UnitKind)}
 
 
 SETTINGS = UnitId(UnitKind.SETTINGS)
@@ -60,8 +65,8 @@ ENVIRONMENT = frozenset((SETTINGS, TEMPLATES))
 class Resource:
     """Something that sections share or compete for, such as a bind or the name of a backend.
 
-    `kind` is one of "bind", "proxy", "userlist", "peers", "resolvers", "defaults", "cache" or
-    "service" (a Kubernetes Service and port).
+    `kind` is "bind", "service" (a Kubernetes Service and port), or HAProxy's word for a named
+    thing: "backend", "userlist", "peers", "resolvers" and so on.
     """
 
     kind: str
@@ -71,32 +76,20 @@ class Resource:
         return f"{self.kind} {self.name}"
 
 
-NONE: frozenset[Resource] = frozenset()
-
-
 @dataclass(frozen=True, slots=True)
 class Section:
-    """A unit's text in haproxy.cfg, and what links it with others.
+    """A unit's text in haproxy.cfg.
 
-    `holds` are resources that one section at most may have: binds, names.  `uses` are names that
-    another section must define.  `publishes` are the Kubernetes Services and ports behind it: two
-    sections may publish the same, and do so when a service is renamed.
+    `declaration` is a digest of what it was rendered from: it stays the same where only templates
+    or DNS answers change.  `file` is the file that declares it, if that is known.
     """
 
     unit: UnitId
     text: str
-    holds: frozenset[Resource] = NONE
-    uses: frozenset[Resource] = NONE
-    publishes: frozenset[Resource] = NONE
     declaration: str = ""
-    """What it was rendered from, as a digest: it stays the same where only templates change."""
     file: str = field(default="", compare=False)
-    """The file that declares it."""
-
-    @property
-    def links(self) -> frozenset[Resource]:
-        """Everything that may link a change of this section with another change."""
-        return self.holds | self.uses | self.publishes
+    is_trusted: bool = field(default=True, compare=False)
+    """False if the file is not trusted."""
 
 
 class ChangeKind(StrEnum):

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ParamSpec, TypeVar
 
-from fc_frontend.config.loader import Declaration
+from fc_frontend.config.declare import Declaration
 from fc_frontend.errors import Problem, Unavailable
 from fc_frontend.explain.collect import Declared, ask_nameservers, facts_of, seen_of
 from fc_frontend.explain.daemon import parse_status
@@ -255,6 +255,7 @@ def _ask_haproxy(known: DaemonView) -> tuple[Declared, _Haproxy]:
     daemon = parse_status(known.status)
     declared = Declared(
         declaration=known.declaration,
+        prepared=known.prepared,
         daemon=daemon,
         daemon_problem=None,
         quarantined=daemon.quarantined,

@@ -8,13 +8,13 @@ the text.  The same plan gives the same bytes.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
 import jinja2
 
-from fc_frontend.errors import Refused
+from fc_frontend.errors import Problem, Refused
 from fc_frontend.model.units import SETTINGS, Section, UnitId, UnitKind
 from fc_frontend.plan.model import (
     FREE_ADDRESS,
@@ -107,13 +107,25 @@ def render(plan: Plan, templates: Mapping[str, str], *, memo: Memo | None = None
     Services whose plan is still the same object in `memo` are not rendered again.  Raises Refused
     if a template is missing, fails, or leaves out what fc-frontend relies on.
     """
-    return assemble(render_sections(plan, templates, memo=memo))
+    refused: list[Problem] = []
+    sections = render_sections(plan, templates, refused, memo=memo)
+    if refused:
+        raise Refused(*refused)
+    return assemble(sections)
 
 
 def render_sections(
-    plan: Plan, templates: Mapping[str, str], *, memo: Memo | None = None
+    plan: Plan,
+    templates: Mapping[str, str],
+    refused: list[Problem],
+    *,
+    memo: Memo | None = None,
 ) -> tuple[Section, ...]:
-    """The sections of haproxy.cfg for `plan`, as `render`; the first is the settings' one."""
+    """The sections of haproxy.cfg for `plan`, as `render`; the first is the settings' one.
+
+    Units that cannot be rendered are left out, and `refused` gets the problems with their units.
+    Raises Refused if the settings' section cannot be rendered.
+    """
     environment = _environment(tuple(sorted(templates.items())))
     head = _print(
         environment,
@@ -124,7 +136,7 @@ def render_sections(
     )
     _require_description(head)
     _require_own_sections(head, MAIN)
-    return (Section(SETTINGS, head), *_unit_sections(plan, environment, memo or Memo()))
+    return (Section(SETTINGS, head), *_unit_sections(plan, environment, refused, memo or Memo()))
 
 
 def _require_description(head: str) -> None:
@@ -160,21 +172,32 @@ def _faults(head: str) -> tuple[UnitFault, ...]:
     return tuple(section_faults(head))
 
 
-def _unit_sections(plan: Plan, environment: jinja2.Environment, memo: Memo) -> list[Section]:
-    def section(kind: UnitKind, name: str, template: str, **model: object) -> Section:
-        text = _print(environment, template, **model)
-        _require_own_sections(text, template, name)
-        return Section(UnitId(kind, name), text)
-
+def _unit_sections(
+    plan: Plan, environment: jinja2.Environment, refused: list[Problem], memo: Memo
+) -> list[Section]:
     memo.begin(environment, plan.settings.cluster.nodes)
     sections: list[Section] = []
+
+    def section(kind: UnitKind, name: str, template: str, **model: object) -> Section | None:
+        unit = UnitId(kind, name)
+        try:
+            text = _print(environment, template, **model)
+            _require_own_sections(text, template, name)
+        except Refused as exc:
+            refused.extend(replace(problem, unit=unit) for problem in exc.problems)
+            return None
+        return Section(unit, text)
+
     for service in plan.services:
         name = service.spec.name
         known = memo.services.get(name)
         if known is None or known[0] is not service:
             made = section(UnitKind.SERVICE, name, SERVICE, service=_service_model(service, plan))
-            known = memo.services[name] = (service, made)
             memo.rendered += 1
+            if made is None:
+                memo.services.pop(name, None)
+                continue
+            known = memo.services[name] = (service, made)
         sections.append(known[1])
     for fragment in plan.fragments:
         written = memo.fragments.get(fragment.name)
@@ -182,6 +205,9 @@ def _unit_sections(plan: Plan, environment: jinja2.Environment, memo: Memo) -> l
             made = section(
                 UnitKind.FRAGMENT, fragment.name, FRAGMENT, fragment=_fragment_model(fragment)
             )
+            if made is None:
+                memo.fragments.pop(fragment.name, None)
+                continue
             written = memo.fragments[fragment.name] = (fragment, made)
         sections.append(written[1])
     memo.keep(plan)

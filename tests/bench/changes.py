@@ -14,9 +14,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fc_frontend.config.loader import Sources, declare, load, read
-from fc_frontend.config.quarantine import tolerate
-from fc_frontend.pipeline import Memo, Prepared, prepare
+from fc_frontend.config.declare import declare, load
+from fc_frontend.config.loader import Sources, read
+from fc_frontend.pipeline import Base, Memo, Prepared, base_of, no_check, propose
 from fc_frontend.plan.model import Answer, Endpoint, Freshness, Kind
 from tests.bench.options import Options
 from tests.conftest import binary_of
@@ -42,10 +42,10 @@ def measure(version: str, count: int, rounds: int) -> dict[str, object]:
         time.sleep(2.1)
         sources = read(settings)
         again = median(rounds, lambda: read(settings, sources))
-        declaration = tolerate(sources, declare(sources).forms)
-        answers = {spec.name: answer(number) for number, spec in enumerate(declaration.services)}
-        full = median(3, lambda: prepare(declaration, answers))
-        whole = prepare(declaration, answers)
+        specs = declare(sources).services
+        answers = {spec.name: answer(number) for number, spec in enumerate(specs)}
+        full = median(3, lambda: propose(sources, Base(), answers, {}, no_check))
+        whole = propose(sources, Base(), answers, {}, no_check)
         judged = median(min(3, rounds), lambda: judge(version, directory, whole))
         changes = [change(settings, sources, answers, turn) for turn in range(rounds)]
         one = statistics.median(took for took, _ in changes)
@@ -68,15 +68,15 @@ def change(
 ) -> tuple[float, int]:
     """Seconds from a changed file to the text, and the number of lines that are others in it."""
     memo = Memo()
-    former = tolerate(sources, declare(sources).forms)
-    before = prepare(former, answers, memo=memo)
+    before = propose(sources, Base(), answers, {}, no_check, memo=memo)
+    base = base_of(before, before.declaration.raw, is_running=True)
     name = f"s{turn * 7 % len(answers)}"
     path = Path(settings).parent / "services.d" / f"{name}.yaml"
     text = path.read_text()
     path.write_text(text.replace("8080", "8081"))
     began = time.perf_counter()
     now = read(settings, sources, frozenset([path.name]))
-    after = prepare(tolerate(now, former.forms), answers, memo=memo)
+    after = propose(now, base, answers, answers, no_check, memo=memo)
     took = time.perf_counter() - began
     path.write_text(text)
     assert before.config is not None

@@ -11,7 +11,7 @@ import json
 import sys
 import time
 
-from fc_frontend.config.loader import load
+from fc_frontend.config.declare import load
 from fc_frontend.discovery.client import DnsClient
 from fc_frontend.discovery.resolve import resolve_all
 from fc_frontend.discovery.unchanged import UnchangedAnswers

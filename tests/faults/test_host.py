@@ -297,7 +297,7 @@ def test_a_haproxy_killed_in_the_search_for_a_culprit_blames_nobody(
     assert not site.held()
     site.still_serve()
     program.mode = "good"
-    site.until_held({("fragment", "zz"): "it is left out"})
+    site.until_held({("fragment", "zz"): "it is not deployed"})
     for number in range(len(names)):
         frontend.until(lambda port=10100 + number: frontend.ask(port) == "extra-1")
     for path in [*map(site.file, names), frontend.services_d / "zz.cfg"]:
@@ -453,13 +453,13 @@ def test_services_stay_while_their_directory_is_gone(site: Site) -> None:
     texts = {path.name: path.read_text() for path in frontend.services_d.iterdir()}
     running = frontend.running_hash()
     shutil.rmtree(frontend.services_d)
-    site.until_held({("file", str(frontend.services_d)): "the last good form goes on"})
+    site.until_held({("file", str(frontend.services_d)): "the last good version keeps running"})
     site.still_serve()
     assert frontend.running_hash() == running
     # It is left alone by a restart, too.
     frontend.stop_daemon(signal.SIGKILL)
     frontend.start()
-    site.until_held({("file", str(frontend.services_d)): "the last good form goes on"})
+    site.until_held({("file", str(frontend.services_d)): "the last good version keeps running"})
     assert frontend.running_hash() == running
     frontend.services_d.mkdir()
     for name, text in texts.items():

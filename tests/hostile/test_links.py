@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from fc_frontend import files
-from fc_frontend.config.last_good import LastGood, load_last_good
+from fc_frontend.config.running import RunningDeclarations, load_running
 from fc_frontend.discovery.store import load_answers
 from fc_frontend.errors import Refused, Severity, Unavailable
 from fc_frontend.haproxy import drain_record, history, hold, install, kept_files
@@ -25,8 +25,8 @@ from fc_frontend.haproxy.drain import NOTHING, Drained
 from fc_frontend.haproxy.history import Entry
 from fc_frontend.haproxy.hold import Hold
 from fc_frontend.haproxy.lock import deploying
-from fc_frontend.pipeline import save_last_good
 from fc_frontend.plan.model import Haproxy, Settings
+from fc_frontend.stored import save_running
 from tests.frontend import Frontend
 from tests.hostile.as_root import DAEMON, again_as_root, as_daemon, as_root, given
 
@@ -49,7 +49,7 @@ def drain(state: Path) -> None:
 
 def keep_forms(state: Path) -> None:
     haproxy = Haproxy(config_file=str(state / "haproxy.cfg"))
-    save_last_good(Settings(state_directory=str(state), haproxy=haproxy), LastGood())
+    save_running(Settings(state_directory=str(state), haproxy=haproxy), RunningDeclarations())
 
 
 def lock(state: Path) -> None:
@@ -62,7 +62,7 @@ WRITERS: dict[str, Callable[[Path], None]] = {
     "history/000001.cfg": record,
     hold.FILE: set_hold,
     drain_record.FILE: drain,
-    "last-good.json": keep_forms,
+    "running.json": keep_forms,
     "deploy.lock": lock,
 }
 PLANTED: dict[str, Callable[[Path, Path], None]] = {
@@ -220,7 +220,7 @@ def nothing_of_root_is_shown(directory: Path) -> None:
         place.mkdir()
         state, victim = state_of(place)
         record(state)
-        names = ("history/000001.cfg", hold.FILE, drain_record.FILE, "last-good.json")
+        names = ("history/000001.cfg", hold.FILE, drain_record.FILE, "running.json")
         for name in (*names, "answers.json", "history/000002.json"):
             (state / name).unlink(missing_ok=True)
             PLANTED[plant](state / name, victim)
@@ -232,7 +232,7 @@ def nothing_of_root_is_shown(directory: Path) -> None:
         drained, (warning,) = drain_record.load(Settings(state_directory=str(state)))
         assert drained == NOTHING
         assert "link" in warning.message and "secret" not in warning.message
-        assert load_last_good(str(state / "last-good.json")) == LastGood()
+        assert load_running(str(state / "running.json")) == RunningDeclarations()
         assert load_answers(str(state / "answers.json")) == {}
         assert history.damaged(str(state)) == (f"{state}/history/000002.json",)
         config = state / "haproxy.cfg"
@@ -322,9 +322,9 @@ def test_copies_are_readable_by_nobody_else_than_haproxy_cfg(tmp_path: Path) -> 
         state_directory=str(tmp_path / "state"), haproxy=Haproxy(config_file=str(config))
     )
     files.make_directory(settings.state_directory, mode=0o750)
-    save_last_good(settings, LastGood())
+    save_running(settings, RunningDeclarations())
     history.record(settings.state_directory, ENTRY, "secret", mode=0o600)
-    for path in (tmp_path / "haproxy.cfg.refused", tmp_path / "state" / "last-good.json"):
+    for path in (tmp_path / "haproxy.cfg.refused", tmp_path / "state" / "running.json"):
         assert stat.S_IMODE(path.stat().st_mode) == 0o600, path
     assert stat.S_IMODE((tmp_path / "state/history/000001.cfg").stat().st_mode) == 0o600
 

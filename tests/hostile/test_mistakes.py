@@ -13,10 +13,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from fc_frontend.config.last_good import (
-    LastGood,
-    load_last_good,
-)
+from fc_frontend.config.running import RunningDeclarations, load_running
 from fc_frontend.demo.load import Load
 from tests.faults.site import EXTRA, Site, put, serving
 from tests.frontend import Frontend
@@ -40,8 +37,8 @@ def serves(site: Site, port: int) -> bool:
     return site.frontend.ask(port) == f"{NAME}-1"
 
 
-def on_disk(frontend: Frontend) -> LastGood:
-    return load_last_good(str(frontend.directory / "state" / "last-good.json"))
+def on_disk(frontend: Frontend) -> RunningDeclarations:
+    return load_running(str(frontend.directory / "state" / "running.json"))
 
 
 def binds(frontend: Frontend) -> str:
@@ -212,7 +209,7 @@ def test_evidence_reverts_exactly_the_change_that_it_is_against(site: Site) -> N
         site.declare(NAME, bad, pod_port=9)
 
     def until_reverted(times: int) -> None:
-        frontend.until(lambda: len(frontend.events("service-went-back")) == times)
+        frontend.until(lambda: len(frontend.events("service-reverted")) == times)
         frontend.until(lambda: serves(site, good))
 
     with moved(site, good, FIRST_PORT):
@@ -235,5 +232,5 @@ def test_evidence_reverts_exactly_the_change_that_it_is_against(site: Site) -> N
     half_written(site)
     frontend.start()
     until_reverted(3)
-    assert binds(frontend).endswith(f":{good}")
+    frontend.until(lambda: binds(frontend).endswith(f":{good}"))
     site.still_serve()

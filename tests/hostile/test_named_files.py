@@ -432,12 +432,12 @@ def test_units_that_name_bad_files_cost_only_themselves(site: Site, short_direct
     os.mkfifo(short_directory / "pipe")
     (short_directory / "sparse").touch()
     os.truncate(short_directory / "sparse", 10 << 30)
-    held = {("service", name): "the last good form goes on" for name in BAD_FIELDS}
+    held = {("service", name): "the last good version keeps running" for name in BAD_FIELDS}
     for number, bad in enumerate(BAD_LINES.values()):
         line = bad.format(pipe=short_directory / "pipe", sparse=short_directory / "sparse")
         text = listen(site, line, number=number)
         (site.frontend.services_d / f"hand{number}.cfg").write_text(f"\n\n{text}")
-        held["fragment", f"hand{number}"] = "it is left out"
+        held["fragment", f"hand{number}"] = "it is not deployed"
     for name, fields in BAD_FIELDS.items():
         site.declare(name, SERVICES[name], **fields)
     innocent_change_goes_through(site)
@@ -480,7 +480,7 @@ def test_a_check_that_hangs_costs_only_the_change_that_makes_it_hang(
     """Nothing tells in advance that a program never ends."""
     endless(site, short_directory)
     innocent_change_goes_through(site)
-    site.until_held({("settings", ""): "the last good form goes on"})
+    site.until_held({("settings", ""): "the last good version keeps running"})
     # It is tried again and again, and others do not wait for it.
     site.declare("cart", SERVICES["cart"], extra_config="http-response set-header x new")
     text = site.frontend.haproxy_cfg.read_text
@@ -494,7 +494,7 @@ def test_a_check_that_needs_too_much_costs_only_its_change(site: Site) -> None:
     hand = site.frontend.services_d / "hand.cfg"
     hand.write_text(listen(site, "server-template s 1-1000000 127.0.0.1:1"))
     innocent_change_goes_through(site)
-    site.until_held({("fragment", "hand"): "it is left out"})
+    site.until_held({("fragment", "hand"): "it is not deployed"})
     hand.unlink()
     tidied(site)
 
@@ -546,7 +546,7 @@ def test_files_that_are_none_cost_only_themselves(site: Site, short_directory: P
         (directory / "dead.yaml").symlink_to(mount / "file")
         bad = [path for path in directory.iterdir() if path.stem not in SERVICES]
         innocent_change_goes_through(site)
-        site.until_held({("file", str(path)): "it is left out" for path in bad})
+        site.until_held({("file", str(path)): "it is not deployed" for path in bad})
         for path in bad:
             path.unlink()
         tidied(site)

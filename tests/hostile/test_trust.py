@@ -18,17 +18,19 @@ from typing import Any
 
 import pytest
 
-from fc_frontend.config.last_good import LastGood, Piece, dump_last_good, load_last_good
-from fc_frontend.config.loader import Declaration, declare, is_unchanged, load, read
-from fc_frontend.config.quarantine import tolerate
+from fc_frontend.config.declare import Declaration, declare, load
+from fc_frontend.config.loader import is_unchanged, read
+from fc_frontend.config.running import dump_running, load_running
 from fc_frontend.config.schema import CAMEL_CASE
+from fc_frontend.config.trust import Level
 from fc_frontend.doctor.findings import Result
 from fc_frontend.doctor.judge.trust import judge_declaring
 from fc_frontend.doctor.observe.trust import levels, observe_named
 from fc_frontend.errors import Problem, Severity, errors_in
 from fc_frontend.haproxy import hold
 from fc_frontend.paths.mounts import leads_to, parse
-from fc_frontend.pipeline import prepare, save_last_good, stored_last_good
+from fc_frontend.stored import save_running, stored_running
+from tests.support.prepared import newcomers, prepare, prepared, running, withheld
 
 MALLORY = 4242
 """A user who is not trusted, and has no name on this host."""
@@ -231,7 +233,7 @@ def in_mount_namespace(script: str, directory: Path) -> str:
 
 
 PRINT_LEVELS = """
-from fc_frontend.config.loader import load
+from fc_frontend.config.declare import load
 declaration = load("etc/config.json")
 for path, verdict in declaration.verdicts.items():
     print(path, verdict.level, verdict.reason)
@@ -495,9 +497,9 @@ def test_a_flood_in_an_untrusted_file_is_a_few_problems(site: Site, text: str) -
     site.put("etc/services.d/x.yaml", text, MALLORY)
     sources = read(str(site.config))
     for _ in range(2):
-        declaration = tolerate(sources, LastGood())
-        assert [spec.name for spec in declaration.services] == ["good"]
-        problems = [each for held in declaration.quarantined for each in held.problems]
+        found = prepared(sources)
+        assert [each.spec.name for each in found.plan.services] == ["good"]
+        problems = [each for held in found.withheld for each in held.problems]
         assert 1 <= len(problems) <= 20
         assert len(json.dumps([problem.as_json() for problem in problems])) < 20_000
         sources = read(str(site.config), sources)
@@ -616,11 +618,10 @@ def test_an_untrusted_file_cannot_take_a_name(site: Site) -> None:
     site.put("etc/services.d/m.json", RAW)
     for name in ("a.json", "z.json"):
         site.put(f"etc/services.d/{name}", {"shop": {"pod_port": 6666}}, MALLORY)
-    declaration = tolerate(read(str(site.config)), LastGood())
-    (spec,) = declaration.services
+    found = prepared(site.config)
+    (spec,) = found.declaration.services
     assert spec.port == 8080
-    assert {held.unit.piece for held in declaration.quarantined} == {Piece.DUPLICATE}
-    assert {str(held.unit) for held in declaration.quarantined} == {
+    assert withheld(found).keys() == {
         f"duplicate shop in {site.services_d}/{name}" for name in ("a.json", "z.json")
     }
     problems = errors_in(site.load().problems)
@@ -633,7 +634,7 @@ def test_among_untrusted_files_the_running_definition_keeps_the_name(site: Site)
     site.put("etc/services.d/m.json", VALUES, MALLORY)
     first = declare(read(str(site.config)))
     site.put("etc/services.d/a.json", {"shop": {"pod_port": 6666}}, DEPLOY)
-    (spec,) = declare(read(str(site.config)), first.forms).services
+    (spec,) = declare(read(str(site.config)), first.raw).services
     assert spec.port == 8080
     (spec,) = declare(read(str(site.config))).services
     assert spec.port == 6666
@@ -660,8 +661,9 @@ def test_an_untrusted_file_cannot_take_connections(
     path = site.put("etc/services.d/z.json", {"z": {"pod_port": 2, "binds": trusted}})
 
     def refused() -> Problem:
-        declaration = declare(read(str(site.config)), running.forms)
-        (problem,) = errors_in(prepare(declaration, {}).problems)
+        declaration = declare(read(str(site.config)), running.raw)
+        fresh = newcomers(declaration, running.raw)
+        (problem,) = errors_in(prepare(declaration, {}, newcomers=fresh).problems)
         assert problem.field == "binds.0"
         return problem
 
@@ -736,37 +738,36 @@ def test_limits_of_untrusted_files(site: Site) -> None:
 @needs_users
 def test_an_untrusted_file_cannot_bring_back_what_a_trusted_one_withdrew(site: Site) -> None:
     path = site.put("etc/services.d/root.json", RAW)
-    running = declare(read(str(site.config))).forms
+    base = running(prepared(site.config))
     path.unlink()
     site.put("etc/services.d/bad.json", {"shop": {"pod_prt": 1}}, MALLORY)
-    declaration = tolerate(read(str(site.config)), running)
-    assert not declaration.services
-    (held,) = declaration.quarantined
-    assert not held.kept
+    found = prepared(site.config, base)
+    assert not found.plan.services
+    (held,) = found.withheld
+    assert not held.is_kept
     # The same mistake in a trusted file costs nothing: the last good form keeps running.
     own(site.services_d / "bad.json", 0, 0o644)
-    declaration = tolerate(read(str(site.config)), running)
-    assert [spec.extra_config for spec in declaration.services] == [("timeout client 5s",)]
+    services = prepared(site.config, base).declaration.services
+    assert [spec.extra_config for spec in services] == [("timeout client 5s",)]
 
 
 @needs_users
 def test_a_last_good_form_keeps_its_level(site: Site) -> None:
     path = site.put("etc/services.d/shop.json", RAW)
-    stored = site.root / "last-good.json"
-    stored.write_bytes(dump_last_good(declare(read(str(site.config))).forms))
-    running = load_last_good(str(stored))
+    stored = site.root / "running.json"
+    base = running(prepared(site.config))
+    stored.write_bytes(dump_running(base.declarations))
+    assert load_running(str(stored)) == base.declarations
     own(path, MALLORY, 0o644)
-    declaration = tolerate(read(str(site.config)), running)
-    assert [spec.extra_config for spec in declaration.services] == [("timeout client 5s",)]
-    assert [held.kept for held in declaration.quarantined] == [True]
+    found = prepared(site.config, base)
+    assert [spec.extra_config for spec in found.declaration.services] == [("timeout client 5s",)]
+    assert [held.is_kept for held in found.withheld] == [True]
     # A form from an untrusted file gains nothing by being kept.
     path.write_text(json.dumps({"services": VALUES}))
-    running = declare(read(str(site.config))).forms
+    base = running(prepared(site.config))
+    assert [raw.level for raw in base.declarations.services.values()] == [Level.UNTRUSTED]
     path.write_text(json.dumps({"services": {"shop": {"pod_prt": 1}}}))
-    site.settings["untrusted"] = {"namespaces": []}
-    site.write()
-    declaration = tolerate(read(str(site.config)), running)
-    assert not declaration.services
+    assert prepared(site.config, base).declaration.untrusted == {"shop"}
 
 
 @needs_users
@@ -777,8 +778,8 @@ def test_a_state_directory_that_others_may_write_is_refused(site: Site) -> None:
     site.put("etc/services.d/shop.json", RAW)
     declaration = site.load()
     assert not declaration.problems
-    save_last_good(declaration.settings, declaration.forms)
-    assert stored_last_good(str(state)).services
+    save_running(declaration.settings, declaration.raw)
+    assert stored_running(str(state)).services
     # Nor is what it holds for a rollback.
     held = hold.Hold(id=1, hash="0123456789abcdef", since=1.0, by="mallory")
     hold.save(str(state), held)
@@ -787,7 +788,7 @@ def test_a_state_directory_that_others_may_write_is_refused(site: Site) -> None:
     assert hold.load(str(state)) == hold.Hold()
     (problem,) = errors_in(site.load().problems)
     assert problem.field == "state_directory"
-    assert not stored_last_good(str(state)).services
+    assert not stored_running(str(state)).services
 
 
 # Races

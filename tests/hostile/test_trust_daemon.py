@@ -12,8 +12,8 @@ import pytest
 from tests.faults.site import EXTRA, SERVICES, Site, serving
 from tests.hostile.test_trust import MALLORY, needs_users
 
-KEPT = "the last good form goes on"
-LEFT_OUT = "it is left out"
+KEPT = "the last good version keeps running"
+LEFT_OUT = "it is not deployed"
 NAME, PORT = EXTRA
 
 

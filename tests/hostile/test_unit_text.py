@@ -13,13 +13,12 @@ from typing import Any
 
 import pytest
 
+from fc_frontend.config.declare import load
 from fc_frontend.config.fragments import fragment_of
-from fc_frontend.config.loader import load
 from fc_frontend.config.templates import templates
 from fc_frontend.errors import Problem, Refused, errors_in
 from fc_frontend.haproxy.judge import judge
 from fc_frontend.haproxy.validate import validate
-from fc_frontend.pipeline import Prepared, prepare
 from fc_frontend.plan.model import Haproxy
 from fc_frontend.render.config import Config, config_hash, has_mark
 from fc_frontend.render.render import render
@@ -29,6 +28,7 @@ from fc_frontend.syntax.units import MAX_OPTION_WORDS, Owner, raw_line_faults
 from tests.faults.site import EXTRA, SERVICES, serving
 from tests.frontend import Frontend
 from tests.hostile.real_words import disguised, random_line
+from tests.support.prepared import Rendered, prepare
 from tests.test_injection import declared, directory, expected, parsed
 
 LUA = "lua-load {lua}"
@@ -286,7 +286,7 @@ def test_fragments_may_have_conditions_inside_a_section(haproxy_binary: str) -> 
         assert verdict.accepted, verdict.output
 
 
-def with_fragment(path: Path, text: str) -> Prepared:
+def with_fragment(path: Path, text: str) -> Rendered:
     (path / "services.d").mkdir()
     (path / "services.d" / "hand.cfg").write_text(text)
     settings = {
@@ -576,6 +576,6 @@ OPERATORS = {
 def test_operators_templates_keep_sections_apart(name: str, tmp_path: Path) -> None:
     with pytest.raises(Refused) as caught:
         rendered_with(tmp_path, OPERATORS[name])
-    (problem,) = caught.value.problems
+    problem = caught.value.problems[0]
     assert (problem.file or "").endswith(".j2")
     assert problem.service is None

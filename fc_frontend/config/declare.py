@@ -1,0 +1,548 @@
+"""From the text of files to declared values, with each error attributed to the unit it is in.
+
+    Sources ─► declare ─► Declaration: settings, services, fragments, templates, faults by unit
+
+Pure but for the look at users of this host.  A unit's fault never hides the others.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from fc_frontend.config import claims, trusted_users
+from fc_frontend.config.document import Document
+from fc_frontend.config.fragments import fragment_of
+from fc_frontend.config.loader import (
+    NO_DOCUMENT,
+    Raw,
+    Sources,
+    place_between,
+    placed,
+    read,
+    read_document_of,
+    settings_in,
+    template_directory,
+    untrusted_file,
+)
+from fc_frontend.config.running import RawDeclaration, RunningDeclarations
+from fc_frontend.config.trust import (
+    TRUSTED,
+    UNTRUSTED_ORIGIN,
+    Level,
+    Verdict,
+    judge,
+)
+from fc_frontend.desired.changes import Unreadable
+from fc_frontend.errors import Problem, Severity, errors_in
+from fc_frontend.model.units import (
+    ENVIRONMENT,
+    SETTINGS,
+    TEMPLATES,
+    Resource,
+    UnitId,
+    UnitKind,
+)
+from fc_frontend.paths.accounts import user_id
+from fc_frontend.plan import untrusted
+from fc_frontend.plan.checks import service_problems, settings_problems
+from fc_frontend.plan.model import Fragment, ServiceSpec, Settings
+from fc_frontend.syntax.endpoints import ListenOptions, read_endpoints
+from fc_frontend.syntax.links import service_resource
+
+NOTHING_RUNS = RunningDeclarations()
+Faults = dict[UnitId, tuple[Problem, ...]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Declaration:
+    """All that is declared.  `services` and `fragments` are those without a fault.
+
+    `services` are sorted by name.  `directory` is services.d; `problems` has errors and warnings.
+    """
+
+    settings: Settings
+    services: tuple[ServiceSpec, ...] = ()
+    fragments: tuple[Fragment, ...] = ()
+    problems: tuple[Problem, ...] = ()
+    settings_file: str
+    directory: str
+    templates: Mapping[str, str] = field(default_factory=dict)
+    raw: RunningDeclarations = NOTHING_RUNS
+    """What `services`, `fragments` and the rest were made of."""
+    faults: Mapping[UnitId, tuple[Problem, ...]] = field(default_factory=dict)
+    """The errors in `problems`, by unit."""
+    claims: Mapping[UnitId, frozenset[Resource]] = field(default_factory=dict)
+    """What units with faults would hold and publish, as far as it could be read."""
+    unreadable: tuple[Unreadable, ...] = ()
+    verdicts: Mapping[str, Verdict] = field(default_factory=dict)
+    """The trust level of each file that could be looked at, by its path."""
+    untrusted: frozenset[str] = frozenset()
+    """Those of `services` that come from untrusted files."""
+    _documents: dict[str, Document] = field(default_factory=dict, compare=False, repr=False)
+    """What was read to locate problems: in an outage of DNS each service may have one."""
+
+    def located(self, problem: Problem) -> Problem:
+        """`problem` with the place where its service or setting is declared, if it is found."""
+        if problem.file or not (problem.service or problem.field):
+            return problem
+        if not problem.service:
+            return self._located_setting(problem)
+        at = bisect_left(self.services, problem.service, key=lambda spec: spec.name)
+        spec = self.services[at] if at < len(self.services) else None
+        if spec and spec.name == problem.service and spec.origin:
+            file = spec.origin.file
+            if file not in self._documents:
+                self._documents[file] = read_document_of(file)
+            return placed(problem, file, self._documents[file])
+        for fragment in self.fragments:
+            if fragment.name == problem.service:
+                return replace(problem, file=fragment.origin.file)
+        return problem
+
+    def _located_setting(self, problem: Problem) -> Problem:
+        file = self.settings_file
+        if file not in self._documents:
+            self._documents[file] = read_document_of(file)
+        return place_between(problem, {}, self._documents[file], file)
+
+
+def load(settings_file: str) -> Declaration:
+    """Everything that the settings file and services.d beside it declare.
+
+    Never raises for what is in the files: `problems` has it.
+    """
+    return declare(read(settings_file))
+
+
+def declare(
+    sources: Sources,
+    running: RunningDeclarations = NOTHING_RUNS,
+    kept: AbstractSet[UnitId] = frozenset(),
+) -> Declaration:
+    """What the sources declare, with the `kept` ones of `ENVIRONMENT` as they are `running`.
+
+    Raises nothing for what is in the files.
+    """
+    return _Declarer(sources, running, kept).declaration()
+
+
+class _Declarer:
+    """One pass over the sources."""
+
+    def __init__(
+        self, sources: Sources, running: RunningDeclarations, kept: AbstractSet[UnitId]
+    ) -> None:
+        self._sources = sources
+        self._running = running
+        self._kept = kept & ENVIRONMENT if running.settings is not None else frozenset[UnitId]()
+        self._faults: dict[UnitId, list[Problem]] = {}
+        self._warnings: list[Problem] = []
+        self._unreadable: dict[str, list[Problem]] = {}
+        keeps_settings = SETTINGS in self._kept
+        self._raw_settings: Mapping[str, Any] = sources.settings
+        self._document = sources.document
+        if keeps_settings and running.settings is not None:
+            self._raw_settings, self._document = dict(running.settings), NO_DOCUMENT
+        self._verdicts = file_verdicts(sources, self._raw_settings)
+
+    def declaration(self) -> Declaration:
+        sources = self._sources
+        self._sort_source_problems()
+        settings = self._settings()
+        self._overfull()
+        raws = self._services()
+        specs, doubtful, forms = self._specs(raws)
+        fragments = self._fragments()
+        for name, violation in _violations(settings, doubtful, fragments, self._running.services):
+            problem = _violation_problem(raws[name], violation, self._verdicts)
+            self._blame(self._faulty_unit(raws[name]), problem)
+            specs.pop(name, None)
+        fragments = self._without_clashes(fragments, specs)
+        for problem in settings_problems(settings, sources.host):
+            self._blame(
+                SETTINGS, place_between(problem, raws, self._document, sources.settings_file)
+            )
+        for problem in service_problems(settings, specs.values()):
+            name = problem.service or ""
+            unit = UnitId(UnitKind.SERVICE, name)
+            if self._is_settings_fault(name, forms[name]):
+                unit = SETTINGS
+            self._blame(unit, place_between(problem, raws, self._document, sources.settings_file))
+            specs.pop(name, None)
+        templates = self._templates()
+        names = sorted(specs)
+        faults = {unit: tuple(dict.fromkeys(found)) for unit, found in self._faults.items()}
+        unreadable = tuple(
+            Unreadable(path, tuple(found), self._text_of(path), self._is_trusted(path))
+            for path, found in self._unreadable.items()
+        )
+        errors = [
+            *(problem for found in faults.values() for problem in found),
+            *(problem for file in unreadable for problem in file.problems),
+        ]
+        return Declaration(
+            settings=settings,
+            services=tuple(specs[name] for name in names),
+            fragments=tuple(fragments),
+            problems=tuple(dict.fromkeys((*errors, *self._warnings))),
+            settings_file=sources.settings_file,
+            directory=sources.directory,
+            templates=templates,
+            raw=RunningDeclarations(
+                settings=self._raw_settings,
+                services={name: forms[name] for name in names},
+                fragments={f.name: RawDeclaration(f.origin.file, f.text) for f in fragments},
+                templates=templates,
+            ),
+            faults=faults,
+            claims={
+                unit: _claims(raws[unit.name])
+                for unit in faults
+                if unit.kind is UnitKind.SERVICE and unit.name in raws
+            },
+            unreadable=unreadable,
+            verdicts=self._verdicts,
+            untrusted=frozenset(name for name in doubtful if name in specs),
+        )
+
+    def _is_trusted(self, file: str) -> bool:
+        return file in self._verdicts and self._verdicts[file].is_trusted
+
+    def _faulty_unit(self, raw: Raw) -> UnitId:
+        """The unit that a faulty definition of a service counts for.
+
+        If its file is not trusted, and the service runs as a trusted file declared it, that is
+        another service: otherwise such a file could keep what a trusted file removes.
+        """
+        running = self._running.services.get(raw.name)
+        is_foreign = (
+            running is not None
+            and running.level is Level.TRUSTED
+            and running.file != raw.file
+            and not self._is_trusted(raw.file)
+        )
+        if is_foreign:
+            return UnitId(UnitKind.DUPLICATE, f"{raw.name} in {raw.file}")
+        return UnitId(UnitKind.SERVICE, raw.name)
+
+    def _blame(self, unit: UnitId, *problems: Problem) -> None:
+        """Note errors as faults of `unit`, and warnings as such."""
+        for problem in problems:
+            if problem.severity is Severity.WARNING:
+                self._warnings.append(problem)
+            else:
+                self._faults.setdefault(unit, []).append(replace(problem, unit=unit))
+
+    def _sort_source_problems(self) -> None:
+        """Attribute what was wrong when the files were read."""
+        sources = self._sources
+        for problem in sources.problems:
+            if problem.severity is Severity.WARNING:
+                self._warnings.append(problem)
+            elif problem.service:
+                self._blame(UnitId(UnitKind.SERVICE, problem.service), problem)
+            elif problem.file in sources.broken:
+                found = problem
+                if problem.file == sources.settings_file:
+                    found = replace(problem, unit=SETTINGS)
+                    self._blame(SETTINGS, found)
+                self._unreadable.setdefault(problem.file or "", []).append(found)
+            else:
+                self._blame(TEMPLATES, problem)
+        if not sources.has_directory and _any_in(sources.directory, self._running):
+            problem = Problem(
+                message="does not exist any more",
+                remedy="create it again; an empty directory removes its services",
+                file=sources.directory,
+            )
+            self._unreadable.setdefault(sources.directory, []).append(problem)
+
+    def _text_of(self, path: str) -> str:
+        file = self._sources.files.get(path)
+        return file.text if file else ""
+
+    def _settings(self) -> Settings:
+        found: list[Problem] = []
+        file = self._sources.settings_file
+        settings = settings_in(self._raw_settings, self._document, file, found)
+        found += _trust_problems(self._raw_settings, self._document, file)
+        self._blame(SETTINGS, *found)
+        return settings
+
+    def _overfull(self) -> None:
+        """Untrusted files that define more services than all of them may."""
+        for path, file in self._sources.files.items():
+            if len(file.services) > untrusted.MAX_SERVICES:
+                verdict = self._verdicts.get(path, UNTRUSTED_ORIGIN)
+                if not verdict.is_trusted:
+                    message = f"untrusted files define at most {untrusted.MAX_SERVICES} services"
+                    problem = untrusted_file(message, path, verdict)
+                    self._unreadable.setdefault(path, []).append(problem)
+
+    def _services(self) -> Mapping[str, Raw]:
+        """The service definitions that count, by name."""
+        sources = self._sources
+        if not sources.duplicates and not self._unreadable:
+            return sources.services
+        found = dict(sources.services)
+        trusted = {path for path, verdict in self._verdicts.items() if verdict.is_trusted}
+        for name, several in sources.duplicates.items():
+            left = [raw for raw in several if raw.file not in self._unreadable]
+            if not left:
+                continue
+            running = self._running.services.get(name)
+            found[name], said = claims.settle(left, trusted, running.file if running else None)
+            for unit, problems in said.items():
+                self._blame(unit, *problems)
+        return {name: raw for name, raw in found.items() if raw.file not in self._unreadable}
+
+    def _specs(
+        self, raws: Mapping[str, Raw]
+    ) -> tuple[dict[str, ServiceSpec], dict[str, ServiceSpec], dict[str, RawDeclaration]]:
+        """The services without faults of their own, those of untrusted files, and the raw forms."""
+        specs: dict[str, ServiceSpec] = {}
+        doubtful: dict[str, ServiceSpec] = {}
+        forms: dict[str, RawDeclaration] = {}
+        levels = {path: verdict.level for path, verdict in self._verdicts.items()}
+        failed = self._running.failed
+        for name, raw in raws.items():
+            if name in failed and (evidence := self._running.has_failed(name, raw.value)):
+                self._blame(self._faulty_unit(raw), _no_server_up(name, evidence.file))
+            level = raw.level or levels.get(raw.file, Level.UNTRUSTED)
+            spec, problems, form = raw.found.get(level) or raw.judged(level)
+            if problems:
+                self._blame(self._faulty_unit(raw), *problems)
+            if spec is None:
+                continue
+            forms[name] = form
+            if level is Level.UNTRUSTED:
+                doubtful[name] = spec
+            if UnitId(UnitKind.SERVICE, name) not in self._faults:
+                specs[name] = spec
+        return specs, doubtful, forms
+
+    def _without_clashes(
+        self, fragments: list[Fragment], specs: dict[str, ServiceSpec]
+    ) -> list[Fragment]:
+        """The fragments whose names no service has; of two, the one that runs keeps its name."""
+        left: list[Fragment] = []
+        for fragment in fragments:
+            name = fragment.name
+            if name not in specs:
+                left.append(fragment)
+                continue
+            message = f"a fragment and a service are both named {name}"
+            if name in self._running.fragments and name not in self._running.services:
+                spec = specs.pop(name)
+                file = spec.origin.file if spec.origin else None
+                problem = Problem(message=message, remedy="rename the service", file=file)
+                self._blame(UnitId(UnitKind.SERVICE, name), replace(problem, service=name))
+                left.append(fragment)
+            else:
+                file = fragment.origin.file
+                problem = Problem(message=message, remedy="rename the file", file=file)
+                self._blame(UnitId(UnitKind.FRAGMENT, name), problem)
+        return left
+
+    def _is_settings_fault(self, name: str, form: RawDeclaration) -> bool:
+        """True if a service is as it runs, and the settings are not."""
+        before = self._running.services.get(name)
+        return (
+            SETTINGS not in self._kept
+            and self._running.settings is not None
+            and self._running.settings != self._raw_settings
+            and before is not None
+            and before.value == form.value
+        )
+
+    def _fragments(self) -> list[Fragment]:
+        """The fragments of trusted files."""
+        found: list[Fragment] = []
+        for fragment in self._sources.fragments:
+            path = fragment.origin.file
+            if path in self._unreadable:
+                continue
+            verdict = self._verdicts.get(path, UNTRUSTED_ORIGIN)
+            if verdict.is_trusted:
+                found.append(fragment)
+            else:
+                message = "a raw fragment needs a trusted file"
+                unit = UnitId(UnitKind.FRAGMENT, fragment.name)
+                self._blame(unit, untrusted_file(message, path, verdict))
+        return sorted(found, key=lambda fragment: fragment.name)
+
+    def _has_same_templates(self) -> bool:
+        """True if the templates were read from the directory that the running settings name."""
+        running = self._running.settings or {}
+        return self._sources.templates is not None and template_directory(
+            self._sources.settings
+        ) == template_directory(running)
+
+    def _templates(self) -> Mapping[str, str]:
+        """The operator's templates, all of them from trusted files: they are code."""
+        if TEMPLATES in self._kept or (SETTINGS in self._kept and not self._has_same_templates()):
+            return self._running.templates
+        found = [
+            untrusted_file("templates need trusted files", path, self._verdicts[path])
+            for path in self._sources.template_access
+            if not self._verdicts[path].is_trusted
+        ]
+        self._blame(TEMPLATES, *found)
+        return {} if found else self._sources.templates or {}
+
+
+def kept_raw(name: str, form: RawDeclaration) -> Raw:
+    """A declaration that HAProxy runs, to be judged as one that was just read."""
+    return Raw(name, form.value, form.file, NO_DOCUMENT, form.level)
+
+
+def running_specs(running: RunningDeclarations) -> dict[str, ServiceSpec]:
+    """The services that run, by name, as far as their declarations are still valid."""
+    found: dict[str, ServiceSpec] = {}
+    for name, form in running.services.items():
+        spec, _, _ = kept_raw(name, form).judged(form.level)
+        if spec is not None:
+            found[name] = spec
+    return found
+
+
+def running_fragments(running: RunningDeclarations) -> dict[str, Fragment]:
+    """The fragments that run, by name, as far as they are still valid."""
+    found: dict[str, Fragment] = {}
+    for name, form in running.fragments.items():
+        fragment, _ = fragment_of(form.file, form.value)
+        if fragment is not None:
+            found[name] = fragment
+    return found
+
+
+def running_settings(running: RunningDeclarations, settings_file: str) -> Settings | None:
+    """The settings that run; None if they are unknown or not valid any more."""
+    if running.settings is None:
+        return None
+    problems: list[Problem] = []
+    settings = settings_in(running.settings, NO_DOCUMENT, settings_file, problems)
+    return None if errors_in(problems) else settings
+
+
+def file_verdicts(sources: Sources, settings: Mapping[str, Any]) -> dict[str, Verdict]:
+    """The trust level of each file of `sources`, by path, with the users that `settings` name."""
+    users = trusted_users.trusted_users(settings)
+    verdicts: dict[str, Verdict] = {}
+    known: dict[int, Verdict] = {}
+    for path, file in sources.files.items():
+        access = file.access
+        if access is None:
+            continue
+        # Most files share the access of their directory.
+        verdict = known.get(id(access))
+        if verdict is None:
+            verdict = known[id(access)] = judge(access, users)
+        verdicts[path] = verdict
+    main = sources.files.get(sources.settings_file)
+    if main is not None and main.access is not None:
+        verdicts[sources.settings_file] = judge(main.access, trusted_users.settings_users())
+    for path, access in sources.template_access.items():
+        verdicts[path] = judge(access, users)
+    return verdicts
+
+
+def _claims(raw: Raw) -> frozenset[Resource]:
+    """What a faulty service would hold and publish, as far as its other fields say."""
+    spec = raw.without_faulty_fields()
+    if spec is None:
+        return frozenset((Resource("backend", raw.name),))
+    endpoints = (each for bind in spec.binds for each in read_endpoints(str(bind), ListenOptions()))
+    return frozenset(
+        (
+            Resource("backend", spec.name),
+            service_resource(spec.service, spec.namespace, spec.port),
+            *(Resource("bind", str(each)) for each in endpoints if each is not None),
+        )
+    )
+
+
+def _no_server_up(name: str, evidence: str) -> Problem:
+    return Problem(
+        message=f"no server is up after the change: {evidence}",
+        remedy="fix pod_port, tls or the checks of the service; its next change is deployed",
+        service=name,
+    )
+
+
+def _any_in(path: str, running: RunningDeclarations) -> bool:
+    forms = [*running.services.values(), *running.fragments.values()]
+    return any(str(Path(form.file).parent) == path for form in forms)
+
+
+def _trust_problems(
+    settings: Mapping[str, Any], document: Document, file: str
+) -> Iterator[Problem]:
+    """Users in `trust.users` that do not exist, and a state directory that others may write."""
+    for number, name in enumerate(trusted_users.named_users(settings)):
+        if user_id(name) is None:
+            line, column = document.locate(("trust", "users", number)) or (None, None)
+            yield Problem(
+                message=f"there is no user {name} on this host",
+                remedy="correct the name, or remove it",
+                severity=Severity.WARNING,
+                file=file,
+                line=line,
+                column=column,
+                field=f"trust.users.{number}",
+            )
+    directory = trusted_users.state_directory(settings)
+    verdict = trusted_users.state_verdict(directory)
+    if verdict is not None and not verdict.is_trusted:
+        line, column = document.locate(("state_directory",)) or (None, None)
+        yield Problem(
+            message=f"{directory} is not trusted, and holds earlier settings: {verdict.reason}",
+            remedy=verdict.change,
+            file=file,
+            line=line,
+            column=column,
+            field="state_directory",
+        )
+
+
+def _violations(
+    settings: Settings,
+    doubtful: Mapping[str, ServiceSpec],
+    fragments: Sequence[Fragment],
+    running: Mapping[str, RawDeclaration],
+) -> list[tuple[str, untrusted.Violation]]:
+    """What services of untrusted files may not declare; `running` ones are the last to be many."""
+    if not doubtful:
+        return []
+    order = sorted(doubtful, key=lambda name: (name not in running, name))
+    found = [
+        (name, violation)
+        for name in order
+        for violation in untrusted.violations(doubtful[name], settings.untrusted)
+    ]
+    found += untrusted.name_violations(doubtful.values(), fragments).items()
+    found += [(name, untrusted.TOO_MANY) for name in order[untrusted.MAX_SERVICES :]]
+    return found
+
+
+def _violation_problem(
+    raw: Raw, violation: untrusted.Violation, verdicts: Mapping[str, Verdict]
+) -> Problem:
+    message, remedy = violation.message, violation.remedy
+    if violation.needs is untrusted.Needs.TRUST:
+        verdict = _verdict(raw, verdicts)
+        message = f"{message}, but {verdict.reason}"
+        fixes = (verdict.remedy, "move the service to a trusted file", violation.remedy)
+        remedy = ", or ".join(fix for fix in fixes if fix)
+    return raw.problem(violation.field, message, remedy)
+
+
+def _verdict(raw: Raw, verdicts: Mapping[str, Verdict]) -> Verdict:
+    if raw.level is None:
+        return verdicts.get(raw.file, UNTRUSTED_ORIGIN)
+    return TRUSTED if raw.level is Level.TRUSTED else UNTRUSTED_ORIGIN

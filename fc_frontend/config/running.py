@@ -1,0 +1,232 @@
+"""The declarations of what HAProxy runs, as they are in their files, kept for the next start.
+
+The text of the running sections is in haproxy.cfg and in the history; these say what it was made
+of.  Declarations are kept unchecked, and go through all checks again when they are used.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from fc_frontend import files
+from fc_frontend.config.trust import Level
+from fc_frontend.plan.addresses import SAFE_PATH
+from fc_frontend.text import is_printable
+
+VERSION = 4
+_HASH = re.compile(r"[0-9a-f]{64}")
+_MOST_BYTES = 64 * 1024 * 1024
+MAX_FORMER_AGE = 60.0
+"""Seconds for which former forms are valid on disk: the guard watches services for less."""
+
+
+@dataclass(frozen=True, slots=True)
+class RawDeclaration:
+    """A service's fields or a fragment's text as they are in `file`.
+
+    `level` is the trust level of the file when HAProxy accepted it, and stays: what a trusted user
+    wrote stays acceptable if others may write the file later.
+    """
+
+    file: str
+    value: Any
+    level: Level = Level.TRUSTED
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """A declaration as JSON, and what in it may be a path."""
+
+    form: RawDeclaration
+    text: str
+    paths: tuple[str, ...]
+
+
+@dataclass(slots=True)
+class Memo:
+    """Declarations as they were last written: the same object is not written again."""
+
+    services: Mapping[str, Written] = field(default_factory=dict)
+    fragments: Mapping[str, Written] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class RunningDeclarations:
+    """What the running configuration was made of.
+
+    `files` has the files that its sections name, with the digests of what they held.  `failed` has
+    the declarations of services that lost all their servers after a reload; there, `file` is the
+    evidence.  `former` has the earlier declarations of services that the guard watches, oldest
+    first.  `hash` is the digest of the configuration, None if nothing was deployed yet.
+    """
+
+    settings: Mapping[str, Any] | None = None
+    services: Mapping[str, RawDeclaration] = field(default_factory=dict)
+    fragments: Mapping[str, RawDeclaration] = field(default_factory=dict)
+    templates: Mapping[str, str] = field(default_factory=dict)
+    failed: Mapping[str, tuple[RawDeclaration, ...]] = field(default_factory=dict)
+    former: Mapping[str, tuple[RawDeclaration, ...]] = field(default_factory=dict)
+    files: Mapping[str, str] = field(default_factory=dict)
+    hash: str | None = field(default=None, compare=False)
+
+    def way_back(self, name: str) -> RawDeclaration | None:
+        """The newest earlier declaration of a service that has not failed."""
+        failed = [each.value for each in self.failed.get(name, ())]
+        ways = (each for each in reversed(self.former.get(name, ())) if each.value not in failed)
+        return next(ways, None)
+
+    def ways_back(self) -> dict[str, RawDeclaration]:
+        """The declarations that services go back to which lost all their servers as they run."""
+        return {
+            name: form
+            for name in self.failed
+            if (now := self.services.get(name)) is not None
+            and self.has_failed(name, now.value)
+            and (form := self.way_back(name)) is not None
+        }
+
+    def after_failure(self, name: str, evidence: str, back: RawDeclaration) -> RunningDeclarations:
+        """These, once the running declaration of a service failed and it is to go `back`."""
+        running = self.services[name]
+        failed = self.failed.get(name, ())
+        if self.has_failed(name, running.value) is None:
+            failed = (*failed, RawDeclaration(evidence, running.value))
+        return replace(
+            self,
+            failed={**self.failed, name: failed},
+            former={**self.former, name: (*self.former.get(name, ()), back)},
+        )
+
+    def has_failed(self, name: str, value: Any) -> RawDeclaration | None:
+        """The evidence against a declaration of a service, None if there is none."""
+        return next((each for each in self.failed.get(name, ()) if each.value == value), None)
+
+    def named_files(self, memo: Memo | None = None) -> dict[str, str]:
+        """The files, with their hashes, that these declarations and former ones still name."""
+        if not self.files:
+            return {}
+        services, fragments = self.written(memo)
+        former = [_write(form) for forms in self.former.values() for form in forms]
+        named = {
+            path
+            for each in (*services.values(), *fragments.values(), *former)
+            for path in each.paths
+        }
+        return {path: digest for path, digest in self.files.items() if path in named}
+
+    def written(self, memo: Memo | None = None) -> tuple[dict[str, Written], dict[str, Written]]:
+        """The forms of services and of fragments, as they are kept on disk."""
+        memo = memo or Memo()
+        services = _written(self.services, memo.services)
+        fragments = _written(self.fragments, memo.fragments)
+        memo.services, memo.fragments = services, fragments
+        return services, fragments
+
+
+def load_running(path: str) -> RunningDeclarations:
+    """What `dump_running` wrote; nothing where the file is missing, damaged or foreign.
+
+    Former forms are dropped if the file is older than `MAX_FORMER_AGE`.
+    """
+    try:
+        content, seen = files.read_own(path, _MOST_BYTES), files.signature(path)
+        if content is None or seen is None:
+            return RunningDeclarations()
+        running = _parsed(json.loads(content))
+        age = time.time() - seen[2] / 1e9
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return RunningDeclarations()
+    return running if abs(age) < MAX_FORMER_AGE else replace(running, former={})
+
+
+def dump_running(running: RunningDeclarations, memo: Memo | None = None) -> bytes:
+    """The forms as `load_running` reads them."""
+    services, fragments = running.written(memo)
+    members = {
+        "version": _json(VERSION),
+        "settings": _json(running.settings),
+        "services": _object({name: each.text for name, each in services.items()}),
+        "fragments": _object({name: each.text for name, each in fragments.items()}),
+        "templates": _json(dict(running.templates)),
+        "files": _json(dict(running.files)),
+        "failed": _json(_lists(running.failed)),
+        "former": _json(_lists(running.former)),
+        "hash": _json(running.hash),
+    }
+    return _object(members).encode() + b"\n"
+
+
+def _written(
+    forms: Mapping[str, RawDeclaration], known: Mapping[str, Written]
+) -> dict[str, Written]:
+    return {
+        name: was if (was := known.get(name)) is not None and was.form is form else _write(form)
+        for name, form in forms.items()
+    }
+
+
+def _write(form: RawDeclaration) -> Written:
+    value = _json(form.value)
+    text = f"[{_json(form.file)},{value},{_json(form.level)}]"
+    return Written(form, text, tuple(SAFE_PATH.findall(value)))
+
+
+def _object(members: Mapping[str, str]) -> str:
+    """A JSON object, of members that are JSON already."""
+    return "{" + ",".join(f"{_json(name)}:{text}" for name, text in members.items()) + "}"
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, separators=(",", ":"))
+
+
+def _parsed(document: Any) -> RunningDeclarations:
+    """Raises KeyError, TypeError or ValueError for what `dump_running` would not write."""
+    if document["version"] != VERSION:
+        raise ValueError
+    settings = document["settings"]
+    if settings is not None and not isinstance(settings, dict):
+        raise TypeError
+    fragments = _forms(document["fragments"])
+    if not all(isinstance(form.value, str) for form in fragments.values()):
+        raise TypeError
+    templates = document["templates"]
+    if not all(isinstance(text, str) for text in templates.values()):
+        raise TypeError
+    services = _forms(document["services"])
+    failed, former = _tuples(document["failed"]), _tuples(document["former"])
+    files = document["files"]
+    if not all(_HASH.fullmatch(digest) for digest in files.values()):
+        raise ValueError
+    hash_ = document["hash"]
+    if hash_ is not None and not isinstance(hash_, str):
+        raise TypeError
+    return RunningDeclarations(
+        settings, services, fragments, templates, failed, former, files, hash_
+    )
+
+
+def _forms(entries: Any) -> dict[str, RawDeclaration]:
+    return {name: _form(entry) for name, entry in entries.items() if is_printable(name)}
+
+
+def _tuples(entries: Any) -> dict[str, tuple[RawDeclaration, ...]]:
+    return {name: tuple(map(_form, listed)) for name, listed in entries.items()}
+
+
+def _form(entry: Any) -> RawDeclaration:
+    file, value, level = entry
+    if not isinstance(file, str):
+        raise TypeError
+    return RawDeclaration(file, value, Level(level))
+
+
+def _lists(
+    forms: Mapping[str, tuple[RawDeclaration, ...]],
+) -> dict[str, list[tuple[str, Any, Level]]]:
+    return {name: [(f.file, f.value, f.level) for f in listed] for name, listed in forms.items()}

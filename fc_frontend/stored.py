@@ -1,0 +1,194 @@
+"""What is kept in the state directory between starts: answers of cluster DNS, what HAProxy runs.
+
+A file that is missing, damaged or not trusted counts as empty.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from fc_frontend import files
+from fc_frontend.config import running as declarations
+from fc_frontend.config.running import RunningDeclarations, dump_running, load_running
+from fc_frontend.config.trusted_users import state_verdict
+from fc_frontend.discovery.store import dump_written, load_answers, write_answer
+from fc_frontend.errors import Unavailable
+from fc_frontend.haproxy import install
+from fc_frontend.plan.model import Answer, Freshness, Resolution, ServiceSpec, Settings
+
+ANSWERS_FILE = "answers.json"
+RUNNING_FILE = "running.json"
+PENDING_FILE = "pending.json"
+
+
+@dataclass(frozen=True, slots=True)
+class StoredAnswer:
+    """An answer to a service's question, as it is written."""
+
+    spec: ServiceSpec
+    answer: Answer
+    question: str
+    written: str
+
+
+@dataclass(frozen=True, slots=True)
+class Memo:
+    """What was written before; see there."""
+
+    declarations: declarations.Memo = field(default_factory=declarations.Memo)
+    answers: dict[str, StoredAnswer] = field(default_factory=dict)
+    """By service."""
+
+
+def answers_path(settings: Settings) -> str:
+    """Where the last good answers of cluster DNS are kept."""
+    return f"{settings.state_directory}/{ANSWERS_FILE}"
+
+
+def stored_answers(settings: Settings, specs: Iterable[ServiceSpec]) -> dict[str, Answer]:
+    """The stored answers to the questions of `specs`, by service."""
+    stored = load_answers(answers_path(settings))
+    asked = {spec.name: question(spec) for spec in specs}
+    return {name: stored[text] for name, text in asked.items() if text in stored}
+
+
+def stored_form(
+    specs: Iterable[ServiceSpec], resolution: Resolution, *, memo: Memo | None = None
+) -> bytes:
+    """The answers as `stored_answers` will read them."""
+    known = memo.answers if memo else {}
+    stored: dict[str, StoredAnswer] = {}
+    for spec in specs:
+        answer = resolution.get(spec.name)
+        if answer is None or answer.freshness is Freshness.UNKNOWN:
+            continue
+        was = known.get(spec.name)
+        if was is None or was.spec is not spec or was.answer is not answer:
+            was = StoredAnswer(spec, answer, question(spec), write_answer(answer))
+        stored[spec.name] = was
+    if memo:
+        memo.answers.clear()
+        memo.answers.update(stored)
+    return dump_written({each.question: each.written for each in stored.values()})
+
+
+def save_answers(
+    settings: Settings,
+    specs: Iterable[ServiceSpec],
+    resolution: Resolution,
+    *,
+    memo: Memo | None = None,
+) -> None:
+    """Keep the answers for the next start, and for `check`.  Raises `Unavailable`."""
+    files.write_own(answers_path(settings), stored_form(specs, resolution, memo=memo))
+
+
+def question(spec: ServiceSpec) -> str:
+    """What is asked of cluster DNS for a service; answers to other questions are worth nothing."""
+    return f"{spec.name} {spec.service}.{spec.namespace} {spec.target} {spec.port} {spec.discovery}"
+
+
+def running_path(state_directory: str) -> str:
+    """Where the declarations of what HAProxy runs are kept."""
+    return f"{state_directory}/{RUNNING_FILE}"
+
+
+def stored_running(state_directory: str) -> RunningDeclarations:
+    """The declarations of what HAProxy ran last; none if others may have written them."""
+    verdict = state_verdict(state_directory)
+    if verdict is not None and not verdict.is_trusted:
+        return RunningDeclarations()
+    return load_running(running_path(state_directory))
+
+
+def stored_pending(state_directory: str) -> RunningDeclarations | None:
+    """What was being deployed when fc-frontend ended, if it ended in a deployment."""
+    found = load_running(_pending_path(state_directory))
+    return found if found.hash else None
+
+
+def save_running(
+    settings: Settings, running: RunningDeclarations, *, memo: Memo | None = None
+) -> None:
+    """Keep them for the next start.  Raises `Unavailable`."""
+    _save_forms(settings, running_path(settings.state_directory), running, memo)
+
+
+def save_pending(
+    settings: Settings, pending: RunningDeclarations, *, memo: Memo | None = None
+) -> None:
+    """Write down what is about to be deployed.  Raises `Unavailable`."""
+    files.make_directory(settings.state_directory, mode=0o750)
+    _save_forms(settings, _pending_path(settings.state_directory), pending, memo)
+
+
+def forget_pending(state_directory: str) -> None:
+    """Remove what was about to be deployed."""
+    # One that stays counts only while HAProxy runs exactly that configuration.
+    with contextlib.suppress(Unavailable):
+        files.remove(_pending_path(state_directory))
+
+
+def _pending_path(state_directory: str) -> str:
+    return f"{state_directory}/{PENDING_FILE}"
+
+
+def _save_forms(
+    settings: Settings, path: str, saved: RunningDeclarations, memo: Memo | None
+) -> None:
+    content = dump_running(saved, memo.declarations if memo else None)
+    files.write_own(path, content, mode=install.mode_of_copies(settings.haproxy.config_file))
+
+
+class RunningState:
+    """The declarations of what HAProxy runs, in memory and on disk.
+
+    attempt ─► pending ─► HAProxy reports its digest ─► confirmed
+    """
+
+    def __init__(self, directory: str) -> None:
+        """Read what is kept in the state directory."""
+        self.confirmed = stored_running(directory)
+        self.pending = stored_pending(directory)
+        self._saved = self.confirmed
+        self._memo = Memo()
+
+    @property
+    def is_saved(self) -> bool:
+        """True if what is confirmed is on disk as it is here."""
+        return self.confirmed is self._saved
+
+    def attempt(self, settings: Settings, declarations: RunningDeclarations) -> None:
+        """Write down what is about to be deployed, for the case that we are killed.
+
+        `declarations` have the digest of the configuration.  Raises `Unavailable`.
+        """
+        if declarations == self.confirmed and declarations.hash == self.confirmed.hash:
+            return
+        self.pending = declarations
+        save_pending(settings, declarations, memo=self._memo)
+
+    def confirm(self, running: str | None) -> bool:
+        """Promote what was being deployed if HAProxy runs it; True if it was."""
+        if self.pending is None or self.pending.hash != running:
+            return False
+        self.promote(self.pending)
+        return True
+
+    def promote(self, declarations: RunningDeclarations) -> None:
+        """Make `declarations` those of what HAProxy runs."""
+        self.pending = None
+        if declarations != self.confirmed or declarations.hash != self.confirmed.hash:
+            self.confirmed = declarations
+
+    def save(self, settings: Settings) -> None:
+        """Keep what is confirmed for the next start.  Raises `Unavailable`."""
+        confirmed = self.confirmed
+        if confirmed is self._saved:
+            return
+        save_running(settings, confirmed, memo=self._memo)
+        self._saved = confirmed
+        if self.pending is None:
+            forget_pending(settings.state_directory)

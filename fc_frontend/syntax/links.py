@@ -1,0 +1,56 @@
+"""What ties a unit's section to others: names, addresses, and the Kubernetes Services behind it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import NamedTuple
+
+from fc_frontend.model.units import Resource
+from fc_frontend.syntax.binds import read_listeners
+from fc_frontend.syntax.lines import Kind, notable_lines
+from fc_frontend.syntax.names import defined_names, used_names
+
+_MAX_TEXTS = 65_536
+"""Sections whose links are remembered: reading one takes about 0.2 ms, and most never change."""
+_TARGET = re.compile(
+    r"(?:\*\.|_(?P<name>[^.]+)\._[a-z]+\.)?(?P<service>[^.*_]+\.[^.]+)\.svc\..*:(?P<port>\d+)"
+)
+_NOT_EXCLUSIVE = frozenset(("table",))
+"""Kinds of names that follow from other names."""
+
+
+class Links(NamedTuple):
+    """`holds` are binds and names that it defines, `uses` are names that others must define.
+
+    `publishes` are the Kubernetes Services and ports whose pods it asks cluster DNS for.
+    """
+
+    holds: frozenset[Resource]
+    uses: frozenset[Resource]
+    publishes: frozenset[Resource]
+
+
+@lru_cache(maxsize=_MAX_TEXTS)
+def links_in(text: str) -> Links:
+    """The links of a unit's section."""
+    holds = {name for name in defined_names(text) if name.kind not in _NOT_EXCLUSIVE}
+    holds |= {
+        Resource("bind", str(each.listener.endpoint)) for each in read_listeners(text).listeners
+    }
+    return Links(frozenset(holds), used_names(text), frozenset(_published(text)))
+
+
+def service_resource(service: str, namespace: str, port: int | str) -> Resource:
+    """A Kubernetes Service and port, as `links_in` finds them."""
+    return Resource("service", f"{service}.{namespace}:{port}")
+
+
+def _published(text: str) -> Iterator[Resource]:
+    for line in notable_lines(text, frozenset(("server", "server-template"))):
+        if line.kind is not Kind.STATEMENT:
+            continue
+        for word in line.arguments[1:3]:
+            if match := _TARGET.fullmatch(word):
+                yield Resource("service", f"{match['service']}:{match['name'] or match['port']}")

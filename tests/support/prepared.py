@@ -1,0 +1,108 @@
+"""What follows from files, without HAProxy: at a first deployment, or against what runs."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from fc_frontend.config.declare import Declaration
+from fc_frontend.config.loader import Sources, read
+from fc_frontend.config.running import RunningDeclarations
+from fc_frontend.config.templates import templates
+from fc_frontend.errors import Problem, Refused, errors_in
+from fc_frontend.model.units import SETTINGS, TEMPLATES, UnitId, UnitKind
+from fc_frontend.pipeline import Base, Candidate, Memo, Prepared, base_of, no_check, propose
+from fc_frontend.plan.model import Plan, Resolution
+from fc_frontend.plan.planner import plan
+from fc_frontend.render.config import Config
+from fc_frontend.render.render import render
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """A declaration as it is rendered if nothing is withheld; without `config` if that fails."""
+
+    plan: Plan
+    config: Config | None
+    problems: tuple[Problem, ...]
+
+    @property
+    def ok(self) -> bool:
+        """True if there are no errors."""
+        return self.config is not None and not errors_in(self.problems)
+
+
+def prepare(
+    declaration: Declaration,
+    answers: Resolution,
+    *,
+    newcomers: Collection[UnitId] | None = None,
+    shrink: bool = False,
+    memo: Memo | None = None,
+) -> Rendered:
+    """Plan and render what is declared; all units are `newcomers` by default."""
+    memo = memo or Memo()
+    planned = plan(
+        declaration.settings,
+        declaration.services,
+        declaration.fragments,
+        answers,
+        shrink=shrink,
+        memo=memo.plan,
+    )
+    found = [*declaration.problems, *planned.problems]
+    config = None
+    try:
+        config = render(planned, templates(declaration.templates), memo=memo.render)
+        units = {section.unit for section in config.sections} if newcomers is None else newcomers
+        candidate = Candidate(
+            declaration=declaration,
+            resolution=answers,
+            plan=planned,
+            config=config,
+            newcomers=frozenset(units),
+        )
+        found += candidate.problems()
+    except Refused as exc:
+        found += exc.problems
+    located = dict.fromkeys(map(declaration.located, found))
+    return Rendered(planned, config, tuple(located))
+
+
+def newcomers(declaration: Declaration, running: RunningDeclarations) -> frozenset[UnitId]:
+    """The units that are declared otherwise than they run."""
+    raw = declaration.raw
+    found = {
+        UnitId(kind, name)
+        for kind, mine, theirs in (
+            (UnitKind.SERVICE, raw.services, running.services),
+            (UnitKind.FRAGMENT, raw.fragments, running.fragments),
+        )
+        for name, form in mine.items()
+        if name not in theirs or theirs[name].value != form.value
+    }
+    found |= {SETTINGS} if raw.settings != running.settings else set()
+    return frozenset(found | ({TEMPLATES} if raw.templates != running.templates else set()))
+
+
+def prepared(
+    sources: Sources | str | Path, running: RunningDeclarations | Base | None = None
+) -> Prepared:
+    """What would be deployed, against what HAProxy runs, with no answers of cluster DNS."""
+    if not isinstance(sources, Sources):
+        sources = read(str(sources))
+    base = running if isinstance(running, Base) else Base()
+    if isinstance(running, RunningDeclarations):
+        base = replace(base, declarations=running)
+    return propose(sources, base, {}, {}, no_check)
+
+
+def running(found: Prepared) -> Base:
+    """The base of changes once HAProxy runs what was prepared."""
+    return base_of(found, found.declaration.raw, is_running=True)
+
+
+def withheld(found: Prepared) -> dict[str, tuple[Problem, ...]]:
+    """What is withheld, by unit."""
+    return {str(each.unit): each.problems for each in found.withheld}
