@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from fc_frontend.discovery.store import VERSION, dump_answers, load_answers
 from fc_frontend.plan import slots
 from fc_frontend.plan.model import Answer, Endpoint, Freshness, Kind
+from fc_frontend.text import is_printable
 
 LARGEST = 16 * 1024 * 1024
 """Bytes; a file with more is not read."""
@@ -59,7 +60,9 @@ endpoints = st.builds(
 answers = st.builds(
     Answer,
     kind=st.sampled_from(Kind),
-    reason=st.text(st.characters(categories=["L", "N", "P", "S"]), max_size=300),
+    reason=st.text(st.characters(categories=["L", "N", "P", "S"]), max_size=300).filter(
+        is_printable
+    ),
     endpoints=st.frozensets(endpoints, max_size=6).map(lambda found: tuple(sorted(found))),
     freshness=st.sampled_from(Freshness),
     rejected=st.tuples(addresses),
