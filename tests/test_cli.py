@@ -112,7 +112,7 @@ def test_json_has_a_stable_shape(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert set(document) == {
         *("version", "status", "config", "hash", "services", "fragments", "problems"),
-        *("quarantined", "files", "base"),
+        *("withheld", "files", "base"),
     }
     assert (document["version"], document["status"]) == (1, "refused")
     error = next(p for p in document["problems"] if p["severity"] == "error")

@@ -77,10 +77,10 @@ def test_a_bad_file_costs_only_what_it_declares(
     before = frontend.haproxy_cfg.read_bytes()
     running = frontend.running_hash()
     frontend.drop(name, content)
-    frontend.until(lambda: frontend.status()["quarantined"])
+    frontend.until(lambda: frontend.status()["withheld"])
     status = frontend.status()
     assert status["in_sync"]
-    (held,) = status["quarantined"]
+    (held,) = status["withheld"]
     assert held["effect"] == "it is not deployed"
     problem = held["problems"][0]
     assert said in problem["message"] + problem["remedy"]
@@ -89,17 +89,17 @@ def test_a_bad_file_costs_only_what_it_declares(
     assert frontend.running_hash() == running
     assert frontend.metric("fc_frontend_config_in_sync") == 1
     assert frontend.metric("fc_frontend_config_problems", severity="error") >= 1
-    assert frontend.metric("fc_frontend_quarantined") == 1
+    assert frontend.metric("fc_frontend_withheld") == 1
     assert frontend.serves(8080, pods)
-    assert len(frontend.events("quarantined")) == 1
+    assert len(frontend.events("withheld")) == 1
     check = frontend.run("check", check=False)
     assert check.returncode == 1
     assert check.stderr.startswith("refused: ")
     (frontend.services_d / name).unlink()
-    frontend.until(lambda: not frontend.status()["quarantined"])
+    frontend.until(lambda: not frontend.status()["withheld"])
     assert frontend.running_hash() == running
     assert frontend.metric("fc_frontend_reloads_total") == 1
-    assert len(frontend.events("quarantine-left")) == 1
+    assert len(frontend.events("withheld-ended")) == 1
 
 
 def test_what_haproxy_refuses_is_kept_beside_the_good_one(frontend: Frontend) -> None:
@@ -111,12 +111,12 @@ def test_what_haproxy_refuses_is_kept_beside_the_good_one(frontend: Frontend) ->
     frontend.until(refused.exists)
     assert "nonsense here" in refused.read_text()
     assert frontend.haproxy_cfg.read_text() == good
-    (held,) = frontend.until(lambda: frontend.status()["quarantined"])
+    (held,) = frontend.until(lambda: frontend.status()["withheld"])
     assert held["name"] == "a"
     assert "nonsense" in held["problems"][0]["remedy"]
     assert refused.exists()
     frontend.drop("a.json", {"a": frontend.service("a", 8081)})
-    frontend.until(lambda: not frontend.status()["quarantined"])
+    frontend.until(lambda: not frontend.status()["withheld"])
     frontend.until(lambda: not refused.exists())
 
 
@@ -171,14 +171,14 @@ def test_a_bind_that_another_process_holds_is_refused_before_a_reload(frontend: 
     with Load(frontend.host, 8080, clients=4) as load:
         with socket.create_server((frontend.host, 8081)):
             frontend.drop("a.json", {"a": frontend.service("a", 8081)})
-            (held,) = frontend.until(lambda: frontend.status()["quarantined"])
+            (held,) = frontend.until(lambda: frontend.status()["withheld"])
             (problem,) = held["problems"]
             assert problem["service"] == "a"
             assert f"{frontend.host}:8081 is held by" in problem["message"]
             assert f"process {os.getpid()}" in problem["message"]
             assert frontend.metric("fc_frontend_reloads_total") == 1
         # The daemon tries again by itself.
-        frontend.until(lambda: not frontend.status()["quarantined"])
+        frontend.until(lambda: not frontend.status()["withheld"])
         tally = load.stop()
     assert not tally.failures
 
@@ -244,7 +244,7 @@ def test_a_supervised_haproxy_serves_on_with_the_last_good_configuration(
     frontend.until(lambda: frontend.serves(8080, pods))
     running = frontend.running_hash()
     frontend.drop("bad.yaml", "services: {bad: {}}")
-    frontend.until(lambda: frontend.events("quarantined"))
+    frontend.until(lambda: frontend.events("withheld"))
     frontend.end_haproxy()
     frontend.until(lambda: frontend.events("config-started")[1:])
     frontend.until(lambda: frontend.serves(8080, pods))

@@ -106,7 +106,7 @@ def many(either_binary: str) -> Iterator[Frontend]:
             "bad.yaml", "services:\n  bad:\n    pod_port: 80\n    extra_config: nonsense here\n"
         )
         frontend.drop("schema.yaml", "services:\n  schema:\n    pod_prt: 80\n")
-        frontend.until(lambda: len(frontend.status()["quarantined"]) == 2)
+        frontend.until(lambda: len(frontend.status()["withheld"]) == 2)
         frontend.until(lambda: frontend.serves(8080, frontend.pods["shop"]))
         yield frontend
 
@@ -359,7 +359,7 @@ async def _stop(pod: Any) -> None:
 def test_a_bind_held_by_another_program_is_named_with_the_program(frontend: Frontend) -> None:
     with socket.create_server((frontend.host, 8099)):
         frontend.drop("other.json", {"other": frontend.service("shop", 8099)})
-        frontend.until(lambda: frontend.status()["quarantined"])
+        frontend.until(lambda: frontend.status()["withheld"])
         document = caused(frontend, "other", "declaration")
         who = f"(process {os.getpid()})"
         assert f"{frontend.host}:8099 is held by" in document["cause"]["said"]
@@ -374,19 +374,16 @@ def test_a_last_good_form_goes_on_and_its_fault_is_told(frontend: Frontend) -> N
     frontend.drop(
         "cart.json", {"cart": frontend.service("shop", 8081, extra_config="nonsense here")}
     )
-    frontend.until(lambda: frontend.status()["quarantined"])
+    frontend.until(lambda: frontend.status()["withheld"])
     document = explained(frontend, "cart")
     assert (document["verdict"], document["serves"]) == ("warn", True)
     found = step(document, "declaration")
-    assert "in quarantine, and the last good version keeps running" in found["said"]
+    assert "withheld, and the last good version keeps running" in found["said"]
     assert "cart.json:1:" in found["said"]
     assert "nonsense" in found["remedy"]
     frontend.drop("cart.json", "{")
     frontend.until(
-        lambda: (
-            frontend.status()["quarantined"]
-            and frontend.status()["quarantined"][0]["piece"] == "file"
-        )
+        lambda: frontend.status()["withheld"] and frontend.status()["withheld"][0]["kind"] == "file"
     )
     document = explained(frontend, "cart")
     assert (document["verdict"], document["serves"]) == ("warn", True)

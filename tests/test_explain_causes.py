@@ -77,7 +77,7 @@ def test_only_a_socket_that_this_user_may_not_open_is_no_critical_state(
     assert finding.level == StatusLevel(level)
 
 
-def test_a_quarantine_is_logged_again_only_if_more_than_its_line_changes() -> None:
+def test_a_withheld_change_is_logged_again_only_if_more_than_its_line_changes() -> None:
     written = StringIO()
     report = Report(configure(written), Metrics())
     problem = Problem(message="no such keyword", file="a.yaml", line=3)
@@ -86,7 +86,7 @@ def test_a_quarantine_is_logged_again_only_if_more_than_its_line_changes() -> No
         before = len(written.getvalue())
         unit = UnitId(UnitKind.SERVICE, "shop")
         report.withhold((Withheld(unit, ChangeKind.EDITED, (problem,), is_kept=True),))
-        return written.getvalue()[before:].count("quarantined")
+        return written.getvalue()[before:].count("withheld")
 
     assert logged(problem) == 1
     assert logged(replace(problem, line=4)) == 0

@@ -76,10 +76,10 @@ def test_what_is_not_in_force_is_told_beside_what_is(frontend: Frontend) -> None
     frontend.start()
     frontend.until(lambda: "no server is up" in frontend.run("explain", "far", check=False).stdout)
     frontend.drop("far.json", {"far": frontend.service("shop", 8081, mode="htpp")})
-    frontend.until(lambda: frontend.status()["quarantined"])
+    frontend.until(lambda: frontend.status()["withheld"])
     document = json.loads(frontend.run("explain", "--json", "far", check=False).stdout)
     assert document["cause"]["step"] == "servers"
-    assert document["summary"].endswith("is in quarantine: see the step declaration")
+    assert document["summary"].endswith("is withheld: see the step declaration")
 
 
 def test_the_step_that_is_pointed_to_is_the_right_one(frontend: Frontend) -> None:

@@ -280,7 +280,7 @@ STATUS = json.dumps(
         "problems": [{"message": "no such field", "remedy": "remove it", "severity": "error",
                       "file": "/etc/x.yaml", "line": 3, "column": 1, "service": "shop",
                       "field": "binds", "cause": "forbidden"}],
-        "quarantined": [{"piece": "service", "name": "shop", "effect": "it is not deployed",
+        "withheld": [{"kind": "service", "name": "shop", "effect": "it is not deployed",
                          "is_kept": False, "problems": []}],
         "last_reload": {"at": 1.0, "reasons": ["service-added shop"], "outcome": "reloaded",
                         "seconds": 0.1},
@@ -304,14 +304,14 @@ def test_every_output_format() -> None:
         document = json.loads(STATUS)
         document["services"][0].update(name=text, reason=text, error=text, binds=[text])
         document["problems"][0].update(message=text, remedy=text, file=text, service=text)
-        document["quarantined"][0].update(name=text, effect=text)
+        document["withheld"][0].update(name=text, effect=text)
         document["last_reload"]["reasons"] = [text]
         daemon = parse_status(document)
         found = overview(
             Seen(
                 daemon=daemon,
                 services=daemon.services,
-                quarantined=daemon.quarantined,
+                withheld=daemon.withheld,
                 problems=daemon.problems,
                 held_id=1,
                 held_by=text,
@@ -358,7 +358,7 @@ def test_names_from_files_to_every_output(tmp_path: Path) -> None:
         families = list(text_string_to_metric_families(text))
         assert {s.labels.get("service") for f in families for s in f.samples} >= {"innocent"}
         held = tuple(map(_held, prepared_now.withheld))
-        found = overview(Seen(quarantined=held, problems=prepared_now.problems))
+        found = overview(Seen(withheld=held, problems=prepared_now.problems))
         of_all = board(
             found, rates=None, traffic_problem=None, seconds=None, changes=(), queries={},
             host="vm", at=0.0,
@@ -369,7 +369,7 @@ def test_names_from_files_to_every_output(tmp_path: Path) -> None:
         ):
             HTMLParser().feed(page.decode())
             assert b"<script>x" not in page
-        facts = Facts(name=name, quarantined=held, refused=prepared_now.problems)
+        facts = Facts(name=name, withheld=held, refused=prepared_now.problems)
         answer = Answer(kind=Kind.HEADLESS, reason=name, error=name, remedy=name, rejected=(name,))
         change = Change(what="service", name=name, how="changed", effect=Effect.RELOAD,
                         because=name, binds=(f"+{name}",), lines=(f"+{name}",))  # fmt: skip
@@ -384,7 +384,7 @@ def test_names_from_files_to_every_output(tmp_path: Path) -> None:
             cli_diff._print((change,))
             emit({"changes": [change.as_json()]})
             cli_doctor._table([Group(name).problem(name, name, name)])
-            emit({"quarantined": [each.as_json() for each in prepared_now.withheld]})
+            emit({"withheld": [each.as_json() for each in prepared_now.withheld]})
             output.flush()
         shown = printed.getvalue().decode() + log.getvalue()
         assert all(letter.isprintable() for letter in shown.replace("\n", "")), shown

@@ -19,8 +19,8 @@ def frontend(either_binary: str) -> Iterator[Frontend]:
 
 
 def held(frontend: Frontend) -> list[dict[str, Any]]:
-    quarantined: list[dict[str, Any]] = frontend.status()["quarantined"]
-    return quarantined
+    withheld: list[dict[str, Any]] = frontend.status()["withheld"]
+    return withheld
 
 
 def test_a_port_that_nobody_serves_is_taken_back_with_the_evidence(frontend: Frontend) -> None:
@@ -35,10 +35,10 @@ def test_a_port_that_nobody_serves_is_taken_back_with_the_evidence(frontend: Fro
         frontend.drop("shop.json", {"shop": frontend.service("shop", 8080, pod_port=9)})
         # A change of another service, in the same reload or the next one, goes through.
         frontend.drop("other.json", {"other": frontend.service("other", 8081, slots=33)})
-        (quarantine,) = frontend.until(lambda: held(frontend))
-        assert (quarantine["piece"], quarantine["name"]) == ("service", "shop")
-        assert quarantine["effect"] == "the last good version keeps running"
-        assert "failed their checks after the reload" in quarantine["problems"][0]["message"]
+        (change,) = frontend.until(lambda: held(frontend))
+        assert (change["kind"], change["name"]) == ("service", "shop")
+        assert change["effect"] == "the last good version keeps running"
+        assert "failed their checks after the reload" in change["problems"][0]["message"]
         frontend.until(lambda: frontend.serves(8080, pods))
         assert frontend.metric("fc_frontend_service_slots", service="other") == 33
         assert len(frontend.events("service-reverted")) == 1
@@ -51,7 +51,7 @@ def test_a_port_that_nobody_serves_is_taken_back_with_the_evidence(frontend: Fro
     frontend.start()
     assert held(frontend)
     assert frontend.serves(8080, pods)
-    # In another form it leaves quarantine by itself.
+    # In another form it is deployed by itself.
     frontend.drop("shop.json", {"shop": frontend.service("shop", 8080, slots=20)})
     frontend.until(lambda: not held(frontend))
     assert frontend.serves(8080, pods)

@@ -336,7 +336,7 @@ def test_a_hold_outlasts_the_daemon_and_a_haproxy_that_dies(frontend: Frontend) 
     assert frontend.running_hash() == held and frontend.status()["held"]["id"] == 1
     # Files change, and are wrong; pods come: HAProxy finds them by itself.
     frontend.drop("bad.json", {"bad": {"pod_port": "no such thing !"}})
-    frontend.until(lambda: frontend.status()["problems"] or frontend.status()["quarantined"])
+    frontend.until(lambda: frontend.status()["problems"] or frontend.status()["withheld"])
     frontend.scale("shop", 5)
     frontend.until(lambda: frontend.serves(8080, pods))
     assert frontend.running_hash() == held and frontend.ready()

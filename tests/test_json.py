@@ -18,7 +18,7 @@ from tests.test_status import publish
 
 DOCUMENTED = (Path(__file__).parent.parent / "contrib" / "json.rst").read_text()
 _ROW = re.compile(
-    r"^(\S+) +((?:string|integer|number|boolean|list|object|problem|quarantine|hold|step)"
+    r"^(\S+) +((?:string|integer|number|boolean|list|object|problem|change|hold|step)"
     r"(?: or null)?) +(\S.*)$"
 )
 _PYTHON = {
@@ -194,12 +194,12 @@ def test_documents_are_as_documented(frontend: Frontend, tmp_path: Path) -> None
     frontend.until(lambda: frontend.status()["services"][0]["rejected"])
     frontend.drop("bad.json", {"bad": {"pod_port": 80, "mode": "x"}})
     frontend.drop("more.json", {"more": frontend.service("shop", 8081)})
-    frontend.until(lambda: frontend.status()["quarantined"])
+    frontend.until(lambda: frontend.status()["withheld"])
     frontend.until(lambda: "more" in {s["name"] for s in frontend.status()["services"]})
     frontend.until(frontend.ready)
     seen.take("/status.json", frontend.status())
     take("status")
-    assert take("check")["quarantined"]
+    assert take("check")["withheld"]
     take("diff")
     take("resolve")
     take("explain", "shop")
@@ -209,7 +209,7 @@ def test_documents_are_as_documented(frontend: Frontend, tmp_path: Path) -> None
     (frontend.services_d / "gone.json").unlink()
     (frontend.services_d / "bad.json").unlink()
     (frontend.services_d / "more.json").unlink()
-    frontend.until(lambda: not frontend.status()["quarantined"])
+    frontend.until(lambda: not frontend.status()["withheld"])
     frontend.until(frontend.ready)
     frontend.until(lambda: len(take("history")["entries"]) >= 2)
     take("rollback")
@@ -242,7 +242,7 @@ def test_documents_are_as_documented(frontend: Frontend, tmp_path: Path) -> None
         if title in seen.paths
     }
     # Containers that were empty all the time: what could stand in them is documented with others.
-    excused = {"problems[]", "quarantined[]"}
+    excused = {"problems[]", "withheld[]"}
     left = {
         title: [path for path in paths if not any(path.startswith(e) for e in excused)]
         for title, paths in missing.items()
@@ -268,7 +268,7 @@ def test_a_failure_is_a_document_as_well(tmp_path: Path) -> None:
     assert done.returncode == 1
     document = json.loads(done.stdout)
     assert document["status"] == "withheld"
-    assert document["quarantined"][0]["problems"][0]["field"] == "pod_port"
+    assert document["withheld"][0]["problems"][0]["field"] == "pod_port"
 
 
 def test_json_and_another_format_exclude_each_other() -> None:

@@ -70,7 +70,7 @@ def test_a_certificate_that_is_broken_later_costs_nothing(frontend: Frontend) ->
             pem.unlink()
         frontend.drop(f"s{port}.json", {f"s{port}": frontend.service("shop", port)})
         frontend.until(lambda port=port: frontend.ask(port).startswith("shop-"))
-        (held,) = frontend.until(lambda: frontend.status()["quarantined"])
+        (held,) = frontend.until(lambda: frontend.status()["withheld"])
         assert (held["name"], held["effect"]) == ("shop", "the last good version keeps running")
         assert seen(frontend, 8443) == shown
     copies = frontend.directory / "state" / "kept"
@@ -83,7 +83,7 @@ def test_a_certificate_that_is_broken_later_costs_nothing(frontend: Frontend) ->
     assert frontend.until(lambda: seen(frontend, 8443)) == shown
     # Once there is one again, it is taken by itself.
     certificate(pem, "new.example")
-    frontend.until(lambda: not frontend.status()["quarantined"], 70)
+    frontend.until(lambda: not frontend.status()["withheld"], 70)
     assert seen(frontend, 8443) != shown
 
 

@@ -103,11 +103,11 @@ def test_what_stays_is_not_set_again_and_all_is_as_if_it_were() -> None:
         (one, {}, ()),
         (one, few, ()),
     ):
-        metrics.quarantined(held)
+        metrics.withheld(held)
         metrics.planned(plan_now, resolution)
         metrics.resolved(resolution, 100.0)
         anew = Metrics()
-        anew.quarantined(held)
+        anew.withheld(held)
         anew.planned(plan_now, resolution)
         assert services(metrics) == services(anew)
     metrics.drained({"b": 1})

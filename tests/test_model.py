@@ -75,7 +75,7 @@ class Histories(RuleBasedStateMachine):
         broken = {name for name, state in self.declared.items() if state == "broken"}
 
         def now() -> tuple[dict[str, set[str] | None], set[str]]:
-            held = self.frontend.status()["quarantined"]
+            held = self.frontend.status()["withheld"]
             return (
                 {name: self.seen(name) for name in NAMES},
                 {h["name"].rpartition("/")[2].split(".")[0] for h in held},

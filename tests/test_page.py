@@ -89,7 +89,7 @@ def service(
 def made(
     *services: DaemonService,
     counts: dict[str, Counts] | None = None,
-    quarantined: tuple[Held, ...] = (),
+    withheld: tuple[Held, ...] = (),
     of_traffic: dict[str, Rates] | None = None,
     seconds: float | None = None,
     changes: tuple[PastDeployment, ...] = (),
@@ -101,7 +101,7 @@ def made(
     seen = Seen(
         worker=Worker(hash="0" * 16, version="2.8", counts=of),
         services=services,
-        quarantined=quarantined,
+        withheld=withheld,
         wanted_hash="0" * 16,
         nameservers=(nameserver or Nameserver(name="10.0.0.254:53", seconds=0.001),),
     )
@@ -133,9 +133,9 @@ def test_services_that_need_somebody_come_first() -> None:
     assert "NXDOMAIN" in text
 
 
-def test_what_is_in_quarantine_is_told_with_its_message_and_remedy() -> None:
+def test_what_is_withheld_is_told_with_its_message_and_remedy() -> None:
     held = Held(
-        piece="service",
+        kind="service",
         name="shop",
         effect="its last good form goes on",
         is_kept=True,
@@ -145,8 +145,8 @@ def test_what_is_in_quarantine_is_told_with_its_message_and_remedy() -> None:
             ),
         ),
     )
-    text = read(made(service("shop"), quarantined=(held,))).text
-    for words in ("in quarantine", "unknown keyword bogus", "take it out", "/etc/a.yaml:3"):
+    text = read(made(service("shop"), withheld=(held,))).text
+    for words in ("withheld", "unknown keyword bogus", "take it out", "/etc/a.yaml:3"):
         assert words in text
     assert "its last good form goes on" in text
 
@@ -293,7 +293,7 @@ def test_a_query_string_may_say_anything(query: str, text: str, page: int) -> No
 
 def test_values_are_text_wherever_they_come_from() -> None:
     held = Held(
-        piece="service",
+        kind="service",
         name=HOSTILE,
         effect=HOSTILE,
         is_kept=False,
@@ -304,7 +304,7 @@ def test_values_are_text_wherever_they_come_from() -> None:
     )
     of = made(
         service(HOSTILE, pods=0, state="empty", error=HOSTILE),
-        quarantined=(held,),
+        withheld=(held,),
         changes=(change,),
         nameserver=Nameserver(name=HOSTILE, said=HOSTILE),
         host=HOSTILE,

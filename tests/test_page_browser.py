@@ -33,14 +33,14 @@ PATHS = {
     "nothing found": "/?q=xyzzy",
     "a service": "/services/shop",
     "a service without pods": "/services/ghost",
-    "a service in quarantine": "/services/bad",
+    "a service withheld": "/services/bad",
     "no such service": "/services/nosuch",
 }
 
 
 @pytest.fixture(scope="module")
 def frontend() -> Iterator[Frontend]:
-    """Services that are well, empty, partly down, in quarantine, and enough for a filter."""
+    """Services that are well, empty, partly down, withheld, and enough for a filter."""
     binary = bundled_binary()
     assert binary is not None
     with Frontend(str(binary)) as made:
@@ -55,7 +55,7 @@ def frontend() -> Iterator[Frontend]:
         services["bad"] = made.service("shop", 10003, extra_config=f"{HOSTILE} keyword")
         made.write()
         made.call(made.pods["api"].pods[0].stop())
-        made.until(lambda: b"in quarantine" in made.get("/")[1])
+        made.until(lambda: b"withheld" in made.get("/")[1])
         made.until(lambda: b"partly down" in made.get("/")[1])
         yield made
 
@@ -245,7 +245,7 @@ def test_what_others_wrote_is_never_executed(opens: Opens) -> None:
 def test_all_is_there_without_scripts(opens: Opens) -> None:
     browser = opens("/", scripts=False)
     assert "▲ partly down" in text(browser)
-    assert "in quarantine" in text(browser)
+    assert "withheld" in text(browser)
     # Chromium gives what is inside of noscript as elements only where scripts are off.
     assert browser.find_elements(By.CSS_SELECTOR, "noscript > meta[http-equiv=refresh]")
 

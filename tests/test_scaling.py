@@ -114,7 +114,7 @@ def test_changes_without_effect_cause_no_reload(frontend: Frontend) -> None:
     def until_read(name: str) -> None:
         """What is read later has no effect either: a new file at fault."""
         frontend.drop(f"{name}.json", "{")
-        frontend.until(lambda: name in str(frontend.status()["quarantined"]))
+        frontend.until(lambda: name in str(frontend.status()["withheld"]))
 
     frontend.drop("a.yaml", "# a comment\n" + text + "    \n")
     until_read("commented")

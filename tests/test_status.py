@@ -23,7 +23,7 @@ def status(frontend: Frontend) -> dict[str, Any]:
     assert done.returncode == LEVELS[document["status"]]
     assert set(document) == {
         *("version", "status", "summary", "in_sync", "wanted_hash", "running_hash", "daemon"),
-        *("haproxy", "held", "last_reload", "dns", "services", "quarantined", "findings"),
+        *("haproxy", "held", "last_reload", "dns", "services", "withheld", "findings"),
     }
     return document
 
@@ -93,7 +93,7 @@ def test_all_is_well(frontend: Frontend) -> None:
     assert row.split()[:8] == ["shop", "ok", "3", "10", "3", "0", "0", f"{frontend.host}:8080"]
     nagios = frontend.run("status", "--format", "nagios").stdout.splitlines()
     assert nagios[0].startswith("FC-FRONTEND OK - ")
-    assert nagios[0].endswith("| services=1 up=3 down=0 drained=0 quarantined=0")
+    assert nagios[0].endswith("| services=1 up=3 down=0 drained=0 withheld=0")
 
 
 def test_warnings(frontend: Frontend) -> None:
@@ -121,7 +121,7 @@ def test_warnings(frontend: Frontend) -> None:
 
 def test_what_is_critical(frontend: Frontend) -> None:
     frontend.drop("bad.yaml", "services:\n  bad:\n    pod_prt: 1\n")
-    document = until(frontend, "critical", "service bad: in quarantine, it is not deployed")
+    document = until(frontend, "critical", "service bad: withheld, it is not deployed")
     finding = document["findings"][0]
     assert finding["file"].endswith("bad.yaml")
     assert finding["line"] == 3
@@ -133,7 +133,7 @@ def test_what_is_critical(frontend: Frontend) -> None:
     assert "bad.yaml:3: critical: service bad: " in text.stdout
     nagios = frontend.run("status", "--format", "nagios", check=False)
     assert nagios.returncode == 2
-    assert nagios.stdout.startswith("FC-FRONTEND CRITICAL - service bad: in quarantine")
+    assert nagios.stdout.startswith("FC-FRONTEND CRITICAL - service bad: withheld")
     frontend.drop("bad.yaml", "")
     frontend.until(lambda: status(frontend)["status"] == "ok")
     frontend.drop("few.json", {"few": frontend.service("shop", 8081, slots=2)})

@@ -35,7 +35,7 @@ def document(frontend: Frontend, *command: str) -> dict[str, Any]:
 
 def withheld(found: dict[str, Any]) -> dict[tuple[str, str], bool]:
     """What is withheld, and whether it is kept, by kind and name."""
-    return {(each["piece"], each["name"]): each["is_kept"] for each in found["quarantined"]}
+    return {(each["kind"], each["name"]): each["is_kept"] for each in found["withheld"]}
 
 
 def section(frontend: Frontend, name: str) -> str:
@@ -65,7 +65,7 @@ def test_all_commands_and_the_daemon_agree_on_what_is_withheld(frontend: Fronten
     frontend.until(lambda: frontend.serves(8082, frontend.pods["shop"]))
     before = frontend.running_hash()
     frontend.start()
-    frontend.until(lambda: frontend.status()["quarantined"])
+    frontend.until(lambda: frontend.status()["withheld"])
     assert withheld(frontend.status()) == expected
     assert frontend.running_hash() == before
     frontend.stop_daemon()
@@ -140,7 +140,7 @@ def test_what_something_running_refers_to_is_not_removed(frontend: Frontend) -> 
     (frontend.services_d / "cart.json").unlink()
     found = document(frontend, "apply")
     assert withheld(found) == {("service", "cart"): True}
-    (held,) = found["quarantined"]
+    (held,) = found["withheld"]
     assert "still used by fragment edge" in held["problems"][0]["message"]
     assert frontend.running_hash() == before
     # Together with the last use of it, it goes.

@@ -148,7 +148,7 @@ def _report(
         document = deployed(deployment, problems)
         if prepared.withheld:
             document["status"] = "withheld"
-        emit({**document, "quarantined": [each.as_json() for each in prepared.withheld]})
+        emit({**document, "withheld": [each.as_json() for each in prepared.withheld]})
         return code
     print_problems(problems)
     words = {

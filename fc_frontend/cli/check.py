@@ -81,7 +81,7 @@ def command(config: str, shape: str) -> None:
             "services": services,
             "fragments": fragments,
             "problems": [problem.as_json() for problem in (*problems, *unknown)],
-            "quarantined": [each.as_json() for each in held],
+            "withheld": [each.as_json() for each in held],
             "base": prepared.base.origin.value,
             "files": [{"path": path, **verdict.as_json()} for path, verdict in verdicts.items()],
         }

@@ -96,7 +96,7 @@ def command(config: str, as_text: bool, shape: str) -> None:
             "hash": prepared.config.hash,
             "running_hash": installed.running_hash,
             "reload": any(change.effect is Effect.RELOAD for change in changes),
-            "quarantined": [each.as_json() for each in prepared.withheld],
+            "withheld": [each.as_json() for each in prepared.withheld],
             "changes": [change.as_json() for change in changes],
             "problems": [problem.as_json() for problem in problems],
         }

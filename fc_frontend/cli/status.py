@@ -34,7 +34,7 @@ _SHOWN = 50
 @common_options
 @format_options("text", "json", "nagios")
 def command(config: str, shape: str) -> None:
-    """Show how the frontend is: services, servers, quarantines, the last reload, cluster DNS.
+    """Show how the frontend is: services, servers, withheld changes, the last reload, cluster DNS.
 
     Asks the daemon, HAProxy and each nameserver. Without the daemon it goes by the files, the
     stored answers of cluster DNS, and HAProxy.
@@ -42,7 +42,7 @@ def command(config: str, shape: str) -> None:
     \b
     0  all is well
     1  warning: answers out of date, little room, no pods, drained, held, no daemon
-    2  critical: in quarantine, too few slots, not in sync, pods but no server up, no HAProxy
+    2  critical: withheld changes, too few slots, not in sync, pods but no server up, no HAProxy
     3  unknown: neither the daemon nor HAProxy answers
     """
     from fc_frontend.explain.collect import look
@@ -71,7 +71,7 @@ def _nagios(found: Overview) -> None:
         "up": sum(count.up for count in counts),
         "down": sum(count.down for count in counts),
         "drained": sum(count.drained for count in counts),
-        "quarantined": len(found.seen.quarantined),
+        "withheld": len(found.seen.withheld),
     }
     performance = " ".join(f"{name}={value}" for name, value in figures.items())
     lines = [

@@ -157,7 +157,7 @@ def status_document(
                 "reason": planned.reason,
                 "query": planned.query,
                 "state": service_state(
-                    answer, quarantined=UnitId(UnitKind.SERVICE, planned.spec.name) in held
+                    answer, withheld=UnitId(UnitKind.SERVICE, planned.spec.name) in held
                 ),
                 "freshness": answer.freshness.value if answer else "unknown",
                 "answer_age": metrics.answer_age(planned.spec.name, now),
@@ -185,7 +185,7 @@ def status_document(
         "wanted_hash": reconciler.wanted,
         "running_hash": reconciler.running,
         "problems": [problem.as_json() for problem in reconciler.problems],
-        "quarantined": [each.as_json() for each in held.values()],
+        "withheld": [each.as_json() for each in held.values()],
         "last_reload": {
             "at": last.at,
             "reasons": [str(reason) for reason in last.reasons],

@@ -570,7 +570,9 @@ class Reconciler:
         """The running worker was asked for its configuration's hash; None if it did not answer."""
         if running != self.running:
             self._unassigned = True
-            self._log.info("haproxy-has", hash=running or "none", wanted=self.wanted or "none")
+            self._log.info(
+                "running-config-changed", hash=running or "none", wanted=self.wanted or "none"
+            )
         self.running = running
         if self._state is not None:
             self._state.confirm(running)

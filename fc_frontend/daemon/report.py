@@ -40,8 +40,8 @@ class Report:
         fresh = [held for held in withheld if before.get(held.unit) != _without_places(held)]
         for held in fresh[:_MOST_LOGGED]:
             problem = held.problems[0] if held.problems else None
-            self._limited("quarantined", held.unit).error(
-                "quarantined",
+            self._limited("withheld", held.unit).error(
+                "withheld",
                 unit=str(held.unit),
                 at=(problem.location or None) if problem else None,
                 field=problem.field if problem else None,
@@ -50,12 +50,12 @@ class Report:
                 effect=held.effect,
             )
         if len(fresh) > _MOST_LOGGED:
-            self._log.error("quarantined-more", units=len(fresh) - _MOST_LOGGED)
+            self._log.error("withheld-more", units=len(fresh) - _MOST_LOGGED)
         now = {held.unit for held in withheld}
         for unit in sorted(before.keys() - now, key=lambda unit: unit.position)[:_MOST_LOGGED]:
-            self._limited("quarantine-left", unit).info("quarantine-left", unit=str(unit))
+            self._limited("withheld-ended", unit).info("withheld-ended", unit=str(unit))
         self.withheld = withheld
-        self._metrics.quarantined([(held.unit.kind, held.unit.name) for held in withheld])
+        self._metrics.withheld([(held.unit.kind, held.unit.name) for held in withheld])
 
     def refusal(self, problems: Iterable[Problem], deployment: Deployment | None = None) -> None:
         """Why nothing changes."""
@@ -97,7 +97,7 @@ class Report:
             if self.problems and not problems:
                 self._log.info("problems-gone")
         self.problems = problems
-        held = sum(len(quarantine.problems) for quarantine in self.withheld)
+        held = sum(len(change.problems) for change in self.withheld)
         self._metrics.problems(len(errors_in(problems)) + held, len(warnings_in(problems)))
 
     def deployed(self, deployment: Deployment, why: tuple[Reason, ...], plan: Plan) -> None:

@@ -187,8 +187,8 @@ class Story:
         self._say("title", "A broken file costs nothing but itself")
         before_text = self._stage.haproxy_cfg.read_bytes()
         self._drop("broken.yaml", "services:\n  broken: {pod_prt: 8080}\n")
-        problem = await self._until("the file is in quarantine", self._problem)
-        self._say("text", f"in quarantine: {problem}")
+        problem = await self._until("the file is withheld", self._problem)
+        self._say("text", f"withheld: {problem}")
         if self._stage.haproxy_cfg.read_bytes() != before_text:
             raise DemoStepFailed("haproxy.cfg changed")
         await self._serving(11)
@@ -196,7 +196,7 @@ class Story:
             raise DemoStepFailed("hello does not answer")
         self._say("good", "haproxy.cfg is unchanged; shop and hello serve on.")
         (self._stage.services_d / "broken.yaml").unlink()
-        await self._until("the quarantine is over", lambda: not self._problem())
+        await self._until("the change is deployed", lambda: not self._problem())
 
     # What the chapters are made of
 
@@ -332,10 +332,10 @@ services:
         return bool(self._get(METRICS_PORT, "/readyz"))
 
     def _problem(self) -> str:
-        quarantined = self._status()["quarantined"]
-        if not quarantined:
+        withheld = self._status()["withheld"]
+        if not withheld:
             return ""
-        first = quarantined[0]["problems"][0]
+        first = withheld[0]["problems"][0]
         place = f"{Path(first['file']).name}:{first['line']}:{first['column']}"
         return f"{place}: {first['field']}: {first['message']} → {first['remedy']}"
 

@@ -84,7 +84,7 @@ class Withheld:
     def as_json(self) -> dict[str, Any]:
         """The change in the shape of all JSON output."""
         return {
-            "piece": self.unit.kind.value,
+            "kind": self.unit.kind.value,
             "name": self.unit.name,
             "effect": self.effect,
             "is_kept": self.is_kept,

@@ -82,22 +82,22 @@ class Declared:
     prepared: Prepared
     daemon: Daemon | None
     daemon_problem: Problem | None
-    quarantined: tuple[Held, ...]
+    withheld: tuple[Held, ...]
     names: frozenset[str]
-    """All that is declared, in quarantine or not."""
+    """All that is declared, withheld or not."""
 
     def held(self, name: str) -> tuple[Held, ...]:
-        """The quarantines that have to do with a service."""
+        """The withheld changes that have to do with a service."""
         spec = _spec(self.declaration, name)
         file = spec.origin.file if spec and spec.origin else None
         return tuple(
             held
-            for held in self.quarantined
-            if (held.piece == "service" and held.name == name)
-            or (held.piece == "file" and file == held.name)
+            for held in self.withheld
+            if (held.kind == "service" and held.name == name)
+            or (held.kind == "file" and file == held.name)
             # A file that cannot be read may declare what nobody else does.
-            or (held.piece == "file" and spec is None and name not in self.names)
-            or (held.piece in ("settings", "templates") and spec is not None)
+            or (held.kind == "file" and spec is None and name not in self.names)
+            or (held.kind in ("settings", "templates") and spec is not None)
         )
 
 
@@ -118,13 +118,13 @@ def declared(settings_file: str, *, judged: bool) -> Declared:
     except Unavailable as exc:
         daemon_problem = exc.problem if declaration.settings.listen is not None else None
     prepared = _prepared(sources, base, daemon, judged=judged)
-    held = daemon.quarantined if daemon else tuple(map(_held, prepared.withheld))
+    held = daemon.withheld if daemon else tuple(map(_held, prepared.withheld))
     return Declared(
         declaration=prepared.declaration,
         prepared=prepared,
         daemon=daemon,
         daemon_problem=daemon_problem,
-        quarantined=held,
+        withheld=held,
         names=frozenset(sources.services),
     )
 
@@ -136,7 +136,7 @@ def _prepared(sources: Sources, base: Base, daemon: Daemon | None, *, judged: bo
             with contextlib.suppress(Unavailable):
                 return prepare(sources, haproxy_check(), base=base)
         return prepare(sources, no_check, base=base)
-    units = {UnitId(UnitKind(held.piece), held.name): held.problems for held in daemon.quarantined}
+    units = {UnitId(UnitKind(held.kind), held.name): held.problems for held in daemon.withheld}
     withhold = {
         unit: problems
         for unit, problems in units.items()
@@ -147,7 +147,7 @@ def _prepared(sources: Sources, base: Base, daemon: Daemon | None, *, judged: bo
 
 def _held(withheld: Withheld) -> Held:
     return Held(
-        piece=withheld.unit.kind.value,
+        kind=withheld.unit.kind.value,
         name=withheld.unit.name,
         effect=withheld.effect,
         is_kept=withheld.is_kept,
@@ -183,7 +183,7 @@ def facts_of(
         raise Unavailable(
             Problem(
                 message=f"{name} is a raw fragment: what it should do, only its author knows",
-                remedy="see HAProxy's statistics page, and `fc-frontend status` for quarantines",
+                remedy="see HAProxy's statistics page, and `fc-frontend status`",
             )
         )
     settings = declaration.settings
@@ -215,7 +215,7 @@ def facts_of(
         spec=spec,
         place=place,
         declared=tuple(near),
-        quarantined=known.held(name),
+        withheld=known.held(name),
         cluster=settings.cluster,
         hold=settings.intervals.hold,
         planned=planned,
@@ -499,7 +499,7 @@ def seen_of(
         worker_problem=worker_problem,
         nameservers=nameservers,
         services=services,
-        quarantined=known.quarantined,
+        withheld=known.withheld,
         problems=problems,
         wanted_hash=wanted,
         held_id=held.id if held else None,
@@ -519,7 +519,7 @@ def _by_files(
             name=planned.spec.name,
             namespace=planned.spec.namespace,
             binds=tuple(str(bind) for bind in planned.spec.binds),
-            state="quarantined" if planned.spec.name in held else "stale",
+            state="withheld" if planned.spec.name in held else "stale",
             reason="as it was last stored: without the daemon nobody asks cluster DNS",
             error=None,
             remedy="",

@@ -103,7 +103,7 @@ def parse_status(document: Any) -> Daemon:
         wanted_hash=_optional(document["wanted_hash"]),
         running_hash=_optional(document["running_hash"]),
         problems=tuple(_problem(entry) for entry in document["problems"]),
-        quarantined=tuple(_held(entry) for entry in document["quarantined"]),
+        withheld=tuple(_held(entry) for entry in document["withheld"]),
         last_reload=LastReload(
             at=_moment(last["at"]),
             reasons=tuple(_text(reason) for reason in last["reasons"]),
@@ -142,7 +142,7 @@ def _service(entry: Mapping[str, Any]) -> DaemonService:
 
 def _held(entry: Mapping[str, Any]) -> Held:
     return Held(
-        piece=_text(entry["piece"]),
+        kind=_text(entry["kind"]),
         name=_text(entry["name"]),
         effect=_text(entry["effect"]),
         problems=tuple(_problem(problem) for problem in entry["problems"]),

@@ -116,9 +116,9 @@ class DaemonService:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Held:
-    """A unit in quarantine."""
+    """A change that is withheld."""
 
-    piece: str
+    kind: str
     name: str
     effect: str
     problems: tuple[Problem, ...]
@@ -126,7 +126,7 @@ class Held:
     """True if its last good form keeps running."""
 
     def __str__(self) -> str:
-        return f"{self.piece} {self.name}".strip()
+        return f"{self.kind} {self.name}".strip()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,7 +148,7 @@ class Daemon:
     wanted_hash: str | None
     running_hash: str | None
     problems: tuple[Problem, ...]
-    quarantined: tuple[Held, ...]
+    withheld: tuple[Held, ...]
     last_reload: LastReload | None
     services: tuple[DaemonService, ...]
     held_id: int | None = None
@@ -204,7 +204,7 @@ class Facts:
     spec: ServiceSpec | None = None
     place: str = ""
     declared: tuple[str, ...] = ()
-    quarantined: tuple[Held, ...] = ()
+    withheld: tuple[Held, ...] = ()
     cluster: Cluster = field(default_factory=Cluster)
     hold: float = 30.0
     planned: ServicePlan | None = None

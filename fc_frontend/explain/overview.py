@@ -46,7 +46,7 @@ class Seen:
     worker_problem: Problem | None = None
     nameservers: tuple[Nameserver, ...] = ()
     services: tuple[DaemonService, ...] = ()
-    quarantined: tuple[Held, ...] = ()
+    withheld: tuple[Held, ...] = ()
     problems: tuple[Problem, ...] = ()
     wanted_hash: str | None = None
     held_id: int | None = None
@@ -76,7 +76,7 @@ class StatusFinding:
     line: int | None = None
     service: str | None = None
     """The service that it is about, if it is about one alone."""
-    is_quarantine: bool = False
+    is_withheld: bool = False
 
     def as_json(self) -> dict[str, Any]:
         """The finding in the shape of all JSON output."""
@@ -172,15 +172,15 @@ class Overview:
                 for n in seen.nameservers
             ],
             "services": [row.as_json() for row in self.rows],
-            "quarantined": [
+            "withheld": [
                 {
-                    "piece": held.piece,
+                    "kind": held.kind,
                     "name": held.name,
                     "effect": held.effect,
                     "is_kept": held.is_kept,
                     "problems": [problem.as_json() for problem in held.problems],
                 }
-                for held in seen.quarantined
+                for held in seen.withheld
             ],
             "findings": [finding.as_json() for finding in self.findings],
         }
@@ -216,7 +216,7 @@ def _summary(seen: Seen, level: StatusLevel, findings: list[StatusFinding]) -> s
 
 def _rows(seen: Seen) -> Iterator[Row]:
     known = set()
-    held = {h.name: h for h in seen.quarantined if h.piece == "service"}
+    held = {h.name: h for h in seen.withheld if h.kind == "service"}
     for service in seen.services:
         known.add(service.name)
         why = service.error or service.reason
@@ -235,27 +235,27 @@ def _rows(seen: Seen) -> Iterator[Row]:
             namespace=service.namespace,
             why=one_line(why),
         )
-    for name, quarantine in held.items():
+    for name, change in held.items():
         if name not in known:
-            said = quarantine.problems[0].message if quarantine.problems else quarantine.effect
+            said = change.problems[0].message if change.problems else change.effect
             yield Row(name=name, state=LEFT_OUT, why=one_line(said))
 
 
 def _findings(seen: Seen) -> Iterator[StatusFinding]:
     yield from _of_processes(seen)
-    for held in seen.quarantined:
+    for held in seen.withheld:
         for problem in held.problems[:1]:
             yield StatusFinding(
                 level=StatusLevel.CRITICAL,
                 subject=str(held),
-                message=f"in quarantine, {held.effect}: "
+                message=f"withheld, {held.effect}: "
                 + (f"{problem.field}: " if problem.field else "")
                 + problem.message,
                 remedy=problem.remedy,
                 file=problem.file,
                 line=problem.line,
-                service=held.name if held.piece == "service" else None,
-                is_quarantine=True,
+                service=held.name if held.kind == "service" else None,
+                is_withheld=True,
             )
     for service in seen.services:
         yield from _of_service(seen, service)

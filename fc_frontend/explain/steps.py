@@ -126,7 +126,7 @@ def _summary(facts: Facts, explanation: Explanation) -> str:
     said = f"{name}: {_what_clients_see(facts, explanation)}, because {cause.said}"
     if any(s.name == "declaration" and s.verdict is StepVerdict.WARN for s in explanation.steps):
         # Else who has just changed it would look for the fault in what is not in force.
-        said += "; what is declared now is in quarantine: see the step declaration"
+        said += "; what is declared now is withheld: see the step declaration"
     return said
 
 
@@ -155,7 +155,7 @@ def _up(facts: Facts) -> str:
 
 
 def _declaration(facts: Facts) -> Step:
-    own = [held for held in facts.quarantined if held.piece in ("service", "file")]
+    own = [held for held in facts.withheld if held.kind in ("service", "file")]
     name = "declaration"
     if facts.spec is None:
         if own:
@@ -171,9 +171,9 @@ def _declaration(facts: Facts) -> Step:
             or f"declare it in {facts.settings_file}, or in a file in services.d beside it",
         )
     spec = facts.spec
-    if facts.quarantined:
+    if facts.withheld:
         # Its own comes first.
-        held = (own or facts.quarantined)[0]
+        held = (own or facts.withheld)[0]
         return _held_step(held, StepVerdict.WARN)
     details = [f"Service {spec.service} in namespace {spec.namespace}, {spec.target} {spec.port}"]
     said = f"declared in {facts.place}" if facts.place else "declared"
@@ -183,13 +183,13 @@ def _declaration(facts: Facts) -> Step:
 def _held_step(held: Held, verdict: StepVerdict) -> Step:
     problem = held.problems[0] if held.problems else None
     said = replace(problem, service=None).statement if problem else "it is refused"
-    subject = "it is" if held.piece == "service" else f"{held} is"
+    subject = "it is" if held.kind == "service" else f"{held} is"
     remedy = problem.remedy if problem else ""
     more = [_words(other) for other in held.problems[1:]]
     return Step(
         name="declaration",
         verdict=verdict,
-        said=f"{subject} in quarantine, and {held.effect}: {one_line(said)}",
+        said=f"{subject} withheld, and {held.effect}: {one_line(said)}",
         remedy=remedy,
         details=tuple(more[:_SHOWN]),
     )

@@ -21,7 +21,7 @@ from fc_frontend.observe.services import Services
 from fc_frontend.plan.model import Freshness, Plan, Resolution
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-PIECES = ("service", "fragment", "file", "settings", "templates")
+KINDS = ("service", "fragment", "file", "settings", "templates")
 WORK = ("step", "sweep", "rescan", "look")
 STATE_FILES = ("history", "answers", "server-state", "files")
 """What is kept in the state directory, as far as HAProxy goes on without it."""
@@ -101,10 +101,10 @@ class Metrics:
         self.registry.register(self._query_durations)
         self._services = Services()
         self.registry.register(self._services)
-        self._quarantined_units = Gauge(
-            "fc_frontend_quarantined",
+        self._withheld_units = Gauge(
+            "fc_frontend_withheld",
             "What is not taken as it is declared: services, fragments, files, settings, templates.",
-            ("piece",),
+            ("kind",),
             registry=self.registry,
         )
         self._convergence = Histogram(
@@ -168,7 +168,7 @@ class Metrics:
             "Resident memory of these workers, pages that they share counted for each.",
             registry=self.registry,
         )
-        self.quarantined(())
+        self.withheld(())
         for severity in ("error", "warning"):
             self._problems.labels(severity).set(0)
         for result in ("accepted", "refused", "unavailable"):
@@ -224,12 +224,12 @@ class Metrics:
         """What HAProxy has, or should have, for each service."""
         self._services.planned(plan, resolution)
 
-    def quarantined(self, units: Iterable[tuple[str, str]]) -> None:
-        """What is in quarantine, as piece and name."""
+    def withheld(self, units: Iterable[tuple[str, str]]) -> None:
+        """What is withheld, as kind and name."""
         listed = tuple(units)
-        self._services.quarantined = frozenset(name for piece, name in listed if piece == "service")
-        for piece in PIECES:
-            self._quarantined_units.labels(piece).set(sum(piece == other for other, _ in listed))
+        self._services.withheld = frozenset(name for kind, name in listed if kind == "service")
+        for kind in KINDS:
+            self._withheld_units.labels(kind).set(sum(kind == other for other, _ in listed))
 
     def drained(self, pods: Mapping[str, int]) -> None:
         """How many pods of each service are drained; none of those that are not named."""

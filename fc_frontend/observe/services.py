@@ -14,7 +14,7 @@ from prometheus_client.registry import Collector
 from fc_frontend.plan import slots
 from fc_frontend.plan.model import Answer, Freshness, Plan, Resolution, ServicePlan
 
-STATES = ("ok", "stale", "quarantined", "empty")
+STATES = ("ok", "stale", "withheld", "empty")
 _LABELS = ("service", "namespace")
 _Value = Callable[[ServicePlan, Answer | None], float]
 
@@ -25,7 +25,7 @@ class Services(Collector):
     def __init__(self) -> None:
         self.plan: tuple[ServicePlan, ...] = ()
         self.resolution: Resolution = {}
-        self.quarantined: frozenset[str] = frozenset()
+        self.withheld: frozenset[str] = frozenset()
         self.drained: Mapping[str, int] = {}
         self.answered: dict[str, float] = {}
         """When cluster DNS last gave a good answer, on the monotonic clock."""
@@ -114,7 +114,7 @@ class Services(Collector):
         )
         for service in self.plan:
             name = service.spec.name
-            state = service_state(self.resolution.get(name), quarantined=name in self.quarantined)
+            state = service_state(self.resolution.get(name), withheld=name in self.withheld)
             for other in STATES:
                 family.add_metric((name, service.spec.namespace, other), other == state)
         return family
@@ -128,10 +128,10 @@ def slot_room(service: ServicePlan, answer: Answer | None) -> tuple[int, bool]:
     return slots.short(pods, service.slots), slots.scarce(pods, service.slots)
 
 
-def service_state(answer: Answer | None, *, quarantined: bool = False) -> str:
-    """quarantined, or ok, stale or empty from what is known of a service's pods."""
-    if quarantined:
-        return "quarantined"
+def service_state(answer: Answer | None, *, withheld: bool = False) -> str:
+    """withheld, or ok, stale or empty from what is known of a service's pods."""
+    if withheld:
+        return "withheld"
     if answer is None or answer.freshness is not Freshness.FRESH:
         return "stale"
     return "ok" if answer.endpoints and answer.lost_at is None else "empty"

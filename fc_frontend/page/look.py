@@ -229,13 +229,13 @@ class PageCache:
             )
         except Unavailable as exc:
             problem = exc.problem
-            detail = Detail(name=name, board=of_all, line=line, quarantined=held, problem=problem)
+            detail = Detail(name=name, board=of_all, line=line, withheld=held, problem=problem)
         else:
             detail = Detail(
                 name=name,
                 board=of_all,
                 line=line,
-                quarantined=held,
+                withheld=held,
                 explanation=explain(facts),
                 facts=facts,
             )
@@ -258,7 +258,7 @@ def _ask_haproxy(known: DaemonView) -> tuple[Declared, _Haproxy]:
         prepared=known.prepared,
         daemon=daemon,
         daemon_problem=None,
-        quarantined=daemon.quarantined,
+        withheld=daemon.withheld,
         names=known.names,
     )
     seen = seen_of(declared, (), timeout=_TIMEOUT)

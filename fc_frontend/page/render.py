@@ -29,7 +29,7 @@ CONTENT_TYPE = "text/html; charset=utf-8"
 MOST_SERVERS = 200
 """Servers of a service that are shown."""
 MOST_HELD = 50
-"""Quarantines that are shown."""
+"""Withheld changes that are shown."""
 LONGEST_TEXT = 100
 _LONGEST_QUERY = 2000
 _SYMBOLS = {

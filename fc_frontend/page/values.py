@@ -75,7 +75,7 @@ class Board:
     lines: tuple[TableLine, ...]
     totals: Totals
     findings: tuple[StatusFinding, ...]
-    """Those that are about no service alone, and no quarantine."""
+    """Those that are about no service alone, and no withheld change."""
     traffic_problem: Problem | None
     seconds: float | None
     """What rates are over; None where requests are those of HAProxy's last second."""
@@ -92,7 +92,7 @@ class Detail:
     name: str
     board: Board
     line: TableLine | None
-    quarantined: tuple[Held, ...]
+    withheld: tuple[Held, ...]
     explanation: Explanation | None = None
     facts: Facts | None = None
     problem: Problem | None = None
@@ -148,7 +148,7 @@ def board(
         findings=tuple(
             finding
             for finding in overview.findings
-            if finding.service is None and not finding.is_quarantine
+            if finding.service is None and not finding.is_withheld
         ),
         traffic_problem=traffic_problem,
         seconds=seconds,

@@ -146,7 +146,7 @@ class Script:
         self.step(
             REFUSED,
             lambda: self._write(8, extra_config="no-such-word"),
-            lambda: self.frontend.status()["quarantined"] and True,
+            lambda: self.frontend.status()["withheld"] and True,
             then=(lambda: self._write(8, port=20008), self._mended),
         )
         self.step("SIGHUP", self._hang_up, self._stepped())
@@ -246,7 +246,7 @@ class Script:
         return self.frontend.metric("fc_frontend_dns_sweeps_total", kind="spared") >= SPARED
 
     def _mended(self) -> bool:
-        return not self.frontend.status()["quarantined"]
+        return not self.frontend.status()["withheld"]
 
     # Changes
 

@@ -150,12 +150,12 @@ class Churn:
             self._remove(number)
 
         self._after(begin, lambda: self._endpoints(name) == 5 + number % 3)
-        self._after(grow_and_break, lambda: self._quarantined() == 1 and self._slots(name) > 10)
+        self._after(grow_and_break, lambda: self._withheld() == 1 and self._slots(name) > 10)
         self._after(
             lambda: self._declare(one, extra_config="no-such-word"),
-            lambda: self._quarantined() == 1,
+            lambda: self._withheld() == 1,
         )
-        self._after(mend, lambda: self._quarantined() == 0)
+        self._after(mend, lambda: self._withheld() == 0)
         self._after(
             end,
             lambda: self._endpoints(name) == 3 and self._endpoints(f"n{number}") is None,
@@ -296,8 +296,8 @@ class Churn:
         service = self._service(name)
         return 0 if service is None else int(service["slots"])
 
-    def _quarantined(self) -> int:
-        return len(self.frontend.status()["quarantined"])
+    def _withheld(self) -> int:
+        return len(self.frontend.status()["withheld"])
 
     def _workers(self) -> int:
         return len(show_proc(self.frontend.settings["haproxy"]["master_socket"], 5.0).pids) - 1

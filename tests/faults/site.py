@@ -19,7 +19,7 @@ SERVICES = {"cart": 8081, "docs": 8082, "shop": 8083}
 EXTRA = ("extra", 8090)
 """Another service, to be declared in the same batch as a fault."""
 Name = tuple[str, str]
-"""A unit in quarantine: piece and name."""
+"""A unit whose change is withheld: kind and name."""
 _ENOUGH = 8
 """Answers of each service that show that it serves."""
 
@@ -124,16 +124,16 @@ class Site:
         return set(now.since(before).pods)
 
     def held(self) -> dict[Name, dict[str, Any]]:
-        """What is in quarantine, by piece and name."""
-        listed = self.frontend.status()["quarantined"]
-        return {(held["piece"], held["name"]): held for held in listed}
+        """What is withheld, by kind and name."""
+        listed = self.frontend.status()["withheld"]
+        return {(held["kind"], held["name"]): held for held in listed}
 
     def until_held(
         self, units: Mapping[tuple[str, str], str]
     ) -> dict[tuple[str, str], list[dict[str, Any]]]:
-        """Wait until these units, and no others, are in quarantine; the problems of each.
+        """Wait until these units, and no others, are withheld; the problems of each.
 
-        `units` are piece and name, each with what happens meanwhile.
+        `units` are kind and name, each with what happens meanwhile.
         """
 
         def found() -> dict[tuple[str, str], list[dict[str, Any]]] | None:
@@ -155,11 +155,11 @@ class Site:
         self.frontend.until(lambda: name not in {s["name"] for s in services()["services"]})
 
     def until_well(self) -> None:
-        """Wait until nothing is in quarantine and HAProxy has what is declared."""
+        """Wait until nothing is withheld and HAProxy has what is declared."""
         self.frontend.until(lambda: not self.held() and self.frontend.ready())
 
     def is_clean(self, settings: bytes) -> bool:
-        """True if nothing of a case is left: no file, no quarantine, no other settings."""
+        """True if nothing of a case is left: no file, no withheld change, no other settings."""
         frontend = self.frontend
         try:
             return (

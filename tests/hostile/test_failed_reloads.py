@@ -68,7 +68,7 @@ def test_a_bind_that_fails_only_at_the_reload(haproxy_binary: str) -> None:
             frontend.until(lambda: withheld(frontend) == {"other"}, PATIENCE)
             frontend.until(lambda: frontend.ask(8090) == "extra-1", PATIENCE)
             assert len(failures(frontend)) == 1
-            (said,) = frontend.status()["quarantined"]
+            (said,) = frontend.status()["withheld"]
             assert f"HAProxy could not take {ADDRESS}:80" in said["problems"][0]["message"]
             assert "apply --force" in said["problems"][0]["remedy"]
             before = load.tally()
@@ -85,7 +85,7 @@ def test_a_bind_that_fails_only_at_the_reload(haproxy_binary: str) -> None:
 
 
 def withheld(frontend: Frontend) -> set[str]:
-    return {held["name"] for held in frontend.status()["quarantined"]}
+    return {held["name"] for held in frontend.status()["withheld"]}
 
 
 def failures(frontend: Frontend) -> list[str]:

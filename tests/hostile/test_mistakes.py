@@ -20,7 +20,7 @@ from tests.frontend import Frontend
 from tests.test_kept_files import certificate, seen
 
 NAME, FIRST_PORT = EXTRA
-PIECES = {"fragment", "service", "settings", "templates"}
+KINDS = {"fragment", "service", "settings", "templates"}
 HTTP = "mode http\n  option idle-close-on-response"
 
 
@@ -186,11 +186,11 @@ def test_fragments_settings_templates_and_files_fall_back_to_what_haproxy_runs(
         put(site.templates / "stats.cfg.j2", "{% if %}")
         fragment(fragment_port + 2, "  nonsense here\n")
         defaults("nonsense here")
-        frontend.until(lambda: {piece for piece, _ in site.held()} >= PIECES - {"service"})
+        frontend.until(lambda: {kind for kind, _ in site.held()} >= KINDS - {"service"})
         # The bad certificate is seen at the next reload, which something else needs.
         site.declare("more", fragment_port + 3, service=NAME)
         frontend.until(lambda: serves(site, fragment_port + 3))
-        assert {piece for piece, _ in site.held()} == PIECES
+        assert {kind for kind, _ in site.held()} == KINDS
         assert in_force("maxconn 3000")
         assert in_force("# ours")
         assert seen(frontend, 8443) != shown

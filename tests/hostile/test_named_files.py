@@ -442,11 +442,11 @@ def test_units_that_name_bad_files_cost_only_themselves(site: Site, short_direct
         site.declare(name, SERVICES[name], **fields)
     innocent_change_goes_through(site)
     found = site.until_held(held)
-    for (piece, name), problems in found.items():
+    for (kind, name), problems in found.items():
         (problem,) = problems
         assert problem["message"]
         assert problem["remedy"]
-        if piece == "fragment":
+        if kind == "fragment":
             file = str(site.frontend.services_d / f"{name}.cfg")
             assert (problem["file"], problem["line"]) == (file, 6)
         else:

@@ -136,7 +136,7 @@ def test_the_daemon_reports_each_name_so_that_it_can_be_read(frontend: Frontend)
     assert status == 200
     lines(body.decode())
     document = whole(body.decode())
-    held = {(entry["piece"], entry["name"]) for entry in document["quarantined"]}
+    held = {(entry["kind"], entry["name"]) for entry in document["withheld"]}
     directory = str(frontend.services_d)
     assert ("file", rf"{directory}/\udcff.yaml") in held
     assert ("file", rf"{directory}/a\nb.yaml") in held
@@ -207,7 +207,7 @@ def test_a_process_may_have_any_name(frontend: Frontend) -> None:
 def reported(frontend: Frontend, service: str) -> str:
     """The problems of a service in the daemon's status."""
     document = frontend.status()
-    held = [problem for each in document["quarantined"] for problem in each["problems"]]
+    held = [problem for each in document["withheld"] for problem in each["problems"]]
     return " ".join(
         problem["message"]
         for problem in (*document["problems"], *held)

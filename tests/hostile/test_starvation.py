@@ -92,13 +92,13 @@ def test_a_file_that_is_rewritten_all_the_time_delays_no_other(frontend: Fronten
         frontend.drop("calm.json", {"calm": frontend.service("shop", 8084)})
         frontend.until(lambda: frontend.serves(8084, frontend.pods["shop"]))
         # It takes part in the log with a share of its own.
-        frontend.until(lambda: len(frontend.events("quarantined")) >= 3)
+        frontend.until(lambda: len(frontend.events("withheld")) >= 3)
     finally:
         ended.set()
         thread.join()
         (frontend.services_d / "busy.yaml").unlink()
-    frontend.until(lambda: frontend.ready() and not frontend.status()["quarantined"])
-    for event in ("quarantined", "quarantine-left", "problem"):
+    frontend.until(lambda: frontend.ready() and not frontend.status()["withheld"])
+    for event in ("withheld", "withheld-ended", "problem"):
         assert len(frontend.events(event)) <= 3 * 20, event
 
 

@@ -143,7 +143,7 @@ class FcFrontend:
     def take(self, seconds: float) -> None:
         with socket.create_server((self.frontend.host, TAKEN)):
             self._toggle(TAKEN)
-            (held,) = self.frontend.until(lambda: self.frontend.status()["quarantined"])
+            (held,) = self.frontend.until(lambda: self.frontend.status()["withheld"])
             assert "is held by" in held["problems"][0]["message"]
             time.sleep(seconds)
 

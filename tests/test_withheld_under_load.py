@@ -27,7 +27,7 @@ from tests.frontend import Frontend
 
 KEPT = "the last good version keeps running"
 LEFT_OUT = "it is not deployed"
-EVENTS = ("quarantined", "quarantine-left")
+EVENTS = ("withheld", "withheld-ended")
 
 Break = Callable[[Site, str], None]
 
@@ -112,12 +112,12 @@ BREAKS: dict[str, tuple[str, Break, str]] = {
 
 def broken(site: Site, kind: str, name: str) -> tuple[str, str]:
     """Break a service in one of the ways of `BREAKS`; the unit that is at fault."""
-    piece, breaks, _ = BREAKS[kind]
+    unit_kind, breaks, _ = BREAKS[kind]
     if kind == "taken-bind":
         fields(site, name, binds=f"{site.frontend.host}:8082")
     else:
         breaks(site, name)
-    return piece, name if piece == "service" else str(site.file(name))
+    return unit_kind, name if unit_kind == "service" else str(site.file(name))
 
 
 def mend(site: Site, name: str) -> None:
@@ -135,16 +135,16 @@ def mend(site: Site, name: str) -> None:
 
 
 def while_held(site: Site, said: str, units: Mapping[tuple[str, str], str]) -> None:
-    """What must hold while units are in quarantine and a service came in the same batch."""
+    """What must hold while units are withheld and a service came in the same batch."""
     frontend = site.frontend
     for problems in site.until_held(units).values():
         assert said in json.dumps(problems, ensure_ascii=False)
         assert {problem["severity"] for problem in problems} == {"error"}
     extra, port = EXTRA
     frontend.until(lambda: frontend.ask(port) == f"{extra}-1")
-    assert frontend.metric("fc_frontend_quarantined") == len(units)
-    for piece, count in Counter(piece for piece, _ in units).items():
-        assert frontend.metric("fc_frontend_quarantined", piece=piece) == count
+    assert frontend.metric("fc_frontend_withheld") == len(units)
+    for unit_kind, count in Counter(unit_kind for unit_kind, _ in units).items():
+        assert frontend.metric("fc_frontend_withheld", kind=unit_kind) == count
     assert frontend.metric("fc_frontend_config_in_sync") == 1
     assert frontend.metric("fc_frontend_config_problems", severity="error") >= 1
     site.file_is_good()
@@ -157,7 +157,7 @@ def while_held(site: Site, said: str, units: Mapping[tuple[str, str], str]) -> N
 
 
 def counted(site: Site) -> Counter[str]:
-    """How often units came into quarantine and left it, as logged."""
+    """How often units were withheld and deployed again, as logged."""
     return Counter({name: len(site.frontend.events(name)) for name in EVENTS})
 
 
@@ -167,7 +167,7 @@ def after(site: Site, before: Counter[str], units: int = 1) -> None:
     site.is_mended()
     logged = [line for name in EVENTS for line in site.frontend.events(name)]
     assert counted(site) - before == Counter(dict.fromkeys(EVENTS, units)), logged[-4 * units :]
-    assert site.frontend.metric("fc_frontend_quarantined") == 0
+    assert site.frontend.metric("fc_frontend_withheld") == 0
     assert site.frontend.metric("fc_frontend_config_problems", severity="error") == 0
 
 
