@@ -44,6 +44,10 @@ class Cause(StrEnum):
     """Cluster DNS names a cluster IP where pods are expected."""
     FOREIGN_NETWORK = "foreign-network"
     """Cluster DNS names addresses outside of the networks where they are expected."""
+    REMOVAL_WAITS = "removal-waits"
+    """A unit is gone from the files; it is removed unless it comes back soon."""
+    EMPTIED = "emptied"
+    """services.d is suddenly empty."""
 
 
 @dataclass(frozen=True, slots=True)

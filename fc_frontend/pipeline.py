@@ -11,7 +11,6 @@ as many of them as all checks accept, and withholds the others.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +18,7 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fc_frontend.config.declare import (
     Declaration,
@@ -28,6 +27,7 @@ from fc_frontend.config.declare import (
     running_settings,
     running_specs,
 )
+from fc_frontend.config.fingerprint import digest, fingerprint
 from fc_frontend.config.loader import Sources, read, state_directory
 from fc_frontend.config.running import RunningDeclarations
 from fc_frontend.config.templates import templates
@@ -100,12 +100,18 @@ class Base:
     """The sections by unit, with copies of files in place of those that have changed since."""
     is_substituted: bool = False
     is_reverted: bool = False
-    """True if `sections` has an earlier form of services that lost all their servers."""
+    """True if `sections` has an earlier form of services that lost all their servers, or lacks some
+    of what runs."""
 
     @property
     def hash(self) -> str | None:
         """The digest of the text."""
         return self.config.hash if self.config else None
+
+    def without(self, units: AbstractSet[UnitId]) -> Base:
+        """The base in which `units` do not run, so that they need not stay."""
+        left = {unit: each for unit, each in self.sections.items() if unit not in units}
+        return replace(self, sections=left, is_reverted=self.is_reverted or bool(units))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,6 +129,8 @@ class Prepared:
     config: Config | None
     problems: tuple[Problem, ...]
     withheld: tuple[Withheld, ...] = ()
+    waiting: tuple[UnitId, ...] = ()
+    """The removals that are only waited with."""
     base: Base = field(default_factory=Base)
     is_complete: bool = True
     """False if the search for what to withhold goes on in the next step."""
@@ -268,7 +276,7 @@ def _with_ways_back(base: Base, settings_file: str, answers: Resolution) -> Base
             form = back[section.unit.name]
             sections[section.unit] = replace(
                 section,
-                declaration=_digest(form.value),
+                declaration=digest(form.value),
                 file=form.file,
                 is_trusted=form.level is Level.TRUSTED,
             )
@@ -304,7 +312,7 @@ def _with_declarations(config: Config, declarations: RunningDeclarations) -> Con
     for section in config.sections:
         unit, raw = section.unit, None
         if unit == SETTINGS:
-            known = _digest(declarations.settings) if declarations.settings is not None else ""
+            known = digest(declarations.settings) if declarations.settings is not None else ""
             sections.append(replace(section, declaration=known))
             continue
         if unit.kind is UnitKind.SERVICE:
@@ -318,7 +326,7 @@ def _with_declarations(config: Config, declarations: RunningDeclarations) -> Con
             sections.append(
                 replace(
                     section,
-                    declaration=_digest(raw.value),
+                    declaration=digest(raw.value),
                     file=raw.file,
                     is_trusted=is_trusted,
                 )
@@ -329,11 +337,6 @@ def _with_declarations(config: Config, declarations: RunningDeclarations) -> Con
 def _templates_section(texts: Mapping[str, str]) -> Section:
     text = json.dumps(dict(sorted(texts.items())))
     return Section(TEMPLATES, text, declaration=text)
-
-
-def _digest(value: Any) -> str:
-    text = json.dumps(value, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
 def propose(
@@ -347,6 +350,7 @@ def propose(
     withhold: Mapping[UnitId, tuple[Problem, ...]] | None = None,
     must_check: bool = False,
     shrink: bool = False,
+    waiting: bool = False,
     memo: Memo | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> Prepared:
@@ -355,7 +359,7 @@ def propose(
     `answers` are those to the questions of declared services, `running_answers` those for services
     that stay as they run.  What runs already is not checked again, unless `must_check`.  `refused`
     were withheld before, and are so again without a trial if their sections are the same; changes
-    to `withhold` are so in any case.  Raises what `check` raises.
+    to `withhold` are so in any case.  With `waiting`, removals wait.  Raises what `check` raises.
     """
     composer = _Composer(
         sources, base, answers, running_answers, shrink=shrink, memo=memo or Memo()
@@ -390,6 +394,7 @@ def propose(
         trial,
         clock=clock,
         refused={**composer.still_refused(refused or {}), **(withhold or {})},
+        waiting=waiting,
     )
     return composer.prepared(isolated)
 
@@ -480,6 +485,7 @@ class _Composer:
             config=config if isolated.accepted else None,
             problems=tuple(dict.fromkeys(problems)),
             withheld=self._withheld(isolated, declared),
+            waiting=tuple(each.unit for each in isolated.withheld if each.is_waiting),
             base=self._base,
             is_complete=isolated.is_complete,
         )
@@ -499,7 +505,7 @@ class _Composer:
         found = [
             replace(each, problems=tuple(map(declared.located, each.problems)))
             for each in isolated.withheld
-            if each.unit in ENVIRONMENT or each.problems not in hidden
+            if (each.unit in ENVIRONMENT or each.problems not in hidden) and not each.is_waiting
         ]
         found += [
             Withheld(
@@ -511,10 +517,16 @@ class _Composer:
             for file in declared.unreadable
             if UnitId(UnitKind.FILE, file.path) not in {each.unit for each in found}
         ]
+        known = self._base.declarations.withheld
+        marked = []
         # Files first: everything in them is affected.
-        return tuple(
-            sorted(found, key=lambda e: (e.unit.kind is not UnitKind.FILE, e.unit.position))
-        )
+        for each in sorted(
+            found, key=lambda e: (e.unit.kind is not UnitKind.FILE, e.unit.position)
+        ):
+            declares = fingerprint(self._sources, each.unit)
+            is_known = known.get(each.unit) == declares
+            marked.append(replace(each, fingerprint=declares, is_known=is_known))
+        return tuple(marked)
 
     def _make(self, kept: frozenset[UnitId]) -> _Made:
         if kept not in self._made:
@@ -559,6 +571,7 @@ class _Composer:
                 faulty={unit: found for unit, found in faults.items() if unit not in kept},
                 claims=declaration.claims,
                 unreadable=declaration.unreadable,
+                forced=declaration.forced,
                 untrusted=frozenset(
                     UnitId(UnitKind.SERVICE, name) for name in declaration.untrusted
                 ),
@@ -581,7 +594,7 @@ class _Composer:
     def _described(self, section: Section, declaration: Declaration) -> Section:
         unit, raw = section.unit, None
         if unit == SETTINGS:
-            return replace(section, declaration=_digest(declaration.raw.settings))
+            return replace(section, declaration=digest(declaration.raw.settings))
         if unit.kind is UnitKind.SERVICE:
             raw = declaration.raw.services[unit.name]
         else:
@@ -591,7 +604,7 @@ class _Composer:
             return before
         return replace(
             section,
-            declaration=_digest(raw.value),
+            declaration=digest(raw.value),
             file=raw.file,
             is_trusted=raw.level is Level.TRUSTED,
         )

@@ -45,6 +45,7 @@ from fc_frontend.haproxy.failed_reloads import Attempt
 from fc_frontend.haproxy.judge import judge
 from fc_frontend.haproxy.lock import deploying
 from fc_frontend.haproxy.patience import Patience
+from fc_frontend.model.units import UnitId
 from fc_frontend.pipeline import Base, Candidate, Check, Prepared, find_base
 from fc_frontend.plan.model import Settings
 from fc_frontend.render.config import Config, config_hash
@@ -68,14 +69,17 @@ class Options:
 
     `output` is the file that a supervised HAProxy which has to be started writes to.  `patience`
     limits how long checks may take.  If `is_forced`, what failed at a reload before is tried again
-    as it is.  `given` is recorded first: consent to replace haproxy.cfg.  `advance` is called
+    as it is; if `is_strict`, nothing is deployed while a change is withheld.  `given` is recorded
+    first: consent to replace haproxy.cfg; so are `consents` to changes.  `advance` is called
     whenever there is progress, and `checked` with each verdict of HAProxy.
     """
 
     output: str | None = None
     patience: Patience = field(default_factory=Patience)
     is_forced: bool = False
+    is_strict: bool = False
     given: Consent | None = None
+    consents: Mapping[UnitId, str] = field(default_factory=dict)
     advance: Callable[[], None] = lambda: None
     checked: Callable[[bool], None] = lambda _accepted: None
 
@@ -103,6 +107,8 @@ def roll_out(
             if options.given is not None:
                 consent.give(settings.state_directory, options.given)
             running = observe(settings.haproxy)
+            state.refresh()
+            state.consent(settings, options.consents)
             state.confirm(running.hash)
             base = find_base(settings, state.confirmed, state.pending, running.hash)
             checks = _Checks(running, options)
@@ -130,11 +136,13 @@ def deployed_declarations(
 
     `confirmed` is what ran before, `copies` are the files that the text names, with their digests,
     and `former` are the guard's ways back.  A declaration that failed stays recorded until the
-    service runs in another one that its file declares.
+    service runs in another one that its file declares.  So do consents until the files say
+    something else.
     """
     assert prepared.config is not None
     raw, declared = prepared.declaration.raw, sources.services
     withheld = {each.unit.name for each in prepared.withheld}
+    forced = {unit.name for unit in prepared.declaration.forced}
 
     def is_settled(name: str, forms: tuple[RawDeclaration, ...]) -> bool:
         running = raw.services[name].value
@@ -144,13 +152,20 @@ def deployed_declarations(
     failed = {
         name: forms
         for name, forms in confirmed.failed.items()
-        if name in withheld or (name in raw.services and not is_settled(name, forms))
+        if name in withheld
+        or (name in raw.services and name not in forced and not is_settled(name, forms))
     }
     return replace(
         raw,
         failed=failed,
         former=dict(former),
         files=dict(copies),
+        withheld={each.unit: each.fingerprint for each in prepared.withheld},
+        consents={
+            unit: agreed
+            for unit, agreed in confirmed.consents.items()
+            if unit in prepared.declaration.forced
+        },
         hash=prepared.config.hash,
     )
 
@@ -214,7 +229,8 @@ def _deploy(
                 refused_file=refused_file,
             )
         raise AssertionError(action)
-    if prepared.withheld and prepared.base.config is None and running.is_alive:
+    is_first = prepared.base.config is None and running.is_alive
+    if prepared.withheld and (is_first or options.is_strict):
         # What HAProxy serves is not replaced by less than what is declared.
         withheld = tuple(problem for each in prepared.withheld for problem in each.problems)
         return Deployment(

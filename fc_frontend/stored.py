@@ -6,8 +6,8 @@ A file that is missing, damaged or not trusted counts as empty.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 
 from fc_frontend import files
 from fc_frontend.config import running as declarations
@@ -16,6 +16,7 @@ from fc_frontend.config.trusted_users import state_verdict
 from fc_frontend.discovery.store import dump_written, load_answers, write_answer
 from fc_frontend.errors import Unavailable
 from fc_frontend.haproxy import install
+from fc_frontend.model.units import UnitId
 from fc_frontend.plan.model import Answer, Freshness, Resolution, ServiceSpec, Settings
 
 ANSWERS_FILE = "answers.json"
@@ -153,12 +154,29 @@ class RunningState:
         self.confirmed = stored_running(directory)
         self.pending = stored_pending(directory)
         self._saved = self.confirmed
+        self._directory = directory
+        self._seen = files.signature(running_path(directory))
         self._memo = Memo()
 
     @property
     def is_saved(self) -> bool:
         """True if what is confirmed is on disk as it is here."""
         return self.confirmed is self._saved
+
+    def refresh(self) -> None:
+        """Read what is kept again, if another process has written it and nothing here is newer."""
+        seen = files.signature(running_path(self._directory))
+        if seen == self._seen or not self.is_saved:
+            return
+        self._seen = seen
+        self.confirmed = self._saved = stored_running(self._directory)
+
+    def consent(self, settings: Settings, consents: Mapping[UnitId, str]) -> None:
+        """Record what an operator forces, with fingerprints.  Raises `Unavailable`."""
+        if consents:
+            confirmed = self.confirmed
+            self.confirmed = replace(confirmed, consents={**confirmed.consents, **consents})
+            self.save(settings)
 
     def attempt(self, settings: Settings, declarations: RunningDeclarations) -> None:
         """Write down what is about to be deployed, for the case that we are killed.
@@ -190,5 +208,6 @@ class RunningState:
             return
         save_running(settings, confirmed, memo=self._memo)
         self._saved = confirmed
+        self._seen = files.signature(running_path(self._directory))
         if self.pending is None:
             forget_pending(settings.state_directory)

@@ -191,7 +191,9 @@ class Frontend:
     def write(self) -> None:
         """Write the settings file, as an editor does."""
         new = self.directory / ".config.json.new"
-        new.write_text(json.dumps(self.settings, indent=1))
+        # Removals do not wait, unless a test says so.
+        intervals = {"removal": 0, **self.settings.get("intervals", {})}
+        new.write_text(json.dumps({**self.settings, "intervals": intervals}, indent=1))
         new.rename(self.config)
 
     def drop(self, name: str, text: str | dict[str, Any]) -> float:

@@ -31,8 +31,9 @@ def test_nothing_is_left_behind_by_changes() -> None:
             churn.look(number)
     first, last = churn.looks[WARM], churn.looks[-1]
     for figure in EXACT:
-        later = min(getattr(look, figure) for look in churn.looks[WARM + 1 :])
-        assert later <= getattr(first, figure), [getattr(look, figure) for look in churn.looks]
+        # One look may fall between two of the daemon's loops, when there are fewer tasks.
+        counts = [getattr(look, figure) for look in churn.looks]
+        assert min(counts[WARM + 1 :]) <= max(counts[: WARM + 1]), counts
     assert last.workers == 1
     assert last.blocks - first.blocks <= LEFTOVERS
     assert last.rss - first.rss <= 2000

@@ -27,8 +27,9 @@ from fc_frontend.cli.common import (
 )
 from fc_frontend.cli.progress import step
 from fc_frontend.errors import Problem, Severity, Unavailable
-from fc_frontend.model.units import SETTINGS
+from fc_frontend.model.units import SETTINGS, TEMPLATES, UnitId, UnitKind
 from fc_frontend.plurals import counted
+from fc_frontend.text import printable
 
 if TYPE_CHECKING:
     from fc_frontend.config.loader import Sources
@@ -44,9 +45,23 @@ if TYPE_CHECKING:
 @common_options
 @click.option(
     "--force",
-    "is_forced",
-    is_flag=True,
-    help="Try again what failed at a reload and has not changed since.",
+    "forced",
+    metavar="[UNIT]",
+    multiple=True,
+    is_flag=False,
+    flag_value="",
+    help="Deploy or remove a service, a fragment or `settings` as declared, although that may be a "
+    "mistake. Without UNIT: try again what failed at a reload, and believe an empty services.d.",
+)
+@click.option(
+    "--drop",
+    "dropped",
+    metavar="UNIT",
+    multiple=True,
+    help="Leave out a service or fragment that HAProxy refuses as it runs.",
+)
+@click.option(
+    "--strict", "is_strict", is_flag=True, help="Deploy nothing while any change is withheld."
 )
 @click.option(
     "--take-over",
@@ -55,12 +70,24 @@ if TYPE_CHECKING:
     help="Replace a haproxy.cfg that fc-frontend did not write.",
 )
 @format_options("text", "json")
-def command(config: str, is_forced: bool, takes_over: bool, shape: str) -> None:
+def command(
+    config: str,
+    forced: tuple[str, ...],
+    dropped: tuple[str, ...],
+    is_strict: bool,
+    takes_over: bool,
+    shape: str,
+) -> None:
     """Ask cluster DNS, check, install, reload and confirm, once.
 
     Does what the daemon does on a change. A change that HAProxy or a check refuses is withheld: its
-    service keeps running as before, and all other changes are deployed. What fails leaves HAProxy
-    and haproxy.cfg as they were.
+    service keeps running as before, and all other changes are deployed; with --strict, none is.
+    What fails leaves HAProxy and haproxy.cfg as they were.
+
+    fc-frontend withholds changes that may be mistakes: a service is gone whose new form has an
+    error, or lost all its servers in this form before. `--force NAME` is consent to exactly what
+    the files say now, and the daemon keeps to it. Nothing can force what HAProxy refuses; if it
+    refuses what runs already, as after an upgrade, `--drop NAME` leaves that out.
 
     A reload that fails may stop all listeners for 2 seconds. What made one fail is tried again only
     when its text or what blocked it changes, or with --force.
@@ -75,6 +102,7 @@ def command(config: str, is_forced: bool, takes_over: bool, shape: str) -> None:
        rollback), or haproxy.cfg needs --take-over
     3  cannot tell, e.g. no haproxy found
     """
+    from fc_frontend.config.fingerprint import fingerprint
     from fc_frontend.config.loader import read
     from fc_frontend.haproxy import hold
     from fc_frontend.haproxy.binary import find_binary
@@ -91,8 +119,10 @@ def command(config: str, is_forced: bool, takes_over: bool, shape: str) -> None:
     from fc_frontend.stored import RunningState, save_answers
 
     with step("reading what is declared"):
-        sources = read(config)
+        sources = replace(read(config), believes_empty="" in forced)
         base = stored_base(sources)
+        units = {name: _unit(name, sources, base) for name in (*forced, *dropped) if name}
+        consents = {units[name]: fingerprint(sources, units[name]) for name in forced if name}
         declaration = declared_now(sources, base)
     if SETTINGS in declaration.faults:
         refuse(declaration.problems)
@@ -113,9 +143,16 @@ def command(config: str, is_forced: bool, takes_over: bool, shape: str) -> None:
     given = _take_over(settings, shape) if takes_over else None
     state = RunningState(settings.state_directory)
     # HAProxy outlives this command: it must not hold the pipe that our output goes to.
-    options = Options(output=os.devnull, is_forced=is_forced, given=given)
+    options = Options(
+        output=os.devnull,
+        is_forced=bool(forced),
+        is_strict=is_strict,
+        given=given,
+        consents=consents,
+    )
+    drop = frozenset(units[name] for name in dropped)
     with step("checking, installing and reloading"):
-        rollout = _rolled_out(sources, settings, state, resolution, options)
+        rollout = _rolled_out(sources, settings, state, resolution, options, drop)
     prepared, deployment = rollout.prepared, rollout.deployment
     if prepared is None or deployment.outcome in (Outcome.HELD, Outcome.NEEDS_CONSENT):
         is_unknown = deployment.outcome is Outcome.FAILED
@@ -174,6 +211,7 @@ def _rolled_out(
     state: RunningState,
     answers: Resolution,
     options: Options,
+    drop: frozenset[UnitId],
 ) -> Rollout:
     from fc_frontend.config.declare import running_specs
     from fc_frontend.pipeline import propose
@@ -182,12 +220,27 @@ def _rolled_out(
 
     def proposed(base: Base, check: Check) -> Prepared:
         running = stored_answers(settings, running_specs(base.declarations).values())
-        return propose(sources, base, answers, running, check)
+        return propose(sources, base.without(drop), answers, running, check)
 
     def attempt(prepared: Prepared) -> None:
         state.attempt(settings, deployed_declarations(prepared, state.confirmed, sources))
 
     return roll_out(settings, state, proposed, attempt, options)
+
+
+def _unit(name: str, sources: Sources, base: Base) -> UnitId:
+    """The unit of that name.  Raises `click.BadParameter` if there is none."""
+    fixed = {"settings": SETTINGS, "templates": TEMPLATES}
+    kinds = (UnitKind.SERVICE, UnitKind.FRAGMENT)
+    known = {
+        *base.sections,
+        *(UnitId(UnitKind.SERVICE, each) for each in sources.services),
+        *(UnitId(UnitKind.FRAGMENT, each.name) for each in sources.fragments),
+    }
+    found = next((unit for kind in kinds if (unit := UnitId(kind, name)) in known), None)
+    if found is None and name not in fixed:
+        raise click.BadParameter(f"there is no service or fragment {printable(name)}")
+    return found or fixed[name]
 
 
 def _unless_unavailable(act: Callable[[], None]) -> tuple[Problem, ...]:

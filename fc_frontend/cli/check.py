@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import click
@@ -20,7 +21,7 @@ from fc_frontend.cli.common import (
     told,
 )
 from fc_frontend.cli.progress import step
-from fc_frontend.errors import Problem, Unavailable, errors_in, warnings_in
+from fc_frontend.errors import Problem, Severity, Unavailable, errors_in, warnings_in
 from fc_frontend.plurals import counted
 
 if TYPE_CHECKING:
@@ -34,16 +35,23 @@ _MAX_SHOWN = 20
 
 @click.command("check")
 @common_options
+@click.option(
+    "--strict",
+    "is_strict",
+    is_flag=True,
+    help="Refuse mistakes as well that the daemon or `apply` has withheld already.",
+)
 @format_options("text", "json", "nagios")
-def command(config: str, shape: str) -> None:
+def command(config: str, is_strict: bool, shape: str) -> None:
     """Validate the configuration, without changing anything.
 
     Loads settings, services and fragments, plans and renders them, and has `haproxy -c` check the
     result. Where the daemon would withhold a change and deploy all others, this exits with 1 and
-    lists each. Needs no network, no daemon and no write access, so it fits ExecStartPre= and
-    ExecReload=. Services of which cluster DNS has never said anything are judged with 10 slots.
-    Files that users other than root, the daemon's user and trust.users may change are listed: they
-    may declare values only.
+    lists each. A change that is withheld already is a warning, so that an old mistake does not
+    block new changes; with --strict it is an error. Needs no network, no daemon and no write
+    access, so it fits ExecStartPre= and ExecReload=. Services of which cluster DNS has never said
+    anything are judged with 10 slots. Files that users other than root, the daemon's user and
+    trust.users may change are listed: they may declare values only.
 
     \b
     Exit code  text, json                            nagios
@@ -63,7 +71,11 @@ def command(config: str, shape: str) -> None:
         unknown = exc.problems
         prepared = prepare_offline(config)
     held = prepared.withheld
-    found = (problem for each in held for problem in each.problems)
+    found = (
+        replace(problem, severity=Severity.WARNING) if each.is_known and not is_strict else problem
+        for each in held
+        for problem in each.problems
+    )
     problems = tuple(dict.fromkeys((*found, *prepared.problems)))
     settings = prepared.declaration.settings
     problems = (*problems, *take_over.missing_consent(settings, asks_haproxy=False))
@@ -93,7 +105,8 @@ def command(config: str, shape: str) -> None:
         say(style(summary(problems), "red"), err=True)
     print_problems((*problems, *unknown))
     for each in held:
-        say(f"the daemon would withhold {each.unit}: {each.effect}", err=True)
+        what = "is withheld already" if each.is_known else "the daemon would withhold it"
+        say(f"{each.unit}: {what}: {each.effect}", err=True)
     if code is Exit.GOOD:
         slots = prepared.plan.slot_count
         said = f"{counted(services, 'service')}, {counted(slots, 'slot')}"

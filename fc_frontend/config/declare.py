@@ -16,6 +16,7 @@ from typing import Any
 
 from fc_frontend.config import claims, trusted_users
 from fc_frontend.config.document import Document
+from fc_frontend.config.fingerprint import consented
 from fc_frontend.config.fragments import fragment_of
 from fc_frontend.config.loader import (
     NO_DOCUMENT,
@@ -38,7 +39,7 @@ from fc_frontend.config.trust import (
     judge,
 )
 from fc_frontend.desired.changes import Unreadable
-from fc_frontend.errors import Problem, Severity, errors_in
+from fc_frontend.errors import Cause, Problem, Severity, errors_in
 from fc_frontend.model.units import (
     ENVIRONMENT,
     SETTINGS,
@@ -51,6 +52,7 @@ from fc_frontend.paths.accounts import user_id
 from fc_frontend.plan import untrusted
 from fc_frontend.plan.checks import service_problems, settings_problems
 from fc_frontend.plan.model import Fragment, ServiceSpec, Settings
+from fc_frontend.plurals import counted
 from fc_frontend.syntax.endpoints import ListenOptions, read_endpoints
 from fc_frontend.syntax.links import service_resource
 
@@ -83,6 +85,8 @@ class Declaration:
     """The trust level of each file that could be looked at, by its path."""
     untrusted: frozenset[str] = frozenset()
     """Those of `services` that come from untrusted files."""
+    forced: frozenset[UnitId] = frozenset()
+    """The units to whose declared form, or removal, an operator has consented."""
     _documents: dict[str, Document] = field(default_factory=dict, compare=False, repr=False)
     """What was read to locate problems: in an outage of DNS each service may have one."""
 
@@ -149,12 +153,14 @@ class _Declarer:
         if keeps_settings and running.settings is not None:
             self._raw_settings, self._document = dict(running.settings), NO_DOCUMENT
         self._verdicts = file_verdicts(sources, self._raw_settings)
+        self._forced = consented(sources, running.consents)
 
     def declaration(self) -> Declaration:
         sources = self._sources
         self._sort_source_problems()
         settings = self._settings()
         self._overfull()
+        self._emptied(settings)
         raws = self._services()
         specs, doubtful, forms = self._specs(raws)
         fragments = self._fragments()
@@ -208,6 +214,7 @@ class _Declarer:
             unreadable=unreadable,
             verdicts=self._verdicts,
             untrusted=frozenset(name for name in doubtful if name in specs),
+            forced=self._forced,
         )
 
     def _is_trusted(self, file: str) -> bool:
@@ -284,6 +291,32 @@ class _Declarer:
                     problem = untrusted_file(message, path, verdict)
                     self._unreadable.setdefault(path, []).append(problem)
 
+    def _emptied(self, settings: Settings) -> None:
+        """Note that services.d is suddenly empty: it may be a mount that is missing."""
+        sources = self._sources
+        is_empty = sources.has_directory and sources.files.keys() <= {sources.settings_file}
+        if (
+            not is_empty
+            or sources.believes_empty
+            or sources.broken
+            or not settings.intervals.removal
+        ):
+            return
+        if sources.document.locate(("services",)) and not sources.services:
+            return
+        forms = [*self._running.services.values(), *self._running.fragments.values()]
+        count = sum(str(Path(form.file).parent) == sources.directory for form in forms)
+        if count:
+            minutes = settings.intervals.emptied / 60
+            problem = Problem(
+                message=f"is suddenly empty; what it had keeps running: {counted(count, 'unit')}",
+                remedy="restore the files; or confirm with `fc-frontend apply --force` or "
+                f"`services: {{}}` in the settings; the daemon believes it after {minutes:g} min",
+                file=sources.directory,
+                cause=Cause.EMPTIED,
+            )
+            self._unreadable.setdefault(sources.directory, []).append(problem)
+
     def _services(self) -> Mapping[str, Raw]:
         """The service definitions that count, by name."""
         sources = self._sources
@@ -311,7 +344,9 @@ class _Declarer:
         levels = {path: verdict.level for path, verdict in self._verdicts.items()}
         failed = self._running.failed
         for name, raw in raws.items():
-            if name in failed and (evidence := self._running.has_failed(name, raw.value)):
+            is_forced = UnitId(UnitKind.SERVICE, name) in self._forced
+            evidence = None if is_forced else self._running.has_failed(name, raw.value)
+            if name in failed and evidence:
                 self._blame(self._faulty_unit(raw), _no_server_up(name, evidence.file))
             level = raw.level or levels.get(raw.file, Level.UNTRUSTED)
             spec, problems, form = raw.found.get(level) or raw.judged(level)

@@ -104,6 +104,8 @@ class Sources:
     has_directory: bool
     problems: tuple[Problem, ...]
     host: tuple[Address, ...]
+    believes_empty: bool = False
+    """True if a services.d that is suddenly empty was meant to be emptied."""
     files: Mapping[str, _File] = field(default_factory=dict, compare=False, repr=False)
     """Each file that was read, by its path."""
 

@@ -15,10 +15,11 @@ from typing import Any
 
 from fc_frontend import files
 from fc_frontend.config.trust import Level
+from fc_frontend.model.units import UnitId, UnitKind
 from fc_frontend.plan.addresses import SAFE_PATH
 from fc_frontend.text import is_printable
 
-VERSION = 4
+VERSION = 5
 _HASH = re.compile(r"[0-9a-f]{64}")
 _MOST_BYTES = 64 * 1024 * 1024
 MAX_FORMER_AGE = 60.0
@@ -62,7 +63,9 @@ class RunningDeclarations:
     `files` has the files that its sections name, with the digests of what they held.  `failed` has
     the declarations of services that lost all their servers after a reload; there, `file` is the
     evidence.  `former` has the earlier declarations of services that the guard watches, oldest
-    first.  `hash` is the digest of the configuration, None if nothing was deployed yet.
+    first.  `withheld` has the units whose change is not deployed, and `consents` those that an
+    operator forced, both with a fingerprint of what the files said.  `hash` is the digest of the
+    configuration, None if nothing was deployed yet.
     """
 
     settings: Mapping[str, Any] | None = None
@@ -72,6 +75,8 @@ class RunningDeclarations:
     failed: Mapping[str, tuple[RawDeclaration, ...]] = field(default_factory=dict)
     former: Mapping[str, tuple[RawDeclaration, ...]] = field(default_factory=dict)
     files: Mapping[str, str] = field(default_factory=dict)
+    withheld: Mapping[UnitId, str] = field(default_factory=dict)
+    consents: Mapping[UnitId, str] = field(default_factory=dict)
     hash: str | None = field(default=None, compare=False)
 
     def way_back(self, name: str) -> RawDeclaration | None:
@@ -156,6 +161,8 @@ def dump_running(running: RunningDeclarations, memo: Memo | None = None) -> byte
         "files": _json(dict(running.files)),
         "failed": _json(_lists(running.failed)),
         "former": _json(_lists(running.former)),
+        "withheld": _json(_by_unit(running.withheld)),
+        "consents": _json(_by_unit(running.consents)),
         "hash": _json(running.hash),
     }
     return _object(members).encode() + b"\n"
@@ -203,12 +210,30 @@ def _parsed(document: Any) -> RunningDeclarations:
     files = document["files"]
     if not all(_HASH.fullmatch(digest) for digest in files.values()):
         raise ValueError
+    withheld, consents = _units(document["withheld"]), _units(document["consents"])
     hash_ = document["hash"]
     if hash_ is not None and not isinstance(hash_, str):
         raise TypeError
     return RunningDeclarations(
-        settings, services, fragments, templates, failed, former, files, hash_
+        settings,
+        services,
+        fragments,
+        templates,
+        failed,
+        former,
+        files,
+        withheld,
+        consents,
+        hash_,
     )
+
+
+def _by_unit(found: Mapping[UnitId, str]) -> list[tuple[str, str, str]]:
+    return [(unit.kind, unit.name, text) for unit, text in sorted(found.items())]
+
+
+def _units(entries: Any) -> dict[UnitId, str]:
+    return {UnitId(UnitKind(kind), str(name)): str(text) for kind, name, text in entries}
 
 
 def _forms(entries: Any) -> dict[str, RawDeclaration]:

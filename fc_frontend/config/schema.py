@@ -363,6 +363,7 @@ class IntervalsDeclaration(_Strict):
     rescan: Annotated[float, _time(1, 86400)] = 30.0
     debounce: Annotated[float, _time(0, 10)] = 0.2
     reload: Annotated[float, _time(0, 3600)] = 2.0
+    removal: Annotated[float, _time(0, 3600)] = 5.0
 
     def model(self) -> Intervals:
         return Intervals(**dict(self))

@@ -25,9 +25,10 @@ from fc_frontend.config.running import RawDeclaration, RunningDeclarations
 from fc_frontend.daemon.cluster_dns import ClusterDns, lookup_problems
 from fc_frontend.daemon.consent import ConsentWatch
 from fc_frontend.daemon.guard import Former, Guard, former_after
+from fc_frontend.daemon.removal import RemovalWait
 from fc_frontend.daemon.report import Report
 from fc_frontend.desired.isolate import Withheld
-from fc_frontend.errors import Problem, Severity, Unavailable
+from fc_frontend.errors import Cause, Problem, Severity, Unavailable
 from fc_frontend.haproxy import (
     drain_record,
     hold,
@@ -76,6 +77,7 @@ from fc_frontend.plan.model import (
     Answer,
     Cluster,
     Haproxy,
+    Intervals,
     Plan,
     Resolution,
     ServicePlan,
@@ -83,7 +85,8 @@ from fc_frontend.plan.model import (
     Settings,
 )
 from fc_frontend.plan.planner import plan
-from fc_frontend.plan.reasons import Cause, Reason, reasons
+from fc_frontend.plan.reasons import Cause as ReloadCause
+from fc_frontend.plan.reasons import Reason, reasons
 from fc_frontend.render.config import Config, config_hash
 from fc_frontend.rollout import Options, Rollout, deployed_declarations, roll_out
 from fc_frontend.stored import RunningState, question, save_answers, stored_answers
@@ -100,11 +103,14 @@ class Trigger(StrEnum):
     HAPROXY = "haproxy"
     RETRY = "retry"
     RESUME = "resume"
+    REMOVAL = "removal"
+    """What is gone from the files may be believed now."""
 
 
 NAMED = frozenset((Trigger.FILES, Trigger.DNS, Trigger.HAPROXY))
 """With these alone, it is known which files changed."""
 _WITHOUT_FILES = NAMED - {Trigger.FILES}
+_FILES_CHANGED = frozenset((Trigger.START, Trigger.FILES, Trigger.SIGHUP, Trigger.RESCAN))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,6 +148,7 @@ class Reconciler:
         self._base = Base()
         self._refused: dict[UnitId, Withheld] = {}
         """What a trial refused since files were read last."""
+        self._removals = RemovalWait()
         self._asked_of: Cluster | None = None
         self._declared_answers: dict[str, Answer] = {}
         """Question → answer, of declared services, withheld or not."""
@@ -227,6 +234,8 @@ class Reconciler:
             )
         elif self._base.hash != self.running and not self._leaves_drift:
             await asyncio.to_thread(self._find_base, self.running)
+        if triggers & _FILES_CHANGED:
+            self._removals.files_changed(self._clock())
         await self.look_at_hold()
         self._advance()
         try:
@@ -328,6 +337,7 @@ class Reconciler:
 
     def _find_base(self, running: str | None) -> None:
         state = self._known
+        state.refresh()
         self._base = find_base(self._quick_settings(), state.confirmed, state.pending, running)
 
     def _quick_settings(self) -> Settings:
@@ -425,6 +435,7 @@ class Reconciler:
         declaration = await asyncio.to_thread(declare, self._sources, base.declarations)
         if SETTINGS in declaration.faults:
             declaration = declare(self._sources, base.declarations, ENVIRONMENT)
+        declaration = self._without_emptied(declaration, base)
         self.read = declaration
         answers = await self._answers(declaration)
         return await asyncio.to_thread(
@@ -436,8 +447,37 @@ class Reconciler:
             check,
             refused=self._refused,
             shrink=shrink,
+            waiting=self._is_waiting,
             memo=self._memo,
         )
+
+    def _without_emptied(self, declaration: Declaration, base: Base) -> Declaration:
+        """`declaration`, after a look at whether services.d has been empty for long enough."""
+        assert self._sources is not None
+        is_emptied = self._sources.believes_empty or any(
+            problem.cause is Cause.EMPTIED
+            for file in declaration.unreadable
+            for problem in file.problems
+        )
+        intervals = declaration.settings.intervals
+        believes = self._removals.believes_empty(is_emptied, intervals, self._clock())
+        if not believes or self._sources.believes_empty:
+            return declaration
+        self._log.warning("services-removed", reason=f"{self._sources.directory} stays empty")
+        self._sources = replace(self._sources, believes_empty=True)
+        return declare(self._sources, base.declarations)
+
+    @property
+    def _is_waiting(self) -> bool:
+        """True while removals wait."""
+        declaration = self.read
+        intervals = declaration.settings.intervals if declaration else Intervals()
+        return not self._removals.is_over(intervals, self._clock())
+
+    @property
+    def removal_due(self) -> float | None:
+        """When a step is due for removals that wait, on the monotonic clock; None if none do."""
+        return self._removals.due(self.read.settings.intervals) if self.read else None
 
     def _running_answers(self, base: Base, settings: Settings) -> Resolution:
         """The answers for services as they run."""
@@ -461,6 +501,7 @@ class Reconciler:
         # A reload is due anyway: slots that are not needed any more go along with it.
         shrink = self.running is not None
         declaration, sources, refused = self.read, self._sources, dict(self._refused)
+        waiting = self._is_waiting
         assert declaration is not None
         answers = await self._answers(declaration)
 
@@ -473,6 +514,7 @@ class Reconciler:
                 check,
                 refused=refused,
                 shrink=shrink,
+                waiting=waiting,
                 memo=self._memo,
             )
 
@@ -806,8 +848,8 @@ class Reconciler:
         """Note how a deployment went; returns its reasons."""
         why = reasons(self.deployed, prepared.plan)
         if self._resumes:
-            others = (reason for reason in why if reason.cause is not Cause.TEMPLATES)
-            why = (Reason(Cause.RESUMED), *others)
+            others = (reason for reason in why if reason.cause is not ReloadCause.TEMPLATES)
+            why = (Reason(ReloadCause.RESUMED), *others)
             self._resumes = not deployment.ok
         untried = (Outcome.IN_SYNC, Outcome.REFUSED, Outcome.NEEDS_CONSENT)
         if deployment.outcome not in untried:
@@ -878,10 +920,15 @@ class Reconciler:
         self.declaration = prepared.declaration
         self.deployed = prepared.plan
         self.wanted = prepared.config.hash
+        self._note_removals(prepared)
         self._report.withhold(prepared.withheld)
         self._report.note(prepared.problems)
         self._metrics.planned(prepared.plan, self.resolution)
         self._metrics.synced(self.wanted, self.running)
+
+    def _note_removals(self, prepared: Prepared) -> None:
+        self._removals.note(bool(prepared.waiting), self._clock())
+        self._report.waiting(prepared.waiting)
 
     def _newest(self, prepared: Prepared) -> dict[str, Answer]:
         """The answers for what `prepared` has; a sweep may have brought newer ones meanwhile."""

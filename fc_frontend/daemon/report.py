@@ -10,6 +10,7 @@ from fc_frontend.errors import Problem, errors_in, warnings_in
 from fc_frontend.haproxy.deploy import Deployment, Outcome
 from fc_frontend.haproxy.drain_record import DrainOutcome
 from fc_frontend.haproxy.take_over import Replaced
+from fc_frontend.model.units import UnitId
 from fc_frontend.observe.log import Log
 from fc_frontend.observe.metrics import Metrics
 from fc_frontend.plan.model import Answer, Freshness, Plan
@@ -30,6 +31,7 @@ class Report:
         self.problems: tuple[Problem, ...] = ()
         self.withheld: tuple[Withheld, ...] = ()
         self._hash = ""
+        self._waiting: tuple[UnitId, ...] = ()
 
     def _limited(self, event: str, of: object) -> Log:
         return self._log.limited(f"{event} {of}", burst=_EACH_MINUTE)
@@ -56,6 +58,15 @@ class Report:
             self._limited("withheld-ended", unit).info("withheld-ended", unit=str(unit))
         self.withheld = withheld
         self._metrics.withheld([(held.unit.kind, held.unit.name) for held in withheld])
+
+    def waiting(self, units: tuple[UnitId, ...]) -> None:
+        """The units that are gone from the files, and that are removed unless they come back."""
+        fresh = [unit for unit in units if unit not in self._waiting]
+        for unit in fresh[:_MOST_LOGGED]:
+            self._limited("removal-waits", unit).info("removal-waits", unit=str(unit))
+        if len(fresh) > _MOST_LOGGED:
+            self._log.info("removal-waits-more", units=len(fresh) - _MOST_LOGGED)
+        self._waiting = units
 
     def refusal(self, problems: Iterable[Problem], deployment: Deployment | None = None) -> None:
         """Why nothing changes."""
@@ -184,6 +195,8 @@ class Report:
 
 
 def _without_places(held: Withheld) -> Withheld:
-    """The change without line numbers: they change with the lines above."""
+    """The change without what may differ between two looks at it, such as line numbers."""
     problems = {replace(problem, line=None, column=None) for problem in held.problems}
-    return replace(held, problems=tuple(sorted(problems, key=str)), text=None)
+    return replace(
+        held, problems=tuple(sorted(problems, key=str)), text=None, is_known=False, fingerprint=""
+    )

@@ -42,7 +42,7 @@ _LONGEST_RETRY = 60.0
 _DEBOUNCE_AT_MOST = 5
 """Changes that go on are acted upon after this many debounce times."""
 _AT_ONCE = frozenset(
-    (Trigger.START, Trigger.SIGHUP, Trigger.HAPROXY, Trigger.RETRY, Trigger.RESUME)
+    (Trigger.START, Trigger.SIGHUP, Trigger.HAPROXY, Trigger.RETRY, Trigger.RESUME, Trigger.REMOVAL)
 )
 
 
@@ -74,6 +74,7 @@ class Service:
         self._watched: tuple[list[str], list[str]] | None = None
         self._retry_after = _FIRST_RETRY
         self._retry: asyncio.TimerHandle | None = None
+        self._removal: asyncio.TimerHandle | None = None
         self._ready = False
         self._failed = False
 
@@ -119,8 +120,9 @@ class Service:
             task.cancel()
         # A deployment under way is bounded by its own time limits: it is not broken off.
         await asyncio.gather(reconcile, *tasks[1:], return_exceptions=True)
-        if self._retry:
-            self._retry.cancel()
+        for timer in (self._retry, self._removal):
+            if timer:
+                timer.cancel()
         if self._watch:
             self._watch.stop()
         await self._reconciler.save()
@@ -180,6 +182,7 @@ class Service:
                 self._failed = deployment is not None and not deployment.ok
             # What was refused may be mended outside of the files, as a certificate is.
             self._plan_retry(self._failed or self._reconciler.refused)
+            self._plan_removal()
             self._tell_systemd()
 
     @contextlib.contextmanager
@@ -220,6 +223,17 @@ class Service:
         loop = asyncio.get_running_loop()
         self._retry = loop.call_later(self._retry_after, self._trigger, Trigger.RETRY)
         self._retry_after = min(self._retry_after * 2, _LONGEST_RETRY)
+
+    def _plan_removal(self) -> None:
+        """Look again when what is gone from the files may be believed."""
+        if self._removal:
+            self._removal.cancel()
+            self._removal = None
+        due = self._reconciler.removal_due
+        if due is not None:
+            loop = asyncio.get_running_loop()
+            wait = max(0.0, due - time.monotonic())
+            self._removal = loop.call_later(wait, self._trigger, Trigger.REMOVAL)
 
     def _tell_systemd(self) -> None:
         reconciler = self._reconciler

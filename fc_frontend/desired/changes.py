@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
-from fc_frontend.errors import Problem
+from fc_frontend.errors import Cause, Problem, Severity
 from fc_frontend.model.units import ENVIRONMENT, SETTINGS, ChangeKind, Resource, Section, UnitId
 from fc_frontend.syntax.links import links_in
 
@@ -140,20 +140,29 @@ def blocked_removals(
     withheld: Collection[UnitId],
     unreadable: Iterable[Unreadable],
     untrusted: Collection[UnitId] = (),
+    forced: Collection[UnitId] = (),
+    waiting: bool = False,
 ) -> dict[UnitId, tuple[Problem, ...]]:
     """The removals that may be mistakes, each with what suggests that.
 
     `faulty` are the units with errors of their own, with what they would hold and publish as far
     as it could be read.  A site must not disappear because its new form has a typo.  Files that are
-    not trusted, and `untrusted` units, keep nothing that trusted files declare.
+    not trusted, and `untrusted` units, keep nothing that trusted files declare.  An operator has
+    consented to the removal of `forced` units.  With `waiting`, all other removals wait, but for
+    those of units that another one replaces.
     """
     found: dict[UnitId, tuple[Problem, ...]] = {}
     claims = dict(faulty)
     for unit in withheld:
         if unit in declared and unit not in claims:
             claims[unit] = _claims(declared[unit])
+    for unit in claims.keys() & running.keys():
+        # What a unit holds as it runs, it holds beside the one that is removed.
+        claims[unit] = claims[unit] - _claims(running[unit])
     every_file = tuple(unreadable)
-    for unit in running.keys() - declared.keys() - faulty.keys():
+    removed = running.keys() - declared.keys() - faulty.keys() - set(forced)
+    replaced = _new_claims(running, declared, withheld) if waiting and removed else frozenset()
+    for unit in removed:
         section = running[unit]
         own = _claims(section)
         files = [file for file in every_file if file.is_trusted or not section.is_trusted]
@@ -169,7 +178,22 @@ def blocked_removals(
             found[unit] = (_claimed(unit, rival, min(claims[rival] & own, key=str)),)
         elif mention := next((file for file in files if _mentions(file.text, section)), None):
             found[unit] = (_mentioned(unit, mention),)
+        elif waiting and not own & replaced:
+            found[unit] = (_NOT_YET,)
     return found
+
+
+def _new_claims(
+    running: Sections, declared: Sections, withheld: Collection[UnitId]
+) -> frozenset[Resource]:
+    """What applied changes hold and publish that their units do not hold as they run."""
+    found: set[Resource] = set()
+    for unit, section in declared.items():
+        former = running.get(unit)
+        if former is section or unit in withheld or unit in ENVIRONMENT:
+            continue
+        found |= _claims(section) - (_claims(former) if former else frozenset())
+    return frozenset(found)
 
 
 def groups(changes: Iterable[Change]) -> list[tuple[UnitId, ...]]:
@@ -192,6 +216,13 @@ def groups(changes: Iterable[Change]) -> list[tuple[UnitId, ...]]:
     for index, change in enumerate(listed):
         members.setdefault(find(index), []).append(change.unit)
     return [tuple(group) for group in members.values()]
+
+
+_NOT_YET = Problem(
+    message="is gone from the files, and is removed unless it comes back",
+    severity=Severity.WARNING,
+    cause=Cause.REMOVAL_WAITS,
+)
 
 
 def _claims(section: Section) -> frozenset[Resource]:

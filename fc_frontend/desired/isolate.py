@@ -28,7 +28,7 @@ from fc_frontend.desired.changes import (
     groups,
     unmet_needs,
 )
-from fc_frontend.errors import Problem, errors_in
+from fc_frontend.errors import Cause, Problem, errors_in
 from fc_frontend.model.units import (
     ENVIRONMENT,
     SETTINGS,
@@ -55,6 +55,8 @@ class Declared:
     unreadable: tuple[Unreadable, ...] = ()
     untrusted: frozenset[UnitId] = frozenset()
     """The units that files which are not trusted declare."""
+    forced: frozenset[UnitId] = frozenset()
+    """The units to whose declared form, or removal, an operator has consented."""
 
 
 _NOTHING: Mapping[UnitId, tuple[Problem, ...]] = MappingProxyType({})
@@ -78,8 +80,17 @@ class Withheld:
     """True if the unit keeps running as before; otherwise it is not deployed at all."""
     is_refused: bool = False
     """True if a trial refused it, not the unit itself or what else is withheld."""
+    is_known: bool = False
+    """True if this very form was withheld before: it must not hinder other changes."""
+    fingerprint: str = field(default="", repr=False)
+    """A digest of what its files say."""
     text: str | None = field(default=None, repr=False)
     """The section that is withheld; None if there is none."""
+
+    @property
+    def is_waiting(self) -> bool:
+        """True if it is a removal that is only waited with."""
+        return any(problem.cause is Cause.REMOVAL_WAITS for problem in self.problems)
 
     def as_json(self) -> dict[str, Any]:
         """The change in the shape of all JSON output."""
@@ -88,6 +99,7 @@ class Withheld:
             "name": self.unit.name,
             "effect": self.effect,
             "is_kept": self.is_kept,
+            "is_known": self.is_known,
             "problems": [problem.as_json() for problem in self.problems],
         }
 
@@ -123,15 +135,19 @@ def isolate(
     *,
     clock: Callable[[], float],
     refused: Mapping[UnitId, tuple[Problem, ...]] = _NOTHING,
+    waiting: bool = False,
     max_trials: int = MAX_TRIALS,
     max_seconds: float = MAX_SECONDS,
 ) -> Isolated:
     """Apply as many of the declared changes to `running` as the trial accepts.
 
-    Changes of `refused` units are withheld without another trial.  `clock` is monotonic, in
+    Changes of `refused` units are withheld without another trial.  With `waiting`, removals are not
+    applied yet, unless another unit replaces what is removed.  `clock` is monotonic, in
     seconds.  Raises what `trial` raises where it cannot give a verdict.
     """
-    search = _Search(running, declare, trial, clock, max_trials, clock() + max_seconds)
+    search = _Search(
+        running, declare, trial, clock, max_trials, clock() + max_seconds, waiting=waiting
+    )
     return search.run(refused)
 
 
@@ -161,6 +177,8 @@ class _Search:
         clock: Callable[[], float],
         max_trials: int,
         deadline: float,
+        *,
+        waiting: bool,
     ) -> None:
         self._running = running
         self._declare = declare
@@ -168,6 +186,7 @@ class _Search:
         self._clock = clock
         self._trials_left = max_trials
         self._deadline = deadline
+        self._waiting = waiting
         self._verdicts: dict[tuple[object, ...], tuple[Problem, ...]] = {}
         self._best: _Composition | None = None
         self._dropped: set[UnitId] = set()
@@ -250,6 +269,8 @@ class _Search:
                 withheld,
                 declared.unreadable,
                 declared.untrusted,
+                declared.forced,
+                waiting=self._waiting,
             )
             more.update({u: p for u, p in removals.items() if u not in withheld})
             composed = {

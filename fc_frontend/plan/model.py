@@ -167,6 +167,12 @@ class Intervals:
     rescan: float = 30.0
     debounce: float = 0.2
     reload: float = 2.0
+    removal: float = 5.0
+
+    @property
+    def emptied(self) -> float:
+        """Seconds after which a services.d that is suddenly empty is believed."""
+        return self.removal * 120
 
 
 @dataclass(frozen=True, slots=True)
