@@ -281,7 +281,7 @@ STATUS = json.dumps(
                       "file": "/etc/x.yaml", "line": 3, "column": 1, "service": "shop",
                       "field": "binds", "cause": "forbidden"}],
         "withheld": [{"kind": "service", "name": "shop", "effect": "it is not deployed",
-                         "is_kept": False, "problems": []}],
+                         "is_kept": False, "is_known": False, "problems": []}],
         "last_reload": {"at": 1.0, "reasons": ["service-added shop"], "outcome": "reloaded",
                         "seconds": 0.1},
         "services": [{"name": "shop", "service": "shop", "namespace": "default",

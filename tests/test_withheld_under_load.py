@@ -150,7 +150,7 @@ def while_held(site: Site, said: str, units: Mapping[tuple[str, str], str]) -> N
     site.file_is_good()
     if KEPT in units.values():
         # It takes a while, and does not know what was good before.
-        check = frontend.run("check", check=False)
+        check = frontend.run("check", "--strict", check=False)
         assert check.returncode == 1, check.stdout + check.stderr
         assert check.stderr.startswith("refused: ")
     site.still_serve()

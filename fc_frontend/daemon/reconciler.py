@@ -250,6 +250,9 @@ class Reconciler:
             self.prepared = prepared
             self._accept(prepared)
             self._promote(prepared)
+            if not self._known.is_saved:
+                # `check` goes by what is withheld already.
+                await self.save()
             return None
         async with self._haproxy:
             rollout = await self._roll_out()

@@ -151,6 +151,7 @@ def _held(withheld: Withheld) -> Held:
         name=withheld.unit.name,
         effect=withheld.effect,
         is_kept=withheld.is_kept,
+        is_known=withheld.is_known,
         problems=withheld.problems,
     )
 

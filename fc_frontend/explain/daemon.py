@@ -147,6 +147,7 @@ def _held(entry: Mapping[str, Any]) -> Held:
         effect=_text(entry["effect"]),
         problems=tuple(_problem(problem) for problem in entry["problems"]),
         is_kept=entry["is_kept"] is True,
+        is_known=entry["is_known"] is True,
     )
 
 

@@ -124,6 +124,8 @@ class Held:
     problems: tuple[Problem, ...]
     is_kept: bool
     """True if its last good form keeps running."""
+    is_known: bool = False
+    """True if the very same change was withheld before."""
 
     def __str__(self) -> str:
         return f"{self.kind} {self.name}".strip()

@@ -178,6 +178,7 @@ class Overview:
                     "name": held.name,
                     "effect": held.effect,
                     "is_kept": held.is_kept,
+                    "is_known": held.is_known,
                     "problems": [problem.as_json() for problem in held.problems],
                 }
                 for held in seen.withheld

@@ -6,6 +6,7 @@ import contextlib
 import http.client
 import json
 import subprocess
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -223,7 +224,7 @@ class Sites:
 
 def put(path: Path, content: str | bytes) -> None:
     """Write a file whole at once."""
-    new = path.with_name(f".{path.name}.new")
+    new = path.with_name(f".{path.name}.{threading.get_ident()}")
     new.write_bytes(content if isinstance(content, bytes) else content.encode())
     new.rename(path)
 

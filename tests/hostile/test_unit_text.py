@@ -485,7 +485,7 @@ def test_names_that_mean_something_to_haproxy(haproxy_binary: str) -> None:
         assert len(prepared.plan.services) == len(names)
 
 
-@pytest.mark.parametrize("kind", ["\n", " \n", "#\n", "a\n", "'a' ", '"$A', '"${A-}x', "\\x41"])
+@pytest.mark.parametrize("piece", ["\n", " \n", "#\n", "a\n", "'a' ", '"$A', '"${A-}x', "\\x41"])
 def test_large_texts_are_judged_in_linear_time(piece: str) -> None:
     assert not has_mark(piece * 1_000_000)
     text = piece * (100_000 // len(piece))
