@@ -32,6 +32,8 @@ class Cause(StrEnum):
 
     FORBIDDEN = "forbidden"
     """This user may not; another one may."""
+    NOT_LISTENING = "not-listening"
+    """Nobody listens at a socket: it is missing, or left over from a process that ended."""
     SERVFAIL = "servfail"
     """A nameserver has no data: CoreDNS does not reach the API server, or serves another domain."""
     REFUSED = "refused"
@@ -70,6 +72,8 @@ class Problem:
     unit: UnitId | None = None
     """The unit whose change is the cause, where it is known."""
     cause: Cause | None = None
+    inside: int | None = None
+    """The line in the text of `field` that it is about, from 1, until its place is known."""
 
     def __post_init__(self) -> None:
         for name, clean in _CLEAN.items():
@@ -101,7 +105,7 @@ class Problem:
     def as_json(self) -> dict[str, str | int | None]:
         """The problem in the shape of all JSON output: no field is ever missing."""
         shown = {**asdict(self), "severity": self.severity.value, "cause": self.cause}
-        del shown["unit"]
+        del shown["unit"], shown["inside"]
         return shown
 
     def __str__(self) -> str:

@@ -68,6 +68,7 @@ from fc_frontend.render.config import Config, assemble, config_hash, sections_in
 from fc_frontend.render.names import name_problems
 from fc_frontend.render.render import render_sections
 from fc_frontend.stored import stored_answers, stored_pending, stored_running
+from fc_frontend.syntax.binds import read_listeners
 
 if TYPE_CHECKING:
     from fc_frontend.haproxy.deploy import Deployment
@@ -141,6 +142,21 @@ class Prepared:
     def ok(self) -> bool:
         """True if it can be deployed."""
         return self.config is not None and not errors_in(self.problems)
+
+    @property
+    def changed_files(self) -> tuple[str, ...]:
+        """The files whose units differ from what HAProxy ran before."""
+        assert self.config is not None
+        before, after = self.base.sections, {each.unit: each for each in self.config.sections}
+        changed = {
+            section.file
+            for unit in before.keys() | after.keys()
+            if (before[unit].text if unit in before else None)
+            != (after[unit].text if unit in after else None)
+            for section in (after.get(unit), before.get(unit))
+            if section is not None and section.file
+        }
+        return tuple(sorted(changed))
 
     @property
     def applies_nothing(self) -> bool:
@@ -221,10 +237,11 @@ def find_base(
     """
     directory = settings.state_directory
     origin = BaseOrigin.RUNNING if running else BaseOrigin.INSTALLED
+    unknown = BaseOrigin.NONE
     try:
         data = install.read(settings.haproxy.config_file)
     except Unavailable:
-        data = None
+        data, unknown = None, BaseOrigin.UNREADABLE
     installed = data.decode("utf-8", "surrogateescape") if data else ""
     digest = config_hash(installed)
     text: str | None = installed
@@ -236,7 +253,7 @@ def find_base(
             digest = declarations.hash
             text = _from_history(directory, digest)
     if text is None or digest is None:
-        return Base(BaseOrigin.NONE, declarations=declarations)
+        return Base(unknown, declarations=declarations)
     if pending is not None and pending.hash == digest:
         declarations = pending
     config = _with_declarations(Config(text, digest, sections_in(text)), declarations)
@@ -800,6 +817,18 @@ def stored_base(sources: Sources) -> Base:
     return find_base(settings, declarations, pending, running)
 
 
+def served_binds(base: Base) -> dict[str, tuple[str, ...]]:
+    """The binds of each service as HAProxy runs it, by name."""
+    sections = base.config.sections if base.config else ()
+    return {
+        section.unit.name: tuple(
+            str(found.endpoint) for _, found in read_listeners(section.text).listeners
+        )
+        for section in sections
+        if section.unit.kind is UnitKind.SERVICE
+    }
+
+
 def with_slots(plan: Plan, resolution: Resolution) -> dict[str, Answer]:
     """The answers with the slot counts of `plan`, which is what HAProxy now has."""
     planned = {service.spec.name: service for service in plan.services}
@@ -840,10 +869,12 @@ async def resolve(
         client.close()
 
 
-def record(prepared: Prepared, deployment: Deployment, reasons: tuple[str, ...]) -> None:
+def record(
+    prepared: Prepared, deployment: Deployment, reasons: tuple[str, ...], *, by: str = ""
+) -> None:
     """Keep in the history how a deployment of `prepared` went, if it did anything.
 
-    Raises `Unavailable`.
+    `by` is the user whose command it was.  Raises `Unavailable`.
     """
     assert prepared.config is not None
     if deployment.outcome.value in ("in-sync", "held", "needs-consent"):
@@ -856,6 +887,8 @@ def record(prepared: Prepared, deployment: Deployment, reasons: tuple[str, ...])
         services=len(prepared.plan.services),
         slots=prepared.plan.slot_count,
         seconds=round(deployment.duration, 3),
+        by=by,
+        files=prepared.changed_files,
     )
     settings = prepared.plan.settings
     mode = install.mode_of_copies(settings.haproxy.config_file)

@@ -32,8 +32,8 @@ RULES = yaml.safe_load((PROMETHEUS / "fc-frontend.rules.yml").read_text())
 DASHBOARD = json.loads((CONTRIB / "grafana" / "fc-frontend.json").read_text())
 
 SCRAPED = {"job", "instance"}
-_NAME = re.compile(r"\b(?:fc_frontend|process)_\w+")
-_MATCHERS = re.compile(r"\b((?:fc_frontend|process)_\w+)\{([^}]*)\}")
+_NAME = re.compile(r"\b(?:fc_frontend|process|haproxy)_\w+")
+_MATCHERS = re.compile(r"\b((?:fc_frontend|process|haproxy)_\w+)\{([^}]*)\}")
 _LABEL = re.compile(r'(\w+)\s*(?:=~|!~|!=|=)\s*"')
 _GROUPING = re.compile(r"\b(?:by|without|on|ignoring)\s*\(([^)]*)\)")
 
@@ -74,7 +74,8 @@ def frontend() -> Iterator[Frontend]:
 def exported(frontend: Frontend) -> dict[str, set[str]]:
     """The names of all samples of a running daemon, with their labels."""
     names: dict[str, set[str]] = {}
-    for family in text_string_to_metric_families(frontend.get("/metrics")[1].decode()):
+    exposed = frontend.get("/metrics")[1] + frontend.get("/metrics", 8000)[1]
+    for family in text_string_to_metric_families(exposed.decode()):
         # A label's values come and go with what happens: the family's labels are what counts.
         for sample in family.samples:
             names.setdefault(sample.name, set()).update(sample.labels)
@@ -206,9 +207,16 @@ def test_names_and_labels_are_those_of_the_daemon(
 @pytest.fixture(scope="module")
 def prometheus(frontend: Frontend, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a Prometheus that has scraped the daemon with our rules, at least twice."""
-    directory = tmp_path_factory.mktemp("prometheus")
+    rules_file = PROMETHEUS / "fc-frontend.rules.yml"
+    with scraping(frontend, rules_file, tmp_path_factory.mktemp("prometheus")) as address:
+        yield address
+
+
+@contextlib.contextmanager
+def scraping(frontend: Frontend, rules_file: Path, directory: Path) -> Iterator[str]:
+    """A Prometheus that scrapes daemon and HAProxy each second; yields its address."""
     document = yaml.safe_load((PROMETHEUS / "prometheus.yml").read_text())
-    document["rule_files"] = [str(PROMETHEUS / "fc-frontend.rules.yml")]
+    document["rule_files"] = [str(rules_file)]
     document["global"] = {"evaluation_interval": "1s"}
     for job, port in zip(document["scrape_configs"], (9484, 8000), strict=True):
         job["static_configs"] = [{"targets": [f"{frontend.host}:{port}"]}]
@@ -294,6 +302,54 @@ def test_the_dashboards_variables_find_the_service(prometheus: str) -> None:
         values = {series["metric"].get(match[2]) for series in asked(prometheus, filled(match[1]))}
         assert values
         assert None not in values
+
+
+def firing(address: str) -> dict[str, set[str]]:
+    """The alerts that fire now, each with what it is about."""
+    found: dict[str, set[str]] = {}
+    for series in asked(address, 'ALERTS{alertstate="firing"}'):
+        metric = series["metric"]
+        about = metric.get("service") or metric.get("proxy") or metric.get("kind") or ""
+        found.setdefault(metric["alertname"], set()).add(about)
+    return found
+
+
+@pytest.mark.extended
+def test_what_users_feel_fires_on_a_broken_frontend(tmp_path: Path) -> None:
+    """With the rules' times shortened, as nobody waits for an hour."""
+    text = (PROMETHEUS / "fc-frontend.rules.yml").read_text()
+    text = re.sub(r"for: \d+[mh]", "for: 1s", text).replace("[5m]", "[10s]")
+    (tmp_path / "rules.yml").write_text(text)
+    with Frontend(binary_of("2.8-wheel")) as frontend:
+        for number, name in enumerate(("shop", "mail")):
+            frontend.scale(name, 2)
+            frontend.settings["services"][name] = frontend.service(name, 8080 + number)
+        frontend.settings["services"]["shop"]["mode"] = "http"
+        frontend.start()
+        for port, name in ((8080, "shop"), (8081, "mail")):
+            frontend.until(lambda: frontend.serves(port, frontend.pods[name]))  # noqa: B023
+        with scraping(frontend, tmp_path / "rules.yml", tmp_path) as address:
+            frontend.drop("bad.yaml", "services: {bad: {pod_prt: 1}}")
+            patiently(lambda: firing(address).get("FcFrontendChangeWithheld") == {"service"})
+            # An address where nobody listens.
+            dead = f"127.{frontend.octet}.15.250"
+            frontend.publish("mail", (*frontend.pods["mail"].addresses, dead))
+            patiently(lambda: "mail" in firing(address).get("FcFrontendServiceDegraded", ()))
+            frontend.call(frontend.pods["shop"].stop())
+            patiently(lambda: "shop" in firing(address).get("FcFrontendServiceDown", ()))
+
+            def fails() -> bool:
+                frontend.get("/", 8080)
+                return "shop" in firing(address).get("FcFrontendRequestsFail", ())
+
+            patiently(fails)
+            frontend.stop_daemon(9)
+            frontend.settings["haproxy"]["supervise"] = False
+            frontend.write()
+            frontend.start(wait=False)
+            frontend.end_haproxy()
+            patiently(lambda: "FcFrontendHaproxyDown" in firing(address))
+            patiently(lambda: "FcFrontendServiceDown" not in firing(address))
 
 
 def test_panels_do_not_overlap() -> None:

@@ -39,8 +39,8 @@ def test_a_service_that_vanishes_from_dns_is_held_even_across_a_reload(frontend:
     frontend.until(lambda: frontend.serves(8080, pods))
     with Load(frontend.host, 8080, clients=4) as load:
         frontend.dns.fault = Fault.NXDOMAIN
-        frontend.until(lambda: state(frontend) == "empty")
-        assert frontend.metric("fc_frontend_service_state", service="shop", state="empty") == 1
+        frontend.until(lambda: state(frontend) == "stale")
+        assert frontend.metric("fc_frontend_service_state", service="shop", state="stale") == 1
         assert frontend.metric("fc_frontend_service_endpoints", service="shop") == 3
         assert len(frontend.events("dns-empty")) == 1
         frontend.drop("more.json", {"more": frontend.service("more", 8081)})

@@ -31,7 +31,7 @@ def explained(frontend: Frontend, service: str) -> dict[str, Any]:
     """What `explain --json` says, with its exit code and the text for people."""
     done = frontend.run("explain", service, "--json", check=False)
     document: dict[str, Any] = json.loads(done.stdout)
-    assert done.returncode == {"ok": 0, "warn": 1, "bad": 2, "unknown": 3}[document["verdict"]]
+    assert done.returncode == {"ok": 0, "warn": 1, "bad": 1, "unknown": 3}[document["verdict"]]
     assert [step["step"] for step in document["steps"]] == STEPS
     return document
 
@@ -116,7 +116,7 @@ def test_a_service_that_serves(many: Frontend) -> None:
     assert document["summary"] == f"shop serves: 3 of 3 pods up on {many.host}:8080"
     assert (document["verdict"], document["serves"], document["cause"]) == ("ok", True, None)
     assert set(document) == {
-        *("version", "service", "verdict", "serves", "summary", "cause", "steps", "facts")
+        *("version", "service", "verdict", "state", "serves", "summary", "cause", "steps", "facts")
     }
     assert all(
         set(s) == {"step", "verdict", "said", "remedy", "details"} for s in document["steps"]
@@ -130,7 +130,7 @@ def test_a_service_that_serves(many: Frontend) -> None:
     assert facts["wanted_hash"] == facts["running_hash"] == many.running_hash()
     assert f"{many.config}:" in step(document, "declaration")["said"]
     done = many.run("explain", "shop")
-    assert done.stdout.splitlines()[-1] == document["summary"]
+    assert done.stdout.splitlines()[-1] == f"{document['state']}: {document['summary']}"
     assert "\x1b" not in done.stdout
 
 
@@ -169,8 +169,9 @@ def test_the_first_step_that_is_bad_is_named_with_its_remedy(many: Frontend, nam
         """HAProxy's words on a check may have changed since."""
         now = explained(many, name)
         text = many.run("explain", name, check=False)
-        assert text.returncode == 2
-        return text.stdout.splitlines()[-2:] == [now["summary"], f"    → {now['cause']['remedy']}"]
+        assert text.returncode == 1
+        summary = f"{now['state']}: {now['summary']}"
+        return text.stdout.splitlines()[-2:] == [summary, f"    → {now['cause']['remedy']}"]
 
     many.until(is_said_in_words)
 
@@ -208,7 +209,7 @@ def test_names_from_the_command_line_reach_neither_haproxy_nor_the_terminal(many
     before = many.running_hash()
     for name in ("shop; disable frontend shop", "x\ny", "\x1b[31mx", "%s", "fc-stats"):
         done = many.run("explain", name, check=False)
-        assert done.returncode == 2, done.stdout + done.stderr
+        assert done.returncode == 1, done.stdout + done.stderr
         assert "\x1b" not in done.stdout
         assert "is declared" in done.stdout or "not printable" in done.stderr
     assert many.running_hash() == before

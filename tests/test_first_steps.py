@@ -141,7 +141,7 @@ def test_a_settings_file_that_may_not_be_read(tmp_path: Path) -> None:
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
     assert done.returncode == 1
-    assert f"refused: {path}: cannot be read: Permission denied" in done.stderr
+    assert f"{path}: error: cannot be read: Permission denied" in done.stderr
 
 
 def test_what_haproxy_says_of_servers_whose_state_was_kept_is_no_warning() -> None:

@@ -277,6 +277,7 @@ STATUS = json.dumps(
     {
         "version": 1, "fc_frontend": "0.1", "in_sync": False, "drifted": False, "held": None,
         "wanted_hash": "0" * 16, "running_hash": None, "take_over": None,
+        "haproxy": "running",
         "problems": [{"message": "no such field", "remedy": "remove it", "severity": "error",
                       "file": "/etc/x.yaml", "line": 3, "column": 1, "service": "shop",
                       "field": "binds", "cause": "forbidden"}],
@@ -290,7 +291,10 @@ STATUS = json.dumps(
                       "freshness": "fresh", "answer_age": 1.0, "file": "/etc/x.yaml",
                       "error": None, "remedy": "", "endpoints": ["10.1.0.1 80"],
                       "rejected": [], "slots": 10, "drained": [], "slots_short": 0,
-                      "slots_scarce": False, "addresses_by": "resolver", "exceeded": None}],
+                      "slots_scarce": False, "addresses_by": "resolver", "exceeded": None,
+                      "is_current": True,
+                      "servers": {"up": 1, "down": 0, "drained": 0, "maintenance": 0, "free": 9,
+                                  "standby": 0}}],
     }
 )  # fmt: skip
 
@@ -319,7 +323,8 @@ def test_every_output_format() -> None:
         )
         written = io.BytesIO()
         with contextlib.redirect_stdout(io.TextIOWrapper(written, "utf-8", newline="")) as output:
-            status._print(found)
+            status._print(found, is_wide=False)
+            status._print(found, is_wide=True)
             status._print_findings(found)
             status._nagios(found)
             emit(found.as_json())
@@ -377,7 +382,7 @@ def test_names_from_files_to_every_output(tmp_path: Path) -> None:
         with contextlib.redirect_stdout(io.TextIOWrapper(printed, "utf-8", newline="")) as output:
             print_problems(prepared_now.problems, to_stderr=False)
             explanation = explain(facts)
-            cli_explain._print(explanation)
+            cli_explain._print(explanation, facts.state.value)
             emit(cli_explain._document(facts, explanation))
             cli_resolve._table({name: answer})
             emit(cli_resolve._document({name: answer}, prepared_now.problems))

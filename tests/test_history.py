@@ -433,3 +433,51 @@ def test_without_a_daemon_apply_is_recorded_and_can_be_gone_back_from(frontend: 
         "reloaded",
         "reloaded",
     ]
+
+
+def test_an_entry_is_shown_and_compared_with_others(frontend: Frontend) -> None:
+    frontend.settings["services"]["shop"] = frontend.service("shop", 8080)
+    frontend.scale("shop", 2)
+    frontend.start()
+    frontend.drop("cart.json", {"cart": frontend.service("shop", 8081)})
+    frontend.until(lambda: "listen cart" in frontend.haproxy_cfg.read_text() and frontend.ready())
+    frontend.until(lambda: len(listed(frontend)) == 2)
+    first, second = listed(frontend)
+    assert first["by"] == second["by"] == ""
+    assert [Path(file).name for file in second["files"]] == ["cart.json"]
+    text = frontend.run("history", "show", str(first["id"])).stdout
+    assert "by        the daemon" in text
+    assert "listen shop" in text
+    assert "listen cart" not in text
+    difference = frontend.run("history", "diff", str(first["id"])).stdout
+    assert "+listen cart" in difference
+    both = ("history", "diff", str(second["id"]), str(first["id"]))
+    assert "-listen cart" in frontend.run(*both).stdout
+    document = json.loads(frontend.run(*both, "--json").stdout)
+    assert (document["before"], document["after"]) == (second["id"], first["id"])
+    assert frontend.run("history", "show", "99", check=False).returncode == 1
+    assert frontend.run("history", "show", check=False).returncode == 2
+
+
+def test_a_rollback_is_the_last_reload_and_has_its_user(frontend: Frontend) -> None:
+    """And while it is held, `status` shows the binds that are served."""
+    frontend.settings["services"]["shop"] = frontend.service("shop", 8080)
+    frontend.scale("shop", 2)
+    frontend.start()
+    frontend.settings["services"]["shop"]["binds"] = f"{frontend.host}:8089"
+    frontend.write()
+    frontend.until(lambda: "8089" in frontend.haproxy_cfg.read_text() and frontend.ready())
+    first = listed(frontend)[0]["id"]
+    frontend.run("rollback", str(first))
+    assert listed(frontend)[-1]["by"]
+
+    def shown() -> dict[str, Any]:
+        document: dict[str, Any] = json.loads(frontend.run("status", "--json", check=False).stdout)
+        return document
+
+    document = frontend.until(lambda: (d := shown())["held"] and d)
+    assert document["last_reload"]["reasons"] == [f"rollback to {first}"]
+    frontend.until(lambda: shown()["services"][0]["binds"] == [f"{frontend.host}:8080"])
+    frontend.until(lambda: frontend.status()["services"][0]["binds"] == [f"{frontend.host}:8080"])
+    frontend.run("resume")
+    frontend.until(lambda: shown()["services"][0]["binds"] == [f"{frontend.host}:8089"])

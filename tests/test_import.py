@@ -733,23 +733,23 @@ def test_what_is_written_is_checked(tmp_path: Path, either_binary: str) -> None:
     binary = on_path(tmp_path, either_binary)
     original = write_original(tmp_path, DOCUMENTATION.replace(":::", "::"))
     new = tmp_path / "new"
-    done = command("import", original, "-o", str(new), binary=binary)
+    done = command("import", original, "--output", str(new), binary=binary)
     assert done.returncode == 0, done.stderr
     assert "is accepted by HAProxy" in done.stdout
     for path in (new / "config.yaml", new / "services.d" / "ingress.yaml"):
         assert stat.S_IMODE(path.stat().st_mode) == 0o640
-    again = command("import", original, "-o", str(new), binary=binary)
+    again = command("import", original, "--output", str(new), binary=binary)
     assert again.returncode == 2
     assert "is not empty" in again.stderr
     (new / "config.yaml").write_text("mine")
-    forced = command("import", original, "-o", str(new), "--force", binary=binary)
+    forced = command("import", original, "--output", str(new), "--force", binary=binary)
     assert forced.returncode == 0
     assert (new / "config.yaml").read_text() != "mine"
 
 
 def test_what_haproxy_refuses_is_1(tmp_path: Path) -> None:
     original = write_original(tmp_path, "listen a\n  bind :80\n  nonsense here\n")
-    done = command("import", original, "-o", str(tmp_path / "new"))
+    done = command("import", original, "--output", str(tmp_path / "new"))
     assert done.returncode == 1
     assert "unknown keyword '…' in 'listen' section" in done.stderr
     assert "refused" in done.stderr
@@ -763,7 +763,7 @@ def test_without_haproxy_it_cannot_tell(tmp_path: Path) -> None:
     broken = tmp_path / "bin" / "haproxy"
     broken.write_text("#!/nonexistent\n")
     broken.chmod(0o755)
-    done = command("import", original, "-o", str(new), binary=str(tmp_path / "bin"))
+    done = command("import", original, "--output", str(new), binary=str(tmp_path / "bin"))
     assert done.returncode == 3, done.stderr
     assert "cannot tell" in done.stderr
     assert (new / "config.yaml").exists()
@@ -772,7 +772,7 @@ def test_without_haproxy_it_cannot_tell(tmp_path: Path) -> None:
 def test_wrong_usage_and_files_that_cannot_be_read(tmp_path: Path) -> None:
     assert command("import").returncode == 2
     original = write_original(tmp_path)
-    assert command("import", original, "-o", original).returncode == 2
+    assert command("import", original, "--output", original).returncode == 2
     missing = command("import", str(tmp_path / "missing.cfg"))
     assert missing.returncode == 1
     assert "missing.cfg: error: cannot be read" in missing.stderr
@@ -785,7 +785,7 @@ def test_wrong_usage_and_files_that_cannot_be_read(tmp_path: Path) -> None:
 
 def test_the_help_shows_an_example() -> None:
     done = command("import", "--help")
-    assert "fc-frontend import /etc/haproxy/haproxy.cfg -o new" in done.stdout
+    assert "fc-frontend import /etc/haproxy/haproxy.cfg --output new" in done.stdout
 
 
 # The same HAProxy
@@ -964,7 +964,7 @@ def test_haproxy_serves_from_the_import_what_it_served_from_the_original(
     original = write_original(tmp_path, text)
     new = tmp_path / "new"
     binary = on_path(tmp_path, haproxy.binary)
-    done = command("import", original, "-o", str(new), binary=binary)
+    done = command("import", original, "--output", str(new), binary=binary)
     assert done.returncode == 0, done.stderr
     assert "5 services: ingress, web, pair, virtual, nodeport" in done.stderr
     assert sorted(path.name for path in (new / "services.d").glob("*.cfg")) == [

@@ -234,7 +234,7 @@ def test_documents_are_as_documented(frontend: Frontend, tmp_path: Path) -> None
     assert take("diff")["changes"]
     installed = tmp_path / "old.cfg"
     installed.write_text(OLD)
-    done = fc("import", "--json", str(installed), "-o", str(tmp_path / "new"))
+    done = fc("import", "--json", str(installed), "--output", str(tmp_path / "new"))
     seen.take("import", json.loads(done.stdout))
     missing = {
         title: sorted(expanded(title).keys() - seen.paths.get(title, set()))

@@ -18,7 +18,7 @@ from tests.test_cli import fc
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All pages, as a package has them."""
     directory = tmp_path_factory.mktemp("man") / "man1"
-    assert fc("man", "-o", str(directory), SOURCE_DATE_EPOCH="86400").returncode == 0
+    assert fc("man", "--output", str(directory), SOURCE_DATE_EPOCH="86400").returncode == 0
     return directory
 
 
@@ -126,6 +126,6 @@ def test_a_command_that_is_not_there_and_a_directory_that_cannot_be() -> None:
     unknown = fc("man", "nonsense")
     assert unknown.returncode == 2
     assert "there are: check, " in unknown.stderr
-    nowhere = fc("man", "-o", "/dev/null/x")
+    nowhere = fc("man", "--output", "/dev/null/x")
     assert nowhere.returncode in (2, 3)
     assert "/dev/null" in nowhere.stderr

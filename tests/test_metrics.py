@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from fc_frontend.model.service_state import Counts, HaproxyState
 from fc_frontend.observe.metrics import Metrics
-from fc_frontend.observe.services import service_state
 from fc_frontend.plan.model import (
     Answer,
     Bind,
@@ -47,13 +47,17 @@ def test_services_come_and_go() -> None:
     resolution = {"a": answer(3), "b": answer(12), "c": answer(0)}
     metrics.planned(planned("a", "b", "c"), resolution)
     metrics.resolved(resolution, 100.0)
+    servers = {"a": Counts(up=3, free=7), "b": Counts(up=10), "c": Counts(free=10)}
+    metrics.haproxy(HaproxyState.RUNNING, servers)
     found = samples(metrics, 107.5)
     labels = ("namespace=default", "service=b")
     assert found[("fc_frontend_service_endpoints", *labels)] == 12
     assert found[("fc_frontend_service_slots", *labels)] == 10
     assert found[("fc_frontend_service_slots_short", *labels)] == 2
     assert found[("fc_frontend_service_answer_age_seconds", *labels)] == 7.5
-    assert found[("fc_frontend_service_state", *labels, "state=ok")] == 1
+    assert found[("fc_frontend_service_state", *labels, "state=degraded")] == 1
+    assert found[("fc_frontend_service_servers", *labels, "state=up")] == 10
+    assert found[("fc_frontend_haproxy_up",)] == 1
     empty = ("namespace=default", "service=c", "state=empty")
     assert found[("fc_frontend_service_state", *empty)] == 1
     assert found[("fc_frontend_service_drained", *labels)] == 0
@@ -80,13 +84,6 @@ def test_reloads_checks_and_hashes() -> None:
     assert found[("fc_frontend_config_in_sync",)] == 1
     assert ("fc_frontend_config_hash_info", "hash=aaaa", "which=wanted") not in found
     assert found[("fc_frontend_last_reload_success_timestamp_seconds",)] > 0
-
-
-def test_states() -> None:
-    assert service_state(None) == "stale"
-    assert service_state(answer(1, Freshness.STALE)) == "stale"
-    assert service_state(answer(1)) == "ok"
-    assert service_state(answer(0)) == "empty"
 
 
 def test_what_stays_is_not_set_again_and_all_is_as_if_it_were() -> None:

@@ -20,10 +20,11 @@ from hypothesis import strategies as st
 
 from fc_frontend.demo.dns import Fault
 from fc_frontend.errors import Problem
-from fc_frontend.explain.facts import Counts, DaemonService, Held, Nameserver, Worker
+from fc_frontend.explain.facts import DaemonService, Held, Nameserver, Worker
 from fc_frontend.explain.overview import Seen, overview
 from fc_frontend.haproxy.master import show_proc
 from fc_frontend.haproxy.traffic import Rates, Sample, Traffic, rates
+from fc_frontend.model.service_state import Counts, HaproxyState
 from fc_frontend.page import render
 from fc_frontend.page.values import EACH_PAGE, Board, PastDeployment, bar, board, select
 from tests.bench.soak import LAUNCHER
@@ -66,13 +67,13 @@ class Read(HTMLParser):
 
 
 def service(
-    name: str, *, pods: int = 3, state: str = "ok", error: str | None = None
+    name: str, *, pods: int = 3, is_current: bool = True, error: str | None = None
 ) -> DaemonService:
     return DaemonService(
         name=name,
         namespace="default",
         binds=("*:80",),
-        state=state,
+        is_current=is_current,
         reason="",
         error=error,
         remedy="",
@@ -99,7 +100,9 @@ def made(
     """A board as the daemon finds it."""
     of = counts or {one.name: Counts(up=one.pods or 0) for one in services}
     seen = Seen(
+        haproxy=HaproxyState.RUNNING,
         worker=Worker(hash="0" * 16, version="2.8", counts=of),
+        counts=of,
         services=services,
         withheld=withheld,
         wanted_hash="0" * 16,
@@ -125,10 +128,10 @@ def read(of: Board, text: str = "", page: int = 1) -> Read:
 
 
 def test_services_that_need_somebody_come_first() -> None:
-    page = made(service("a"), service("b", pods=0, state="empty", error="NXDOMAIN"), service("c"))
+    page = made(service("a"), service("b", pods=0, error="NXDOMAIN"), service("c"))
     assert [line.name for line in page.lines] == ["b", "a", "c"]
     text = read(page).text
-    assert "▲ empty" in text
+    assert "✖ empty" in text
     assert "● ok" in text
     assert "NXDOMAIN" in text
 
@@ -303,7 +306,7 @@ def test_values_are_text_wherever_they_come_from() -> None:
         id=1, at=0.0, outcome=HOSTILE, accepted=True, reasons=(HOSTILE,), seconds=0.0
     )
     of = made(
-        service(HOSTILE, pods=0, state="empty", error=HOSTILE),
+        service(HOSTILE, pods=0, error=HOSTILE),
         withheld=(held,),
         changes=(change,),
         nameserver=Nameserver(name=HOSTILE, said=HOSTILE),
@@ -402,7 +405,7 @@ def test_the_pages_of_a_real_frontend(either_binary: str) -> None:
         assert headers["cache-control"] == "no-store"
         assert headers["x-content-type-options"] == "nosniff"
         assert headers["content-security-policy"] == render.headers()["Content-Security-Policy"]
-        for words in ("2 of 10", "▲ empty", "● started", "start", "answers", "in sync"):
+        for words in ("2 of 10", "✖ empty", "● started", "start", "answers", "in sync"):
             assert words in page.text, words
         assert "hunter2" not in body
 

@@ -9,20 +9,22 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import yaml
 
 from fc_frontend.demo.dns import Fault, KubernetesService
 from tests.frontend import Frontend
 
-LEVELS = {"ok": 0, "warning": 1, "critical": 2, "unknown": 3}
+EXITS = {"ok": 0, "warning": 1, "critical": 1, "unknown": 3}
 
 
 def status(frontend: Frontend) -> dict[str, Any]:
     """What `status --json` says."""
     done = frontend.run("status", "--json", check=False)
     document: dict[str, Any] = json.loads(done.stdout)
-    assert done.returncode == LEVELS[document["status"]]
+    assert done.returncode == EXITS[document["status"]]
     assert set(document) == {
         *("version", "status", "summary", "in_sync", "wanted_hash", "running_hash", "daemon"),
+        "haproxy_state",
         *("haproxy", "held", "last_reload", "dns", "services", "withheld", "findings"),
     }
     return document
@@ -89,11 +91,19 @@ def test_all_is_well(frontend: Frontend) -> None:
     assert text.startswith("ok: 1 service, all served, HAProxy in sync\n")
     assert "\x1b" not in text
     header, row = (line for line in text.splitlines() if line.startswith(("SERVICE", "shop ")))
-    assert header.split() == "SERVICE STATE PODS SLOTS UP DOWN DRAINED BINDS WHY".split()
-    assert row.split()[:8] == ["shop", "ok", "3", "10", "3", "0", "0", f"{frontend.host}:8080"]
+    assert header.split() == "SERVICE STATE UP PODS BINDS".split()
+    assert row.split() == ["shop", "ok", "3", "3", f"{frontend.host}:8080"]
+    wide = frontend.run("status", "-o", "wide").stdout
+    header, row = (line for line in wide.splitlines() if line.startswith(("SERVICE", "shop ")))
+    assert header.split() == (
+        "SERVICE NAMESPACE STATE PODS SLOTS UP DOWN DRAINED BINDS WHY".split()
+    )
+    assert row.split()[:6] == ["shop", "default", "ok", "3", "10", "3"]
+    assert yaml.safe_load(frontend.run("status", "-o", "yaml").stdout)["services"] == [shop]
     nagios = frontend.run("status", "--format", "nagios").stdout.splitlines()
     assert nagios[0].startswith("FC-FRONTEND OK - ")
-    assert nagios[0].endswith("| services=1 up=3 down=0 drained=0 withheld=0")
+    assert nagios[0].endswith(" up=3 down=0 drained=0 withheld=0")
+    assert " | services=1 services_unknown=0 " in nagios[0]
 
 
 def test_warnings(frontend: Frontend) -> None:
@@ -114,7 +124,7 @@ def test_warnings(frontend: Frontend) -> None:
     (frontend.services_d / "few.json").unlink()
     frontend.until(lambda: status(frontend)["status"] == "ok")
     publish(frontend, "shop", ())
-    document = until(frontend, "warning", "shop: cluster DNS names no pod")
+    document = until(frontend, "critical", "shop: cluster DNS names no pod")
     publish(frontend, "shop", (*frontend.pods["shop"].addresses, "192.0.2.1"))
     until(frontend, "warning", "shop: cluster DNS names addresses outside")
 
@@ -127,9 +137,9 @@ def test_what_is_critical(frontend: Frontend) -> None:
     assert finding["line"] == 3
     assert finding["remedy"] == "did you mean pod_port?"
     bad = document["services"][0]
-    assert (bad["name"], bad["state"]) == ("bad", "left out")
+    assert (bad["name"], bad["state"]) == ("bad", "withheld")
     text = frontend.run("status", check=False)
-    assert text.returncode == 2
+    assert text.returncode == 1
     assert "bad.yaml:3: critical: service bad: " in text.stdout
     nagios = frontend.run("status", "--format", "nagios", check=False)
     assert nagios.returncode == 2
@@ -137,7 +147,7 @@ def test_what_is_critical(frontend: Frontend) -> None:
     frontend.drop("bad.yaml", "")
     frontend.until(lambda: status(frontend)["status"] == "ok")
     frontend.drop("few.json", {"few": frontend.service("shop", 8081, slots=2)})
-    until(frontend, "critical", "few: 3 pods in 2 slots: 1 without a slot and traffic")
+    until(frontend, "warning", "few: 3 pods in 2 slots: 1 without a slot and traffic")
     # A new service stays as it is: there is no earlier version to go back to.
     frontend.drop("dead.json", {"dead": frontend.service("shop", 8082, pod_port=9)})
     document = until(frontend, "critical", "dead: 3 pods, and no server up (3 down)")
@@ -167,7 +177,7 @@ def test_without_the_daemon_files_and_haproxy_tell(frontend: Frontend) -> None:
     assert "fc-frontend diff" in document["findings"][0]["remedy"]
 
 
-def test_without_haproxy_it_is_critical_and_without_both_unknown(frontend: Frontend) -> None:
+def test_without_haproxy_it_is_critical_with_and_without_the_daemon(frontend: Frontend) -> None:
     haproxy = frontend.settings["haproxy"]
     there = haproxy["runtime_socket"]
     haproxy["runtime_socket"] = str(frontend.directory / "none.sock")
@@ -181,18 +191,18 @@ def test_without_haproxy_it_is_critical_and_without_both_unknown(frontend: Front
         check=False,
         timeout=60,
     )
-    assert done.returncode == 2
-    assert "critical: HAProxy: HAProxy's socket" in done.stdout
+    assert done.returncode == 1
+    assert "critical: HAProxy: it does not run: HAProxy's socket" in done.stdout
     frontend.stop_daemon(9)
     frontend.end_haproxy()
-    document = frontend.until(lambda: (d := status(frontend))["status"] == "unknown" and d)
-    assert document["summary"].startswith("neither the daemon nor HAProxy answers: ")
-    assert (document["haproxy"], document["daemon"]) == (None, None)
-    text = frontend.run("status", check=False)
-    assert text.returncode == 3
-    assert text.stdout.startswith("unknown: ")
+    document = frontend.until(lambda: (d := status(frontend))["status"] == "critical" and d)
+    assert document["summary"].startswith("HAProxy: it does not run: ")
+    assert (document["haproxy_state"], document["haproxy"]) == ("stopped", None)
+    assert document["daemon"] is None
+    assert {service["state"] for service in document["services"]} == {"down"}
     nagios = frontend.run("status", "--format", "nagios", check=False)
-    assert nagios.stdout.startswith("FC-FRONTEND UNKNOWN - ")
+    assert nagios.returncode == 2
+    assert nagios.stdout.startswith("FC-FRONTEND CRITICAL - HAProxy: it does not run")
 
 
 def test_the_status_page_has_what_it_had_and_more(frontend: Frontend) -> None:

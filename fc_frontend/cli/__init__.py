@@ -21,7 +21,7 @@ COMMANDS = {
     "apply": "Ask cluster DNS, check, install, reload and confirm, once.",
     "run": "Run the daemon: keep HAProxy in step with files and cluster DNS.",
     "resolve": "Show what cluster DNS says now of each service.",
-    "status": "Show how the frontend is; exit codes in Nagios' sense.",
+    "status": "Show how the frontend is: HAProxy, services, what is wrong.",
     "explain": "Say where a service's way is interrupted, and what to do.",
     "drain": "Let a pod, or a whole service, end what it has and get nothing new.",
     "undrain": "Let a drained pod or service take new traffic again.",
@@ -49,6 +49,19 @@ class LazyGroup(click.Group):
         module = importlib.import_module(f"fc_frontend.cli.{name}")
         command: click.Command = module.command
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as exc:
+            import difflib
+
+            near = difflib.get_close_matches(args[0], COMMANDS, 1) if args else []
+            if not near or args[0] in COMMANDS:
+                raise
+            raise click.UsageError(f"{exc.message} Did you mean {near[0]}?", ctx) from None
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
         from click.shell_completion import CompletionItem

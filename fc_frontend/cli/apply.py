@@ -161,7 +161,7 @@ def command(
     lost = lost_settings(prepared, deployment)
     problems = tuple(dict.fromkeys((*withheld, *prepared.problems, *deployment.problems, *lost)))
     if prepared.config is not None:
-        problems += _unless_unavailable(lambda: record(prepared, deployment, ("apply",)))
+        problems += _unless_unavailable(lambda: record(prepared, deployment, ("apply",), by=user()))
     if not deployment.ok:
         refuse(problems)
     if not withheld:

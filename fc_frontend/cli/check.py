@@ -15,6 +15,7 @@ from fc_frontend.cli.common import (
     format_options,
     nagios,
     print_problems,
+    refused_line,
     say,
     style,
     summary,
@@ -102,7 +103,7 @@ def command(config: str, is_strict: bool, shape: str) -> None:
     if shape == "nagios":
         sys.exit(_nagios(problems, unknown, services))
     if refused:
-        say(style(summary(problems), "red"), err=True)
+        say(style(refused_line(problems), "red"), err=True)
     print_problems((*problems, *unknown))
     for each in held:
         what = "is withheld already" if each.is_known else "the daemon would withhold it"

@@ -13,6 +13,7 @@ import click
 
 from fc_frontend.cli.progress import is_quiet, volume_options
 from fc_frontend.errors import Problem, Severity, errors_in, warnings_in
+from fc_frontend.plurals import counted
 from fc_frontend.text import is_printable, json_text, one_line, printable
 
 if TYPE_CHECKING:
@@ -27,7 +28,10 @@ _JSON = "fc_frontend.json"
 
 
 class Exit(IntEnum):
-    """Exit codes of commands that judge (2, usage, is click's)."""
+    """Exit codes of all commands; `--format nagios` has Nagios' codes instead.
+
+    2 is click's.
+    """
 
     GOOD = 0
     PROBLEMS = 1
@@ -67,21 +71,34 @@ def config_before(ctx: click.Context) -> str | None:
     return given if isinstance(given, str) else None
 
 
+_SHAPES = {
+    "text": "text for people",
+    "table": "a table for people",
+    "wide": "a table with all columns",
+    "json": "json or yaml for scripts",
+    "yaml": "",
+    "nagios": "nagios for Sensu, Nagios and Icinga",
+}
+_FOR_PEOPLE = frozenset(("text", "table", "wide"))
+
+
 def format_options(*shapes: str) -> Callable[[F], F]:
-    """The options --format, of `shapes`, and --json; the command gets `shape`."""
-    words = {
-        "text": "text for people",
-        "json": "json for scripts",
-        "nagios": "nagios for Sensu, Nagios and Icinga",
-    }
+    """The options -o/--format, of `shapes`, and --json; the command gets `shape`.
+
+    The first shape is the default.  YAML has what JSON has.
+    """
+    choices = [*shapes]
+    if "json" in choices:
+        choices.insert(choices.index("json") + 1, "yaml")
 
     def chosen(ctx: click.Context, _param: click.Parameter, value: str | None) -> str:
         if ctx.meta.get(_JSON):
             if value not in (None, "json"):
                 raise click.UsageError(f"--json and --format {value} exclude each other", ctx)
             value = "json"
-        ctx.meta[_SHAPE] = value or "text"
-        return value or "text"
+        ctx.meta[_SHAPE] = value or shapes[0]
+        # The document is the same; `emit` writes it as was asked for.
+        return "json" if value == "yaml" else value or shapes[0]
 
     def as_json(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
         ctx.meta[_JSON] = value
@@ -93,14 +110,16 @@ def format_options(*shapes: str) -> Callable[[F], F]:
             is_eager=True,
             expose_value=False,
             callback=as_json,
-            help="The same as --format json.",
+            help="The same as -o json.",
         )(function)
+        words = ", ".join(_SHAPES[shape] for shape in choices if _SHAPES[shape])
         return click.option(
+            "-o",
             "--format",
             "shape",
-            type=click.Choice(shapes),
+            type=click.Choice(choices),
             callback=chosen,
-            help=f"{', '.join(words[shape] for shape in shapes)} [default: text]",
+            help=f"{words} [default: {shapes[0]}]",
         )(function)
 
     return both
@@ -121,6 +140,12 @@ def emit(document: dict[str, object]) -> None:
     """Print a document for scripts.  contrib/json.rst says what stands in each."""
     import json
 
+    if shape_asked_for() == "yaml":
+        import yaml
+
+        # JSON first: its text has no characters that a terminal would obey.
+        click.echo(yaml.safe_dump(json.loads(json_text(document)), sort_keys=False), nl=False)
+        return
     text = json_text(document)
     try:
         text.encode(sys.stdout.encoding)
@@ -233,11 +258,16 @@ def summary(problems: Iterable[Problem]) -> str:
     return f"refused: {errors[0].statement}{more}"
 
 
+def refused_line(problems: Iterable[Problem]) -> str:
+    """That it is refused, above the problems that say why."""
+    return f"refused: {counted(len(errors_in(problems)), 'error')}"
+
+
 def refuse(problems: Iterable[Problem], code: int = Exit.PROBLEMS) -> NoReturn:
-    """End as `fail` does, with why it is refused in one line before the details."""
+    """End as `fail` does, with a line that says so before the problems."""
     found = tuple(problems)
-    if shape_asked_for() == "text":
-        say(style(summary(found), "red"), err=True)
+    if shape_asked_for() in _FOR_PEOPLE:
+        say(style(refused_line(found), "red"), err=True)
     fail(found, code)
 
 
@@ -245,7 +275,7 @@ def fail(problems: Iterable[Problem], code: int) -> NoReturn:
     """Print problems, in the shape that was asked for, and end with the exit code for that."""
     found = tuple(problems)
     shape, is_unknown = shape_asked_for(), code == Exit.CANNOT_TELL
-    if shape == "json":
+    if shape in ("json", "yaml"):
         status = "unknown" if is_unknown else "refused"
         emit({"version": 1, "status": status, "problems": [p.as_json() for p in found]})
     elif shape == "nagios":

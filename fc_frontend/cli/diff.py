@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import click
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from fc_frontend.pipeline import Base
     from fc_frontend.plan.model import Answer, Settings
 
-_REFUSED = 2
 _MARKS = {"added": "+", "removed": "-", "changed": "~"}
 _COLORS = {"added": "green", "removed": "red", "changed": "yellow"}
 _SHOWN = 40
@@ -49,8 +49,7 @@ def command(config: str, as_text: bool, shape: str) -> None:
 
     \b
     0  nothing would change
-    1  something would, or a change would be withheld
-    2  not even what runs now would be accepted; wrong usage
+    1  something would, a change would be withheld, or not even what runs now would be accepted
     3  cannot tell, e.g. haproxy.cfg cannot be read
     """
     from fc_frontend.config.loader import read
@@ -77,14 +76,12 @@ def command(config: str, as_text: bool, shape: str) -> None:
     if prepared.config is None or not prepared.ok:
         _refuse(prepared.problems)
     assert prepared.config is not None
-    held = hold.load(declaration.settings.state_directory)
+    unseen = hold.unseen(declaration.settings.state_directory)
+    held = None if unseen else hold.load(declaration.settings.state_directory)
+    if unseen is not None:
+        problems = (replace(unseen, severity=Severity.WARNING), *problems)
     if held is not None:
-        problem = Problem(
-            message=f"configuration {held.id} is held, by {held.by}: `apply` changes nothing",
-            remedy="`fc-frontend resume` goes on with what is declared",
-            severity=Severity.WARNING,
-        )
-        problems = (problem, *problems)
+        problems = (replace(hold.problem(held), severity=Severity.WARNING), *problems)
     problems = (*take_over.missing_consent(declaration.settings), *problems)
     withheld = (problem for each in prepared.withheld for problem in each.problems)
     problems = (*withheld, *problems)
@@ -111,7 +108,7 @@ def command(config: str, as_text: bool, shape: str) -> None:
 
 
 def _refuse(problems: tuple[Problem, ...]) -> None:
-    refuse(problems, _REFUSED)
+    refuse(problems)
 
 
 def _resolution(declaration: Declaration) -> tuple[dict[str, Answer], tuple[Problem, ...]]:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from fc_frontend.explain.facts import Facts
     from fc_frontend.explain.steps import Explanation, StepVerdict
 
-_CODES = {"ok": 0, "warn": 1, "bad": 2, "unknown": 3}
+_CODES = {"ok": Exit.GOOD, "unknown": Exit.CANNOT_TELL}
 _COLORS = {"ok": "green", "warn": "yellow", "bad": "red", "unknown": "yellow"}
 
 
@@ -31,13 +31,12 @@ def command(config: str, shape: str, service: str) -> None:
     bind, and whether HAProxy has what is declared. Asks cluster DNS itself, for at most 2 s; works
     without the daemon. Changes nothing. As root it also tells who else holds a bind.
 
-    The JSON has version, service, verdict, serves, summary, cause (a step, or null), steps (each
-    with step, verdict, said, remedy, details) and facts; keys are added, never removed.
+    The JSON has version, service, verdict, state, serves, summary, cause (a step, or null), steps
+    (each with step, verdict, said, remedy, details) and facts.
 
     \b
     0  all is well
-    1  it serves, but something should be mended
-    2  it does not serve, or pods get no traffic
+    1  it does not serve, or something should be mended
     3  cannot tell
     """
     from fc_frontend.explain.collect import collect
@@ -52,8 +51,8 @@ def command(config: str, shape: str, service: str) -> None:
     if shape == "json":
         emit(_document(facts, explanation))
     else:
-        _print(explanation)
-    sys.exit(_CODES[explanation.verdict.value])
+        _print(explanation, facts.state.value)
+    sys.exit(_CODES.get(explanation.verdict.value, Exit.PROBLEMS))
 
 
 def _document(facts: Facts, explanation: Explanation) -> dict[str, object]:
@@ -62,6 +61,7 @@ def _document(facts: Facts, explanation: Explanation) -> dict[str, object]:
         "version": 1,
         "service": explanation.service,
         "verdict": explanation.verdict.value,
+        "state": facts.state.value,
         "serves": explanation.serves,
         "summary": explanation.summary,
         "cause": cause.as_json() if cause else None,
@@ -70,7 +70,7 @@ def _document(facts: Facts, explanation: Explanation) -> dict[str, object]:
     }
 
 
-def _print(explanation: Explanation) -> None:
+def _print(explanation: Explanation, state: str) -> None:
     cause = explanation.cause
     for each in explanation.steps:
         if is_quiet() and each.verdict.value in ("ok", "unknown"):
@@ -85,7 +85,7 @@ def _print(explanation: Explanation) -> None:
         return
     say()
     color = "green" if explanation.serves and cause is None else "red"
-    say(style(explanation.summary, color))
+    say(f"{style(state, color)}: {explanation.summary}")
     if cause is not None and cause.remedy:
         say(f"    → {cause.remedy}")
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 
+from fc_frontend.cli import completion
 from fc_frontend.cli.common import (
     Exit,
     common_options,
@@ -18,7 +19,7 @@ from fc_frontend.cli.common import (
     settings_in_force,
     style,
 )
-from fc_frontend.errors import Problem, Severity, Unavailable
+from fc_frontend.errors import Problem, Refused, Severity, Unavailable
 
 if TYPE_CHECKING:
     from fc_frontend.haproxy.history import Entry
@@ -29,26 +30,40 @@ _LONGEST_REASONS = 100
 
 @click.command("history")
 @common_options
-@format_options("text", "json")
-def command(config: str, shape: str) -> None:
-    """List what HAProxy was given, the newest last: the time, what became of it, and the reasons.
+@format_options("table", "wide", "json")
+@click.argument("action", type=click.Choice(["show", "diff"]), required=False)
+@click.argument("ids", metavar="[ID [ID]]", type=int, nargs=-1, shell_complete=completion.entry)
+def command(config: str, shape: str, action: str | None, ids: tuple[int, ...]) -> None:
+    """List what HAProxy was given, the newest last: when, by whom, why, and what became of it.
+
+    `history show ID` prints an entry with its haproxy.cfg. `history diff ID` compares its
+    haproxy.cfg with the one that HAProxy runs, `history diff ID ID` with that of another entry.
+    Whoever may not read the state directory sees nothing: run it as root or as the daemon's user.
 
     `fc-frontend rollback ID` goes back to an entry that was reloaded, started or installed.
 
     \b
     0  listed
-    3  haproxy.cfg cannot be read
+    1  there is no such entry, or it has no text
+    3  haproxy.cfg or the history cannot be read
     """
     from fc_frontend.haproxy import history, hold
     from fc_frontend.haproxy.rollback import present, present_hash
 
+    wanted = {None: (0, 0), "show": (1, 1), "diff": (1, 2)}[action]
+    if not wanted[0] <= len(ids) <= wanted[1]:
+        raise click.UsageError("say which entry: history show ID, history diff ID [ID]")
     settings = settings_in_force(config)
-    held = hold.load(settings.state_directory)
+    directory = settings.state_directory
+    unseen = history.unseen(directory)
+    if unseen is not None:
+        fail([unseen], Exit.CANNOT_TELL)
+    held = hold.load(directory)
     try:
         digest = present_hash(settings.haproxy, held)
     except Unavailable as exc:
         fail(exc.problems, Exit.CANNOT_TELL)
-    entries = history.entries(settings.state_directory)
+    entries = history.entries(directory)
     print_problems(
         Problem(
             "this entry of the history is damaged, and is left out",
@@ -56,17 +71,49 @@ def command(config: str, shape: str) -> None:
             severity=Severity.WARNING,
             file=path,
         )
-        for path in history.damaged(settings.state_directory)
+        for path in history.damaged(directory)
     )
     now = present(entries, digest, held)
+    if action is None:
+        _list(entries, now, held, shape)
+        return
+    chosen = [_entry(entries, number) for number in ids]
+    if action == "diff" and len(chosen) == 1:
+        if now is None:
+            _refuse("what HAProxy runs is not in the history", "name a second entry")
+        chosen.append(now)
+    try:
+        texts = [history.text(directory, entry) for entry in chosen]
+    except Refused as exc:
+        fail(exc.problems, Exit.PROBLEMS)
+    except Unavailable as exc:
+        fail(exc.problems, Exit.CANNOT_TELL)
+    if action == "show":
+        _show(chosen[0], texts[0], now, held, shape)
+    else:
+        _diff(chosen, texts, shape)
+
+
+def _entry(entries: tuple[Entry, ...], number: int) -> Entry:
+    found = next((entry for entry in entries if entry.id == number), None)
+    if found is None:
+        _refuse(f"the history has no entry {number}", "see fc-frontend history")
+    return found
+
+
+def _refuse(message: str, remedy: str) -> NoReturn:
+    fail([Problem(message, remedy)], Exit.PROBLEMS)
+
+
+def _list(entries: tuple[Entry, ...], now: Entry | None, held: Hold | None, shape: str) -> None:
     if shape == "json":
         emit(_document(entries, now, held))
         return
-    rows: list[tuple[str, ...]] = [
-        ("ID", "TIME", "OUTCOME", "HASH", "SERVICES", "SLOTS", "SECONDS", "REASONS")
-    ]
-    rows += [_row(entry) for entry in entries]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    header: tuple[str, ...] = ("ID", "TIME", "BY", "OUTCOME", "SERVICES", "REASONS")
+    if shape == "wide":
+        header = (*header[:4], "HASH", "SERVICES", "SLOTS", "SECONDS", "FILES", "REASONS")
+    rows = [header, *(_row(entry, is_wide=shape == "wide") for entry in entries)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
     for row, entry in zip(rows, (None, *entries), strict=True):
         line = "  ".join(word.ljust(width) for word, width in zip(row, widths, strict=True))
         marks = _marks(entry, now, held)
@@ -80,42 +127,82 @@ def command(config: str, shape: str) -> None:
         say(f"{what} is held{since}{by}; what is declared waits for: fc-frontend resume")
 
 
+def _show(entry: Entry, text: str, now: Entry | None, held: Hold | None, shape: str) -> None:
+    if shape == "json":
+        emit({"version": 1, **_values(entry, now, held), "text": text})
+        return
+    lines = {
+        "entry": f"{entry.id}  {_marks(entry, now, held)}".rstrip(),
+        "time": _time(entry.at),
+        "by": entry.by or "the daemon",
+        "outcome": f"{entry.outcome} in {entry.seconds:.2f} s",
+        "hash": entry.hash,
+        "reasons": "; ".join(entry.reasons),
+        "files": ", ".join(entry.files),
+    }
+    for name, value in lines.items():
+        if value:
+            say(f"{name:9} {value}")
+    say()
+    for line in text.splitlines():
+        say(line.expandtabs())
+
+
+def _diff(entries: list[Entry], texts: list[str], shape: str) -> None:
+    from difflib import unified_diff
+
+    before, after = entries
+    one, other = (text.expandtabs().splitlines() for text in texts)
+    names = (f"entry {before.id}", f"entry {after.id}")
+    lines = list(unified_diff(one, other, *names, lineterm=""))
+    if shape == "json":
+        emit({"version": 1, "before": before.id, "after": after.id, "lines": lines})
+        return
+    for line in lines:
+        color = {"+": "green", "-": "red", "@": "cyan"}.get(line[:1])
+        say(style(line, color) if color else line)
+    if not lines:
+        say(f"entries {before.id} and {after.id} have the same haproxy.cfg")
+
+
 def _document(
     entries: tuple[Entry, ...], now: Entry | None, held: Hold | None
 ) -> dict[str, object]:
     return {
         "version": 1,
         "held": held.as_json() if held else None,
-        "entries": [
-            {
-                "id": entry.id,
-                "at": entry.at,
-                "hash": entry.hash,
-                "outcome": entry.outcome,
-                "reasons": list(entry.reasons),
-                "services": entry.services,
-                "slots": entry.slots,
-                "seconds": entry.seconds,
-                "running": entry is now,
-                "held": _is_held(entry, held),
-            }
-            for entry in entries
-        ],
+        "entries": [_values(entry, now, held) for entry in entries],
     }
 
 
-def _row(entry: Entry) -> tuple[str, ...]:
+def _values(entry: Entry, now: Entry | None, held: Hold | None) -> dict[str, object]:
+    return {
+        "id": entry.id,
+        "at": entry.at,
+        "by": entry.by,
+        "hash": entry.hash,
+        "outcome": entry.outcome,
+        "reasons": list(entry.reasons),
+        "files": list(entry.files),
+        "services": entry.services,
+        "slots": entry.slots,
+        "seconds": entry.seconds,
+        "running": entry is now,
+        "held": _is_held(entry, held),
+    }
+
+
+def _row(entry: Entry, *, is_wide: bool) -> tuple[str, ...]:
     why = "; ".join(entry.reasons)
-    return (
-        str(entry.id),
-        _time(entry.at),
-        entry.outcome,
-        entry.hash,
-        "-" if entry.services is None else str(entry.services),
-        "-" if entry.slots is None else str(entry.slots),
-        f"{entry.seconds:.2f}",
-        why if len(why) <= _LONGEST_REASONS else why[: _LONGEST_REASONS - 1] + "…",
-    )
+    if not is_wide and len(why) > _LONGEST_REASONS:
+        why = why[: _LONGEST_REASONS - 1] + "…"
+    first = (str(entry.id), _time(entry.at), entry.by or "daemon", entry.outcome)
+    services = "-" if entry.services is None else str(entry.services)
+    if not is_wide:
+        return *first, services, why
+    slots = "-" if entry.slots is None else str(entry.slots)
+    names = ", ".join(file.rpartition("/")[2] for file in entry.files) or "-"
+    return *first, entry.hash, services, slots, f"{entry.seconds:.2f}", names, why
 
 
 def _marks(entry: Entry | None, now: Entry | None, held: Hold | None) -> str:
@@ -130,4 +217,4 @@ def _is_held(entry: Entry, held: Hold | None) -> bool:
 
 
 def _time(at: float) -> str:
-    return datetime.fromtimestamp(at, UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+    return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M:%SZ")

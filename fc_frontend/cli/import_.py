@@ -30,7 +30,7 @@ EPILOG = """\
 \b
 Example:
   fc-frontend import /etc/haproxy/haproxy.cfg            look at what would come out
-  fc-frontend import /etc/haproxy/haproxy.cfg -o new     write it into ./new, and check it
+  fc-frontend import /etc/haproxy/haproxy.cfg --output new  write it into ./new, and check it
   fc-frontend --config new/config.yaml render            the haproxy.cfg that follows from it
 
 \b
@@ -49,7 +49,6 @@ Example:
     "files", nargs=-1, required=True, metavar="FILE...", type=click.Path(readable=False)
 )
 @click.option(
-    "-o",
     "--output",
     metavar="DIRECTORY",
     type=click.Path(readable=False),
@@ -140,16 +139,16 @@ def _require_usable(output: str, force: bool) -> None:
     path = Path(output)
     try:
         if not output or (path.exists() and not path.is_dir()):
-            raise click.BadParameter(f"{output!r} is not a directory", param_hint="-o")
+            raise click.BadParameter(f"{output!r} is not a directory", param_hint="--output")
         if path.is_dir() and not force and any(path.iterdir()):
             raise click.BadParameter(
                 f"{output} is not empty: choose another directory, or add --force to replace the "
                 "files of the same names",
-                param_hint="-o",
+                param_hint="--output",
             )
     except (OSError, ValueError) as exc:
         said = exc.strerror if isinstance(exc, OSError) else str(exc)
-        raise click.BadParameter(f"{output}: {said}", param_hint="-o") from None
+        raise click.BadParameter(f"{output}: {said}", param_hint="--output") from None
 
 
 def _imported(files: tuple[str, ...]) -> Imported:

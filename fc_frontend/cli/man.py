@@ -21,7 +21,6 @@ from fc_frontend.errors import Unavailable
 @click.command("man")
 @volume_options
 @click.option(
-    "-o",
     "--output",
     metavar="DIRECTORY",
     type=click.Path(file_okay=False, readable=False),

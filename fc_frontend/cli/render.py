@@ -12,7 +12,6 @@ from fc_frontend.errors import Unavailable, errors_in
 @click.command("render")
 @common_options
 @click.option(
-    "-o",
     "--output",
     metavar="FILE",
     type=click.Path(readable=False),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -28,46 +30,79 @@ if TYPE_CHECKING:
 
 _COLORS = {"OK": "green", "WARNING": "yellow", "CRITICAL": "red", "UNKNOWN": "yellow"}
 _SHOWN = 50
+_WATCH_EVERY = 2.0
+"""Seconds between two looks of --watch."""
+_NARROWEST = 40
+"""Columns below which no table is made narrower."""
+_CODES = {"OK": Exit.GOOD, "WARNING": Exit.PROBLEMS, "CRITICAL": Exit.PROBLEMS}
 
 
 @click.command("status")
 @common_options
-@format_options("text", "json", "nagios")
-def command(config: str, shape: str) -> None:
+@click.option("-w", "--watch", "is_watching", is_flag=True, help="Show it anew every 2 s.")
+@format_options("table", "wide", "json", "nagios")
+def command(config: str, is_watching: bool, shape: str) -> None:
     """Show how the frontend is: services, servers, withheld changes, the last reload, cluster DNS.
 
     Asks the daemon, HAProxy and each nameserver. Without the daemon it goes by the files, the
-    stored answers of cluster DNS, and HAProxy.
+    stored answers of cluster DNS, and HAProxy. The most urgent comes first: HAProxy, services that
+    serve nobody, services that are degraded, withheld changes.
 
     \b
-    0  all is well
-    1  warning: answers out of date, little room, no pods, drained, held, no daemon
-    2  critical: withheld changes, too few slots, not in sync, pods but no server up, no HAProxy
-    3  unknown: neither the daemon nor HAProxy answers
+    The state of a service is the first of these that applies:
+    unknown    HAProxy cannot be asked, or cluster DNS never gave an answer
+    down       no server is up
+    empty      it has no pods
+    degraded   some servers are down, or some pods get no traffic
+    stale      cluster DNS gives no answer; the last one stays in use
+    withheld   what is declared is not deployed; it runs as before
+    ok         all is well
+
+    \b
+    Exit code  table, wide, json, yaml               nagios
+    0          all is well                           all is well
+    1          something is wrong                    warning
+    2          wrong usage                           critical
+    3          neither the daemon nor HAProxy answers
     """
+    while True:
+        found = _found(config)
+        if is_watching and sys.stdout.isatty():
+            click.clear()
+        if shape == "json":
+            emit(found.as_json())
+        elif shape == "nagios":
+            _nagios(found)
+        else:
+            if not is_quiet():
+                _print(found, is_wide=shape == "wide")
+            _print_findings(found)
+        if not is_watching:
+            break
+        time.sleep(_WATCH_EVERY)
+    is_nagios = shape == "nagios"
+    sys.exit(found.level if is_nagios else _CODES.get(found.level.name, Exit.CANNOT_TELL))
+
+
+def _found(config: str) -> Overview:
     from fc_frontend.explain.collect import look
     from fc_frontend.explain.overview import overview
 
     try:
         with step("asking the daemon, HAProxy and cluster DNS"):
-            found = overview(look(config))
+            return overview(look(config))
     except Unavailable as exc:
         fail(exc.problems, Exit.CANNOT_TELL)
-    if shape == "json":
-        emit(found.as_json())
-    elif shape == "nagios":
-        _nagios(found)
-    else:
-        if not is_quiet():
-            _print(found)
-        _print_findings(found)
-    sys.exit(found.level)
 
 
 def _nagios(found: Overview) -> None:
     counts = [row.counts for row in found.rows if row.counts]
+    from fc_frontend.model.service_state import ServiceState
+
+    states = [row.state for row in found.rows]
     figures = {
         "services": len(found.rows),
+        **{f"services_{state}": states.count(state) for state in ServiceState},
         "up": sum(count.up for count in counts),
         "down": sum(count.down for count in counts),
         "drained": sum(count.drained for count in counts),
@@ -81,18 +116,57 @@ def _nagios(found: Overview) -> None:
     nagios(found.level.name, found.summary, performance, lines)
 
 
-def _print(found: Overview) -> None:
+def _print(found: Overview, *, is_wide: bool) -> None:
     level = found.level.name
     say(f"{style(level.lower(), _COLORS[level])}: {found.summary}")
     say()
     for name, said in _about(found):
         say(f"{name:12} {said}")
-    if found.rows:
+    if found.rows and is_wide:
         say()
-        header = ("SERVICE", "STATE", "PODS", "SLOTS", "UP", "DOWN", "DRAINED", "BINDS", "WHY")
-        table(header, [_cells(row) for row in found.rows])
+        header = ("SERVICE", "NAMESPACE", "STATE", "PODS", "SLOTS", "UP", "DOWN", "DRAINED")
+        table((*header, "BINDS", "WHY"), [_wide_cells(row) for row in found.rows])
+    elif found.rows:
+        say()
+        _narrow_table(found.rows)
     if found.findings:
         say()
+
+
+def _narrow_table(rows: Sequence[Row]) -> None:
+    """A line for each service that fits a terminal; what has to give way is never a port."""
+    header = ("SERVICE", "STATE", "UP", "PODS", "BINDS")
+    cells = [_cells(row) for row in rows]
+    widths = [max(len(each[i]) for each in (header, *cells)) for i in range(len(header) - 1)]
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
+    room = max(_NARROWEST, width) - sum(widths) - 2 * len(widths)
+    for row, each in zip((None, *rows), (header, *cells), strict=True):
+        *first, binds = each
+        line = "  ".join(cell.ljust(size) for cell, size in zip(first, widths, strict=True))
+        shown = binds if row is None else _binds(row.binds, room)
+        say(f"{line}  {shown}".rstrip())
+
+
+def _binds(binds: Sequence[str], room: int) -> str:
+    """As many binds as fit into `room` columns, and how many more there are."""
+    shown: list[str] = []
+    for number, bind in enumerate(binds):
+        left = len(binds) - number - 1
+        more = f" +{left}" if left else ""
+        if shown and len(", ".join((*shown, bind))) + len(more) > room:
+            return f"{', '.join(shown)} +{left + 1}"
+        shown.append(_shortened(bind, room - len(more)))
+    return ", ".join(shown) or "-"
+
+
+def _shortened(bind: str, room: int) -> str:
+    """A bind in `room` columns: its address is cut in the middle, its port never."""
+    if len(bind) <= room:
+        return bind
+    host, colon, port = bind.rpartition(":")
+    keep = max(3, room - len(colon + port) - 1)
+    head = keep - keep // 2
+    return f"{host[:head]}…{host[len(host) - keep // 2 :]}{colon}{port}"
 
 
 def _print_findings(found: Overview) -> None:
@@ -119,7 +193,8 @@ def _about(found: Overview) -> list[tuple[str, str]]:
             ("HAProxy", f"{seen.worker.version}, {sync} ({seen.worker.hash or 'not ours'}){since}")
         )
     else:
-        lines.append(("HAProxy", "does not answer"))
+        words = {"stopped": "does not run", "running": "runs; this user may not ask it"}
+        lines.append(("HAProxy", words.get(seen.haproxy.value, "does not answer")))
     lines.append(("daemon", f"fc-frontend {seen.daemon.version}" if seen.daemon else "not there"))
     if last:
         when = datetime.fromtimestamp(last.at, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
@@ -137,16 +212,24 @@ def _about(found: Overview) -> list[tuple[str, str]]:
 
 def _cells(row: Row) -> tuple[str, ...]:
     counts = row.counts
-    binds = ", ".join(row.binds[:2]) + (f" +{len(row.binds) - 2}" if len(row.binds) > 2 else "")
+    up = "-" if counts is None else str(counts.up)
+    if counts is not None and counts.with_pod != counts.up:
+        up = f"{counts.up}/{counts.with_pod}"
+    return row.name, row.state.value, up, _number(row.pods), ""
+
+
+def _wide_cells(row: Row) -> tuple[str, ...]:
+    counts = row.counts
     return (
         row.name,
-        row.state,
+        row.namespace or "-",
+        row.state.value,
         _number(row.pods),
         _number(row.slots),
         _number(counts.up if counts else None),
         _number(counts.down if counts else None),
         _number(counts.drained if counts else None),
-        binds or "-",
+        ", ".join(row.binds) or "-",
         row.why,
     )
 

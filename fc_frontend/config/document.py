@@ -340,13 +340,25 @@ class _YamlReader:
         what = getattr(exc, "problem", None) or getattr(exc, "reason", None) or str(exc)
         if mark is None:
             return DocumentFlaw(f"not YAML: {what}", "mend the syntax")
-        line = self._text.splitlines()[mark.line : mark.line + 1]
-        tab = any("\t" in text for text in line)
         return DocumentFlaw(
-            f"not YAML: {what}",
-            "indent with spaces, not tabs" if tab else "mend the syntax there, or just before",
-            mark.line + 1,
-            mark.column + 1,
+            f"not YAML: {what}", self._syntax_remedy(exc, mark.line), mark.line + 1, mark.column + 1
+        )
+
+    def _syntax_remedy(self, exc: yaml.YAMLError, number: int) -> str:
+        """What mends the syntax in a line, from 0, as far as the kind of error tells."""
+        lines = self._text.splitlines()
+        if any("\t" in text for text in lines[number : number + 1]):
+            return "indent with spaces, not tabs"
+        if not any(text.strip() for text in lines[number:]):
+            return "close what is open at the end: a quote, [ or {"
+        if isinstance(exc, yaml.parser.ParserError):
+            return (
+                "indent this line as the one that it belongs beside: fields of one service begin "
+                "in the same column; close a quote, [ or { that is open before"
+            )
+        return (
+            "write `name: value` in each line, and quote a value that has `: ` or ` #` in it or "
+            "begins with one of % @ ` & * ! | > { ["
         )
 
     def _fatal(self, message: str, remedy: str, event: yaml.Event) -> Unreadable:

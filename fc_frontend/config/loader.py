@@ -613,12 +613,13 @@ def _service(raw: Raw, problems: list[Problem]) -> ServiceSpec | None:
     def refuse(field: str, message: str, remedy: str) -> None:
         problems.append(raw.problem(field, message, remedy))
 
+    has_name = False
     if not SERVICE_NAME.fullmatch(raw.name):
         refuse("", "is not a usable name", "use up to 63 letters, digits and inner ._-")
-        return None
-    if raw.name.startswith(_RESERVED):
+    elif raw.name.startswith(_RESERVED):
         refuse("", f"names beginning with {_RESERVED} are fc-frontend's own", "choose another name")
-        return None
+    else:
+        has_name = True
     if not isinstance(raw.value, dict):
         refuse("", "has no fields", "write at least `pod_port: 443` below it")
         return None
@@ -640,6 +641,8 @@ def _service(raw: Raw, problems: list[Problem]) -> ServiceSpec | None:
             problems.append(
                 raw.problem(problem.field or "", problem.message, problem.remedy, _inside(error))
             )
+        return None
+    if not has_name:
         return None
     complaints = declared.complaints(raw.name)
     for complaint in complaints:
@@ -694,6 +697,9 @@ def _locate(
     if inside is not None:
         path = path if inside.item is None else (*path, inside.item)
         found = document.locate_line(path, inside.line)
+        if found is None and inside.item is None:
+            # Lines may be written as a list.
+            found = document.locate((*path, inside.line - 1))
         if found:
             return found
     return document.locate(path)
@@ -748,8 +754,9 @@ def place_between(
 ) -> Problem:
     """A problem of a service or of settings, at its place in `file` or in the service's file."""
     if problem.service and problem.service in services:
+        inside = _Inside(None, problem.inside) if problem.inside is not None else None
         placed = services[problem.service].problem(
-            problem.field or "", problem.message, problem.remedy
+            problem.field or "", problem.message, problem.remedy, inside
         )
         return replace(placed, severity=problem.severity, unit=problem.unit, cause=problem.cause)
     line, column = document.locate(tuple((problem.field or "").split("."))) or (None, None)
@@ -759,7 +766,8 @@ def place_between(
 def placed(problem: Problem, file: str, document: Document) -> Problem:
     """A service's problem, at its place in `file`."""
     raw = Raw(problem.service or "", None, file, document)
-    placed = raw.problem(problem.field or "", problem.message, problem.remedy)
+    inside = _Inside(None, problem.inside) if problem.inside is not None else None
+    placed = raw.problem(problem.field or "", problem.message, problem.remedy, inside)
     return replace(placed, severity=problem.severity, unit=problem.unit, cause=problem.cause)
 
 

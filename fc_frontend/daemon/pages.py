@@ -2,30 +2,76 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from fc_frontend import __version__
 from fc_frontend.daemon.progress import Stuck
 from fc_frontend.daemon.reconciler import Reconciler
 from fc_frontend.errors import Problem, errors_in
-from fc_frontend.model.units import UnitId, UnitKind
+from fc_frontend.haproxy.counts import Servers, servers_now
+from fc_frontend.model.service_state import Counts, HaproxyState
 from fc_frontend.observe.http import Handler, Request, Response
 from fc_frontend.observe.metrics import CONTENT_TYPE, Metrics
-from fc_frontend.observe.services import service_state, slot_room
-from fc_frontend.observe.shared import Shared
+from fc_frontend.observe.services import is_current, slot_room
+from fc_frontend.observe.shared import EVERY, Shared
 from fc_frontend.page import render
 from fc_frontend.page.look import DaemonView, PageCache
+from fc_frontend.pipeline import served_binds
+from fc_frontend.plan.model import ServicePlan
 from fc_frontend.text import json_text
 
 JSON = "application/json"
 TEXT = "text/plain; charset=utf-8"
 SERVICES = "/services/"
+_PATIENCE = 2.0
+"""Seconds for an answer of HAProxy."""
+_AT_ONCE = 0.2
+"""Seconds for which an output waits for that answer."""
 _NOT_YET = Problem(
     "nothing has been read yet", "if this lasts, see the daemon's log, and run `fc-frontend check`"
 )
+
+
+class ServersNow:
+    """What HAProxy says of its servers, asked at most once a second for all outputs.
+
+    A HAProxy that hangs keeps nobody waiting: what it said before is shown until its time is over.
+    """
+
+    def __init__(self, reconciler: Reconciler, metrics: Metrics) -> None:
+        self._reconciler = reconciler
+        self._metrics = metrics
+        self._lock = threading.Lock()
+        self._asked = float("-inf")
+        self._asking: Future[Servers] | None = None
+        self._found = Servers(state=HaproxyState.UNKNOWN)
+        self._thread = ThreadPoolExecutor(1, "servers")
+
+    def look(self) -> Servers:
+        """What HAProxy says now, or said last; the metrics follow it."""
+        with self._lock:
+            deployed = self._reconciler.deployed
+            now = time.monotonic()
+            if deployed is not None and self._asking is None and now >= self._asked + EVERY:
+                path = deployed.settings.haproxy.runtime_socket
+                self._asked = now
+                self._asking = self._thread.submit(servers_now, path, _PATIENCE)
+            if self._asking is not None:
+                with contextlib.suppress(TimeoutError):
+                    self._found = self._asking.result(_AT_ONCE)
+                    self._asking = None
+            self._metrics.haproxy(self._found.state, self._found.counts)
+            return self._found
+
+    def close(self) -> None:
+        """End what is under way."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +80,7 @@ class SharedAnswers:
 
     exposition: Shared
     status: Shared
+    servers: ServersNow
 
     @classmethod
     def of(
@@ -41,19 +88,27 @@ class SharedAnswers:
     ) -> SharedAnswers:
         """The answers of a daemon."""
 
+        servers = ServersNow(reconciler, metrics)
+
         def exposition() -> bytes:
+            servers.look()
             return metrics.exposition(time.monotonic())
 
         def status() -> bytes:
-            document = status_document(reconciler, metrics, stuck())
+            document = status_document(reconciler, metrics, stuck(), servers.look())
             return json_text(document).encode() + b"\n"
 
-        return cls(Shared(exposition), Shared(status))
+        return cls(Shared(exposition), Shared(status), servers)
 
     async def close(self) -> None:
         """End what is under way."""
         await self.exposition.close()
         await self.status.close()
+        self.servers.close()
+
+
+def _counts(counts: Counts | None) -> dict[str, int] | None:
+    return None if counts is None else asdict(counts)
 
 
 def routes(
@@ -109,6 +164,7 @@ def know(
     reconciler: Reconciler,
     metrics: Metrics,
     stuck: Callable[[], Stuck | None],
+    servers: ServersNow,
 ) -> DaemonView | None:
     """What the pages are made of, None if nothing was read yet."""
     declaration, prepared = reconciler.declaration, reconciler.prepared
@@ -119,7 +175,7 @@ def know(
         declaration=declaration,
         prepared=prepared,
         names=reconciler.names,
-        status=status_document(reconciler, metrics, stuck()),
+        status=status_document(reconciler, metrics, stuck(), servers.look()),
         queries=metrics.answered(),
     )
 
@@ -136,13 +192,22 @@ def _page(status: int, body: bytes) -> Response:
 
 
 def status_document(
-    reconciler: Reconciler, metrics: Metrics, stuck: Stuck | None
+    reconciler: Reconciler, metrics: Metrics, stuck: Stuck | None, servers: Servers
 ) -> dict[str, Any]:
     """The daemon's view of everything, in a stable shape (`version` 1)."""
     last = reconciler.last_reload
     held = {each.unit: each for each in reconciler.withheld}
     services = []
     now = time.monotonic()
+    base = reconciler.prepared.base if reconciler.prepared else None
+    is_held = reconciler.held is not None and base is not None
+    served = served_binds(base) if base is not None and is_held else {}
+
+    def binds(planned: ServicePlan) -> tuple[str, ...]:
+        if is_held and base is not None and base.hash == reconciler.running:
+            return served.get(planned.spec.name, ())
+        return tuple(str(bind) for bind in planned.spec.binds)
+
     for planned in reconciler.deployed.services if reconciler.deployed else ():
         answer = reconciler.resolution.get(planned.spec.name)
         endpoints = answer.endpoints if answer else ()
@@ -152,13 +217,13 @@ def status_document(
                 "name": planned.spec.name,
                 "service": planned.spec.service,
                 "namespace": planned.spec.namespace,
-                "binds": [str(bind) for bind in planned.spec.binds],
+                "binds": list(binds(planned)),
                 "discovery": planned.kind.value,
                 "reason": planned.reason,
                 "query": planned.query,
-                "state": service_state(
-                    answer, withheld=UnitId(UnitKind.SERVICE, planned.spec.name) in held
-                ),
+                "state": metrics.state(planned).value,
+                "is_current": is_current(answer),
+                "servers": _counts(servers.counts.get(planned.spec.name)),
                 "freshness": answer.freshness.value if answer else "unknown",
                 "answer_age": metrics.answer_age(planned.spec.name, now),
                 "file": planned.spec.origin.file if planned.spec.origin else None,
@@ -177,6 +242,7 @@ def status_document(
     return {
         "version": 1,
         "fc_frontend": __version__,
+        "haproxy": servers.state.value,
         "in_sync": reconciler.in_sync,
         "drifted": reconciler.drifted,
         "stuck": str(stuck) if stuck else None,

@@ -58,11 +58,13 @@ class Service:
         self._reconciler = Reconciler(
             settings_file, log, self._metrics, advance=lambda: self._progress.advance(Work.STEP)
         )
+        self._shared = SharedAnswers.of(self._reconciler, self._metrics, self._stuck)
         self._cache = PageCache(
             printable(socket.gethostname()),
-            lambda: know(settings_file, self._reconciler, self._metrics, self._stuck),
+            lambda: know(
+                settings_file, self._reconciler, self._metrics, self._stuck, self._shared.servers
+            ),
         )
-        self._shared = SharedAnswers.of(self._reconciler, self._metrics, self._stuck)
         self._stop = asyncio.Event()
         self._due = asyncio.Event()
         self._triggers: set[Trigger] = set()
@@ -334,7 +336,9 @@ class Service:
 
     async def _look(self, *, thoroughly: bool) -> None:
         """See what HAProxy does, and have done what follows from it."""
-        if await self._reconciler.look_at_hold():
+        before = self._reconciler.held
+        await self._reconciler.look_at_hold()
+        if self._reconciler.held != before:
             self._trigger(Trigger.RESUME)
             return
         if await self._reconciler.look_at_consent():

@@ -204,7 +204,7 @@ def _running(plan: Plan, text: str | None, timeout: float) -> Iterable[Finding]:
     found = [*judge.judge_sockets(haproxy, runtime, master, binary)]
     if text is None:
         return found
-    wanted, taken = observe.observe_binds(haproxy, text, now)
+    wanted, taken, hidden = observe.observe_binds(haproxy, text, now)
     binds = tuple(each for each in wanted if each.host != haproxy.runtime_socket)
     listen = plan.settings.listen
     held = observe.held_listen(listen)
@@ -212,7 +212,7 @@ def _running(plan: Plan, text: str | None, timeout: float) -> Iterable[Finding]:
     slots = sum(service.slots for service in plan.services if service.spec.check)
     return (
         *found,
-        *judge.judge_binds(binds, taken, held, ours),
+        *judge.judge_binds(binds, taken, hidden, held, ours),
         judge.judge_low_ports(binds, observe.observe_privilege(haproxy, now)),
         judge.judge_descriptors(*observe.descriptors(slots, wanted, now)),
     )

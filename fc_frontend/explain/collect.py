@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import difflib
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from fc_frontend.config.declare import Declaration
@@ -20,12 +19,11 @@ from fc_frontend.errors import Problem, Unavailable
 from fc_frontend.explain.daemon import ask_daemon
 from fc_frontend.explain.facts import (
     BindFact,
-    Counts,
     Daemon,
     DaemonService,
     Facts,
-    Health,
     Held,
+    LastReload,
     Listening,
     Nameserver,
     Proxy,
@@ -33,8 +31,8 @@ from fc_frontend.explain.facts import (
     Worker,
 )
 from fc_frontend.explain.overview import Seen
-from fc_frontend.haproxy import hold, install, rollback, runtime
-from fc_frontend.haproxy.assign import is_free
+from fc_frontend.haproxy import history, hold, install, rollback, runtime
+from fc_frontend.haproxy.counts import counted, health_of, state_without
 from fc_frontend.haproxy.drain import is_name
 from fc_frontend.haproxy.holders import holding
 from fc_frontend.haproxy.master import show_proc
@@ -42,6 +40,13 @@ from fc_frontend.haproxy.preflight import find_obstacles
 from fc_frontend.haproxy.runtime import ServerState
 from fc_frontend.haproxy.take_over import missing_consent
 from fc_frontend.haproxy.traffic import NO_TRAFFIC, traffic_in, traffic_of
+from fc_frontend.model.service_state import (
+    Counts,
+    HaproxyState,
+    ServiceState,
+    ServiceView,
+    service_state,
+)
 from fc_frontend.model.units import SETTINGS, UnitId, UnitKind
 from fc_frontend.pipeline import (
     Base,
@@ -50,6 +55,7 @@ from fc_frontend.pipeline import (
     haproxy_check,
     no_check,
     prepare,
+    served_binds,
     stored_base,
 )
 from fc_frontend.plan import slots
@@ -70,8 +76,6 @@ from fc_frontend.text import one_line, whole_number
 DNS_TIMEOUT = 2.0
 """Seconds that cluster DNS has for its answers about one service."""
 _TRY = 0.9
-_MAINTENANCE = 0b11
-_DRAIN = 0b11000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -236,7 +240,53 @@ def facts_of(
         held_by=held.by if held else "",
         settings_file=settings_file,
         section_differs=differs,
+        state=_state(known, name, planned, now, worker, worker_problem),
     )
+
+
+def _state(
+    known: Declared,
+    name: str,
+    planned: ServicePlan | None,
+    now: Answer | None,
+    worker: Worker | None,
+    worker_problem: Problem | None,
+) -> ServiceState:
+    """The state of a service, as `status` shows it."""
+    told = known.daemon.service(name) if known.daemon else None
+    haproxy, counts = haproxy_of(known.daemon, worker, worker_problem)
+    endpoints, short, is_current = None, 0, False
+    rejected = 0
+    if told is not None:
+        endpoints, short, is_current = told.pods, told.slots_short, told.is_current
+        rejected = len(told.rejected)
+    elif planned is not None and now is not None:
+        endpoints = len(planned.endpoints) if planned.endpoints or now.error is None else None
+        short, rejected = _short(planned), len(now.rejected)
+        is_current = now.error is None
+    return service_state(
+        ServiceView(
+            haproxy=haproxy,
+            counts=counts.get(name),
+            endpoints=endpoints,
+            without_slot=short,
+            rejected=rejected,
+            is_current=is_current,
+            is_withheld=any(h.kind == "service" and h.name == name for h in known.withheld),
+        )
+    )
+
+
+def haproxy_of(
+    daemon: Daemon | None, worker: Worker | None, problem: Problem | None
+) -> tuple[HaproxyState, dict[str, Counts]]:
+    """Whether HAProxy runs, and its servers: the daemon may ask where this user may not."""
+    if worker is not None:
+        return HaproxyState.RUNNING, dict(worker.counts)
+    found = state_without(problem) if problem else HaproxyState.UNKNOWN
+    if found is HaproxyState.UNKNOWN and daemon is not None:
+        return daemon.haproxy, {each.name: each.counts for each in daemon.services if each.counts}
+    return found, {}
 
 
 # Cluster DNS
@@ -338,35 +388,6 @@ def ask_worker(
     )
 
 
-def counted(servers: Iterable[ServerState]) -> dict[str, Counts]:
-    """How many servers of each proxy are in which state; cluster IPs as backup are left out."""
-    found: dict[str, dict[Health, int]] = {}
-    for server in servers:
-        by_health = found.setdefault(server.proxy, dict.fromkeys(Health, 0))
-        by_health[_health(server)] += 1
-    return {
-        proxy: Counts(
-            up=by_health[Health.UP],
-            down=by_health[Health.DOWN],
-            drained=by_health[Health.DRAINED],
-            maintenance=by_health[Health.MAINTENANCE],
-            free=by_health[Health.FREE],
-        )
-        for proxy, by_health in found.items()
-    }
-
-
-def _health(server: ServerState) -> Health:
-    admin = server.admin or 0
-    if is_free(server) or admin & 32:
-        return Health.FREE
-    if admin & _MAINTENANCE:
-        return Health.MAINTENANCE
-    if admin & _DRAIN:
-        return Health.DRAINED
-    return Health.UP if server.up else Health.DOWN
-
-
 def _proxy(haproxy: Haproxy, name: str, timeout: float) -> Proxy | None:
     """The section of a service in the running worker, None if it has none."""
     if not is_name(name):
@@ -404,7 +425,7 @@ def _server(state: ServerState, row: dict[str, str], *, is_backup: bool) -> Serv
     status = "" if http_status is None else f" (HTTP {http_status})"
     return Server(
         name=one_line(state.server),
-        health=_health(state),
+        health=health_of(state),
         address=state.address,
         port=state.port,
         code=code,
@@ -490,14 +511,22 @@ def seen_of(
     services, wanted, problems = _by_files(known.prepared) if daemon is None else ((), None, ())
     if daemon is not None:
         services, wanted, problems = daemon.services, daemon.wanted_hash, daemon.problems
+    haproxy, counts = haproxy_of(daemon, worker, worker_problem)
+    last = _last_reload(daemon, settings.state_directory)
     if held is not None:
         wanted = held.hash
+        binds = served_binds(known.prepared.base)
+        if known.prepared.base.hash == held.hash:
+            services = tuple(replace(s, binds=binds.get(s.name, ())) for s in services)
     missing = daemon.take_over if daemon else next(iter(missing_consent(settings)), None)
     return Seen(
         daemon=daemon,
         daemon_problem=known.daemon_problem,
+        haproxy=haproxy,
         worker=worker,
         worker_problem=worker_problem,
+        counts=counts,
+        last_reload=last,
         nameservers=nameservers,
         services=services,
         withheld=known.withheld,
@@ -509,18 +538,31 @@ def seen_of(
     )
 
 
+def _last_reload(daemon: Daemon | None, state_directory: str) -> LastReload | None:
+    """The newest deployment that the daemon or the history, as with a rollback, knows of."""
+    told = daemon.last_reload if daemon else None
+    newest = next(iter(reversed(history.deployments(state_directory))), None)
+    if newest is None or (told is not None and told.at >= newest.at):
+        return told
+    return LastReload(
+        at=newest.at,
+        reasons=tuple(map(one_line, newest.reasons)),
+        outcome=one_line(newest.outcome),
+        seconds=newest.seconds,
+    )
+
+
 def _by_files(
     prepared: Prepared,
 ) -> tuple[tuple[DaemonService, ...], str | None, tuple[Problem, ...]]:
     """Services by the files and stored answers, the hash that follows, and what is wrong."""
     answers = prepared.resolution
-    held = {each.unit.name for each in prepared.withheld}
     services = tuple(
         DaemonService(
             name=planned.spec.name,
             namespace=planned.spec.namespace,
             binds=tuple(str(bind) for bind in planned.spec.binds),
-            state="withheld" if planned.spec.name in held else "stale",
+            is_current=False,
             reason="as it was last stored: without the daemon nobody asks cluster DNS",
             error=None,
             remedy="",

@@ -16,13 +16,15 @@ from typing import Any
 
 from fc_frontend.errors import Cause, Problem, Severity, Unavailable
 from fc_frontend.explain.facts import Daemon, DaemonService, Held, LastReload
-from fc_frontend.plan.model import Bind
+from fc_frontend.model.service_state import Counts, HaproxyState
+from fc_frontend.plan.model import Bind, Freshness
 from fc_frontend.text import one_line
 
 TIMEOUT = 5.0
 """In seconds, for the whole answer, which waits for its turn for a second and longer."""
 _MOST_BYTES = 64 * 1024 * 1024
 _LAST_MOMENT = 1e11
+_STATES = ("up", "down", "drained", "maintenance", "free", "standby")
 _CAUSES = {cause.value: cause for cause in Cause}
 _ANY = {"*": "127.0.0.1", "::": "::1"}
 
@@ -112,6 +114,7 @@ def parse_status(document: Any) -> Daemon:
         )
         if last
         else None,
+        haproxy=HaproxyState(document["haproxy"]),
         services=tuple(_service(entry) for entry in document["services"]),
         held_id=int(hold["id"]) if hold else None,
         held_by=_text(hold["by"]) if hold else "",
@@ -122,22 +125,28 @@ def parse_status(document: Any) -> Daemon:
 
 def _service(entry: Mapping[str, Any]) -> DaemonService:
     age = entry.get("answer_age")
+    is_unknown = entry["freshness"] == Freshness.UNKNOWN and not entry["endpoints"]
     return DaemonService(
         name=_text(entry["name"]),
         namespace=_text(entry["namespace"]),
         binds=tuple(_text(bind) for bind in entry["binds"]),
-        state=_text(entry["state"]),
+        is_current=entry["is_current"] is True,
         reason=_text(entry["reason"]),
         error=_optional(entry["error"]),
         remedy=_text(entry["remedy"]),
-        pods=len(entry["endpoints"]),
+        pods=None if is_unknown else len(entry["endpoints"]),
         slots=int(entry["slots"]),
         slots_short=int(entry["slots_short"]),
         slots_scarce=entry["slots_scarce"] is True,
         rejected=tuple(_text(address) for address in entry["rejected"]),
         drained=tuple(_text(address) for address in entry["drained"]),
         age=None if age is None else float(age),
+        counts=_counts(entry["servers"]),
     )
+
+
+def _counts(entry: Mapping[str, Any] | None) -> Counts | None:
+    return None if entry is None else Counts(**{state: int(entry[state]) for state in _STATES})
 
 
 def _held(entry: Mapping[str, Any]) -> Held:

@@ -16,18 +16,8 @@ from typing import Any
 
 from fc_frontend.errors import Problem
 from fc_frontend.haproxy.traffic import NO_TRAFFIC, Traffic
+from fc_frontend.model.service_state import Counts, HaproxyState, Health, ServiceState
 from fc_frontend.plan.model import Answer, Cluster, ServicePlan, ServiceSpec
-
-
-class Health(StrEnum):
-    """What HAProxy does with a server."""
-
-    UP = "up"
-    DOWN = "down"
-    DRAINED = "drained"
-    MAINTENANCE = "maintenance"
-    FREE = "free"
-    """A slot without a pod."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,22 +54,6 @@ class Proxy:
     traffic: Traffic = NO_TRAFFIC
 
 
-@dataclass(frozen=True, slots=True)
-class Counts:
-    """How many servers of a service are in which state."""
-
-    up: int = 0
-    down: int = 0
-    drained: int = 0
-    maintenance: int = 0
-    free: int = 0
-
-    @property
-    def with_pod(self) -> int:
-        """The servers that have a pod."""
-        return self.up + self.down + self.drained + self.maintenance
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Worker:
     """The running worker; `hash` is None if its configuration is not ours."""
@@ -100,7 +74,8 @@ class DaemonService:
     name: str
     namespace: str
     binds: tuple[str, ...]
-    state: str
+    is_current: bool
+    """True if cluster DNS's last answer is a good one."""
     reason: str
     error: str | None
     remedy: str
@@ -112,6 +87,8 @@ class DaemonService:
     rejected: tuple[str, ...]
     drained: tuple[str, ...]
     age: float | None
+    counts: Counts | None = None
+    """The servers that HAProxy has, as the daemon saw them last; None if it has none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,6 +129,7 @@ class Daemon:
     problems: tuple[Problem, ...]
     withheld: tuple[Held, ...]
     last_reload: LastReload | None
+    haproxy: HaproxyState
     services: tuple[DaemonService, ...]
     held_id: int | None = None
     held_by: str = ""
@@ -228,6 +206,8 @@ class Facts:
     settings_file: str = ""
     section_differs: bool | None = None
     """True if the service's own section is not the one that is installed."""
+    state: ServiceState = ServiceState.UNKNOWN
+    """As all outputs show it: by what the daemon, if there is one, last heard from cluster DNS."""
 
     def as_json(self) -> dict[str, Any]:
         """The measured values that steps are made of, for scripts."""

@@ -6,14 +6,13 @@ will, or what an operator has chosen and may have forgotten.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any
 
 from fc_frontend.errors import Cause, Problem, errors_in
 from fc_frontend.explain.facts import (
-    Counts,
     Daemon,
     DaemonService,
     Held,
@@ -21,19 +20,35 @@ from fc_frontend.explain.facts import (
     Nameserver,
     Worker,
 )
+from fc_frontend.model.service_state import (
+    Counts,
+    HaproxyState,
+    ServiceState,
+    ServiceView,
+    service_state,
+)
 from fc_frontend.plurals import counted
 from fc_frontend.text import one_line
 
-LEFT_OUT = "left out"
-
 
 class StatusLevel(IntEnum):
-    """Nagios' levels, which are the exit codes."""
+    """Nagios' levels, which are the exit codes with `--format nagios`."""
 
     OK = 0
     WARNING = 1
     CRITICAL = 2
     UNKNOWN = 3
+
+
+class Rank(IntEnum):
+    """The order of findings, the most urgent first."""
+
+    HAPROXY = 0
+    NOBODY_SERVED = 1
+    CONFIGURATION = 2
+    DEGRADED = 3
+    WITHHELD = 4
+    OTHER = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,8 +57,12 @@ class Seen:
 
     daemon: Daemon | None = None
     daemon_problem: Problem | None = None
+    haproxy: HaproxyState = HaproxyState.UNKNOWN
     worker: Worker | None = None
     worker_problem: Problem | None = None
+    counts: Mapping[str, Counts] = field(default_factory=dict)
+    """The servers that HAProxy has, by proxy."""
+    last_reload: LastReload | None = None
     nameservers: tuple[Nameserver, ...] = ()
     services: tuple[DaemonService, ...] = ()
     withheld: tuple[Held, ...] = ()
@@ -57,11 +76,34 @@ class Seen:
     @property
     def in_sync(self) -> bool:
         """True if the running worker has what is wanted."""
-        return (
-            self.worker is not None
-            and self.worker.hash is not None
-            and self.worker.hash == self.wanted_hash
+        return self.running_hash is not None and self.running_hash == self.wanted_hash
+
+    @property
+    def running_hash(self) -> str | None:
+        """What the running worker has; as the daemon says, for whoever may not ask HAProxy."""
+        if self.worker is not None:
+            return self.worker.hash
+        is_told = self.haproxy is HaproxyState.RUNNING and self.daemon is not None
+        return self.daemon.running_hash if is_told and self.daemon else None
+
+    def state(self, service: DaemonService) -> ServiceState:
+        """The state of a service."""
+        return service_state(
+            ServiceView(
+                haproxy=self.haproxy,
+                counts=self.counts.get(service.name),
+                endpoints=service.pods,
+                without_slot=service.slots_short,
+                rejected=len(service.rejected),
+                is_current=service.is_current,
+                is_withheld=service.name in self.withheld_services,
+            )
         )
+
+    @property
+    def withheld_services(self) -> dict[str, Held]:
+        """The services whose own change is withheld, by name."""
+        return {held.name: held for held in self.withheld if held.kind == "service"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +113,7 @@ class StatusFinding:
     level: StatusLevel
     subject: str
     message: str
+    rank: Rank = Rank.OTHER
     remedy: str = ""
     file: str | None = None
     line: int | None = None
@@ -99,7 +142,7 @@ class Row:
     """A service; counts are None where HAProxy does not answer."""
 
     name: str
-    state: str
+    state: ServiceState
     pods: int | None = None
     slots: int | None = None
     counts: Counts | None = None
@@ -113,7 +156,7 @@ class Row:
         return {
             "name": self.name,
             "namespace": self.namespace,
-            "state": self.state,
+            "state": self.state.value,
             "pods": self.pods,
             "slots": self.slots,
             "up": counts.up if counts else None,
@@ -137,8 +180,8 @@ class Overview:
 
     @property
     def last_reload(self) -> LastReload | None:
-        """The last reload, as far as the daemon tells."""
-        return self.seen.daemon.last_reload if self.seen.daemon else None
+        """The last reload, start or rollback, as far as it is known."""
+        return self.seen.last_reload
 
     def as_json(self) -> dict[str, Any]:
         """The document for scripts: no key is ever missing."""
@@ -149,8 +192,9 @@ class Overview:
             "summary": self.summary,
             "in_sync": seen.in_sync,
             "wanted_hash": seen.wanted_hash,
-            "running_hash": seen.worker.hash if seen.worker else None,
+            "running_hash": seen.running_hash,
             "daemon": {"version": seen.daemon.version} if seen.daemon else None,
+            "haproxy_state": seen.haproxy.value,
             "haproxy": {
                 "version": seen.worker.version,
                 "pid": seen.worker.pid,
@@ -187,12 +231,15 @@ class Overview:
         }
 
 
+_ORDER = {state: number for number, state in enumerate(ServiceState)}
+
+
 def overview(seen: Seen) -> Overview:
     """Rows, findings and the level that follows from them."""
-    findings = sorted(_findings(seen), key=lambda finding: -finding.level)
-    rows = tuple(sorted(_rows(seen), key=lambda row: row.name))
+    findings = sorted(_findings(seen), key=lambda finding: (finding.rank, -finding.level))
+    rows = tuple(sorted(_rows(seen), key=lambda row: (_ORDER[row.state], row.name)))
     level = max((finding.level for finding in findings), default=StatusLevel.OK)
-    if seen.daemon is None and seen.worker is None:
+    if seen.daemon is None and seen.haproxy is HaproxyState.UNKNOWN:
         level = StatusLevel.UNKNOWN
     return Overview(
         level=level,
@@ -217,7 +264,7 @@ def _summary(seen: Seen, level: StatusLevel, findings: list[StatusFinding]) -> s
 
 def _rows(seen: Seen) -> Iterator[Row]:
     known = set()
-    held = {h.name: h for h in seen.withheld if h.kind == "service"}
+    held = seen.withheld_services
     for service in seen.services:
         known.add(service.name)
         why = service.error or service.reason
@@ -225,10 +272,12 @@ def _rows(seen: Seen) -> Iterator[Row]:
             why = "cluster DNS names only addresses outside of the cluster's networks"
         if service.name in held and held[service.name].problems:
             why = held[service.name].problems[0].message
-        counts = seen.worker.counts.get(service.name, Counts()) if seen.worker else None
+        counts = None
+        if seen.haproxy is HaproxyState.RUNNING:
+            counts = seen.counts.get(service.name, Counts())
         yield Row(
             name=service.name,
-            state=service.state,
+            state=seen.state(service),
             pods=service.pods,
             slots=service.slots,
             counts=counts,
@@ -239,7 +288,7 @@ def _rows(seen: Seen) -> Iterator[Row]:
     for name, change in held.items():
         if name not in known:
             said = change.problems[0].message if change.problems else change.effect
-            yield Row(name=name, state=LEFT_OUT, why=one_line(said))
+            yield Row(name=name, state=ServiceState.WITHHELD, why=one_line(said))
 
 
 def _findings(seen: Seen) -> Iterator[StatusFinding]:
@@ -247,7 +296,8 @@ def _findings(seen: Seen) -> Iterator[StatusFinding]:
     for held in seen.withheld:
         for problem in held.problems[:1]:
             yield StatusFinding(
-                level=StatusLevel.CRITICAL,
+                level=StatusLevel.WARNING if held.is_kept else StatusLevel.CRITICAL,
+                rank=Rank.WITHHELD,
                 subject=str(held),
                 message=f"withheld, {held.effect}: "
                 + (f"{problem.field}: " if problem.field else "")
@@ -275,9 +325,14 @@ def _findings(seen: Seen) -> Iterator[StatusFinding]:
 def _of_processes(seen: Seen) -> Iterator[StatusFinding]:
     if seen.worker is None and seen.worker_problem is not None:
         problem = seen.worker_problem
-        level = StatusLevel.WARNING if problem.cause is Cause.FORBIDDEN else StatusLevel.CRITICAL
+        is_stopped = seen.haproxy is HaproxyState.STOPPED
+        is_hidden = problem.cause is Cause.FORBIDDEN
         yield StatusFinding(
-            level=level, subject="HAProxy", message=problem.message, remedy=problem.remedy
+            level=StatusLevel.WARNING if is_hidden and not is_stopped else StatusLevel.CRITICAL,
+            rank=Rank.OTHER if is_hidden and not is_stopped else Rank.HAPROXY,
+            subject="HAProxy",
+            message=f"it does not run: {problem.message}" if is_stopped else problem.message,
+            remedy=problem.remedy,
         )
     if seen.daemon is None and seen.daemon_problem is not None:
         yield StatusFinding(
@@ -297,6 +352,7 @@ def _of_processes(seen: Seen) -> Iterator[StatusFinding]:
     if seen.take_over is not None:
         yield StatusFinding(
             level=StatusLevel.WARNING if seen.in_sync else StatusLevel.CRITICAL,
+            rank=Rank.CONFIGURATION,
             subject="take-over",
             message=one_line(seen.take_over.message),
             remedy=seen.take_over.remedy,
@@ -312,6 +368,7 @@ def _out_of_sync(seen: Seen, worker: Worker) -> StatusFinding:
         first = errors[0]
         return StatusFinding(
             level=StatusLevel.CRITICAL,
+            rank=Rank.CONFIGURATION,
             subject="configuration",
             message=f"refused, {has}: {first.message}",
             remedy=first.remedy,
@@ -323,6 +380,7 @@ def _out_of_sync(seen: Seen, worker: Worker) -> StatusFinding:
         remedy = "see `fc-frontend diff`; start the daemon, or run `fc-frontend apply`"
     return StatusFinding(
         level=StatusLevel.CRITICAL,
+        rank=Rank.CONFIGURATION,
         subject="configuration",
         message=f"not in sync: {has}, and {seen.wanted_hash or 'none'} is wanted",
         remedy=remedy,
@@ -330,76 +388,100 @@ def _out_of_sync(seen: Seen, worker: Worker) -> StatusFinding:
 
 
 def _of_service(seen: Seen, service: DaemonService) -> Iterator[StatusFinding]:
-    name = service.name
-    look = f"`fc-frontend explain {name}`"
-
-    def finding(level: StatusLevel, message: str, remedy: str = "") -> StatusFinding:
-        return StatusFinding(
-            level=level,
-            subject=name,
-            message=one_line(message),
-            remedy=one_line(remedy),
-            service=name,
-        )
-
-    counts = seen.worker.counts.get(name) if seen.worker else None
-    if seen.held_id is not None and seen.worker is not None and counts is None:
-        yield finding(StatusLevel.WARNING, "not in the configuration that is held", look)
+    counts = seen.counts.get(service.name)
+    is_running = seen.haproxy is HaproxyState.RUNNING
+    if is_running and counts is None and seen.held_id is not None:
+        yield _about(service, StatusLevel.WARNING, "not in the configuration that is held")
         return
-    if seen.worker is not None and service.pods and not (counts and counts.up):
-        parts = (counts.down, counts.drained, counts.maintenance) if counts else (0, 0, 0)
-        states = ", ".join(
-            f"{number} {word}"
-            for number, word in zip(parts, ("down", "drained", "in maintenance"), strict=True)
-            if number
-        )
-        yield finding(
-            StatusLevel.CRITICAL,
-            f"{counted(service.pods, 'pod')}, and no server up"
-            + (f" ({states})" if states else ""),
-            look,
-        )
-    elif counts and counts.down:
-        yield finding(
-            StatusLevel.WARNING, f"{counts.down} of {counted(counts.with_pod, 'server')} down", look
-        )
-    if service.slots_short:
-        yield finding(
-            StatusLevel.CRITICAL,
-            f"{counted(service.pods or 0, 'pod')} in {counted(service.slots, 'slot')}: "
-            f"{service.slots_short} without a slot and traffic",
-            look,
-        )
-    elif service.slots_scarce:
-        yield finding(
-            StatusLevel.WARNING,
-            f"{counted(service.pods or 0, 'pod')} in {counted(service.slots, 'slot')}: little "
-            "room is left",
-            "use slots: auto, or a larger number",
-        )
-    if service.state == "empty" and not service.rejected:
-        yield finding(
-            StatusLevel.WARNING,
-            f"cluster DNS names no pod: {service.error or 'no addresses'}",
-            look,
-        )
-    elif service.state == "stale" and seen.daemon is not None:
-        yield finding(
+    yield from _of_its_servers(seen, service, counts)
+    yield from _of_its_slots(service)
+    if not service.is_current and service.pods and seen.daemon is not None:
+        yield _about(
+            service,
             StatusLevel.WARNING,
             f"cluster DNS gives no answer: {service.error or 'none yet'}",
-            f"the last good answer stays in use; see {look}",
-        )
-    if service.rejected:
-        yield finding(
-            StatusLevel.WARNING,
-            "cluster DNS names addresses outside of the cluster's networks: "
-            + ", ".join(service.rejected[:3]),
-            service.remedy or look,
+            f"the last good answer stays in use; see {_look(service)}",
         )
     drained = counts.drained if counts else len(service.drained)
     if drained:
-        yield finding(
-            StatusLevel.WARNING,
-            f"{drained} drained",
-            f"to end it: `fc-frontend undrain {name}`",
+        remedy = f"to end it: `fc-frontend undrain {service.name}`"
+        yield _about(service, StatusLevel.WARNING, f"{drained} drained", remedy)
+
+
+def _of_its_servers(
+    seen: Seen, service: DaemonService, counts: Counts | None
+) -> Iterator[StatusFinding]:
+    """That nobody is served, or not by all servers.
+
+    While HAProxy does not run, it is the same with all services: that is said once.
+    """
+    state = seen.state(service)
+    is_running = seen.haproxy is HaproxyState.RUNNING
+    if service.rejected:
+        is_empty = state is ServiceState.EMPTY
+        yield _about(
+            service,
+            StatusLevel.CRITICAL if is_empty else StatusLevel.WARNING,
+            "cluster DNS names addresses outside of the cluster's networks: "
+            + ", ".join(service.rejected[:3]),
+            service.remedy,
+            Rank.NOBODY_SERVED if is_empty else Rank.DEGRADED,
         )
+    said = ""
+    is_new = counts is None and not seen.in_sync
+    if is_running and state is ServiceState.DOWN and not is_new:
+        said = _no_server_up(service, counts)
+    elif is_running and state is ServiceState.UNKNOWN:
+        said = f"cluster DNS never gave an answer: {service.error or 'none yet'}"
+    elif state is ServiceState.EMPTY and not service.rejected:
+        said = f"cluster DNS names no pod: {service.error or 'no addresses'}"
+    if said:
+        yield _about(service, StatusLevel.CRITICAL, said, rank=Rank.NOBODY_SERVED)
+    elif state is ServiceState.DEGRADED and counts and counts.down:
+        said = f"{counts.down} of {counted(counts.with_pod, 'server')} down"
+        said += "" if counts.up else "; the cluster IP serves"
+        yield _about(service, StatusLevel.WARNING, said, rank=Rank.DEGRADED)
+
+
+def _of_its_slots(service: DaemonService) -> Iterator[StatusFinding]:
+    room = f"{counted(service.pods or 0, 'pod')} in {counted(service.slots, 'slot')}"
+    if service.slots_short:
+        said = f"{room}: {service.slots_short} without a slot and traffic"
+        yield _about(service, StatusLevel.WARNING, said, rank=Rank.DEGRADED)
+    elif service.slots_scarce:
+        remedy = "use slots: auto, or a larger number"
+        yield _about(service, StatusLevel.WARNING, f"{room}: little room is left", remedy)
+
+
+def _look(service: DaemonService) -> str:
+    return f"`fc-frontend explain {service.name}`"
+
+
+def _about(
+    service: DaemonService,
+    level: StatusLevel,
+    message: str,
+    remedy: str = "",
+    rank: Rank = Rank.OTHER,
+) -> StatusFinding:
+    return StatusFinding(
+        level=level,
+        rank=rank,
+        subject=service.name,
+        message=one_line(message),
+        remedy=one_line(remedy or _look(service)),
+        service=service.name,
+    )
+
+
+def _no_server_up(service: DaemonService, counts: Counts | None) -> str:
+    if counts is None:
+        return "HAProxy does not have it"
+    parts = (
+        (counts.down, "down"),
+        (counts.drained, "drained"),
+        (counts.maintenance, "in maintenance"),
+    )
+    states = ", ".join(f"{number} {word}" for number, word in parts if number)
+    pods = counted(service.pods or counts.with_pod, "pod")
+    return f"{pods}, and no server up" + (f" ({states})" if states else "")

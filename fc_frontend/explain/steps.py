@@ -17,12 +17,12 @@ from fc_frontend.errors import Cause, Problem, errors_in
 from fc_frontend.explain.facts import (
     BindFact,
     Facts,
-    Health,
     Held,
     Listening,
     Server,
     slots_of,
 )
+from fc_frontend.model.service_state import Health
 from fc_frontend.plan import slots
 from fc_frontend.plan.model import Answer, Freshness, Kind, Network, ServiceSpec
 from fc_frontend.plurals import counted

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from fc_frontend import files
-from fc_frontend.errors import Refused, Unavailable
+from fc_frontend.errors import Cause, Problem, Refused, Unavailable
 from fc_frontend.files import Attributes, Content
 from fc_frontend.haproxy.lock import directory_locked
 from fc_frontend.render.config import HASH_LENGTH, config_hash
@@ -70,6 +70,7 @@ class Entry:
     `at` is Unix time, `seconds` how long its reload or start took.  `id` is -1 until it is
     recorded.  `slots` and `services` are None where they are not known; of a foreign text,
     `services` counts its proxies.  `mode`, `uid` and `gid` are those of a file that was kept.
+    `by` is the user whose command it was, empty for the daemon; `files` have what changed.
     """
 
     id: int = -1
@@ -83,6 +84,8 @@ class Entry:
     mode: int | None = None
     uid: int | None = None
     gid: int | None = None
+    by: str = ""
+    files: tuple[str, ...] = ()
 
     @property
     def accepted(self) -> bool:
@@ -179,6 +182,28 @@ def keep_installed(state_directory: str, content: Content) -> Entry | None:
 def digest_of(data: bytes) -> str:
     """The hash of a text that is not ours."""
     return hashlib.sha256(data).hexdigest()[:HASH_LENGTH]
+
+
+def unseen(state_directory: str) -> Problem | None:
+    """That this user may not read the history, so that nothing follows from what is not seen."""
+    directory = _directory(state_directory)
+    try:
+        next(directory.iterdir(), None)
+    except PermissionError:
+        return Problem(
+            f"{directory} cannot be read: permission denied",
+            "run as root, or as the user that fc-frontend's daemon runs as",
+            cause=Cause.FORBIDDEN,
+            file=str(directory),
+        )
+    except OSError:
+        return None
+    return None
+
+
+def deployments(directory: str) -> tuple[Entry, ...]:
+    """The entries that are deployments, not texts that were kept; as `entries` otherwise."""
+    return tuple(each for each in entries(directory) if each.outcome not in set(Kept))
 
 
 def entries(state_directory: str) -> tuple[Entry, ...]:
@@ -319,7 +344,8 @@ def _read(path: Path, number: int) -> Entry | None:
 def _parsed(value: Any, number: int) -> Entry | None:
     if not isinstance(value, dict) or value.get("version") != 1 or value.get("id") != number:
         return None
-    reasons = value.get("reasons")
+    reasons, changed = value.get("reasons"), value.get("files", [])
+    by = value.get("by", "")
     numbers = (value.get(field) for field in ("services", "slots", "mode", "uid", "gid"))
     digest, outcome = value.get("hash"), value.get("outcome")
     is_good = (
@@ -328,7 +354,10 @@ def _parsed(value: Any, number: int) -> Entry | None:
         and isinstance(outcome, str)
         and outcome.isprintable()
         and isinstance(reasons, list)
-        and all(isinstance(reason, str) and reason.isprintable() for reason in reasons)
+        and all(_is_text(reason) for reason in reasons)
+        and isinstance(changed, list)
+        and all(_is_text(file) for file in changed)
+        and _is_text(by)
         and all(_is_count(number) for number in numbers)
         and all(_is_time(value.get(field)) for field in ("at", "seconds"))
     )
@@ -346,7 +375,13 @@ def _parsed(value: Any, number: int) -> Entry | None:
         mode=None if value.get("mode") is None else value["mode"] & _PERMISSIONS,
         uid=value.get("uid"),
         gid=value.get("gid"),
+        by=by,
+        files=tuple(changed),
     )
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and value.isprintable()
 
 
 def _is_count(value: object) -> bool:
@@ -362,7 +397,12 @@ def _bounded(entry: Entry) -> Entry:
     shown = entry.reasons[:_MOST_REASONS]
     more = len(entry.reasons) - len(shown)
     words = [one_line(reason, _LONGEST_WORD) for reason in shown]
-    return replace(entry, reasons=(*words, *([f"and {more} more"] if more else [])))
+    return replace(
+        entry,
+        reasons=(*words, *([f"and {more} more"] if more else [])),
+        by=one_line(entry.by, _LONGEST_WORD),
+        files=tuple(one_line(file, _LONGEST_WORD) for file in entry.files[:_MOST_REASONS]),
+    )
 
 
 def _same(one: Entry, other: Entry) -> bool:

@@ -48,7 +48,7 @@ class Places:
             return replace(problem, file=RENDERED, line=line, unit=owner)
         problem = replace(problem, unit=unit, service=unit.name)
         if unit.kind is UnitKind.SERVICE:
-            return replace(problem, field=self._field(line)) if line else problem
+            return self._in_service(problem, unit, line) if line else problem
         return self._in_fragment(problem, unit, line)
 
     def ca_file(self, service: str | None) -> str | None:
@@ -112,9 +112,13 @@ class Places:
         is_inside = 0 <= own < fragment.text.strip("\n").count("\n") + 1
         return replace(problem, line=own + lost + 1) if is_inside else problem
 
-    def _field(self, line: int) -> str:
-        keyword = read_line(self._config.text.split("\n")[line - 1]).keyword
-        return _FIELDS.get(keyword, "extra_config")
+    def _in_service(self, problem: Problem, unit: UnitId, line: int) -> Problem:
+        text = self._config.text.split("\n")[line - 1].strip()
+        spec = self._services.get(unit.name)
+        if spec is not None and text in spec.extra_config:
+            number = spec.extra_config.index(text) + 1
+            return replace(problem, field="extra_config", inside=number)
+        return replace(problem, field=_FIELDS.get(read_line(text).keyword, "extra_config"))
 
 
 def words_of(text: str) -> frozenset[str]:

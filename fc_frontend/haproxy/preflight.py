@@ -43,6 +43,8 @@ class Obstacle:
     message: str
     remedy: str
     is_certain: bool = True
+    is_hidden: bool = False
+    """True if this user may not see who holds the endpoint: it may be HAProxy."""
 
 
 def find_obstacles(
@@ -168,7 +170,8 @@ class _Trial:
             if pids
             else "find it with `ss -tanpx` as root and stop it, or use another address or port"
         )
-        return Obstacle(endpoint, f"{endpoint} is held by {who or 'another process'}", remedy)
+        said = f"{endpoint} is held by {who or 'another process'}"
+        return Obstacle(endpoint, said, remedy, is_hidden=not pids)
 
     def _on_path(self, endpoint: Endpoint) -> Obstacle | None:
         """HAProxy binds a temporary name and renames it: that replaces whatever is there."""

@@ -141,7 +141,8 @@ def go_back(
                 install.restore(hold.path(directory), raw)
         if deployment.ok:
             _consent_again(directory, config, by)
-    said = (*unlocked, *_record(settings, entry, deployment, config, f"rollback to {entry.id}"))
+    done = _record(settings, entry, deployment, config, f"rollback to {entry.id}", by)
+    said = (*unlocked, *done)
     return entry, replace(deployment, problems=(*deployment.problems, *said))
 
 
@@ -181,7 +182,12 @@ def _consent_again(directory: str, config: Config, by: str) -> None:
 
 
 def _record(
-    settings: Settings, entry: Entry, deployment: Deployment, config: Config, reason: str
+    settings: Settings,
+    entry: Entry,
+    deployment: Deployment,
+    config: Config,
+    reason: str,
+    by: str = "",
 ) -> tuple[Problem, ...]:
     """Keep in the history how `entry` was deployed again; what hindered that, as warnings."""
     if deployment.outcome in (Outcome.IN_SYNC, Outcome.NEEDS_CONSENT):
@@ -192,6 +198,8 @@ def _record(
         outcome=deployment.outcome.value,
         reasons=(reason,),
         seconds=round(deployment.duration, 3),
+        by=by,
+        files=(),
     )
     try:
         mode = install.mode_of_copies(settings.haproxy.config_file)

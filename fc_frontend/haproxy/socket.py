@@ -112,7 +112,7 @@ def _unreachable(path: str, error: OSError) -> Unavailable:
             "start HAProxy, or fc-frontend where that supervises it; HAProxy's unit needs `-S` for "
             "the master socket, its configuration `stats socket` for the runtime socket"
         )
-        return NoListener.of(message, remedy)
+        return NoListener.of(message, remedy, cause=Cause.NOT_LISTENING)
     if error.errno in (errno.EACCES, errno.EPERM):
         remedy = "run as root or as a member of the group that may use the socket"
         return Unavailable.of(message, remedy, cause=Cause.FORBIDDEN)

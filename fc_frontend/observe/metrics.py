@@ -16,9 +16,10 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 from prometheus_client.process_collector import ProcessCollector
 
 from fc_frontend import __version__
+from fc_frontend.model.service_state import Counts, HaproxyState, ServiceState
 from fc_frontend.observe.durations import DurationCounts, Durations
 from fc_frontend.observe.services import Services
-from fc_frontend.plan.model import Freshness, Plan, Resolution
+from fc_frontend.plan.model import Freshness, Plan, Resolution, ServicePlan
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 KINDS = ("service", "fragment", "file", "settings", "templates")
@@ -101,6 +102,11 @@ class Metrics:
         self.registry.register(self._query_durations)
         self._services = Services()
         self.registry.register(self._services)
+        self._haproxy = Gauge(
+            "fc_frontend_haproxy_up",
+            "1 if HAProxy's worker answers at its runtime socket, else 0.",
+            registry=self.registry,
+        )
         self._withheld_units = Gauge(
             "fc_frontend_withheld",
             "What is not taken as it is declared: services, fragments, files, settings, templates.",
@@ -230,6 +236,15 @@ class Metrics:
         self._services.withheld = frozenset(name for kind, name in listed if kind == "service")
         for kind in KINDS:
             self._withheld_units.labels(kind).set(sum(kind == other for other, _ in listed))
+
+    def haproxy(self, state: HaproxyState, counts: Mapping[str, Counts]) -> None:
+        """Whether HAProxy runs, and the servers that it has, by service."""
+        self._services.haproxy, self._services.counts = state, counts
+        self._haproxy.set(state is HaproxyState.RUNNING)
+
+    def state(self, service: ServicePlan) -> ServiceState:
+        """The state of a service, as all outputs show it."""
+        return self._services.state(service)
 
     def drained(self, pods: Mapping[str, int]) -> None:
         """How many pods of each service are drained; none of those that are not named."""

@@ -11,11 +11,18 @@ from collections.abc import Callable, Iterator, Mapping
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+from fc_frontend.model.service_state import (
+    Counts,
+    HaproxyState,
+    ServiceState,
+    ServiceView,
+    service_state,
+)
 from fc_frontend.plan import slots
 from fc_frontend.plan.model import Answer, Freshness, Plan, Resolution, ServicePlan
 
-STATES = ("ok", "stale", "withheld", "empty")
 _LABELS = ("service", "namespace")
+_SERVER_STATES = ("up", "down", "drained", "maintenance")
 _Value = Callable[[ServicePlan, Answer | None], float]
 
 
@@ -27,6 +34,9 @@ class Services(Collector):
         self.resolution: Resolution = {}
         self.withheld: frozenset[str] = frozenset()
         self.drained: Mapping[str, int] = {}
+        self.haproxy = HaproxyState.UNKNOWN
+        self.counts: Mapping[str, Counts] = {}
+        """The servers that HAProxy has, by service."""
         self.answered: dict[str, float] = {}
         """When cluster DNS last gave a good answer, on the monotonic clock."""
         self.now = 0.0
@@ -47,6 +57,7 @@ class Services(Collector):
                 family.add_metric(labels, value(service, self.resolution.get(service.spec.name)))
             yield family
         yield self._ages()
+        yield self._servers()
         yield self._states()
 
     def describe(self) -> Iterator[GaugeMetricFamily]:
@@ -114,10 +125,40 @@ class Services(Collector):
         )
         for service in self.plan:
             name = service.spec.name
-            state = service_state(self.resolution.get(name), withheld=name in self.withheld)
-            for other in STATES:
-                family.add_metric((name, service.spec.namespace, other), other == state)
+            state = self.state(service)
+            for other in ServiceState:
+                family.add_metric((name, service.spec.namespace, other.value), other is state)
         return family
+
+    def _servers(self) -> GaugeMetricFamily:
+        family = GaugeMetricFamily(
+            "fc_frontend_service_servers",
+            "Servers of the service in HAProxy, by state; none are told while it does not answer.",
+            labels=(*_LABELS, "state"),
+        )
+        for service in self.plan:
+            name = service.spec.name
+            counts = self.counts.get(name)
+            for state in _SERVER_STATES if counts else ():
+                labels = (name, service.spec.namespace, state)
+                family.add_metric(labels, getattr(counts, state))
+        return family
+
+    def state(self, service: ServicePlan) -> ServiceState:
+        """The state of a service."""
+        name = service.spec.name
+        answer = self.resolution.get(name)
+        return service_state(
+            ServiceView(
+                haproxy=self.haproxy,
+                counts=self.counts.get(name),
+                endpoints=endpoints_of(answer),
+                without_slot=slot_room(service, answer)[0],
+                rejected=len(answer.rejected) if answer else 0,
+                is_current=is_current(answer),
+                is_withheld=name in self.withheld,
+            )
+        )
 
 
 def slot_room(service: ServicePlan, answer: Answer | None) -> tuple[int, bool]:
@@ -128,10 +169,13 @@ def slot_room(service: ServicePlan, answer: Answer | None) -> tuple[int, bool]:
     return slots.short(pods, service.slots), slots.scarce(pods, service.slots)
 
 
-def service_state(answer: Answer | None, *, withheld: bool = False) -> str:
-    """withheld, or ok, stale or empty from what is known of a service's pods."""
-    if withheld:
-        return "withheld"
-    if answer is None or answer.freshness is not Freshness.FRESH:
-        return "stale"
-    return "ok" if answer.endpoints and answer.lost_at is None else "empty"
+def endpoints_of(answer: Answer | None) -> int | None:
+    """How many endpoints discovery found; None if it never gave an answer."""
+    if answer is None or (answer.freshness is Freshness.UNKNOWN and not answer.endpoints):
+        return None
+    return len(answer.endpoints)
+
+
+def is_current(answer: Answer | None) -> bool:
+    """True if the last answer is a good one, not one that stays because none or fewer came."""
+    return answer is not None and answer.freshness is Freshness.FRESH and answer.lost_at is None

@@ -19,9 +19,9 @@ from markupsafe import Markup, escape
 
 from fc_frontend import __version__
 from fc_frontend.errors import Problem
-from fc_frontend.explain.facts import Health
 from fc_frontend.explain.overview import StatusLevel
 from fc_frontend.explain.steps import StepVerdict, duration
+from fc_frontend.model.service_state import Health
 from fc_frontend.page.values import Board, Detail, bar, select, servers
 from fc_frontend.text import one_line
 

@@ -10,10 +10,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from fc_frontend.errors import Problem
-from fc_frontend.explain.facts import Counts, DaemonService, Facts, Health, Held, Server
-from fc_frontend.explain.overview import Overview, Row, StatusFinding, StatusLevel
+from fc_frontend.explain.facts import DaemonService, Facts, Held, Server
+from fc_frontend.explain.overview import Overview, Rank, Row, StatusFinding, StatusLevel
 from fc_frontend.explain.steps import Explanation
 from fc_frontend.haproxy.traffic import Rates
+from fc_frontend.model.service_state import Counts, Health, ServiceState
 
 EACH_PAGE = 100
 """Services on one page."""
@@ -75,7 +76,7 @@ class Board:
     lines: tuple[TableLine, ...]
     totals: Totals
     findings: tuple[StatusFinding, ...]
-    """Those that are about no service alone, and no withheld change."""
+    """Those of services that serve nobody or not all, and those about no service alone."""
     traffic_problem: Problem | None
     seconds: float | None
     """What rates are over; None where requests are those of HAProxy's last second."""
@@ -148,7 +149,8 @@ def board(
         findings=tuple(
             finding
             for finding in overview.findings
-            if finding.service is None and not finding.is_withheld
+            if not finding.is_withheld
+            and (finding.service is None or finding.rank <= Rank.DEGRADED)
         ),
         traffic_problem=traffic_problem,
         seconds=seconds,
@@ -159,19 +161,30 @@ def board(
     )
 
 
+_LEVELS = {
+    ServiceState.UNKNOWN: StatusLevel.UNKNOWN,
+    ServiceState.DOWN: StatusLevel.CRITICAL,
+    ServiceState.EMPTY: StatusLevel.CRITICAL,
+    ServiceState.DEGRADED: StatusLevel.WARNING,
+    ServiceState.STALE: StatusLevel.WARNING,
+    ServiceState.WITHHELD: StatusLevel.WARNING,
+    ServiceState.OK: StatusLevel.OK,
+}
+
+
 def _line(
     row: Row,
     service: DaemonService | None,
     findings: tuple[StatusFinding, ...],
     rates: Rates | None,
 ) -> TableLine:
-    level = max((finding.level for finding in findings), default=StatusLevel.OK)
+    level = max((_LEVELS[row.state], *(finding.level for finding in findings)))
     return TableLine(
         name=row.name,
         namespace=row.namespace or "",
         binds=row.binds,
         level=level,
-        word=_word(row, service, level),
+        word=_word(row, service),
         pods=row.pods,
         slots=row.slots,
         counts=row.counts,
@@ -180,22 +193,13 @@ def _line(
     )
 
 
-def _word(row: Row, service: DaemonService | None, level: StatusLevel) -> str:
-    """The state of a service in one or two words: what costs requests comes first."""
-    counts = row.counts
-    if level is StatusLevel.CRITICAL and row.pods and counts and not counts.up:
-        return "down"
-    if service is not None and service.slots_short:
-        return "too few slots"
-    if row.state != "ok":
-        return row.state
-    if counts and counts.down:
-        return "partly down"
-    if counts and counts.drained:
+def _word(row: Row, service: DaemonService | None) -> str:
+    """The state of a service; of one that is well, what an operator may want to know."""
+    if row.state is not ServiceState.OK:
+        return row.state.value
+    if row.counts and row.counts.drained:
         return "drained"
-    if service is not None and service.slots_scarce:
-        return "little room"
-    return "ok" if level is StatusLevel.OK else level.name.lower()
+    return "little room" if service is not None and service.slots_scarce else row.state.value
 
 
 def _totals(lines: Iterable[TableLine]) -> Totals:
@@ -245,7 +249,7 @@ def bar(line: TableLine) -> tuple[tuple[str, float, float], ...]:
     whole = line.slots or 0
     counts = line.counts
     if not counts:
-        parts = [("pods", line.pods or 0)]
+        parts = [("unknown", line.pods or 0)]
     else:
         away = counts.drained + counts.maintenance
         parts = [("up", counts.up), ("away", away), ("down", counts.down)]

@@ -75,7 +75,7 @@ def measure(version: str, count: int, rounds: int) -> dict[str, object]:
         config = ["--config", str(frontend.config)]
         rendered = frontend.directory / "rendered.cfg"
         log = frontend.directory / "command.log"
-        done = ran([*command, "render", *config, "-o", str(rendered)], log)
+        done = ran([*command, "render", *config, "--output", str(rendered)], log)
         assert done.code == 0, done.said
         checks = [ran([*command, "check", *config], log) for _ in range(min(3, rounds))]
         judged = [ran([binary, "-c", "-f", str(rendered)], log) for _ in range(min(3, rounds))]

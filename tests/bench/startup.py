@@ -39,7 +39,7 @@ def rows(options: Options) -> list[dict[str, object]]:
         rendered = directory / "haproxy.cfg"
         check = [str(script), "check", "--config", str(config)]
         subprocess.run(
-            [str(script), "render", "--config", str(config), "-o", str(rendered)],
+            [str(script), "render", "--config", str(config), "--output", str(rendered)],
             check=True,
             env=environ,
             capture_output=True,

@@ -221,14 +221,27 @@ def _refused(check: str, problem: Problem) -> Finding:
 
 
 def judge_binds(
-    wanted: tuple[Endpoint, ...], taken: tuple[Problem, ...], listen: Problem | None, ours: bool
+    wanted: tuple[Endpoint, ...],
+    taken: tuple[Problem, ...],
+    hidden: tuple[Endpoint, ...],
+    listen: Problem | None,
+    ours: bool,
 ) -> tuple[Finding, ...]:
     """Whether all binds can be taken; `listen` is what keeps fc-frontend itself from listening.
 
-    `ours` is whether fc-frontend's own daemon is what listens there.
+    Of `hidden` ones it cannot be told who has them.  `ours` is whether fc-frontend's own daemon is
+    what listens there.
     """
     found = [_GROUP.problem("binds", problem.message, problem.remedy) for problem in taken]
-    if not taken:
+    if hidden:
+        found.append(
+            _GROUP.unknown(
+                "binds",
+                f"this user may not see whether HAProxy or another process has {some(hidden)}",
+                "run `fc-frontend doctor` as root",
+            )
+        )
+    elif not taken:
         found.append(
             _GROUP.ok("binds", f"{len(wanted)} free or HAProxy's already: {some(wanted)}")
             if wanted

@@ -77,12 +77,17 @@ def _master(path: str, timeout: float) -> tuple[SocketFacts, Processes | None]:
 
 def observe_binds(
     haproxy: Haproxy, text: str, now: Running
-) -> tuple[tuple[Endpoint, ...], tuple[Problem, ...]]:
-    """Where HAProxy listens with `text`, and what keeps it from what it does not have yet."""
+) -> tuple[tuple[Endpoint, ...], tuple[Problem, ...], tuple[Endpoint, ...]]:
+    """Where HAProxy listens with `text`, and what keeps it from what it does not have yet.
+
+    The last ones are held by somebody whom this user may not see, who may be HAProxy.
+    """
     found, _ = listeners_of(Config(text, "", sections_in(text)), socket.gethostname())
     obstacles = [obstacle for _, obstacle in new_obstacles(haproxy, found, now.taker)]
     wanted = sorted({listener.endpoint for _, listener in found}, key=str)
-    return tuple(wanted), tuple(_problem(each) for each in obstacles if each.is_certain)
+    hidden = tuple(each.endpoint for each in obstacles if each.is_hidden)
+    taken = [each for each in obstacles if each.is_certain and not each.is_hidden]
+    return tuple(wanted), tuple(map(_problem, taken)), hidden
 
 
 def held_listen(listen: Bind | None) -> Problem | None:
