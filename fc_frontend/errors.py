@@ -48,6 +48,8 @@ class Cause(StrEnum):
     """Cluster DNS names addresses outside of the networks where they are expected."""
     REMOVAL_WAITS = "removal-waits"
     """A unit is gone from the files; it is removed unless it comes back soon."""
+    NO_SERVER_LEFT = "no-server-left"
+    """A service has a server up, and would have none after a change."""
     EMPTIED = "emptied"
     """services.d is suddenly empty."""
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
+from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
@@ -34,9 +35,10 @@ from fc_frontend.config.templates import templates
 from fc_frontend.config.trust import Level
 from fc_frontend.desired.changes import is_changed
 from fc_frontend.desired.isolate import Declared, Isolated, Withheld, isolate
-from fc_frontend.errors import Problem, Refused, Unavailable, errors_in, warnings_in
+from fc_frontend.errors import Cause, Problem, Refused, Unavailable, errors_in, warnings_in
 from fc_frontend.haproxy import history, install, kept_files, runtime
 from fc_frontend.haproxy.conflicts import listener_problems
+from fc_frontend.haproxy.contents import Contents
 from fc_frontend.haproxy.foreign import Origin
 from fc_frontend.haproxy.judge import judge
 from fc_frontend.haproxy.patience import Patience
@@ -67,8 +69,9 @@ from fc_frontend.render import render as renderer
 from fc_frontend.render.config import Config, assemble, config_hash, sections_in
 from fc_frontend.render.names import name_problems
 from fc_frontend.render.render import render_sections
-from fc_frontend.stored import stored_answers, stored_pending, stored_running
+from fc_frontend.stored import question, stored_answers, stored_pending, stored_running
 from fc_frontend.syntax.binds import read_listeners
+from fc_frontend.syntax.files import base_lines
 
 if TYPE_CHECKING:
     from fc_frontend.haproxy.deploy import Deployment
@@ -169,6 +172,7 @@ class Memo:
     """What was planned and rendered before; see there."""
 
     plan: planner.Memo = field(default_factory=planner.Memo)
+    contents: Contents = field(default_factory=Contents)
     render: renderer.Memo = field(default_factory=renderer.Memo)
 
 
@@ -182,6 +186,31 @@ class Candidate:
     config: Config
     newcomers: frozenset[UnitId]
     """The units that HAProxy does not have in this form."""
+    moved: frozenset[str] = frozenset()
+    """Those services whose pods are looked for elsewhere than HAProxy has them."""
+
+    def left_without_server(self, serving: AbstractSet[str]) -> tuple[Problem, ...]:
+        """The services that have a server now, and would have none by what DNS says.
+
+        `serving` are the proxies, and the binds of a haproxy.cfg that others wrote, that serve.
+        """
+        if not serving:
+            return ()
+        found = []
+        for planned in self.plan.services:
+            name = planned.spec.name
+            unit = UnitId(UnitKind.SERVICE, name)
+            answer = self.resolution.get(name)
+            has_server = name in serving or not serving.isdisjoint(map(str, planned.spec.binds))
+            if (
+                has_server
+                and name in self.moved
+                and unit not in self.declaration.forced
+                and answer is not None
+                and not answer.endpoints
+            ):
+                found.append(_no_server_left(unit, answer))
+        return tuple(self.declaration.located(problem) for problem in found)
 
     def problems(self) -> tuple[Problem, ...]:
         """What is wrong between its units, before HAProxy is asked."""
@@ -199,12 +228,40 @@ The second argument is False for the first candidate, True for trials without so
 """
 
 
+def _no_server_left(unit: UnitId, answer: Answer) -> Problem:
+    said = "it has a server up, and would have none: "
+    if answer.rejected:
+        shown = ", ".join(answer.rejected[:3])
+        said += f"cluster DNS names only addresses outside of the networks: {shown}"
+        remedy = "correct cluster.pod_network and cluster.service_network"
+    else:
+        said += answer.error or "cluster DNS names no pod"
+        remedy = "correct service, namespace, port or cluster.domain"
+    return Problem(
+        said,
+        f"{remedy}, or force it: `fc-frontend apply --force {unit.name}`",
+        service=unit.name,
+        unit=unit,
+        cause=Cause.NO_SERVER_LEFT,
+    )
+
+
 def haproxy_check(patience: Patience | None = None) -> Check:
     """Let `haproxy -c` judge, as a user who can do nothing else.  Raises `Unavailable`."""
     limits = patience or Patience()
+    serving: frozenset[str] | None = None
 
     def check(candidate: Candidate, is_trial: bool) -> tuple[Problem, ...]:
+        nonlocal serving
         settings = candidate.plan.settings
+        if serving is None:
+            serving = frozenset()
+            with contextlib.suppress(Unavailable):
+                serving = runtime.serving(
+                    runtime.servers_with_address(settings.haproxy.runtime_socket)
+                )
+        if left := candidate.left_without_server(serving):
+            return left
         kept = kept_files.directory(settings.state_directory)
         return judge(
             settings.haproxy,
@@ -553,11 +610,12 @@ class _Composer:
     def _declare(self, kept: frozenset[UnitId]) -> _Made:
         running = self._base.declarations
         declaration = declare(self._sources, running, kept)
+        answers = self._answers_with(declaration, kept)
         planned = plan(
             declaration.settings,
             declaration.services,
             declaration.fragments,
-            self._answers,
+            answers,
             shrink=self._shrink,
             memo=self._memo.plan,
         )
@@ -573,7 +631,11 @@ class _Composer:
         for problem in refused:
             unit = self._at_fault(problem, declaration, kept)
             faults[unit] = (*faults.get(unit, ()), replace(problem, unit=unit))
-        by_unit = {section.unit: self._described(section, declaration) for section in sections}
+        bases = base_lines(sections[0].text) if sections else ""
+        by_unit = {
+            section.unit: self._described(self._with_contents(section, bases), declaration)
+            for section in sections
+        }
         if TEMPLATES not in kept:
             by_unit[TEMPLATES] = _templates_section(declaration.templates)
         for unit in kept:
@@ -582,6 +644,7 @@ class _Composer:
                 by_unit[unit] = self._base.sections[unit]
         return _Made(
             declaration,
+            answers,
             planned,
             Declared(
                 sections=by_unit,
@@ -595,6 +658,20 @@ class _Composer:
             ),
         )
 
+    def _answers_with(self, declaration: Declaration, kept: frozenset[UnitId]) -> Resolution:
+        """The answers that count with the `kept` settings: those may be of another cluster."""
+        if SETTINGS not in kept:
+            return self._answers
+        running = self._running_specs
+        same = {
+            spec.name: self._running_answers[spec.name]
+            for spec in declaration.services
+            if spec.name in self._running_answers
+            and spec.name in running
+            and question(running[spec.name]) == question(spec)
+        }
+        return {**self._answers, **same}
+
     def _at_fault(
         self, problem: Problem, declaration: Declaration, kept: frozenset[UnitId]
     ) -> UnitId:
@@ -607,6 +684,11 @@ class _Composer:
         if problem.unit is None or (has_own and declaration.templates != running.templates):
             return TEMPLATES if has_own else SETTINGS
         return problem.unit
+
+    def _with_contents(self, section: Section, bases: str) -> Section:
+        former = self._base.sections.get(section.unit)
+        text = self._memo.contents.marked(section.text, bases, former.text if former else "")
+        return section if text == section.text else replace(section, text=text)
 
     def _described(self, section: Section, declaration: Declaration) -> Section:
         unit, raw = section.unit, None
@@ -631,7 +713,7 @@ class _Composer:
         base, declaration = self._base, made.declaration
         candidate = Candidate(
             declaration=declaration,
-            resolution=self._answers,
+            resolution=made.answers,
             plan=made.plan,
             config=assemble(section for section in sections if section.unit != TEMPLATES),
             newcomers=frozenset(
@@ -641,6 +723,7 @@ class _Composer:
                 or is_changed(before, section)
             ),
         )
+        candidate = replace(candidate, moved=self._moved(candidate))
         kept = [section.unit for section in sections if section.unit in withheld - ENVIRONMENT]
         left_out = withheld - ENVIRONMENT
         if not left_out:
@@ -648,7 +731,7 @@ class _Composer:
         names = {unit.name for unit in left_out if unit.kind is UnitKind.SERVICE}
         plans = {each.spec.name: each for each in made.plan.services if each.spec.name not in names}
         raws = {n: raw for n, raw in declaration.raw.services.items() if n not in names}
-        answers = dict(self._answers)
+        answers = dict(made.answers)
         cut = {unit.name for unit in left_out if unit.kind is UnitKind.FRAGMENT}
         fragments = {each.name: each for each in made.plan.fragments if each.name not in cut}
         raw_fragments = {n: raw for n, raw in declaration.raw.fragments.items() if n not in cut}
@@ -690,6 +773,34 @@ class _Composer:
             plan=replace(made.plan, services=services, fragments=parts),
         )
 
+    def _moved(self, candidate: Candidate) -> frozenset[str]:
+        """The services whose pods are looked for elsewhere than HAProxy has them."""
+        declaration = candidate.declaration
+        is_same_place = self._running_settings is not None and is_same_cluster(
+            self._base, declaration.settings, declaration.settings_file
+        )
+        found = set()
+        for unit in candidate.newcomers:
+            spec = self._running_specs.get(unit.name)
+            is_same = (
+                spec is not None
+                and is_same_place
+                and question(spec) in {question(each) for each in self._spec(candidate, unit.name)}
+            )
+            if unit.kind is UnitKind.SERVICE and not is_same:
+                found.add(unit.name)
+        return frozenset(found)
+
+    @staticmethod
+    def _spec(candidate: Candidate, name: str) -> tuple[ServiceSpec, ...]:
+        services = candidate.declaration.services
+        at = bisect_left(services, name, key=lambda spec: spec.name)
+        return services[at : at + 1] if at < len(services) and services[at].name == name else ()
+
+    @cached_property
+    def _running_settings(self) -> Settings | None:
+        return running_settings(self._base.declarations, self._sources.settings_file)
+
     @cached_property
     def _running_specs(self) -> Mapping[str, ServiceSpec]:
         return running_specs(self._base.declarations)
@@ -715,6 +826,7 @@ class _Made:
     """What is declared with one environment."""
 
     declaration: Declaration
+    answers: Resolution
     plan: Plan
     declared: Declared
 
@@ -842,12 +954,23 @@ def _with_slots(answer: Answer, planned: ServicePlan | None) -> Answer:
     return replace(answer, slots=planned.slots, by_runtime=planned.by_runtime)
 
 
+def is_same_cluster(base: Base, settings: Settings, settings_file: str) -> bool:
+    """True if HAProxy has pods of the cluster that `settings` name, as far as that is known."""
+    running = running_settings(base.declarations, settings_file)
+    return running is None or running.cluster == settings.cluster
+
+
 async def resolve(
-    declaration: Declaration, previous: Resolution | None = None, *, hold: bool = True
+    declaration: Declaration,
+    previous: Resolution | None = None,
+    *,
+    base: Base | None = None,
+    hold: bool = True,
 ) -> dict[str, Answer]:
     """What cluster DNS says now of every service; never raises for what DNS does.
 
-    `previous` are the answers that stay good where DNS fails: the stored ones by default.  With
+    `previous` are the answers that stay good where DNS fails: by default the stored ones, unless
+    `base`, which is what HAProxy runs, has pods of another cluster.  With
     `hold`, they stay as well where DNS suddenly names nobody: one look cannot tell how long.
     """
     from fc_frontend.discovery.client import DnsClient
@@ -855,7 +978,9 @@ async def resolve(
 
     cluster = declaration.settings.cluster
     if previous is None:
-        previous = stored_answers(declaration.settings, declaration.services)
+        settings, file = declaration.settings, declaration.settings_file
+        is_same = base is None or is_same_cluster(base, settings, file)
+        previous = stored_answers(settings, declaration.services) if is_same else {}
     client = DnsClient(cluster.nameservers)
     try:
         return await resolve_all(

@@ -27,7 +27,7 @@ from fc_frontend.decide import (
     decide,
 )
 from fc_frontend.errors import Problem, Refused, Unavailable, errors_in
-from fc_frontend.haproxy import consent, hold, install, kept_files
+from fc_frontend.haproxy import consent, hold, install, kept_files, runtime
 from fc_frontend.haproxy.consent import Consent
 from fc_frontend.haproxy.deploy import (
     Deployment,
@@ -50,6 +50,7 @@ from fc_frontend.pipeline import Base, Candidate, Check, Prepared, find_base
 from fc_frontend.plan.model import Settings
 from fc_frontend.render.config import Config, config_hash
 from fc_frontend.stored import RunningState
+from fc_frontend.syntax.binds import read_listeners
 
 Propose = Callable[[Base, Check], Prepared]
 """Gives what to deploy, with the base of changes and the check of a candidate."""
@@ -176,14 +177,26 @@ class _Checks:
     def __init__(self, running: Running, options: Options) -> None:
         self._running = running
         self._options = options
+        self._known_serving: frozenset[str] | None = None
         self.refused: tuple[Config, tuple[Problem, ...]] | None = None
         """The first text that HAProxy refused, and why."""
+
+    def _serving(self, settings: Settings) -> frozenset[str]:
+        """The proxies that serve now; of a HAProxy that is taken over, the binds as well."""
+        if self._known_serving is None:
+            found = runtime.serving(self._running.servers)
+            if found and self._running.hash is None:
+                found |= _binds_of_others(settings)
+            self._known_serving = found
+        return self._known_serving
 
     def check(self, candidate: Candidate, is_trial: bool) -> tuple[Problem, ...]:
         """What refuses `candidate`.  Raises `Unavailable`."""
         options, config = self._options, candidate.config
         options.advance()
         settings = candidate.plan.settings
+        if left := candidate.left_without_server(self._serving(settings)):
+            return left
         judgement = judge(
             settings.haproxy,
             config,
@@ -201,6 +214,17 @@ class _Checks:
         attempt = Attempt(settings, config, candidate.plan, is_forced=options.is_forced)
         failed = [each for each in attempt.rejected(self._running.taker) if each.unit is not None]
         return (*found, *obstacles, *failed)
+
+
+def _binds_of_others(settings: Settings) -> frozenset[str]:
+    """The binds of a haproxy.cfg that we did not write."""
+    try:
+        data = install.read(settings.haproxy.config_file)
+    except Unavailable:
+        return frozenset()
+    text = data.decode("utf-8", "surrogateescape") if data else ""
+    listeners = () if config_hash(text) else read_listeners(text).listeners
+    return frozenset(str(found.endpoint) for _, found in listeners)
 
 
 def _deploy(

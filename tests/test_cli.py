@@ -157,7 +157,7 @@ def test_a_haproxy_that_is_too_old_is_named(tmp_path: Path) -> None:
     old.chmod(0o755)
     done = fc("check", "--config", config(tmp_path, binary=str(old)))
     assert done.returncode == 1
-    assert "HAProxy 2.2.9-2 is too old" in done.stderr.splitlines()[0]
+    assert "HAProxy 2.2.9-2 is too old" in done.stderr.splitlines()[1]
 
 
 def test_a_missing_settings_file(tmp_path: Path) -> None:

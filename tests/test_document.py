@@ -179,7 +179,7 @@ def test_of_many_flaws_the_first_are_reported(is_json: bool) -> None:
     ("text", "line", "remedy"),
     [
         ("a:\n\tb: 1", 2, "spaces, not tabs"),
-        ("a: [1\n", 2, "mend the syntax"),
+        ("a: [1\n", 2, "close what is open"),
         ("a: *nowhere", 1, "define"),
         ("a: 1\n---\nb: 2", 2, "own file"),
     ],

@@ -139,7 +139,7 @@ def command(
     if held is not None:
         fail([hold.problem(held)], Exit.PROBLEMS)
     with step(f"asking cluster DNS about {counted(len(declaration.services), 'service')}"):
-        resolution = asyncio.run(resolve(declaration))
+        resolution = asyncio.run(resolve(declaration, base=base))
     given = _take_over(settings, shape) if takes_over else None
     state = RunningState(settings.state_directory)
     # HAProxy outlives this command: it must not hold the pipe that our output goes to.

@@ -63,7 +63,7 @@ def command(config: str, as_text: bool, shape: str) -> None:
         declaration = declared_now(sources, base)
     number = counted(len(declaration.services), "service")
     with step(f"asking cluster DNS about {number}"):
-        resolution, problems = _resolution(declaration)
+        resolution, problems = _resolution(declaration, base)
     try:
         with step("reading what is installed"):
             installed = _installed(config, declaration.settings, base)
@@ -111,13 +111,15 @@ def _refuse(problems: tuple[Problem, ...]) -> None:
     refuse(problems)
 
 
-def _resolution(declaration: Declaration) -> tuple[dict[str, Answer], tuple[Problem, ...]]:
+def _resolution(
+    declaration: Declaration, base: Base
+) -> tuple[dict[str, Answer], tuple[Problem, ...]]:
     """What cluster DNS says now; what it said last if that takes too long."""
     from fc_frontend.pipeline import resolve
     from fc_frontend.stored import stored_answers
 
     async def bounded() -> dict[str, Answer]:
-        return await asyncio.wait_for(resolve(declaration), _DNS_PATIENCE)
+        return await asyncio.wait_for(resolve(declaration, base=base), _DNS_PATIENCE)
 
     try:
         return asyncio.run(bounded()), ()

@@ -65,6 +65,7 @@ from fc_frontend.pipeline import (
     Prepared,
     base_of,
     find_base,
+    is_same_cluster,
     lost_settings,
     no_check,
     propose,
@@ -88,6 +89,7 @@ from fc_frontend.plan.planner import plan
 from fc_frontend.plan.reasons import Cause as ReloadCause
 from fc_frontend.plan.reasons import Reason, reasons
 from fc_frontend.render.config import Config, config_hash
+from fc_frontend.render.file_marks import changed_files
 from fc_frontend.rollout import Options, Rollout, deployed_declarations, roll_out
 from fc_frontend.stored import RunningState, question, save_answers, stored_answers
 
@@ -101,13 +103,15 @@ class Trigger(StrEnum):
     SIGHUP = "sighup"
     RESCAN = "rescan"
     HAPROXY = "haproxy"
+    CONTENTS = "contents"
+    """A file that the configuration names, such as a certificate."""
     RETRY = "retry"
     RESUME = "resume"
     REMOVAL = "removal"
     """What is gone from the files may be believed now."""
 
 
-NAMED = frozenset((Trigger.FILES, Trigger.DNS, Trigger.HAPROXY))
+NAMED = frozenset((Trigger.FILES, Trigger.DNS, Trigger.HAPROXY, Trigger.CONTENTS))
 """With these alone, it is known which files changed."""
 _WITHOUT_FILES = NAMED - {Trigger.FILES}
 _FILES_CHANGED = frozenset((Trigger.START, Trigger.FILES, Trigger.SIGHUP, Trigger.RESCAN))
@@ -305,6 +309,10 @@ class Reconciler:
             self._refused.clear()
         is_first = self._sources is None
         self._sources = sources
+        # Where nobody was found, somebody may be by now.
+        self._declared_answers = {
+            text: answer for text, answer in self._declared_answers.items() if answer.endpoints
+        }
         if self._state is None:
             self._state = await asyncio.to_thread(RunningState, state_directory(sources))
         if is_first:
@@ -426,6 +434,10 @@ class Reconciler:
         sources = self._sources
         return sources is None or not await asyncio.to_thread(is_unchanged, sources)
 
+    async def look_at_contents(self) -> bool:
+        """True if a file that the configuration names is another one than when it was read."""
+        return await asyncio.to_thread(self._memo.contents.has_changed)
+
     async def _propose(
         self, check: Check, base: Base | None = None, *, shrink: bool = False
     ) -> Prepared:
@@ -489,7 +501,7 @@ class Reconciler:
         back = self._ways_back(base)
         if not back:
             return self.resolution
-        known = self._known_answers()
+        known = self._known_answers(settings.cluster)
         found = {name: answer for name, answer in self.resolution.items() if name not in back}
         found |= {n: known[q] for n, spec in back.items() if (q := question(spec)) in known}
         return found
@@ -749,19 +761,25 @@ class Reconciler:
     async def _answers(self, declaration: Declaration) -> dict[str, Answer]:
         """The answers for declared services; DNS is asked about what it was not asked before."""
         specs, settings = declaration.services, declaration.settings
+        if self._asked_of is not None and self._asked_of != settings.cluster:
+            # What another cluster, or another name of it, said is worth nothing.
+            self._cluster_dns.close()
+            self._declared_answers = {}
         if self.declaration is None and not self._declared_answers:
-            stored = stored_answers(settings, specs)
+            stored = {}
+            if is_same_cluster(self._base, settings, declaration.settings_file):
+                stored = stored_answers(settings, specs)
             self._declared_answers = {
                 question(spec): stored[spec.name] for spec in specs if spec.name in stored
             }
             pending: tuple[ServiceSpec, ...] = specs
         elif self._asked_of != settings.cluster:
-            self._cluster_dns.close()
             pending = specs
         else:
-            pending = tuple(s for s in specs if question(s) not in self._known_answers())
+            known = self._known_answers(settings.cluster)
+            pending = tuple(s for s in specs if question(s) not in known)
         self._asked_of = settings.cluster
-        known = self._known_answers()
+        known = self._known_answers(settings.cluster)
         answers = {s.name: known[q] for s in specs if (q := question(s)) in known}
         back = [s for s in self._ways_back(self._base).values() if question(s) not in known]
         if back:
@@ -782,11 +800,12 @@ class Reconciler:
             self._unsaved = True
         return answers
 
-    def _known_answers(self) -> Mapping[str, Answer]:
-        """Question → answer, of all services that are declared or run."""
+    def _known_answers(self, cluster: Cluster) -> Mapping[str, Answer]:
+        """Question → answer of `cluster`, of all services that are declared or run."""
+        is_running = self.deployed is not None and self.deployed.settings.cluster == cluster
         running = {
             question(planned.spec): self.resolution[planned.spec.name]
-            for planned in (self.deployed.services if self.deployed else ())
+            for planned in (self.deployed.services if self.deployed and is_running else ())
             if planned.spec.name in self.resolution
         }
         return {**self._declared_answers, **running}
@@ -849,7 +868,9 @@ class Reconciler:
         self, prepared: Prepared, deployment: Deployment, seen: float
     ) -> tuple[Reason, ...]:
         """Note how a deployment went; returns its reasons."""
-        why = reasons(self.deployed, prepared.plan)
+        before = prepared.base.config.text if prepared.base.config else ""
+        after = prepared.config.text if prepared.config else ""
+        why = reasons(self.deployed, prepared.plan, changed_files(before, after))
         if self._resumes:
             others = (reason for reason in why if reason.cause is not ReloadCause.TEMPLATES)
             why = (Reason(ReloadCause.RESUMED), *others)

@@ -365,6 +365,8 @@ class Service:
                 self._log.warning("haproxy-out-of-sync", running=running or "none")
             self._trigger(Trigger.HAPROXY)
         await self._reconciler.drain()
+        if await self._reconciler.look_at_contents():
+            self._trigger(Trigger.CONTENTS)
         if thoroughly:
             await self._bound_old_workers()
             await self._reconciler.look_for_drift()

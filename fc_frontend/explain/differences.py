@@ -16,6 +16,7 @@ from typing import Any
 from fc_frontend.plan.model import Plan, ServicePlan, ServiceSpec
 from fc_frontend.plan.reasons import Cause, Reason, reasons
 from fc_frontend.render.config import BLANK_DESCRIPTION, Config, sections_in
+from fc_frontend.render.file_marks import FILE_MARK, changed_files
 from fc_frontend.syntax.lines import Kind, read_line, read_lines
 
 _SECRETS = frozenset(("password", "insecure-password"))
@@ -218,6 +219,9 @@ def _change(
     else:
         is_settings = old is None or old.settings != new.settings
         reason = Reason(Cause.SETTINGS if is_settings else Cause.TEMPLATES, name)
+    changed = changed_files("\n".join(before or ()), "\n".join(after or ()))
+    if changed and all(FILE_MARK in line for line in lines):
+        reason = Reason(Cause.FILE_CHANGED, ", ".join(changed))
     return Change(
         what=what,
         name=name,

@@ -26,6 +26,7 @@ _LARGE = 1024 * 1024
 _MOST_LARGE_BYTES = 64 * 1024 * 1024
 """Of all files that are larger than `_LARGE`: each step compares them with their copies."""
 _MOST_FILES = 2000
+_CERTIFICATE, _KEY = b"BEGIN CERTIFICATE", b"PRIVATE KEY-----"
 _NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
@@ -100,10 +101,21 @@ def with_copies(text: str, copies: Mapping[str, str]) -> str:
 
 
 def _content(path: str) -> bytes | None:
+    """What is kept of a file; of a certificate without its key, both.
+
+    HAProxy looks for the key beside the certificate (`ssl-load-extra-files`), and a copy stands
+    elsewhere.
+    """
     try:
-        return safe_files.read(path, MOST_BYTES)
+        content = safe_files.read(path, MOST_BYTES)
     except Unsafe:
         return None
+    if _CERTIFICATE not in content or _KEY in content:
+        return content
+    for key in (f"{path}.key", f"{path.rpartition('.')[0] or path}.key"):
+        with contextlib.suppress(Unsafe):
+            return content.rstrip(b"\n") + b"\n" + safe_files.read(key, MOST_BYTES)
+    return content
 
 
 def _digest(content: bytes) -> str:

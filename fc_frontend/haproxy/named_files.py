@@ -154,10 +154,10 @@ class _Examination:
 
     def _entries(self, named: NamedFile, directory: Found) -> Iterator[Problem]:
         """What is wrong with the entries of a directory that HAProxy would open."""
-        is_ca = named.keyword.endswith("file")
+        is_ca = _is_ca(named)
         for name in safe_files.names(directory.path, MAX_ENTRIES):
             path = f"{directory.path}/{name}"
-            if name.startswith(".") or (is_ca and not name.endswith(_CA_ENDINGS)):
+            if not is_opened(named, name):
                 continue
             try:
                 found = safe_files.examine(path)
@@ -179,12 +179,10 @@ class _Examination:
         return self._names[directory]
 
     def _companions(self, named: NamedFile, path: str) -> Iterator[Problem]:
-        stem = path.rpartition(".")[0] or path
-        candidates = [path + each + more for each in _ALGORITHMS for more in _COMPANIONS]
         directory, _, _ = path.rpartition("/")
         there = self._names_in(directory or "/")
-        for candidate in [*candidates[1:], f"{stem}.key"]:
-            if candidate == path or candidate.rpartition("/")[2] not in there:
+        for candidate in companions_of(path):
+            if candidate.rpartition("/")[2] not in there:
                 continue
             try:
                 found = safe_files.examine(candidate)
@@ -194,6 +192,22 @@ class _Examination:
             except Unsafe as exc:
                 if exc.fault is not FileFault.MISSING:
                     yield _problem(named, f"{candidate} {exc.message}", exc.remedy)
+
+
+def companions_of(path: str) -> tuple[str, ...]:
+    """The files that HAProxy looks for beside the certificate `path` (`ssl-load-extra-files`)."""
+    stem = path.rpartition(".")[0] or path
+    found = [path + each + more for each in _ALGORITHMS for more in _COMPANIONS]
+    return tuple(dict.fromkeys(each for each in (*found, f"{stem}.key") if each != path))
+
+
+def is_opened(named: NamedFile, name: str) -> bool:
+    """True if HAProxy opens the entry `name` of a directory that `named` is."""
+    return not name.startswith(".") and (not _is_ca(named) or name.endswith(_CA_ENDINGS))
+
+
+def _is_ca(named: NamedFile) -> bool:
+    return named.keyword.endswith("file")
 
 
 def _number(name: str | None, look_up: Callable[[str], int]) -> int | None:

@@ -25,6 +25,7 @@ BATCH = 7000
 
 _AWAY = 1 | 2 | 8 | 16 | 32
 """Maintenance or drain, by an operator, by a tracked server, or for want of an address."""
+_MAINTENANCE = 1 | 2 | 32
 _LINE = re.compile(r"[^\n]+")
 _NAME = re.compile(r"[A-Za-z0-9._:-]{1,256}")
 """A proxy's or server's name (manual 2.3)."""
@@ -65,6 +66,15 @@ class ServerState:
         DNS gave its name, by SRV.
         """
         return self.operational in (1, 2) and not (self.admin or 0) & _AWAY
+
+
+def serving(servers: Iterable[ServerState]) -> frozenset[str]:
+    """The proxies with a server that serves, be it only what it has because it is drained."""
+    return frozenset(
+        server.proxy
+        for server in servers
+        if server.operational in (1, 2) and not (server.admin or 0) & _MAINTENANCE
+    )
 
 
 def info(path: str, timeout: float = TIMEOUT) -> dict[str, str]:

@@ -368,12 +368,8 @@ class _Conversion:
 
     def _settings(self, candidates: Sequence[ConvertedSection]) -> dict[str, Any]:
         found = self.found
-        cluster = {
-            **found.cluster,
-            # As the platform sets them; the loader refuses endpoints outside of them.
-            "service_network": "10.0.0.0/24",
-            "pod_network": "10.1.0.0/16",
-        }
+        cluster = {**found.cluster}
+        self.problems.append(_UNKNOWN_NETWORKS)
         nodes = next((c.nodes for c in candidates if c.nodes), {})
         if nodes:
             cluster["nodes"] = nodes
@@ -391,6 +387,16 @@ class _Conversion:
         found_notice = unset_notice(unset, has_fragments=bool(self.reasons))
         self.problems += found_notice
         return settings
+
+
+_UNKNOWN_NETWORKS = Problem(
+    "haproxy.cfg does not tell the cluster's networks: addresses outside of 10.1.0.0/16 (pods) and "
+    "10.0.0.0/24 (Services) get no traffic unless other networks are set",
+    "set cluster.pod_network and cluster.service_network; `kubectl get nodes -o "
+    "jsonpath='{.items[*].spec.podCIDR}'` shows the first, `fc-frontend resolve` what is left out",
+    severity=Severity.WARNING,
+    field="cluster.pod_network",
+)
 
 
 def _logs(service: ConvertedSection, has_global: bool) -> list[tuple[str, ...]]:

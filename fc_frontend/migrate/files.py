@@ -11,8 +11,10 @@ from fc_frontend.text import json_text, one_line
 _PLAIN = re.compile(r"[A-Za-z][A-Za-z0-9_./-]*(?: [A-Za-z0-9_./()-]+)*")
 _WORDS_OF_YAML = frozenset("true false null yes no on off y n".split())
 _CLUSTER_NOTE = (
-    "# haproxy.cfg does not tell the networks: these are the platform's defaults.",
-    "# Addresses outside of pod_network are not taken for pods.",
+    "# haproxy.cfg does not tell the networks: set those of the cluster. These are the defaults;",
+    "# addresses outside of them get no traffic.",
+    "# service_network: 10.0.0.0/24",
+    "# pod_network: 10.1.0.0/16",
 )
 
 
@@ -35,9 +37,9 @@ def _settings(settings: dict[str, Any], sources: list[str]) -> str:
     for key, value in settings.items():
         lines.append(f"{key}:")
         for name, inner in value.items():
-            if name == "service_network":
-                lines += [f"  {note}" for note in _CLUSTER_NOTE]
             lines += _entry(name, inner, "  ")
+        if key == "cluster":
+            lines += [f"  {note}" for note in _CLUSTER_NOTE]
     return "\n".join(lines) + "\n"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
@@ -19,6 +20,8 @@ class Cause(StrEnum):
     FRAGMENT = "fragment"
     SETTINGS = "settings"
     TEMPLATES = "templates"
+    FILE_CHANGED = "file-changed"
+    """The content of a file that the configuration names, such as a certificate."""
     RESUMED = "resumed"
     """What an operator held has ended: what is declared is deployed again."""
     START = "start"
@@ -37,8 +40,11 @@ class Reason:
         return " ".join(part for part in (self.cause, self.subject, self.detail) if part)
 
 
-def reasons(before: Plan | None, after: Plan) -> tuple[Reason, ...]:
-    """Why `after` gives another text than `before`; `templates` if nothing else explains it."""
+def reasons(before: Plan | None, after: Plan, files: Iterable[str] = ()) -> tuple[Reason, ...]:
+    """Why `after` gives another text than `before`; `templates` if nothing else explains it.
+
+    `files` are those whose content has changed.
+    """
     if before is None:
         return (Reason(Cause.START),)
     found: list[Reason] = []
@@ -57,6 +63,7 @@ def reasons(before: Plan | None, after: Plan) -> tuple[Reason, ...]:
     found += [Reason(Cause.FRAGMENT, name, "removed") for name in fragments]
     if before.settings != after.settings:
         found.append(Reason(Cause.SETTINGS))
+    found += [Reason(Cause.FILE_CHANGED, path) for path in files]
     return tuple(found) or (Reason(Cause.TEMPLATES),)
 
 

@@ -113,6 +113,7 @@ _BASES = {
 }
 """Which of the global base directories goes before a relative name."""
 _BASE_KEYWORDS = frozenset(_BASES.values())
+_PLACE_KEYWORDS = _BASE_KEYWORDS | {"default-path"}
 _RESPONSE_LINES = frozenset(("http-request", "http-response", "http-after-response", "http-error"))
 _RESPONSE_ACTIONS = frozenset(("return", "deny", "tarpit", "reject"))
 _RESPONSE_FILES = frozenset(("file", "lf-file", "errorfile"))
@@ -153,6 +154,12 @@ def named_files(text: str, *, directory: str = "/") -> Iterator[NamedFile]:
                     crt_base=bases.path("crt", ""),
                     ca_base=bases.path("ca-file", ""),
                 )
+
+
+def base_lines(text: str) -> str:
+    """The lines of a configuration that say where relative names belong, as a `global` section."""
+    found = [line for line in map(read_line, text.split("\n")) if line.keyword in _PLACE_KEYWORDS]
+    return "\n".join(("global", *(line.source for line in found))) if found else ""
 
 
 def files_of_crt_list(text: str, crt_list: NamedFile) -> Iterator[NamedFile]:

@@ -1,0 +1,135 @@
+"""The content of named files as part of the configuration: HAProxy has what it read at its start.
+
+A section that names files ends with a comment for each of them, with a digest of its content.  So
+a renewed certificate gives another text, and goes the way of every other change: it is checked,
+withheld if HAProxy refuses it, as a key that does not match yet, and deployed by a reload.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+
+from fc_frontend import files, safe_files
+from fc_frontend.haproxy.kept_files import MOST_BYTES
+from fc_frontend.haproxy.named_files import MAX_ENTRIES, MAX_LIST_BYTES, companions_of, is_opened
+from fc_frontend.render.file_marks import FILE_MARK, digests_in
+from fc_frontend.safe_files import FileFault, Unsafe
+from fc_frontend.syntax.files import NamedFile, Use, files_of_crt_list, named_files
+
+_LENGTH = 16
+_MAX_TEXTS = 65_536
+"""Sections of which the named files are remembered: most name none, and never change."""
+_CHANGING = frozenset(
+    ("server-state-file", "server-state-file-name", "stats-file", "namespace", "account-key")
+)
+"""Keywords of files that change while HAProxy runs, and count when it starts."""
+
+Signature = tuple[int, int, int] | None
+
+
+class Contents:
+    """The digests of files, computed again when a file's inode, size or time has changed."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, tuple[Signature, str]] = {}
+
+    def marked(self, text: str, bases: str = "", former: str = "") -> str:
+        """The section `text` with the digests of the files that it names.
+
+        `bases` are the lines of `global` on which relative names depend.  A file that this user may
+        not read counts as it does in `former`, the section as it runs.
+        """
+        named = _named(bases, text)
+        if not named:
+            return text
+        before = digests_in(former)
+        found: dict[str, str] = {}
+        for file in named:
+            for path, digest in self._of(file):
+                found[path] = before.get(path, digest) if digest == "unreadable" else digest
+        lines = [f"{FILE_MARK}{digest} {path}" for path, digest in sorted(found.items())]
+        return "\n".join((text, *lines))
+
+    def has_changed(self) -> bool:
+        """True if any of the files is another one than when its digest was computed last."""
+        return any(files.signature(path) != seen for path, (seen, _) in list(self._known.items()))
+
+    def _of(self, named: NamedFile) -> Iterator[tuple[str, str]]:
+        """The file, and those that belong to it, each with a digest."""
+        path = named.path
+        assert path is not None
+        try:
+            is_directory = safe_files.examine(path).is_directory
+        except Unsafe:
+            is_directory = False
+        if is_directory:
+            # A name that comes or goes changes the directory.
+            yield path, self._remembered(path, lambda: _names_digest(named, path))
+            for name in _entries(named, path):
+                yield f"{path}/{name}", self._digest(f"{path}/{name}")
+            return
+        yield path, self._digest(path)
+        if named.keyword == "crt":
+            for other in companions_of(path):
+                if files.signature(other) is not None:
+                    yield other, self._digest(other)
+        elif named.keyword in ("crt-list", "config"):
+            yield from self._listed(named, path)
+
+    def _listed(self, named: NamedFile, path: str) -> Iterator[tuple[str, str]]:
+        try:
+            text = safe_files.read(path, MAX_LIST_BYTES).decode("utf-8", "surrogateescape")
+        except Unsafe:
+            return
+        inner = files_of_crt_list(text, named) if named.keyword == "crt-list" else named_files(text)
+        for file in inner:
+            if file.path is not None and file.keyword not in ("crt-list", "config"):
+                yield from self._of(file)
+
+    def _digest(self, path: str) -> str:
+        return self._remembered(path, lambda: _content_digest(path))
+
+    def _remembered(self, path: str, compute: Callable[[], str]) -> str:
+        seen = files.signature(path)
+        known = self._known.get(path)
+        if known is None or known[0] != seen:
+            known = self._known[path] = (seen, compute())
+        return known[1]
+
+
+@lru_cache(maxsize=_MAX_TEXTS)
+def _named(bases: str, text: str) -> tuple[NamedFile, ...]:
+    found = {
+        named.path: named
+        for named in named_files(f"{bases}\n{text}")
+        if named.path is not None
+        and named.path.isprintable()
+        and named.use in (Use.KEYS, Use.READ, Use.SERVED)
+        and named.keyword not in _CHANGING
+    }
+    return tuple(found.values())
+
+
+def _entries(named: NamedFile, directory: str) -> list[str]:
+    try:
+        names = safe_files.names(directory, MAX_ENTRIES)
+    except Unsafe:
+        return []
+    return sorted(name for name in names if name.isprintable() and is_opened(named, name))
+
+
+def _names_digest(named: NamedFile, directory: str) -> str:
+    return _short("\n".join(_entries(named, directory)).encode())
+
+
+def _content_digest(path: str) -> str:
+    try:
+        return _short(safe_files.read(path, MOST_BYTES))
+    except Unsafe as exc:
+        return "missing" if exc.fault is FileFault.MISSING else "unreadable"
+
+
+def _short(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:_LENGTH]
