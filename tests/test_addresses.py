@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from fc_frontend.plan.addresses import (
     NotAnAddress,
+    normal_bind,
     parse_bind,
     parse_nameserver,
     parse_network,
@@ -123,3 +124,27 @@ def test_overlap(one: str, other: str, overlaps: bool) -> None:
 
 def test_bind_is_a_value() -> None:
     assert parse_bind("127.0.0.1:80") == Bind("ip", "127.0.0.1", 80)
+
+
+@pytest.mark.parametrize(
+    ("text", "bind"),
+    [
+        (":::8282", "[::]:8282"),
+        ("::1:80", "[::1]:80"),
+        ("2a02:238:f030::1000:443", "[2a02:238:f030::1000]:443"),
+        ("[2001:db8::1]:443", "[2001:db8::1]:443"),
+        ("ipv6@:80", "[::]:80"),
+        ("ipv6@*:80", "[::]:80"),
+        ("ipv6@::1:80", "[::1]:80"),
+        ("ipv4@*:80", "*:80"),
+        ("ipv4@192.0.2.1:80", "192.0.2.1:80"),
+        (":80", "*:80"),
+        ("*:80", "*:80"),
+        ("192.0.2.1:80", "192.0.2.1:80"),
+        ("unix@/run/x", "unix@/run/x"),
+        ("localhost:80", "localhost:80"),
+        ("abns@x:80", "abns@x:80"),
+    ],
+)
+def test_binds_as_haproxy_accepts_them(text: str, bind: str) -> None:
+    assert normal_bind(text) == bind

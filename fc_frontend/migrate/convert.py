@@ -37,7 +37,7 @@ from fc_frontend.migrate.settings import (
     take_resolvers,
     unset_notice,
 )
-from fc_frontend.plan.addresses import NotAnAddress, parse_bind
+from fc_frontend.plan.addresses import NotAnAddress, normal_bind, parse_bind
 from fc_frontend.plan.model import Bind
 from fc_frontend.syntax.sections import PROXIES
 from fc_frontend.syntax.units import fragment_faults
@@ -423,7 +423,7 @@ def _binds(sections: Iterable[OldSection]) -> Iterable[tuple[OldSection, Bind]]:
                 continue
             for text in line.arguments[0].split(","):
                 try:
-                    yield section, parse_bind(text)
+                    yield section, parse_bind(normal_bind(text))
                 except NotAnAddress:
                     continue
 

@@ -17,7 +17,7 @@ from fc_frontend.config.schema import DNS_LABEL, SERVICE_NAME, ServiceDeclaratio
 from fc_frontend.errors import Problem, Severity
 from fc_frontend.migrate.options import Option, effective, server_options
 from fc_frontend.migrate.sections import OldSection
-from fc_frontend.plan.addresses import NotAnAddress, parse_bind
+from fc_frontend.plan.addresses import NotAnAddress, normal_bind, parse_bind
 from fc_frontend.syntax.lines import Line
 
 Key = tuple[str, ...]
@@ -346,7 +346,7 @@ class _Proxy:
 
     def _bind(self, line: Line, text: str) -> str | None:
         try:
-            return str(parse_bind(text))
+            return str(parse_bind(normal_bind(text)))
         except NotAnAddress as exc:
             # A name has no colon in it: this is an address that HAProxy refuses as well.
             if text.startswith("[") and re.search(r"\[[0-9A-Fa-f:]*:[0-9A-Fa-f:]*\]", text):

@@ -14,7 +14,13 @@ from typing import Any
 from fc_frontend.errors import Problem, Severity
 from fc_frontend.migrate.proxies import Meaning, meaning_of
 from fc_frontend.migrate.sections import OldSection
-from fc_frontend.plan.addresses import SAFE_PATH, NotAnAddress, parse_bind, parse_nameserver
+from fc_frontend.plan.addresses import (
+    SAFE_PATH,
+    NotAnAddress,
+    normal_bind,
+    parse_bind,
+    parse_nameserver,
+)
 from fc_frontend.plan.model import Nameserver
 from fc_frontend.syntax.lines import Line
 from fc_frontend.syntax.units import GLOBAL_RESERVED, Owner, raw_line_faults
@@ -266,7 +272,7 @@ def stats_bind(section: OldSection) -> str | None:
     if mode != "http" or uri != "/" or len(binds) != 1 or len(binds[0]) != 1:
         return None
     try:
-        bind = parse_bind(binds[0][0])
+        bind = parse_bind(normal_bind(binds[0][0]))
     except NotAnAddress:
         return None
     return str(bind) if bind.kind == "ip" else None

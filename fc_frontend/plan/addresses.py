@@ -171,6 +171,26 @@ def _is_address(text: str) -> bool:
     return True
 
 
+def normal_bind(text: str) -> str:
+    """An IP bind as HAProxy accepts it (manual 11.1), in the way that `parse_bind` takes it.
+
+    IPv6 needs no brackets there, as in `:::80`: the port is what follows the last colon.  `ipv4@`
+    and `ipv6@` say which family a wildcard has.  What is no such bind is returned as it is.
+    """
+    family, at, rest = text.rpartition("@")
+    if at and family not in ("ipv4", "ipv6"):
+        return text
+    host, colon, port = rest.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not colon or not port:
+        return text
+    if host in ("", "*"):
+        return f"[::]:{port}" if family == "ipv6" else f"*:{port}"
+    if ":" in host and _is_address(host):
+        return f"[{host}]:{port}"
+    return rest if _is_address(host) else text
+
+
 def parse_bind_range(text: str) -> BindRange:
     """Addresses and ports such as `198.51.100.0/28:1024-65535` or `[2001:db8::1]:443`.
 
