@@ -40,8 +40,17 @@ if TYPE_CHECKING:
     from fc_frontend.rollout import Options, Rollout
     from fc_frontend.stored import RunningState
 
+EPILOG = """\
+\b
+Examples:
+  fc-frontend apply               deploy what is declared, once
+  fc-frontend apply --strict      deploy all of it or nothing
+  fc-frontend apply --force shop  deploy shop although that may be a mistake
+  fc-frontend apply --take-over   replace a haproxy.cfg that others wrote
+"""
 
-@click.command("apply")
+
+@click.command("apply", epilog=EPILOG)
 @common_options
 @click.option(
     "--force",

@@ -33,8 +33,16 @@ if TYPE_CHECKING:
 _MAX_SHOWN = 20
 """Untrusted files."""
 
+EPILOG = """\
+\b
+Examples:
+  fc-frontend check                     judge /etc/fc-frontend/config.yaml and services.d
+  fc-frontend check -c new/config.yaml  judge another configuration before it is installed
+  fc-frontend check --strict -o nagios  for monitoring: old mistakes count as well
+"""
 
-@click.command("check")
+
+@click.command("check", epilog=EPILOG)
 @common_options
 @click.option(
     "--strict",

@@ -35,8 +35,15 @@ _COLORS = {"added": "green", "removed": "red", "changed": "yellow"}
 _SHOWN = 40
 _DNS_PATIENCE = 10.0
 
+EPILOG = """\
+\b
+Examples:
+  fc-frontend diff         what apply would change, by service
+  fc-frontend diff --text  the same as lines of haproxy.cfg
+"""
 
-@click.command("diff")
+
+@click.command("diff", epilog=EPILOG)
 @common_options
 @click.option("--text", "as_text", is_flag=True, help="Print a unified diff of haproxy.cfg.")
 @format_options("text", "json")

@@ -44,8 +44,14 @@ _NAGIOS = {
     Result.UNKNOWN: ("UNKNOWN", 3),
 }
 
+EPILOG = """\
+\b
+Examples:
+  fc-frontend doctor  is this VM fit to be a frontend?
+"""
 
-@click.command("doctor")
+
+@click.command("doctor", epilog=EPILOG)
 @common_options
 @click.option(
     "--kubeconfig",

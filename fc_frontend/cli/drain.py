@@ -33,8 +33,16 @@ if TYPE_CHECKING:
 _LOOK_EVERY = 0.2
 _LONGEST_WAIT = 7 * 24 * 3600
 
+EPILOG = """\
+\b
+Examples:
+  fc-frontend drain shop           no new traffic for shop
+  fc-frontend drain shop 10.1.0.7  for one of its pods
+  fc-frontend drain                what is drained now
+"""
 
-@click.command("drain")
+
+@click.command("drain", epilog=EPILOG)
 @common_options
 @click.option(
     "--wait",

@@ -19,8 +19,14 @@ if TYPE_CHECKING:
 _CODES = {"ok": Exit.GOOD, "unknown": Exit.CANNOT_TELL}
 _COLORS = {"ok": "green", "warn": "yellow", "bad": "red", "unknown": "yellow"}
 
+EPILOG = """\
+\b
+Examples:
+  fc-frontend explain shop  why shop is not served, or that it is
+"""
 
-@click.command("explain")
+
+@click.command("explain", epilog=EPILOG)
 @common_options
 @format_options("text", "json")
 @click.argument("service", shell_complete=completion.service)

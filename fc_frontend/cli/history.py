@@ -27,8 +27,16 @@ if TYPE_CHECKING:
 
 _LONGEST_REASONS = 100
 
+EPILOG = """\
+\b
+Examples:
+  fc-frontend history         what HAProxy was given, when, by whom and why
+  fc-frontend history show 7  entry 7 with its haproxy.cfg
+  fc-frontend history diff 7  what has changed since entry 7
+"""
 
-@click.command("history")
+
+@click.command("history", epilog=EPILOG)
 @common_options
 @format_options("table", "wide", "json")
 @click.argument("action", type=click.Choice(["show", "diff"]), required=False)

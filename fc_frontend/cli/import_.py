@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 EPILOG = """\
 \b
 Example:
-  fc-frontend import /etc/haproxy/haproxy.cfg            look at what would come out
+  fc-frontend import /etc/haproxy/haproxy.cfg               look at what would come out
   fc-frontend import /etc/haproxy/haproxy.cfg --output new  write it into ./new, and check it
-  fc-frontend --config new/config.yaml render            the haproxy.cfg that follows from it
+  fc-frontend --config new/config.yaml render               the haproxy.cfg that follows from it
 
 \b
   listen ingress                                         services:

@@ -92,7 +92,7 @@ def _main(
         *_options(context, group),
         *_listed("EXIT STATUS", EXIT_STATUS),
         ".PP",
-        *filled("Of some commands they have other meanings; each page tells."),
+        *filled("With `--format nagios` they are those of Nagios."),
         *_listed("ENVIRONMENT", ENVIRONMENT),
         *_listed("FILES", FILES),
         *_see_also([f"{PROGRAM}-{name}" for name in summaries], "haproxy"),
@@ -105,12 +105,15 @@ def _page(
 ) -> str:
     prose, codes = _parts(command)
     examples = _split(inspect.cleandoc(command.epilog or ""))
+    has_settings = any(parameter.name == "config" for parameter in command.params)
     lines = [
         *_head(f"{PROGRAM}-{context.info_name}", summary.rstrip("."), version, date),
         *_synopsis(context, command),
         *_section("DESCRIPTION", _paragraphs(prose)),
         *_options(context, command),
         *_section("EXIT STATUS", _codes(codes)),
+        *(_listed("ENVIRONMENT", ENVIRONMENT) if has_settings else ()),
+        *(_listed("FILES", FILES) if has_settings else ()),
         *_section("EXAMPLES", _paragraphs(examples)),
         *_see_also([PROGRAM]),
     ]

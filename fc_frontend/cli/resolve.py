@@ -29,8 +29,15 @@ _NO_NAMESERVER = Problem(
     "set cluster.nameservers to the cluster's DNS, such as 10.0.0.254:53",
 )
 
+EPILOG = """\
+\b
+Examples:
+  fc-frontend resolve       what cluster DNS says of all services
+  fc-frontend resolve shop  of one
+"""
 
-@click.command("resolve")
+
+@click.command("resolve", epilog=EPILOG)
 @common_options
 @format_options("text", "json")
 @click.argument("services", nargs=-1, metavar="[SERVICE]...", shell_complete=completion.service)

@@ -24,8 +24,15 @@ from fc_frontend.cli.common import (
 from fc_frontend.cli.progress import step
 from fc_frontend.errors import Refused, Unavailable
 
+EPILOG = """\
+\b
+Examples:
+  fc-frontend rollback    go back to the entry before, and hold it
+  fc-frontend rollback 0  go back to the haproxy.cfg from before fc-frontend
+"""
 
-@click.command("rollback")
+
+@click.command("rollback", epilog=EPILOG)
 @common_options
 @format_options("text", "json")
 @click.argument(

@@ -36,8 +36,17 @@ _NARROWEST = 40
 """Columns below which no table is made narrower."""
 _CODES = {"OK": Exit.GOOD, "WARNING": Exit.PROBLEMS, "CRITICAL": Exit.PROBLEMS}
 
+EPILOG = """\
+\b
+Examples:
+  fc-frontend status                  how all is, the most urgent first
+  fc-frontend status -o wide --watch  all columns, shown anew every 2 s
+  fc-frontend status -o json          for scripts
+  fc-frontend status -o nagios        for Nagios, Icinga and Sensu
+"""
 
-@click.command("status")
+
+@click.command("status", epilog=EPILOG)
 @common_options
 @click.option("-w", "--watch", "is_watching", is_flag=True, help="Show it anew every 2 s.")
 @format_options("table", "wide", "json", "nagios")
