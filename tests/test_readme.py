@@ -9,10 +9,12 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 
@@ -57,7 +59,46 @@ def test_the_demo_command_works_in_a_fresh_checkout(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "A broken file costs nothing but itself" in done.stdout
-    assert re.search(r"\d+ requests, \d+ answered, [0-4] failed", done.stdout)
+    assert re.search(r"\d+ requests: \d+ answered, [0-4] failed", done.stdout)
+    _try_what_it_tells([*user, "/bin/sh", "contrib/demo", "--keep"], checkout, environ)
+
+
+def _try_what_it_tells(argv: list[str], checkout: Path, environ: dict[str, str]) -> None:
+    """A second time nothing is installed, the commands work, and SIGHUP ends all of it."""
+    demo = subprocess.Popen(
+        argv, cwd=checkout, env=environ, stdout=subprocess.PIPE, text=True, bufsize=1
+    )
+    told: list[str] = []
+    try:
+        assert demo.stdout is not None
+        for line in demo.stdout:
+            told.append(line.strip())
+            if "Ctrl-C ends it." in line:
+                break
+        text = "\n".join(told)
+        assert "installing" not in text
+        offered = dict(re.findall(r"^([a-z0-9 ]+): +(\S.*)$", text, re.MULTILINE))
+        for name in ("how all is", "one service", "no new traffic", "traffic again", "scale to 20"):
+            # An ordinary user of the same number: the sockets are his.
+            inside = ["nsenter", "--user", "--preserve-credentials", "-t", str(demo.pid)]
+            command = [*inside, "/bin/sh", "-c", offered[name]]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+            assert done.returncode in (0, 1), (name, done.stdout, done.stderr)
+        assert "20 pods" in next(line for line in demo.stdout if "pods now" in line)
+        stage = str(Path(offered["files"]).parent)
+        demo.send_signal(signal.SIGHUP)
+        demo.stdout.read()
+        demo.wait(30)
+    finally:
+        demo.kill()
+        demo.wait()
+    left = [
+        process.pid
+        for process in psutil.process_iter(["cmdline"])
+        if stage in " ".join(process.info["cmdline"] or ())
+    ]
+    assert not left
+    assert not Path(stage).exists()
 
 
 def fresh_checkout(tmp_path: Path) -> Path:

@@ -44,7 +44,7 @@ def command(keep: bool) -> None:
                 if not keep:
                     story.cancel()
 
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
                 loop.add_signal_handler(number, end)
             await story
 

@@ -38,7 +38,7 @@ EPILOG = """\
 Examples:
   fc-frontend drain shop           no new traffic for shop
   fc-frontend drain shop 10.1.0.7  for one of its pods
-  fc-frontend drain                what is drained now
+  fc-frontend undrain shop         new traffic again
 """
 
 

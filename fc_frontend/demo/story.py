@@ -34,6 +34,9 @@ T = TypeVar("T")
 
 _PATIENCE = 20.0
 """How long a chapter waits for what it tells, in seconds."""
+_SILENCE = 2.0
+"""Seconds after which it is told what is waited for."""
+_MOST_PODS = 100
 
 Say = Callable[[str, str], None]
 """Prints a line of the story; the first argument is its kind: title, text, good, bad or file."""
@@ -121,8 +124,10 @@ class Story:
                 self._load = load
                 await self._chapters(load)
                 if keep is not None:
-                    self._tell_addresses()
+                    self._tell_what_to_try()
+                    scaling = asyncio.create_task(self._follow_wishes())
                     await keep()
+                    scaling.cancel()
                 # The pods are in this loop: it must not wait for their clients.
                 tally = await asyncio.to_thread(load.stop)
             self._summary(tally)
@@ -275,7 +280,11 @@ services:
     async def _until(self, what: str, found: Callable[[], T]) -> T:
         """What `found` returns once that is true.  It may fail while things come up."""
         deadline = time.monotonic() + _PATIENCE
+        told = time.monotonic()
         while True:
+            if time.monotonic() > told + _SILENCE:
+                told = time.monotonic()
+                self._say("text", f"waiting: {what}")
             with contextlib.suppress(OSError, http.client.HTTPException, ValueError):
                 result = await asyncio.to_thread(found)
                 if result:
@@ -352,33 +361,50 @@ services:
             connection.close()
         return failure is None and pod.startswith("hello")
 
-    def _tell_addresses(self) -> None:
+    def _tell_what_to_try(self) -> None:
         stage = self._stage
-        host, port = self._dns.address
-        self._say("title", "It runs on: try it")
-        for what, where in (
-            ("shop", f"curl -i http://{stage.frontend}:{SHOP_PORT}/"),
-            ("hello", f"curl -i http://{stage.frontend}:{HELLO_PORT}/"),
-            ("status", f"curl http://{stage.frontend}:{METRICS_PORT}/status.json"),
-            ("metrics", f"curl http://{stage.frontend}:{METRICS_PORT}/metrics"),
-            ("HAProxy", f"http://{stage.frontend}:{STATS_PORT}/"),
-            ("cluster DNS", f"dig @{host} -p {port} shop.default.svc.cluster.local"),
+        own = Path(sys.executable).parent / "fc-frontend"
+        program = f"{own if own.exists() else 'fc-frontend'} --config {stage.config}"
+        self._say("title", "It runs on: try it, from another terminal")
+        for what, command in (
+            ("the page", f"http://{stage.frontend}:{METRICS_PORT}/"),
+            ("how all is", f"{program} status"),
+            ("one service", f"{program} explain shop"),
+            ("a request", f"curl -i http://{stage.frontend}:{SHOP_PORT}/"),
+            ("no new traffic", f"{program} drain shop {self._shop.addresses[0]}"),
+            ("traffic again", f"{program} undrain shop {self._shop.addresses[0]}"),
+            ("scale to 20", f"echo 20 >{self._wishes}"),
             ("files", str(stage.services_d)),
-            ("log", str(stage.directory / "daemon.log")),
+            ("the log", str(stage.directory / "daemon.log")),
         ):
-            self._say("text", f"{what + ':':12} {where}")
+            self._say("text", f"{what + ':':16} {command}")
         self._say("text", "Ctrl-C ends it.")
+
+    @property
+    def _wishes(self) -> Path:
+        """The file in which one says how many pods shop should have."""
+        return self._stage.directory / "pods"
+
+    async def _follow_wishes(self) -> None:
+        """Give shop as many pods as the file says."""
+        done = ""
+        while True:
+            await asyncio.sleep(0.2)
+            wish = self._wishes.read_text().strip() if self._wishes.exists() else ""
+            if wish != done and wish.isdigit() and 0 < int(wish) <= _MOST_PODS:
+                done = wish
+                await self._scale(int(wish))
 
     def _summary(self, tally: Tally) -> None:
         self._say("title", "The end")
-        answered = sum(tally.pods.values())
-        self._say(
-            "good", f"{tally.requests} requests, {answered} answered, {len(tally.failures)} failed."
-        )
+        answered, failed = sum(tally.pods.values()), len(tally.failures)
+        why = " (they were under way to the pod that died)" if failed else ""
+        self._say("good", f"{tally.requests} requests: {answered} answered, {failed} failed{why}.")
         for failure in tally.failures[:10]:
             self._say("bad", failure)
         for pod, count in sorted(tally.pods.items(), key=lambda item: _natural(item[0])):
             self._say("text", f"{pod:10} {count}")
+        self._say("text", "Next: `sh contrib/demo --keep` lets you try it; then README.rst.")
 
 
 def _natural(name: str) -> tuple[str, int]:
