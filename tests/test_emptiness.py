@@ -10,7 +10,7 @@ import pytest
 
 from fc_frontend.demo.dns import Fault, KubernetesService
 from fc_frontend.demo.load import Load
-from fc_frontend.discovery.resolve import _accepted, held
+from fc_frontend.discovery.resolve import held, is_accepted
 from fc_frontend.haproxy import runtime
 from fc_frontend.plan.model import Answer, Endpoint, Freshness, Kind
 from tests.frontend import Frontend
@@ -148,4 +148,24 @@ def test_a_share_is_held_only_where_haproxy_does_not_resolve_itself() -> None:
 def test_special_addresses_need_a_network_of_their_own(
     address: str, network: str, accepted: bool
 ) -> None:
-    assert _accepted(address, (ip_network(network),)) is accepted
+    assert is_accepted(address, (ip_network(network),)) is accepted
+
+
+def test_servers_outside_of_the_pod_network_are_taken_away(frontend: Frontend) -> None:
+    """Whatever made HAProxy's resolver take them: fc-frontend fills the slots itself then."""
+    frontend.settings["intervals"]["resolve"] = "1h"
+    pods = frontend.scale("shop", 2)
+    outside = f"127.{frontend.octet}.200.77"
+    frontend.settings["services"]["shop"] = frontend.service("shop", 8080)
+    frontend.start()
+    frontend.until(lambda: frontend.serves(8080, pods))
+    socket = frontend.settings["haproxy"]["runtime_socket"]
+    with Load(frontend.host, 8080, clients=2) as load:
+        runtime.command(socket, f"set server shop/pod2 addr {outside}")
+        frontend.until(lambda: frontend.status()["services"][0]["addresses_by"] == "runtime")
+        frontend.until(lambda: addresses(frontend) == set(pods.addresses))
+        assert frontend.metric("fc_frontend_service_rejected_addresses", service="shop") == 1
+        assert "foreign-servers" in frontend.log_text()
+        frontend.until(lambda: frontend.serves(8080, pods))
+        tally = load.stop()
+    assert tally.requests > 100

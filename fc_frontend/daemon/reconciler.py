@@ -28,6 +28,7 @@ from fc_frontend.daemon.guard import Former, Guard, former_after
 from fc_frontend.daemon.removal import RemovalWait
 from fc_frontend.daemon.report import Report
 from fc_frontend.desired.isolate import Withheld
+from fc_frontend.discovery.resolve import is_accepted
 from fc_frontend.errors import Cause, Problem, Severity, Unavailable
 from fc_frontend.haproxy import (
     drain_record,
@@ -162,6 +163,8 @@ class Reconciler:
         self._patience = Patience()
         self._sweep_memo = planner.Memo()
         self._guard = Guard()
+        self._foreign: dict[str, frozenset[str]] = {}
+        """Question → addresses outside of the networks that HAProxy's resolver took for pods."""
         self._tidied = False
         self._unassigned = True
         self._server_state_age: dict[str, Answer] | None = None
@@ -551,6 +554,7 @@ class Reconciler:
         answers = await self._cluster_dns.sweep(specs, settings, before)
         if answers is None:
             return False
+        answers = self._without_foreign(specs, answers)
         self._report.answers(before, answers)
         # What follows from it for the plan is for the step that ends a hold.
         self.resolution = answers = _updated(self.resolution, before, answers)
@@ -561,6 +565,61 @@ class Reconciler:
         planned = plan(settings, specs, self.declaration.fragments, answers, memo=self._sweep_memo)
         self._metrics.planned(self.deployed, answers)
         return _shape(planned.services) != _shape(self.deployed.services)
+
+    def _without_foreign(
+        self, specs: Iterable[ServiceSpec], answers: Resolution
+    ) -> dict[str, Answer]:
+        """`answers` that reject what HAProxy's resolver took from outside of the networks."""
+        found = dict(answers)
+        for spec in specs if self._foreign else ():
+            foreign, answer = self._foreign.get(question(spec)), found.get(spec.name)
+            if foreign and answer is not None and not foreign <= set(answer.rejected):
+                rejected = tuple(sorted({*answer.rejected, *foreign}))
+                found[spec.name] = replace(answer, rejected=rejected)
+        return found
+
+    async def look_at_servers(self) -> bool:
+        """True if HAProxy has servers where no pod can be; their slots are filled by us then.
+
+        Of an SRV record's target with A and AAAA records, HAProxy takes the first additional
+        record, whichever network that is in.
+        """
+        if self.deployed is None or not self.in_sync or self.held is not None:
+            return False
+        cluster = self.deployed.settings.cluster
+        services = {
+            each.spec.name: each.spec
+            for each in self.deployed.services
+            if each.has_pods and not each.by_runtime
+        }
+        if not services:
+            return False
+        path = self.deployed.settings.haproxy.runtime_socket
+        try:
+            servers = await asyncio.to_thread(runtime.servers_with_address, path)
+        except Unavailable:
+            return False
+        found: dict[str, set[str]] = {}
+        for server in servers:
+            if (
+                server.proxy in services
+                and server.server.startswith("pod")
+                and server.address is not None
+                and not is_accepted(server.address, cluster.pod_networks)
+            ):
+                found.setdefault(server.proxy, set()).add(server.address)
+        for name, addresses in found.items():
+            text = question(services[name])
+            self._foreign[text] = self._foreign.get(text, frozenset()) | addresses
+            self._log.limited(f"foreign-servers {name}").warning(
+                "foreign-servers",
+                service=name,
+                addresses=",".join(sorted(addresses)[:3]),
+                effect="its slots are filled by fc-frontend",
+            )
+        if found:
+            self.resolution = self._without_foreign(services.values(), self.resolution)
+        return bool(found)
 
     async def assign(self, *, anew: bool = False) -> None:
         """Give pods to the slots of services that HAProxy's resolver cannot fill.

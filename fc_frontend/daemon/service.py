@@ -370,6 +370,8 @@ class Service:
         if thoroughly:
             await self._bound_old_workers()
             await self._reconciler.look_for_drift()
+            if await self._reconciler.look_at_servers():
+                self._trigger(Trigger.DNS)
             await self._reconciler.assign(anew=True)
             await self._reconciler.save_server_state()
 

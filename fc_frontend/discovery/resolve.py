@@ -338,11 +338,11 @@ def _answer(
 def _remedy(kind: Kind, rejected: tuple[str, ...], cluster: Cluster) -> tuple[str, Cause]:
     """What to do where all addresses are in the other network, or in none, and its cause."""
     if kind is Kind.SERVICE:
-        if any(_accepted(address, cluster.pod_networks) for address in rejected):
+        if any(is_accepted(address, cluster.pod_networks) for address in rejected):
             return "these are pods of a headless service: use pod_port", Cause.FOREIGN_NETWORK
         remedy = "add their network to cluster.service_network, if these are cluster IPs"
         return remedy, Cause.FOREIGN_NETWORK
-    if any(_accepted(address, cluster.service_networks) for address in rejected):
+    if any(is_accepted(address, cluster.service_networks) for address in rejected):
         remedy = "add `clusterIP: None` to the Service's spec, or use service_port"
         return f"this is a cluster IP: {remedy}", Cause.CLUSTER_IP
     remedy = "add their network to cluster.pod_network, if these are pods"
@@ -351,7 +351,7 @@ def _remedy(kind: Kind, rejected: tuple[str, ...], cluster: Cluster) -> tuple[st
 
 def _inside(said: LookupResult, networks: tuple[Network, ...]) -> LookupResult:
     """`said` with the endpoints outside of `networks` rejected."""
-    accepted = tuple([e for e in said.endpoints if _accepted(e.address, networks)])
+    accepted = tuple([e for e in said.endpoints if is_accepted(e.address, networks)])
     if len(accepted) == len(said.endpoints):
         return said
     others = {e.address for e in said.endpoints} - {e.address for e in accepted}
@@ -359,8 +359,11 @@ def _inside(said: LookupResult, networks: tuple[Network, ...]) -> LookupResult:
 
 
 @lru_cache(maxsize=65536)
-def _accepted(text: str, networks: tuple[Network, ...]) -> bool:
-    """Remembered: a sweep asks the same of the same addresses every second."""
+def is_accepted(text: str, networks: tuple[Network, ...]) -> bool:
+    """True if an address is in one of the networks.
+
+    Remembered: a sweep asks the same of the same addresses every second.
+    """
     address = ip_address(text)
     return any(
         address.version == network.version
