@@ -164,11 +164,7 @@ def deploy_text(
     slots = sum(len(servers.names) for made in servers_in(config.text).values() for servers in made)
 
     def write_state(running: Running) -> tuple[Problem, ...]:
-        installed = install.read(haproxy.config_file)
-        before = installed.decode("utf-8", "replace") if installed else ""
-        if config_hash(before) != running.hash:
-            # What the worker's servers are of is not known.
-            before = ""
+        before = _text_of(running, haproxy)
         said = save_running(settings, config.text, before, running.servers)
         first()
         return said
@@ -211,7 +207,7 @@ def execute(
         config,
         running,
         attempt,
-        write_state=lambda running: _write_server_state(plan, resolution, running),
+        write_state=lambda running: _write_server_state(plan, resolution, running, config.text),
         output=output,
     )
     if deployment.outcome in (Outcome.RELOADED, Outcome.STARTED):
@@ -398,8 +394,11 @@ def save_server_state(plan: Plan, resolution: Resolution) -> None:
     Raises `Unavailable`.
     """
     socket = plan.settings.haproxy.runtime_socket
-    running = Running(servers=runtime.servers_with_address(socket))
-    _write_server_state(plan, resolution, running)
+    servers = runtime.servers_with_address(socket)
+    installed = install.read(plan.settings.haproxy.config_file)
+    text = installed.decode("utf-8", "replace") if installed else ""
+    running = Running(hash=config_hash(text), servers=servers)
+    _write_server_state(plan, resolution, running, text)
 
 
 def save_running(
@@ -416,13 +415,24 @@ def save_running(
 
 
 def _write_server_state(
-    plan: Plan, resolution: Resolution, running: Running
+    plan: Plan, resolution: Resolution, running: Running, text: str
 ) -> tuple[Problem, ...]:
+    """Write the state file for `text`; returns what could not be read of the drains."""
     files.make_directory(plan.settings.state_directory, mode=0o750)
     drained, problems = drain_record.load(plan.settings)
-    text = server_state(plan, resolution, running.servers, drained=drained)
-    files.write_own(plan.settings.server_state_file, text.encode())
+    before = _text_of(running, plan.settings.haproxy)
+    state = server_state(
+        plan, resolution, running.servers, drained=drained, text=text, before=before
+    )
+    files.write_own(plan.settings.server_state_file, state.encode())
     return problems
+
+
+def _text_of(running: Running, haproxy: Haproxy) -> str:
+    """The text that the worker runs with; empty if that is not known."""
+    installed = install.read(haproxy.config_file)
+    text = installed.decode("utf-8", "replace") if installed else ""
+    return text if config_hash(text) == running.hash else ""
 
 
 def _drain_again(plan: Plan, resolution: Resolution) -> tuple[Problem, ...]:

@@ -9,6 +9,7 @@ made here.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 from fc_frontend.haproxy.assign import is_free
@@ -56,8 +57,12 @@ def server_state(
     running: Iterable[ServerState],
     *,
     drained: Drained = NOTHING,
+    text: str = "",
+    before: str = "",
 ) -> str:
-    """The state file's text for `plan`.
+    """The state file's text for `plan`, whose configuration is `text`.
+
+    Servers of fragments keep what the worker, which runs with the text `before`, has for them.
 
     Servers that the running worker knows keep their state, and their slot where they can; pods that
     a fresh answer does not name any more are left out.  Pods that are `drained` are so from the
@@ -75,6 +80,8 @@ def server_state(
         else:
             nodes = plan.settings.cluster.nodes
             lines += _node_lines(service, nodes, known.get(service.spec.name, []), drained)
+    names = {service.spec.name for service in plan.services}
+    lines += _lines_of_others(text, before, known, drained, names) if plan.fragments else []
     return EMPTY + "".join(f"{line}\n" for line in lines)
 
 
@@ -92,14 +99,20 @@ def servers_in(text: str) -> dict[str, tuple[TextServers, ...]]:
 
 
 def _text_servers(line: Line) -> TextServers | None:
-    """What a statement makes, if it is as service.cfg.j2 prints it."""
+    """What a statement makes, if cluster DNS says where it is (manual 4.2, `server-template`)."""
     match line.keyword, line.arguments:
-        case "server-template", ("pod", count, address, *options) if _is_number(count):
-            names = tuple(f"pod{number}" for number in range(1, int(count) + 1))
-        case "server", ("service", address, *options):
-            names = ("service",)
+        case "server-template", (prefix, count, address, *options):
+            low, dash, high = count.rpartition("-")
+            if not _is_number(high) or (dash and not _is_number(low)):
+                return None
+            first = int(low) if dash else 1
+            names = tuple(f"{prefix}{number}" for number in range(first, int(high) + 1))
+        case "server", (name, address, *options) if name == "service" or "resolvers" in options:
+            names = (name,)
         case _:
             return None
+    if not names:
+        return None
     target, _, port = address.rpartition(":")
     if not target or not _is_number(port):
         return None
@@ -124,9 +137,23 @@ def state_of_running(
     for server in running:
         if not is_free(server):
             known.setdefault(server.proxy, []).append(server)
+    lines = _lines_of_others(text, before, known, drained, frozenset())
+    return EMPTY + "".join(f"{line}\n" for line in lines)
+
+
+def _lines_of_others(
+    text: str,
+    before: str,
+    known: Mapping[str, list[ServerState]],
+    drained: Drained,
+    services: AbstractSet[str],
+) -> list[str]:
+    """The lines of servers of which only the texts are known, but for those of `services`."""
     former = servers_in(before)
     lines: list[str] = []
     for proxy, made in servers_in(text).items():
+        if proxy in services:
+            continue
         targets = {other.target for other in former.get(proxy, ())}
         for servers in made:
             if servers.target not in targets:
@@ -146,7 +173,7 @@ def state_of_running(
                 port = servers.port or server.port
                 if port:
                     lines.append(_text_line(proxy, name, Endpoint(address, port), server, admin))
-    return EMPTY + "".join(f"{line}\n" for line in lines)
+    return lines
 
 
 def _service_lines(

@@ -1,0 +1,60 @@
+"""Servers of fragments survive reloads and silence of cluster DNS as those of services do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from fc_frontend.demo.dns import Fault
+from fc_frontend.demo.load import Load
+from tests.frontend import Frontend
+
+RELOADS = 6
+
+
+@pytest.fixture
+def frontend(either_binary: str) -> Iterator[Frontend]:
+    """A service, and a fragment with two ways to make servers by cluster DNS."""
+    with Frontend(either_binary) as made:
+        made.scale("shop", 3)
+        made.settings["services"]["plain"] = made.service("shop", 8081)
+        target = "shop.default.svc.cluster.local:8080"
+        made.drop(
+            "edge.cfg",
+            f"frontend edge\n    mode http\n    bind {made.host}:8080\n"
+            "    default_backend pool\n\n"
+            "backend pool\n    mode http\n"
+            f"    server-template web 2-4 {target} check resolvers cluster\n"
+            f"    server one {target} check resolvers cluster\n",
+        )
+        made.start()
+        made.until(lambda: made.get("/", 8080)[0] == 200)
+        made.until(lambda: made.serves(8081, made.pods["shop"]))
+        yield made
+
+
+def test_a_reload_costs_a_fragment_no_request(frontend: Frontend) -> None:
+    frontend.dns.delay = 0.1
+    with Load(frontend.host, 8080, clients=4) as load:
+        for number in range(RELOADS):
+            frontend.drop(
+                "more.json", {"more": frontend.service("shop", 8090 + number, slots=10 + number)}
+            )
+            frontend.until(
+                lambda number=number: len(frontend.events("config-reloaded")) == number + 1
+            )
+        tally = load.stop()
+    assert tally.requests > 100
+    assert not tally.failures
+
+
+def test_a_fragment_serves_while_cluster_dns_is_silent(frontend: Frontend) -> None:
+    """Over a reload, too: the new worker has nobody to ask."""
+    frontend.dns.fault = Fault.SILENT
+    with Load(frontend.host, 8080, clients=4) as load:
+        frontend.drop("more.json", {"more": frontend.service("shop", 8090)})
+        frontend.until(lambda: len(frontend.events("config-reloaded")) == 1)
+        before = load.tally()
+        frontend.until(lambda: load.tally().since(before).requests > 200)
+        assert not load.stop().failures
