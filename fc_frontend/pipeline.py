@@ -39,7 +39,7 @@ from fc_frontend.errors import Cause, Problem, Refused, Unavailable, errors_in, 
 from fc_frontend.haproxy import history, install, kept_files, runtime
 from fc_frontend.haproxy.conflicts import listener_problems
 from fc_frontend.haproxy.contents import Contents
-from fc_frontend.haproxy.foreign import Origin
+from fc_frontend.haproxy.foreign import FileOrigin
 from fc_frontend.haproxy.judge import judge
 from fc_frontend.haproxy.patience import Patience
 from fc_frontend.haproxy.server_state import servers_in
@@ -171,9 +171,9 @@ class Prepared:
 class Memo:
     """What was planned and rendered before; see there."""
 
-    plan: planner.Memo = field(default_factory=planner.Memo)
+    plan: planner.PlanMemo = field(default_factory=planner.PlanMemo)
     contents: Contents = field(default_factory=Contents)
-    render: renderer.Memo = field(default_factory=renderer.Memo)
+    render: renderer.RenderMemo = field(default_factory=renderer.RenderMemo)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -1023,7 +1023,10 @@ def record(
 def lost_settings(prepared: Prepared, deployment: Deployment) -> tuple[Problem, ...]:
     """Warnings about what a haproxy.cfg that was taken over had in `global` and `defaults`."""
     replaced = deployment.replaced
-    is_foreign = replaced is not None and replaced.found.origin in (Origin.BARE, Origin.FOREIGN)
+    is_foreign = replaced is not None and replaced.found.origin in (
+        FileOrigin.BARE,
+        FileOrigin.FOREIGN,
+    )
     if replaced is None or replaced.content is None or not is_foreign or not deployment.ok:
         return ()
     assert prepared.config is not None

@@ -35,10 +35,10 @@ class StoredAnswer:
 
 
 @dataclass(frozen=True, slots=True)
-class Memo:
+class StoredMemo:
     """What was written before; see there."""
 
-    declarations: declarations.Memo = field(default_factory=declarations.Memo)
+    declarations: declarations.WrittenMemo = field(default_factory=declarations.WrittenMemo)
     answers: dict[str, StoredAnswer] = field(default_factory=dict)
     """By service."""
 
@@ -56,7 +56,7 @@ def stored_answers(settings: Settings, specs: Iterable[ServiceSpec]) -> dict[str
 
 
 def stored_form(
-    specs: Iterable[ServiceSpec], resolution: Resolution, *, memo: Memo | None = None
+    specs: Iterable[ServiceSpec], resolution: Resolution, *, memo: StoredMemo | None = None
 ) -> bytes:
     """The answers as `stored_answers` will read them."""
     known = memo.answers if memo else {}
@@ -80,7 +80,7 @@ def save_answers(
     specs: Iterable[ServiceSpec],
     resolution: Resolution,
     *,
-    memo: Memo | None = None,
+    memo: StoredMemo | None = None,
 ) -> None:
     """Keep the answers for the next start, and for `check`.  Raises `Unavailable`."""
     files.write_own(answers_path(settings), stored_form(specs, resolution, memo=memo))
@@ -111,14 +111,14 @@ def stored_pending(state_directory: str) -> RunningDeclarations | None:
 
 
 def save_running(
-    settings: Settings, running: RunningDeclarations, *, memo: Memo | None = None
+    settings: Settings, running: RunningDeclarations, *, memo: StoredMemo | None = None
 ) -> None:
     """Keep them for the next start.  Raises `Unavailable`."""
     _save_forms(settings, running_path(settings.state_directory), running, memo)
 
 
 def save_pending(
-    settings: Settings, pending: RunningDeclarations, *, memo: Memo | None = None
+    settings: Settings, pending: RunningDeclarations, *, memo: StoredMemo | None = None
 ) -> None:
     """Write down what is about to be deployed.  Raises `Unavailable`."""
     files.make_directory(settings.state_directory, mode=0o750)
@@ -137,7 +137,7 @@ def _pending_path(state_directory: str) -> str:
 
 
 def _save_forms(
-    settings: Settings, path: str, saved: RunningDeclarations, memo: Memo | None
+    settings: Settings, path: str, saved: RunningDeclarations, memo: StoredMemo | None
 ) -> None:
     content = dump_running(saved, memo.declarations if memo else None)
     files.write_own(path, content, mode=install.mode_of_copies(settings.haproxy.config_file))
@@ -156,7 +156,7 @@ class RunningState:
         self._saved = self.confirmed
         self._directory = directory
         self._seen = files.signature(running_path(directory))
-        self._memo = Memo()
+        self._memo = StoredMemo()
 
     @property
     def is_saved(self) -> bool:

@@ -15,7 +15,7 @@ from fc_frontend.errors import Problem, Severity, errors_in
 from fc_frontend.model.units import SETTINGS, UnitId, UnitKind
 from fc_frontend.plan.conflicts import conflicts, overlaps, wider
 from fc_frontend.syntax.binds import Owned, read_listeners
-from fc_frontend.syntax.endpoints import Endpoint
+from fc_frontend.syntax.endpoints import ListenEndpoint
 from tests.support.prepared import newcomers, prepare
 
 
@@ -26,7 +26,7 @@ def owned(bind: str, owner: str = "a") -> tuple[Owned, ...]:
     return read_.listeners
 
 
-def endpoint(bind: str) -> Endpoint:
+def endpoint(bind: str) -> ListenEndpoint:
     ((_, listener),) = owned(bind)
     return listener.endpoint
 

@@ -25,13 +25,13 @@ from fc_frontend.decide import (
     decide,
 )
 from fc_frontend.errors import Problem
-from fc_frontend.plan.reasons import Cause, Reason
+from fc_frontend.plan.reasons import Reason, ReloadCause
 from fc_frontend.render.config import Config
 
 OLD = Config("old text", "old")
 NEW = Config("new text", "new")
 FORMER = Config("former text", "former")
-WHY = (Reason(Cause.SERVICE_ADDED, "shop"),)
+WHY = (Reason(ReloadCause.SERVICE_ADDED, "shop"),)
 BROKEN = (Problem(message="certificate missing"),)
 
 RUNS_OLD = Observed(is_running=True, running="old", installed="old")

@@ -33,8 +33,8 @@ from fc_frontend.demo.dns import ClusterDns, Fault, KubernetesService
 from fc_frontend.discovery.client import (
     DnsClient,
     Exchange,
-    Outcome,
     Reply,
+    ReplyOutcome,
     ServiceRecord,
 )
 from fc_frontend.discovery.scan import RecordType, plain_records
@@ -226,15 +226,15 @@ async def scripted_tcp(respond: Callable[[bytes], bytes]) -> AsyncIterator[Names
 @in_loop
 async def test_address_records_of_both_families_are_answered_sorted() -> None:
     async with ClusterDns([SERVICE]) as dns_server, asking(dns_server) as ask:
-        assert await ask(WEB, "A") == Reply(WEB, "A", Outcome.ANSWER, tuple(sorted(V4)))
-        assert await ask(WEB, "AAAA") == Reply(WEB, "AAAA", Outcome.ANSWER, tuple(sorted(V6)))
+        assert await ask(WEB, "A") == Reply(WEB, "A", ReplyOutcome.ANSWER, tuple(sorted(V4)))
+        assert await ask(WEB, "AAAA") == Reply(WEB, "AAAA", ReplyOutcome.ANSWER, tuple(sorted(V6)))
 
 
 @in_loop
 async def test_a_service_record_has_its_port_and_the_addresses_of_its_target() -> None:
     async with ClusterDns([SERVICE]) as dns_server, asking(dns_server) as ask:
         reply = await ask(f"_http._tcp.{WEB}", "SRV")
-        assert reply.outcome is Outcome.ANSWER
+        assert reply.outcome is ReplyOutcome.ANSWER
         assert reply.services == tuple(
             sorted(
                 ServiceRecord(f"{pod.replace('.', '-').replace(':', '-')}.{WEB}", 8080, (pod,))
@@ -250,15 +250,15 @@ async def test_a_service_record_for_no_service_or_port_0_is_no_server() -> None:
 
     async with scripted(respond) as nameserver, asking(nameserver) as ask:
         reply = await ask(WEB, "SRV")
-        assert (reply.outcome, reply.services) == (Outcome.EMPTY, ())
+        assert (reply.outcome, reply.services) == (ReplyOutcome.EMPTY, ())
 
 
 @in_loop
 async def test_an_unknown_name_is_nxdomain_and_a_missing_type_is_empty() -> None:
     only_v4 = KubernetesService("four", endpoints=("10.1.0.9",))
     async with ClusterDns([only_v4]) as dns_server, asking(dns_server) as ask:
-        assert (await ask(f"none.{ZONE}")).outcome is Outcome.NXDOMAIN
-        assert (await ask(f"four.{ZONE}", "AAAA")).outcome is Outcome.EMPTY
+        assert (await ask(f"none.{ZONE}")).outcome is ReplyOutcome.NXDOMAIN
+        assert (await ask(f"four.{ZONE}", "AAAA")).outcome is ReplyOutcome.EMPTY
         assert (await ask(f"four.{ZONE}")).addresses == ("10.1.0.9",)
 
 
@@ -287,7 +287,7 @@ async def test_a_change_is_seen_at_once_and_so_is_its_end() -> None:
         dns_server.set_endpoints("web", ["10.1.0.3"])
         assert (await ask()).addresses == ("10.1.0.3",)
         dns_server.set_endpoints("web", [])
-        assert (await ask()).outcome is Outcome.NXDOMAIN
+        assert (await ask()).outcome is ReplyOutcome.NXDOMAIN
         dns_server.set_endpoints("web", PODS)
         assert await ask() == before
 
@@ -332,7 +332,7 @@ async def test_aliases_inside_one_answer_are_followed() -> None:
         ClusterDns([SERVICE], extra_records=aliases) as dns_server,
         asking(dns_server) as ask,
     ):
-        assert await ask("a.example") == Reply("a.example", "A", Outcome.ANSWER, V4)
+        assert await ask("a.example") == Reply("a.example", "A", ReplyOutcome.ANSWER, V4)
         assert len(ask.told()) == 1
 
 
@@ -344,7 +344,7 @@ async def test_aliases_across_several_answers_are_followed_and_keep_the_name_ask
         ClusterDns([SERVICE], extra_records=aliases) as dns_server,
         asking(dns_server) as ask,
     ):
-        assert await ask("a0.example") == Reply("a0.example", "A", Outcome.ANSWER, V4)
+        assert await ask("a0.example") == Reply("a0.example", "A", ReplyOutcome.ANSWER, V4)
         assert len(ask.told()) == 3
 
 
@@ -357,7 +357,7 @@ async def test_a_chain_of_aliases_without_end_is_a_failure() -> None:
 
     async with scripted(respond) as nameserver, asking(nameserver) as ask:
         reply = await ask("x0.example")
-        assert (reply.name, reply.outcome) == ("x0.example", Outcome.FAILURE)
+        assert (reply.name, reply.outcome) == ("x0.example", ReplyOutcome.FAILURE)
         assert "CNAME" in reply.detail
         assert len(ask.told()) == 8
 
@@ -366,7 +366,7 @@ async def test_a_chain_of_aliases_without_end_is_a_failure() -> None:
 async def test_aliases_in_a_circle_are_a_failure() -> None:
     aliases = {"a.example": "b.example", "b.example": "a.example"}
     async with ClusterDns(extra_records=aliases) as dns_server, asking(dns_server) as ask:
-        assert (await ask("a.example")).outcome is Outcome.FAILURE
+        assert (await ask("a.example")).outcome is ReplyOutcome.FAILURE
 
 
 @in_loop
@@ -375,9 +375,9 @@ async def test_an_alias_of_an_unknown_name_is_nxdomain_and_of_an_unreachable_one
 ):
     aliases = {"a.example": f"none.{ZONE}", "b.example": "outside.example"}
     async with ClusterDns(extra_records=aliases) as dns_server, asking(dns_server) as ask:
-        assert (await ask("a.example")).outcome is Outcome.NXDOMAIN
+        assert (await ask("a.example")).outcome is ReplyOutcome.NXDOMAIN
         reply = await ask("b.example")
-        assert reply.outcome is Outcome.FAILURE
+        assert reply.outcome is ReplyOutcome.FAILURE
         assert "SERVFAIL" in reply.detail
 
 
@@ -404,7 +404,7 @@ async def test_a_truncated_answer_is_a_failure_where_tcp_is_not_allowed() -> Non
         asking(server(dns_server.address, Transport.UDP)) as ask,
     ):
         reply = await ask(f"crowd.{ZONE}")
-        assert (reply.outcome, reply.addresses) == (Outcome.FAILURE, ())
+        assert (reply.outcome, reply.addresses) == (ReplyOutcome.FAILURE, ())
         assert "TCP is not allowed" in reply.detail
 
 
@@ -423,7 +423,7 @@ async def test_a_nameserver_for_tcp_alone_is_never_asked_over_udp() -> None:
         asking(server(dns_server.address, Transport.TCP)) as ask,
     ):
         assert (await ask()).addresses == V4
-        assert (await ask(f"none.{ZONE}")).outcome is Outcome.NXDOMAIN
+        assert (await ask(f"none.{ZONE}")).outcome is ReplyOutcome.NXDOMAIN
         assert {transport for _, transport, _ in ask.told()} == {"tcp"}
 
 
@@ -437,7 +437,7 @@ async def test_an_answer_that_is_truncated_even_over_tcp_is_a_failure() -> None:
 
     async with scripted_tcp(respond) as nameserver, asking(nameserver, tries=1) as ask:
         reply = await ask()
-        assert (reply.outcome, reply.addresses) == (Outcome.FAILURE, ())
+        assert (reply.outcome, reply.addresses) == (ReplyOutcome.FAILURE, ())
         assert [rcode for _, _, rcode in ask.told()] == ["truncated"]
 
 
@@ -502,7 +502,7 @@ async def test_nxdomain_is_an_answer_and_no_reason_to_ask_another(transport: Tra
         ClusterDns([SERVICE]) as second,
         asking(server(first.address, transport), second) as ask,
     ):
-        assert (await ask()).outcome is Outcome.NXDOMAIN
+        assert (await ask()).outcome is ReplyOutcome.NXDOMAIN
         assert len(ask.told()) == 1
 
 
@@ -516,7 +516,7 @@ async def test_if_every_nameserver_fails_the_reply_names_each_with_its_reason(
         nameservers = [server(s.address, transport) for s in (first, second)]
         async with asking(*nameservers, closed_place()) as ask:
             reply = await ask()
-            assert reply.outcome is Outcome.FAILURE
+            assert reply.outcome is ReplyOutcome.FAILURE
             assert f"{nameservers[0]}: SERVFAIL" in reply.detail
             assert f"{nameservers[1]}: REFUSED" in reply.detail
             assert "unreachable" in reply.detail
@@ -526,7 +526,7 @@ async def test_if_every_nameserver_fails_the_reply_names_each_with_its_reason(
 @in_loop
 async def test_without_nameservers_every_question_fails() -> None:
     async with asking() as ask:
-        assert (await ask()).outcome is Outcome.FAILURE
+        assert (await ask()).outcome is ReplyOutcome.FAILURE
 
 
 @pytest.mark.parametrize("transport", Transport)
@@ -537,7 +537,7 @@ async def test_silence_is_a_failure_that_says_how_long_it_waited(transport: Tran
         nameserver = server(dns_server.address, transport)
         async with asking(nameserver, timeout=SOON, tries=1) as ask:
             reply = await ask()
-            assert reply.outcome is Outcome.FAILURE
+            assert reply.outcome is ReplyOutcome.FAILURE
             waited = SOON if transport is Transport.UDP else 2 * SOON
             assert f"no answer within {waited:g} s" in reply.detail
             assert ask.told() == [(text(dns_server.address), transport, "timeout")]
@@ -562,7 +562,7 @@ async def test_a_silent_first_nameserver_delays_a_sweep_of_many_names_only_once(
         first.fault = Fault.SILENT
         async with asking(first, second, timeout=SPARE) as ask:
             replies = await asyncio.gather(*(ask(f"s{i}.{ZONE}") for i in range(400)))
-            assert {reply.outcome for reply in replies} == {Outcome.ANSWER}
+            assert {reply.outcome for reply in replies} == {ReplyOutcome.ANSWER}
             # No more than may be under way at the same time.
             assert Counter(ask.told())[text(first.address), "udp", "timeout"] <= 64
 
@@ -599,7 +599,7 @@ async def test_a_nameserver_that_was_stopped_is_used_again_when_it_is_back() -> 
     async with ClusterDns([SERVICE]) as dns_server, asking(dns_server) as ask:
         assert (await ask()).addresses == V4
         await dns_server.stop()
-        assert (await ask()).outcome is Outcome.FAILURE
+        assert (await ask()).outcome is ReplyOutcome.FAILURE
         await dns_server.start()
         assert (await ask()).addresses == V4
 
@@ -648,7 +648,7 @@ async def test_an_answer_from_another_port_alone_is_a_timeout() -> None:
         scripted(respond) as nameserver,
         asking(nameserver, timeout=SOON, tries=1) as ask,
     ):
-        assert (await ask()).outcome is Outcome.FAILURE
+        assert (await ask()).outcome is ReplyOutcome.FAILURE
         assert [rcode for _, _, rcode in ask.told()] == ["timeout"]
 
 
@@ -745,7 +745,7 @@ def test_garbage_is_a_failure_and_never_an_exception(
 
     def judge(reply: Reply) -> None:
         if not readable(sent[-1]):
-            assert reply.outcome is Outcome.FAILURE
+            assert reply.outcome is ReplyOutcome.FAILURE
             assert reply.addresses == () == reply.services
 
     asyncio.run(scenario())
@@ -760,7 +760,7 @@ def test_any_bytes_over_tcp_are_a_failure(noise: bytes) -> None:
             scripted_tcp(lambda _query: noise) as nameserver,
             asking(nameserver, tries=1) as ask,
         ):
-            assert (await ask()).outcome is Outcome.FAILURE
+            assert (await ask()).outcome is ReplyOutcome.FAILURE
 
     asyncio.run(scenario())
 
@@ -813,7 +813,7 @@ async def test_closing_leaves_no_socket_open_and_the_client_can_go_on() -> None:
                 await ask()
                 await ask(f"crowd.{ZONE}")
                 ask.client.close()
-            assert (await ask()).outcome is Outcome.ANSWER
+            assert (await ask()).outcome is ReplyOutcome.ANSWER
         async with asyncio.timeout(PATIENCE):
             while process.num_fds() > before:  # noqa: ASYNC110
                 await asyncio.sleep(0.001)  # the server closes its ends of TCP in its own time
@@ -829,7 +829,7 @@ async def test_questions_under_way_fail_when_the_client_is_closed() -> None:
         task = asyncio.create_task(ask())
         await arrived.wait()
         ask.client.close()
-        assert (await task).outcome is Outcome.FAILURE
+        assert (await task).outcome is ReplyOutcome.FAILURE
 
 
 @in_loop
@@ -843,7 +843,7 @@ async def test_questions_from_before_the_client_was_closed_open_no_socket_again(
         await arrived.wait()
         ask.client.close()
         replies = await asyncio.gather(*tasks)
-        assert {reply.outcome for reply in replies} == {Outcome.FAILURE}
+        assert {reply.outcome for reply in replies} == {ReplyOutcome.FAILURE}
         assert all("closed" in reply.detail for reply in replies)
         assert process.num_fds() == before
 

@@ -21,7 +21,7 @@ import dns.rrset
 import pytest
 
 from fc_frontend.demo.dns import ClusterDns, KubernetesService
-from fc_frontend.discovery.client import DnsClient, Exchange, Outcome, _Asked, _reply
+from fc_frontend.discovery.client import DnsClient, Exchange, ReplyOutcome, _Asked, _reply
 from fc_frontend.discovery.resolve import resolve_all
 from fc_frontend.discovery.scan import RecordType, fingerprint
 from fc_frontend.discovery.unchanged import UnchangedAnswers
@@ -446,7 +446,7 @@ def test_answers_that_are_taken_for_the_same_are_read_alike() -> None:
         assert reply == read.setdefault((rdtype, found), reply), (number, wire.hex())
     assert plain > MESSAGES / 4
     outcomes = {reply[0].outcome for reply in read.values() if isinstance(reply, tuple)}
-    assert outcomes == {Outcome.ANSWER, Outcome.NXDOMAIN, Outcome.EMPTY}
+    assert outcomes == {ReplyOutcome.ANSWER, ReplyOutcome.NXDOMAIN, ReplyOutcome.EMPTY}
 
 
 def test_only_what_moves_is_left_out_of_an_absence() -> None:

@@ -25,7 +25,7 @@ from fc_frontend.plan.model import (
     Bind,
     Haproxy,
 )
-from fc_frontend.syntax.endpoints import Endpoint
+from fc_frontend.syntax.endpoints import ListenEndpoint
 from tests.support.doctor import result_of, said
 
 TODAY = datetime.date(2026, 11, 23)
@@ -107,7 +107,7 @@ def test_sockets() -> None:
 def test_low_ports() -> None:
     low, high = (endpoint_of(Bind("ip", "*", port)) for port in (443, 8080))
 
-    def judged(may: bool | None, *binds: Endpoint, first: int = 1024) -> str:
+    def judged(may: bool | None, *binds: ListenEndpoint, first: int = 1024) -> str:
         privilege = Privilege(first_free=first, may=may, who="HAProxy's master")
         return judge_low_ports(binds, privilege).result.value
 

@@ -10,7 +10,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fc_frontend.config.document import Unreadable, read_document
+from fc_frontend.config.document import DocumentError, read_document
 
 SCALARS = st.none() | st.booleans() | st.integers(-(10**9), 10**9) | st.text(max_size=20)
 VALUES = st.recursive(
@@ -121,7 +121,7 @@ def test_duplicate_keys_are_flaws_with_both_places(is_json: bool) -> None:
 )
 @pytest.mark.parametrize("is_json", [True, False])
 def test_deep_nesting_is_refused_and_ends_nothing(text: str, is_json: bool) -> None:
-    with pytest.raises(Unreadable):
+    with pytest.raises(DocumentError):
         read_document(text, is_json=is_json)
 
 
@@ -142,10 +142,10 @@ def test_an_alias_is_the_same_object_again() -> None:
 def test_aliases_that_stand_for_too_much_are_refused(width: int) -> None:
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
     lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * width)}]" for n in range(1, 40)]
-    with pytest.raises(Unreadable, match="too many values"):
+    with pytest.raises(DocumentError, match="too many values"):
         read_document("\n".join(lines), is_json=False)
     text = "x" * 100_000
-    with pytest.raises(Unreadable, match="too many values"):
+    with pytest.raises(DocumentError, match="too many values"):
         read_document(f"a: &a {text}\nb: [{', '.join(['*a'] * 100)}]\n", is_json=False)
 
 
@@ -164,7 +164,7 @@ def test_aliases_that_stand_for_too_much_are_refused(width: int) -> None:
     ],
 )
 def test_documents_that_could_hurt_are_refused(text: str, is_json: bool, message: str) -> None:
-    with pytest.raises(Unreadable) as caught:
+    with pytest.raises(DocumentError) as caught:
         read_document(text, is_json=is_json)
     assert message in caught.value.flaw.message
 
@@ -185,7 +185,7 @@ def test_of_many_flaws_the_first_are_reported(is_json: bool) -> None:
     ],
 )
 def test_yaml_errors_have_a_place_and_a_remedy(text: str, line: int, remedy: str) -> None:
-    with pytest.raises(Unreadable) as caught:
+    with pytest.raises(DocumentError) as caught:
         read_document(text, is_json=False)
     assert caught.value.flaw.line == line
     assert remedy in caught.value.flaw.remedy
@@ -195,7 +195,7 @@ def test_yaml_errors_have_a_place_and_a_remedy(text: str, line: int, remedy: str
 def test_any_text_is_read_or_refused(text: str, is_json: bool) -> None:
     try:
         document = read_document(text, is_json=is_json)
-    except Unreadable:
+    except DocumentError:
         return
     document.locate(("a", 0, "b"))
 

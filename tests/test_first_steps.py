@@ -14,7 +14,7 @@ import pytest
 from fc_frontend.config.templates import templates
 from fc_frontend.demo.dns import Fault
 from fc_frontend.haproxy.judge import verdict_problems
-from fc_frontend.haproxy.validate import Message, Verdict
+from fc_frontend.haproxy.validate import CheckVerdict, Message
 from fc_frontend.plan.model import Plan, Settings
 from fc_frontend.render.render import render
 from tests.conftest import binary_of
@@ -150,5 +150,5 @@ def test_what_haproxy_says_of_servers_whose_state_was_kept_is_no_warning() -> No
         "Server shop/pod1 is DOWN, changed from server-state after a reload. 0 active and 0 backup "
         "servers left. 0 sessions active, 0 requeued, 0 remaining in queue."
     )
-    verdict = Verdict(True, (Message("warning", said), Message("warning", "mind this")), "")
+    verdict = CheckVerdict(True, (Message("warning", said), Message("warning", "mind this")), "")
     assert [p.message for p in verdict_problems(verdict, rendered)] == ["HAProxy says: mind this"]

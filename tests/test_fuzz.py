@@ -38,7 +38,7 @@ from fc_frontend.doctor.findings import Group
 from fc_frontend.errors import Refused, Unavailable
 from fc_frontend.explain.collect import _held
 from fc_frontend.explain.daemon import parse_status
-from fc_frontend.explain.differences import Change, Effect
+from fc_frontend.explain.differences import Difference, Effect
 from fc_frontend.explain.facts import Facts
 from fc_frontend.explain.overview import Seen, overview
 from fc_frontend.explain.steps import explain
@@ -376,7 +376,7 @@ def test_names_from_files_to_every_output(tmp_path: Path) -> None:
             assert b"<script>x" not in page
         facts = Facts(name=name, withheld=held, refused=prepared_now.problems)
         answer = Answer(kind=Kind.HEADLESS, reason=name, error=name, remedy=name, rejected=(name,))
-        change = Change(what="service", name=name, how="changed", effect=Effect.RELOAD,
+        change = Difference(what="service", name=name, how="changed", effect=Effect.RELOAD,
                         because=name, binds=(f"+{name}",), lines=(f"+{name}",))  # fmt: skip
         printed = io.BytesIO()
         with contextlib.redirect_stdout(io.TextIOWrapper(printed, "utf-8", newline="")) as output:

@@ -214,7 +214,7 @@ def test_changes_one_by_one_give_the_same_as_all_anew(
         files = Files(directory)
         files.write("a.json", services(shop=service(1), cart=service(2)))
         sources = files.read()
-        memo, stored_memo = Memo(), stored.Memo()
+        memo, stored_memo = Memo(), stored.StoredMemo()
         former = declare(sources).raw
         for number, (name, content, is_named) in enumerate(edits):
             edit(files, name, content)
@@ -239,7 +239,7 @@ def test_answers_are_written_one_by_one_as_they_would_be_at_once(files: Files) -
     files.write("a.json", services(shop=service(1), cart=service(2), docs=service(3)))
     declaration = declare(files.read())
     given_answers = answers([3, 0], 0)
-    memo, specs = stored.Memo(), declaration.services
+    memo, specs = stored.StoredMemo(), declaration.services
     written = stored_form(specs, given_answers, memo=memo)
     by_question = {question(spec): given_answers[spec.name] for spec in declaration.services}
     assert written == dump_answers(by_question)
@@ -262,7 +262,7 @@ def test_what_changes_while_it_is_written_is_written_the_next_time(
     reconciled._state = RunningState(declaration.settings.state_directory)
     reconciled.resolution, reconciled._unsaved = answers([1], 0), True
 
-    def written_during_a_sweep(*given: Any, memo: stored.Memo) -> None:
+    def written_during_a_sweep(*given: Any, memo: stored.StoredMemo) -> None:
         save_answers(*given, memo=memo)
         reconciled.resolution, reconciled._unsaved = answers([2], 0), True
 
@@ -287,7 +287,7 @@ def test_forms_are_written_once_and_name_their_files() -> None:
         "/etc/x/own.cfg", "listen own\n\tbind :81 ssl crt\t/etc/tls/own.pem\n"
     )
     kept = {"/etc/tls/shop.pem": "a" * 64, "/etc/tls/own.pem": "b" * 64, "/etc/tls/sh": "c" * 64}
-    memo = declarations.Memo()
+    memo = declarations.WrittenMemo()
     good = RunningDeclarations(services={"shop": shop}, fragments={"own": fragment}, files=kept)
     assert good.named_files(memo) == good.named_files() != {}
     assert sorted(good.named_files(memo)) == ["/etc/tls/own.pem", "/etc/tls/shop.pem"]

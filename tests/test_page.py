@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from fc_frontend.demo.dns import Fault
 from fc_frontend.errors import Problem
-from fc_frontend.explain.facts import DaemonService, Held, Nameserver, Worker
+from fc_frontend.explain.facts import DaemonService, Held, NameserverAnswer, Worker
 from fc_frontend.explain.overview import Seen, overview
 from fc_frontend.haproxy.master import show_proc
 from fc_frontend.haproxy.traffic import Rates, Sample, Traffic, rates
@@ -94,7 +94,7 @@ def made(
     of_traffic: dict[str, Rates] | None = None,
     seconds: float | None = None,
     changes: tuple[PastDeployment, ...] = (),
-    nameserver: Nameserver | None = None,
+    nameserver: NameserverAnswer | None = None,
     host: str = "edge0",
 ) -> Board:
     """A board as the daemon finds it."""
@@ -106,7 +106,7 @@ def made(
         services=services,
         withheld=withheld,
         wanted_hash="0" * 16,
-        nameservers=(nameserver or Nameserver(name="10.0.0.254:53", seconds=0.001),),
+        nameservers=(nameserver or NameserverAnswer(name="10.0.0.254:53", seconds=0.001),),
     )
     return board(
         overview(seen),
@@ -209,7 +209,7 @@ def test_rates_say_what_they_are_over() -> None:
 
 
 def test_nameservers_are_told_with_their_words() -> None:
-    failing = Nameserver(name="10.0.0.254:53", said="no answer within 1 s")
+    failing = NameserverAnswer(name="10.0.0.254:53", said="no answer within 1 s")
     text = read(made(nameserver=failing)).text
     assert "▲ fails 10.0.0.254:53 no answer within 1 s" in text
     assert "NOERROR 12" in text
@@ -309,7 +309,7 @@ def test_values_are_text_wherever_they_come_from() -> None:
         service(HOSTILE, pods=0, error=HOSTILE),
         withheld=(held,),
         changes=(change,),
-        nameserver=Nameserver(name=HOSTILE, said=HOSTILE),
+        nameserver=NameserverAnswer(name=HOSTILE, said=HOSTILE),
         host=HOSTILE,
     )
     problem = Problem(message=HOSTILE, remedy=HOSTILE, file=HOSTILE)

@@ -26,7 +26,7 @@ from fc_frontend.plan.model import (
     Settings,
 )
 from fc_frontend.plan.planner import plan
-from fc_frontend.plan.reasons import Cause, Reason, reasons
+from fc_frontend.plan.reasons import Reason, ReloadCause, reasons
 
 SETTINGS = Settings(
     cluster=Cluster(
@@ -129,7 +129,7 @@ def _reasons(before: Plan, after: Plan) -> list[str]:
 
 def test_reasons_name_what_changed() -> None:
     before = planned(SHOP, answer(3))
-    assert reasons(None, before) == (Reason(Cause.START),)
+    assert reasons(None, before) == (Reason(ReloadCause.START),)
     assert _reasons(before, planned(SHOP, answer(300))) == ["slots shop 10→640"]
     assert _reasons(before, planned(SHOP, answer(3, Kind.WILDCARD))) == [
         "discovery shop headless→wildcard"

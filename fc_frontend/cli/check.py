@@ -11,6 +11,7 @@ import click
 from fc_frontend.cli.common import (
     Exit,
     common_options,
+    echo_unless_quiet,
     emit,
     format_options,
     nagios,
@@ -19,7 +20,6 @@ from fc_frontend.cli.common import (
     say,
     style,
     summary,
-    told,
 )
 from fc_frontend.cli.progress import step
 from fc_frontend.errors import Problem, Severity, Unavailable, errors_in, warnings_in
@@ -123,9 +123,9 @@ def command(config: str, is_strict: bool, shape: str) -> None:
         said += ", accepted by HAProxy"
         if all(verdict.is_trusted for verdict in verdicts.values()):
             said += ", all files are trusted"
-        told(f"{style('good', 'green')}: {said}")
+        echo_unless_quiet(f"{style('good', 'green')}: {said}")
         if not services and not fragments:
-            told(f"no service is declared: {_where(config)}")
+            echo_unless_quiet(f"no service is declared: {_where(config)}")
     elif unknown and not refused:
         say(f"cannot tell: {unknown[0].message}", err=True)
     _tell_levels(verdicts)
@@ -136,9 +136,9 @@ def _tell_levels(verdicts: Mapping[str, Verdict]) -> None:
     """Print the files that are not trusted, and why."""
     untrusted = [(path, each) for path, each in verdicts.items() if not each.is_trusted]
     for path, verdict in untrusted[:_MAX_SHOWN]:
-        told(f"untrusted: {path}: {verdict.reason}")
+        echo_unless_quiet(f"untrusted: {path}: {verdict.reason}")
     if len(untrusted) > _MAX_SHOWN:
-        told(f"untrusted: {len(untrusted) - _MAX_SHOWN} more, see --json")
+        echo_unless_quiet(f"untrusted: {len(untrusted) - _MAX_SHOWN} more, see --json")
 
 
 def _where(config: str) -> str:

@@ -215,9 +215,6 @@ def echo_unless_quiet(text: str) -> None:
         say(text)
 
 
-told = echo_unless_quiet
-
-
 def table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
     """Print rows below a header: drawn on a terminal, else in columns for grep and awk."""
     if sys.stdout.isatty():

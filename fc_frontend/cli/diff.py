@@ -26,7 +26,7 @@ from fc_frontend.plurals import counted
 
 if TYPE_CHECKING:
     from fc_frontend.config.declare import Declaration
-    from fc_frontend.explain.differences import Change, Installed
+    from fc_frontend.explain.differences import Difference, Installed
     from fc_frontend.pipeline import Base
     from fc_frontend.plan.model import Answer, Settings
 
@@ -177,7 +177,7 @@ def _installed(config: str, settings: Settings, base: Base) -> Installed:
     )
 
 
-def _print(changes: tuple[Change, ...]) -> None:
+def _print(changes: tuple[Difference, ...]) -> None:
     from fc_frontend.explain.differences import Effect
 
     for change in changes:
@@ -206,7 +206,7 @@ def _print(changes: tuple[Change, ...]) -> None:
     say(f"{number}, {'one reload' if reload else 'no reload'}")
 
 
-def _lines(change: Change) -> list[str]:
+def _lines(change: Difference) -> list[str]:
     """The lines that say what fields, binds and slots do not."""
     names = {field.name for field in change.fields}
     if change.how != "changed" or names - {"slots"}:

@@ -52,7 +52,7 @@ class DocumentFlaw:
     column: int | None = None
 
 
-class Unreadable(ValueError):
+class DocumentError(ValueError):
     """A text that is not YAML or JSON."""
 
     def __init__(self, flaw: DocumentFlaw) -> None:
@@ -134,26 +134,26 @@ def _json_value(text: str) -> tuple[Any, bool]:
         return mapping
 
     def constant(name: str) -> Any:
-        raise Unreadable(DocumentFlaw(f"{name} is not JSON", "give a number"))
+        raise DocumentError(DocumentFlaw(f"{name} is not JSON", "give a number"))
 
     if text.count(",") > MAX_VALUES:
-        raise Unreadable(DocumentFlaw(*_TOO_LARGE))
+        raise DocumentError(DocumentFlaw(*_TOO_LARGE))
     try:
         value = json.loads(text, object_pairs_hook=pairs, parse_constant=constant)
     except json.JSONDecodeError as exc:
-        raise Unreadable(
+        raise DocumentError(
             DocumentFlaw(f"not JSON: {exc.msg}", "mend the syntax there", exc.lineno, exc.colno)
         ) from None
     except (RecursionError, ValueError) as exc:
-        if isinstance(exc, Unreadable):
+        if isinstance(exc, DocumentError):
             raise
-        raise Unreadable(DocumentFlaw("not JSON that can be read", "make it simpler")) from None
+        raise DocumentError(DocumentFlaw("not JSON that can be read", "make it simpler")) from None
     if (at := _half_a_pair(text)) is not None:
         line, column = text.count("\n", 0, at) + 1, at - text.rfind("\n", 0, at)
         remedy = "write the character itself, or both halves of its pair"
-        raise Unreadable(DocumentFlaw("an escape is half a character", remedy, line, column))
+        raise DocumentError(DocumentFlaw("an escape is half a character", remedy, line, column))
     if _is_too_deep(value):
-        raise Unreadable(DocumentFlaw(*_TOO_DEEP))
+        raise DocumentError(DocumentFlaw(*_TOO_DEEP))
     return value, duplicates
 
 
@@ -332,7 +332,7 @@ class _YamlReader:
             for event in yaml.parse(self._text, Loader=_Parser):
                 self._take(event)
         except yaml.YAMLError as exc:
-            raise Unreadable(self._syntax_flaw(exc)) from None
+            raise DocumentError(self._syntax_flaw(exc)) from None
         return self._result
 
     def _syntax_flaw(self, exc: yaml.YAMLError) -> DocumentFlaw:
@@ -361,8 +361,8 @@ class _YamlReader:
             "begins with one of % @ ` & * ! | > { ["
         )
 
-    def _fatal(self, message: str, remedy: str, event: yaml.Event) -> Unreadable:
-        return Unreadable(DocumentFlaw(message, remedy, *_mark(event)))
+    def _fatal(self, message: str, remedy: str, event: yaml.Event) -> DocumentError:
+        return DocumentError(DocumentFlaw(message, remedy, *_mark(event)))
 
     def _take(self, event: yaml.Event) -> None:
         if isinstance(event, yaml.ScalarEvent):

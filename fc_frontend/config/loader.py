@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel, ValidationError
 
 from fc_frontend.config import host, trusted_users
-from fc_frontend.config.document import Document, Unreadable, read_document
+from fc_frontend.config.document import Document, DocumentError, read_document
 from fc_frontend.config.fragments import fragment_of
 from fc_frontend.config.reading import (
     Look,
@@ -470,7 +470,7 @@ def _document(path: str, text: str | None, problems: list[Problem]) -> Document:
         return NO_DOCUMENT
     try:
         document = read_document(text, is_json=path.endswith(".json"))
-    except Unreadable as exc:
+    except DocumentError as exc:
         problems.append(
             Problem(
                 message=exc.flaw.message,

@@ -49,7 +49,7 @@ class Written:
 
 
 @dataclass(slots=True)
-class Memo:
+class WrittenMemo:
     """Declarations as they were last written: the same object is not written again."""
 
     services: Mapping[str, Written] = field(default_factory=dict)
@@ -111,7 +111,7 @@ class RunningDeclarations:
         """The evidence against a declaration of a service, None if there is none."""
         return next((each for each in self.failed.get(name, ()) if each.value == value), None)
 
-    def named_files(self, memo: Memo | None = None) -> dict[str, str]:
+    def named_files(self, memo: WrittenMemo | None = None) -> dict[str, str]:
         """The files, with their hashes, that these declarations and former ones still name."""
         if not self.files:
             return {}
@@ -124,9 +124,11 @@ class RunningDeclarations:
         }
         return {path: digest for path, digest in self.files.items() if path in named}
 
-    def written(self, memo: Memo | None = None) -> tuple[dict[str, Written], dict[str, Written]]:
+    def written(
+        self, memo: WrittenMemo | None = None
+    ) -> tuple[dict[str, Written], dict[str, Written]]:
         """The forms of services and of fragments, as they are kept on disk."""
-        memo = memo or Memo()
+        memo = memo or WrittenMemo()
         services = _written(self.services, memo.services)
         fragments = _written(self.fragments, memo.fragments)
         memo.services, memo.fragments = services, fragments
@@ -149,7 +151,7 @@ def load_running(path: str) -> RunningDeclarations:
     return running if abs(age) < MAX_FORMER_AGE else replace(running, former={})
 
 
-def dump_running(running: RunningDeclarations, memo: Memo | None = None) -> bytes:
+def dump_running(running: RunningDeclarations, memo: WrittenMemo | None = None) -> bytes:
     """The forms as `load_running` reads them."""
     services, fragments = running.written(memo)
     members = {

@@ -20,7 +20,7 @@ from fc_frontend.plan.model import Answer, Freshness, Resolution, ServiceSpec, S
 _MAX_PROBLEMS = 20
 
 
-class ClusterDns:
+class Sweeper:
     """The sockets to cluster DNS, and what earlier sweeps say of when and how to ask next.
 
     Nothing that DNS does is raised: it is in the answers, the log and the metrics.

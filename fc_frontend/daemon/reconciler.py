@@ -22,7 +22,7 @@ from fc_frontend import files, stored
 from fc_frontend.config.declare import Declaration, declare, running_specs
 from fc_frontend.config.loader import Sources, is_unchanged, read, state_directory
 from fc_frontend.config.running import RawDeclaration, RunningDeclarations
-from fc_frontend.daemon.cluster_dns import ClusterDns, lookup_problems
+from fc_frontend.daemon.cluster_dns import Sweeper, lookup_problems
 from fc_frontend.daemon.consent import ConsentWatch
 from fc_frontend.daemon.guard import Former, Guard, former_after
 from fc_frontend.daemon.removal import RemovalWait
@@ -87,8 +87,7 @@ from fc_frontend.plan.model import (
     Settings,
 )
 from fc_frontend.plan.planner import plan
-from fc_frontend.plan.reasons import Cause as ReloadCause
-from fc_frontend.plan.reasons import Reason, reasons
+from fc_frontend.plan.reasons import Reason, ReloadCause, reasons
 from fc_frontend.render.config import Config, config_hash
 from fc_frontend.render.file_marks import changed_files
 from fc_frontend.rollout import Options, Rollout, deployed_declarations, roll_out
@@ -119,7 +118,7 @@ _FILES_CHANGED = frozenset((Trigger.START, Trigger.FILES, Trigger.SIGHUP, Trigge
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LastReload:
+class ReloadResult:
     """The last reload, start or attempt at one.  `at` is Unix time, `duration` in seconds."""
 
     at: float
@@ -145,7 +144,7 @@ class Reconciler:
         self._metrics = metrics
         self._report = Report(log, metrics)
         self._clock = clock
-        self._cluster_dns = ClusterDns(log, metrics, clock)
+        self._cluster_dns = Sweeper(log, metrics, clock)
         self._unsaved = False
         self._settings_file = settings_file
         self._sources: Sources | None = None
@@ -158,10 +157,10 @@ class Reconciler:
         self._declared_answers: dict[str, Answer] = {}
         """Question → answer, of declared services, withheld or not."""
         self._memo = Memo()
-        self._stored_memo = stored.Memo()
+        self._stored_memo = stored.StoredMemo()
         self._copies: Mapping[str, str] = {}
         self._patience = Patience()
-        self._sweep_memo = planner.Memo()
+        self._sweep_memo = planner.PlanMemo()
         self._guard = Guard()
         self._foreign: dict[str, frozenset[str]] = {}
         """Question → addresses outside of the networks that HAProxy's resolver took for pods."""
@@ -179,7 +178,7 @@ class Reconciler:
         self.wanted: str | None = None
         """The hash of what is declared; None if that is refused or not known yet."""
         self.running: str | None = None
-        self.last_reload: LastReload | None = None
+        self.last_reload: ReloadResult | None = None
         self.held: Hold | None = None
         """While it is there, nothing that is declared is deployed."""
         self.prepared: Prepared | None = None
@@ -428,7 +427,7 @@ class Reconciler:
         else:
             said = deployment.problems[0]
             self._log.limited("not-held").error(
-                "held-not-deployed", hash=held.hash, said=said.message, remedy=said.remedy
+                "held-not-deployed", hash=held.hash, error=said.message, remedy=said.remedy
             )
         return deployment
 
@@ -647,7 +646,7 @@ class Reconciler:
         except Unavailable as exc:
             self._unassigned = True
             self._log.limited("not-assigned").warning(
-                "pods-not-assigned", said=exc.problems[0].message, remedy=exc.problems[0].remedy
+                "pods-not-assigned", error=exc.problems[0].message, remedy=exc.problems[0].remedy
             )
             return
         if done.changed:
@@ -678,7 +677,7 @@ class Reconciler:
             self._metrics.state_not_written("server-state")
             self._log.limited("server-state").warning(
                 "server-state-not-saved",
-                said=exc.problems[0].message,
+                error=exc.problems[0].message,
                 remedy=exc.problems[0].remedy,
             )
 
@@ -726,7 +725,7 @@ class Reconciler:
             except Unavailable as exc:
                 self._seen_file = None
                 self._log.limited("drift").warning(
-                    "drift-not-mended", said=exc.problems[0].message, remedy=exc.problems[0].remedy
+                    "drift-not-mended", error=exc.problems[0].message, remedy=exc.problems[0].remedy
                 )
             self._metrics.drifted(self.drifted)
 
@@ -777,7 +776,7 @@ class Reconciler:
             )
         except Unavailable as exc:
             self._log.limited("not-drained").warning(
-                "drain-failed", said=exc.problems[0].message, remedy=exc.problems[0].remedy
+                "drain-failed", error=exc.problems[0].message, remedy=exc.problems[0].remedy
             )
             return
         self._drain_record = signature
@@ -885,7 +884,7 @@ class Reconciler:
         else:
             said = deployment.problems[0]
             self._log.limited("not-revived").error(
-                "haproxy-not-revived", said=said.message, remedy=said.remedy
+                "haproxy-not-revived", error=said.message, remedy=said.remedy
             )
         return deployment
 
@@ -936,7 +935,7 @@ class Reconciler:
             self._resumes = not deployment.ok
         untried = (Outcome.IN_SYNC, Outcome.REFUSED, Outcome.NEEDS_CONSENT)
         if deployment.outcome not in untried:
-            self.last_reload = LastReload(at=time.time(), reasons=why, deployment=deployment)
+            self.last_reload = ReloadResult(at=time.time(), reasons=why, deployment=deployment)
             result = "failed" if deployment.outcome is Outcome.FAILED else "ok"
             self._metrics.reloaded(why[0].cause, result, deployment.duration)
         if not deployment.ok:
@@ -994,7 +993,7 @@ class Reconciler:
         except Unavailable as exc:
             self._metrics.state_not_written("history")
             self._log.limited("history-not-kept").warning(
-                "history-not-kept", said=exc.problems[0].message, remedy=exc.problems[0].remedy
+                "history-not-kept", error=exc.problems[0].message, remedy=exc.problems[0].remedy
             )
 
     def _accept(self, prepared: Prepared) -> None:

@@ -50,7 +50,7 @@ _FULL = 48 * 1024
 """Bytes of a truncated answer over TCP that can only be for want of room (RFC 1035, 4.2.2)."""
 
 
-class Outcome(StrEnum):
+class ReplyOutcome(StrEnum):
     """What kind of answer it was."""
 
     ANSWER = "answer"
@@ -88,7 +88,7 @@ class Reply:
 
     name: str
     rdtype: RecordType
-    outcome: Outcome
+    outcome: ReplyOutcome
     addresses: tuple[str, ...] = ()
     services: tuple[ServiceRecord, ...] = ()
     detail: str = ""
@@ -159,7 +159,7 @@ class DnsClient:
             if target is None:
                 return reply if alias == name else replace(reply, name=name)
             alias = target
-        return Reply(name, rdtype, Outcome.FAILURE, detail="a chain of CNAMEs does not end")
+        return Reply(name, rdtype, ReplyOutcome.FAILURE, detail="a chain of CNAMEs does not end")
 
     def source(self, name: str, rdtype: RecordType, reply: Reply) -> Question | None:
         """The question whose plain answer made this very reply, None if it was no plain one."""
@@ -254,7 +254,7 @@ class DnsClient:
         reply = Reply(
             question.name,
             question.rdtype,
-            Outcome.FAILURE,
+            ReplyOutcome.FAILURE,
             detail=said or "no nameserver is known",
             cause=next((cause for cause in _CAUSES.values() if cause in found), None),
         )
@@ -330,7 +330,7 @@ class DnsClient:
             return question.reply, None
         if isinstance(found, tuple):
             addresses = tuple(sorted({str(ip_address(address)) for address in found}))
-            reply = Reply(question.name, question.rdtype, Outcome.ANSWER, addresses)
+            reply = Reply(question.name, question.rdtype, ReplyOutcome.ANSWER, addresses)
             question.fingerprint, question.last, question.reply = found, wire[2:], reply
             self._tell(nameserver, transport, "NOERROR", started)
             return reply, None
@@ -376,10 +376,10 @@ class DnsClient:
             result = _reply(question, response)
         except (dns.exception.DNSException, ValueError) as exc:
             return self._failed(nameserver, transport, "malformed", started, type(exc).__name__)
-        if is_cut and result[0].outcome is not Outcome.ANSWER:
+        if is_cut and result[0].outcome is not ReplyOutcome.ANSWER:
             return self._failed(nameserver, transport, "truncated", started)
         self._tell(nameserver, transport, _code(rcode), started)
-        return (replace(result[0], outcome=Outcome.PARTIAL), None) if is_cut else result
+        return (replace(result[0], outcome=ReplyOutcome.PARTIAL), None) if is_cut else result
 
     def _failed(
         self, nameserver: Nameserver, transport: str, rcode: str, started: float, detail: str = ""
@@ -436,17 +436,17 @@ def _label(nameserver: Nameserver) -> str:
 def _reply(question: _Asked, response: dns.message.QueryMessage) -> tuple[Reply, str | None]:
     name, rdtype = question.name, question.rdtype
     if response.rcode() == dns.rcode.NXDOMAIN and not response.answer:
-        return Reply(name, rdtype, Outcome.NXDOMAIN, detail="NXDOMAIN"), None
+        return Reply(name, rdtype, ReplyOutcome.NXDOMAIN, detail="NXDOMAIN"), None
     chain = response.resolve_chaining()
     if chain.answer is None:
         target = chain.canonical_name.to_text(omit_final_dot=True)
         if response.rcode() == dns.rcode.NXDOMAIN:
-            return Reply(name, rdtype, Outcome.NXDOMAIN, detail="NXDOMAIN"), None
+            return Reply(name, rdtype, ReplyOutcome.NXDOMAIN, detail="NXDOMAIN"), None
         if chain.cnames:
-            return Reply(name, rdtype, Outcome.EMPTY), target
-        return Reply(name, rdtype, Outcome.EMPTY, detail="no records"), None
+            return Reply(name, rdtype, ReplyOutcome.EMPTY), target
+        return Reply(name, rdtype, ReplyOutcome.EMPTY, detail="no records"), None
     if rdtype != "SRV":
-        return Reply(name, rdtype, Outcome.ANSWER, _addresses(chain.answer)), None
+        return Reply(name, rdtype, ReplyOutcome.ANSWER, _addresses(chain.answer)), None
     brought: dict[dns.name.Name, set[str]] = {}
     for rrset in response.additional:
         if rrset.rdtype in (dns.rdatatype.A, dns.rdatatype.AAAA):
@@ -462,7 +462,7 @@ def _reply(question: _Asked, response: dns.message.QueryMessage) -> tuple[Reply,
         and record.target != dns.name.root
         and record.port
     }
-    outcome = Outcome.ANSWER if services else Outcome.EMPTY
+    outcome = ReplyOutcome.ANSWER if services else ReplyOutcome.EMPTY
     return Reply(name, rdtype, outcome, services=tuple(sorted(services))), None
 
 

@@ -28,7 +28,7 @@ from fc_frontend.discovery.budget import (
     Resolver,
     ServiceLookups,
 )
-from fc_frontend.discovery.client import DnsClient, Outcome, Reply
+from fc_frontend.discovery.client import DnsClient, Reply, ReplyOutcome
 from fc_frontend.discovery.scan import RecordType
 from fc_frontend.discovery.unchanged import UnchangedAnswers
 from fc_frontend.errors import Cause
@@ -51,7 +51,7 @@ from fc_frontend.plan.names import headless_name, srv_name, wildcard_name
 from fc_frontend.plan.planner import assumed_kind
 from fc_frontend.plan.slots import MOST
 
-_EXISTS = (Outcome.ANSWER, Outcome.PARTIAL, Outcome.EMPTY)
+_EXISTS = (ReplyOutcome.ANSWER, ReplyOutcome.PARTIAL, ReplyOutcome.EMPTY)
 _NOBODY = "no such service, or none of its pods is ready"
 _MAKE_HEADLESS = (
     "CoreDNS 1.9 and later answer no wildcards: add `clusterIP: None` to the Service's spec to "
@@ -398,7 +398,7 @@ async def _addresses(
     chosen = None
     for reply in replies:
         # The preferred family first: the other one must not take its place for a moment's failure.
-        if reply.outcome is Outcome.FAILURE:
+        if reply.outcome is ReplyOutcome.FAILURE:
             return LookupResult(name, failure=reply.detail, cause=reply.cause)
         if reply.addresses:
             chosen = reply
@@ -407,7 +407,7 @@ async def _addresses(
         name,
         exists=any(reply.outcome in _EXISTS for reply in replies),
         endpoints=tuple(Endpoint(address, port) for address in chosen.addresses) if chosen else (),
-        is_cut=chosen is not None and chosen.outcome is Outcome.PARTIAL,
+        is_cut=chosen is not None and chosen.outcome is ReplyOutcome.PARTIAL,
     )
 
 
@@ -419,7 +419,7 @@ async def _by_family(
     for family in families:
         rdtype: RecordType = "A" if family == "ipv4" else "AAAA"
         replies.append(await client.ask(name, rdtype))
-        if replies[-1].addresses or replies[-1].outcome is Outcome.FAILURE:
+        if replies[-1].addresses or replies[-1].outcome is ReplyOutcome.FAILURE:
             break
     return tuple(replies)
 
@@ -427,10 +427,10 @@ async def _by_family(
 async def _services(client: Resolver, spec: ServiceSpec, cluster: Cluster) -> LookupResult:
     name = srv_name(spec, cluster.domain)
     reply = await client.ask(name, "SRV")
-    if reply.outcome is Outcome.FAILURE:
+    if reply.outcome is ReplyOutcome.FAILURE:
         return LookupResult(name, failure=reply.detail, cause=reply.cause)
     families = _families(spec, cluster)
-    is_cut = reply.outcome is Outcome.PARTIAL
+    is_cut = reply.outcome is ReplyOutcome.PARTIAL
     ports = {record.port for record in reply.services}
     if is_cut and len(ports) == 1:
         # SRV records take ten times the room of addresses, and say the same of each pod.
@@ -445,7 +445,7 @@ async def _services(client: Resolver, spec: ServiceSpec, cluster: Cluster) -> Lo
             found.update(zip(targets, replies, strict=True))
             for answer in (answer for each in replies for answer in each):
                 # As in `_addresses`: a failure of the preferred family does not prefer the other.
-                if answer.outcome is Outcome.FAILURE:
+                if answer.outcome is ReplyOutcome.FAILURE:
                     return LookupResult(name, failure=answer.detail, cause=answer.cause)
     endpoints: set[Endpoint] = set()
     for record in reply.services:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from fc_frontend.config.declare import Declaration
 from fc_frontend.config.loader import Sources, read
 from fc_frontend.desired.isolate import Withheld
-from fc_frontend.discovery.client import DnsClient, Outcome
+from fc_frontend.discovery.client import DnsClient, ReplyOutcome
 from fc_frontend.discovery.resolve import resolve_service
 from fc_frontend.errors import Problem, Unavailable
 from fc_frontend.explain.daemon import ask_daemon
@@ -25,7 +25,7 @@ from fc_frontend.explain.facts import (
     Held,
     LastReload,
     Listening,
-    Nameserver,
+    NameserverAnswer,
     Proxy,
     Server,
     Worker,
@@ -70,7 +70,7 @@ from fc_frontend.plan.model import (
 from fc_frontend.plan.names import headless_name
 from fc_frontend.plan.planner import assumed_kind, plan
 from fc_frontend.syntax.binds import read_listeners
-from fc_frontend.syntax.endpoints import Endpoint
+from fc_frontend.syntax.endpoints import ListenEndpoint
 from fc_frontend.text import one_line, whole_number
 
 DNS_TIMEOUT = 2.0
@@ -79,7 +79,7 @@ _TRY = 0.9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Declared:
+class DeclaredView:
     """What is in force by the files, and what the daemon, if there is one, says of it."""
 
     declaration: Declaration
@@ -105,7 +105,7 @@ class Declared:
         )
 
 
-def declared(settings_file: str, *, judged: bool) -> Declared:
+def declared(settings_file: str, *, judged: bool) -> DeclaredView:
     """What is declared and in force; with `judged`, HAProxy is asked if there is no daemon.
 
     Raises `Unavailable` if there are no settings to go by.
@@ -123,7 +123,7 @@ def declared(settings_file: str, *, judged: bool) -> Declared:
         daemon_problem = exc.problem if declaration.settings.listen is not None else None
     prepared = _prepared(sources, base, daemon, judged=judged)
     held = daemon.withheld if daemon else tuple(map(_held, prepared.withheld))
-    return Declared(
+    return DeclaredView(
         declaration=prepared.declaration,
         prepared=prepared,
         daemon=daemon,
@@ -173,7 +173,7 @@ def collect(settings_file: str, name: str) -> Facts:
 def facts_of(
     settings_file: str,
     name: str,
-    known: Declared,
+    known: DeclaredView,
     prepared: Prepared,
     *,
     timeout: float = runtime.TIMEOUT,
@@ -245,7 +245,7 @@ def facts_of(
 
 
 def _state(
-    known: Declared,
+    known: DeclaredView,
     name: str,
     planned: ServicePlan | None,
     now: Answer | None,
@@ -320,18 +320,18 @@ async def _absent(spec: ServiceSpec, cluster: Cluster, client: DnsClient) -> str
     """
     if isinstance(spec.port, str):
         bare = await client.ask(headless_name(spec, cluster.domain), "A")
-        if bare.outcome in (Outcome.ANSWER, Outcome.PARTIAL):
+        if bare.outcome in (ReplyOutcome.ANSWER, ReplyOutcome.PARTIAL):
             return "port"
     for what, name in (
         ("domain", f"svc.{cluster.domain}"),
         ("namespace", f"{spec.namespace}.svc.{cluster.domain}"),
     ):
-        if (await client.ask(name, "A")).outcome is Outcome.NXDOMAIN:
+        if (await client.ask(name, "A")).outcome is ReplyOutcome.NXDOMAIN:
             return what
     return ""
 
 
-async def ask_nameservers(cluster: Cluster) -> tuple[Nameserver, ...]:
+async def ask_nameservers(cluster: Cluster) -> tuple[NameserverAnswer, ...]:
     """Ask each nameserver one question that every cluster can answer, at once."""
     return tuple(
         await asyncio.gather(
@@ -340,7 +340,7 @@ async def ask_nameservers(cluster: Cluster) -> tuple[Nameserver, ...]:
     )
 
 
-async def _ask_nameserver(cluster: Cluster, index: int) -> Nameserver:
+async def _ask_nameserver(cluster: Cluster, index: int) -> NameserverAnswer:
     nameserver = cluster.nameservers[index]
     seconds: list[float] = []
     client = DnsClient(
@@ -352,16 +352,16 @@ async def _ask_nameserver(cluster: Cluster, index: int) -> Nameserver:
     try:
         reply = await asyncio.wait_for(client.ask(f"svc.{cluster.domain}", "A"), DNS_TIMEOUT)
     except TimeoutError:
-        return Nameserver(name=str(nameserver), said=f"no answer within {DNS_TIMEOUT:g} s")
+        return NameserverAnswer(name=str(nameserver), said=f"no answer within {DNS_TIMEOUT:g} s")
     finally:
         client.close()
-    if reply.outcome is Outcome.FAILURE:
+    if reply.outcome is ReplyOutcome.FAILURE:
         said = one_line(reply.detail).removeprefix(f"{nameserver}: ")
-        return Nameserver(name=str(nameserver), said=said)
-    if reply.outcome is Outcome.NXDOMAIN:
+        return NameserverAnswer(name=str(nameserver), said=said)
+    if reply.outcome is ReplyOutcome.NXDOMAIN:
         said = f"it does not know svc.{cluster.domain}"
-        return Nameserver(name=str(nameserver), said=said, seconds=sum(seconds))
-    return Nameserver(name=str(nameserver), seconds=sum(seconds))
+        return NameserverAnswer(name=str(nameserver), said=said, seconds=sum(seconds))
+    return NameserverAnswer(name=str(nameserver), seconds=sum(seconds))
 
 
 # HAProxy
@@ -464,7 +464,7 @@ def _binds(
     return tuple(found)
 
 
-def _obstacle(endpoint: Endpoint, owned_by: frozenset[int]) -> Problem | None:
+def _obstacle(endpoint: ListenEndpoint, owned_by: frozenset[int]) -> Problem | None:
     """What keeps HAProxy from an endpoint on which nobody listens."""
     for obstacle in find_obstacles([endpoint], owned_by=owned_by):
         return Problem(message=obstacle.message, remedy=obstacle.remedy)
@@ -491,8 +491,8 @@ def look(settings_file: str) -> Seen:
 
 
 def seen_of(
-    known: Declared,
-    nameservers: tuple[Nameserver, ...],
+    known: DeclaredView,
+    nameservers: tuple[NameserverAnswer, ...],
     *,
     timeout: float = runtime.TIMEOUT,
 ) -> Seen:

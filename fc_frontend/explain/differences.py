@@ -14,10 +14,10 @@ from itertools import pairwise
 from typing import Any
 
 from fc_frontend.plan.model import Plan, ServicePlan, ServiceSpec
-from fc_frontend.plan.reasons import Cause, Reason, reasons
+from fc_frontend.plan.reasons import Reason, ReloadCause, reasons
 from fc_frontend.render.config import BLANK_DESCRIPTION, Config, sections_in
 from fc_frontend.render.file_marks import FILE_MARK, changed_files
-from fc_frontend.syntax.lines import Kind, read_line, read_lines
+from fc_frontend.syntax.lines import LineKind, read_line, read_lines
 
 _SECRETS = frozenset(("password", "insecure-password"))
 """Words that a secret follows, in a userlist."""
@@ -51,7 +51,7 @@ class FieldChange:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Change:
+class Difference:
     """One piece that differs; `how` is added, removed or changed.
 
     `lines` are those of haproxy.cfg that go (`-`) and come (`+`).  `binds` are those that are
@@ -109,7 +109,7 @@ class Installed:
     pods: Mapping[str, Pods] | None = None
 
 
-def differences(installed: Installed, wanted: Plan, config: Config) -> tuple[Change, ...]:
+def differences(installed: Installed, wanted: Plan, config: Config) -> tuple[Difference, ...]:
     """What `config`, rendered from `wanted`, changes of what is installed."""
     effect = Effect.RELOAD
     if not installed.is_running:
@@ -129,7 +129,7 @@ def differences(installed: Installed, wanted: Plan, config: Config) -> tuple[Cha
     found = [*_settings(installed.plan, wanted, found, effect), *found]
     if not found and installed.text != config.text:
         found = [
-            Change(
+            Difference(
                 what="file",
                 name="haproxy.cfg",
                 how="changed",
@@ -140,7 +140,7 @@ def differences(installed: Installed, wanted: Plan, config: Config) -> tuple[Cha
     elif not found and installed.is_running and installed.running_hash != config.hash:
         has = installed.running_hash or "one that is not fc-frontend's"
         found = [
-            Change(
+            Difference(
                 what="haproxy",
                 name="running configuration",
                 how="changed",
@@ -173,11 +173,11 @@ def _head_sections(text: str, services: set[str]) -> dict[Key, tuple[str, ...]]:
     comments: list[str] = []
     for line in read_lines(text):
         source = line.source.strip()
-        if line.kind is Kind.SECTION:
+        if line.kind is LineKind.SECTION:
             name = " ".join((line.keyword, *line.arguments[:1]))
             is_service = line.arguments and line.arguments[0] in services
             key = ("service", line.arguments[0]) if is_service else ("settings", name)
-        elif line.kind is Kind.BLANK:
+        elif line.kind is LineKind.BLANK:
             comments += [source] if source else []
             continue
         if source != f"description {BLANK_DESCRIPTION}":
@@ -204,25 +204,25 @@ def _change(
     new: Plan,
     effect: Effect,
     why: Mapping[str, Reason],
-) -> Change:
+) -> Difference:
     what, name = key
     how = "added" if before is None else "removed" if after is None else "changed"
     lines = _lines(before or (), after or ())
     differing: tuple[FieldChange, ...] = ()
     if what == "service":
         differing = (*_slots(before, after), *_service_fields(name, old, new))
-        reason = why.get(name) or Reason(Cause(f"service-{how}"), name)
+        reason = why.get(name) or Reason(ReloadCause(f"service-{how}"), name)
         if how == "changed" and name not in why and old is not None:
-            reason = Reason(Cause.TEMPLATES, name)
+            reason = Reason(ReloadCause.TEMPLATES, name)
     elif what == "fragment":
-        reason = Reason(Cause.FRAGMENT, name, how)
+        reason = Reason(ReloadCause.FRAGMENT, name, how)
     else:
         is_settings = old is None or old.settings != new.settings
-        reason = Reason(Cause.SETTINGS if is_settings else Cause.TEMPLATES, name)
+        reason = Reason(ReloadCause.SETTINGS if is_settings else ReloadCause.TEMPLATES, name)
     changed = changed_files("\n".join(before or ()), "\n".join(after or ()))
     if changed and all(FILE_MARK in line for line in lines):
-        reason = Reason(Cause.FILE_CHANGED, ", ".join(changed))
-    return Change(
+        reason = Reason(ReloadCause.FILE_CHANGED, ", ".join(changed))
+    return Difference(
         what=what,
         name=name,
         how=how,
@@ -307,19 +307,21 @@ def _service(plan: Plan | None, name: str) -> ServicePlan | None:
     return next((service for service in plan.services if service.spec.name == name), None)
 
 
-def _settings(old: Plan | None, new: Plan, found: list[Change], effect: Effect) -> Iterator[Change]:
+def _settings(
+    old: Plan | None, new: Plan, found: list[Difference], effect: Effect
+) -> Iterator[Difference]:
     """The settings whose values differ, if they are known."""
     if old is None or old.settings == new.settings:
         return
     is_in_text = any(change.what == "settings" for change in found)
     differing = tuple(_value_changes(old.settings, new.settings, ""))
     if differing:
-        yield Change(
+        yield Difference(
             what="settings",
             name="",
             how="changed",
             effect=effect if is_in_text else Effect.DAEMON,
-            because=str(Reason(Cause.SETTINGS)) if is_in_text else "",
+            because=str(Reason(ReloadCause.SETTINGS)) if is_in_text else "",
             fields=differing,
         )
 
@@ -352,7 +354,7 @@ def _shown(value: Any) -> str:
     return str(value)
 
 
-def _pods(installed: Installed, wanted: Plan, changed: set[str]) -> Iterator[Change]:
+def _pods(installed: Installed, wanted: Plan, changed: set[str]) -> Iterator[Difference]:
     """Pods that come and go without a reload, in services that do not change otherwise."""
     for service in wanted.services:
         name = service.spec.name
@@ -364,7 +366,7 @@ def _pods(installed: Installed, wanted: Plan, changed: set[str]) -> Iterator[Cha
         came = sorted(named - have.addresses)[: have.free + len(went)]
         if came or went:
             by = "the daemon" if service.by_runtime else "HAProxy's own resolver"
-            yield Change(
+            yield Difference(
                 what="service",
                 name=name,
                 how="changed",

@@ -143,7 +143,7 @@ class Daemon:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Nameserver:
+class NameserverAnswer:
     """A nameserver that was just asked; `said` is empty if it answered, after `seconds`."""
 
     name: str

@@ -17,7 +17,7 @@ from fc_frontend.explain.facts import (
     DaemonService,
     Held,
     LastReload,
-    Nameserver,
+    NameserverAnswer,
     Worker,
 )
 from fc_frontend.model.service_state import (
@@ -63,7 +63,7 @@ class Seen:
     counts: Mapping[str, Counts] = field(default_factory=dict)
     """The servers that HAProxy has, by proxy."""
     last_reload: LastReload | None = None
-    nameservers: tuple[Nameserver, ...] = ()
+    nameservers: tuple[NameserverAnswer, ...] = ()
     services: tuple[DaemonService, ...] = ()
     withheld: tuple[Held, ...] = ()
     problems: tuple[Problem, ...] = ()

@@ -18,13 +18,13 @@ from fc_frontend.plan.model import Bind, Plan, Settings
 from fc_frontend.render.config import Config
 from fc_frontend.render.listeners import listeners_of
 from fc_frontend.syntax.binds import BindFlaw, Listener, Owned
-from fc_frontend.syntax.endpoints import Endpoint, Family, ListenOptions, read_endpoints
+from fc_frontend.syntax.endpoints import Family, ListenEndpoint, ListenOptions, read_endpoints
 
 _MAX_NAMED = 3
 """Units that one warning names."""
 
 
-def endpoint_of(bind: Bind) -> Endpoint:
+def endpoint_of(bind: Bind) -> ListenEndpoint:
     """The endpoint that HAProxy makes of a declared bind without options."""
     (endpoint,) = read_endpoints(str(bind), ListenOptions())
     assert endpoint is not None
@@ -91,7 +91,7 @@ def _is_of(claim: Owned, services: Collection[str]) -> bool:
 
 def _outside(settings: Settings) -> Iterator[Owned]:
     """What listens without being in haproxy.cfg."""
-    yield Owned(SETTINGS, Listener(Endpoint(Family.UNIX, settings.haproxy.master_socket), 0))
+    yield Owned(SETTINGS, Listener(ListenEndpoint(Family.UNIX, settings.haproxy.master_socket), 0))
     if settings.listen:
         yield Owned(SETTINGS, Listener(endpoint_of(settings.listen), 0))
 

@@ -31,7 +31,7 @@ from fc_frontend.plan.model import Plan, Settings
 from fc_frontend.render.config import Config
 from fc_frontend.render.listeners import listeners_of
 from fc_frontend.syntax.binds import Owned
-from fc_frontend.syntax.endpoints import Endpoint, Family
+from fc_frontend.syntax.endpoints import Family, ListenEndpoint
 
 FILE = "failed-reloads.json"
 VERSION = 1
@@ -297,7 +297,7 @@ def _digest(text: str) -> str:
     return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
-def _surroundings(endpoint: Endpoint, holders: Holders) -> object:
+def _surroundings(endpoint: ListenEndpoint, holders: Holders) -> object:
     """What may keep HAProxy from an endpoint, as far as it can be seen, but for HAProxy itself."""
     foreign = sorted(
         (one.name, one.port, one.inode)

@@ -25,7 +25,7 @@ from enum import StrEnum
 from fc_frontend.haproxy.history import Kept, own_hash
 from fc_frontend.render.config import HASH_LENGTH, HASH_PREFIX, has_mark
 from fc_frontend.syntax.keywords import PREPROCESSOR
-from fc_frontend.syntax.lines import Kind
+from fc_frontend.syntax.lines import LineKind
 from fc_frontend.syntax.sections import PROXIES, ConfigSection, read_sections
 
 _LIVE = frozenset((*PROXIES, "log-forward", "program"))
@@ -38,7 +38,7 @@ Name = tuple[str, str]
 """A section's keyword and name."""
 
 
-class Origin(StrEnum):
+class FileOrigin(StrEnum):
     """Who wrote a haproxy.cfg, and what is in it."""
 
     NONE = "none"
@@ -71,13 +71,13 @@ class ForeignProxy:
 class FoundConfig:
     """What is on disk.  `digest` is the SHA-256 of its bytes, `hash` that of a text of ours."""
 
-    origin: Origin
+    origin: FileOrigin
     digest: str = ""
     proxies: tuple[ForeignProxy, ...] = ()
     hash: str = ""
 
 
-NOTHING = FoundConfig(Origin.NONE)
+NOTHING = FoundConfig(FileOrigin.NONE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +98,7 @@ class Decision:
 
 
 @dataclass(frozen=True, slots=True)
-class Worker:
+class ServingWorker:
     """What HAProxy runs.
 
     `is_ours` if it has a text of ours.  `proxies` are the names of what it serves if that is
@@ -129,16 +129,16 @@ def look_at(data: bytes | None, known: OwnConfigs) -> FoundConfig:
     digest = hashlib.sha256(data).hexdigest()
     text = data.decode("utf-8", "surrogateescape")
     if (own := own_hash(text)) is not None:
-        return FoundConfig(Origin.OURS, digest, hash=own)
+        return FoundConfig(FileOrigin.OURS, digest, hash=own)
     sections = tuple(read_sections(text))
     proxies = tuple(_proxy(section) for section in sections if section.kind in _LIVE)
     stated = stated_in(sections)
     if (stated is not None and known.has(stated)) or _is_derived(text, proxies, known):
-        return FoundConfig(Origin.EDITED, digest, proxies)
+        return FoundConfig(FileOrigin.EDITED, digest, proxies)
     if proxies:
-        return FoundConfig(Origin.FOREIGN, digest, proxies)
+        return FoundConfig(FileOrigin.FOREIGN, digest, proxies)
     is_readable = all(_is_readable(section) for section in sections)
-    return FoundConfig(Origin.BARE if is_readable else Origin.UNREADABLE, digest)
+    return FoundConfig(FileOrigin.BARE if is_readable else FileOrigin.UNREADABLE, digest)
 
 
 def proxies_in(text: str) -> frozenset[Name]:
@@ -155,7 +155,7 @@ def _is_derived(text: str, proxies: Collection[ForeignProxy], known: OwnConfigs)
 
 def decide(
     found: FoundConfig,
-    worker: Worker,
+    worker: ServingWorker,
     consents: Collection[str],
     *,
     always: bool = False,
@@ -167,16 +167,16 @@ def decide(
     HAProxy refuses it: while HAProxy runs a text of ours, nobody is served by it.
     """
     asked: set[str] = set()
-    if found.origin is Origin.FOREIGN:
+    if found.origin is FileOrigin.FOREIGN:
         asked.add(found.digest)
-    if found.origin is Origin.UNREADABLE and not (is_refused and worker.is_ours):
+    if found.origin is FileOrigin.UNREADABLE and not (is_refused and worker.is_ours):
         asked.add(found.digest)
-    if found.origin in (Origin.NONE, Origin.BARE, Origin.UNREADABLE) and worker.proxies:
+    if found.origin in (FileOrigin.NONE, FileOrigin.BARE, FileOrigin.UNREADABLE) and worker.proxies:
         asked.add(worker.digest)
     kept = None
-    if found.origin is Origin.EDITED:
+    if found.origin is FileOrigin.EDITED:
         kept = Kept.EDITED
-    elif found.origin in (Origin.BARE, Origin.FOREIGN, Origin.UNREADABLE):
+    elif found.origin in (FileOrigin.BARE, FileOrigin.FOREIGN, FileOrigin.UNREADABLE):
         kept = Kept.FOREIGN
     needed = frozenset() if always else frozenset(asked) - frozenset(consents)
     return Decision(needed=needed, kept=kept)
@@ -215,10 +215,12 @@ def stated_in(sections: Iterable[ConfigSection]) -> str | None:
 def _is_readable(section: ConfigSection) -> bool:
     """False if something in it could hide a proxy, or is in no section."""
     for line in section.lines:
-        if line.kind in (Kind.INVALID, Kind.SCOPE):
+        if line.kind in (LineKind.INVALID, LineKind.SCOPE):
             return False
-        if line.kind is Kind.PREPROCESSOR and line.keyword not in PREPROCESSOR:
+        if line.kind is LineKind.PREPROCESSOR and line.keyword not in PREPROCESSOR:
             return False
-        if line.kind is Kind.VARIABLE or (line.kind is Kind.STATEMENT and section.header is None):
+        if line.kind is LineKind.VARIABLE or (
+            line.kind is LineKind.STATEMENT and section.header is None
+        ):
             return False
     return True

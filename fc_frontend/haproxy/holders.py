@@ -16,7 +16,7 @@ from functools import cached_property
 from ipaddress import IPv6Address, ip_address
 from pathlib import Path
 
-from fc_frontend.syntax.endpoints import Endpoint, Family
+from fc_frontend.syntax.endpoints import Family, ListenEndpoint
 from fc_frontend.text import printable
 
 _ACCEPTS = 0x10000
@@ -54,7 +54,9 @@ class Holding:
     is_hidden: bool = False
 
 
-def holding(endpoints: Iterable[Endpoint], *, owned_by: frozenset[int]) -> dict[Endpoint, Holding]:
+def holding(
+    endpoints: Iterable[ListenEndpoint], *, owned_by: frozenset[int]
+) -> dict[ListenEndpoint, Holding]:
     """Who listens on each endpoint now; nothing is tried.
 
     `owned_by` are HAProxy's processes.
@@ -63,7 +65,7 @@ def holding(endpoints: Iterable[Endpoint], *, owned_by: frozenset[int]) -> dict[
     return {endpoint: holders.holding(endpoint) for endpoint in endpoints}
 
 
-def takes(endpoint: Endpoint, address: str) -> bool:
+def takes(endpoint: ListenEndpoint, address: str) -> bool:
     """True if a socket for `endpoint` and one on `address` with the same port surely collide."""
     host = kernel_host(endpoint)
     if host == address:
@@ -74,7 +76,7 @@ def takes(endpoint: Endpoint, address: str) -> bool:
     return host == "::" and not endpoint.v6only
 
 
-def kernel_host(endpoint: Endpoint) -> str:
+def kernel_host(endpoint: ListenEndpoint) -> str:
     """The address of an IP endpoint as /proc shows it."""
     if endpoint.ipv4 == "*" and endpoint.ipv6 is None:
         return "0.0.0.0"  # noqa: S104 - as HAProxy does
@@ -127,7 +129,7 @@ class Holders:
         self._find_pids({one.inode for one in found})
         return found
 
-    def on(self, endpoint: Endpoint) -> list[BoundSocket]:
+    def on(self, endpoint: ListenEndpoint) -> list[BoundSocket]:
         """The sockets with the port of an IP endpoint, or the path or name of another one."""
         if endpoint.family is Family.IP:
             return [
@@ -146,7 +148,7 @@ class Holders:
         shown = shown_name(endpoint)
         return [one for one in self.unix if one.name == shown]
 
-    def holding(self, endpoint: Endpoint) -> Holding:
+    def holding(self, endpoint: ListenEndpoint) -> Holding:
         """Who listens on `endpoint`."""
         found = self.on(endpoint)
         if endpoint.family is Family.IP:
@@ -199,13 +201,13 @@ class Holders:
                         self._pids.setdefault(inode, set()).add(pid)
 
 
-def abstract_address(endpoint: Endpoint) -> bytes:
+def abstract_address(endpoint: ListenEndpoint) -> bytes:
     """The address that HAProxy binds for an abstract name (manual 5.1, `abns@` and `abnsz@`)."""
     name = b"\0" + os.fsencode(endpoint.host)
     return name if endpoint.family is Family.ABSTRACT_SHORT else name.ljust(ABSTRACT_LENGTH, b"\0")
 
 
-def shown_name(endpoint: Endpoint) -> str:
+def shown_name(endpoint: ListenEndpoint) -> str:
     """An abstract name as /proc/net/unix shows it, where each NUL is an @."""
     return os.fsdecode(abstract_address(endpoint).replace(b"\0", b"@"))
 

@@ -10,7 +10,7 @@ from fc_frontend.haproxy.binary import find_binary
 from fc_frontend.haproxy.named_files import file_problems
 from fc_frontend.haproxy.patience import Patience
 from fc_frontend.haproxy.places import Places, words_of
-from fc_frontend.haproxy.validate import Ending, Message, Verdict, validate
+from fc_frontend.haproxy.validate import CheckVerdict, Ending, Message, validate
 from fc_frontend.haproxy.version import binary_version
 from fc_frontend.haproxy.wording import without_content, without_lines
 from fc_frontend.plan.model import Haproxy, Plan
@@ -88,7 +88,7 @@ def _too_old(binary: str) -> tuple[Problem, ...]:
 
 
 def verdict_problems(
-    verdict: Verdict, config: Config, plan: Plan | None = None
+    verdict: CheckVerdict, config: Config, plan: Plan | None = None
 ) -> tuple[Problem, ...]:
     """HAProxy's alerts and warnings as problems of the units that they are about.
 

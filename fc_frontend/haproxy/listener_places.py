@@ -10,7 +10,7 @@ from fc_frontend.model.units import SETTINGS, UnitId, UnitKind
 from fc_frontend.plan.model import Plan
 from fc_frontend.render.config import Config
 from fc_frontend.syntax.binds import Owned
-from fc_frontend.syntax.endpoints import Endpoint, Family
+from fc_frontend.syntax.endpoints import Family, ListenEndpoint
 
 
 class ListenerPlaces:
@@ -30,7 +30,7 @@ class ListenerPlaces:
         }
         self._raw = "haproxy.global_extra" if haproxy.global_extra else "haproxy.templates"
 
-    def setting(self, endpoint: Endpoint | None) -> str:
+    def setting(self, endpoint: ListenEndpoint | None) -> str:
         """The setting that makes HAProxy, or fc-frontend, listen on an endpoint."""
         return self._settings.get(str(endpoint), self._raw)
 
@@ -50,7 +50,7 @@ class ListenerPlaces:
         return replace(problem, severity=severity)
 
     def problem(
-        self, owner: UnitId, line: int, endpoint: Endpoint | None, message: str, remedy: str
+        self, owner: UnitId, line: int, endpoint: ListenEndpoint | None, message: str, remedy: str
     ) -> Problem:
         """A problem with a line of a unit's section, which may not be known to open `endpoint`."""
         problem = Problem(message, remedy, service=owner.name or None, unit=owner)

@@ -25,7 +25,7 @@ from fc_frontend.haproxy.holders import (
     takes,
 )
 from fc_frontend.haproxy.rights import Capability, Rights
-from fc_frontend.syntax.endpoints import Endpoint, Family
+from fc_frontend.syntax.endpoints import Family, ListenEndpoint
 
 _RESOURCE_EXHAUSTION = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _NOT_ALLOWED = (errno.EACCES, errno.EPERM)
@@ -39,7 +39,7 @@ _FIRST_FREE_PORT = Path("/proc/sys/net/ipv4/ip_unprivileged_port_start")
 class Obstacle:
     """What keeps HAProxy from taking an endpoint, or may do so where `is_certain` is False."""
 
-    endpoint: Endpoint
+    endpoint: ListenEndpoint
     message: str
     remedy: str
     is_certain: bool = True
@@ -48,7 +48,7 @@ class Obstacle:
 
 
 def find_obstacles(
-    endpoints: Iterable[Endpoint],
+    endpoints: Iterable[ListenEndpoint],
     *,
     owned_by: frozenset[int],
     rights: Rights | None = None,
@@ -73,7 +73,7 @@ def find_obstacles(
     return tuple(obstacle for obstacle in found if obstacle is not None)
 
 
-def missing_interface(endpoint: Endpoint) -> Obstacle | None:
+def missing_interface(endpoint: ListenEndpoint) -> Obstacle | None:
     """The obstacle that an endpoint's interface does not exist.
 
     HAProxy only warns then, and listens on all interfaces (`sock_inet_bind_receiver`).
@@ -99,14 +99,14 @@ class _Trial:
         self._holders = holders
         self._rights = rights
 
-    def obstacle(self, endpoint: Endpoint) -> Obstacle | None:
+    def obstacle(self, endpoint: ListenEndpoint) -> Obstacle | None:
         if endpoint.family is Family.IP:
             return self._on_ip(endpoint)
         if endpoint.family is Family.UNIX:
             return self._on_path(endpoint)
         return self._on_abstract_name(endpoint)
 
-    def _on_ip(self, endpoint: Endpoint) -> Obstacle | None:
+    def _on_ip(self, endpoint: ListenEndpoint) -> Obstacle | None:
         if endpoint.namespace:
             return Obstacle(
                 endpoint,
@@ -134,7 +134,7 @@ class _Trial:
                 return found
         return None
 
-    def _lacks_privilege(self, endpoint: Endpoint) -> Obstacle | None:
+    def _lacks_privilege(self, endpoint: ListenEndpoint) -> Obstacle | None:
         if self._rights is None or self._rights.has(Capability.NET_BIND_SERVICE):
             return None
         if endpoint.port >= first_free_port():
@@ -147,7 +147,7 @@ class _Trial:
             "net.ipv4.ip_unprivileged_port_start",
         )
 
-    def _conflict(self, endpoint: Endpoint, port: int, *, certain: bool) -> Obstacle | None:
+    def _conflict(self, endpoint: ListenEndpoint, port: int, *, certain: bool) -> Obstacle | None:
         """Who holds a port, unless it is HAProxy.  `certain` if trying it showed a conflict."""
         same_port = [one for one in self._holders.on(endpoint) if one.port == port]
         held = [one for one in same_port if takes(endpoint, one.name)]
@@ -162,7 +162,7 @@ class _Trial:
         # Where nobody listens, an outgoing connection may have got this port as its own.
         return self._held(endpoint, foreign) if foreign or not held else None
 
-    def _held(self, endpoint: Endpoint, sockets: Iterable[BoundSocket]) -> Obstacle:
+    def _held(self, endpoint: ListenEndpoint, sockets: Iterable[BoundSocket]) -> Obstacle:
         pids = sorted({pid for held in sockets for pid in self._holders.pids(held)})
         who = ", ".join(f"{process_name(pid)} (process {pid})" for pid in pids[:3])
         remedy = (
@@ -173,7 +173,7 @@ class _Trial:
         said = f"{endpoint} is held by {who or 'another process'}"
         return Obstacle(endpoint, said, remedy, is_hidden=not pids)
 
-    def _on_path(self, endpoint: Endpoint) -> Obstacle | None:
+    def _on_path(self, endpoint: ListenEndpoint) -> Obstacle | None:
         """HAProxy binds a temporary name and renames it: that replaces whatever is there."""
         path = Path(endpoint.host)
         directory = path.parent
@@ -225,7 +225,7 @@ class _Trial:
             return None
         return self._held(endpoint, foreign)
 
-    def _on_abstract_name(self, endpoint: Endpoint) -> Obstacle | None:
+    def _on_abstract_name(self, endpoint: ListenEndpoint) -> Obstacle | None:
         kind = socket.SOCK_DGRAM if endpoint.is_datagram else socket.SOCK_STREAM
         try:
             with socket.socket(socket.AF_UNIX, kind) as probe:
@@ -247,12 +247,12 @@ def first_free_port() -> int:
         return 1024
 
 
-def first_bind_error(endpoint: Endpoint) -> int | None:
+def first_bind_error(endpoint: ListenEndpoint) -> int | None:
     """The error that binding an IP endpoint gives on its first port; None if it works."""
     return _bind_error(endpoint, endpoint.port)
 
 
-def _bind_error(endpoint: Endpoint, port: int) -> int | None:
+def _bind_error(endpoint: ListenEndpoint, port: int) -> int | None:
     """The error that binding gives, with the options that HAProxy sets; None if it works."""
     family = socket.AF_INET6 if ":" in endpoint.host else socket.AF_INET
     kind = socket.SOCK_DGRAM if endpoint.is_datagram else socket.SOCK_STREAM
@@ -274,7 +274,7 @@ def _bind_error(endpoint: Endpoint, port: int) -> int | None:
     return None
 
 
-def _impossible(endpoint: Endpoint, error: int) -> Obstacle:
+def _impossible(endpoint: ListenEndpoint, error: int) -> Obstacle:
     if error == errno.EADDRNOTAVAIL:
         version = "ipv6" if endpoint.ipv6 else "ipv4"
         return Obstacle(

@@ -25,8 +25,7 @@ from fc_frontend.plan.model import (
     Resolution,
     ServicePlan,
 )
-from fc_frontend.syntax.lines import Kind as LineKind
-from fc_frontend.syntax.lines import Line, notable_lines
+from fc_frontend.syntax.lines import Line, LineKind, notable_lines
 
 EMPTY = "1\n"
 """A state file without servers; 2.6 warns of an empty one."""

@@ -18,11 +18,11 @@ from fc_frontend.haproxy.binary import find_binary
 from fc_frontend.haproxy.foreign import (
     NOTHING,
     Decision,
+    FileOrigin,
     FoundConfig,
     Name,
-    Origin,
     OwnConfigs,
-    Worker,
+    ServingWorker,
     decide,
     look_at,
     proxies_in,
@@ -57,7 +57,7 @@ class Judged:
     path: str
     content: Content | None
     found: FoundConfig
-    worker: Worker
+    worker: ServingWorker
     decision: Decision
 
     @property
@@ -78,7 +78,7 @@ class Replaced:
     entry: Entry | None = None
 
 
-def judge(settings: Settings, worker: Worker, known: Collection[str] = ()) -> Judged:
+def judge(settings: Settings, worker: ServingWorker, known: Collection[str] = ()) -> Judged:
     """Whether haproxy.cfg as it is now may be replaced.  Raises `Unavailable` if it is unreadable.
 
     `known` are digests of texts of ours that the history may not have.
@@ -90,7 +90,7 @@ def judge(settings: Settings, worker: Worker, known: Collection[str] = ()) -> Ju
     written = _Written(directory, known)
     found = look_at(data, OwnConfigs(written.has, written.proxies))
     is_refused = (
-        found.origin is Origin.UNREADABLE
+        found.origin is FileOrigin.UNREADABLE
         and worker.is_ours
         and data is not None
         and _is_refused(settings.haproxy, data)
@@ -119,7 +119,7 @@ def missing_consent(settings: Settings, *, asks_haproxy: bool = True) -> tuple[P
     Without `asks_haproxy`, only the file counts.
     """
     try:
-        judged = present(settings) if asks_haproxy else judge(settings, Worker())
+        judged = present(settings) if asks_haproxy else judge(settings, ServingWorker())
     except Unavailable:
         return ()
     problem = judged.problem
@@ -127,7 +127,7 @@ def missing_consent(settings: Settings, *, asks_haproxy: bool = True) -> tuple[P
 
 
 def obstacle(
-    settings: Settings, data: bytes, worker: Worker, known: Collection[str]
+    settings: Settings, data: bytes, worker: ServingWorker, known: Collection[str]
 ) -> Problem | None:
     """Why haproxy.cfg may not become `data`; None if it may, or has it.  Raises `Unavailable`."""
     judged = judge(settings, worker, known)
@@ -138,7 +138,7 @@ def obstacle(
 def install(
     settings: Settings,
     data: bytes,
-    worker: Worker,
+    worker: ServingWorker,
     *,
     known: Collection[str] = (),
     attributes: Attributes | None = None,
@@ -205,21 +205,23 @@ def finish(settings: Settings, data: bytes) -> tuple[Problem, ...]:
     return ()
 
 
-def worker_of(settings: Settings, running: str | None, known: Collection[str] = ()) -> Worker:
+def worker_of(
+    settings: Settings, running: str | None, known: Collection[str] = ()
+) -> ServingWorker:
     """What HAProxy runs, which reports the digest `running`; as far as it can be asked.
 
     `known` are digests of texts of ours that the history may not have.
     """
     haproxy = settings.haproxy
     if running is not None and _Written(settings.state_directory, known).has(running):
-        return Worker(is_ours=True)
+        return ServingWorker(is_ours=True)
     with contextlib.suppress(Unavailable):
-        return Worker(proxies=tuple(runtime.traffic(haproxy.runtime_socket)))
+        return ServingWorker(proxies=tuple(runtime.traffic(haproxy.runtime_socket)))
     # A configuration of others may have its sockets elsewhere; the master's is the same for all.
     with contextlib.suppress(Unavailable):
         answer = ask(haproxy.master_socket, "@1 show stat -1 3 -1", _TIMEOUT)
-        return Worker(proxies=tuple(parse_traffic(answer) or ()))
-    return Worker()
+        return ServingWorker(proxies=tuple(parse_traffic(answer) or ()))
+    return ServingWorker()
 
 
 class _Written:
@@ -266,7 +268,7 @@ def _keep(settings: Settings, judged: Judged, known: Collection[str]) -> Entry |
     if kind is not None:
         return history.keep(directory, content, kind, proxies=len(found.proxies))
     written = _Written(directory, known)
-    if found.origin is Origin.OURS and not written.has(found.hash):
+    if found.origin is FileOrigin.OURS and not written.has(found.hash):
         # Our own text can be made anew, so it is not worth a refusal.
         with contextlib.suppress(Unavailable):
             if not written.accepted:
@@ -278,7 +280,7 @@ def _keep(settings: Settings, judged: Judged, known: Collection[str]) -> Entry |
 
 def _problem(judged: Judged) -> Problem:
     found, worker = judged.found, judged.worker
-    if found.origin is Origin.UNREADABLE:
+    if found.origin is FileOrigin.UNREADABLE:
         what = "cannot be read as a configuration of HAProxy, so that it may serve something"
     elif found.digest in judged.decision.needed:
         number = counted(len(found.proxies), "proxy", "proxies")

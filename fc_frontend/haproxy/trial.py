@@ -22,7 +22,7 @@ from fc_frontend.plan.model import Haproxy, Plan
 from fc_frontend.render.config import Config, config_hash, sections_in
 from fc_frontend.render.listeners import listeners_of
 from fc_frontend.syntax.binds import Owned
-from fc_frontend.syntax.endpoints import Endpoint, Family
+from fc_frontend.syntax.endpoints import Family, ListenEndpoint
 
 Seat = tuple[Hashable, ...]
 """What one socket occupies: kind, network namespace, address or path, and port."""
@@ -73,7 +73,7 @@ def new_obstacles(
 ) -> Iterator[tuple[Owned, Obstacle]]:
     """The listeners of `wanted` that HAProxy cannot take, and does not have yet."""
     known = known_seats(haproxy, taker)
-    new: dict[Endpoint, Owned] = {}
+    new: dict[ListenEndpoint, Owned] = {}
     for owned in wanted:
         endpoint = owned.listener.endpoint
         seats = list(seats_of(endpoint))
@@ -103,7 +103,7 @@ def known_seats(haproxy: Haproxy, taker: Taker) -> frozenset[Seat]:
     return frozenset(seat for _, listener in found for _, seat in seats_of(listener.endpoint))
 
 
-def seats_of(endpoint: Endpoint) -> Iterator[tuple[int, Seat]]:
+def seats_of(endpoint: ListenEndpoint) -> Iterator[tuple[int, Seat]]:
     """What the sockets of an endpoint occupy, each with its port."""
     kind = endpoint.family, endpoint.is_datagram, endpoint.namespace
     if endpoint.family is Family.UNIX:

@@ -64,7 +64,7 @@ class Message:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class CheckVerdict:
     """What HAProxy thinks of a configuration.
 
     `messages` leaves out the sentences that only sum up others; `output` is all that it said, at
@@ -89,7 +89,7 @@ class Verdict:
         return tuple(m for m in self.messages if m.level == "warning")
 
 
-def validate(binary: str, text: str, *, timeout: float) -> Verdict:
+def validate(binary: str, text: str, *, timeout: float) -> CheckVerdict:
     """HAProxy's verdict on the configuration `text` (Management Guide 3, `-c`).
 
     Accepted is what gives no alert and status 0, or status 2, which HAProxy before 3.0 gives to a
@@ -123,7 +123,7 @@ def validate(binary: str, text: str, *, timeout: float) -> Verdict:
     ending = _ending(finished)
     if ending is not Ending.JUDGED:
         alert = Message("alert", f"haproxy -c {finished.ending}")
-        return Verdict(False, (alert,), _shown(said), ending, finished.duration)
+        return CheckVerdict(False, (alert,), _shown(said), ending, finished.duration)
     alerts = [m for m in messages if m.level == "alert"]
     accepted = finished.status in (0, 2) and not alerts
     if alerts:
@@ -132,7 +132,7 @@ def validate(binary: str, text: str, *, timeout: float) -> Verdict:
     elif not accepted:
         reason = f"haproxy -c {finished.ending} and gave no reason"
         messages = (*messages, Message("alert", reason))
-    return Verdict(accepted, messages, _shown(said), duration=finished.duration)
+    return CheckVerdict(accepted, messages, _shown(said), duration=finished.duration)
 
 
 def _shown(said: str) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from fc_frontend.errors import Problem, Refused
-from fc_frontend.syntax.lines import MAX_LINE, Kind, Line, read_line
+from fc_frontend.syntax.lines import MAX_LINE, Line, LineKind, read_line
 from fc_frontend.syntax.sections import PROXIES
 
 MAX_TEXT = 4 * 1024 * 1024
@@ -104,10 +104,10 @@ class _Reader:
 
     def _read_line(self, line: Line) -> None:
         number, code = line.number, line.code
-        if line.kind is Kind.BLANK:
+        if line.kind is LineKind.BLANK:
             # A comment is worth no refusal.
             self._comment.append(_shown(line.source.rstrip()))
-        elif line.kind is Kind.EMPTY:
+        elif line.kind is LineKind.EMPTY:
             self._refuse(
                 number,
                 f"{_short(code)} begins with an empty word, so that HAProxy skips the line",
@@ -115,7 +115,7 @@ class _Reader:
             )
         elif line.fault is not None:
             self._refuse(number, str(line.fault), line.fault.remedy)
-        elif line.kind is Kind.SCOPE:
+        elif line.kind is LineKind.SCOPE:
             self._refuse(number, f"{_short(line.source)} belongs into a SPOE file", "remove it")
         elif not all(_fit(letter) for letter in code):
             self._refuse(
@@ -123,13 +123,13 @@ class _Reader:
             )
         elif any(word.is_cut for word in line.words):
             self._refuse(number, "\\x00 ends a word early", "remove it")
-        elif line.kind is Kind.VARIABLE:
+        elif line.kind is LineKind.VARIABLE:
             self._refuse(
                 number,
                 f"{_short(code)} has a variable in the place of its keyword",
                 "write the file as it comes out for this host, and import that",
             )
-        elif line.kind is Kind.SECTION:
+        elif line.kind is LineKind.SECTION:
             self._begin(replace(line, source=code + _shown(line.comment)))
         elif self._section is None:
             self._refuse(number, f"{_short(code)} stands in no section", "put it into one")
@@ -139,12 +139,12 @@ class _Reader:
     def _add(self, section: OldSection, line: Line) -> None:
         self._flush_comment(section)
         section.lines.append(line)
-        if line.kind is Kind.PREPROCESSOR:
+        if line.kind is LineKind.PREPROCESSOR:
             section.conditional = True
             self._depth += {".if": 1, ".endif": -1}.get(line.keyword, 0)
 
     def _flush_comment(self, section: OldSection) -> None:
-        section.lines += [Line(0, text, Kind.BLANK) for text in self._comment]
+        section.lines += [Line(0, text, LineKind.BLANK) for text in self._comment]
         self._comment = []
 
     def _begin(self, line: Line) -> None:

@@ -17,9 +17,9 @@ from typing import Any, ParamSpec, TypeVar
 
 from fc_frontend.config.declare import Declaration
 from fc_frontend.errors import Problem, Unavailable
-from fc_frontend.explain.collect import Declared, ask_nameservers, facts_of, seen_of
+from fc_frontend.explain.collect import DeclaredView, ask_nameservers, facts_of, seen_of
 from fc_frontend.explain.daemon import parse_status
-from fc_frontend.explain.facts import Nameserver
+from fc_frontend.explain.facts import NameserverAnswer
 from fc_frontend.explain.overview import Seen, overview
 from fc_frontend.explain.steps import explain
 from fc_frontend.haproxy import history, runtime
@@ -64,7 +64,7 @@ class _Found:
     """What one look found."""
 
     known: DaemonView
-    declared: Declared
+    declared: DeclaredView
     board: Board
 
 
@@ -191,9 +191,9 @@ class PageCache:
     def _board(
         self,
         known: DaemonView,
-        declared: Declared,
+        declared: DeclaredView,
         asked: _Haproxy,
-        nameservers: tuple[Nameserver, ...],
+        nameservers: tuple[NameserverAnswer, ...],
     ) -> _Found:
         of_traffic, seconds = None, None
         if asked.sample is not None:
@@ -251,9 +251,9 @@ class _Haproxy:
     problem: Problem | None = None
 
 
-def _ask_haproxy(known: DaemonView) -> tuple[Declared, _Haproxy]:
+def _ask_haproxy(known: DaemonView) -> tuple[DeclaredView, _Haproxy]:
     daemon = parse_status(known.status)
-    declared = Declared(
+    declared = DeclaredView(
         declaration=known.declaration,
         prepared=known.prepared,
         daemon=daemon,

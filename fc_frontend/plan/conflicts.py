@@ -10,7 +10,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass
 
 from fc_frontend.syntax.binds import Owned
-from fc_frontend.syntax.endpoints import Endpoint, Family
+from fc_frontend.syntax.endpoints import Family, ListenEndpoint
 
 _Key = tuple[Hashable, ...]
 
@@ -83,7 +83,7 @@ def overlaps(claims: Iterable[Owned]) -> tuple[Overlap, ...]:
     return tuple(Overlap(wide, tuple(covered.values())) for wide, covered in found.values())
 
 
-def wider(one: Endpoint, other: Endpoint) -> Endpoint | None:
+def wider(one: ListenEndpoint, other: ListenEndpoint) -> ListenEndpoint | None:
     """Of two endpoints that both match some connection, the one that Linux does not choose.
 
     None if no connection matches both.  A socket with the address comes before a wildcard, then one
@@ -108,7 +108,7 @@ def wider(one: Endpoint, other: Endpoint) -> Endpoint | None:
     return None
 
 
-def _is_wildcard(endpoint: Endpoint) -> bool:
+def _is_wildcard(endpoint: ListenEndpoint) -> bool:
     return endpoint.ipv4 == "*" or endpoint.ipv6 == "::"
 
 
@@ -116,7 +116,7 @@ def _excludes(one: Owned, other: Owned) -> bool:
     return one.owner == other.owner and one.listener.excludes(other.listener)
 
 
-def _keys(endpoint: Endpoint, place: Callable[[str], Hashable]) -> Iterator[tuple[int, _Key]]:
+def _keys(endpoint: ListenEndpoint, place: Callable[[str], Hashable]) -> Iterator[tuple[int, _Key]]:
     """What nobody else may have, each with its port."""
     if endpoint.family is Family.UNIX:
         yield 0, (Family.UNIX, place(endpoint.host))

@@ -44,7 +44,7 @@ def plan(
     resolution: Resolution,
     *,
     shrink: bool = False,
-    memo: Memo | None = None,
+    memo: PlanMemo | None = None,
 ) -> Plan:
     """What HAProxy should do.
 
@@ -53,7 +53,7 @@ def plan(
     What `memo` has of services that are still the same is not planned again.
     """
     specs = sorted(services, key=attrgetter("name"))
-    plans, notices = _services(settings, specs, resolution, shrink, memo or Memo())
+    plans, notices = _services(settings, specs, resolution, shrink, memo or PlanMemo())
     problems = list(notices)
     unasked = [
         planned.spec.name
@@ -86,7 +86,7 @@ def plan(
     )
 
 
-class Memo:
+class PlanMemo:
     """Services as they were planned before, while what their plans follow from is the same.
 
     It knows the very objects: those that were made anew are planned anew, even if they are equal.
@@ -116,7 +116,7 @@ def _services(
     specs: Sequence[ServiceSpec],
     resolution: Resolution,
     shrink: bool,
-    memo: Memo,
+    memo: PlanMemo,
 ) -> tuple[tuple[ServicePlan, ...], Sequence[Problem]]:
     known, other = memo.of(settings, shrink=shrink)
     hold = settings.intervals.hold

@@ -9,7 +9,7 @@ from enum import StrEnum
 from fc_frontend.plan.model import Plan, ServicePlan
 
 
-class Cause(StrEnum):
+class ReloadCause(StrEnum):
     """What kind of change it was; the values are a metric's labels."""
 
     SERVICE_ADDED = "service-added"
@@ -32,7 +32,7 @@ class Cause(StrEnum):
 class Reason:
     """One cause, and the service or detail that it is about."""
 
-    cause: Cause
+    cause: ReloadCause
     subject: str = ""
     detail: str = ""
 
@@ -46,12 +46,12 @@ def reasons(before: Plan | None, after: Plan, files: Iterable[str] = ()) -> tupl
     `files` are those whose content has changed.
     """
     if before is None:
-        return (Reason(Cause.START),)
+        return (Reason(ReloadCause.START),)
     found: list[Reason] = []
     old = {service.spec.name: service for service in before.services}
     new = {service.spec.name: service for service in after.services}
-    found += [Reason(Cause.SERVICE_ADDED, name) for name in new if name not in old]
-    found += [Reason(Cause.SERVICE_REMOVED, name) for name in old if name not in new]
+    found += [Reason(ReloadCause.SERVICE_ADDED, name) for name in new if name not in old]
+    found += [Reason(ReloadCause.SERVICE_REMOVED, name) for name in old if name not in new]
     for name, service in new.items():
         # Most are the very same: planning remembers them.
         if (former := old.get(name)) is not None and former is not service:
@@ -59,23 +59,23 @@ def reasons(before: Plan | None, after: Plan, files: Iterable[str] = ()) -> tupl
     fragments = {fragment.name: fragment for fragment in before.fragments}
     for fragment in after.fragments:
         if fragments.pop(fragment.name, None) != fragment:
-            found.append(Reason(Cause.FRAGMENT, fragment.name))
-    found += [Reason(Cause.FRAGMENT, name, "removed") for name in fragments]
+            found.append(Reason(ReloadCause.FRAGMENT, fragment.name))
+    found += [Reason(ReloadCause.FRAGMENT, name, "removed") for name in fragments]
     if before.settings != after.settings:
-        found.append(Reason(Cause.SETTINGS))
-    found += [Reason(Cause.FILE_CHANGED, path) for path in files]
-    return tuple(found) or (Reason(Cause.TEMPLATES),)
+        found.append(Reason(ReloadCause.SETTINGS))
+    found += [Reason(ReloadCause.FILE_CHANGED, path) for path in files]
+    return tuple(found) or (Reason(ReloadCause.TEMPLATES),)
 
 
 def _service_reasons(old: ServicePlan, new: ServicePlan) -> list[Reason]:
     name = new.spec.name
     if old.spec is not new.spec and replace(old.spec, slots=None) != replace(new.spec, slots=None):
-        return [Reason(Cause.SERVICE_CHANGED, name)]
+        return [Reason(ReloadCause.SERVICE_CHANGED, name)]
     if old.kind is not new.kind or old.query != new.query or old.prefer != new.prefer:
-        return [Reason(Cause.DISCOVERY, name, f"{old.kind}→{new.kind}")]
+        return [Reason(ReloadCause.DISCOVERY, name, f"{old.kind}→{new.kind}")]
     if old.by_runtime != new.by_runtime:
         detail = "by the runtime API" if new.by_runtime else "by HAProxy's resolver"
-        return [Reason(Cause.DISCOVERY, name, detail)]
+        return [Reason(ReloadCause.DISCOVERY, name, detail)]
     if old.slots != new.slots:
-        return [Reason(Cause.SLOTS, name, f"{old.slots}→{new.slots}")]
+        return [Reason(ReloadCause.SLOTS, name, f"{old.slots}→{new.slots}")]
     return []

@@ -76,7 +76,7 @@ class Verbatim(str):
     __slots__ = ()
 
 
-class Memo:
+class RenderMemo:
     """Units as they were rendered before, as long as their plan and the templates are the same."""
 
     def __init__(self) -> None:
@@ -101,7 +101,7 @@ class Memo:
                 del self.fragments[name]
 
 
-def render(plan: Plan, templates: Mapping[str, str], *, memo: Memo | None = None) -> Config:
+def render(plan: Plan, templates: Mapping[str, str], *, memo: RenderMemo | None = None) -> Config:
     """haproxy.cfg for `plan`.  `templates` maps file names to texts.
 
     Services whose plan is still the same object in `memo` are not rendered again.  Raises Refused
@@ -119,7 +119,7 @@ def render_sections(
     templates: Mapping[str, str],
     refused: list[Problem],
     *,
-    memo: Memo | None = None,
+    memo: RenderMemo | None = None,
 ) -> tuple[Section, ...]:
     """The sections of haproxy.cfg for `plan`, as `render`; the first is the settings' one.
 
@@ -136,7 +136,10 @@ def render_sections(
     )
     _require_description(head)
     _require_own_sections(head, MAIN)
-    return (Section(SETTINGS, head), *_unit_sections(plan, environment, refused, memo or Memo()))
+    return (
+        Section(SETTINGS, head),
+        *_unit_sections(plan, environment, refused, memo or RenderMemo()),
+    )
 
 
 def _require_description(head: str) -> None:
@@ -173,7 +176,7 @@ def _faults(head: str) -> tuple[UnitFault, ...]:
 
 
 def _unit_sections(
-    plan: Plan, environment: jinja2.Environment, refused: list[Problem], memo: Memo
+    plan: Plan, environment: jinja2.Environment, refused: list[Problem], memo: RenderMemo
 ) -> list[Section]:
     memo.begin(environment, plan.settings.cluster.nodes)
     sections: list[Section] = []

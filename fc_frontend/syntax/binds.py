@@ -14,14 +14,14 @@ from typing import NamedTuple
 
 from fc_frontend.model.units import SETTINGS, UnitId
 from fc_frontend.syntax.endpoints import (
-    Endpoint,
     Family,
+    ListenEndpoint,
     NotAnEndpoint,
     located_path,
     read_endpoints,
     read_options,
 )
-from fc_frontend.syntax.lines import Kind, Line, notable_lines
+from fc_frontend.syntax.lines import Line, LineKind, notable_lines
 from fc_frontend.syntax.words import Word
 
 _KEYWORDS = frozenset(
@@ -44,7 +44,7 @@ class Listener:
     name.
     """
 
-    endpoint: Endpoint
+    endpoint: ListenEndpoint
     line: int
     branch: Branch = ()
     peer: str = ""
@@ -191,12 +191,12 @@ class _Reader:
         )
 
     def _take(self, line: Line) -> None:
-        if line.kind is Kind.SECTION:
+        if line.kind is LineKind.SECTION:
             self._end_section()
             self._section = _Section(line.keyword)
-        elif line.kind is Kind.PREPROCESSOR:
+        elif line.kind is LineKind.PREPROCESSOR:
             self._condition(line)
-        elif line.kind is Kind.VARIABLE:
+        elif line.kind is LineKind.VARIABLE:
             self._flaws.append(
                 BindFlaw(
                     self._owner,
@@ -205,7 +205,7 @@ class _Reader:
                     "write the keyword itself: fc-frontend cannot see what the variable contains",
                 )
             )
-        elif line.kind is Kind.STATEMENT and not line.prefix:
+        elif line.kind is LineKind.STATEMENT and not line.prefix:
             self._statement(line)
 
     def _condition(self, line: Line) -> None:

@@ -49,7 +49,7 @@ class Family(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Endpoint:
+class ListenEndpoint:
     """Where a socket listens.
 
     `host` is a canonical IP address, `*` for all of IPv4 or `::` for all of IPv6; or a path; or an
@@ -146,7 +146,7 @@ def read_options(words: Sequence[Word]) -> ListenOptions:
 
 def read_endpoints(
     text: str, options: ListenOptions, *, datagram: bool = False
-) -> tuple[Endpoint | None, ...]:
+) -> tuple[ListenEndpoint | None, ...]:
     """The endpoints of the first word of a bind line, which may be a list with commas.
 
     `datagram` is for `dgram-bind`.  None stands for an address that HAProxy accepts without
@@ -158,7 +158,7 @@ def read_endpoints(
             f"{text!r} is an address with a variable",
             "write the address itself: fc-frontend cannot see what the variable contains",
         )
-    found: list[Endpoint | None] = []
+    found: list[ListenEndpoint | None] = []
     rest = text
     while rest:
         one, _, rest = rest.partition(",")
@@ -195,7 +195,7 @@ _QUIC = ("quic+", "quic4@", "quic6@")
 """Datagrams underneath, and streams to HAProxy: for `bind`, not for `dgram-bind`."""
 
 
-def _endpoint(text: str, options: ListenOptions, datagram: bool) -> Endpoint | None:
+def _endpoint(text: str, options: ListenOptions, datagram: bool) -> ListenEndpoint | None:
     """One address of a list."""
     if not datagram and text[:1] != "/" and "@" not in text and "+" not in text:
         return _ip_endpoint(text, "", text, options, False)
@@ -227,12 +227,12 @@ def _endpoint(text: str, options: ListenOptions, datagram: bool) -> Endpoint | N
     if family is Family.IP:
         return _ip_endpoint(rest, version, text, options, is_datagram)
     if family is Family.UNIX:
-        return Endpoint(family, _checked_path(rest, text), is_datagram=is_datagram)
+        return ListenEndpoint(family, _checked_path(rest, text), is_datagram=is_datagram)
     if not rest or len(_bytes(rest)) > MAX_ABSTRACT_NAME:
         raise NotAnEndpoint(
             f"{text!r} is not an abstract name", f"give 1 to {MAX_ABSTRACT_NAME} bytes after the @"
         )
-    return Endpoint(family, rest, is_datagram=is_datagram)
+    return ListenEndpoint(family, rest, is_datagram=is_datagram)
 
 
 def _checked_path(path: str, text: str) -> str:
@@ -266,7 +266,7 @@ def _bytes(text: str) -> bytes:
 
 def _ip_endpoint(
     rest: str, version: str, text: str, options: ListenOptions, is_datagram: bool
-) -> Endpoint:
+) -> ListenEndpoint:
     at = max(rest.rfind(":"), rest.rfind("]"))
     if at < 0 or rest[at] == "]":
         raise NotAnEndpoint(f"{text!r} has no port", "write address:port, such as 192.0.2.1:443")
@@ -279,7 +279,7 @@ def _ip_endpoint(
         ipv4 = None if host != "::" or v6only else "*"
         if host.startswith(_MAPPED):
             ipv4, is_ipv6 = _ipv4(IPv4Address(host.removeprefix(_MAPPED))), False
-    return Endpoint(
+    return ListenEndpoint(
         Family.IP,
         host,
         first,

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from itertools import pairwise
 
-from fc_frontend.syntax.lines import Kind, Line, read_line
+from fc_frontend.syntax.lines import Line, LineKind, read_line
 from fc_frontend.syntax.words import Word
 
 NETWORK_NAMESPACES = "/var/run/netns"
@@ -140,9 +140,9 @@ def named_files(text: str, *, directory: str = "/") -> Iterator[NamedFile]:
         if not _HINT.search(source):
             continue
         line = read_line(source, number)
-        if line.kind is Kind.SECTION:
+        if line.kind is LineKind.SECTION:
             bases.enter(line.words[0].text)
-        elif line.kind is Kind.STATEMENT:
+        elif line.kind is LineKind.STATEMENT:
             bases.read(line)
             for keyword, word, use in _named(line):
                 yield NamedFile(

@@ -28,7 +28,7 @@ _ANY_FIRST_WORD = re.compile(r"[ \t\v\f\r]*([^ \t\v\f\r]*)")
 _SPECIAL = re.compile(r"[\"'\\#\0]")
 
 
-class Kind(StrEnum):
+class LineKind(StrEnum):
     """What a line is to HAProxy (`readcfgfile` in its src/cfgparse.c)."""
 
     BLANK = "blank"
@@ -58,7 +58,7 @@ class Line:
 
     number: int
     source: str
-    kind: Kind
+    kind: LineKind
     words: tuple[Word, ...] = ()
     end: int = 0
     fault: NotWords | None = field(default=None, compare=False)
@@ -101,13 +101,13 @@ def read_line(text: str, number: int = 1) -> Line:
     """`text`, one line without its line feed, as HAProxy reads it.  Never raises."""
     source = text.lstrip(_INDENT)
     if not source or source[0] == "#":
-        return Line(number, source, Kind.BLANK)
+        return Line(number, source, LineKind.BLANK)
     if source[0] == "[":
-        return Line(number, source, Kind.SCOPE)
+        return Line(number, source, LineKind.SCOPE)
     try:
         found = split(source)
     except NotWords as exc:
-        return Line(number, source, Kind.INVALID, fault=exc)
+        return Line(number, source, LineKind.INVALID, fault=exc)
     kind, fault = _kind(found.words)
     return Line(number, source, kind, found.words, found.end, fault)
 
@@ -141,22 +141,22 @@ def read_lines(text: str) -> Iterator[Line]:
         yield read_line(line, number)
 
 
-def _kind(words: tuple[Word, ...]) -> tuple[Kind, NotWords | None]:
+def _kind(words: tuple[Word, ...]) -> tuple[LineKind, NotWords | None]:
     if not words:
-        return Kind.BLANK, None
+        return LineKind.BLANK, None
     first = words[0]
     if first.variable:
-        return Kind.VARIABLE, None
+        return LineKind.VARIABLE, None
     if not first.text:
-        return Kind.EMPTY, None
+        return LineKind.EMPTY, None
     if first.text in SECTIONS:
-        return Kind.SECTION, None
+        return LineKind.SECTION, None
     if first.text[0] == ".":
-        return Kind.PREPROCESSOR, None
+        return LineKind.PREPROCESSOR, None
     if first.text in PREFIXES and len(words) > 1:
         if words[1].variable:
-            return Kind.VARIABLE, None
+            return LineKind.VARIABLE, None
         if words[1].text in SECTIONS:
             message = f"`{first.text}` before the section keyword `{words[1].text}`"
-            return Kind.INVALID, NotWords(WordFlaw.PREFIX, message, "remove one of the two")
-    return Kind.STATEMENT, None
+            return LineKind.INVALID, NotWords(WordFlaw.PREFIX, message, "remove one of the two")
+    return LineKind.STATEMENT, None

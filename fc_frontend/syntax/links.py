@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from fc_frontend.model.units import Resource
 from fc_frontend.syntax.binds import read_listeners
-from fc_frontend.syntax.lines import Kind, notable_lines
+from fc_frontend.syntax.lines import LineKind, notable_lines
 from fc_frontend.syntax.names import defined_names, used_names
 
 _MAX_TEXTS = 65_536
@@ -49,7 +49,7 @@ def service_resource(service: str, namespace: str, port: int | str) -> Resource:
 
 def _published(text: str) -> Iterator[Resource]:
     for line in notable_lines(text, frozenset(("server", "server-template"))):
-        if line.kind is not Kind.STATEMENT:
+        if line.kind is not LineKind.STATEMENT:
             continue
         for word in line.arguments[1:3]:
             if match := _TARGET.fullmatch(word):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from fc_frontend.syntax.lines import Kind, Line, read_lines
+from fc_frontend.syntax.lines import Line, LineKind, read_lines
 
 PROXIES = ("listen", "frontend", "backend")
 
@@ -37,7 +37,9 @@ class ConfigSection:
     @property
     def statements(self) -> tuple[Line, ...]:
         """The lines that say something to the section itself."""
-        return tuple(line for line in self.lines if line.kind in (Kind.STATEMENT, Kind.VARIABLE))
+        return tuple(
+            line for line in self.lines if line.kind in (LineKind.STATEMENT, LineKind.VARIABLE)
+        )
 
 
 def read_sections(text: str) -> Iterator[ConfigSection]:
@@ -45,7 +47,7 @@ def read_sections(text: str) -> Iterator[ConfigSection]:
     header: Line | None = None
     lines: list[Line] = []
     for line in read_lines(text):
-        if line.kind is not Kind.SECTION:
+        if line.kind is not LineKind.SECTION:
             lines.append(line)
             continue
         if header is not None or lines:

@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from fc_frontend.syntax.keywords import PREPROCESSOR, SECTIONS
-from fc_frontend.syntax.lines import MAX_LINE, Kind, Line, is_plain_statement, read_line
+from fc_frontend.syntax.lines import MAX_LINE, Line, LineKind, is_plain_statement, read_line
 from fc_frontend.syntax.sections import read_sections
 from fc_frontend.syntax.words import MAX_WORDS, NotWords, split
 
@@ -88,13 +88,13 @@ def raw_line_faults(text: str, owner: Owner) -> Iterator[UnitFault]:
             continue
         line = read_line(raw, number)
         fault = _line_fault(line)
-        if fault is None and line.kind is Kind.SECTION:
+        if fault is None and line.kind is LineKind.SECTION:
             fault = UnitFault(
                 number,
                 f"{_keyword(line)} begins a section{_as_read(line)}",
                 "put whole sections into a fragment, services.d/NAME.cfg",
             )
-        elif fault is None and line.kind is Kind.PREPROCESSOR:
+        elif fault is None and line.kind is LineKind.PREPROCESSOR:
             fault = UnitFault(
                 number,
                 f"{_keyword(line)} is a preprocessor directive{_as_read(line)}",
@@ -194,7 +194,7 @@ class _SectionReader:
         fault = _line_fault(line)
         if fault is not None:
             yield fault
-        elif line.kind is Kind.SECTION:
+        elif line.kind is LineKind.SECTION:
             yield from self.end()
             self.in_section = True
             if any(word.variable for word in line.words):
@@ -203,7 +203,7 @@ class _SectionReader:
                     f"{_keyword(line)} has a variable in the section's name",
                     "write the name itself",
                 )
-        elif line.kind is Kind.BLANK:
+        elif line.kind is LineKind.BLANK:
             return
         elif not self.in_section:
             yield UnitFault(
@@ -211,7 +211,7 @@ class _SectionReader:
                 f"{_keyword(line)} comes before the first section",
                 "begin with a section, such as `listen NAME`; conditions go inside of it",
             )
-        elif line.kind is Kind.PREPROCESSOR:
+        elif line.kind is LineKind.PREPROCESSOR:
             yield from self._preprocess(line)
 
     def end(self) -> Iterator[UnitFault]:
@@ -273,15 +273,15 @@ def _line_fault(line: Line) -> UnitFault | None:
         return UnitFault(
             line.number, f"the line cannot be split into words: {line.fault}", line.fault.remedy
         )
-    if line.kind is Kind.SCOPE:
+    if line.kind is LineKind.SCOPE:
         return UnitFault(line.number, "the line is a scope, as in SPOE files", "remove the line")
-    if line.kind is Kind.EMPTY:
+    if line.kind is LineKind.EMPTY:
         return UnitFault(
             line.number,
             "the line begins with an empty word: HAProxy ignores it",
             "remove the empty word or the line",
         )
-    if line.kind is Kind.VARIABLE:
+    if line.kind is LineKind.VARIABLE:
         return UnitFault(
             line.number,
             "the line has a variable in the place of its keyword",

@@ -19,14 +19,14 @@ from fc_frontend.errors import Unavailable
 from fc_frontend.haproxy.binary import bundled_binary
 from fc_frontend.haproxy.runtime import info
 from fc_frontend.syntax.binds import effective, read_listeners
-from fc_frontend.syntax.endpoints import Endpoint, Family, takes_value
+from fc_frontend.syntax.endpoints import Family, ListenEndpoint, takes_value
 from tests.conftest import until
 
 HOST = "this-host"
 UNKNOWN = None
 
 
-def listeners(text: str) -> list[Endpoint] | None:
+def listeners(text: str) -> list[ListenEndpoint] | None:
     """Where HAProxy listens by `text`, None if that is not known."""
     found, flaws = effective([read_listeners(text)], HOST)
     return None if flaws else [listener.endpoint for _, listener in found]
@@ -37,7 +37,7 @@ def shown(text: str) -> list[str] | None:
     return None if found is None else [str(endpoint) for endpoint in found]
 
 
-def only(text: str) -> Endpoint:
+def only(text: str) -> ListenEndpoint:
     found = listeners(text)
     assert found is not None
     (endpoint,) = found
@@ -366,7 +366,7 @@ def refused_by_haproxy(binary: str, sections: list[Generated], directory: Path) 
         refused += found
 
 
-def sockets_of(endpoint: Endpoint) -> set[str]:
+def sockets_of(endpoint: ListenEndpoint) -> set[str]:
     """What the kernel shows for an endpoint."""
     if endpoint.family is Family.UNIX:
         return {f"{'dgram' if endpoint.is_datagram else 'stream'} {endpoint.host}"}

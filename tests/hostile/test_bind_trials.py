@@ -18,14 +18,14 @@ from fc_frontend.haproxy.preflight import Obstacle, find_obstacles
 from fc_frontend.haproxy.rights import Rights, rights_of
 from fc_frontend.haproxy.runtime import info
 from fc_frontend.syntax.binds import read_listeners
-from fc_frontend.syntax.endpoints import Endpoint
+from fc_frontend.syntax.endpoints import ListenEndpoint
 from tests.conftest import RealHaproxy, free_port, loopback, until
 
 NOBODY = 65534
 ABSENT = "203.0.113.7"
 
 
-def endpoints(bind: str, section: str = "listen web") -> list[Endpoint]:
+def endpoints(bind: str, section: str = "listen web") -> list[ListenEndpoint]:
     read = read_listeners(f"{section}\n  {bind}\n")
     assert not read.flaws
     return [listener.endpoint for _, listener in read.listeners]

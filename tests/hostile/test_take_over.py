@@ -20,7 +20,7 @@ from fc_frontend.errors import Unavailable
 from fc_frontend.files import Attributes, Content
 from fc_frontend.haproxy import consent, history, take_over
 from fc_frontend.haproxy.consent import Consent
-from fc_frontend.haproxy.foreign import Origin, OwnConfigs, Worker, decide, look_at
+from fc_frontend.haproxy.foreign import FileOrigin, OwnConfigs, ServingWorker, decide, look_at
 from fc_frontend.haproxy.history import BEFORE_US, Entry, Kept
 from fc_frontend.haproxy.master import show_proc
 from fc_frontend.haproxy.rollback import choice
@@ -81,80 +81,85 @@ OUR_MARK = "# fc-frontend unit: service shop\n"
 
 # What a file is
 
-FILES: dict[str, tuple[bytes | str | None, Origin]] = {
-    "missing": (None, Origin.NONE),
-    "empty": ("", Origin.NONE),
-    "blank": (" \n\t\n", Origin.NONE),
-    "ours": (OURS, Origin.OURS),
-    "ours, edited": (EDITED, Origin.EDITED),
-    "ours, edited, digest quoted": (EDITED.replace("description", '"descrip"tion'), Origin.EDITED),
-    "Debian's": (DEBIAN, Origin.BARE),
-    "comments only": ("# listen web\n#\tbind :80\n", Origin.BARE),
-    "a userlist": ("userlist them\n  user me password x\n", Origin.BARE),
-    "a site": (SITE, Origin.FOREIGN),
-    "a site, with DOS line ends": (SITE.replace("\n", "\r\n"), Origin.FOREIGN),
-    "a site, without a last line feed": (DEBIAN + "listen web\n  bind :80", Origin.FOREIGN),
-    "statistics only": (DEBIAN + "listen stats\n  bind :8000\n", Origin.FOREIGN),
-    "backend": (DEBIAN + "backend one\n", Origin.FOREIGN),
-    "quoted keyword": (DEBIAN + '"frontend" web\n bind :80\n', Origin.FOREIGN),
-    "keyword quoted within": (DEBIAN + "li'sten' web\n bind :80\n", Origin.FOREIGN),
-    "keyword with escapes": (DEBIAN + "\\x6cisten web\n bind :80\n", Origin.FOREIGN),
-    "indented keyword": (DEBIAN + "   \t listen web\n bind :80\n", Origin.FOREIGN),
-    "within a condition": (DEBIAN + ".if streq(a,b)\nlisten web\n.endif\n", Origin.FOREIGN),
-    "syslog forwarder": ("log-forward logs\n  dgram-bind :514\n", Origin.FOREIGN),
-    "program": ("program agent\n  command /bin/agent\n", Origin.FOREIGN),
-    "keyword from a variable": (DEBIAN + '"${WHAT}" web\n  bind :80\n', Origin.UNREADABLE),
+FILES: dict[str, tuple[bytes | str | None, FileOrigin]] = {
+    "missing": (None, FileOrigin.NONE),
+    "empty": ("", FileOrigin.NONE),
+    "blank": (" \n\t\n", FileOrigin.NONE),
+    "ours": (OURS, FileOrigin.OURS),
+    "ours, edited": (EDITED, FileOrigin.EDITED),
+    "ours, edited, digest quoted": (
+        EDITED.replace("description", '"descrip"tion'),
+        FileOrigin.EDITED,
+    ),
+    "Debian's": (DEBIAN, FileOrigin.BARE),
+    "comments only": ("# listen web\n#\tbind :80\n", FileOrigin.BARE),
+    "a userlist": ("userlist them\n  user me password x\n", FileOrigin.BARE),
+    "a site": (SITE, FileOrigin.FOREIGN),
+    "a site, with DOS line ends": (SITE.replace("\n", "\r\n"), FileOrigin.FOREIGN),
+    "a site, without a last line feed": (DEBIAN + "listen web\n  bind :80", FileOrigin.FOREIGN),
+    "statistics only": (DEBIAN + "listen stats\n  bind :8000\n", FileOrigin.FOREIGN),
+    "backend": (DEBIAN + "backend one\n", FileOrigin.FOREIGN),
+    "quoted keyword": (DEBIAN + '"frontend" web\n bind :80\n', FileOrigin.FOREIGN),
+    "keyword quoted within": (DEBIAN + "li'sten' web\n bind :80\n", FileOrigin.FOREIGN),
+    "keyword with escapes": (DEBIAN + "\\x6cisten web\n bind :80\n", FileOrigin.FOREIGN),
+    "indented keyword": (DEBIAN + "   \t listen web\n bind :80\n", FileOrigin.FOREIGN),
+    "within a condition": (DEBIAN + ".if streq(a,b)\nlisten web\n.endif\n", FileOrigin.FOREIGN),
+    "syslog forwarder": ("log-forward logs\n  dgram-bind :514\n", FileOrigin.FOREIGN),
+    "program": ("program agent\n  command /bin/agent\n", FileOrigin.FOREIGN),
+    "keyword from a variable": (DEBIAN + '"${WHAT}" web\n  bind :80\n', FileOrigin.UNREADABLE),
     "our comment on another's site": (
         f"# Written by fc-frontend. Changes made here are lost.\n{SITE}",
-        Origin.FOREIGN,
+        FileOrigin.FOREIGN,
     ),
-    "our digest in another's comment": (f"# once fc-frontend:{KNOWN}\n{SITE}", Origin.FOREIGN),
+    "our digest in another's comment": (f"# once fc-frontend:{KNOWN}\n{SITE}", FileOrigin.FOREIGN),
     "our digest in another section": (
         SITE + f"  description fc-frontend:{KNOWN}\n",
-        Origin.FOREIGN,
+        FileOrigin.FOREIGN,
     ),
     "our text without its digest": (
         f"global\n{OUR_MARK}listen shop\n  bind :80\n",
-        Origin.EDITED,
+        FileOrigin.EDITED,
     ),
     "our text with another's proxy": (
         f"global\n{OUR_MARK}listen shop\n  bind :80\n{SITE}",
-        Origin.FOREIGN,
+        FileOrigin.FOREIGN,
     ),
     "our comment on a name that is not ours": (
         f"{OUR_MARK.replace('shop', 'cart')}listen cart\n  bind :80\n",
-        Origin.FOREIGN,
+        FileOrigin.FOREIGN,
     ),
-    "our name without our comment": ("listen shop\n  bind :80\n", Origin.FOREIGN),
-    "a digest that we never wrote": (EDITED.replace(KNOWN, "f" * 16), Origin.FOREIGN),
+    "our name without our comment": ("listen shop\n  bind :80\n", FileOrigin.FOREIGN),
+    "a digest that we never wrote": (EDITED.replace(KNOWN, "f" * 16), FileOrigin.FOREIGN),
     "a digest that a later description hides": (
         EDITED + "global\n  description site\n",
-        Origin.FOREIGN,
+        FileOrigin.FOREIGN,
     ),
-    "YAML": ("services:\n  shop: {}\n", Origin.UNREADABLE),
-    "prose": ("this is not a configuration\n", Origin.UNREADABLE),
-    "an open quote": (DEBIAN + '  log "/dev/log\n', Origin.UNREADABLE),
-    "NUL": (b"global\n\0\n", Origin.UNREADABLE),
-    "UTF-16": (SITE.encode("utf-16"), Origin.UNREADABLE),
-    "binary": (bytes(range(256)) * 10, Origin.UNREADABLE),
-    "Latin-1": (f"# caf\xe9\n{SITE}".encode("latin-1"), Origin.FOREIGN),
-    "a scope": ("[scope]\nlisten\n", Origin.FOREIGN),
-    "a scope alone": ("[scope]\nglobal\n", Origin.UNREADABLE),
+    "YAML": ("services:\n  shop: {}\n", FileOrigin.UNREADABLE),
+    "prose": ("this is not a configuration\n", FileOrigin.UNREADABLE),
+    "an open quote": (DEBIAN + '  log "/dev/log\n', FileOrigin.UNREADABLE),
+    "NUL": (b"global\n\0\n", FileOrigin.UNREADABLE),
+    "UTF-16": (SITE.encode("utf-16"), FileOrigin.UNREADABLE),
+    "binary": (bytes(range(256)) * 10, FileOrigin.UNREADABLE),
+    "Latin-1": (f"# caf\xe9\n{SITE}".encode("latin-1"), FileOrigin.FOREIGN),
+    "a scope": ("[scope]\nlisten\n", FileOrigin.FOREIGN),
+    "a scope alone": ("[scope]\nglobal\n", FileOrigin.UNREADABLE),
 }
 
 
 @pytest.mark.parametrize(("content", "origin"), FILES.values(), ids=FILES)
-def test_a_file_is_told_by_what_haproxy_reads(content: bytes | str | None, origin: Origin) -> None:
+def test_a_file_is_told_by_what_haproxy_reads(
+    content: bytes | str | None, origin: FileOrigin
+) -> None:
     data = content.encode() if isinstance(content, str) else content
     assert look_at(data, HERE).origin is origin
 
 
 def test_our_text_is_edited_however_little_was_changed() -> None:
-    assert look_at(OURS.encode(), OwnConfigs()).origin is Origin.OURS
+    assert look_at(OURS.encode(), OwnConfigs()).origin is FileOrigin.OURS
     digest = history.own_hash(OURS)
     for changed in (OURS + "\n", OURS + "# \xe9\n", OURS.replace("1h", "2h")):
         found = look_at(changed.encode("latin-1"), OwnConfigs(lambda one: one == digest))
-        assert found.origin is Origin.EDITED
+        assert found.origin is FileOrigin.EDITED
 
 
 def test_proxies_are_named_with_their_binds() -> None:
@@ -166,21 +171,25 @@ def test_proxies_are_named_with_their_binds() -> None:
 
 
 def test_who_may_be_served_decides() -> None:
-    none, ours, others = Worker(), Worker(is_ours=True), Worker(proxies=("site",))
+    none, ours, others = (
+        ServingWorker(),
+        ServingWorker(is_ours=True),
+        ServingWorker(proxies=("site",)),
+    )
     by_origin = {
-        Origin.NONE: look_at(None, OwnConfigs()),
-        Origin.OURS: look_at(OURS.encode(), OwnConfigs()),
-        Origin.EDITED: look_at(EDITED.encode(), HERE),
-        Origin.BARE: look_at(DEBIAN.encode(), OwnConfigs()),
-        Origin.FOREIGN: look_at(SITE.encode(), OwnConfigs()),
-        Origin.UNREADABLE: look_at(b"prose\n", OwnConfigs()),
+        FileOrigin.NONE: look_at(None, OwnConfigs()),
+        FileOrigin.OURS: look_at(OURS.encode(), OwnConfigs()),
+        FileOrigin.EDITED: look_at(EDITED.encode(), HERE),
+        FileOrigin.BARE: look_at(DEBIAN.encode(), OwnConfigs()),
+        FileOrigin.FOREIGN: look_at(SITE.encode(), OwnConfigs()),
+        FileOrigin.UNREADABLE: look_at(b"prose\n", OwnConfigs()),
     }
-    free = {Origin.NONE, Origin.OURS, Origin.EDITED, Origin.BARE}
+    free = {FileOrigin.NONE, FileOrigin.OURS, FileOrigin.EDITED, FileOrigin.BARE}
     for worker, allowed in (
         (none, free),
         (ours, free),
         # Whose file was moved away, or who has more than one.
-        (others, {Origin.OURS, Origin.EDITED}),
+        (others, {FileOrigin.OURS, FileOrigin.EDITED}),
     ):
         for origin, one in by_origin.items():
             assert decide(one, worker, ()).allowed is (origin in allowed), (origin, worker)
@@ -188,18 +197,18 @@ def test_who_may_be_served_decides() -> None:
             needed = decide(one, worker, ()).needed
             assert decide(one, worker, needed).allowed
             assert not needed or not decide(one, worker, ["0" * 64]).allowed
-    unreadable = by_origin[Origin.UNREADABLE]
+    unreadable = by_origin[FileOrigin.UNREADABLE]
     # What HAProxy refuses serves nobody while HAProxy runs ours.
     assert decide(unreadable, ours, (), is_refused=True).allowed
     assert not decide(unreadable, none, (), is_refused=True).allowed
     kept = {origin: decide(one, none, ()).kept for origin, one in by_origin.items()}
     assert kept == {
-        Origin.NONE: None,
-        Origin.OURS: None,
-        Origin.EDITED: Kept.EDITED,
-        Origin.BARE: Kept.FOREIGN,
-        Origin.FOREIGN: Kept.FOREIGN,
-        Origin.UNREADABLE: Kept.FOREIGN,
+        FileOrigin.NONE: None,
+        FileOrigin.OURS: None,
+        FileOrigin.EDITED: Kept.EDITED,
+        FileOrigin.BARE: Kept.FOREIGN,
+        FileOrigin.FOREIGN: Kept.FOREIGN,
+        FileOrigin.UNREADABLE: Kept.FOREIGN,
     }
 
 
@@ -255,7 +264,7 @@ def put(settings: Settings, text: str, mode: int = 0o644) -> Path:
 
 
 def install(settings: Settings, text: str = OURS) -> take_over.Replaced:
-    return take_over.install(settings, text.encode(), Worker())
+    return take_over.install(settings, text.encode(), ServingWorker())
 
 
 def void(_: object) -> None:
@@ -657,7 +666,7 @@ def test_debians_file_needs_no_consent_and_comes_back_as_it_was(other_frontend: 
     """HAProxy is ours to start: also with a file that has `daemon` and no socket of ours."""
     frontend = other_frontend
     stock = Path("/etc/haproxy/haproxy.cfg").read_text()
-    assert look_at(stock.encode(), OwnConfigs()).origin is Origin.BARE
+    assert look_at(stock.encode(), OwnConfigs()).origin is FileOrigin.BARE
     kept = [line for line in DEBIAN.splitlines() if line.split()[:1] not in (["user"], ["group"])]
     text = "\n".join(kept).replace("/run/haproxy", str(frontend.directory)) + "\n"
     text = "\n".join(line for line in text.splitlines() if "chroot" not in line) + "\n"

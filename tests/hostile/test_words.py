@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from fc_frontend.syntax.keywords import PREPROCESSOR, SECTIONS
-from fc_frontend.syntax.lines import Kind, is_plain_statement, read_line
+from fc_frontend.syntax.lines import LineKind, is_plain_statement, read_line
 from fc_frontend.syntax.words import NotWords, WordFlaw, split
 from tests.hostile.real_words import (
     PREFIX,
@@ -95,13 +95,13 @@ def test_the_number_of_words(
 ) -> None:
     line = " ".join(["setenv", "A", *"b" * (count - 2)]) + end
     (said,) = refusals(haproxy_binary, [line], short_directory)
-    assert ("too many words" in said) == (read_line(line).kind is Kind.INVALID), said
+    assert ("too many words" in said) == (read_line(line).kind is LineKind.INVALID), said
 
 
 # Kinds of lines
 
 
-def observed(binary: str, line: str, path: Path) -> Kind:
+def observed(binary: str, line: str, path: Path) -> LineKind:
     """What HAProxy takes a line for, by what it says of it and of the line after it."""
     first = "global" if "cache" in read_line(line).keyword else "cache first"
     said = checked(binary, f"{first}\n{line}\nfcprobe\n", path)
@@ -109,14 +109,14 @@ def observed(binary: str, line: str, path: Path) -> Kind:
     for number, message in re.findall(r"parsing \[[^\]]*:(\d+)\]\s*:\s*(.*)", said):
         about.setdefault(int(number), message)
     if any(flaw in about.get(2, "") for flaw in SAID.values()):
-        return Kind.INVALID
+        return LineKind.INVALID
     if "scope" in about.get(2, ""):
-        return Kind.SCOPE
+        return LineKind.SCOPE
     if re.search(r"'\.[a-zA-Z]+'|in '\.if'", about.get(2, "")):
-        return Kind.PREPROCESSOR
+        return LineKind.PREPROCESSOR
     if f"in '{first.split(maxsplit=1)[0]}' section" in about.get(3, ""):
-        return Kind.STATEMENT if 2 in about else Kind.BLANK
-    return Kind.INVALID if "negation/default" in about.get(2, "") else Kind.SECTION
+        return LineKind.STATEMENT if 2 in about else LineKind.BLANK
+    return LineKind.INVALID if "negation/default" in about.get(2, "") else LineKind.SECTION
 
 
 def test_disguised_keywords_are_what_haproxy_takes_them_for(
@@ -139,7 +139,7 @@ def test_disguised_keywords_are_what_haproxy_takes_them_for(
     lines += ['"listen fcx', "\\x6", "listen fcx \\", "no", "default", "no fcx"]
     for line in lines:
         found = read_line(line)
-        kind = Kind.BLANK if found.kind is Kind.EMPTY else found.kind
+        kind = LineKind.BLANK if found.kind is LineKind.EMPTY else found.kind
         assert observed(haproxy_binary, line, short_directory) is kind, line
 
 
@@ -151,7 +151,7 @@ def test_a_plain_statement_is_a_statement() -> None:
         line = chance.choice(heads) + random_line(chance)
         if is_plain_statement(line):
             plain += 1
-            assert read_line(line).kind is Kind.STATEMENT, line
+            assert read_line(line).kind is LineKind.STATEMENT, line
     assert plain > 1000
 
 

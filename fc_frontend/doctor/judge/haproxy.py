@@ -10,7 +10,7 @@ from datetime import date
 from fc_frontend.doctor.findings import Finding, Group, some
 from fc_frontend.errors import Problem
 from fc_frontend.plan.model import Haproxy
-from fc_frontend.syntax.endpoints import Endpoint
+from fc_frontend.syntax.endpoints import ListenEndpoint
 
 _GROUP = Group("HAProxy")
 
@@ -221,9 +221,9 @@ def _refused(check: str, problem: Problem) -> Finding:
 
 
 def judge_binds(
-    wanted: tuple[Endpoint, ...],
+    wanted: tuple[ListenEndpoint, ...],
     taken: tuple[Problem, ...],
-    hidden: tuple[Endpoint, ...],
+    hidden: tuple[ListenEndpoint, ...],
     listen: Problem | None,
     ours: bool,
 ) -> tuple[Finding, ...]:
@@ -252,7 +252,7 @@ def judge_binds(
     return tuple(found)
 
 
-def judge_low_ports(wanted: tuple[Endpoint, ...], privilege: Privilege) -> Finding:
+def judge_low_ports(wanted: tuple[ListenEndpoint, ...], privilege: Privilege) -> Finding:
     """Whether HAProxy may take the ports for which the kernel asks for a capability."""
     check = "low ports"
     low = sorted(

@@ -27,7 +27,7 @@ from fc_frontend.haproxy.version import parse_version
 from fc_frontend.plan.model import Bind, Haproxy
 from fc_frontend.render.config import Config, sections_in
 from fc_frontend.render.listeners import listeners_of
-from fc_frontend.syntax.endpoints import Endpoint
+from fc_frontend.syntax.endpoints import ListenEndpoint
 from fc_frontend.text import whole_number
 
 
@@ -77,7 +77,7 @@ def _master(path: str, timeout: float) -> tuple[SocketFacts, Processes | None]:
 
 def observe_binds(
     haproxy: Haproxy, text: str, now: Running
-) -> tuple[tuple[Endpoint, ...], tuple[Problem, ...], tuple[Endpoint, ...]]:
+) -> tuple[tuple[ListenEndpoint, ...], tuple[Problem, ...], tuple[ListenEndpoint, ...]]:
     """Where HAProxy listens with `text`, and what keeps it from what it does not have yet.
 
     The last ones are held by somebody whom this user may not see, who may be HAProxy.
@@ -137,7 +137,7 @@ def _may_bind(pid: int) -> bool | None:
 
 
 def descriptors(
-    slots: int, wanted: Iterable[Endpoint], now: Running
+    slots: int, wanted: Iterable[ListenEndpoint], now: Running
 ) -> tuple[int, int, Problem | None]:
     """How many file descriptors HAProxy needs and may have, and the problem if too few."""
     needed = file_descriptors_needed(slots, sum(len(endpoint.ports) for endpoint in wanted))

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from fc_frontend.config.document import MAX_BYTES, Unreadable, read_document
+from fc_frontend.config.document import MAX_BYTES, DocumentError, read_document
 from fc_frontend.doctor.judge.kubernetes import (
     ApiResponse,
     KubernetesFacts,
@@ -70,7 +70,7 @@ def read_kubeconfig(path: str) -> Access:
         raise _unusable(path, "it is too large for a kubeconfig")
     try:
         document = read_document(raw.decode(), is_json=False).value
-    except Unreadable as exc:
+    except DocumentError as exc:
         line = f"line {exc.flaw.line}: " if exc.flaw.line else ""
         raise _unusable(path, f"{line}not YAML") from None
     except UnicodeDecodeError:
