@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 from fc_frontend import files
 from fc_frontend.config import running as declarations
@@ -16,6 +16,7 @@ from fc_frontend.config.trusted_users import state_verdict
 from fc_frontend.discovery.store import dump_written, load_answers, write_answer
 from fc_frontend.errors import Unavailable
 from fc_frontend.haproxy import install
+from fc_frontend.model.memo import Memo
 from fc_frontend.model.units import UnitId
 from fc_frontend.plan.model import Answer, Freshness, Resolution, ServiceSpec, Settings
 
@@ -24,23 +25,12 @@ RUNNING_FILE = "running.json"
 PENDING_FILE = "pending.json"
 
 
-@dataclass(frozen=True, slots=True)
-class StoredAnswer:
-    """An answer to a service's question, as it is written."""
-
-    spec: ServiceSpec
-    answer: Answer
-    question: str
-    written: str
-
-
-@dataclass(frozen=True, slots=True)
 class StoredMemo:
-    """What was written before; see there."""
+    """What was written before: declarations, and answers by service."""
 
-    declarations: declarations.WrittenMemo = field(default_factory=declarations.WrittenMemo)
-    answers: dict[str, StoredAnswer] = field(default_factory=dict)
-    """By service."""
+    def __init__(self) -> None:
+        self.declarations = declarations.WrittenMemo()
+        self.answers: Memo[tuple[str, str]] = Memo()
 
 
 def answers_path(settings: Settings) -> str:
@@ -59,20 +49,19 @@ def stored_form(
     specs: Iterable[ServiceSpec], resolution: Resolution, *, memo: StoredMemo | None = None
 ) -> bytes:
     """The answers as `stored_answers` will read them."""
-    known = memo.answers if memo else {}
-    stored: dict[str, StoredAnswer] = {}
+    known = (memo or StoredMemo()).answers
+    stored: dict[str, tuple[str, str]] = {}
     for spec in specs:
         answer = resolution.get(spec.name)
         if answer is None or answer.freshness is Freshness.UNKNOWN:
             continue
-        was = known.get(spec.name)
-        if was is None or was.spec is not spec or was.answer is not answer:
-            was = StoredAnswer(spec, answer, question(spec), write_answer(answer))
-        stored[spec.name] = was
-    if memo:
-        memo.answers.clear()
-        memo.answers.update(stored)
-    return dump_written({each.question: each.written for each in stored.values()})
+
+        def written(spec: ServiceSpec = spec, answer: Answer = answer) -> tuple[str, str]:
+            return question(spec), write_answer(answer)
+
+        stored[spec.name] = known.of(spec.name, (spec, answer), written)
+    known.keep(stored)
+    return dump_written(dict(stored.values()))
 
 
 def save_answers(

@@ -243,14 +243,15 @@ def test_answers_are_written_one_by_one_as_they_would_be_at_once(files: Files) -
     written = stored_form(specs, given_answers, memo=memo)
     by_question = {question(spec): given_answers[spec.name] for spec in declaration.services}
     assert written == dump_answers(by_question)
-    before = dict(memo.answers)
+    before = dict(memo.answers.sources())
     given_answers["cart"] = answers([5], 0)["cart"]
     assert stored_form(specs, given_answers, memo=memo) != written
-    assert memo.answers["shop"] is before["shop"]
-    assert memo.answers["cart"] is not before["cart"]
+    after = dict(memo.answers.sources())
+    assert after["shop"] is before["shop"]
+    assert after["cart"] is not before["cart"]
     del given_answers["docs"]
     stored_form(specs, given_answers, memo=memo)
-    assert sorted(memo.answers) == ["cart", "shop"]
+    assert sorted(dict(memo.answers.sources())) == ["cart", "shop"]
 
 
 def test_what_changes_while_it_is_written_is_written_the_next_time(
@@ -291,7 +292,7 @@ def test_forms_are_written_once_and_name_their_files() -> None:
     good = RunningDeclarations(services={"shop": shop}, fragments={"own": fragment}, files=kept)
     assert good.named_files(memo) == good.named_files() != {}
     assert sorted(good.named_files(memo)) == ["/etc/tls/own.pem", "/etc/tls/shop.pem"]
-    before = memo.services["shop"]
+    before = dict(memo.services.sources())["shop"]
     other = RunningDeclarations(
         services={"shop": shop, "new": RawDeclaration("/etc/x/new.json", {})},
         files=kept,
@@ -301,8 +302,8 @@ def test_forms_are_written_once_and_name_their_files() -> None:
         "shop": [shop.file, shop.value, "trusted"],
         "new": ["/etc/x/new.json", {}, "trusted"],
     }
-    assert memo.services["shop"] is before
-    assert not memo.fragments
+    assert dict(memo.services.sources())["shop"] is before
+    assert not dict(memo.fragments.sources())
     assert sorted(other.named_files(memo)) == ["/etc/tls/shop.pem"]
 
 

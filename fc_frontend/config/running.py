@@ -11,10 +11,12 @@ import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from fc_frontend import files
 from fc_frontend.config.trust import Level
+from fc_frontend.model.memo import Memo
 from fc_frontend.model.units import UnitId, UnitKind
 from fc_frontend.plan.addresses import SAFE_PATH
 from fc_frontend.text import is_printable
@@ -43,17 +45,16 @@ class RawDeclaration:
 class Written:
     """A declaration as JSON, and what in it may be a path."""
 
-    form: RawDeclaration
     text: str
     paths: tuple[str, ...]
 
 
-@dataclass(slots=True)
 class WrittenMemo:
-    """Declarations as they were last written: the same object is not written again."""
+    """Declarations as they were last written."""
 
-    services: Mapping[str, Written] = field(default_factory=dict)
-    fragments: Mapping[str, Written] = field(default_factory=dict)
+    def __init__(self) -> None:
+        self.services: Memo[Written] = Memo()
+        self.fragments: Memo[Written] = Memo()
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +132,6 @@ class RunningDeclarations:
         memo = memo or WrittenMemo()
         services = _written(self.services, memo.services)
         fragments = _written(self.fragments, memo.fragments)
-        memo.services, memo.fragments = services, fragments
         return services, fragments
 
 
@@ -170,19 +170,16 @@ def dump_running(running: RunningDeclarations, memo: WrittenMemo | None = None) 
     return _object(members).encode() + b"\n"
 
 
-def _written(
-    forms: Mapping[str, RawDeclaration], known: Mapping[str, Written]
-) -> dict[str, Written]:
-    return {
-        name: was if (was := known.get(name)) is not None and was.form is form else _write(form)
-        for name, form in forms.items()
-    }
+def _written(forms: Mapping[str, RawDeclaration], memo: Memo[Written]) -> dict[str, Written]:
+    written = {name: memo.of(name, form, partial(_write, form)) for name, form in forms.items()}
+    memo.keep(forms)
+    return written
 
 
 def _write(form: RawDeclaration) -> Written:
     value = _json(form.value)
     text = f"[{_json(form.file)},{value},{_json(form.level)}]"
-    return Written(form, text, tuple(SAFE_PATH.findall(value)))
+    return Written(text, tuple(SAFE_PATH.findall(value)))
 
 
 def _object(members: Mapping[str, str]) -> str:

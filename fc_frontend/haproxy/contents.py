@@ -14,6 +14,7 @@ from functools import lru_cache
 from fc_frontend import files, safe_files
 from fc_frontend.haproxy.kept_files import MOST_BYTES
 from fc_frontend.haproxy.named_files import MAX_ENTRIES, MAX_LIST_BYTES, companions_of, is_opened
+from fc_frontend.model.memo import Memo
 from fc_frontend.render.file_marks import FILE_MARK, digests_in
 from fc_frontend.safe_files import FileFault, Unsafe
 from fc_frontend.syntax.files import NamedFile, Use, files_of_crt_list, named_files
@@ -26,14 +27,12 @@ _CHANGING = frozenset(
 )
 """Keywords of files that change while HAProxy runs, and count when it starts."""
 
-Signature = tuple[int, int, int] | None
-
 
 class Contents:
     """The digests of files, computed again when a file's inode, size or time has changed."""
 
     def __init__(self) -> None:
-        self._known: dict[str, tuple[Signature, str]] = {}
+        self._digests: Memo[str] = Memo()
 
     def marked(self, text: str, bases: str = "", former: str = "") -> str:
         """The section `text` with the digests of the files that it names.
@@ -54,7 +53,7 @@ class Contents:
 
     def has_changed(self) -> bool:
         """True if any of the files is another one than when its digest was computed last."""
-        return any(files.signature(path) != seen for path, (seen, _) in list(self._known.items()))
+        return any(files.signature(path) != seen for path, seen in self._digests.sources())
 
     def _of(self, named: NamedFile) -> Iterator[tuple[str, str]]:
         """The file, and those that belong to it, each with a digest."""
@@ -92,11 +91,7 @@ class Contents:
         return self._remembered(path, lambda: _content_digest(path))
 
     def _remembered(self, path: str, compute: Callable[[], str]) -> str:
-        seen = files.signature(path)
-        known = self._known.get(path)
-        if known is None or known[0] != seen:
-            known = self._known[path] = (seen, compute())
-        return known[1]
+        return self._digests.of(path, files.signature(path), compute)
 
 
 @lru_cache(maxsize=_MAX_TEXTS)

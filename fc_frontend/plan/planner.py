@@ -18,6 +18,7 @@ from dataclasses import replace
 from operator import attrgetter
 
 from fc_frontend.errors import Problem, Severity
+from fc_frontend.model.memo import Memo
 from fc_frontend.plan import slots
 from fc_frontend.plan.model import (
     Answer,
@@ -87,28 +88,15 @@ def plan(
 
 
 class PlanMemo:
-    """Services as they were planned before, while what their plans follow from is the same.
-
-    It knows the very objects: those that were made anew are planned anew, even if they are equal.
-    """
+    """Services as they were planned before; apart for plans that may shrink."""
 
     def __init__(self) -> None:
-        self._settings: tuple[object, ...] = ()
-        self._known: tuple[dict[str, _Planned], dict[str, _Planned]] = ({}, {})
-
-    def of(
-        self, settings: Settings, *, shrink: bool
-    ) -> tuple[dict[str, _Planned], dict[str, _Planned]]:
-        """What is known under these settings, to be written to; and what is if `shrink` differs."""
-        now = (settings.cluster, settings.intervals.hold)
-        if now != self._settings:
-            self._settings, self._known = now, ({}, {})
-        known, other = self._known
-        return (other, known) if shrink else (known, other)
+        self.plans: Memo[_Planned] = Memo()
+        self.shrunken: Memo[_Planned] = Memo()
 
 
-_Planned = tuple[ServiceSpec, Answer | None, ServicePlan, tuple[Problem, ...]]
-"""What a service was planned from, its plan, and what the operator should know of it."""
+_Planned = tuple[ServicePlan, tuple[Problem, ...]]
+"""The plan of a service, and what the operator should know of it."""
 
 
 def _services(
@@ -118,32 +106,22 @@ def _services(
     shrink: bool,
     memo: PlanMemo,
 ) -> tuple[tuple[ServicePlan, ...], Sequence[Problem]]:
-    known, other = memo.of(settings, shrink=shrink)
-    hold = settings.intervals.hold
+    known = memo.shrunken if shrink else memo.plans
+    cluster, hold = settings.cluster, settings.intervals.hold
     plans: list[ServicePlan] = []
     notices: list[Problem] = []
     for spec in specs:
-        name = spec.name
-        answer = resolution.get(name)
-        done = known.get(name)
-        if done is None or done[0] is not spec or done[1] is not answer:
-            planned = _service(settings, spec, answer, shrink)
-            with_other_shrink = other.get(name)
-            if (
-                with_other_shrink is not None
-                and with_other_shrink[0] is spec
-                and with_other_shrink[2] == planned
-            ):
-                # What follows from it is the same as well then.
-                planned = with_other_shrink[2]
-            said = tuple(_notices(planned, answer, hold))
-            done = known[name] = (spec, answer, planned, said)
-        plans.append(done[2])
-        if done[3]:
-            notices += done[3]
-    if len(known) > len(plans):
-        for name in known.keys() - {spec.name for spec in specs}:
-            del known[name]
+        answer = resolution.get(spec.name)
+
+        def planned(spec: ServiceSpec = spec, answer: Answer | None = answer) -> _Planned:
+            made = _service(settings, spec, answer, shrink)
+            return made, tuple(_notices(made, answer, hold))
+
+        plan, said = known.of(spec.name, (spec, answer, cluster, hold), planned)
+        plans.append(plan)
+        if said:
+            notices += said
+    known.keep([spec.name for spec in specs])
     return tuple(plans), notices
 
 

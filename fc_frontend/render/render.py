@@ -9,16 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import jinja2
 
 from fc_frontend.errors import Problem, Refused
+from fc_frontend.model.memo import Memo
 from fc_frontend.model.units import SETTINGS, Section, UnitId, UnitKind
 from fc_frontend.plan.model import (
     FREE_ADDRESS,
-    Address,
     Fragment,
     Kind,
     Nameserver,
@@ -77,34 +77,17 @@ class Verbatim(str):
 
 
 class RenderMemo:
-    """Units as they were rendered before, as long as their plan and the templates are the same."""
+    """The sections of units as they were rendered before."""
 
     def __init__(self) -> None:
-        self._for: tuple[object, object] | None = None
-        self.services: dict[str, tuple[ServicePlan, Section]] = {}
-        self.fragments: dict[str, tuple[Fragment, Section]] = {}
-        self.rendered = 0
-        """How many services were rendered so far."""
-
-    def begin(self, environment: jinja2.Environment, nodes: Mapping[str, Address]) -> None:
-        """Forget everything unless it was rendered with these templates and nodes."""
-        if self._for is None or self._for[0] is not environment or self._for[1] != nodes:
-            self._for, self.services, self.fragments = (environment, nodes), {}, {}
-
-    def keep(self, plan: Plan) -> None:
-        """Forget the units that are not in `plan`."""
-        if len(self.services) > len(plan.services):
-            for name in self.services.keys() - {service.spec.name for service in plan.services}:
-                del self.services[name]
-        if len(self.fragments) > len(plan.fragments):
-            for name in self.fragments.keys() - {fragment.name for fragment in plan.fragments}:
-                del self.fragments[name]
+        self.services: Memo[Section] = Memo()
+        self.fragments: Memo[Section] = Memo()
 
 
 def render(plan: Plan, templates: Mapping[str, str], *, memo: RenderMemo | None = None) -> Config:
     """haproxy.cfg for `plan`.  `templates` maps file names to texts.
 
-    Services whose plan is still the same object in `memo` are not rendered again.  Raises Refused
+    Units whose plan is as it was in `memo` are not rendered again.  Raises Refused
     if a template is missing, fails, or leaves out what fc-frontend relies on.
     """
     refused: list[Problem] = []
@@ -178,42 +161,45 @@ def _faults(head: str) -> tuple[UnitFault, ...]:
 def _unit_sections(
     plan: Plan, environment: jinja2.Environment, refused: list[Problem], memo: RenderMemo
 ) -> list[Section]:
-    memo.begin(environment, plan.settings.cluster.nodes)
+    nodes = plan.settings.cluster.nodes
     sections: list[Section] = []
 
-    def section(kind: UnitKind, name: str, template: str, **model: object) -> Section | None:
+    def section(kind: UnitKind, name: str, template: str, **model: object) -> Section:
         unit = UnitId(kind, name)
         try:
             text = _print(environment, template, **model)
             _require_own_sections(text, template, name)
         except Refused as exc:
-            refused.extend(replace(problem, unit=unit) for problem in exc.problems)
-            return None
+            raise Refused(*(replace(problem, unit=unit) for problem in exc.problems)) from None
         return Section(unit, text)
 
+    def of_service(service: ServicePlan) -> Section:
+        model = _service_model(service, plan)
+        return section(UnitKind.SERVICE, service.spec.name, SERVICE, service=model)
+
+    def of_fragment(fragment: Fragment) -> Section:
+        model = _fragment_model(fragment)
+        return section(UnitKind.FRAGMENT, fragment.name, FRAGMENT, fragment=model)
+
     for service in plan.services:
-        name = service.spec.name
-        known = memo.services.get(name)
-        if known is None or known[0] is not service:
-            made = section(UnitKind.SERVICE, name, SERVICE, service=_service_model(service, plan))
-            memo.rendered += 1
-            if made is None:
-                memo.services.pop(name, None)
-                continue
-            known = memo.services[name] = (service, made)
-        sections.append(known[1])
+        source = (service, environment, nodes)
+        try:
+            made = memo.services.of(service.spec.name, source, partial(of_service, service))
+        except Refused as exc:
+            refused.extend(exc.problems)
+        else:
+            sections.append(made)
     for fragment in plan.fragments:
-        written = memo.fragments.get(fragment.name)
-        if written is None or written[0] != fragment:
-            made = section(
-                UnitKind.FRAGMENT, fragment.name, FRAGMENT, fragment=_fragment_model(fragment)
+        try:
+            made = memo.fragments.of(
+                fragment.name, (fragment, environment), partial(of_fragment, fragment)
             )
-            if made is None:
-                memo.fragments.pop(fragment.name, None)
-                continue
-            written = memo.fragments[fragment.name] = (fragment, made)
-        sections.append(written[1])
-    memo.keep(plan)
+        except Refused as exc:
+            refused.extend(exc.problems)
+        else:
+            sections.append(made)
+    memo.services.keep([service.spec.name for service in plan.services])
+    memo.fragments.keep([fragment.name for fragment in plan.fragments])
     return sections
 
 
