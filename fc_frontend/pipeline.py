@@ -148,8 +148,10 @@ class Prepared:
 
     @property
     def changed_files(self) -> tuple[str, ...]:
-        """The files whose units differ from what HAProxy ran before."""
+        """The files whose units differ from what HAProxy ran before, if it ran anything of ours."""
         assert self.config is not None
+        if self.base.config is None:
+            return ()
         before, after = self.base.sections, {each.unit: each for each in self.config.sections}
         changed = {
             section.file

@@ -463,9 +463,7 @@ def test_a_pod_that_leaves_dns_stays_drained_as_long_as_haproxy_has_it(frontend:
     assert "no server of shop takes new requests now: they will get 503" in done.stderr
     # NXDOMAIN: HAProxy holds the last addresses for 30 s.
     frontend.publish("shop", ())
-    frontend.until(
-        lambda: frontend.metric("fc_frontend_service_state", service="shop", state="empty") == 1
-    )
+    frontend.until(lambda: frontend.events("dns-empty"))
     frontend.until(lambda: frontend.ask(8080).endswith("status 503"))
     assert record(frontend).pods == {("shop", victim)}
     frontend.scale("shop", 1)

@@ -65,10 +65,10 @@ def test_the_demo_command_works_in_a_fresh_checkout(tmp_path: Path) -> None:
 
 def _try_what_it_tells(argv: list[str], checkout: Path, environ: dict[str, str]) -> None:
     """A second time nothing is installed, the commands work, and SIGHUP ends all of it."""
+    told: list[str] = []
     demo = subprocess.Popen(
         argv, cwd=checkout, env=environ, stdout=subprocess.PIPE, text=True, bufsize=1
     )
-    told: list[str] = []
     try:
         assert demo.stdout is not None
         for line in demo.stdout:
@@ -91,7 +91,7 @@ def _try_what_it_tells(argv: list[str], checkout: Path, environ: dict[str, str])
         demo.wait(30)
     finally:
         demo.kill()
-        demo.wait()
+        demo.communicate()
     left = [
         process.pid
         for process in psutil.process_iter(["cmdline"])

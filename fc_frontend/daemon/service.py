@@ -350,6 +350,9 @@ class Service:
         if self._reconciler.is_busy():
             return
         was_in_sync = self._reconciler.in_sync
+        if held is not None and running != self._reconciler.running:
+            # What is shown follows what HAProxy has now.
+            self._trigger(Trigger.RESUME)
         self._reconciler.observed(running)
         wanted = self._reconciler.wanted
         if wanted is None:

@@ -35,7 +35,7 @@ def _settings(settings: dict[str, Any], sources: list[str]) -> str:
     origin = f" from {', '.join(one_line(source) for source in sources)}" if sources else ""
     lines = [f"# Written by `fc-frontend import`{origin}."]
     for key, value in settings.items():
-        lines.append(f"{key}:")
+        lines.append(f"{key}:" if value else f"{key}: {{}}")
         for name, inner in value.items():
             lines += _entry(name, inner, "  ")
         if key == "cluster":

@@ -34,6 +34,7 @@ from fc_frontend.render.config import (
     description_of,
     has_mark,
 )
+from fc_frontend.syntax.sections import read_sections
 from fc_frontend.syntax.units import UnitFault, section_faults
 
 MAIN = "haproxy.cfg.j2"
@@ -60,6 +61,7 @@ class FragmentModel:
 
     name: str
     text: Verbatim
+    is_http: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,7 +291,17 @@ def _service_model(service: ServicePlan, plan: Plan) -> ServiceModel:
 
 
 def _fragment_model(fragment: Fragment) -> FragmentModel:
-    return FragmentModel(fragment.name, Verbatim(fragment.text.rstrip("\n")))
+    text = fragment.text.rstrip("\n")
+    return FragmentModel(fragment.name, Verbatim(text), is_http=_is_http(text))
+
+
+def _is_http(text: str) -> bool:
+    """True if all sections of a fragment with listeners say `mode http` themselves."""
+    listening = [each for each in read_sections(text) if each.kind in ("listen", "frontend")]
+    return bool(listening) and all(
+        any(line.keyword == "mode" and line.arguments == ("http",) for line in each.statements)
+        for each in listening
+    )
 
 
 def _servers(service: ServicePlan, plan: Plan) -> list[str]:

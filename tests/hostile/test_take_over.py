@@ -570,7 +570,7 @@ def test_a_hand_written_site_serves_until_it_is_taken_over_and_again_after(
         assert "site" in frontend.status()["take_over"]["message"]
         for words, expected in (
             (("apply",), 1),
-            (("status",), 2),
+            (("status",), 1),
             (("diff",), 1),
             (("check",), 0),
             (("doctor",), None),
