@@ -8,9 +8,9 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 
 from fc_frontend import files
-from fc_frontend.config import running as declarations
 from fc_frontend.config.running import RunningDeclarations, dump_running, load_running
 from fc_frontend.config.trusted_users import state_verdict
 from fc_frontend.discovery.store import dump_written, load_answers, write_answer
@@ -25,12 +25,8 @@ RUNNING_FILE = "running.json"
 PENDING_FILE = "pending.json"
 
 
-class StoredMemo:
-    """What was written before: declarations, and answers by service."""
-
-    def __init__(self) -> None:
-        self.declarations = declarations.WrittenMemo()
-        self.answers: Memo[tuple[str, str]] = Memo()
+WrittenAnswers = Memo[tuple[str, str]]
+"""Questions and answers as they were last written, by service."""
 
 
 def answers_path(settings: Settings) -> str:
@@ -46,22 +42,23 @@ def stored_answers(settings: Settings, specs: Iterable[ServiceSpec]) -> dict[str
 
 
 def stored_form(
-    specs: Iterable[ServiceSpec], resolution: Resolution, *, memo: StoredMemo | None = None
+    specs: Iterable[ServiceSpec], resolution: Resolution, *, memo: WrittenAnswers | None = None
 ) -> bytes:
     """The answers as `stored_answers` will read them."""
-    known = (memo or StoredMemo()).answers
-    stored: dict[str, tuple[str, str]] = {}
+    memo = memo or WrittenAnswers()
+    written: dict[str, tuple[str, str]] = {}
     for spec in specs:
         answer = resolution.get(spec.name)
         if answer is None or answer.freshness is Freshness.UNKNOWN:
             continue
+        compute = partial(_written, spec, answer)
+        written[spec.name] = memo.of(spec.name, (spec, answer), compute)
+    memo.keep(written)
+    return dump_written(dict(written.values()))
 
-        def written(spec: ServiceSpec = spec, answer: Answer = answer) -> tuple[str, str]:
-            return question(spec), write_answer(answer)
 
-        stored[spec.name] = known.of(spec.name, (spec, answer), written)
-    known.keep(stored)
-    return dump_written(dict(stored.values()))
+def _written(spec: ServiceSpec, answer: Answer) -> tuple[str, str]:
+    return question(spec), write_answer(answer)
 
 
 def save_answers(
@@ -69,7 +66,7 @@ def save_answers(
     specs: Iterable[ServiceSpec],
     resolution: Resolution,
     *,
-    memo: StoredMemo | None = None,
+    memo: WrittenAnswers | None = None,
 ) -> None:
     """Keep the answers for the next start, and for `check`.  Raises `Unavailable`."""
     files.write_own(answers_path(settings), stored_form(specs, resolution, memo=memo))
@@ -99,19 +96,15 @@ def stored_pending(state_directory: str) -> RunningDeclarations | None:
     return found if found.hash else None
 
 
-def save_running(
-    settings: Settings, running: RunningDeclarations, *, memo: StoredMemo | None = None
-) -> None:
+def save_running(settings: Settings, running: RunningDeclarations) -> None:
     """Keep them for the next start.  Raises `Unavailable`."""
-    _save_forms(settings, running_path(settings.state_directory), running, memo)
+    _save_forms(settings, running_path(settings.state_directory), running)
 
 
-def save_pending(
-    settings: Settings, pending: RunningDeclarations, *, memo: StoredMemo | None = None
-) -> None:
+def save_pending(settings: Settings, pending: RunningDeclarations) -> None:
     """Write down what is about to be deployed.  Raises `Unavailable`."""
     files.make_directory(settings.state_directory, mode=0o750)
-    _save_forms(settings, _pending_path(settings.state_directory), pending, memo)
+    _save_forms(settings, _pending_path(settings.state_directory), pending)
 
 
 def forget_pending(state_directory: str) -> None:
@@ -125,10 +118,8 @@ def _pending_path(state_directory: str) -> str:
     return f"{state_directory}/{PENDING_FILE}"
 
 
-def _save_forms(
-    settings: Settings, path: str, saved: RunningDeclarations, memo: StoredMemo | None
-) -> None:
-    content = dump_running(saved, memo.declarations if memo else None)
+def _save_forms(settings: Settings, path: str, saved: RunningDeclarations) -> None:
+    content = dump_running(saved)
     files.write_own(path, content, mode=install.mode_of_copies(settings.haproxy.config_file))
 
 
@@ -145,7 +136,6 @@ class RunningState:
         self._saved = self.confirmed
         self._directory = directory
         self._seen = files.signature(running_path(directory))
-        self._memo = StoredMemo()
 
     @property
     def is_saved(self) -> bool:
@@ -175,7 +165,7 @@ class RunningState:
         if declarations == self.confirmed and declarations.hash == self.confirmed.hash:
             return
         self.pending = declarations
-        save_pending(settings, declarations, memo=self._memo)
+        save_pending(settings, declarations)
 
     def confirm(self, running: str | None) -> bool:
         """Promote what was being deployed if HAProxy runs it; True if it was."""
@@ -195,7 +185,7 @@ class RunningState:
         confirmed = self.confirmed
         if confirmed is self._saved:
             return
-        save_running(settings, confirmed, memo=self._memo)
+        save_running(settings, confirmed)
         self._saved = confirmed
         self._seen = files.signature(running_path(self._directory))
         if self.pending is None:

@@ -19,7 +19,6 @@ from hypothesis import strategies as st
 
 from fc_frontend import stored
 from fc_frontend.config import reading
-from fc_frontend.config import running as declarations
 from fc_frontend.config.declare import declare
 from fc_frontend.config.loader import Sources, is_unchanged, read
 from fc_frontend.config.running import RawDeclaration, RunningDeclarations, dump_running
@@ -214,7 +213,7 @@ def test_changes_one_by_one_give_the_same_as_all_anew(
         files = Files(directory)
         files.write("a.json", services(shop=service(1), cart=service(2)))
         sources = files.read()
-        memo, stored_memo = Memo(), stored.StoredMemo()
+        memo, written_answers = Memo(), stored.WrittenAnswers()
         former = declare(sources).raw
         for number, (name, content, is_named) in enumerate(edits):
             edit(files, name, content)
@@ -229,29 +228,22 @@ def test_changes_one_by_one_give_the_same_as_all_anew(
                 done = prepare(declaration, given_answers, shrink=shrink, memo=memo)
                 assert done == prepare(declaration, given_answers, shrink=shrink)
             specs = declaration.services
-            written = stored_form(specs, given_answers, memo=stored_memo)
+            written = stored_form(specs, given_answers, memo=written_answers)
             assert written == stored_form(specs, given_answers)
-            kept = dump_running(declaration.raw, stored_memo.declarations)
-            assert kept == dump_running(declaration.raw)
 
 
 def test_answers_are_written_one_by_one_as_they_would_be_at_once(files: Files) -> None:
     files.write("a.json", services(shop=service(1), cart=service(2), docs=service(3)))
     declaration = declare(files.read())
     given_answers = answers([3, 0], 0)
-    memo, specs = stored.StoredMemo(), declaration.services
+    memo, specs = stored.WrittenAnswers(), declaration.services
     written = stored_form(specs, given_answers, memo=memo)
     by_question = {question(spec): given_answers[spec.name] for spec in declaration.services}
     assert written == dump_answers(by_question)
-    before = dict(memo.answers.sources())
     given_answers["cart"] = answers([5], 0)["cart"]
     assert stored_form(specs, given_answers, memo=memo) != written
-    after = dict(memo.answers.sources())
-    assert after["shop"] is before["shop"]
-    assert after["cart"] is not before["cart"]
     del given_answers["docs"]
-    stored_form(specs, given_answers, memo=memo)
-    assert sorted(dict(memo.answers.sources())) == ["cart", "shop"]
+    assert stored_form(specs, given_answers, memo=memo) == stored_form(specs, given_answers)
 
 
 def test_what_changes_while_it_is_written_is_written_the_next_time(
@@ -263,7 +255,7 @@ def test_what_changes_while_it_is_written_is_written_the_next_time(
     reconciled._state = RunningState(declaration.settings.state_directory)
     reconciled.resolution, reconciled._unsaved = answers([1], 0), True
 
-    def written_during_a_sweep(*given: Any, memo: stored.StoredMemo) -> None:
+    def written_during_a_sweep(*given: Any, memo: stored.WrittenAnswers) -> None:
         save_answers(*given, memo=memo)
         reconciled.resolution, reconciled._unsaved = answers([2], 0), True
 
@@ -280,7 +272,7 @@ def test_what_changes_while_it_is_written_is_written_the_next_time(
     assert reconciled._unsaved, "it is tried again"
 
 
-def test_forms_are_written_once_and_name_their_files() -> None:
+def test_running_declarations_name_their_files() -> None:
     shop = RawDeclaration(
         "/etc/x/shop.json", {"bind_options": "ssl crt /etc/tls/shop.pem,/etc/tls/ä.pem"}
     )
@@ -288,23 +280,18 @@ def test_forms_are_written_once_and_name_their_files() -> None:
         "/etc/x/own.cfg", "listen own\n\tbind :81 ssl crt\t/etc/tls/own.pem\n"
     )
     kept = {"/etc/tls/shop.pem": "a" * 64, "/etc/tls/own.pem": "b" * 64, "/etc/tls/sh": "c" * 64}
-    memo = declarations.WrittenMemo()
     good = RunningDeclarations(services={"shop": shop}, fragments={"own": fragment}, files=kept)
-    assert good.named_files(memo) == good.named_files() != {}
-    assert sorted(good.named_files(memo)) == ["/etc/tls/own.pem", "/etc/tls/shop.pem"]
-    before = dict(memo.services.sources())["shop"]
+    assert sorted(good.named_files()) == ["/etc/tls/own.pem", "/etc/tls/shop.pem"]
     other = RunningDeclarations(
         services={"shop": shop, "new": RawDeclaration("/etc/x/new.json", {})},
         files=kept,
         failed={"y": (shop,)},
     )
-    assert json.loads(dump_running(other, memo))["services"] == {
+    assert json.loads(dump_running(other))["services"] == {
         "shop": [shop.file, shop.value, "trusted"],
         "new": ["/etc/x/new.json", {}, "trusted"],
     }
-    assert dict(memo.services.sources())["shop"] is before
-    assert not dict(memo.fragments.sources())
-    assert sorted(other.named_files(memo)) == ["/etc/tls/shop.pem"]
+    assert sorted(other.named_files()) == ["/etc/tls/shop.pem"]
 
 
 def temporary() -> Iterator[Path]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -10,6 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fc_frontend.model.memo import Memo
+from fc_frontend.plan.model import Answer, Bind, Freshness, Kind, Origin, ServiceSpec, Settings
+from fc_frontend.plan.planner import PlanMemo, plan
 
 ROUNDS = st.lists(st.dictionaries(st.sampled_from("abcd"), st.lists(st.integers(0, 3))))
 
@@ -44,3 +47,21 @@ def test_what_fails_is_computed_again() -> None:
     with pytest.raises(ValueError):
         memo.of("a", 1, fail)
     assert memo.of("a", 1, lambda: 5) == 5
+
+
+def test_a_service_that_moved_to_another_file_is_planned_with_that_file() -> None:
+    """The file takes no part in comparisons of specs."""
+    spec = ServiceSpec(
+        name="shop",
+        service="shop",
+        binds=(Bind("ip", "127.0.0.1", 80),),
+        port=80,
+        origin=Origin("/a.yaml"),
+    )
+    moved = replace(spec, origin=Origin("/b.yaml"))
+    assert spec == moved
+    answers = {"shop": Answer(kind=Kind.HEADLESS, reason="pods", freshness=Freshness.FRESH)}
+    memo = PlanMemo()
+    for each in (spec, moved, copy.deepcopy(spec)):
+        (planned,) = plan(Settings(), [each], [], answers, memo=memo).services
+        assert planned.spec.origin == each.origin

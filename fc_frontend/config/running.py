@@ -11,12 +11,11 @@ import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
+from itertools import chain
 from typing import Any
 
 from fc_frontend import files
 from fc_frontend.config.trust import Level
-from fc_frontend.model.memo import Memo
 from fc_frontend.model.units import UnitId, UnitKind
 from fc_frontend.plan.addresses import SAFE_PATH
 from fc_frontend.text import is_printable
@@ -39,22 +38,6 @@ class RawDeclaration:
     file: str
     value: Any
     level: Level = Level.TRUSTED
-
-
-@dataclass(frozen=True, slots=True)
-class Written:
-    """A declaration as JSON, and what in it may be a path."""
-
-    text: str
-    paths: tuple[str, ...]
-
-
-class WrittenMemo:
-    """Declarations as they were last written."""
-
-    def __init__(self) -> None:
-        self.services: Memo[Written] = Memo()
-        self.fragments: Memo[Written] = Memo()
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,27 +95,13 @@ class RunningDeclarations:
         """The evidence against a declaration of a service, None if there is none."""
         return next((each for each in self.failed.get(name, ()) if each.value == value), None)
 
-    def named_files(self, memo: WrittenMemo | None = None) -> dict[str, str]:
-        """The files, with their hashes, that these declarations and former ones still name."""
+    def named_files(self) -> dict[str, str]:
+        """The files, with their digests, that these declarations and former ones still name."""
         if not self.files:
             return {}
-        services, fragments = self.written(memo)
-        former = [_write(form) for forms in self.former.values() for form in forms]
-        named = {
-            path
-            for each in (*services.values(), *fragments.values(), *former)
-            for path in each.paths
-        }
+        forms = chain(self.services.values(), self.fragments.values(), *self.former.values())
+        named = {path for form in forms for path in SAFE_PATH.findall(_json(form.value))}
         return {path: digest for path, digest in self.files.items() if path in named}
-
-    def written(
-        self, memo: WrittenMemo | None = None
-    ) -> tuple[dict[str, Written], dict[str, Written]]:
-        """The forms of services and of fragments, as they are kept on disk."""
-        memo = memo or WrittenMemo()
-        services = _written(self.services, memo.services)
-        fragments = _written(self.fragments, memo.fragments)
-        return services, fragments
 
 
 def load_running(path: str) -> RunningDeclarations:
@@ -151,40 +120,30 @@ def load_running(path: str) -> RunningDeclarations:
     return running if abs(age) < MAX_FORMER_AGE else replace(running, former={})
 
 
-def dump_running(running: RunningDeclarations, memo: WrittenMemo | None = None) -> bytes:
+def dump_running(running: RunningDeclarations) -> bytes:
     """The forms as `load_running` reads them."""
-    services, fragments = running.written(memo)
-    members = {
-        "version": _json(VERSION),
-        "settings": _json(running.settings),
-        "services": _object({name: each.text for name, each in services.items()}),
-        "fragments": _object({name: each.text for name, each in fragments.items()}),
-        "templates": _json(dict(running.templates)),
-        "files": _json(dict(running.files)),
-        "failed": _json(_lists(running.failed)),
-        "former": _json(_lists(running.former)),
-        "withheld": _json(_by_unit(running.withheld)),
-        "consents": _json(_by_unit(running.consents)),
-        "hash": _json(running.hash),
+    document = {
+        "version": VERSION,
+        "settings": running.settings,
+        "services": _entries(running.services),
+        "fragments": _entries(running.fragments),
+        "templates": dict(running.templates),
+        "files": dict(running.files),
+        "failed": _lists(running.failed),
+        "former": _lists(running.former),
+        "withheld": _by_unit(running.withheld),
+        "consents": _by_unit(running.consents),
+        "hash": running.hash,
     }
-    return _object(members).encode() + b"\n"
+    return _json(document).encode() + b"\n"
 
 
-def _written(forms: Mapping[str, RawDeclaration], memo: Memo[Written]) -> dict[str, Written]:
-    written = {name: memo.of(name, form, partial(_write, form)) for name, form in forms.items()}
-    memo.keep(forms)
-    return written
+def _entries(forms: Mapping[str, RawDeclaration]) -> dict[str, tuple[str, Any, Level]]:
+    return {name: _entry(form) for name, form in forms.items()}
 
 
-def _write(form: RawDeclaration) -> Written:
-    value = _json(form.value)
-    text = f"[{_json(form.file)},{value},{_json(form.level)}]"
-    return Written(text, tuple(SAFE_PATH.findall(value)))
-
-
-def _object(members: Mapping[str, str]) -> str:
-    """A JSON object, of members that are JSON already."""
-    return "{" + ",".join(f"{_json(name)}:{text}" for name, text in members.items()) + "}"
+def _entry(form: RawDeclaration) -> tuple[str, Any, Level]:
+    return form.file, form.value, form.level
 
 
 def _json(value: Any) -> str:
@@ -253,4 +212,4 @@ def _form(entry: Any) -> RawDeclaration:
 def _lists(
     forms: Mapping[str, tuple[RawDeclaration, ...]],
 ) -> dict[str, list[tuple[str, Any, Level]]]:
-    return {name: [(f.file, f.value, f.level) for f in listed] for name, listed in forms.items()}
+    return {name: [_entry(form) for form in listed] for name, listed in forms.items()}

@@ -157,7 +157,7 @@ class Reconciler:
         self._declared_answers: dict[str, Answer] = {}
         """Question → answer, of declared services, withheld or not."""
         self._memo = Memo()
-        self._stored_memo = stored.StoredMemo()
+        self._written_answers = stored.WrittenAnswers()
         self._copies: Mapping[str, str] = {}
         self._patience = Patience()
         self._sweep_memo = planner.PlanMemo()
@@ -804,7 +804,7 @@ class Reconciler:
             if unsaved:
                 specs, answers = declaration.services, dict(self.resolution)
                 await asyncio.to_thread(
-                    save_answers, settings, specs, answers, memo=self._stored_memo
+                    save_answers, settings, specs, answers, memo=self._written_answers
                 )
                 is_saved = True
             await asyncio.to_thread(state.save, settings)

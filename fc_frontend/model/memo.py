@@ -11,9 +11,11 @@ V = TypeVar("V")
 class Memo(Generic[V]):
     """Values by name, each with what it was computed from.
 
-    Sources are compared by value, so a result never depends on which object was given.  It costs
+    Sources are compared by value, so a result never depends on which object was given.  They must
+    be immutable, and those that are equal must mean the same: a field that takes no part in
+    comparisons is a source of its own, and YAML's values are none, where 1 equals true.  It costs
     next to nothing where nothing has changed: in a tuple, Python takes the same object for equal
-    without a look at it.
+    without comparing it.
     """
 
     def __init__(self) -> None:

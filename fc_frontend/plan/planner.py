@@ -117,7 +117,8 @@ def _services(
             made = _service(settings, spec, answer, shrink)
             return made, tuple(_notices(made, answer, hold))
 
-        plan, said = known.of(spec.name, (spec, answer, cluster, hold), planned)
+        # `origin` takes no part in comparisons of specs, and is in the plan.
+        plan, said = known.of(spec.name, (spec, spec.origin, answer, cluster, hold), planned)
         plans.append(plan)
         if said:
             notices += said
