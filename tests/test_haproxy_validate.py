@@ -248,6 +248,16 @@ def test_the_older_form_of_messages_is_read() -> None:
     assert (alert.level, alert.line) == ("alert", 7)
 
 
+def test_the_messages_of_haproxy_3_4_are_read() -> None:
+    """3.4 gives the first error of meaning only, without `config : ` and without a summary."""
+    said = (
+        "[ALERT]    (4711) : Proxy 'second': unable to find required default_backend: 'nowhere'.\n"
+    )
+    (message,) = parse_messages(said, is_one_process=True)
+    assert (message.level, message.section, message.line) == ("alert", "second", None)
+    assert message.text.startswith("Proxy 'second': unable to find")
+
+
 def test_versions_are_told_apart(haproxy_binary: str) -> None:
     version = binary_version(haproxy_binary)
     assert version.supported

@@ -322,7 +322,7 @@ def test_what_stays_a_fragment_and_why(text: str, reason: str) -> None:
     result = imported(f"{text}\nresolvers cluster\n  nameserver a 10.0.0.254:53\n")
     assert not result.services
     (fragment,) = result.fragments
-    assert reason in fragment.reason
+    assert reason in fragment.sections[0].reason
     assert [line.strip() for line in text.split("\n")[1:]] == [
         line.strip() for line in fragment.text.strip().split("\n")[-text.count("\n") :]
     ]

@@ -124,7 +124,13 @@ def _document(
         "files": [{"name": name, "text": text} for name, text in texts.items()],
         "services": [service.name for service in imported.services],
         "fragments": [
-            {"name": each.name, "file": each.file, "line": each.line, "reason": each.reason}
+            {
+                "name": each.name,
+                "sections": [
+                    {"title": s.title, "file": s.file, "line": s.line, "reason": s.reason}
+                    for s in each.sections
+                ],
+            }
             for each in imported.fragments
         ],
         "problems": [problem.as_json() for problem in problems],
@@ -167,7 +173,18 @@ def _imported(files: tuple[str, ...]) -> Imported:
     if problems:
         raise Refused(*problems)
     own = render(Plan(settings=Settings(), services=()), templates({}))
-    return convert(texts, own.text)
+    return convert(texts, own.text, _address_of)
+
+
+def _address_of(host: str) -> str | None:
+    """The first address of a host by the system's resolver, which HAProxy asks as well."""
+    import socket
+
+    try:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_DGRAM)
+    except (OSError, UnicodeError):
+        return None
+    return str(found[0][4][0]) if found else None
 
 
 def _write(output: str, texts: dict[str, str]) -> None:
@@ -206,7 +223,10 @@ def _tell_what(imported: Imported) -> None:
     names = ", ".join(service.name for service in imported.services) or "none"
     say(f"{counted(len(imported.services), 'service')}: {names}", err=True)
     for each in imported.fragments:
-        say(f"{each.file}:{each.line}: fragment {each.name}: {each.reason}", err=True)
+        say(f"fragment services.d/{each.name}.cfg:", err=True)
+        for section in each.sections:
+            place = f"{section.file}:{section.line}"
+            say(f"  {place}: {section.title}: {section.reason}", err=True)
 
 
 def _judged(settings_file: str) -> tuple[Exit, tuple[Problem, ...]]:

@@ -14,12 +14,12 @@ all others                               a fragment, with all that it refers to
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from fc_frontend.errors import Problem, Severity
-from fc_frontend.migrate.fragments import fragment_name, fragment_text, mentions, together
+from fc_frontend.migrate.fragments import References, fragment_name, fragment_text, together
 from fc_frontend.migrate.proxies import (
     ConvertedSection,
     NotAService,
@@ -58,14 +58,23 @@ class ImportedService:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ImportedFragment:
-    """A fragment's text, and why its sections are no declarations."""
+class KeptSection:
+    """A section that stays HAProxy text, and why it is not a declaration."""
 
-    name: str
-    text: str
+    title: str
+    """Its kind and name, such as `frontend web`."""
     file: str
     line: int
     reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImportedFragment:
+    """A fragment's text and its sections."""
+
+    name: str
+    text: str
+    sections: tuple[KeptSection, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,15 +91,20 @@ class Imported:
     problems: tuple[Problem, ...] = ()
 
 
-def convert(texts: Iterable[tuple[str, str]], own: str) -> Imported:
+def convert(
+    texts: Iterable[tuple[str, str]],
+    own: str,
+    address_of: Callable[[str], str | None] = lambda _host: None,
+) -> Imported:
     """What the configurations, given as (file, text), become.
 
     `own` is a configuration that fc-frontend renders with no service: what it sets by itself need
-    not be carried over.  Raises `Refused` if the texts are too large.
+    not be carried over.  `address_of` returns the address of a nameserver given by host name, as
+    HAProxy looks it up when it starts, or None.  Raises `Refused` if the texts are too large.
     """
     sections, problems = read_sections(texts)
     own_sections, _ = read_sections([("fc-frontend", own)])
-    return _Conversion(sections, problems, own_sections).result()
+    return _Conversion(sections, problems, own_sections, address_of).result()
 
 
 @dataclass(slots=True)
@@ -100,16 +114,16 @@ class _Conversion:
     sections: list[OldSection]
     problems: list[Problem]
     own_sections: list[OldSection]
+    address_of: Callable[[str], str | None]
     found: FoundSettings = field(default_factory=FoundSettings)
     reasons: dict[int, str] = field(default_factory=dict)
-    said: dict[int, set[str]] = field(default_factory=dict)
-    """What each section mentions, by its identity."""
+    references: References = field(default_factory=lambda: References([]))
 
     def result(self) -> Imported:
         self._take_global()
         self._leave_out()
         usable = [s for s in self.sections if not s.broken and s.kind not in ("global", "defaults")]
-        self.said = {id(section): mentions(section) for section in usable}
+        self.references = References(usable)
         candidates = self._candidates(usable)
         resolvers = self._choose_resolvers(usable, candidates)
         candidates = self._settled(usable, candidates, resolvers)
@@ -117,9 +131,11 @@ class _Conversion:
         rest = [s for s in usable if id(s) not in taken]
         rest = self._take_stats(rest)
         if resolvers is not None:
-            take_resolvers(self.found, resolvers)
-            wanted = {name for section in rest for name in self.said[id(section)]}
-            is_needed = resolvers.name != "cluster" and resolvers.name in wanted
+            take_resolvers(self.found, resolvers, self.address_of)
+            kept = {id(section) for section in rest}
+            is_needed = resolvers.name != "cluster" and any(
+                id(user) in kept for user in self.references.users(resolvers)
+            )
             rest = [s for s in rest if s is not resolvers or is_needed]
         services = self._services(candidates)
         fragments = self._fragments(rest, [service.name for service in candidates])
@@ -153,6 +169,15 @@ class _Conversion:
                 self.problems.append(
                     _left(section, "names beginning with fc- are fc-frontend's own", "rename it")
                 )
+            elif section.kind == "program" and not section.broken:
+                section.broken = True
+                self.problems.append(
+                    _left(
+                        section,
+                        "it runs a program, and an import carries over nothing that runs code",
+                        f"put it into services.d/{section.name}.cfg yourself if it is needed",
+                    )
+                )
             elif section.broken:
                 self.problems.append(
                     _left(
@@ -166,14 +191,14 @@ class _Conversion:
         """The sections that could be services, looked at one by one."""
         own = own_defaults(self.own_sections)
         backends = {s.name: s for s in usable if s.kind == "backend"}
-        users = Counter(name for s in usable for name in self.said[id(s)])
         found: list[ConvertedSection] = []
         for section in usable:
             backend = None
             if section.kind == "frontend":
-                backend = _only_backend(section, backends)
-                if backend is None or users[backend.name] > (backend.name != section.name):
-                    self.reasons[id(section)] = "it routes to backends"
+                try:
+                    backend = self._only_backend(section, backends)
+                except NotAService as exc:
+                    self.reasons[id(section)] = str(exc)
                     continue
             elif section.kind != "listen":
                 continue
@@ -185,8 +210,25 @@ class _Conversion:
             if accepted(candidate):
                 found.append(candidate)
             else:
-                self.reasons[id(section)] = "a declaration cannot say it"
+                self.reasons[id(section)] = "a declaration has no fields for what it sets"
         return found
+
+    def _only_backend(self, section: OldSection, backends: dict[str, OldSection]) -> OldSection:
+        """The backend of a frontend that has no other way to go.  Raises NotAService."""
+        if any(line.keyword == "use_backend" for line in section.statements):
+            raise NotAService("it chooses between backends (use_backend)")
+        found = [line for line in section.statements if line.keyword == "default_backend"]
+        if len(found) != 1 or len(found[0].arguments) != 1:
+            raise NotAService("it has no default_backend of its own")
+        name = found[0].arguments[0]
+        if found[0].words[-1].variable or name not in backends:
+            raise NotAService("its default_backend is not a backend in these files")
+        backend = backends[name]
+        others = [user for user in self.references.users(backend) if user is not section]
+        others += self.references.possible_users(backend)
+        if others:
+            raise NotAService(f"backend {name} is also used by {_titles(others)}")
+        return backend
 
     def _choose_resolvers(
         self, usable: Sequence[OldSection], candidates: Sequence[ConvertedSection]
@@ -233,23 +275,31 @@ class _Conversion:
         candidates: list[ConvertedSection],
         resolvers: OldSection | None,
     ) -> list[ConvertedSection]:
-        names = {s.name for s in usable if s is not resolvers}
-        by_parts = Counter(name for s in usable for name in self.said[id(s)])
+        proxies: dict[str, list[OldSection]] = {}
+        for section in usable:
+            if section.kind in PROXIES:
+                proxies.setdefault(section.name, []).append(section)
         kept: list[ConvertedSection] = []
         for candidate in candidates:
-            inside = {part.name for part in candidate.sections}
-            said = [name for part in candidate.sections for name in self.said[id(part)]]
+            parts = candidate.sections
 
-            own = Counter(said)
-            outside = set(said) - inside
-            if outside & names or "*" in outside:
-                self.reasons[id(candidate.section)] = (
-                    f"it refers to {', '.join(sorted(outside & names)) or 'any backend'}"
-                )
-            elif any(by_parts[name] > own[name] for name in inside):
-                self.reasons[id(candidate.section)] = "other sections refer to it"
+            def is_outside(section: OldSection, parts: tuple[OldSection, ...] = parts) -> bool:
+                return section is not resolvers and not any(section is part for part in parts)
+
+            named = [s for part in parts for s in self.references.named(part) if is_outside(s)]
+            users = [s for part in parts for s in self.references.users(part) if is_outside(s)]
+            users += [s for part in parts for s in self.references.possible_users(part)]
+            same = [s for s in proxies[candidate.name] if is_outside(s)]
+            if named:
+                reason = f"it refers to {_titles(named)}"
+            elif users:
+                reason = f"{_titles(users)} {'refers' if len(users) == 1 else 'refer'} to it"
+            elif same:
+                reason = f"{_titles(same)} has the same name"
             else:
                 kept.append(candidate)
+                continue
+            self.reasons[id(candidate.section)] = reason
         return kept
 
     def _take_stats(self, rest: list[OldSection]) -> list[OldSection]:
@@ -309,11 +359,9 @@ class _Conversion:
     def _fragments(self, rest: list[OldSection], taken: list[str]) -> list[ImportedFragment]:
         fragments: list[ImportedFragment] = []
         used = list(taken)
-        for group in together(rest):
+        for group in together(rest, self.references):
             name = fragment_name(group, used)
             used.append(name)
-            said = [self.reasons[id(s)] for s in group if id(s) in self.reasons]
-            reason = said[0] if said else f"{group[0].kind} has no form as a declaration"
             text = fragment_text(name, group)
             faults = tuple(fragment_faults(text))
             if faults:
@@ -322,16 +370,29 @@ class _Conversion:
                     for fault in faults
                 ]
                 continue
-            fragments.append(
-                ImportedFragment(
-                    name=name,
-                    text=text,
-                    file=group[0].file,
-                    line=group[0].header.number,
-                    reason=reason,
+            sections = tuple(
+                KeptSection(
+                    title=_title(section),
+                    file=section.file,
+                    line=section.header.number,
+                    reason=self._reason(section),
                 )
+                for section in group
             )
+            fragments.append(ImportedFragment(name=name, text=text, sections=sections))
         return fragments
+
+    def _reason(self, section: OldSection) -> str:
+        """Why a section is not a declaration."""
+        reason = self.reasons.get(id(section))
+        if reason is not None:
+            return reason
+        users = self.references.users(section)
+        if section.kind != "backend":
+            return f"it is used by {_titles(users)}" if users else "only HAProxy text can say it"
+        if not users:
+            return "no frontend uses it"
+        return f"it is a backend of {_titles(users)}"
 
     def _own_listeners(self) -> None:
         """fc-frontend's own listeners must not take an address that something else had."""
@@ -404,14 +465,12 @@ def _logs(service: ConvertedSection, has_global: bool) -> list[tuple[str, ...]]:
     return [words for words in service.logs if has_global or words != ("global",)]
 
 
-def _only_backend(section: OldSection, backends: dict[str, OldSection]) -> OldSection | None:
-    """The backend of a frontend that has no other way to go."""
-    found = [line for line in section.statements if line.keyword == "default_backend"]
-    if len(found) != 1 or len(found[0].arguments) != 1 or found[0].words[-1].variable:
-        return None
-    if any(line.keyword == "use_backend" for line in section.statements):
-        return None
-    return backends.get(found[0].arguments[0])
+def _title(section: OldSection) -> str:
+    return f"{section.kind} {section.name}".strip()
+
+
+def _titles(sections: Iterable[OldSection]) -> str:
+    return ", ".join(dict.fromkeys(_title(section) for section in sections))
 
 
 def _binds(sections: Iterable[OldSection]) -> Iterable[tuple[OldSection, Bind]]:
@@ -439,9 +498,8 @@ def _comment(service: ConvertedSection) -> tuple[str, ...]:
 
 
 def _left(section: OldSection, reason: str, remedy: str) -> Problem:
-    named = f"{section.kind} {section.name}".strip()
     return Problem(
-        f"{named} is not carried over: {reason}",
+        f"{_title(section)} is not carried over: {reason}",
         remedy,
         file=section.file,
         line=section.header.number,

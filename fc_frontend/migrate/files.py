@@ -22,7 +22,7 @@ def files(imported: Imported) -> dict[str, str]:
     """The text of each file, by its path below the directory of the settings file."""
     sources = sorted(
         {service.file for service in imported.services}
-        | {fragment.file for fragment in imported.fragments}
+        | {section.file for each in imported.fragments for section in each.sections}
         | {problem.file for problem in imported.problems if problem.file}
     )
     found = {"config.yaml": _settings(imported.settings, sources)}
@@ -53,10 +53,10 @@ def _service(service: ImportedService) -> str:
 
 
 def _fragment(fragment: ImportedFragment) -> str:
-    lines = (
-        f"# {one_line(fragment.file)}, line {fragment.line}",
-        f"# Not a declaration: {one_line(fragment.reason)}.",
-    )
+    lines = ["# HAProxy text, because these sections cannot be declared:"]
+    for section in fragment.sections:
+        place = f"{section.file}, line {section.line}"
+        lines.append(f"# - {one_line(f'{section.title} ({place}): {section.reason}')}")
     return "\n".join(lines) + f"\n\n{fragment.text}"
 
 

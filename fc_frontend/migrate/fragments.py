@@ -8,52 +8,125 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 from fc_frontend.migrate.sections import OldSection
 from fc_frontend.syntax.lines import Line
 from fc_frontend.syntax.sections import PROXIES
 
+_ROUTING = frozenset("use_backend default_backend".split())
 _REFERRING = frozenset(
     """
-    use_backend default_backend table resolvers peers mailers cache cache-use cache-store
-    use-fcgi-app errorfiles userlist
+    table resolvers peers mailers cache cache-use cache-store use-fcgi-app errorfiles userlist
     """.split()
 )
 _INNER = re.compile(r"\(([^()]*)\)")
 _NAME = re.compile(r"[A-Za-z0-9_.:-]+")
+_COMPUTED = re.compile(r"%\[.*\]")
+_BACKENDS = ("backend", "listen")
 
 
-def mentions(section: OldSection) -> set[str]:
-    """The names of other sections that a section may refer to; `*` for any backend."""
-    found: set[str] = set()
+class Mention(NamedTuple):
+    """What a section says of another one: its name.
+
+    `is_route` is True where requests are sent, which only a backend takes.  A part of its name that
+    is computed for each request is `*`.
+    """
+
+    name: str
+    is_route: bool = False
+
+    @property
+    def is_computed(self) -> bool:
+        """True if the name depends on the request."""
+        return "*" in self.name
+
+
+class References:
+    """Which sections refer to which others."""
+
+    def __init__(self, sections: Sequence[OldSection]) -> None:
+        by_name: dict[str, list[OldSection]] = {}
+        for section in sections:
+            by_name.setdefault(section.name, []).append(section)
+        backends = [section for section in sections if section.kind in _BACKENDS]
+        self._users: dict[int, list[OldSection]] = {}
+        self._named: dict[int, list[OldSection]] = {}
+        computed: list[tuple[OldSection, Mention]] = []
+        for section in sections:
+            for mention in sorted(_mentions_of(section)):
+                if mention.is_computed:
+                    computed.append((section, mention))
+                    continue
+                for other in by_name.get(mention.name, ()):
+                    if other is not section and (not mention.is_route or other.kind in _BACKENDS):
+                        self._add(section, other)
+        self._computed: dict[int, list[OldSection]] = {}
+        named = set(self._users)
+        for section, mention in computed:
+            pattern = re.compile(".*".join(re.escape(part) for part in mention.name.split("*")))
+            for other in backends:
+                if other is section or not pattern.fullmatch(other.name):
+                    continue
+                if id(other) in named:
+                    self._computed.setdefault(id(other), []).append(section)
+                else:
+                    self._add(section, other)
+
+    def _add(self, section: OldSection, other: OldSection) -> None:
+        users = self._users.setdefault(id(other), [])
+        if not any(user is section for user in users):
+            users.append(section)
+            self._named.setdefault(id(section), []).append(other)
+
+    def users(self, section: OldSection) -> list[OldSection]:
+        """The sections that name it, and those whose computed names fit nothing else's backend."""
+        return self._users.get(id(section), [])
+
+    def possible_users(self, section: OldSection) -> list[OldSection]:
+        """The sections that may send requests to it by a computed name; others name it."""
+        return self._computed.get(id(section), [])
+
+    def named(self, section: OldSection) -> list[OldSection]:
+        """The sections that it names."""
+        return self._named.get(id(section), [])
+
+
+def _mentions_of(section: OldSection) -> set[Mention]:
+    found: set[Mention] = set()
     for line in [*section.statements, *(one for base in section.lineage() for one in base.lines)]:
         found |= _mentions(line)
-    return found - {section.name}
+    return found
 
 
-def _mentions(line: Line) -> set[str]:
-    found: set[str] = set()
+def _mentions(line: Line) -> set[Mention]:
+    found: set[Mention] = set()
     before = ""
     for word in line.words:
         text = word.text
+        if before in _ROUTING:
+            name = "*" if word.variable else _COMPUTED.sub("*", text)
+            found.add(Mention(name, is_route=True))
         if before in _REFERRING or (before == "group" and line.keyword == "user"):
-            found.add(text)
-            if before == "use_backend" and ("%[" in text or word.variable):
-                found.add("*")
+            found.add(Mention(text.replace("*", "")))
         if before == "track":
-            found.add(text.partition("/")[0])
+            found.add(Mention(text.partition("/")[0].replace("*", "")))
         if text.startswith("@"):
-            found.add(text[1:].partition("/")[0])
+            found.add(Mention(text[1:].partition("/")[0].replace("*", "")))
         if text.startswith("ring@"):
-            found.add(text.removeprefix("ring@"))
+            found.add(Mention(text.removeprefix("ring@").replace("*", "")))
         for inner in _INNER.findall(text):
-            found.update(_NAME.findall(inner.replace("/", " ")))
+            found.update(Mention(name) for name in _NAME.findall(inner.replace("/", " ")))
         before = text
     return found
 
 
-def together(sections: Sequence[OldSection]) -> list[list[OldSection]]:
-    """The sections in groups that refer to each other, in their order."""
+def together(sections: Sequence[OldSection], references: References) -> list[list[OldSection]]:
+    """The sections in groups that refer to each other, in their order.
+
+    What several groups of proxies use (`resolvers`, `userlist`, `peers`…) is a group of its own.
+    """
+    positions = {id(section): index for index, section in enumerate(sections)}
     leaders = list(range(len(sections)))
 
     def leader(index: int) -> int:
@@ -62,18 +135,23 @@ def together(sections: Sequence[OldSection]) -> list[list[OldSection]]:
             index = leaders[index]
         return index
 
-    by_name: dict[str, list[int]] = {}
-    for index, section in enumerate(sections):
-        by_name.setdefault(section.name, []).append(index)
-        if section.kind == "backend":
-            by_name.setdefault("*", []).append(index)
-    for index, section in enumerate(sections):
-        # A frontend and a backend may share a name, and one means the other.
-        for name in {*mentions(section), section.name}:
-            for other in by_name.get(name, ()):
-                if name != section.name or {section.kind, sections[other].kind} <= set(PROXIES):
-                    one, two = sorted((leader(index), leader(other)))
-                    leaders[two] = one
+    def join(one: int, two: int) -> None:
+        first, second = sorted((leader(one), leader(two)))
+        leaders[second] = first
+
+    shared: list[OldSection] = []
+    for section in sections:
+        users = [positions[id(user)] for user in references.users(section) if id(user) in positions]
+        if section.kind in PROXIES:
+            for user in users:
+                join(positions[id(section)], user)
+        elif users:
+            shared.append(section)
+    # The proxies are in their groups: what is used by one of them only goes along.
+    for section in reversed(shared):
+        users = [positions[id(user)] for user in references.users(section) if id(user) in positions]
+        if len({leader(user) for user in users}) == 1:
+            join(positions[id(section)], users[0])
     groups: dict[int, list[OldSection]] = {}
     for index, section in enumerate(sections):
         groups.setdefault(leader(index), []).append(section)

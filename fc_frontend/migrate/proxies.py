@@ -18,6 +18,7 @@ from fc_frontend.errors import Problem, Severity
 from fc_frontend.migrate.options import Option, effective, server_options
 from fc_frontend.migrate.sections import OldSection
 from fc_frontend.plan.addresses import NotAnAddress, normal_bind, parse_bind
+from fc_frontend.plan.model import Bind
 from fc_frontend.syntax.lines import Line
 
 Key = tuple[str, ...]
@@ -35,6 +36,8 @@ _FOR_BOTH_MODES = re.compile(
     r"|socket-stats|nolinger|splice-auto|splice-request|splice-response|tcp-smart-accept"
     r"|tcp-smart-connect|contstats|allbackups)"
 )
+_V6_OPTIONS = ("v4v6", "v6only")
+"""Bind options that concern IPv6 only (manual 5.1); HAProxy ignores them at other addresses."""
 _ROUTING = frozenset("use_backend default_backend use-server dispatch".split())
 _OWN_OPTIONS = frozenset("check no-check resolvers init-addr resolve-prefer".split())
 _TLS_OPTIONS = frozenset("ssl no-ssl verify ca-file sni verifyhost".split())
@@ -328,25 +331,31 @@ class _Proxy:
         if not self.binds:
             raise NotAService("it has no bind")
         binds: list[str] = []
-        options: set[str] = set()
+        options: set[tuple[str, ...]] = set()
+        v6_options: set[tuple[str, ...]] = set()
         for line in self.binds:
             words = line.words[1:]
             if not words:
                 raise NotAService(f"line {line.number}: a bind without an address")
-            options.add(" ".join(word.source for word in words[1:]))
+            said = [word.source for word in words[1:]]
+            options.add(tuple(word for word in said if word not in _V6_OPTIONS))
             for text in words[0].text.split(","):
                 bind = self._bind(line, text)
-                binds += [bind] if bind else []
-        if len(options) > 1:
+                if bind is not None:
+                    binds.append(str(bind))
+                    if bind.kind == "ip" and ":" in bind.host:
+                        v6_options.add(tuple(word for word in said if word in _V6_OPTIONS))
+        if len(options) > 1 or len(v6_options) > 1:
             raise NotAService("its binds differ in their options")
         if not binds:
             raise NotAService("none of its binds is an address")
-        result.fields["bind_options"] = options.pop()
+        for_ipv6 = v6_options.pop() if v6_options else ()
+        result.fields["bind_options"] = " ".join((*for_ipv6, *options.pop()))
         return binds
 
-    def _bind(self, line: Line, text: str) -> str | None:
+    def _bind(self, line: Line, text: str) -> Bind | None:
         try:
-            return str(parse_bind(normal_bind(text)))
+            return parse_bind(normal_bind(text))
         except NotAnAddress as exc:
             # A name has no colon in it: this is an address that HAProxy refuses as well.
             if text.startswith("[") and re.search(r"\[[0-9A-Fa-f:]*:[0-9A-Fa-f:]*\]", text):

@@ -7,7 +7,7 @@ manager or would take away what fc-frontend relies on is told instead.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -67,6 +67,7 @@ _RESOLVERS_OURS = {
     "hold other": "1d",
 }
 _MOST_NAMESERVERS = 8
+_HOST = re.compile(r"(?P<name>(?=[^:]*[A-Za-z])[A-Za-z0-9_.-]{1,253})(?::(?P<port>[0-9]{1,5}))?")
 
 
 @dataclass(slots=True)
@@ -120,7 +121,12 @@ def _global_line(found: FoundSettings, section: OldSection, line: Line) -> None:
             )
         )
     elif _RUNS_CODE.fullmatch(keyword):
-        _left(found, section, line, "runs or loads code, which an import does not")
+        _left(
+            found,
+            section,
+            line,
+            "it runs or loads code, and an import carries over nothing that runs code",
+        )
     elif fault := next(raw_line_faults(line.source, Owner.GLOBAL), None):
         _left(found, section, line, fault.message, fault.remedy)
     elif _SAFE.fullmatch(keyword):
@@ -169,8 +175,10 @@ def _stats_socket(found: FoundSettings, section: OldSection, line: Line) -> None
         )
 
 
-def take_resolvers(found: FoundSettings, section: OldSection) -> None:
-    """A `resolvers` section as fc-frontend's own."""
+def take_resolvers(
+    found: FoundSettings, section: OldSection, address_of: Callable[[str], str | None]
+) -> None:
+    """A `resolvers` section as fc-frontend's own; `address_of` looks up a nameserver's name."""
     nameservers: dict[tuple[str, int], set[str]] = {}
     for line in section.statements:
         keyword, arguments = line.keyword, line.arguments
@@ -178,7 +186,7 @@ def take_resolvers(found: FoundSettings, section: OldSection) -> None:
         if line.words[0].text.startswith(".") or any(word.variable for word in line.words):
             _left(found, section, line, "it depends on a condition or a variable")
         elif keyword == "nameserver":
-            _nameserver(found, section, line, nameservers)
+            _nameserver(found, section, line, nameservers, address_of)
         elif keyword == "parse-resolv-conf":
             found.problems.append(
                 _problem(
@@ -232,11 +240,36 @@ def _nameserver(
     section: OldSection,
     line: Line,
     nameservers: dict[tuple[str, int], set[str]],
+    address_of: Callable[[str], str | None],
 ) -> None:
     text = line.arguments[1] if len(line.arguments) > 1 else ""
     match = re.fullmatch(r"(?:(udp|tcp)[46]?@|ipv[46]@)?(.+)", text)
+    bare = match[2] if match else text
+    if host := _HOST.fullmatch(bare):
+        address = address_of(host["name"])
+        if address is None:
+            _left(
+                found,
+                section,
+                line,
+                f"the address of {host['name']} is not known here",
+                f"add the address that `getent ahosts {host['name']}` prints on the frontend VM "
+                "to cluster.nameservers",
+            )
+            return
+        found.problems.append(
+            _problem(
+                section,
+                line,
+                f"nameserver {host['name']} becomes its present address, {address}",
+                "change cluster.nameservers when that address changes",
+                Severity.WARNING,
+            )
+        )
+        bare = f"[{address}]" if ":" in address else address
+        bare += f":{host['port'] or 53}"
     try:
-        parsed: Nameserver = parse_nameserver(match[2] if match else text)
+        parsed: Nameserver = parse_nameserver(bare)
     except NotAnAddress as exc:
         _left(found, section, line, f"{text or 'no address'}: {exc}", exc.remedy)
         return
