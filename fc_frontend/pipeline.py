@@ -26,6 +26,7 @@ from fc_frontend.config.declare import (
     declare,
     running_fragments,
     running_settings,
+    running_spec,
     running_specs,
 )
 from fc_frontend.config.fingerprint import digest, fingerprint
@@ -495,6 +496,7 @@ class _Composer:
         self._shrink = shrink
         self._memo = memo
         self._made: dict[AbstractSet[UnitId], _Made] = {}
+        self._running_specs: dict[str, ServiceSpec | None] = {}
         self._candidates: dict[tuple[object, ...], Candidate] = {}
 
     @property
@@ -664,13 +666,12 @@ class _Composer:
         """The answers that count with the `kept` settings: those may be of another cluster."""
         if SETTINGS not in kept:
             return self._answers
-        running = self._running_specs
         same = {
             spec.name: self._running_answers[spec.name]
             for spec in declaration.services
             if spec.name in self._running_answers
-            and spec.name in running
-            and question(running[spec.name]) == question(spec)
+            and (running := self._running_spec(spec.name)) is not None
+            and question(running) == question(spec)
         }
         return {**self._answers, **same}
 
@@ -783,7 +784,7 @@ class _Composer:
         )
         found = set()
         for unit in candidate.newcomers:
-            spec = self._running_specs.get(unit.name)
+            spec = self._running_spec(unit.name)
             is_same = (
                 spec is not None
                 and is_same_place
@@ -803,9 +804,11 @@ class _Composer:
     def _running_settings(self) -> Settings | None:
         return running_settings(self._base.declarations, self._sources.settings_file)
 
-    @cached_property
-    def _running_specs(self) -> Mapping[str, ServiceSpec]:
-        return running_specs(self._base.declarations)
+    def _running_spec(self, name: str) -> ServiceSpec | None:
+        # Few of thousands are needed, and each is validated.
+        if name not in self._running_specs:
+            self._running_specs[name] = running_spec(self._base.declarations, name)
+        return self._running_specs[name]
 
     @cached_property
     def _running_fragments(self) -> Mapping[str, Fragment]:
@@ -813,7 +816,7 @@ class _Composer:
 
     def _running_plan(self, name: str, settings: Settings) -> ServicePlan | None:
         """The plan of a service as it runs; None if its declaration is not valid any more."""
-        spec = self._running_specs.get(name)
+        spec = self._running_spec(name)
         if spec is None:
             return None
         answer = self._running_answers.get(name)

@@ -438,12 +438,13 @@ def kept_raw(name: str, form: RawDeclaration) -> Raw:
 
 def running_specs(running: RunningDeclarations) -> dict[str, ServiceSpec]:
     """The services that run, by name, as far as their declarations are still valid."""
-    found: dict[str, ServiceSpec] = {}
-    for name, form in running.services.items():
-        spec, _, _ = kept_raw(name, form).judged(form.level)
-        if spec is not None:
-            found[name] = spec
-    return found
+    return {name: spec for name in running.services if (spec := running_spec(running, name))}
+
+
+def running_spec(running: RunningDeclarations, name: str) -> ServiceSpec | None:
+    """A service that runs; None if there is none, or if its declaration is not valid any more."""
+    form = running.services.get(name)
+    return None if form is None else kept_raw(name, form).judged(form.level)[0]
 
 
 def running_fragments(running: RunningDeclarations) -> dict[str, Fragment]:
