@@ -31,8 +31,10 @@ from fc_frontend.demo.dns import (
     ClusterDnsThread,
     Fault,
     KubernetesService,
+    ParsedQuestion,
     endpoint_label,
 )
+from tests.support.objects import count_of
 
 PATIENCE = 5.0
 PODS = ("10.1.0.3", "10.1.0.4", "10.1.0.5", "fd00::3")
@@ -798,12 +800,12 @@ def test_no_stream_harms_the_server(cluster: ClusterDnsThread, stream: bytes) ->
 
 
 def test_the_cache_of_questions_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fc_frontend.demo.dns._CACHED_QUESTIONS", 4)
-    server = ClusterDns([WEB])
-    with ClusterDnsThread(server) as running:
+    monkeypatch.setattr("fc_frontend.demo.dns.MAX_CACHED_QUESTIONS", 4)
+    before = count_of(ParsedQuestion)
+    with ClusterDnsThread(ClusterDns([WEB])) as running:
         for n in range(20):
             assert outcome(ask(running, f"x{n}.default.svc.cluster.local")) == NXDOMAIN
-            assert len(server._questions) <= 4
+            assert count_of(ParsedQuestion) - before <= 4
 
 
 # Life

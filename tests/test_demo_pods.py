@@ -171,7 +171,7 @@ def test_a_client_that_leaves_is_no_error(sent: bytes) -> None:
 
 
 def test_slow_answers_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fc_frontend.demo.pods._MAX_SECONDS", 0.05)
+    monkeypatch.setattr("fc_frontend.demo.pods.MAX_SECONDS", 0.05)
 
     async def scenario() -> None:
         async with Pod("web-1") as pod:
@@ -187,7 +187,7 @@ def test_slow_answers_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_idle_connections_are_closed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fc_frontend.demo.pods._IDLE_TIMEOUT", 0.02)
+    monkeypatch.setattr("fc_frontend.demo.pods.IDLE_TIMEOUT", 0.02)
 
     async def scenario() -> None:
         async with Pod("web-1") as pod:

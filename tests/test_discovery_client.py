@@ -30,6 +30,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from fc_frontend.demo.dns import ClusterDns, Fault, KubernetesService
+from fc_frontend.discovery.channel import Question
 from fc_frontend.discovery.client import (
     DnsClient,
     Exchange,
@@ -39,6 +40,7 @@ from fc_frontend.discovery.client import (
 )
 from fc_frontend.discovery.scan import RecordType, plain_records
 from fc_frontend.plan.model import Nameserver, Transport
+from tests.support.objects import count_of
 
 P = ParamSpec("P")
 
@@ -784,7 +786,7 @@ def test_noise_before_the_answer_is_ignored(noise: list[bytes]) -> None:
 async def test_targets_that_change_for_ever_do_not_fill_the_memory(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("fc_frontend.discovery.client._MOST_QUESTIONS", 50)
+    monkeypatch.setattr("fc_frontend.discovery.client.MAX_QUESTIONS", 50)
     count = 0
 
     def respond(query: Query) -> None:
@@ -793,11 +795,12 @@ async def test_targets_that_change_for_ever_do_not_fill_the_memory(
         name = query.message.question[0].name
         query.reply(query.answered(f"{name} CNAME n{count}.example."))
 
+    before = count_of(Question)
     async with scripted(respond) as nameserver, asking(nameserver) as ask:
         for _ in range(20):
             await ask("start.example")
         assert count == 160
-        assert len(ask.client._questions) <= 50
+        assert count_of(Question) - before <= 50
 
 
 # Sockets

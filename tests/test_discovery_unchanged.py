@@ -21,7 +21,7 @@ import dns.rrset
 import pytest
 
 from fc_frontend.demo.dns import ClusterDns, KubernetesService
-from fc_frontend.discovery.client import DnsClient, Exchange, ReplyOutcome, _Asked, _reply
+from fc_frontend.discovery.client import DnsClient, Exchange, ReplyOutcome, reply_of
 from fc_frontend.discovery.resolve import resolve_all
 from fc_frontend.discovery.scan import RecordType, fingerprint
 from fc_frontend.discovery.unchanged import UnchangedAnswers
@@ -423,7 +423,7 @@ def read_by_dnspython(rdtype: RecordType, wire: bytes) -> object:
             return dns.rcode.to_text(message.rcode())
         if message.flags & dns.flags.TC:
             return "truncated"
-        return _reply(_Asked(NAME, rdtype, b"", b""), message)
+        return reply_of(NAME, rdtype, message)
     except (dns.exception.DNSException, ValueError):
         return "malformed"
 

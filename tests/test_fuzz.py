@@ -36,7 +36,7 @@ from fc_frontend.discovery.scan import LENGTHS, RecordType, plain_records
 from fc_frontend.discovery.store import load_answers
 from fc_frontend.doctor.findings import Group
 from fc_frontend.errors import Refused, Unavailable
-from fc_frontend.explain.collect import _held
+from fc_frontend.explain.collect import held_from
 from fc_frontend.explain.daemon import parse_status
 from fc_frontend.explain.differences import Difference, Effect
 from fc_frontend.explain.facts import Facts
@@ -44,8 +44,8 @@ from fc_frontend.explain.overview import Seen, overview
 from fc_frontend.explain.steps import explain
 from fc_frontend.haproxy import drain, history, hold
 from fc_frontend.haproxy.master import parse_processes
-from fc_frontend.haproxy.reload import _parse_answer
-from fc_frontend.haproxy.runtime import ServerState, _split, hash_in, parse_servers
+from fc_frontend.haproxy.reload import parse_answer
+from fc_frontend.haproxy.runtime import ServerState, hash_in, parse_servers, split_answers
 from fc_frontend.haproxy.server_state import state_of_running
 from fc_frontend.haproxy.validate import parse_messages
 from fc_frontend.observe.log import configure, render_event
@@ -323,10 +323,10 @@ def test_every_output_format() -> None:
         )
         written = io.BytesIO()
         with contextlib.redirect_stdout(io.TextIOWrapper(written, "utf-8", newline="")) as output:
-            status._print(found, is_wide=False)
-            status._print(found, is_wide=True)
-            status._print_findings(found)
-            status._nagios(found)
+            status.print_status(found, is_wide=False)
+            status.print_status(found, is_wide=True)
+            status.print_findings(found)
+            status.print_nagios(found)
             emit(found.as_json())
             emit({"problems": [problem.as_json() for problem in daemon.problems]})
             print(render_event("problem", {"said": text, "service": text}))
@@ -362,7 +362,7 @@ def test_names_from_files_to_every_output(tmp_path: Path) -> None:
         text = metrics.exposition(0.0).decode()
         families = list(text_string_to_metric_families(text))
         assert {s.labels.get("service") for f in families for s in f.samples} >= {"innocent"}
-        held = tuple(map(_held, prepared_now.withheld))
+        held = tuple(map(held_from, prepared_now.withheld))
         found = overview(Seen(withheld=held, problems=prepared_now.problems))
         of_all = board(
             found, rates=None, traffic_problem=None, seconds=None, changes=(), queries={},
@@ -382,13 +382,13 @@ def test_names_from_files_to_every_output(tmp_path: Path) -> None:
         with contextlib.redirect_stdout(io.TextIOWrapper(printed, "utf-8", newline="")) as output:
             print_problems(prepared_now.problems, to_stderr=False)
             explanation = explain(facts)
-            cli_explain._print(explanation, facts.state.value)
-            emit(cli_explain._document(facts, explanation))
-            cli_resolve._table({name: answer})
-            emit(cli_resolve._document({name: answer}, prepared_now.problems))
-            cli_diff._print((change,))
+            cli_explain.print_explanation(explanation, facts.state.value)
+            emit(cli_explain.explanation_document(facts, explanation))
+            cli_resolve.print_answers({name: answer})
+            emit(cli_resolve.answers_document({name: answer}, prepared_now.problems))
+            cli_diff.print_changes((change,))
             emit({"changes": [change.as_json()]})
-            cli_doctor._table([Group(name).problem(name, name, name)])
+            cli_doctor.print_findings([Group(name).problem(name, name, name)])
             emit({"withheld": [each.as_json() for each in prepared_now.withheld]})
             output.flush()
         shown = printed.getvalue().decode() + log.getvalue()
@@ -452,8 +452,8 @@ def test_what_haproxy_says() -> None:
                     assert all(len(line.split()) == 20 for line in lines[1:])
         for message in parse_messages(text):
             assert message.level in ("alert", "warning", "notice")
-        _parse_answer(text)
-        _split(text)
+        parse_answer(text)
+        split_answers(text)
         hash_in({"description": text})
 
     samples = [

@@ -317,7 +317,7 @@ def test_an_ordinary_path_still_finds_the_systems(monkeypatch: pytest.MonkeyPatc
 def test_the_extra_is_the_last_resort(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     monkeypatch.setenv("RAY_SERVE_HAPROXY_BINARY_PATH", "/bin/false")
-    monkeypatch.setattr("fc_frontend.haproxy.binary._SYSTEM", "/nowhere")
+    monkeypatch.setattr("fc_frontend.haproxy.binary.SYSTEM_PATH", "/nowhere")
     found = find_binary()
     assert found == bundled_binary()
     assert found is not None

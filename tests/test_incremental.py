@@ -252,12 +252,12 @@ def test_what_changes_while_it_is_written_is_written_the_next_time(
     files.write("a.json", services(shop=service(1)))
     reconciled = Reconciler(str(files.settings), configure(io.StringIO()), Metrics())
     declaration = reconciled.declaration = declare(files.read())
-    reconciled._state = RunningState(declaration.settings.state_directory)
-    reconciled.resolution, reconciled._unsaved = answers([1], 0), True
+    reconciled.running_state = RunningState(declaration.settings.state_directory)
+    reconciled.resolution, reconciled.has_unsaved_answers = answers([1], 0), True
 
     def written_during_a_sweep(*given: Any, memo: stored.WrittenAnswers) -> None:
         save_answers(*given, memo=memo)
-        reconciled.resolution, reconciled._unsaved = answers([2], 0), True
+        reconciled.resolution, reconciled.has_unsaved_answers = answers([2], 0), True
 
     with monkeypatch.context() as patched:
         patched.setattr(reconciler, "save_answers", written_during_a_sweep)
@@ -265,11 +265,11 @@ def test_what_changes_while_it_is_written_is_written_the_next_time(
     assert len(stored_answers(declaration.settings, declaration.services)["shop"].endpoints) == 1
     asyncio.run(reconciled.save())
     assert len(stored_answers(declaration.settings, declaration.services)["shop"].endpoints) == 2
-    reconciled._unsaved = True
+    reconciled.has_unsaved_answers = True
     shutil.rmtree(files.directory)
     files.directory.write_text("no directory")
     asyncio.run(reconciled.save())
-    assert reconciled._unsaved, "it is tried again"
+    assert reconciled.has_unsaved_answers, "it is tried again"
 
 
 def test_running_declarations_name_their_files() -> None:

@@ -110,7 +110,7 @@ def command(config: str, as_text: bool, shape: str) -> None:
     if as_text:
         _unified(installed.text or "", prepared.config.text, declaration.settings)
     elif not is_quiet():
-        _print(changes)
+        print_changes(changes)
     sys.exit(code)
 
 
@@ -177,7 +177,8 @@ def _installed(config: str, settings: Settings, base: Base) -> Installed:
     )
 
 
-def _print(changes: tuple[Difference, ...]) -> None:
+def print_changes(changes: tuple[Difference, ...]) -> None:
+    """Print what would change, and what each change costs."""
     from fc_frontend.explain.differences import Effect
 
     for change in changes:

@@ -140,7 +140,7 @@ def command(config: str, kubeconfig: str | None, shape: str) -> None:
     elif shape == "nagios":
         sys.exit(_nagios(found))
     else:
-        _table(found)
+        print_findings(found)
     sys.exit(_EXITS.get(worst(found), Exit.GOOD))
 
 
@@ -173,7 +173,8 @@ def _json(config: str, found: list[Finding]) -> None:
     emit(document)
 
 
-def _table(found: list[Finding]) -> None:
+def print_findings(found: list[Finding]) -> None:
+    """Print a table of findings."""
     words = max(len(result) for result in Result)
     checks = max(len(one_line(finding.check)) for finding in found)
     shown = [f for f in found if f.result is not Result.OK] if is_quiet() else found

@@ -55,13 +55,14 @@ def command(config: str, shape: str, service: str) -> None:
         fail(exc.problems, Exit.CANNOT_TELL)
     explanation = explain(facts)
     if shape == "json":
-        emit(_document(facts, explanation))
+        emit(explanation_document(facts, explanation))
     else:
-        _print(explanation, facts.state.value)
+        print_explanation(explanation, facts.state.value)
     sys.exit(_CODES.get(explanation.verdict.value, Exit.PROBLEMS))
 
 
-def _document(facts: Facts, explanation: Explanation) -> dict[str, object]:
+def explanation_document(facts: Facts, explanation: Explanation) -> dict[str, object]:
+    """What `explain --json` prints."""
     cause = explanation.cause
     return {
         "version": 1,
@@ -76,7 +77,8 @@ def _document(facts: Facts, explanation: Explanation) -> dict[str, object]:
     }
 
 
-def _print(explanation: Explanation, state: str) -> None:
+def print_explanation(explanation: Explanation, state: str) -> None:
+    """Print each step, and the cause."""
     cause = explanation.cause
     for each in explanation.steps:
         if is_quiet() and each.verdict.value in ("ok", "unknown"):

@@ -70,12 +70,12 @@ def command(config: str, shape: str, services: tuple[str, ...]) -> None:
         answers = asyncio.run(resolve(declaration, {}, hold=False))
     wrong = {name: answer for name, answer in answers.items() if not _is_good(answer)}
     if shape == "json":
-        emit(_document(answers, problems))
+        emit(answers_document(answers, problems))
     else:
         print_problems(problems)
         shown = wrong if is_quiet() else answers
         if shown:
-            _table(shown)
+            print_answers(shown)
         elif not is_quiet():
             say("no service is declared")
     sys.exit(Exit.GOOD if not wrong and not problems else Exit.PROBLEMS)
@@ -85,7 +85,8 @@ def _is_good(answer: Answer) -> bool:
     return answer.freshness is Freshness.FRESH and bool(answer.endpoints)
 
 
-def _document(answers: dict[str, Answer], problems: Iterable[Problem]) -> dict[str, object]:
+def answers_document(answers: dict[str, Answer], problems: Iterable[Problem]) -> dict[str, object]:
+    """What `resolve --json` prints."""
     return {
         "version": 1,
         "services": {
@@ -107,7 +108,8 @@ def _document(answers: dict[str, Answer], problems: Iterable[Problem]) -> dict[s
     }
 
 
-def _table(answers: dict[str, Answer]) -> None:
+def print_answers(answers: dict[str, Answer]) -> None:
+    """Print a table of answers."""
     rows = [
         (
             name,

@@ -81,11 +81,11 @@ def command(config: str, is_watching: bool, shape: str) -> None:
         if shape == "json":
             emit(found.as_json())
         elif shape == "nagios":
-            _nagios(found)
+            print_nagios(found)
         else:
             if not is_quiet():
-                _print(found, is_wide=shape == "wide")
-            _print_findings(found)
+                print_status(found, is_wide=shape == "wide")
+            print_findings(found)
         if not is_watching:
             break
         time.sleep(_WATCH_EVERY)
@@ -104,7 +104,8 @@ def _found(config: str) -> Overview:
         fail(exc.problems, Exit.CANNOT_TELL)
 
 
-def _nagios(found: Overview) -> None:
+def print_nagios(found: Overview) -> None:
+    """Print the status as a Nagios plugin does: one line, and performance data."""
     counts = [row.counts for row in found.rows if row.counts]
     from fc_frontend.model.service_state import ServiceState
 
@@ -125,7 +126,8 @@ def _nagios(found: Overview) -> None:
     nagios(found.level.name, found.summary, performance, lines)
 
 
-def _print(found: Overview, *, is_wide: bool) -> None:
+def print_status(found: Overview, *, is_wide: bool) -> None:
+    """Print the summary and a table of services."""
     level = found.level.name
     say(f"{style(level.lower(), _COLORS[level])}: {found.summary}")
     say()
@@ -178,7 +180,8 @@ def _shortened(bind: str, room: int) -> str:
     return f"{host[:head]}…{host[len(host) - keep // 2 :]}{colon}{port}"
 
 
-def _print_findings(found: Overview) -> None:
+def print_findings(found: Overview) -> None:
+    """Print what is wrong, the most urgent first."""
     for finding in found.findings[:_SHOWN]:
         word = style(finding.level.name.lower(), _COLORS[finding.level.name])
         where = f"{finding.file}:{finding.line}: " if finding.line else ""

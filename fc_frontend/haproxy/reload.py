@@ -79,7 +79,7 @@ def reload_by_master(socket: str, version: Version, timeout: float) -> ReloadOut
     except Unavailable:
         # The master may break off as it replaces itself: its count tells whether it did.
         answer = ""
-    said, ok, words, places = _parse_answer(answer)
+    said, ok, words, places = parse_answer(answer)
     if said:
         return ReloadOutcome(ok, words, time.monotonic() - started, places)
     found = _await_count(socket, before, master, deadline)
@@ -175,7 +175,7 @@ def _visible(pid: int | None) -> Path | None:
     return process if pid is not None and process.exists() else None
 
 
-def _parse_answer(answer: str) -> tuple[bool, bool, str, tuple[FilePlace, ...]]:
+def parse_answer(answer: str) -> tuple[bool, bool, str, tuple[FilePlace, ...]]:
     """Whether the answer tells how it went, whether well, HAProxy's words, and `refused_binds`."""
     head, _, logs = answer.partition("\n--\n")
     first = head.strip().splitlines()[0] if head.strip() else ""

@@ -227,7 +227,7 @@ def commands(path: str, texts: Iterable[str], timeout: float = TIMEOUT) -> tuple
     answers: list[str] = []
     for batch in _batches(texts):
         answer = ask(path, ";".join(batch), timeout)
-        said = _split(answer)
+        said = split_answers(answer)
         count = sum(text.count(";") + 1 for text in batch)
         if len(said) != count:
             raise _strange(path, f"{count} commands", answer)
@@ -249,7 +249,7 @@ def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
         yield batch
 
 
-def _split(answer: str) -> list[str]:
+def split_answers(answer: str) -> list[str]:
     """The single answers: an empty line where nothing was said, else text up to an empty line."""
     found: list[str] = []
     while answer:

@@ -44,7 +44,7 @@ def set_hold(state: Path) -> None:
 
 def drain(state: Path) -> None:
     settings = Settings(state_directory=str(state))
-    drain_record._save(settings, NOTHING, Drained(services=frozenset(("shop",))))
+    drain_record.save(settings, NOTHING, Drained(services=frozenset(("shop",))))
 
 
 def keep_forms(state: Path) -> None:
