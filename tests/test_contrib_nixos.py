@@ -43,14 +43,14 @@ SETTINGS = {"cluster": {"nameservers": ["10.0.0.254:53"], "nodes": {"node1": "19
 
 
 def evaluated(
-    tmp_path: Path, services: dict[str, Any], settings: dict[str, Any]
+    tmp_path: Path, services: dict[str, Any], settings: dict[str, Any], **more: Any
 ) -> subprocess.CompletedProcess[str]:
     """Nix's answer; it has no store of its own and gets only JSON from us."""
     program = shutil.which("nix-instantiate")
     if program is None:
         pytest.fail("nix-instantiate is missing: apt install nix-bin")
     arguments = tmp_path / "arguments.json"
-    arguments.write_text(json.dumps({"services": services, "settings": settings}))
+    arguments.write_text(json.dumps({"services": services, "settings": settings, **more}))
     expression = f"import {MODULE} (builtins.fromJSON (builtins.readFile {arguments}))"
     return subprocess.run(
         [program, "--store", "dummy://", "--eval", "--strict", "--json", "--expr", expression],
@@ -62,11 +62,13 @@ def evaluated(
     )
 
 
-def written(tmp_path: Path, services: dict[str, Any], settings: dict[str, Any]) -> Path:
+def written(
+    tmp_path: Path, services: dict[str, Any], settings: dict[str, Any], **more: Any
+) -> Path:
     """The directory that the module fills, as /etc/fc-frontend."""
-    done = evaluated(tmp_path, services, settings)
+    done = evaluated(tmp_path, services, settings, **more)
     assert done.returncode == 0, done.stderr
-    for name, text in json.loads(done.stdout).items():
+    for name, text in json.loads(done.stdout)["etc"].items():
         path = tmp_path / "etc" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
@@ -116,6 +118,57 @@ def test_the_declarations_say_what_the_options_said(tmp_path: Path) -> None:
         "legacy": "http",
     }
     assert found["ingress"].slots is None
+
+
+def test_enabling_it_brings_all(tmp_path: Path) -> None:
+    """Package, users, directories, and units that agree with the settings on HAProxy's paths."""
+    done = evaluated(tmp_path, {}, {})
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    settings = json.loads(found["etc"]["fc-frontend/config.json"])["haproxy"]
+    assert set(found["users"]) == {"fc-frontend", "haproxy"}
+    daemon, haproxy = (found["units"][name]["serviceConfig"] for name in ("fc-frontend", "haproxy"))
+    assert daemon["ExecStart"] == "/nix/store/fc-frontend/bin/fc-frontend run"
+    assert haproxy["ExecStart"].startswith(
+        f"{settings['binary']} -Ws -f {settings['config_file']} "
+    )
+    assert f"-S {settings['master_socket']}," in haproxy["ExecStart"]
+    directory = settings["config_file"].rpartition("/")[0]
+    assert daemon["ReadWritePaths"] == [directory]
+    assert any(f"d {directory} 0755 fc-frontend" in rule for rule in found["rules"])
+    first = found["units"]["fc-frontend-first"]
+    assert first["serviceConfig"]["ExecStart"].endswith(
+        f"render --output {settings['config_file']}"
+    )
+
+
+@pytest.mark.parametrize("is_list", [True, False])
+def test_networks_and_nameservers_are_one_or_a_list(tmp_path: Path, is_list: bool) -> None:
+    options: dict[str, Any] = {
+        "clusterDns": ["fd00:10:96::a", "10.0.0.254"],
+        "podCidr": ["fd00:10:1::/56", "10.1.0.0/16"],
+        "serviceCidr": ["fd00:10:96::/112", "10.0.0.0/24"],
+    }
+    if not is_list:
+        options = {name: values[0] for name, values in options.items()}
+    directory = written(tmp_path, {"web": {"podPort": 80}}, {}, options=options)
+    declaration = load(str(directory / "config.json"))
+    assert not errors_in(declaration.problems)
+    cluster = json.loads((directory / "config.json").read_text())["cluster"]
+    assert cluster == {
+        field: value if is_list else [value]
+        for field, value in zip(
+            ("nameservers", "pod_network", "service_network"), options.values(), strict=True
+        )
+    }
+
+
+def test_the_platforms_options_are_services_as_well(tmp_path: Path) -> None:
+    directory = written(
+        tmp_path, {"web": {"podPort": 80}}, SETTINGS, platform={"redis": {"servicePort": 6379}}
+    )
+    document = json.loads((directory / "services.d" / "nixos.json").read_text())
+    assert set(document["services"]) == {"web", "redis"}
 
 
 def test_every_name_of_the_predecessor_is_an_option(tmp_path: Path) -> None:
