@@ -171,7 +171,7 @@ class Prepared:
 
 
 @dataclass(frozen=True, slots=True)
-class Memo:
+class ProposalMemo:
     """What was planned and rendered before; see there."""
 
     plan: planner.PlanMemo = field(default_factory=planner.PlanMemo)
@@ -428,7 +428,7 @@ def propose(
     must_check: bool = False,
     shrink: bool = False,
     waiting: bool = False,
-    memo: Memo | None = None,
+    memo: ProposalMemo | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> Prepared:
     """Apply as many changes of `sources` to `base` as all checks accept.
@@ -439,7 +439,7 @@ def propose(
     to `withhold` are so in any case.  With `waiting`, removals wait.  Raises what `check` raises.
     """
     composer = _Composer(
-        sources, base, answers, running_answers, shrink=shrink, memo=memo or Memo()
+        sources, base, answers, running_answers, shrink=shrink, memo=memo or ProposalMemo()
     )
     declaration = composer.declaration(frozenset())
     has_settings = base.declarations.settings is not None and SETTINGS in base.sections
@@ -487,7 +487,7 @@ class _Composer:
         running_answers: Resolution,
         *,
         shrink: bool,
-        memo: Memo,
+        memo: ProposalMemo,
     ) -> None:
         self._sources = sources
         self._base = base = _with_ways_back(base, sources.settings_file, running_answers)

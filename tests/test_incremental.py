@@ -27,7 +27,7 @@ from fc_frontend.daemon.reconciler import Reconciler
 from fc_frontend.discovery.store import dump_answers
 from fc_frontend.observe.log import configure
 from fc_frontend.observe.metrics import Metrics
-from fc_frontend.pipeline import Memo
+from fc_frontend.pipeline import ProposalMemo
 from fc_frontend.plan.model import Answer, Endpoint, Freshness, Kind
 from fc_frontend.stored import (
     RunningState,
@@ -213,7 +213,7 @@ def test_changes_one_by_one_give_the_same_as_all_anew(
         files = Files(directory)
         files.write("a.json", services(shop=service(1), cart=service(2)))
         sources = files.read()
-        memo, written_answers = Memo(), stored.WrittenAnswers()
+        memo, written_answers = ProposalMemo(), stored.WrittenAnswers()
         former = declare(sources).raw
         for number, (name, content, is_named) in enumerate(edits):
             edit(files, name, content)

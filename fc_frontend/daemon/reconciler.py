@@ -29,6 +29,7 @@ from fc_frontend.daemon.removal import RemovalWait
 from fc_frontend.daemon.report import Report
 from fc_frontend.desired.isolate import Withheld
 from fc_frontend.discovery.resolve import is_accepted
+from fc_frontend.discovery.source import PodDiscovery
 from fc_frontend.errors import Cause, Problem, Severity, Unavailable
 from fc_frontend.haproxy import (
     drain_record,
@@ -62,8 +63,8 @@ from fc_frontend.pipeline import (
     Base,
     Candidate,
     Check,
-    Memo,
     Prepared,
+    ProposalMemo,
     base_of,
     find_base,
     is_same_cluster,
@@ -136,15 +137,19 @@ class Reconciler:
         metrics: Metrics,
         *,
         clock: Callable[[], float] = time.monotonic,
+        discovery: PodDiscovery | None = None,
         advance: Callable[[], None] = lambda: None,
     ) -> None:
-        """`advance` is called, from any thread, whenever a step makes progress."""
+        """`discovery` finds pods, by default by cluster DNS.
+
+        `advance` is called, from any thread, whenever a step makes progress.
+        """
         self._advance = advance
         self._log = log
         self._metrics = metrics
         self._report = Report(log, metrics)
         self._clock = clock
-        self._cluster_dns = Sweeper(log, metrics, clock)
+        self._discovery = discovery or Sweeper(log, metrics, clock)
         self.has_unsaved_answers = False
         self._settings_file = settings_file
         self._sources: Sources | None = None
@@ -156,7 +161,7 @@ class Reconciler:
         self._asked_of: Cluster | None = None
         self._declared_answers: dict[str, Answer] = {}
         """Question → answer, of declared services, withheld or not."""
-        self._memo = Memo()
+        self._memo = ProposalMemo()
         self._written_answers = stored.WrittenAnswers()
         self._copies: Mapping[str, str] = {}
         self._patience = Patience()
@@ -550,7 +555,7 @@ class Reconciler:
             return False
         settings, specs = self.declaration.settings, self.declaration.services
         before = self.resolution
-        answers = await self._cluster_dns.sweep(specs, settings, before)
+        answers = await self._discovery.sweep(specs, settings, before)
         if answers is None:
             return False
         answers = self._without_foreign(specs, answers)
@@ -789,7 +794,7 @@ class Reconciler:
 
     def close(self) -> None:
         """Close the sockets to cluster DNS."""
-        self._cluster_dns.close()
+        self._discovery.close()
 
     async def save(self) -> None:
         """Keep the answers for the next start, if they changed since they were last kept."""
@@ -825,7 +830,7 @@ class Reconciler:
         specs, settings = declaration.services, declaration.settings
         if self._asked_of is not None and self._asked_of != settings.cluster:
             # What another cluster, or another name of it, said is worth nothing.
-            self._cluster_dns.close()
+            self._discovery.close()
             self._declared_answers = {}
         if self.declaration is None and not self._declared_answers:
             stored = {}
@@ -845,11 +850,11 @@ class Reconciler:
         answers = {s.name: known[q] for s in specs if (q := question(s)) in known}
         back = [s for s in self._ways_back(self._base).values() if question(s) not in known]
         if back:
-            found = await self._cluster_dns.ask(tuple(back), settings, {})
+            found = await self._discovery.ask(tuple(back), settings, {})
             self._declared_answers |= {question(s): found[s.name] for s in back if s.name in found}
         if pending:
             asked = {spec.name: answers[spec.name] for spec in pending if spec.name in answers}
-            found = await self._cluster_dns.ask(pending, settings, asked)
+            found = await self._discovery.ask(pending, settings, asked)
             kept = {question(s) for s in self._ways_back(self._base).values()}
             self._declared_answers = {
                 text: answer for text, answer in self._declared_answers.items() if text in kept

@@ -16,7 +16,7 @@ from typing import Any
 
 from fc_frontend.config.declare import declare, load
 from fc_frontend.config.loader import Sources, read
-from fc_frontend.pipeline import Base, Memo, Prepared, base_of, no_check, propose
+from fc_frontend.pipeline import Base, Prepared, ProposalMemo, base_of, no_check, propose
 from fc_frontend.plan.model import Answer, Endpoint, Freshness, Kind
 from tests.bench.options import Options
 from tests.conftest import binary_of
@@ -67,7 +67,7 @@ def change(
     settings: str, sources: Sources, answers: dict[str, Answer], turn: int
 ) -> tuple[float, int]:
     """Seconds from a changed file to the text, and the number of lines that are others in it."""
-    memo = Memo()
+    memo = ProposalMemo()
     before = propose(sources, Base(), answers, {}, no_check, memo=memo)
     base = base_of(before, before.declaration.raw, is_running=True)
     name = f"s{turn * 7 % len(answers)}"

@@ -12,7 +12,7 @@ from fc_frontend.config.running import RunningDeclarations
 from fc_frontend.config.templates import templates
 from fc_frontend.errors import Problem, Refused, errors_in
 from fc_frontend.model.units import SETTINGS, TEMPLATES, UnitId, UnitKind
-from fc_frontend.pipeline import Base, Candidate, Memo, Prepared, base_of, no_check, propose
+from fc_frontend.pipeline import Base, Candidate, Prepared, ProposalMemo, base_of, no_check, propose
 from fc_frontend.plan.model import Plan, Resolution
 from fc_frontend.plan.planner import plan
 from fc_frontend.render.config import Config
@@ -39,10 +39,10 @@ def prepare(
     *,
     newcomers: Collection[UnitId] | None = None,
     shrink: bool = False,
-    memo: Memo | None = None,
+    memo: ProposalMemo | None = None,
 ) -> Rendered:
     """Plan and render what is declared; all units are `newcomers` by default."""
-    memo = memo or Memo()
+    memo = memo or ProposalMemo()
     planned = plan(
         declaration.settings,
         declaration.services,
