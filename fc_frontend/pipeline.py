@@ -138,7 +138,7 @@ class Prepared:
     """The removals that are only waited with."""
     base: Base = field(default_factory=Base)
     is_complete: bool = True
-    """False if the search for what to withhold goes on in the next step."""
+    """False if the search for what to withhold continues in the next step."""
     is_checked: bool = False
     """True if HAProxy's check accepted the text just now."""
 

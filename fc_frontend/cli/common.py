@@ -137,7 +137,7 @@ def say(line: str = "", *, err: bool = False) -> None:
 
 
 def emit(document: dict[str, object]) -> None:
-    """Print a document for scripts.  contrib/json.rst says what stands in each."""
+    """Print a document for scripts.  contrib/json.rst describes each."""
     import json
 
     if shape_asked_for() == "yaml":

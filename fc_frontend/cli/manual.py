@@ -213,7 +213,7 @@ def _as_it_is(rows: list[str]) -> list[str]:
 
 
 def filled(text: str) -> list[str]:
-    """Running text as lines of roff; what stands in backquotes is bold."""
+    """Running text as lines of roff; text in backquotes is bold."""
     lines: list[str] = []
     line = ""
     for word in _marked(" ".join(text.split())).split(" "):

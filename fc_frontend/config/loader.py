@@ -81,7 +81,7 @@ def services_directory(settings_file: str) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sources:
-    """What stands in the files, read once and not yet judged.
+    """The content of the files, read once and not yet validated.
 
     `broken` are the files, and services.d itself, that could not be read as a whole; `problems` say
     why, and what else is wrong before a single service is looked at.

@@ -705,7 +705,7 @@ class Reconciler:
     async def look_for_drift(self) -> None:
         """See whether others changed haproxy.cfg; put it right, or leave it, as the settings say.
 
-        HAProxy itself goes on with what it has: a file that is wrong would count at its next start.
+        HAProxy keeps its running configuration: a wrong file takes effect at its next start.
         """
         async with self._haproxy:
             if self._config is None or self.deployed is None or self.held is not None:

@@ -81,7 +81,7 @@ class Service:
         self._failed = False
 
     async def run(self) -> int:
-        """Serve until SIGTERM or SIGINT; HAProxy goes on serving after that."""
+        """Serve until SIGTERM or SIGINT; HAProxy keeps serving after that."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)

@@ -1,7 +1,7 @@
 """Lookups of many services, where those that take long delay nobody else's answers.
 
-A sweep returns what was answered; what still waits for cluster DNS goes on in the background, keeps
-its previous answer meanwhile, and is returned by a later sweep.
+A sweep returns what was answered; lookups that still wait for cluster DNS continue in the
+background.  Their services keep their previous answers until a later sweep returns the new ones.
 """
 
 from __future__ import annotations

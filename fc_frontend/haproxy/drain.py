@@ -199,7 +199,7 @@ def _listed(labels: Mapping[str, set[str]]) -> str:
 
 
 def is_name(text: str) -> bool:
-    """True if `text` can stand in a runtime command as the name of a proxy or server."""
+    """True if a runtime command can name a proxy or server `text`."""
     return _NAME.fullmatch(text) is not None
 
 

@@ -25,7 +25,7 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 KINDS = ("service", "fragment", "file", "settings", "templates")
 WORK = ("step", "sweep", "rescan", "look")
 STATE_FILES = ("history", "answers", "server-state", "files")
-"""What is kept in the state directory, as far as HAProxy goes on without it."""
+"""Files in the state directory that HAProxy can do without."""
 _FAST = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 _SLOW = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 

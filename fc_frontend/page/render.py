@@ -1,6 +1,6 @@
 """The pages as bytes, and the headers that they need.
 
-Every value is escaped.  Style and script stand in the page itself, and only those with their very
+Every value is escaped.  Style and script are in the page itself, and only those with their very
 hashes are taken by browsers; nothing is fetched from anywhere but this listener.
 """
 

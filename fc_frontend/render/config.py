@@ -18,7 +18,7 @@ from fc_frontend.syntax.keywords import SECTIONS
 HASH_PREFIX = "fc-frontend:"
 HASH_LENGTH = 16
 BLANK_DESCRIPTION = HASH_PREFIX + "0" * HASH_LENGTH
-"""What stands in the text while its digest is computed."""
+"""The placeholder in the text while its digest is computed."""
 MARK = "# fc-frontend unit: "
 _MARK_LINE = re.compile(rf"^{MARK}(service|fragment) (\S+)$", re.MULTILINE)
 _ANY_MARK = re.compile(rf"^[ \t]*{MARK.strip()}", re.MULTILINE)
