@@ -39,7 +39,9 @@ def run(*argv: str) -> None:
 
 def shell(command: str) -> None:
     print(f"# {command}", flush=True)
-    subprocess.run(["/bin/sh", "-c", command], check=True, timeout=240)
+    done = subprocess.run(["/bin/sh", "-c", command], check=False, timeout=240)
+    # `diff` ends with 1 if there is something to deploy.
+    assert done.returncode == int(command.endswith(" diff")), f"{command}: {done.returncode}"
 
 
 def overlay() -> None:
