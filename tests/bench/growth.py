@@ -109,7 +109,9 @@ def measure(version: str, count: int, rounds: int) -> dict[str, object]:
         if count + RESERVE > limit:
             row["note"] = f"HAProxy cannot start: {count} listeners, {limit} descriptors"
         else:
-            row |= applied(frontend, [*command, "apply", *config], count, rounds, judge.wall)
+            row |= applied(
+                frontend, [*command, "apply", "--take-over", *config], count, rounds, judge.wall
+            )
     return {name: shown(value) for name, value in row.items()}
 
 
