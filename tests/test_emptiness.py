@@ -10,8 +10,9 @@ import pytest
 
 from fc_frontend.demo.dns import Fault, KubernetesService
 from fc_frontend.demo.load import Load
-from fc_frontend.discovery.resolve import held, is_accepted
+from fc_frontend.discovery.resolve import held
 from fc_frontend.haproxy import runtime
+from fc_frontend.plan.addresses import is_within
 from fc_frontend.plan.model import Answer, Endpoint, Freshness, Kind
 from tests.frontend import Frontend
 
@@ -148,7 +149,7 @@ def test_a_share_is_held_only_where_haproxy_does_not_resolve_itself() -> None:
 def test_special_addresses_need_a_network_of_their_own(
     address: str, network: str, accepted: bool
 ) -> None:
-    assert is_accepted(address, (ip_network(network),)) is accepted
+    assert is_within(address, (ip_network(network),)) is accepted
 
 
 def test_servers_outside_of_the_pod_network_are_taken_away(frontend: Frontend) -> None:

@@ -11,12 +11,16 @@ ROOT = Path(__file__).parent
 PRIVATE = re.compile(r"_[A-Za-z]\w*")
 PATCHED = re.compile(r"fc_frontend(\.\w+)*\._[A-Za-z]\w*")
 OURS = ("self", "cls")
+NAMED_TUPLES = ("_replace", "_asdict", "_fields")
+"""What every named tuple offers: the underscore keeps these apart from fields."""
 
 
 def private(tree: ast.AST) -> Iterator[tuple[int, str]]:
     for node in ast.walk(tree):
         match node:
             case ast.Attribute(value=ast.Name(id=owner)) if owner in OURS:
+                continue
+            case ast.Attribute(attr=name) if name in NAMED_TUPLES:
                 continue
             case ast.Attribute(attr=name, lineno=line) if PRIVATE.fullmatch(name):
                 yield line, ast.unparse(node)

@@ -28,7 +28,6 @@ from fc_frontend.daemon.guard import Former, Guard, former_after
 from fc_frontend.daemon.removal import RemovalWait
 from fc_frontend.daemon.report import Report
 from fc_frontend.desired.isolate import Withheld
-from fc_frontend.discovery.resolve import is_accepted
 from fc_frontend.discovery.source import PodDiscovery
 from fc_frontend.errors import Cause, Problem, Severity, Unavailable
 from fc_frontend.haproxy import (
@@ -76,6 +75,7 @@ from fc_frontend.pipeline import (
     with_slots,
 )
 from fc_frontend.plan import planner
+from fc_frontend.plan.addresses import is_within
 from fc_frontend.plan.model import (
     Answer,
     Cluster,
@@ -609,7 +609,7 @@ class Reconciler:
                 server.proxy in services
                 and server.server.startswith("pod")
                 and server.address is not None
-                and not is_accepted(server.address, cluster.pod_networks)
+                and not is_within(server.address, cluster.pod_networks)
             ):
                 found.setdefault(server.proxy, set()).add(server.address)
         for name, addresses in found.items():

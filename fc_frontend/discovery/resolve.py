@@ -14,8 +14,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from functools import lru_cache
-from ipaddress import ip_address
 from itertools import chain
 
 from fc_frontend.discovery.budget import (
@@ -32,8 +30,8 @@ from fc_frontend.discovery.client import DnsClient, Reply, ReplyOutcome
 from fc_frontend.discovery.scan import RecordType
 from fc_frontend.discovery.unchanged import UnchangedAnswers
 from fc_frontend.errors import Cause
+from fc_frontend.plan.addresses import is_within
 from fc_frontend.plan.model import (
-    Address,
     Answer,
     Cluster,
     Discovery,
@@ -338,11 +336,11 @@ def _answer(
 def _remedy(kind: Kind, rejected: tuple[str, ...], cluster: Cluster) -> tuple[str, Cause]:
     """What to do where all addresses are in the other network, or in none, and its cause."""
     if kind is Kind.SERVICE:
-        if any(is_accepted(address, cluster.pod_networks) for address in rejected):
+        if any(is_within(address, cluster.pod_networks) for address in rejected):
             return "these are pods of a headless service: use pod_port", Cause.FOREIGN_NETWORK
         remedy = "add their network to cluster.service_network, if these are cluster IPs"
         return remedy, Cause.FOREIGN_NETWORK
-    if any(is_accepted(address, cluster.service_networks) for address in rejected):
+    if any(is_within(address, cluster.service_networks) for address in rejected):
         remedy = "add `clusterIP: None` to the Service's spec, or use service_port"
         return f"this is a cluster IP: {remedy}", Cause.CLUSTER_IP
     remedy = "add their network to cluster.pod_network, if these are pods"
@@ -351,31 +349,11 @@ def _remedy(kind: Kind, rejected: tuple[str, ...], cluster: Cluster) -> tuple[st
 
 def _inside(said: LookupResult, networks: tuple[Network, ...]) -> LookupResult:
     """`said` with the endpoints outside of `networks` rejected."""
-    accepted = tuple([e for e in said.endpoints if is_accepted(e.address, networks)])
+    accepted = tuple([e for e in said.endpoints if is_within(e.address, networks)])
     if len(accepted) == len(said.endpoints):
         return said
     others = {e.address for e in said.endpoints} - {e.address for e in accepted}
     return replace(said, endpoints=accepted, rejected=tuple(sorted({*said.rejected, *others})))
-
-
-@lru_cache(maxsize=65536)
-def is_accepted(text: str, networks: tuple[Network, ...]) -> bool:
-    """True if an address is in one of the networks.
-
-    Remembered: a sweep asks the same of the same addresses every second.
-    """
-    address = ip_address(text)
-    return any(
-        address.version == network.version
-        and address in network
-        and (not _is_special(address) or _is_special(network))
-        for network in networks
-    )
-
-
-def _is_special(of: Address | Network) -> bool:
-    """True for this host's own and other addresses that no pod has, and networks of them alone."""
-    return of.is_loopback or of.is_link_local or of.is_multicast or of.is_unspecified
 
 
 def _families(spec: ServiceSpec, cluster: Cluster) -> tuple[Family, ...]:

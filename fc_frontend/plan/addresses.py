@@ -7,6 +7,7 @@ nothing reaches haproxy.cfg that was not taken apart and put together again here
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_address, ip_network
 
 from fc_frontend.plan.model import Address, Bind, BindRange, Nameserver, Network, Transport
@@ -230,3 +231,24 @@ def parse_nameserver(text: str) -> Nameserver:
             f"{text!r}: {exc}", "give the nameserver's address, such as 10.0.0.254:53"
         ) from None
     return Nameserver(address, parse_port(port, text), transports)
+
+
+@lru_cache(maxsize=65536)
+def is_within(text: str, networks: tuple[Network, ...]) -> bool:
+    """True if the address `text` is in one of `networks`, and can be the address of a pod.
+
+    Addresses of this host itself count only in a network of such addresses alone.  Remembered: a
+    sweep asks the same of the same addresses every second.
+    """
+    address = ip_address(text)
+    return any(
+        address.version == network.version
+        and address in network
+        and (not _is_special(address) or _is_special(network))
+        for network in networks
+    )
+
+
+def _is_special(of: Address | Network) -> bool:
+    """True for this host's own and other addresses that no pod has, and networks of them alone."""
+    return of.is_loopback or of.is_link_local or of.is_multicast or of.is_unspecified

@@ -1,0 +1,196 @@
+"""Services and EndpointSlices of the Kubernetes API, reduced to what a frontend needs.
+
+Tuples instead of objects: 5,000 slices take a third of the memory.  What the API server promises
+is not relied on: hand-made objects and other implementations leave fields out, so everything that
+is not what it should be counts as absent.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from sys import intern
+from typing import Any, Literal, NamedTuple, TypeGuard
+
+from fc_frontend.plan.model import Family
+
+SERVICE_LABEL = "kubernetes.io/service-name"
+"""The label of a slice that names its Service, whoever manages the slice (discovery.k8s.io/v1)."""
+HEADLESS = "None"
+"""The `clusterIP` of a headless Service."""
+
+
+class ObjectKey(NamedTuple):
+    """What names an object of one kind."""
+
+    namespace: str
+    name: str
+
+
+class Condition(IntEnum):
+    """What an endpoint's three conditions amount to (KEP-1672), best first."""
+
+    READY = 0
+    """It gets new connections."""
+    DRAINING = 1
+    """Its pod terminates and still serves: it keeps its connections and gets no new ones."""
+    NOT_READY = 2
+    """It gets no traffic."""
+
+
+class SlicePort(NamedTuple):
+    """A port of all endpoints of one slice."""
+
+    name: str
+    number: int
+    app_protocol: str
+
+
+class SliceEndpoint(NamedTuple):
+    """One endpoint: `pod` names its Pod, and is empty for one that is not a pod."""
+
+    address: str
+    condition: Condition
+    pod: str
+
+
+class Slice(NamedTuple):
+    """An EndpointSlice: addresses and TCP ports of one Service in one address family."""
+
+    key: ObjectKey
+    service: str
+    family: Family
+    ports: tuple[SlicePort, ...]
+    endpoints: tuple[SliceEndpoint, ...]
+
+
+class ServicePort(NamedTuple):
+    """A TCP port of a Service.  `target` is a number, or the name of a container's port."""
+
+    name: str
+    number: int
+    target: int | str
+
+
+class KubeService(NamedTuple):
+    """A Service.  `cluster_ips` is empty for one that is headless or has no address yet."""
+
+    key: ObjectKey
+    type: Literal["ClusterIP", "NodePort", "LoadBalancer", "ExternalName"]
+    is_headless: bool
+    cluster_ips: tuple[str, ...]
+    ports: tuple[ServicePort, ...]
+
+
+def parse_key(item: Any) -> ObjectKey | None:
+    """Namespace and name of any object; None if it has none."""
+    metadata = _mapping(_mapping(item).get("metadata"))
+    name = metadata.get("name")
+    if not _is_text(name) or not name:
+        return None
+    return ObjectKey(intern(_text(metadata.get("namespace"))), name)
+
+
+def parse_slice(item: Any) -> Slice | None:
+    """The slice in `item`; None if it belongs to no Service, or has names instead of addresses."""
+    key = parse_key(item)
+    if key is None:
+        return None
+    service = _text(_mapping(item["metadata"].get("labels")).get(SERVICE_LABEL))
+    family: Family
+    match item.get("addressType"):
+        case "IPv4":
+            family = "ipv4"
+        case "IPv6":
+            family = "ipv6"
+        case _:
+            return None
+    if not service:
+        return None
+    ports = [port for entry in _list(item.get("ports")) if (port := _slice_port(_mapping(entry)))]
+    endpoints = [
+        endpoint
+        for entry in _list(item.get("endpoints"))
+        if (endpoint := _endpoint(_mapping(entry)))
+    ]
+    return Slice(key, intern(service), family, tuple(ports), tuple(endpoints))
+
+
+def parse_service(item: Any) -> KubeService | None:
+    """The Service in `item`; None if it is not one."""
+    key = parse_key(item)
+    if key is None:
+        return None
+    spec = _mapping(item.get("spec"))
+    kind = spec.get("type", "ClusterIP")
+    if kind not in ("ClusterIP", "NodePort", "LoadBalancer", "ExternalName"):
+        return None
+    first = _text(spec.get("clusterIP"))
+    addresses = [text for text in _list(spec.get("clusterIPs")) or [first] if _is_text(text)]
+    ports = [port for entry in _list(spec.get("ports")) if (port := _port(_mapping(entry)))]
+    return KubeService(
+        key,
+        kind,
+        first == HEADLESS,
+        tuple(text for text in addresses if text and text != HEADLESS),
+        tuple(ports),
+    )
+
+
+def _slice_port(entry: dict[str, Any]) -> SlicePort | None:
+    """None for another protocol, and for `port: null`, which means all ports."""
+    number = entry.get("port")
+    if entry.get("protocol", "TCP") not in ("TCP", None) or not _is_port(number):
+        return None
+    return SlicePort(
+        intern(_text(entry.get("name"))), number, intern(_text(entry.get("appProtocol")))
+    )
+
+
+def _endpoint(entry: dict[str, Any]) -> SliceEndpoint | None:
+    """Only the first address counts: the others are not used by any consumer (discovery/v1)."""
+    addresses = _list(entry.get("addresses"))
+    if not addresses or not _is_text(addresses[0]):
+        return None
+    target = _mapping(entry.get("targetRef"))
+    pod = _text(target.get("name")) if target.get("kind") == "Pod" else ""
+    return SliceEndpoint(addresses[0], _condition(_mapping(entry.get("conditions"))), pod)
+
+
+def _condition(conditions: dict[str, Any]) -> Condition:
+    """A condition that is absent or null: ready, serving, not terminating (discovery/v1)."""
+    if conditions.get("ready") in (True, None):
+        # Also for terminating pods of a Service with publishNotReadyAddresses.
+        return Condition.READY
+    if conditions.get("terminating") is True and conditions.get("serving") in (True, None):
+        return Condition.DRAINING
+    return Condition.NOT_READY
+
+
+def _port(entry: dict[str, Any]) -> ServicePort | None:
+    number = entry.get("port")
+    if entry.get("protocol", "TCP") not in ("TCP", None) or not _is_port(number):
+        return None
+    target = entry.get("targetPort")
+    if not _is_port(target):
+        target = _text(target) or number
+    return ServicePort(_text(entry.get("name")), number, target)
+
+
+def _is_port(value: Any) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 65535
+
+
+def _is_text(value: Any) -> TypeGuard[str]:
+    return isinstance(value, str)
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else ""
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []

@@ -1,0 +1,152 @@
+"""The servers of a service, from the EndpointSlices of its Kubernetes Service.
+
+Rules: discovery.k8s.io/v1; KEP-1672 (conditions); KEP-1669 (all endpoints terminate);
+kubernetes#93374 and #135266 (an endpoint may be in several slices, in different states).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+from fc_frontend.plan.addresses import NotAnAddress, is_within, parse_address
+from fc_frontend.plan.cluster_objects import Condition, KubeService, Slice, SliceEndpoint, SlicePort
+from fc_frontend.plan.model import Endpoint, Family, Network, ServiceSpec, Target
+
+H2C = "kubernetes.io/h2c"
+"""The `appProtocol` of HTTP/2 without TLS (KEP-3726)."""
+
+
+class SliceGap(StrEnum):
+    """Why a service has no servers in the API's view."""
+
+    NO_SERVICE = "no-service"
+    """There is no such Service."""
+    EXTERNAL_NAME = "external-name"
+    """It is an alias of a name in DNS, and has no pods."""
+    NO_ENDPOINTS = "no-endpoints"
+    """No slice has an endpoint for it."""
+    NO_PORT = "no-port"
+    """Neither the Service nor its slices have the port."""
+    NOT_READY = "not-ready"
+    """All endpoints are not ready."""
+    FOREIGN_NETWORK = "foreign-network"
+    """All endpoints are outside of the networks where pods are expected."""
+
+
+@dataclass(frozen=True, slots=True)
+class SliceAnswer:
+    """Where a service's pods are, by the API.  Endpoints are sorted, and each is there once.
+
+    `active` get traffic, `draining` finish what they have.  `rejected` are addresses outside of
+    the networks: they are never used.  `is_h2c` if all endpoints speak HTTP/2 without TLS.
+    `terminating` if `active` are the last ones, which terminate and still serve.
+    """
+
+    active: tuple[Endpoint, ...] = ()
+    draining: tuple[Endpoint, ...] = ()
+    rejected: tuple[str, ...] = ()
+    is_h2c: bool = False
+    terminating: bool = False
+    gap: SliceGap | None = None
+
+
+def endpoints_from_slices(
+    spec: ServiceSpec,
+    service: KubeService | None,
+    slices: Iterable[Slice],
+    networks: tuple[Network, ...],
+    families: tuple[Family, ...],
+) -> SliceAnswer:
+    """The servers of `spec`, whose Kubernetes Service is `service`, with these `slices`.
+
+    `networks` are where pods may be.  A pod with addresses in several families counts once, with
+    the address of the first of `families` that it has.
+    """
+    if service is None:
+        return SliceAnswer(gap=SliceGap.NO_SERVICE)
+    if service.type == "ExternalName":
+        return SliceAnswer(gap=SliceGap.EXTERNAL_NAME)
+    relevant = [item for item in slices if item.endpoints and item.family in families]
+    if not relevant:
+        return SliceAnswer(gap=SliceGap.NO_ENDPOINTS)
+    relevant.sort(key=lambda item: families.index(item.family))
+    states, rejected, protocols = _states(spec, service, relevant, networks)
+    if not states:
+        gap = SliceGap.FOREIGN_NETWORK if rejected else SliceGap.NO_PORT
+        return SliceAnswer(rejected=rejected, gap=gap)
+    active = tuple(sorted(e for e, state in states.items() if state is Condition.READY))
+    draining = tuple(sorted(e for e, state in states.items() if state is Condition.DRAINING))
+    is_h2c = protocols == {H2C}
+    if active:
+        return SliceAnswer(active, draining, rejected, is_h2c)
+    if draining:
+        return SliceAnswer(draining, (), rejected, is_h2c, terminating=True)
+    return SliceAnswer(rejected=rejected, is_h2c=is_h2c, gap=SliceGap.NOT_READY)
+
+
+def _states(
+    spec: ServiceSpec,
+    service: KubeService,
+    slices: list[Slice],
+    networks: tuple[Network, ...],
+) -> tuple[Mapping[Endpoint, Condition], tuple[str, ...], set[str]]:
+    """The best condition of each endpoint, the addresses outside, and the protocols spoken."""
+    states: dict[Endpoint, Condition] = {}
+    rejected: set[str] = set()
+    protocols: set[str] = set()
+    family_of_pod: dict[tuple[str, str], Family] = {}
+    for item in slices:
+        ports = _ports(spec, service, item)
+        if not ports:
+            continue
+        for entry in item.endpoints:
+            address = _accepted(entry.address, networks)
+            if address is None:
+                rejected.add(entry.address)
+                continue
+            if _has_other_family(item, entry, family_of_pod):
+                continue
+            for port in ports:
+                endpoint = Endpoint(address, port.number)
+                states[endpoint] = min(entry.condition, states.get(endpoint, Condition.NOT_READY))
+                protocols.add(port.app_protocol)
+    return states, tuple(sorted(rejected)), protocols
+
+
+def _has_other_family(
+    item: Slice, entry: SliceEndpoint, family_of_pod: dict[tuple[str, str], Family]
+) -> bool:
+    """True if this endpoint's pod was seen with an address of a preferred family."""
+    if not entry.pod:
+        return False
+    return family_of_pod.setdefault((item.key.namespace, entry.pod), item.family) != item.family
+
+
+def _ports(spec: ServiceSpec, service: KubeService, item: Slice) -> tuple[SlicePort, ...]:
+    """The port of `item`'s endpoints that `spec` means; at most one.
+
+    A number is that port of each pod, whether the slice lists it or not.  A name is the slice's
+    port of that name, whose number may differ from slice to slice.  A Service's port is the
+    slice's port of the same name.
+    """
+    if spec.target is Target.POD and isinstance(spec.port, int):
+        listed = [port for port in item.ports if port.number == spec.port]
+        return (listed[0] if listed else SlicePort("", spec.port, ""),)
+    name = str(spec.port)
+    if spec.target is not Target.POD:
+        names = [port.name for port in service.ports if spec.port in (port.number, port.name)]
+        if not names:
+            return ()
+        name = names[0]
+    return tuple(port for port in item.ports if port.name == name)[:1]
+
+
+def _accepted(text: str, networks: tuple[Network, ...]) -> str | None:
+    """The canonical form of an address within `networks`; None for any other text."""
+    try:
+        address = str(parse_address(text))
+    except NotAnAddress:
+        return None
+    return address if is_within(address, networks) else None
