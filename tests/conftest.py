@@ -31,6 +31,7 @@ from fc_frontend.haproxy.binary import bundled_binary
 from fc_frontend.haproxy.master import Processes, show_proc
 from fc_frontend.haproxy.runtime import running_hash
 from fc_frontend.plan.model import Bind
+from tests.support.certificates import Certificates, make_certificates
 
 T = TypeVar("T")
 
@@ -301,3 +302,9 @@ def haproxy(haproxy_binary: str, short_directory: Path) -> Iterator[RealHaproxy]
     real = RealHaproxy(haproxy_binary, short_directory)
     yield real
     real.end()
+
+
+@pytest.fixture(scope="session")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    """Certificates for an API server and its clients."""
+    return make_certificates(tmp_path_factory.mktemp("tls"))

@@ -5,17 +5,14 @@ No Kubernetes runs here: an HTTPS server answers /readyz and /api/v1/nodes as th
 
 from __future__ import annotations
 
-import base64
 import email.utils
 import http.server
 import json
-import shutil
 import ssl
-import subprocess
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -39,39 +36,8 @@ from fc_frontend.plan.model import (
     Cluster,
 )
 from tests.frontend import Frontend
+from tests.support.certificates import Certificates
 from tests.support.doctor import CLUSTER, SECRET, result_of, said
-
-
-@dataclass(frozen=True)
-class Certificates:
-    """An authority, and what it has signed; all are PEM files."""
-
-    directory: Path
-
-    def data(self, name: str) -> str:
-        return base64.b64encode((self.directory / name).read_bytes()).decode()
-
-
-@pytest.fixture(scope="session")
-def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
-    directory = tmp_path_factory.mktemp("tls")
-    openssl = shutil.which("openssl")
-    assert openssl, "apt install openssl"
-
-    def run(*arguments: str) -> None:
-        subprocess.run([openssl, *arguments], cwd=directory, check=True, capture_output=True)
-
-    key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
-    for authority in ("ca", "other"):
-        run("req", "-x509", *key, "-subj", f"/CN={authority}", "-days", "30",
-            "-keyout", f"{authority}.key", "-out", f"{authority}.crt")  # fmt: skip
-    for name in ("server", "client"):
-        run("req", *key, "-subj", f"/CN={name}", "-keyout", f"{name}.key", "-out", f"{name}.csr",
-            "-addext", "subjectAltName=IP:127.0.0.1,DNS:kubernetes")  # fmt: skip
-        run("x509", "-req", "-in", f"{name}.csr", "-CA", "ca.crt", "-CAkey", "ca.key",
-            "-CAcreateserial", "-days", "20", "-copy_extensions", "copy",
-            "-out", f"{name}.crt")  # fmt: skip
-    return Certificates(directory)
 
 
 class ApiServer(http.server.ThreadingHTTPServer):

@@ -1,0 +1,178 @@
+"""How an API server is reached, and the credentials to do it with, which rotate.
+
+Secrets have no `repr`, and no error quotes them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import ssl
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from fc_frontend.errors import Unavailable
+
+MAX_TOKEN_BYTES = 64 * 1024
+MAX_PEM_BYTES = 1024 * 1024
+TOKEN_SECONDS = 60.0
+"""After this time a token file is read again: bound tokens rotate at 80 % of their life."""
+CERTIFICATE_SECONDS = 300.0
+"""After this time the files of a client certificate are read again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Credential:
+    """What a client proves its identity with: a token, a certificate with its key, or nothing.
+
+    `expires` is in seconds since the epoch, where it is known.
+    """
+
+    token: str | None = field(default=None, repr=False)
+    certificate: bytes | None = field(default=None, repr=False)
+    key: bytes | None = field(default=None, repr=False)
+    expires: float | None = None
+
+
+class Credentials(Protocol):
+    """A source of credentials."""
+
+    async def get(self, *, renew: bool = False) -> Credential:
+        """The credential now; with `renew`, not a kept one.  Raises `Unavailable`."""
+
+
+@dataclass(frozen=True, slots=True)
+class FixedCredentials:
+    """A credential that never changes."""
+
+    credential: Credential
+
+    async def get(self, *, renew: bool = False) -> Credential:  # noqa: ARG002
+        """Always the same."""
+        return self.credential
+
+
+@dataclass(slots=True)
+class FileCredentials:
+    """A token or a client certificate in files, which somebody else renews.
+
+    A file that cannot be read once leaves the credential in use: the old one may still be valid.
+    """
+
+    token_file: Path | None = None
+    certificate_file: Path | None = None
+    key_file: Path | None = None
+    _kept: Credential | None = None
+    _read_at: float = 0.0
+
+    async def get(self, *, renew: bool = False) -> Credential:
+        """What the files have, at most `TOKEN_SECONDS` or `CERTIFICATE_SECONDS` old."""
+        lasts = TOKEN_SECONDS if self.token_file else CERTIFICATE_SECONDS
+        now = time.monotonic()
+        if self._kept is None or renew or now - self._read_at > lasts:
+            try:
+                self._kept = self._read()
+            except Unavailable:
+                if self._kept is None:
+                    raise
+            self._read_at = now
+        return self._kept
+
+    def _read(self) -> Credential:
+        token = None
+        if self.token_file is not None:
+            token = clean_token(read_bounded(self.token_file, MAX_TOKEN_BYTES), self.token_file)
+        certificate = key = None
+        if self.certificate_file is not None:
+            certificate = read_bounded(self.certificate_file, MAX_PEM_BYTES)
+            key = read_bounded(self.key_file or self.certificate_file, MAX_PEM_BYTES)
+        return Credential(token, certificate, key)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ApiAccess:
+    """How an API server is reached.
+
+    `prefix` is the path of its URL without a final slash.  `server_name` is the name in its
+    certificate, if that is not `host`.  `proxy` is the URL of an HTTP proxy that takes CONNECT.
+    """
+
+    host: str
+    port: int
+    prefix: str = ""
+    server_name: str | None = None
+    is_verified: bool = True
+    ca: bytes | None = None
+    ca_file: Path | None = None
+    proxy: str | None = field(default=None, repr=False)
+    credentials: Credentials = FixedCredentials(Credential())
+
+    @property
+    def server(self) -> str:
+        """Its URL, to be shown."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"https://{host}:{self.port}{self.prefix}"
+
+    def tls(self, credential: Credential) -> ssl.SSLContext:
+        """A TLS context with the client certificate of `credential`.  Raises `Unavailable`."""
+        try:
+            ca = self.ca if self.ca_file is None else read_bounded(self.ca_file, MAX_PEM_BYTES)
+            context = ssl.create_default_context(cadata=ca.decode("ascii") if ca else None)
+            context.set_alpn_protocols(["http/1.1"])
+            if not self.is_verified:
+                context.check_hostname = False
+                context.verify_mode = ssl.CERT_NONE
+            if credential.certificate is not None:
+                pem = credential.certificate + b"\n" + (credential.key or b"")
+                with _in_memory(pem) as path:
+                    # Without this, OpenSSL asks the terminal for the password of a locked key.
+                    context.load_cert_chain(path, password=b"")
+        except (ssl.SSLError, OSError, ValueError):
+            raise Unavailable.of(
+                f"the certificates or the key for {self.server} cannot be used",
+                "give PEM files, and the key that belongs to the certificate, without a password",
+            ) from None
+        return context
+
+
+def read_bounded(path: Path, limit: int) -> bytes:
+    """What is in the file, at most `limit` bytes.  Raises `Unavailable`, without its content."""
+    try:
+        with path.open("rb") as stream:
+            data = stream.read(limit + 1)
+    except OSError as exc:
+        raise Unavailable.of(
+            f"{path} cannot be read: {exc.strerror}",
+            "let fc-frontend's user read it",
+            file=str(path),
+        ) from None
+    if len(data) > limit:
+        raise Unavailable.of(
+            f"{path} is larger than {limit} bytes", "check the path", file=str(path)
+        )
+    return data
+
+
+def clean_token(data: bytes | str, path: Path | str) -> str:
+    """The token in `data`, which `path` has.  Raises `Unavailable` if it could not be a header."""
+    text = data.decode("ascii", "replace") if isinstance(data, bytes) else data
+    text = text.strip()
+    if not text or not all("!" <= letter <= "~" for letter in text):
+        raise Unavailable.of(
+            f"{path} has no token", "write a bearer token into it, in one line", file=str(path)
+        )
+    return text
+
+
+@contextlib.contextmanager
+def _in_memory(data: bytes) -> Iterator[str]:
+    """A path under which OpenSSL can read `data`, which never touches a disk."""
+    number = os.memfd_create("client-certificate", os.MFD_CLOEXEC)
+    try:
+        os.write(number, data)
+        yield f"/proc/self/fd/{number}"
+    finally:
+        os.close(number)

@@ -1,0 +1,352 @@
+"""HTTP/1.1 to an API server, with a limit for everything.
+
+A connection carries one request after the other; a watch ends it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import socket
+import ssl
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlencode, urlsplit
+
+import h11
+
+from fc_frontend.errors import Unavailable
+from fc_frontend.kubernetes.access import ApiAccess, Credential
+from fc_frontend.kubernetes.failures import ApiFailure, FailureKind
+from fc_frontend.text import one_line
+
+CONNECT_SECONDS = 10.0
+REPLY_SECONDS = 30.0
+"""Until the head of an answer, and between two pieces of its body."""
+MAX_BODY_BYTES = 256 * 1024 * 1024
+"""A page of 500 slices with 100 endpoints each has some 20 MB."""
+MAX_LINE_BYTES = 16 * 1024 * 1024
+"""An event of a watch; etcd takes objects of 1.5 MB by default."""
+_MAX_HEAD_BYTES = 64 * 1024
+_READ_BYTES = 256 * 1024
+_MAX_RETRY_AFTER = 300.0
+_KEEPALIVE = (
+    (socket.TCP_KEEPIDLE, 15),
+    (socket.TCP_KEEPINTVL, 5),
+    (socket.TCP_KEEPCNT, 3),
+    (socket.TCP_USER_TIMEOUT, 30_000),
+)
+"""A peer that is gone is noticed after 30 s, sending or not (tcp(7))."""
+
+
+@dataclass(frozen=True, slots=True)
+class ApiReply:
+    """An answer with its body."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+class ApiClient:
+    """Connections to one API server.
+
+    `read_access` reads how it is reached.  It is called again for new credentials, since tools
+    write a new kubeconfig when its certificates rotate.
+    """
+
+    def __init__(self, read_access: Callable[[], ApiAccess]) -> None:
+        self.access = read_access()
+        self._read_access = read_access
+        self._context: tuple[Credential, ssl.SSLContext] | None = None
+
+    @contextlib.asynccontextmanager
+    async def connect(self, *, renew: bool = False) -> AsyncIterator[ApiConnection]:
+        """A new connection; with `renew`, with new credentials.  Raises `ApiFailure`."""
+        try:
+            if renew:
+                self.access = self._read_access()
+            credential = await self.access.credentials.get(renew=renew)
+            context = self._tls(credential)
+        except Unavailable as exc:
+            raise ApiFailure(FailureKind.CREDENTIALS, exc.problem.message) from None
+        try:
+            async with asyncio.timeout(CONNECT_SECONDS):
+                reader, writer = await self._open(context)
+        except (OSError, ssl.CertificateError) as exc:
+            raise _connection_failure(exc) from None
+        try:
+            yield ApiConnection(self.access, credential.token, reader, writer)
+        finally:
+            # Not `wait_closed`: a peer that does not answer would hold us up.
+            writer.transport.abort()
+
+    def _tls(self, credential: Credential) -> ssl.SSLContext:
+        """The context of the last time, unless the certificates can have changed."""
+        if self._context is None or self._context[0] != credential or self.access.ca_file:
+            self._context = credential, self.access.tls(credential)
+        return self._context[1]
+
+    async def _open(
+        self, context: ssl.SSLContext
+    ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        access = self.access
+        name = access.server_name or access.host
+        if access.proxy is None:
+            host, port = access.host, access.port
+        else:
+            parts = urlsplit(access.proxy)
+            host, port = parts.hostname or "", parts.port or 80
+        reader, writer = await asyncio.open_connection(host, port, limit=_READ_BYTES)
+        try:
+            _keep_alive(writer)
+            if access.proxy is not None:
+                await _tunnel(reader, writer, access)
+            await writer.start_tls(context, server_hostname=name)
+        except BaseException:
+            writer.transport.abort()
+            raise
+        return reader, writer
+
+
+class ApiConnection:
+    """One connection.  All methods raise `ApiFailure`."""
+
+    def __init__(
+        self,
+        access: ApiAccess,
+        token: str | None,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+    ) -> None:
+        self._access = access
+        self._reader = reader
+        self._writer = writer
+        self._http = h11.Connection(h11.CLIENT, max_incomplete_event_size=_MAX_HEAD_BYTES)
+        host = f"[{access.host}]" if ":" in access.host else access.host
+        self._headers = [
+            ("Host", f"{host}:{access.port}"),
+            ("Accept", "application/json"),
+            ("User-Agent", "fc-frontend"),
+        ]
+        if token is not None:
+            self._headers.append(("Authorization", f"Bearer {token}"))
+
+    @property
+    def expires(self) -> str | None:
+        """`notAfter` of the server's certificate; None if it was not verified."""
+        tls = self._writer.get_extra_info("peercert")
+        return tls.get("notAfter") if tls else None
+
+    async def request(
+        self, method: str, path: str, query: Mapping[str, str] | None = None, body: Any = None
+    ) -> ApiReply:
+        """Any answer.  `path` begins with a slash; `body` is sent as JSON."""
+        response = await self._send(method, path, query, body)
+        parts, size = [], 0
+        async for part in self._body():
+            size += len(part)
+            if size > MAX_BODY_BYTES:
+                raise ApiFailure(FailureKind.PROTOCOL, "the answer is too large")
+            parts.append(part)
+        self._http.start_next_cycle()
+        return ApiReply(response.status_code, _headers(response), b"".join(parts))
+
+    async def get(self, path: str, query: Mapping[str, str] | None = None) -> dict[str, Any]:
+        """The object in an answer with status 200; any other status is a failure."""
+        return _object(await self.request("GET", path, query))
+
+    async def post(self, path: str, body: Any) -> dict[str, Any]:
+        """The object in an answer with status 200 or 201; any other status is a failure."""
+        return _object(await self.request("POST", path, None, body))
+
+    async def watch(
+        self, path: str, query: Mapping[str, str], silence: Callable[[], float]
+    ) -> AsyncGenerator[list[bytes], None]:
+        """Lines of a stream until the server ends it, those together that came together.
+
+        The first list is empty, and comes once the server has accepted.  `silence` gives the
+        seconds that the server may send nothing before that is a failure of kind SILENT.
+        """
+        response = await self._send("GET", path, query, None)
+        if response.status_code != 200:
+            parts = [part async for part in self._body()]
+            raise status_failure(
+                ApiReply(response.status_code, _headers(response), b"".join(parts))
+            )
+        yield []
+        kept = b""
+        async for part in self._body(silence):
+            *lines, kept = (kept + part).split(b"\n")
+            if len(kept) > MAX_LINE_BYTES:
+                raise ApiFailure(FailureKind.PROTOCOL, "an event is too large")
+            if lines:
+                yield lines
+        if kept.strip():
+            raise ApiFailure(FailureKind.CLOSED, "the stream ended in the middle of an event")
+
+    async def _send(
+        self, method: str, path: str, query: Mapping[str, str] | None, body: Any
+    ) -> h11.Response:
+        target = self._access.prefix + path + (f"?{urlencode(query)}" if query else "")
+        data = b"" if body is None else json.dumps(body).encode()
+        headers = list(self._headers)
+        if data:
+            headers += [("Content-Type", "application/json"), ("Content-Length", str(len(data)))]
+        out = self._http.send(h11.Request(method=method, target=target, headers=headers)) or b""
+        if data:
+            out += self._http.send(h11.Data(data)) or b""
+        out += self._http.send(h11.EndOfMessage()) or b""
+        try:
+            async with asyncio.timeout(REPLY_SECONDS):
+                self._writer.write(out)
+                await self._writer.drain()
+        except OSError as exc:
+            raise _connection_failure(exc) from None
+        while True:
+            event = await self._event(REPLY_SECONDS)
+            if isinstance(event, h11.Response):
+                return event
+            if not isinstance(event, h11.InformationalResponse):
+                raise ApiFailure(FailureKind.CLOSED, "the connection ended before an answer")
+
+    async def _body(self, silence: Callable[[], float] | None = None) -> AsyncIterator[bytes]:
+        """Pieces of the body; all that has arrived is one piece."""
+        while True:
+            try:
+                event = await self._event(silence() if silence else REPLY_SECONDS)
+            except ApiFailure as exc:
+                if silence and exc.kind is FailureKind.TIMEOUT:
+                    raise ApiFailure(FailureKind.SILENT, "the server sends nothing") from None
+                raise
+            parts = []
+            while isinstance(event, h11.Data):
+                parts.append(bytes(event.data))
+                event = self._parsed()
+            if parts:
+                yield b"".join(parts)
+            if isinstance(event, h11.EndOfMessage):
+                return
+            if event is not h11.NEED_DATA:
+                raise ApiFailure(FailureKind.CLOSED, "the connection ended within an answer")
+
+    async def _event(self, silence: float) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
+        """The next event, waited for at most `silence` seconds."""
+        while (event := self._parsed()) is h11.NEED_DATA:
+            try:
+                async with asyncio.timeout(silence):
+                    data = await self._reader.read(_READ_BYTES)
+            except OSError as exc:
+                raise _connection_failure(exc) from None
+            try:
+                self._http.receive_data(data)
+            except h11.RemoteProtocolError:
+                raise ApiFailure(FailureKind.CLOSED, "the connection was closed") from None
+        return event
+
+    def _parsed(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
+        try:
+            return self._http.next_event()
+        except h11.RemoteProtocolError as exc:
+            if self._http.trailing_data[1]:
+                message = "the connection ended within an answer"
+                raise ApiFailure(FailureKind.CLOSED, message) from None
+            message = f"not a proper HTTP answer: {one_line(str(exc))[:100]}"
+            raise ApiFailure(FailureKind.PROTOCOL, message) from None
+
+
+def status_failure(reply: ApiReply) -> ApiFailure:
+    """The failure that the status of `reply` means."""
+    try:
+        document = json.loads(reply.body)
+    except (ValueError, RecursionError):
+        document = None
+    return object_failure(
+        document if isinstance(document, dict) else {},
+        reply.status,
+        _retry_after(reply.headers.get("retry-after")),
+    )
+
+
+def object_failure(status: Mapping[str, Any], code: int, retry_after: float = 0.0) -> ApiFailure:
+    """The failure that a `Status` object means, which came with `code`."""
+    kind = _KINDS.get(code, FailureKind.SERVER)
+    details = status.get("details")
+    causes = details.get("causes") if isinstance(details, dict) else None
+    for cause in causes if isinstance(causes, list) else ():
+        if isinstance(cause, dict) and cause.get("reason") == "ResourceVersionTooLarge":
+            kind = FailureKind.FUTURE
+    message = status.get("message")
+    shown = one_line(message)[:300] if isinstance(message, str) and message else "no reason given"
+    return ApiFailure(kind, f"{code}: {shown}", retry_after=retry_after)
+
+
+_KINDS = {
+    400: FailureKind.UNSUPPORTED,
+    401: FailureKind.UNAUTHORIZED,
+    403: FailureKind.FORBIDDEN,
+    404: FailureKind.UNSUPPORTED,
+    405: FailureKind.UNSUPPORTED,
+    410: FailureKind.EXPIRED,
+    422: FailureKind.UNSUPPORTED,
+    429: FailureKind.THROTTLED,
+}
+
+
+def _object(reply: ApiReply) -> dict[str, Any]:
+    if reply.status not in (200, 201):
+        raise status_failure(reply)
+    try:
+        document = json.loads(reply.body)
+    except (ValueError, RecursionError):
+        document = None
+    if not isinstance(document, dict):
+        raise ApiFailure(FailureKind.PROTOCOL, "the answer is not a JSON object")
+    return document
+
+
+def _headers(response: h11.Response) -> dict[str, str]:
+    return {name.decode("ascii"): value.decode("latin-1") for name, value in response.headers}
+
+
+def _retry_after(text: str | None) -> float:
+    """Seconds of a Retry-After header, which API servers give as a number (RFC 9110, 10.2.3)."""
+    return min(float(text), _MAX_RETRY_AFTER) if text and text.isdecimal() else 0.0
+
+
+def _keep_alive(writer: asyncio.StreamWriter) -> None:
+    tcp = writer.get_extra_info("socket")
+    tcp.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in _KEEPALIVE:
+        tcp.setsockopt(socket.IPPROTO_TCP, option, value)
+
+
+async def _tunnel(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, access: ApiAccess
+) -> None:
+    """Ask an HTTP proxy for a connection to the API server (RFC 9110, 9.3.6)."""
+    host = f"[{access.host}]" if ":" in access.host else access.host
+    target = f"{host}:{access.port}"
+    writer.write(f"CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n\r\n".encode("ascii"))
+    try:
+        head = await reader.readuntil(b"\r\n\r\n")
+    except (asyncio.IncompleteReadError, asyncio.LimitOverrunError):
+        raise ApiFailure(FailureKind.CONNECT, "the proxy closed the connection") from None
+    status = head.split(b" ", 2)[1:2]
+    if not head.startswith(b"HTTP/1.") or status != [b"200"]:
+        raise ApiFailure(FailureKind.CONNECT, "the proxy refuses the connection")
+
+
+def _connection_failure(exc: OSError | ssl.CertificateError) -> ApiFailure:
+    """What failed, without anything that was sent."""
+    if isinstance(exc, ssl.SSLCertVerificationError):
+        return ApiFailure(
+            FailureKind.TLS, f"the server's certificate is not good: {exc.verify_message}"
+        )
+    if isinstance(exc, ssl.SSLError):
+        return ApiFailure(FailureKind.TLS, f"TLS failed: {exc.reason or 'no reason given'}")
+    if isinstance(exc, TimeoutError):
+        return ApiFailure(FailureKind.TIMEOUT, "no answer in time")
+    return ApiFailure(FailureKind.CONNECT, exc.strerror or "the connection failed")

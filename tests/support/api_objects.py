@@ -1,0 +1,348 @@
+"""The objects of a small API server, with resource versions, a history and the real errors."""
+
+from __future__ import annotations
+
+import base64
+import copy
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import parse_qs
+
+Json = dict[str, Any]
+Key = tuple[str, str, str]
+"""Resource, namespace, name."""
+
+RESOURCES = {
+    "services": ("", "v1", "Service"),
+    "nodes": ("", "v1", "Node"),
+    "endpointslices": ("discovery.k8s.io", "v1", "EndpointSlice"),
+    "leases": ("coordination.k8s.io", "v1", "Lease"),
+}
+"""Resource → API group, version and kind."""
+
+
+class ApiError(Exception):
+    """An answer that is a Status, with HTTP status `code`."""
+
+    def __init__(self, code: int, reason: str, message: str, **more: Any) -> None:
+        super().__init__(message)
+        self.code = code
+        self.retry_after: int | None = more.pop("retry_after", None)
+        self.status: Json = {
+            "kind": "Status",
+            "apiVersion": "v1",
+            "metadata": more.pop("metadata", {}),
+            "status": "Failure",
+            "message": message,
+            "reason": reason,
+            **more,
+            "code": code,
+        }
+
+
+@dataclass(frozen=True)
+class Event:
+    """A change: the object after it, and before it if there was one."""
+
+    version: int
+    key: Key
+    before: Json | None
+    after: Json | None
+    last: Json
+    """What a DELETED event has: the last state, with the version of the deletion."""
+
+
+@dataclass
+class Objects:
+    """All objects, and the events since `oldest`, which is the oldest version to watch from."""
+
+    version: int = 100
+    oldest: int = 100
+    now: dict[Key, Json] = field(default_factory=dict)
+    events: list[Event] = field(default_factory=list)
+    listeners: list[Callable[[], None]] = field(default_factory=list)
+
+    def create(self, resource: str, item: Json) -> Json:
+        """409 if it exists."""
+        namespace = item["metadata"].get("namespace", "")
+        key = (resource, namespace, item["metadata"]["name"])
+        if key in self.now:
+            raise ApiError(
+                409,
+                "AlreadyExists",
+                f'{qualified(resource)} "{key[2]}" already exists',
+                details=_details(resource, key[2]),
+            )
+        return self._store(key, item)
+
+    def update(self, key: Key, item: Json) -> Json:
+        """409 if `item` has a resourceVersion that is not the current one."""
+        current = self.get(key)
+        wanted = item["metadata"].get("resourceVersion")
+        if wanted not in (None, current["metadata"]["resourceVersion"]):
+            raise ApiError(
+                409,
+                "Conflict",
+                f'Operation cannot be fulfilled on {qualified(key[0])} "{key[2]}": the object has '
+                "been modified; please apply your changes to the latest version and try again",
+                details=_details(key[0], key[2]),
+            )
+        if _without_version(item) == _without_version(current):
+            return current
+        return self._store(key, item)
+
+    def patch(self, key: Key, change: Json, subresource: str = "") -> Json:
+        """A merge patch (RFC 7396).  A subresource changes only itself, and nothing else does."""
+        current = self.get(key)
+        merged: Json = _merged(current, change)
+        if subresource:
+            kept = {**copy.deepcopy(current), subresource: merged.get(subresource)}
+            kept["metadata"]["resourceVersion"] = merged["metadata"]["resourceVersion"]
+            merged = kept
+        elif "status" in current:
+            merged["status"] = current["status"]
+        return self.update(key, merged)
+
+    def delete(self, key: Key) -> Json:
+        """404 if it is not there."""
+        before = self.get(key)
+        del self.now[key]
+        self.version += 1
+        last = copy.deepcopy(before)
+        last["metadata"]["resourceVersion"] = str(self.version)
+        self._note(Event(self.version, key, before, None, last))
+        return before
+
+    def get(self, key: Key) -> Json:
+        """404 if it is not there."""
+        if key not in self.now:
+            raise ApiError(
+                404,
+                "NotFound",
+                f'{qualified(key[0])} "{key[2]}" not found',
+                details=_details(key[0], key[2]),
+            )
+        return self.now[key]
+
+    def forget(self) -> None:
+        """Compact: no watch or list can begin at an older version than the current one."""
+        self.oldest = self.version
+        self.events.clear()
+
+    def restore(self, versions: int) -> None:
+        """Go back, as a restored etcd does: the current version is smaller than what clients have.
+
+        Only the numbers go back; what the objects are stays.
+        """
+        self.version -= versions
+        self.oldest = min(self.oldest, self.version)
+        self.events.clear()
+
+    def _store(self, key: Key, item: Json) -> Json:
+        self.version += 1
+        before = self.now.get(key)
+        after = copy.deepcopy(item)
+        after["metadata"]["resourceVersion"] = str(self.version)
+        self.now[key] = after
+        self._note(Event(self.version, key, before, after, after))
+        return after
+
+    def _note(self, event: Event) -> None:
+        self.events.append(event)
+        for listener in list(self.listeners):
+            listener()
+
+
+class Query:
+    """The parameters of a list or watch, checked as an API server does."""
+
+    def __init__(self, resource: str, namespace: str, text: str) -> None:
+        given = {name: values[0] for name, values in parse_qs(text).items()}
+        self.resource, self.namespace = resource, namespace
+        self.is_watch = given.get("watch") in ("1", "true")
+        self.bookmarks = given.get("allowWatchBookmarks") == "true"
+        self.initial = given.get("sendInitialEvents") == "true"
+        self.match = given.get("resourceVersionMatch")
+        self.timeout = float(given.get("timeoutSeconds", 1800))
+        self.limit = _number(given.get("limit"))
+        self.version = _version(given.get("resourceVersion"))
+        self.start, self.snapshot = _position(given.get("continue"))
+        self._selector = _selector(given.get("labelSelector", ""))
+        if self.initial and self.match != "NotOlderThan":
+            message = "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan"
+            raise ApiError(
+                422,
+                "Invalid",
+                'ListOptions.meta.k8s.io "" is invalid: resourceVersionMatch: Forbidden: '
+                + message,
+                details={
+                    "group": "meta.k8s.io",
+                    "kind": "ListOptions",
+                    "causes": [
+                        {
+                            "reason": "FieldValueForbidden",
+                            "message": f"Forbidden: {message}",
+                            "field": "resourceVersionMatch",
+                        }
+                    ],
+                },
+            )
+
+    def has(self, key: Key, item: Json | None) -> bool:
+        """True if the object is one of those that are asked for."""
+        if item is None or key[0] != self.resource or self.namespace not in ("", key[1]):
+            return False
+        labels = item["metadata"].get("labels") or {}
+        return all(labels.get(name) in values for name, values in self._selector.items())
+
+    def found(self, objects: Objects) -> list[tuple[Key, Json]]:
+        """All objects that are asked for, in order."""
+        return [(key, item) for key, item in sorted(objects.now.items()) if self.has(key, item)]
+
+    def page(self, objects: Objects) -> Json:
+        """The answer to a list."""
+        if self.version > objects.version:
+            raise ApiError(
+                504,
+                "Timeout",
+                f"Timeout: Too large resource version: {self.version}, current: {objects.version}",
+                retry_after=1,
+                details={
+                    "causes": [
+                        {
+                            "reason": "ResourceVersionTooLarge",
+                            "message": "Too large resource version",
+                        }
+                    ],
+                    "retryAfterSeconds": 1,
+                },
+            )
+        if self.snapshot and self.snapshot < objects.oldest:
+            raise ApiError(
+                410,
+                "Expired",
+                "The provided continue parameter is too old to display a consistent list result.",
+            )
+        if self.match == "Exact" and self.version < objects.oldest:
+            message = "The resourceVersion for the provided list is too old."
+            raise ApiError(410, "Expired", message)
+        found = [pair for pair in self.found(objects) if not self.start or pair[0] > self.start]
+        shown, left = found, 0
+        if self.limit:
+            shown, left = found[: self.limit], len(found) - self.limit
+        group, version, kind = RESOURCES[self.resource]
+        metadata: Json = {"resourceVersion": str(self.snapshot or objects.version)}
+        if left > 0:
+            token = [self.snapshot or objects.version, *shown[-1][0]]
+            metadata["continue"] = base64.urlsafe_b64encode(json.dumps(token).encode()).decode()
+            metadata["remainingItemCount"] = left
+        return {
+            "kind": f"{kind}List",
+            "apiVersion": f"{group}/{version}" if group else version,
+            "metadata": metadata,
+            "items": [item for _, item in shown],
+        }
+
+    def changes(self, event: Event) -> Iterator[tuple[str, Json]]:
+        """What a watch is sent of a change: nothing, or an event's type and object."""
+        had, has = self.has(event.key, event.before), self.has(event.key, event.after)
+        if has:
+            yield ("MODIFIED" if had else "ADDED"), typed(event.key[0], event.last)
+        elif had:
+            yield "DELETED", typed(event.key[0], event.last)
+
+
+def typed(resource: str, item: Json) -> Json:
+    """The object with its kind, which a list leaves out and a watch has."""
+    group, version, kind = RESOURCES[resource]
+    return {"kind": kind, "apiVersion": f"{group}/{version}" if group else version, **item}
+
+
+def bookmark(resource: str, version: int, *, is_end: bool = False) -> Json:
+    """The object of a BOOKMARK event."""
+    metadata: Json = {"resourceVersion": str(version)}
+    if is_end:
+        metadata["annotations"] = {"k8s.io/initial-events-end": "true"}
+    return typed(resource, {"metadata": metadata})
+
+
+def expired(version: int, current: int) -> ApiError:
+    """What a watch is sent whose version is too old."""
+    return ApiError(410, "Expired", f"too old resource version: {version} ({current})")
+
+
+def qualified(resource: str) -> str:
+    """A resource as messages name it: with its API group."""
+    group = RESOURCES[resource][0]
+    return f"{resource}.{group}" if group else resource
+
+
+def _details(resource: str, name: str) -> Json:
+    group = RESOURCES[resource][0]
+    return {"name": name, **({"group": group} if group else {}), "kind": resource}
+
+
+def _without_version(item: Json) -> Json:
+    metadata = {
+        name: value for name, value in item["metadata"].items() if name != "resourceVersion"
+    }
+    return {**item, "metadata": metadata}
+
+
+def _merged(item: Any, change: Any) -> Any:
+    if not isinstance(change, dict):
+        return copy.deepcopy(change)
+    merged = copy.deepcopy(item) if isinstance(item, dict) else {}
+    for name, value in change.items():
+        if value is None:
+            merged.pop(name, None)
+        else:
+            merged[name] = _merged(merged.get(name), value)
+    return merged
+
+
+def _number(text: str | None) -> int:
+    if text is not None and not text.isdecimal():
+        message = f'strconv.ParseInt: parsing "{text}": invalid syntax'
+        raise ApiError(400, "BadRequest", message)
+    return int(text or 0)
+
+
+def _version(text: str | None) -> int:
+    if text and not text.isdecimal():
+        raise ApiError(
+            400,
+            "BadRequest",
+            f'invalid resource version: resourceVersion: Invalid value: "{text}": '
+            f'strconv.ParseUint: parsing "{text}": invalid syntax',
+        )
+    return int(text or 0)
+
+
+def _position(token: str | None) -> tuple[Key | None, int]:
+    if not token:
+        return None, 0
+    try:
+        version, resource, namespace, name = json.loads(base64.urlsafe_b64decode(token))
+    except ValueError:
+        message = "invalid continue token: continue key is not valid"
+        raise ApiError(400, "BadRequest", message) from None
+    return (resource, namespace, name), version
+
+
+def _selector(text: str) -> Mapping[str, tuple[str, ...]]:
+    """`a=b` and `a in (b,c)`, separated by commas."""
+    wanted: dict[str, tuple[str, ...]] = {}
+    while text:
+        name, separator, rest = text.partition(" in (")
+        if separator and "=" not in name:
+            values, _, text = rest.partition(")")
+            wanted[name] = tuple(values.split(","))
+        else:
+            first, _, text = text.partition(",")
+            name, _, value = first.partition("=")
+            wanted[name] = (value.removeprefix("="),)
+        text = text.lstrip(",")
+    return wanted

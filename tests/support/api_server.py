@@ -1,0 +1,307 @@
+"""A small Kubernetes API server on loopback, with faults.  Held against recorded answers."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import ssl
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from enum import Enum, auto
+from http import HTTPStatus
+from typing import Any
+
+from tests.support.api_objects import (
+    RESOURCES,
+    ApiError,
+    Json,
+    Objects,
+    Query,
+    bookmark,
+    expired,
+    qualified,
+    typed,
+)
+
+
+class Fault(Enum):
+    """What the server does to each new request."""
+
+    KILL = auto()
+    """Closes the connection without an answer."""
+    MUTE = auto()
+    """Never answers."""
+    GARBAGE = auto()
+    """Answers something that is not HTTP."""
+    BAD_EVENT = auto()
+    """A watch has a line that is not JSON; lists are good."""
+    CUT = auto()
+    """Ends the connection in the middle of a body."""
+
+
+@dataclass
+class ApiServer:
+    """Serves `objects`.  `errors` are given to the next requests, one each.
+
+    `token` is the only one that is accepted; None accepts everybody.  `denied` has verbs and
+    resources, such as ("watch", "endpointslices").  `streams_lists` is false for a server before
+    1.32, `bookmark_seconds` is the time between bookmarks.  `requests` has what was asked.
+    """
+
+    objects: Objects = field(default_factory=Objects)
+    token: str | None = None
+    denied: set[tuple[str, str]] = field(default_factory=set)
+    fault: Fault | None = None
+    errors: list[ApiError] = field(default_factory=list)
+    streams_lists: bool = True
+    marks_initial_end: bool = True
+    bookmark_seconds: float = 60.0
+    requests: list[str] = field(default_factory=list)
+    tokens: list[str | None] = field(default_factory=list)
+    port: int = 0
+    _writers: set[asyncio.StreamWriter] = field(default_factory=set)
+    _tasks: set[asyncio.Task[None]] = field(default_factory=set)
+
+    @contextlib.asynccontextmanager
+    async def serving(
+        self, context: ssl.SSLContext | None = None, port: int = 0
+    ) -> AsyncIterator[ApiServer]:
+        """Accept connections on 127.0.0.1 within the block."""
+        server = await asyncio.start_server(self._accept, "127.0.0.1", port, ssl=context)
+        self.port = server.sockets[0].getsockname()[1]
+        try:
+            yield self
+        finally:
+            server.close()
+            tasks = list(self._tasks)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            self.kill()
+
+    @property
+    def watches(self) -> int:
+        """Open connections."""
+        return len(self._writers)
+
+    def kill(self) -> None:
+        """Reset all connections."""
+        for writer in list(self._writers):
+            writer.transport.abort()
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        self._writers.add(writer)
+        try:
+            while await self._serve(reader, writer):
+                pass
+        except (OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
+            pass
+        finally:
+            self._tasks.discard(task)
+            self._writers.discard(writer)
+            writer.transport.abort()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
+        method, target, _ = head[0].split(" ")
+        headers = {
+            name.lower(): value.strip()
+            for line in head[1:]
+            if line
+            for name, _, value in [line.partition(":")]
+        }
+        body = await reader.readexactly(int(headers.get("content-length", "0")))
+        self.requests.append(f"{method} {target}")
+        token = headers.get("authorization", "").removeprefix("Bearer ") or None
+        self.tokens.append(token)
+        match self.fault:
+            case Fault.KILL:
+                return False
+            case Fault.MUTE:
+                await asyncio.Event().wait()
+            case Fault.GARBAGE:
+                writer.write(b"\x00\x01 SSH-2.0-nothing\r\n\r\n")
+                await writer.drain()
+                return False
+        try:
+            if self.errors:
+                raise self.errors.pop(0)
+            return await self._answer(writer, method, target, token, body)
+        except ApiError as error:
+            _reply(writer, error.code, error.status, retry_after=error.retry_after)
+            await writer.drain()
+            return True
+
+    async def _answer(
+        self, writer: asyncio.StreamWriter, method: str, target: str, token: str | None, body: bytes
+    ) -> bool:
+        if self.token is not None and token != self.token:
+            raise ApiError(401, "Unauthorized", "Unauthorized")
+        path, _, query_text = target.partition("?")
+        if path == "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews" and method == "POST":
+            _reply(writer, 201, self._review(json.loads(body)))
+            return True
+        found = _parsed(path)
+        if found is None:
+            _reply(writer, 404, b"404 page not found\n")
+            return True
+        resource, namespace, name, subresource = found
+        if method == "GET" and not name:
+            query = Query(resource, namespace, query_text)
+            self._allow("watch" if query.is_watch else "list", resource, namespace)
+            if query.is_watch:
+                await self._watch(writer, query)
+                return True
+            page = query.page(self.objects)
+            if self.fault is Fault.CUT:
+                data = json.dumps(page).encode()
+                writer.write(_head(200, "application/json") + b"Content-Length: %d\r\n\r\n"
+                             % len(data) + data[: len(data) // 2])  # fmt: skip
+                await writer.drain()
+                return False
+            _reply(writer, 200, page)
+        else:
+            _reply(writer, *self._single(method, (resource, namespace, name), subresource, body))
+        await writer.drain()
+        return True
+
+    def _single(
+        self, method: str, key: tuple[str, str, str], subresource: str, body: bytes
+    ) -> tuple[int, Json]:
+        resource = key[0]
+        item = json.loads(body) if body else {}
+        match method:
+            case "GET":
+                self._allow("get", resource, key[1])
+                return 200, typed(resource, self.objects.get(key))
+            case "POST":
+                item["metadata"].setdefault("namespace", key[1])
+                return 201, typed(resource, self.objects.create(resource, item))
+            case "PUT":
+                return 200, typed(resource, self.objects.update(key, item))
+            case "PATCH":
+                self._allow("patch", f"{resource}/{subresource}".rstrip("/"), key[1])
+                return 200, typed(resource, self.objects.patch(key, item, subresource))
+            case "DELETE":
+                self.objects.delete(key)
+                return 200, {"kind": "Status", "apiVersion": "v1", "status": "Success"}
+        raise ApiError(405, "MethodNotAllowed", "the server does not allow this method")
+
+    def _allow(self, verb: str, resource: str, namespace: str) -> None:
+        if (verb, resource) not in self.denied:
+            return
+        plain = resource.partition("/")[0]
+        group = RESOURCES[plain][0]
+        where = f' in the namespace "{namespace}"' if namespace else " at the cluster scope"
+        raise ApiError(
+            403,
+            "Forbidden",
+            f'{qualified(plain)} is forbidden: User "system:serviceaccount:shop:nobody" cannot '
+            f'{verb} resource "{resource}" in API group "{group}"{where}',
+            details={**({"group": group} if group else {}), "kind": plain},
+        )
+
+    def _review(self, review: Json) -> Json:
+        asked = review["spec"]["resourceAttributes"]
+        resource = "/".join(filter(None, [asked["resource"], asked.get("subresource")]))
+        is_denied = (asked["verb"], resource) in self.denied
+        status: Json = {"allowed": False} if is_denied else {"allowed": True, "reason": "allowed"}
+        given = {name: value for name, value in asked.items() if value}
+        spec = {"resourceAttributes": given}
+        return {**review, "metadata": {}, "spec": spec, "status": status}
+
+    async def _watch(self, writer: asyncio.StreamWriter, query: Query) -> None:
+        """Events until the query's timeout, then an orderly end."""
+        if query.initial and not self.streams_lists:
+            raise ApiError(422, "Invalid", "resourceVersionMatch: Forbidden for watch")
+        objects = self.objects
+        changed = asyncio.Event()
+        objects.listeners.append(changed.set)
+        try:
+            writer.write(_head(200, "application/json") + b"Transfer-Encoding: chunked\r\n\r\n")
+            if self.fault is Fault.BAD_EVENT:
+                _chunk(writer, b"not an event\n")
+            if 0 < query.version < objects.oldest:
+                error = expired(query.version, objects.oldest)
+                _event(writer, "ERROR", error.status)
+                writer.write(b"0\r\n\r\n")
+                return
+            at = query.version
+            if not at or query.initial:
+                at = objects.version
+                for key, item in query.found(objects):
+                    _event(writer, "ADDED", typed(key[0], item))
+                if query.initial and self.marks_initial_end:
+                    _event(writer, "BOOKMARK", bookmark(query.resource, at, is_end=True))
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(query.timeout):
+                    while True:
+                        at = self._send_since(writer, query, at)
+                        await writer.drain()
+                        changed.clear()
+                        with contextlib.suppress(TimeoutError):
+                            async with asyncio.timeout(self.bookmark_seconds):
+                                await changed.wait()
+                                continue
+                        if query.bookmarks and at <= objects.version:
+                            at = objects.version
+                            _event(writer, "BOOKMARK", bookmark(query.resource, at))
+            writer.write(b"0\r\n\r\n")
+            await writer.drain()
+        finally:
+            objects.listeners.remove(changed.set)
+
+    def _send_since(self, writer: asyncio.StreamWriter, query: Query, at: int) -> int:
+        for event in self.objects.events:
+            if event.version > at:
+                for kind, item in query.changes(event):
+                    _event(writer, kind, item)
+                at = event.version
+        return at
+
+
+def _parsed(path: str) -> tuple[str, str, str, str] | None:
+    """Resource, namespace, name and subresource of a path; None if it is none of the API."""
+    parts = path.strip("/").split("/")
+    match parts:
+        case ["api", version, *rest]:
+            group = ""
+        case ["apis", group, version, *rest]:
+            pass
+        case _:
+            return None
+    namespace = ""
+    if len(rest) >= 3 and rest[0] == "namespaces":
+        namespace, rest = rest[1], rest[2:]
+    if not 1 <= len(rest) <= 3 or RESOURCES.get(rest[0], ())[:2] != (group, version):
+        return None
+    resource, name, subresource = [*rest, "", ""][:3]
+    return resource, namespace, name, subresource
+
+
+def _head(code: int, kind: str) -> bytes:
+    phrase = HTTPStatus(code).phrase
+    return f"HTTP/1.1 {code} {phrase}\r\nContent-Type: {kind}\r\n".encode()
+
+
+def _reply(
+    writer: asyncio.StreamWriter, code: int, body: Any, *, retry_after: int | None = None
+) -> None:
+    is_text = isinstance(body, bytes)
+    data = body if is_text else json.dumps(body).encode() + b"\n"
+    head = _head(code, "text/plain; charset=utf-8" if is_text else "application/json")
+    if retry_after is not None:
+        head += b"Retry-After: %d\r\n" % retry_after
+    writer.write(head + b"Content-Length: %d\r\n\r\n" % len(data) + data)
+
+
+def _event(writer: asyncio.StreamWriter, kind: str, item: Json) -> None:
+    _chunk(writer, json.dumps({"type": kind, "object": item}).encode() + b"\n")
+
+
+def _chunk(writer: asyncio.StreamWriter, data: bytes) -> None:
+    writer.write(b"%x\r\n" % len(data) + data + b"\r\n")

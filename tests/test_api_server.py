@@ -1,0 +1,252 @@
+"""The small API server of the tests answers as a real one did (Kubernetes 1.36)."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.api_objects import Json, Objects
+from tests.support.api_server import ApiServer
+
+pytestmark = pytest.mark.extended
+
+
+RECORDED = Path(__file__).parent / "recorded" / "kubernetes"
+
+
+class Answer:
+    """A raw answer of an API server."""
+
+    def __init__(self, raw: bytes) -> None:
+        head, _, body = raw.partition(b"\r\n\r\n")
+        status, *lines = head.decode("latin-1").split("\r\n")
+        self.status = int(status.split(" ")[1])
+        self.headers = {n.lower(): v.strip() for n, _, v in (line.partition(":") for line in lines)}
+        self.body = body
+        if self.headers.get("transfer-encoding") == "chunked":
+            self.body = b""
+            while body:
+                size, _, body = body.partition(b"\r\n")
+                self.body += body[: int(size, 16)]
+                body = body[int(size, 16) + 2 :]
+
+    @property
+    def object(self) -> Json:
+        found: Json = json.loads(self.body)
+        return found
+
+    @property
+    def events(self) -> list[Json]:
+        return [json.loads(line) for line in self.body.splitlines()]
+
+
+def recorded(name: str) -> Answer:
+    return Answer((RECORDED / f"{name}.http").read_bytes())
+
+
+async def replay(server: ApiServer, name: str, *, faster: bool = True) -> Answer:
+    """The answer of `server` to the recorded request."""
+    request = (RECORDED / f"{name}.request").read_bytes()
+    if b"\r\n" not in request:
+        head, _, body = request.partition(b"\n\n")
+        request = head.strip().replace(b"\n", b"\r\n") + b"\r\n\r\n" + body.strip()
+    if faster:
+        for seconds in (b"12", b"8", b"6", b"4", b"3"):
+            request = request.replace(b"timeoutSeconds=" + seconds + b"&", b"timeoutSeconds=0.3&")
+            request = request.replace(b"timeoutSeconds=" + seconds + b" ", b"timeoutSeconds=0.3 ")
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    writer.write(request)
+    raw = await reader.readuntil(b"\r\n\r\n")
+    if b"chunked" in raw:
+        raw += await reader.readuntil(b"0\r\n\r\n")
+    else:
+        length = next(
+            int(line.split(b":")[1]) for line in raw.split(b"\r\n") if b"Content-Length" in line
+        )
+        raw += await reader.readexactly(length)
+    writer.close()
+    return Answer(raw)
+
+
+def named(name: str, **spec: Any) -> Json:
+    return {"metadata": {"name": name, "namespace": "shop"}, **spec}
+
+
+def slice_of(service: str, name: str) -> Json:
+    return {
+        "metadata": {
+            "name": name,
+            "namespace": "shop",
+            "labels": {"kubernetes.io/service-name": service},
+        },
+        "addressType": "IPv4",
+        "endpoints": None,
+        "ports": None,
+    }
+
+
+def filled() -> Objects:
+    """About what the recorded server had, and versions that the recorded requests can name."""
+    objects = Objects()
+    for name in ("api", "lb", "web"):
+        objects.create("services", named(name, spec={}))
+    objects.create("endpointslices", slice_of("manual", "manual-1"))
+    for number in (4, 6):
+        objects.create("endpointslices", slice_of("dual", f"dual-{number}"))
+    for number in (1, 2):
+        objects.create("endpointslices", slice_of("named", f"named-{number}"))
+    objects.create("leases", named("held", spec={}))
+    return objects
+
+
+STATUSES = (
+    "endpointslice-exists", "lb-status-stale", "list-continue-malformed", "list-exact-expired",
+    "not-found-namespace-service", "forbidden-list", "forbidden-watch", "unauthorized",
+    "watch-unauthorized", "watch-initial-events-invalid", "bad-resource-version",
+    "bad-request-limit", "future-resource-version", "lease-missing",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", STATUSES)
+def test_errors_are_those_of_a_real_server(name: str) -> None:
+    async def scene() -> Answer:
+        server = ApiServer(filled())
+        server.objects.oldest = 10
+        if name.startswith("forbidden"):
+            server.denied = {("list", "services"), ("watch", "endpointslices")}
+        if "unauthorized" in name:
+            server.token = "another"
+        async with server.serving():
+            return await replay(server, name)
+
+    real, ours = recorded(name), asyncio.run(scene())
+    assert ours.status == real.status
+    assert ours.headers.get("retry-after") == real.headers.get("retry-after")
+    for field in ("kind", "apiVersion", "status", "reason", "code", "details"):
+        assert ours.object.get(field) == real.object.get(field), field
+    exact = {"list-continue-malformed", "future-resource-version", "bad-request-limit"}
+    if name not in exact:
+        assert ours.object["message"] == real.object["message"]
+
+
+def test_a_path_of_no_api_has_no_json() -> None:
+    async def scene() -> Answer:
+        async with ApiServer(filled()).serving() as server:
+            return await replay(server, "not-found-path")
+
+    real, ours = recorded("not-found-path"), asyncio.run(scene())
+    assert (ours.status, ours.body) == (real.status, real.body)
+    assert ours.headers["content-type"] == real.headers["content-type"]
+
+
+def test_pages_have_a_token_that_gives_the_rest() -> None:
+    async def scene() -> tuple[Answer, str]:
+        objects = filled()
+        async with ApiServer(objects).serving() as server:
+            return await replay(server, "services-page-1"), str(objects.version)
+
+    real = recorded("services-page-1").object
+    answer, version = asyncio.run(scene())
+    ours = answer.object
+    assert ours["kind"] == real["kind"]
+    assert ours["metadata"].keys() == real["metadata"].keys()
+    assert ours["metadata"]["remainingItemCount"] == 1
+    assert ours["metadata"]["resourceVersion"] == version
+    assert len(ours["items"]) == len(real["items"]) == 2
+    assert "kind" not in ours["items"][0] and "kind" not in real["items"][0]
+
+
+async def watched(server: ApiServer, name: str, *changes: Any) -> list[Json]:
+    """Events of a recorded watch, during which `changes` are made."""
+    task = asyncio.create_task(replay(server, name))
+    while not server.objects.listeners:  # noqa: ASYNC110
+        await asyncio.sleep(0)
+    for change in changes:
+        change()
+    return (await task).events
+
+
+def moving(objects: Objects) -> tuple[Any, Any, Any]:
+    """Make, change and delete a slice, as was done while the watches were recorded."""
+    item = slice_of("manual", "moving")
+    key = ("endpointslices", "shop", "moving")
+    return (
+        lambda: objects.create("endpointslices", item),
+        lambda: objects.update(key, {**item, "ports": []}),
+        lambda: objects.delete(key),
+    )
+
+
+def kinds(events: list[Json]) -> list[str]:
+    return [event["type"] for event in events]
+
+
+@pytest.mark.parametrize("name", ["watch-endpointslices", "watch-initial-events", "watch-selector"])
+def test_watches_have_the_events_of_a_real_server(name: str) -> None:
+    async def scene() -> list[Json]:
+        objects = filled()
+        objects.version = 1300
+        server = ApiServer(objects, bookmark_seconds=0.1)
+        changes: tuple[Any, ...] = moving(objects)
+        if name == "watch-selector":
+            item = slice_of("leaving", "leaver")
+            key = ("endpointslices", "shop", "leaver")
+            other = slice_of("other", "leaver")
+            changes = (
+                lambda: objects.create("endpointslices", item),
+                lambda: objects.update(key, other),
+            )
+        async with server.serving():
+            return await watched(server, name, *changes)
+
+    real, ours = recorded(name).events, asyncio.run(scene())
+    wanted = kinds(real)
+    assert kinds(ours)[: len(wanted)] == wanted
+    for theirs, event in zip(real, ours, strict=False):
+        assert event["object"]["kind"] == theirs["object"]["kind"]
+        assert event["object"]["apiVersion"] == theirs["object"]["apiVersion"]
+        for key in ("annotations", "name"):
+            has = key in theirs["object"]["metadata"]
+            assert (key in event["object"]["metadata"]) is has
+    versions = [int(event["object"]["metadata"]["resourceVersion"]) for event in ours]
+    deleted = [event for event in ours if event["type"] == "DELETED"][-1]
+    assert int(deleted["object"]["metadata"]["resourceVersion"]) == max(versions)
+
+
+def test_an_expired_watch_is_good_and_has_an_error_event() -> None:
+    async def scene() -> Answer:
+        async with ApiServer(filled()).serving() as server:
+            return await replay(server, "watch-expired")
+
+    real, ours = recorded("watch-expired"), asyncio.run(scene())
+    assert ours.status == real.status == 200
+    ((theirs,), (event,)) = real.events, ours.events
+    assert event["type"] == theirs["type"] == "ERROR"
+    for field in ("kind", "status", "reason", "code"):
+        assert event["object"][field] == theirs["object"][field]
+
+
+def test_a_watch_from_the_future_is_silent() -> None:
+    async def scene() -> Answer:
+        async with ApiServer(filled()).serving() as server:
+            return await replay(server, "watch-future-resource-version")
+
+    real, ours = recorded("watch-future-resource-version"), asyncio.run(scene())
+    assert (ours.status, ours.body) == (real.status, real.body) == (200, b"")
+
+
+@pytest.mark.parametrize("name", ["access-review-allowed", "access-review-denied"])
+def test_an_access_review_says_what_is_allowed(name: str) -> None:
+    async def scene() -> Answer:
+        server = ApiServer(filled(), denied={("patch", "services/status")})
+        async with server.serving():
+            return await replay(server, name)
+
+    real, ours = recorded(name), asyncio.run(scene())
+    assert ours.status == real.status
+    assert ours.object["status"]["allowed"] is real.object["status"]["allowed"]
+    assert ours.object["spec"] == real.object["spec"]
