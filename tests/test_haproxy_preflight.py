@@ -167,13 +167,21 @@ def test_a_wildcard_is_held_by_one_address(haproxy: RealHaproxy) -> None:
 HOLDERS = [("address", False), ("*", False), ("::", False), ("::", True), ("::1", False)]
 
 
+def port_free_everywhere() -> int:
+    """A port that nobody holds on any address of this host."""
+    while True:
+        port = random.randint(10_000, 30_000)
+        with contextlib.suppress(OSError), listening(Bind("ip", "::", port)):
+            return port
+
+
 @pytest.mark.parametrize(("held", "held_v6only"), HOLDERS)
 @pytest.mark.parametrize(("wanted", "v6only"), HOLDERS)
 def test_the_trial_agrees_with_haproxy(
     haproxy: RealHaproxy, held: str, held_v6only: bool, wanted: str, v6only: bool
 ) -> None:
     address = loopback()
-    port = random.randint(10_000, 30_000)
+    port = port_free_everywhere()
     holder = Bind("ip", address if held == "address" else held, port)
     bind = Bind("ip", address if wanted == "address" else wanted, port)
     text = haproxy.configuration(binds=(bind,))
