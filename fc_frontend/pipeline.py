@@ -845,6 +845,8 @@ def as_in_text(planned: ServicePlan, text: str) -> ServicePlan:
     if first.names == ("service",):
         return replace(planned, kind=Kind.SERVICE, query=first.target, slots=1, by_runtime=False)
     kind = planned.kind if planned.has_pods else Kind.HEADLESS
+    if kind is Kind.API and not first.is_disabled:
+        kind = Kind.HEADLESS
     kind = Kind.SRV if first.port is None else Kind.HEADLESS if kind is Kind.SRV else kind
     return replace(
         planned,
@@ -852,6 +854,7 @@ def as_in_text(planned: ServicePlan, text: str) -> ServicePlan:
         query=first.target,
         slots=len(first.names),
         by_runtime=first.is_disabled,
+        standby=planned.standby if kind is Kind.API else None,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from dataclasses import replace
 from ipaddress import ip_address
 from typing import ClassVar
 
@@ -12,7 +13,8 @@ import pytest
 from fc_frontend.demo.dns import KubernetesService
 from fc_frontend.demo.load import Load
 from fc_frontend.haproxy import runtime
-from fc_frontend.haproxy.assign import changes, is_free, silent
+from fc_frontend.haproxy.assign import SlotChanges, changes, is_free, silent
+from fc_frontend.haproxy.drain import Drained
 from fc_frontend.haproxy.runtime import ServerState
 from fc_frontend.plan.model import FREE_ADDRESS, Bind, Endpoint, Kind, ServicePlan, ServiceSpec
 from tests.conftest import free_port
@@ -192,22 +194,65 @@ def service(*endpoints: Endpoint) -> ServicePlan:
 def test_pods_that_stay_keep_their_slots_and_free_ones_are_used() -> None:
     slots = [slot(10), slot(2, "10.1.0.2"), slot(1, "10.1.0.1"), slot(3)]
     wanted = service(Endpoint("10.1.0.2", 80), Endpoint("10.1.0.4", 80), Endpoint("10.1.0.5", 81))
-    assert changes(wanted, slots) == [
-        f"set server shop/pod1 state maint;set server shop/pod1 addr {FREE_ADDRESS} port 1",
-        "set server shop/pod1 addr 10.1.0.4 port 80;set server shop/pod1 state ready",
-        "set server shop/pod3 addr 10.1.0.5 port 81;set server shop/pod3 state ready",
-    ]
+    found = changes(wanted, slots, {})
+    assert found.commands == (
+        "set server shop/pod1 state drain",
+        "set server shop/pod3 addr 10.1.0.4 port 80;set server shop/pod3 state ready",
+        "set server shop/pod10 addr 10.1.0.5 port 81;set server shop/pod10 state ready",
+    )
+    assert found.is_leaving
+
+
+def test_the_slot_of_a_pod_that_left_is_free_with_its_last_session() -> None:
+    left = slot(1, "10.1.0.1", admin=8)
+    assert changes(service(), [left], {"pod1": 1}) == SlotChanges((), is_leaving=True)
+    assert changes(service(), [left], {"pod1": 0}) == SlotChanges(
+        (f"set server shop/pod1 state maint;set server shop/pod1 addr {FREE_ADDRESS} port 1",),
+        is_leaving=False,
+    )
+
+
+def test_a_pod_that_needs_a_slot_takes_that_of_one_that_left() -> None:
+    left = slot(1, "10.1.0.1", admin=8)
+    found = changes(service(Endpoint("10.1.0.2", 80)), [left], {"pod1": 3})
+    assert found.commands == (
+        "set server shop/pod1 state maint;set server shop/pod1 addr 10.1.0.2 port 80;"
+        "set server shop/pod1 state ready",
+    )
+    assert not found.is_leaving
+
+
+def test_a_pod_that_terminates_is_drained_and_keeps_its_slot() -> None:
+    wanted = replace(service(), draining=(Endpoint("10.1.0.1", 80),))
+    found = changes(wanted, [slot(1, "10.1.0.1")], {})
+    assert found == SlotChanges(("set server shop/pod1 state drain",), is_leaving=False)
+    assert changes(wanted, [slot(1, "10.1.0.1", admin=8)], {}).commands == ()
+
+
+def test_only_drains_on_record_stay_on_pods_that_take_requests() -> None:
+    wanted = service(Endpoint("10.1.0.1", 80))
+    residue = slot(1, "10.1.0.1", admin=8)
+    assert changes(wanted, [residue], {}).commands == ("set server shop/pod1 state ready",)
+    for drained in (
+        Drained(services=frozenset(("shop",))),
+        Drained(pods=frozenset((("shop", "10.1.0.1"),))),
+        Drained(slots=frozenset((("shop", "pod1"),))),
+    ):
+        assert changes(wanted, [residue], {}, drained).commands == ()
+    new = changes(wanted, [slot(2)], {}, Drained(services=frozenset(("shop",))))
+    assert new.commands[0].endswith("state ready;set server shop/pod2 state drain")
 
 
 def test_a_port_that_changes_keeps_its_slot() -> None:
     wanted = service(Endpoint("10.1.0.1", 81))
-    assert changes(wanted, [slot(1, "10.1.0.1")]) == ["set server shop/pod1 addr 10.1.0.1 port 81"]
+    found = changes(wanted, [slot(1, "10.1.0.1")], {})
+    assert found.commands == ("set server shop/pod1 addr 10.1.0.1 port 81",)
 
 
 def test_pods_without_a_free_slot_are_left_out() -> None:
     wanted = service(*(Endpoint(f"10.1.0.{number}", 80) for number in range(1, 9)))
-    assert len(changes(wanted, [slot(1), slot(2)])) == 2
-    assert changes(service(), []) == []
+    assert len(changes(wanted, [slot(1), slot(2)], {}).commands) == 2
+    assert changes(service(), [], {}).commands == ()
 
 
 def test_only_what_failed_its_checks_for_long_is_gone() -> None:

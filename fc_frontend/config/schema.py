@@ -35,6 +35,7 @@ from fc_frontend.plan.addresses import (
 )
 from fc_frontend.plan.model import (
     Address,
+    ApiSettings,
     Bind,
     BindRange,
     Cluster,
@@ -285,7 +286,69 @@ def _ip_only(bind: Bind | None) -> Bind | None:
     return bind
 
 
+_HTTPS_URL = re.compile(r"https://[A-Za-z0-9._:\[\]-]{1,253}(/[A-Za-z0-9._/-]{0,200})?")
+_HTTP_URL = re.compile(r"http://[A-Za-z0-9._:\[\]-]{1,253}/?")
 _LOG_TARGET = re.compile(rf"/dev/log|stdout|stderr|{SAFE_PATH.pattern}|[0-9.]+:[0-9]{{1,5}}")
+
+
+class ApiDeclaration(_Strict):
+    """`cluster.api:`, the access to the Kubernetes API."""
+
+    kubeconfig: SafePath | None = None
+    context: Annotated[str, Field(min_length=1, max_length=253)] | None = None
+    server: (
+        Annotated[
+            str,
+            _matching(
+                _HTTPS_URL, "the URL of an API server", "write it as https://192.0.2.10:6443"
+            ),
+        ]
+        | None
+    ) = None
+    ca_file: SafePath | None = None
+    token_file: SafePath | None = None
+    client_certificate: SafePath | None = None
+    client_key: SafePath | None = None
+    proxy_url: (
+        Annotated[
+            str,
+            _matching(_HTTP_URL, "the URL of an HTTP proxy", "write it as http://192.0.2.1:3128"),
+        ]
+        | None
+    ) = None
+    tls_server_name: Domain | None = None
+
+    @model_validator(mode="after")
+    def _is_one_way(self) -> ApiDeclaration:
+        files = [
+            name
+            for name in ("ca_file", "token_file", "client_certificate", "client_key", "proxy_url",
+                         "tls_server_name")
+            if getattr(self, name) is not None
+        ]  # fmt: skip
+        if (self.kubeconfig is None) == (self.server is None):
+            raise _error(
+                "either kubeconfig or server is needed",
+                "give `kubeconfig: FILE`, or `server: https://…` with ca_file and token_file",
+            )
+        if self.kubeconfig is not None and files:
+            raise _error(
+                f"{files[0]} has no meaning with kubeconfig", "leave it out: the kubeconfig has it"
+            )
+        if self.server is not None and self.context is not None:
+            raise _error("context has no meaning with server", "leave it out, or use kubeconfig")
+        is_token = self.token_file is not None
+        if self.server is not None and is_token == (self.client_certificate is not None):
+            raise _error(
+                "either token_file or client_certificate is needed",
+                "give the file of a ServiceAccount's token, or a certificate with its client_key",
+            )
+        if self.client_key is not None and self.client_certificate is None:
+            raise _error("client_key needs client_certificate", "give both files")
+        return self
+
+    def model(self) -> ApiSettings:
+        return ApiSettings(**dict(self))
 
 
 class ClusterDeclaration(_Strict):
@@ -308,6 +371,7 @@ class ClusterDeclaration(_Strict):
         HostAddress,
     ] = Field(default_factory=dict)
     sudden_loss: Annotated[float, Field(gt=0, le=1)] = 0.5
+    api: ApiDeclaration | None = None
 
     def model(self) -> Cluster:
         return Cluster(
@@ -317,6 +381,7 @@ class ClusterDeclaration(_Strict):
             pod_networks=self.pod_network,
             nodes=dict(sorted(self.nodes.items())),
             sudden_loss=self.sudden_loss,
+            api=self.api.model() if self.api else None,
         )
 
 
@@ -447,7 +512,7 @@ class ServiceDeclaration(_Strict):
     pod_port: Annotated[int | str, BeforeValidator(_port)] | None = None
     service_port: Annotated[int, BeforeValidator(_port_number)] | None = None
     lb_service_port: Annotated[int, BeforeValidator(_port_number)] | None = None
-    discovery: Literal["auto", "wildcard", "headless", "srv"] = "auto"
+    discovery: Literal["auto", "api", "wildcard", "headless", "srv"] = "auto"
     slots: Annotated[int | None, BeforeValidator(_slots)] = None
     fallback: Literal["none", "service"] = "none"
     balance: Annotated[str, BeforeValidator(_balance)] = "leastconn"
@@ -501,7 +566,8 @@ class ServiceDeclaration(_Strict):
                 "leave binds out or give an address",
             ),
             (
-                target is not Target.POD and self.discovery != "auto",
+                self.discovery not in ("auto", "api" if target is Target.SERVICE else "auto")
+                and target is not Target.POD,
                 "discovery",
                 f"has no meaning with {target}",
                 "leave it out, or use pod_port",

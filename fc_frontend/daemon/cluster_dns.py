@@ -5,6 +5,7 @@ What a sweep asks is for the modules of `discovery`; what the answers lead to, f
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from itertools import islice
 
@@ -12,6 +13,7 @@ from fc_frontend.discovery.budget import EXPLANATIONS, REMEDIES
 from fc_frontend.discovery.client import DnsClient, Exchange
 from fc_frontend.discovery.hint import WORTHWHILE, Hint
 from fc_frontend.discovery.lookups import Clients, Lookups
+from fc_frontend.discovery.source import News
 from fc_frontend.errors import Problem, Severity
 from fc_frontend.observe.log import Log
 from fc_frontend.observe.metrics import Metrics
@@ -64,6 +66,19 @@ class Sweeper:
         after = await self._serial(settings, len(specs)) if changed else serial
         self._hint = self._hint.after(serial, after, began, changed=changed, is_quiet=is_quiet)
         return answers if changed else None
+
+    async def changed(self) -> None:
+        """Never returns: cluster DNS tells nothing of itself."""
+        await asyncio.Event().wait()
+
+    def news(self, specs: Sequence[ServiceSpec], settings: Settings, before: Resolution) -> News:  # noqa: ARG002
+        """Nothing: sweeps bring all."""
+        return News({}, None)
+
+    @property
+    def may_fill(self) -> bool:
+        """False: no slot that it fills has a standby."""
+        return False
 
     def close(self) -> None:
         """Close the sockets; whoever asks next opens others, to the nameservers of then."""

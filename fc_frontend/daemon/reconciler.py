@@ -25,6 +25,7 @@ from fc_frontend.config.running import RawDeclaration, RunningDeclarations
 from fc_frontend.daemon.cluster_dns import Sweeper, lookup_problems
 from fc_frontend.daemon.consent import ConsentWatch
 from fc_frontend.daemon.guard import Former, Guard, former_after
+from fc_frontend.daemon.pod_sources import PodSources
 from fc_frontend.daemon.removal import RemovalWait
 from fc_frontend.daemon.report import Report
 from fc_frontend.desired.isolate import Withheld
@@ -39,7 +40,7 @@ from fc_frontend.haproxy import (
     runtime,
     take_over,
 )
-from fc_frontend.haproxy.assign import assign
+from fc_frontend.haproxy.assign import Assigned, assign
 from fc_frontend.haproxy.deploy import (
     Deployment,
     Outcome,
@@ -91,6 +92,7 @@ from fc_frontend.plan.planner import plan
 from fc_frontend.plan.reasons import Reason, ReloadCause, reasons
 from fc_frontend.render.config import Config, config_hash
 from fc_frontend.render.file_marks import changed_files
+from fc_frontend.render.render import ALIVE_KEY, ALIVE_TABLES
 from fc_frontend.rollout import Options, Rollout, deployed_declarations, roll_out
 from fc_frontend.stored import RunningState, question, save_answers, stored_answers
 
@@ -149,7 +151,7 @@ class Reconciler:
         self._metrics = metrics
         self._report = Report(log, metrics)
         self._clock = clock
-        self._discovery = discovery or Sweeper(log, metrics, clock)
+        self._discovery = discovery or PodSources(Sweeper(log, metrics, clock), log, metrics, clock)
         self.has_unsaved_answers = False
         self._settings_file = settings_file
         self._sources: Sources | None = None
@@ -171,6 +173,8 @@ class Reconciler:
         """Question → addresses outside of the networks that HAProxy's resolver took for pods."""
         self._tidied = False
         self._unassigned = True
+        self._leaving: frozenset[str] = frozenset()
+        """Services with slots that wait for the last sessions of pods that left."""
         self._server_state_age: dict[str, Answer] | None = None
         # Neither a reload nor the runtime API may meet the other half-way.
         self._haproxy = asyncio.Lock()
@@ -625,35 +629,81 @@ class Reconciler:
             self.resolution = self._without_foreign(services.values(), self.resolution)
         return bool(found)
 
-    async def assign(self, *, anew: bool = False) -> None:
-        """Give pods to the slots of services that HAProxy's resolver cannot fill.
+    async def follow(self) -> bool:
+        """Wait until discovery tells of changed endpoints, and give them to HAProxy's slots.
 
-        Does nothing if neither answers nor configuration changed, unless `anew`.
+        Only the services that changed are touched.  True if a step is due, as for more slots.
         """
-        if self.deployed is None or not self.in_sync or not (self._unassigned or anew):
-            return
+        await self._discovery.changed()
+        if self.declaration is None or self.deployed is None:
+            # The first step asks for everything.
+            self._discovery.news((), Settings(), {})
+            return False
+        settings, before = self.declaration.settings, self.resolution
+        news = self._discovery.news(self.declaration.services, settings, before)
+        if not news.answers:
+            return False
+        answers = dict(news.answers)
+        self._report.answers(before, answers)
+        self.resolution = _updated(before, before, answers)
+        self.has_unsaved_answers = True
+        if self.held is None and self._changes_plan(answers):
+            self._unassigned = True
+            return True
+        done = await self.assign(only=answers.keys())
+        if done and news.since is not None:
+            self._metrics.endpoints_followed(self._clock() - news.since)
+        return False
+
+    def _changes_plan(self, answers: Resolution) -> bool:
+        """True if haproxy.cfg needs another text for services with these answers."""
+        assert self.declaration is not None
+        assert self.deployed is not None
+        names = answers.keys()
+        specs = [spec for spec in self.declaration.services if spec.name in names]
+        planned = plan(self.declaration.settings, specs, (), answers).services
+        deployed = [each for each in self.deployed.services if each.spec.name in names]
+        return _shape(planned) != _shape(deployed)
+
+    async def assign(self, *, anew: bool = False, only: Collection[str] | None = None) -> bool:
+        """Give pods to the slots of services that HAProxy's resolver does not fill.
+
+        Does nothing if neither answers nor configuration changed, unless `anew`.  With `only`,
+        just these services are looked at.  True if HAProxy has what is known.
+        """
+        if self.deployed is None or not self.in_sync:
+            return False
+        if only is None and not (self._unassigned or anew):
+            only = self._leaving
+            if not only:
+                return True
         services = [
-            replace(service, endpoints=self.resolution[service.spec.name].endpoints)
+            replace(service, endpoints=answer.endpoints, draining=answer.draining)
             for service in self.deployed.services
-            if service.by_runtime and service.spec.name in self.resolution
+            if service.by_runtime
+            and (only is None or service.spec.name in only)
+            and (answer := self.resolution.get(service.spec.name)) is not None
         ]
-        self._unassigned = False
+        if only is None:
+            self._unassigned = False
         if services and self.held is not None:
             haproxy = self.deployed.settings.haproxy
             services = await asyncio.to_thread(_as_installed, haproxy, services)
         if not services:
-            return
+            return True
         try:
             async with self._haproxy:
-                done = await asyncio.to_thread(
-                    assign, self.deployed.settings.haproxy, tuple(services)
-                )
+                done = await asyncio.to_thread(_assign, self.deployed.settings, tuple(services))
         except Unavailable as exc:
             self._unassigned = True
             self._log.limited("not-assigned").warning(
                 "pods-not-assigned", error=exc.problems[0].message, remedy=exc.problems[0].remedy
             )
-            return
+            return False
+        looked = {service.spec.name for service in services}
+        self._leaving = (self._leaving - looked) | done.leaving
+        if only is None:
+            await self.give_sign_of_life()
         if done.changed:
             self._log.info("pods-assigned", slots=done.changed, services=len(services))
         for name, gone in done.gone.items():
@@ -662,6 +712,31 @@ class Reconciler:
                 endpoints = tuple(e for e in answer.endpoints if e.address not in gone)
                 self._unassigned |= endpoints != answer.endpoints
                 self.resolution[name] = replace(answer, endpoints=endpoints)
+        return True
+
+    async def give_sign_of_life(self) -> None:
+        """Tell HAProxy that its slots are kept: until that expires, their standbys stay aside.
+
+        Only once the slots have what the API tells; a daemon that has just begun does not know.
+        """
+        plan_now = self.deployed
+        if (
+            plan_now is None
+            or not self.in_sync
+            or self._unassigned
+            or plan_now.settings.cluster.api is None
+            or not self._discovery.may_fill
+        ):
+            return
+        path = plan_now.settings.haproxy.runtime_socket
+        commands = [f"set table {table} key {ALIVE_KEY} data.gpc0 1" for table in ALIVE_TABLES]
+        try:
+            async with self._haproxy:
+                await asyncio.to_thread(runtime.commands, path, commands)
+        except Unavailable as exc:
+            self._log.limited("no-sign-of-life").warning(
+                "no-sign-of-life", error=exc.problems[0].message, effect="standbys may serve"
+            )
 
     async def save_server_state(self) -> None:
         """Keep what HAProxy knows of its servers, if answers have changed, for a start of its own.
@@ -1157,6 +1232,11 @@ def _as_installed(haproxy: Haproxy, services: Iterable[ServicePlan]) -> list[Ser
     ]
 
 
+def _assign(settings: Settings, services: tuple[ServicePlan, ...]) -> Assigned:
+    drained, _ = drain_record.load(settings)
+    return assign(settings.haproxy, services, drained)
+
+
 def _save_as_it_runs(settings: Settings) -> None:
     installed = install.read(settings.haproxy.config_file) or b""
     text = installed.decode("utf-8", "replace")
@@ -1187,5 +1267,15 @@ def _updated(now: Resolution, before: Resolution, answers: Resolution) -> dict[s
 def _shape(services: Iterable[ServicePlan]) -> list[tuple[object, ...]]:
     """What of a plan reaches haproxy.cfg by way of DNS."""
     return [
-        (s.spec.name, s.kind, s.query, s.slots, s.fallback_query, s.by_runtime) for s in services
+        (
+            s.spec.name,
+            s.kind,
+            s.query,
+            s.slots,
+            s.fallback_query,
+            s.by_runtime,
+            s.standby,
+            s.is_h2c,
+        )
+        for s in services
     ]

@@ -111,6 +111,7 @@ class Service:
         return {
             "reconcile": self._reconcile_loop(),
             "sweep": self._sweep_loop(),
+            "follow": self._follow_loop(),
             "rescan": self._rescan_loop(),
             "haproxy": self._haproxy_loop(),
             "watchdog": self._watchdog_loop(),
@@ -309,6 +310,14 @@ class Service:
                 else:
                     await self._reconciler.assign()
 
+    async def _follow_loop(self) -> None:
+        while not self._ready and await self._sleep(_HAPROXY_INTERVAL):
+            pass
+        while not self._stop.is_set():
+            with self._enduring("follow"):
+                if await self._reconciler.follow():
+                    self._trigger(Trigger.DNS)
+
     async def _rescan_loop(self) -> None:
         # Only then is known how often.
         while not self._ready and await self._sleep(_HAPROXY_INTERVAL):
@@ -330,6 +339,7 @@ class Service:
                 if not self._triggers:
                     looks += 1
                     await self._look(thoroughly=looks % _WORKERS_EVERY == 0)
+                await self._reconciler.give_sign_of_life()
                 # Files that change all the time must not keep the guard from looking.
                 if await self._reconciler.guard():
                     self._trigger(Trigger.HAPROXY)

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from fc_frontend.plan.model import Answer, Resolution, ServiceSpec, Settings
+
+
+@dataclass(frozen=True, slots=True)
+class News:
+    """Answers that changed, by service, and when the first change came, on the monotonic clock."""
+
+    answers: Mapping[str, Answer]
+    since: float | None
 
 
 class PodDiscovery(Protocol):
@@ -20,6 +29,16 @@ class PodDiscovery(Protocol):
         self, specs: Sequence[ServiceSpec], settings: Settings, before: Resolution
     ) -> dict[str, Answer] | None:
         """The answers about all services that came in time; None if none differs from `before`."""
+
+    async def changed(self) -> None:
+        """Return once there is news that no sweep has to look for; never where there is none."""
+
+    def news(self, specs: Sequence[ServiceSpec], settings: Settings, before: Resolution) -> News:
+        """What changed since the last call, without a wait."""
+
+    @property
+    def may_fill(self) -> bool:
+        """True if slots with a standby are filled by what is known now."""
 
     def close(self) -> None:
         """Release what is open; the next call opens it again, with the settings of then."""

@@ -6,16 +6,19 @@ A file that is missing, damaged or foreign is no error: it only means that nothi
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
+from dataclasses import astuple
 from ipaddress import ip_address
 from typing import Any
 
 from fc_frontend import files
 from fc_frontend.plan import slots
-from fc_frontend.plan.model import Answer, Endpoint, Freshness, Kind
+from fc_frontend.plan.model import Answer, Endpoint, Freshness, Kind, Standby
 from fc_frontend.text import one_line
 
 VERSION = 1
+_DNS_NAME = re.compile(r"[a-z0-9](?:[a-z0-9.-]{0,251}[a-z0-9])?")
 _MOST_BYTES = 16 * 1024 * 1024
 _MOST_ENDPOINTS = 65536
 
@@ -57,6 +60,8 @@ def write_answer(answer: Answer) -> str:
             "endpoints": [
                 [endpoint.address, endpoint.port, endpoint.name] for endpoint in answer.endpoints
             ],
+            **({"is_h2c": True} if answer.is_h2c else {}),
+            **({"standby": list(astuple(answer.standby))} if answer.standby else {}),
         }
     )
 
@@ -84,7 +89,17 @@ def _answer(entry: Any) -> Answer:
         freshness=Freshness.STALE,
         slots=count,
         by_runtime=entry.get("by_runtime") is True,
+        is_h2c=entry.get("is_h2c") is True,
+        standby=_standby(*entry["standby"]) if "standby" in entry else None,
     )
+
+
+def _standby(name: Any, port: Any, address: Any) -> Standby:
+    if not isinstance(name, str) or not _DNS_NAME.fullmatch(name):
+        raise ValueError
+    if address is not None:
+        address = str(ip_address(address))
+    return Standby(name, _number(port, 1, 65535), address)
 
 
 def _endpoint(address: Any, port: Any, name: Any) -> Endpoint:

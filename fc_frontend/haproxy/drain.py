@@ -16,7 +16,13 @@ from typing import Any
 
 from fc_frontend.errors import Refused
 from fc_frontend.haproxy.runtime import ServerState
-from fc_frontend.plan.model import Endpoint, Freshness, Resolution
+from fc_frontend.plan.model import (
+    STANDBY_SUFFIX,
+    Endpoint,
+    Freshness,
+    Resolution,
+    standby_name,
+)
 
 VERSION = 1
 MOST_BYTES = 4 * 1024 * 1024
@@ -48,11 +54,15 @@ class Drained:
     @property
     def names(self) -> frozenset[str]:
         """The services that this is about."""
-        return self.services | {name for name, _ in self.pods | self.slots}
+        return (
+            self.services
+            | {standby_name(name) for name in self.services}
+            | {name for name, _ in self.pods | self.slots}
+        )
 
     def covers(self, service: str, address: str | None) -> bool:
         """True if a pod of `service` with this address, or none yet, is to be drained."""
-        if service in self.services:
+        if service.removesuffix(STANDBY_SUFFIX) in self.services:
             return True
         # Nearly always there are none, and spelling costs.
         return (

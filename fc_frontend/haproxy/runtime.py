@@ -151,6 +151,11 @@ def statistics(path: str, proxy: str, timeout: float = TIMEOUT) -> tuple[dict[st
     return rows
 
 
+def current_sessions(path: str, proxy: str, timeout: float = TIMEOUT) -> dict[str, int]:
+    """The current sessions of each server of one proxy, by its name.  Raises `Unavailable`."""
+    return sessions(ask(path, f"show stat {proxy} 4 -1", timeout))
+
+
 def traffic(path: str, timeout: float = TIMEOUT) -> dict[str, Traffic]:
     """What passes through each proxy, by its name.  Raises `Unavailable`."""
     # 3: frontends and backends, without their servers.

@@ -24,6 +24,8 @@ from fc_frontend.plan.model import (
     Plan,
     Resolution,
     ServicePlan,
+    Standby,
+    standby_name,
 )
 from fc_frontend.syntax.lines import Line, LineKind, notable_lines
 
@@ -79,7 +81,11 @@ def server_state(
         else:
             nodes = plan.settings.cluster.nodes
             lines += _node_lines(service, nodes, known.get(service.spec.name, []), drained)
+        if service.standby is not None and service.standby.address is None:
+            others = known.get(standby_name(service.spec.name), [])
+            lines += _standby_lines(service, service.standby, others, drained)
     names = {service.spec.name for service in plan.services}
+    names |= {name for service in plan.services if (name := service.standby_name)}
     lines += _lines_of_others(text, before, known, drained, names) if plan.fragments else []
     return EMPTY + "".join(f"{line}\n" for line in lines)
 
@@ -205,6 +211,26 @@ def _service_lines(
         endpoint = Endpoint(backup.address, service.spec.port)
         lines.append(_line(service, "service", endpoint, backup, drained))
     return lines
+
+
+def _standby_lines(
+    service: ServicePlan, standby: Standby, known: list[ServerState], drained: Drained
+) -> list[str]:
+    """Lines of the servers that cluster DNS will name: those known, else the pods of the API."""
+    servers = {server.address: server for server in known if server.address is not None}
+    addresses = list(servers) or [endpoint.address for endpoint in service.endpoints]
+    names = [f"pod{number}" for number in range(1, service.slots + 1)][: len(addresses)]
+    proxy = standby_name(service.spec.name)
+    return [
+        _text_line(
+            proxy,
+            name,
+            Endpoint(address, standby.port),
+            servers.get(address),
+            drained.admin(proxy, address, servers.get(address)) & _FORCED,
+        )
+        for name, address in _placed(names, addresses, servers).items()
+    ]
 
 
 def _placed(

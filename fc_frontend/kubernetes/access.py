@@ -5,7 +5,9 @@ Secrets have no `repr`, and no error quotes them.
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import json
 import os
 import ssl
 import time
@@ -35,6 +37,18 @@ class Credential:
     certificate: bytes | None = field(default=None, repr=False)
     key: bytes | None = field(default=None, repr=False)
     expires: float | None = None
+
+    @property
+    def token_expires(self) -> float | None:
+        """When the token expires, in Unix time, if it says so (RFC 7519, `exp`); never verified."""
+        parts = (self.token or "").split(".")
+        if len(parts) != 3:
+            return None
+        try:
+            claims = json.loads(base64.urlsafe_b64decode(parts[1] + "=" * (-len(parts[1]) % 4)))
+            return float(claims["exp"])
+        except (ValueError, KeyError, TypeError, RecursionError):
+            return None
 
 
 class Credentials(Protocol):

@@ -61,6 +61,8 @@ class ApiClient:
         self.access = read_access()
         self._read_access = read_access
         self._context: tuple[Credential, ssl.SSLContext] | None = None
+        self.expires: float | None = None
+        """When the credential of the last connection expires, in Unix time, where it is known."""
 
     @contextlib.asynccontextmanager
     async def connect(self, *, renew: bool = False) -> AsyncIterator[ApiConnection]:
@@ -69,6 +71,7 @@ class ApiClient:
             if renew:
                 self.access = self._read_access()
             credential = await self.access.credentials.get(renew=renew)
+            self.expires = credential.expires or credential.token_expires
             context = self._tls(credential)
         except Unavailable as exc:
             raise ApiFailure(FailureKind.CREDENTIALS, exc.problem.message) from None

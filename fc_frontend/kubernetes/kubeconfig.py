@@ -78,6 +78,8 @@ def access_from_files(
     token_file: str | None = None,
     client_certificate: str | None = None,
     client_key: str | None = None,
+    proxy_url: str | None = None,
+    tls_server_name: str | None = None,
 ) -> ApiAccess:
     """The access by a URL and files, as pods and configuration management have them."""
     host, port, prefix = parse_server(server, server)
@@ -85,7 +87,9 @@ def access_from_files(
         host=host,
         port=port,
         prefix=prefix,
+        server_name=tls_server_name,
         ca_file=Path(ca_file) if ca_file else None,
+        proxy=_proxy(server, proxy_url),
         credentials=FileCredentials(
             Path(token_file) if token_file else None,
             Path(client_certificate) if client_certificate else None,

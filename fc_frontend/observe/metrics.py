@@ -16,7 +16,9 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 from prometheus_client.process_collector import ProcessCollector
 
 from fc_frontend import __version__
+from fc_frontend.model.api_state import ApiState
 from fc_frontend.model.service_state import Counts, HaproxyState, ServiceState
+from fc_frontend.observe.api import ApiCollector
 from fc_frontend.observe.durations import DurationCounts, Durations
 from fc_frontend.observe.services import Services
 from fc_frontend.plan.model import Freshness, Plan, Resolution, ServicePlan
@@ -100,6 +102,14 @@ class Metrics:
             _FAST,
         )
         self.registry.register(self._query_durations)
+        self._api = ApiCollector()
+        self.registry.register(self._api)
+        self._event_durations = Histogram(
+            "fc_frontend_api_event_duration_seconds",
+            "From a change that the API told of until HAProxy has it.",
+            buckets=_FAST,
+            registry=self.registry,
+        )
         self._services = Services()
         self.registry.register(self._services)
         self._haproxy = Gauge(
@@ -229,6 +239,14 @@ class Metrics:
     def planned(self, plan: Plan, resolution: Resolution) -> None:
         """What HAProxy has, or should have, for each service."""
         self._services.planned(plan, resolution)
+
+    def api(self, state: ApiState | None) -> None:
+        """The watch of the API was looked at; None where no API is set."""
+        self._api.state = state
+
+    def endpoints_followed(self, seconds: float) -> None:
+        """HAProxy has what the API told of; `seconds` is the time since then."""
+        self._event_durations.observe(seconds)
 
     def withheld(self, units: Iterable[tuple[str, str]]) -> None:
         """What is withheld, as kind and name."""

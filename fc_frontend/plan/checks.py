@@ -9,7 +9,15 @@ from collections.abc import Iterable, Sequence
 from itertools import combinations
 
 from fc_frontend.errors import Problem, Severity
-from fc_frontend.plan.model import Address, Bind, Network, ServiceSpec, Settings, Target
+from fc_frontend.plan.model import (
+    Address,
+    Bind,
+    Discovery,
+    Network,
+    ServiceSpec,
+    Settings,
+    Target,
+)
 
 
 def settings_problems(settings: Settings, host: Sequence[Address] = ()) -> tuple[Problem, ...]:
@@ -65,7 +73,27 @@ def settings_problems(settings: Settings, host: Sequence[Address] = ()) -> tuple
 
 
 def service_problems(settings: Settings, specs: Iterable[ServiceSpec]) -> tuple[Problem, ...]:
-    """Services that need nodes when none is known."""
+    """Services that need nodes when none is known, or the API without access to it."""
+    listed = tuple(specs)
+    return (*_without_nodes(settings, listed), *_without_api(settings, listed))
+
+
+def _without_api(settings: Settings, specs: Iterable[ServiceSpec]) -> tuple[Problem, ...]:
+    if settings.cluster.api is not None:
+        return ()
+    return tuple(
+        Problem(
+            "discovery: api needs access to the Kubernetes API, and there is none",
+            "set cluster.api, or leave discovery out",
+            service=spec.name,
+            field="discovery",
+        )
+        for spec in specs
+        if spec.discovery is Discovery.API
+    )
+
+
+def _without_nodes(settings: Settings, specs: Iterable[ServiceSpec]) -> tuple[Problem, ...]:
     if settings.cluster.nodes:
         return ()
     return tuple(

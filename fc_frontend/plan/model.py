@@ -28,6 +28,14 @@ FREE_ADDRESS = "127.0.0.255"
 """The address of a slot without a pod, where the runtime API sets the addresses."""
 
 
+STANDBY_SUFFIX = ".standby"
+
+
+def standby_name(service: str) -> str:
+    """The name of the backend that serves while nobody fills the slots of `service`."""
+    return f"{service}{STANDBY_SUFFIX}"
+
+
 WILDCARD_HOSTS = ("*", "::")
 """Hosts of binds that stand for all addresses."""
 
@@ -45,12 +53,15 @@ class Kind(StrEnum):
     """A/AAAA of `svc.ns.svc.domain`: the cluster IP, behind which kube-proxy balances."""
     NODES = "nodes"
     """The addresses of `cluster.nodes`: no DNS."""
+    API = "api"
+    """EndpointSlices of the Kubernetes API: the pods of any Service, which the daemon sets."""
 
 
 class Discovery(StrEnum):
-    """What the operator may ask for; `auto` lets cluster DNS decide."""
+    """What the operator may ask for; `auto` takes the API where it is set, else DNS decides."""
 
     AUTO = "auto"
+    API = "api"
     WILDCARD = "wildcard"
     HEADLESS = "headless"
     SRV = "srv"
@@ -117,8 +128,23 @@ class Nameserver:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ApiSettings:
+    """How the Kubernetes API is reached: by `kubeconfig`, or by `server` and files."""
+
+    kubeconfig: str | None = None
+    context: str | None = None
+    server: str | None = None
+    ca_file: str | None = None
+    token_file: str | None = None
+    client_certificate: str | None = None
+    client_key: str | None = None
+    proxy_url: str | None = None
+    tls_server_name: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Cluster:
-    """The cluster behind this frontend."""
+    """The cluster behind this frontend.  With `api`, pods are found by EndpointSlices."""
 
     domain: str = "cluster.local"
     nameservers: tuple[Nameserver, ...] = ()
@@ -126,6 +152,7 @@ class Cluster:
     pod_networks: tuple[Network, ...] = ()
     nodes: Mapping[str, Address] = field(default_factory=dict)
     sudden_loss: float = 0.5
+    api: ApiSettings | None = None
 
     def families(self, networks: tuple[Network, ...]) -> tuple[Family, ...]:
         """The address families of `networks`, the operator's first one first."""
@@ -298,15 +325,27 @@ class Endpoint:
     name: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Standby:
+    """Where a service's requests go while the daemon that fills its slots is gone.
+
+    `address` is a cluster IP; None for a headless Service, whose `name` cluster DNS resolves.
+    """
+
+    name: str
+    port: int
+    address: str | None = None
+
+
 class Freshness(StrEnum):
     """How much an answer is worth."""
 
     FRESH = "fresh"
-    """Cluster DNS said so when it was last asked."""
+    """Cluster DNS said so when it was last asked, or the watch of the API is open."""
     STALE = "stale"
-    """The last good answer; DNS has not given a good one since."""
+    """The last good answer; there has been no good one since."""
     UNKNOWN = "unknown"
-    """DNS was not asked, or never gave a good answer."""
+    """Nothing was asked, or there never was a good answer."""
 
 
 class LookupLimit(StrEnum):
@@ -327,7 +366,8 @@ class Answer:
     that there are more records than HAProxy can be given by DNS; `by_runtime` that the running
     configuration has no resolver for it.  With `lost_at`, on the monotonic clock, DNS names none of
     `endpoints` any more, or suddenly few, and that is not believed yet.  `exceeded` is the limit
-    that its lookups exceeded this time: then the last good answer stays.
+    that its lookups exceeded this time: then the last good answer stays.  Only the API tells of
+    `draining` endpoints, which finish what they have, of `is_h2c`, and of the `standby`.
     """
 
     kind: Kind
@@ -344,6 +384,9 @@ class Answer:
     by_runtime: bool = False
     lost_at: float | None = None
     exceeded: LookupLimit | None = None
+    draining: tuple[Endpoint, ...] = ()
+    is_h2c: bool = False
+    standby: Standby | None = None
 
 
 Resolution = Mapping[str, Answer]
@@ -356,7 +399,9 @@ class ServicePlan:
 
     `query` is the DNS name that HAProxy resolves, None for nodes.  `slots` is the number of
     servers in the template.  `fallback_query` names the cluster IP that serves as backup.
-    With `by_runtime`, the servers' addresses come through the runtime API.
+    With `by_runtime`, the servers' addresses come through the runtime API, and `draining`
+    endpoints keep their slots.  `standby` serves while nobody fills the slots.  With `is_h2c`,
+    servers speak HTTP/2 without TLS.
     """
 
     spec: ServiceSpec
@@ -368,6 +413,14 @@ class ServicePlan:
     endpoints: tuple[Endpoint, ...] = ()
     fallback_query: str | None = None
     by_runtime: bool = False
+    draining: tuple[Endpoint, ...] = ()
+    is_h2c: bool = False
+    standby: Standby | None = None
+
+    @property
+    def standby_name(self) -> str | None:
+        """The backend of its standby; None without one."""
+        return standby_name(self.spec.name) if self.standby else None
 
     @property
     def has_pods(self) -> bool:
@@ -387,4 +440,9 @@ class Plan:
     @property
     def slot_count(self) -> int:
         """The number of servers that HAProxy will have for the declared services."""
-        return sum(service.slots + bool(service.fallback_query) for service in self.services)
+        return sum(
+            service.slots
+            + bool(service.fallback_query)
+            + (0 if service.standby is None else 1 if service.standby.address else service.slots)
+            for service in self.services
+        )

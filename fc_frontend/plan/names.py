@@ -32,5 +32,5 @@ def query_name(spec: ServiceSpec, kind: Kind, domain: str) -> str | None:
             return srv_name(spec, domain)
         case Kind.WILDCARD:
             return wildcard_name(spec, domain)
-        case Kind.HEADLESS | Kind.SERVICE:
+        case Kind.HEADLESS | Kind.SERVICE | Kind.API:
             return headless_name(spec, domain)

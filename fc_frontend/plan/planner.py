@@ -7,13 +7,14 @@ pod_port: 443       cluster IP, pods at the wildcard   server-template over *.sv
 pod_port: 443       cluster IP, no wildcard            one server: the cluster IP
 pod_port: 443       nothing known                      server-template over the bare name
 pod_port: https     (not needed)                       server-template over _https._tcp.svc…
+any of these        EndpointSlices, with cluster.api   slots, filled by the daemon, and a standby
 service_port: 443   (not needed)                       one server: the cluster IP
 lb_service_port: …  (not needed)                       one server a node
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from operator import attrgetter
 
@@ -22,6 +23,7 @@ from fc_frontend.model.memo import Memo
 from fc_frontend.plan import slots
 from fc_frontend.plan.model import (
     Answer,
+    Cluster,
     Discovery,
     Family,
     Fragment,
@@ -126,8 +128,19 @@ def _services(
     return tuple(plans), notices
 
 
+def uses_api(spec: ServiceSpec, cluster: Cluster) -> bool:
+    """True if the pods of `spec` are found by the Kubernetes API, once that has answered."""
+    return (
+        cluster.api is not None
+        and spec.target is not Target.NODE
+        and spec.discovery in (Discovery.AUTO, Discovery.API)
+    )
+
+
 def assumed_kind(spec: ServiceSpec) -> Kind:
     """The kind of a service of which DNS has said nothing."""
+    if spec.discovery is Discovery.API:
+        return Kind.API
     if spec.target is Target.NODE:
         return Kind.NODES
     if spec.target is Target.SERVICE:
@@ -146,6 +159,7 @@ def _service(
     kind = answer.kind if answer else assumed_kind(spec)
     reason = answer.reason if answer else "cluster DNS was not asked"
     endpoints = answer.endpoints if answer else ()
+    draining = answer.draining if answer else ()
     if kind is Kind.NODES:
         count = len(cluster.nodes)
     elif kind is Kind.SERVICE:
@@ -156,7 +170,7 @@ def _service(
         # Answers that may be out of date never shrink a service.
         may_shrink = shrink and answer is not None and _is_sure(answer)
         have = 0 if may_shrink or not answer else answer.slots
-        count = slots.automatic(len(endpoints), have, spec.max_slots)
+        count = slots.automatic(len(endpoints) + len(draining), have, spec.max_slots)
     networks = cluster.service_networks if kind is Kind.SERVICE else cluster.pod_networks
     families: tuple[Family, ...] = cluster.families(networks) or ("ipv4",)
     has_fallback = spec.fallback and kind is Kind.WILDCARD
@@ -170,6 +184,14 @@ def _service(
         endpoints=endpoints,
         fallback_query=headless_name(spec, cluster.domain) if has_fallback else None,
     )
+    if kind is Kind.API:
+        return replace(
+            planned,
+            by_runtime=True,
+            draining=draining,
+            is_h2c=answer is not None and answer.is_h2c and spec.mode == "http" and not spec.tls,
+            standby=answer.standby if answer else None,
+        )
     if answer is None or planned.query is None:
         return planned
     # Going back to HAProxy's resolver costs a reload: it waits for one, as shrinking does.
@@ -212,6 +234,9 @@ def _notices(planned: ServicePlan, answer: Answer | None, hold: float) -> Iterab
             "use check: true",
             "check",
         )
+    if planned.kind is Kind.API:
+        yield from _api_notices(answer, warning)
+        return
     if answer.lost_at is not None:
         yield warning(
             f"cluster DNS has lost sight of its pods: {answer.error or 'most are missing'}",
@@ -241,4 +266,24 @@ def _notices(planned: ServicePlan, answer: Answer | None, hold: float) -> Iterab
             "a headless service has no cluster IP to fall back to",
             "use fallback: none",
             "fallback",
+        )
+
+
+def _api_notices(answer: Answer, warning: Callable[[str, str, str], Problem]) -> Iterable[Problem]:
+    if answer.lost_at is not None:
+        yield warning(
+            "the Kubernetes API shows no ready pods any more, as for most services at once: its "
+            "last pods stay, and health checks decide",
+            "see whether the cluster's nodes reach its API server: `kubectl get nodes`",
+            "discovery",
+        )
+    elif answer.error:
+        yield warning(answer.error, answer.remedy, "discovery")
+    if answer.rejected:
+        shown = ", ".join(answer.rejected[:3]) + (", …" if len(answer.rejected) > 3 else "")
+        yield warning(
+            f"{counted(len(answer.rejected), 'address', 'addresses')} outside of the cluster's "
+            f"pod networks, left out: {shown}",
+            "add their network to cluster.pod_network if they are pods",
+            "discovery",
         )

@@ -76,6 +76,8 @@ def _service_reasons(old: ServicePlan, new: ServicePlan) -> list[Reason]:
     if old.by_runtime != new.by_runtime:
         detail = "by the runtime API" if new.by_runtime else "by HAProxy's resolver"
         return [Reason(ReloadCause.DISCOVERY, name, detail)]
+    if (old.standby, old.is_h2c) != (new.standby, new.is_h2c):
+        return [Reason(ReloadCause.DISCOVERY, name, "its Kubernetes Service changed")]
     if old.slots != new.slots:
         return [Reason(ReloadCause.SLOTS, name, f"{old.slots}→{new.slots}")]
     return []

@@ -12,7 +12,16 @@ from enum import StrEnum
 
 from fc_frontend.plan.addresses import NotAnAddress, is_within, parse_address
 from fc_frontend.plan.cluster_objects import Condition, KubeService, Slice, SliceEndpoint, SlicePort
-from fc_frontend.plan.model import Endpoint, Family, Network, ServiceSpec, Target
+from fc_frontend.plan.model import (
+    Cluster,
+    Endpoint,
+    Family,
+    Network,
+    ServiceSpec,
+    Standby,
+    Target,
+)
+from fc_frontend.plan.names import headless_name
 
 H2C = "kubernetes.io/h2c"
 """The `appProtocol` of HTTP/2 without TLS (KEP-3726)."""
@@ -150,3 +159,42 @@ def _accepted(text: str, networks: tuple[Network, ...]) -> str | None:
     except NotAnAddress:
         return None
     return address if is_within(address, networks) else None
+
+
+def standby_of(
+    spec: ServiceSpec, service: KubeService | None, slices: Iterable[Slice], cluster: Cluster
+) -> Standby | None:
+    """What serves `spec` while nobody fills its slots: cluster DNS's pods, or the cluster IP.
+
+    None if no port of the Service leads to the one that `spec` means, if the pods' numbers differ,
+    or if the cluster IP is outside of the service networks.
+    """
+    if service is None or service.type == "ExternalName":
+        return None
+    name = headless_name(spec, cluster.domain)
+    listed = list(slices)
+    if service.is_headless:
+        numbers = {port.number for each in listed for port in _ports(spec, service, each)}
+        if spec.target is Target.POD and isinstance(spec.port, int):
+            numbers = {spec.port}
+        if len(numbers) != 1 or not cluster.nameservers:
+            return None
+        return Standby(name, numbers.pop())
+    number = _service_port(spec, service, listed)
+    addresses = (_accepted(text, cluster.service_networks) for text in service.cluster_ips)
+    address = next((address for address in addresses if address), None)
+    return Standby(name, number, address) if number and address else None
+
+
+def _service_port(spec: ServiceSpec, service: KubeService, slices: list[Slice]) -> int | None:
+    """The Service's port that leads to the pods' port that `spec` means."""
+    if spec.target is not Target.POD:
+        wanted = [port for port in service.ports if spec.port in (port.number, port.name)]
+    elif isinstance(spec.port, str):
+        wanted = [port for port in service.ports if port.name == spec.port]
+    else:
+        names = {port.name for each in slices for port in each.ports if port.number == spec.port}
+        wanted = [port for port in service.ports if port.target == spec.port] or [
+            port for port in service.ports if port.name in names
+        ]
+    return wanted[0].number if wanted else None

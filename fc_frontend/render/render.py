@@ -24,6 +24,8 @@ from fc_frontend.plan.model import (
     Nameserver,
     Plan,
     ServicePlan,
+    ServiceSpec,
+    Target,
     Tls,
 )
 from fc_frontend.render.config import (
@@ -42,6 +44,32 @@ SERVICE = "service.cfg.j2"
 FRAGMENT = "fragment.cfg.j2"
 
 
+ALIVE_TABLES = {"fc-alive-10s": 10, "fc-alive-30s": 30}
+"""The stick-tables with the daemon's sign of life, and the seconds after which it is gone.
+
+A headless Service's standby has the same pods, so it may serve soon; a cluster IP adds a hop.
+"""
+ALIVE_KEY = "daemon"
+
+_FOR_STANDBY = (
+    "option httpchk", "option tcp-check", "http-check", "tcp-check", "timeout server",
+    "timeout tunnel", "timeout connect", "timeout queue", "timeout check", "retries", "retry-on",
+    "http-reuse", "http-send-name-header", "no option", "option http-server-close",
+    "option prefer-last-server",
+)  # fmt: skip
+"""What of a service's own lines is about its servers alone, and goes for its standby as well."""
+
+
+@dataclass(frozen=True, slots=True)
+class StandbyModel:
+    """The backend that serves while nobody fills the slots; `table` has the sign of life."""
+
+    name: str
+    table: str
+    servers: tuple[str, ...]
+    lines: tuple[str, ...]
+
+
 @dataclass(frozen=True, slots=True)
 class ServiceModel:
     """What service.cfg.j2 prints."""
@@ -53,6 +81,7 @@ class ServiceModel:
     balance: str
     servers: tuple[str, ...]
     extra_config: tuple[str, ...]
+    standby: StandbyModel | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +147,7 @@ def render_sections(
         settings=plan.settings,
         description=BLANK_DESCRIPTION,
         nameservers=_nameservers(plan.settings.cluster.nameservers),
+        alive_tables=ALIVE_TABLES if plan.settings.cluster.api else {},
     )
     _require_description(head)
     _require_own_sections(head, MAIN)
@@ -287,7 +317,44 @@ def _service_model(service: ServicePlan, plan: Plan) -> ServiceModel:
         balance=spec.balance,
         servers=tuple(_servers(service, plan)),
         extra_config=spec.extra_config,
+        standby=_standby_model(service),
     )
+
+
+def _standby_model(service: ServicePlan) -> StandbyModel | None:
+    standby, spec = service.standby, service.spec
+    name = service.standby_name
+    if standby is None or name is None:
+        return None
+    words = [*_check_words(spec, "inter 5s"), *_server_words(service)]
+    options = spec.server_options.split()
+    if standby.address is not None:
+        place = _host_port(standby.address, standby.port)
+        servers = [_line("server", "service", place, *words, *options)]
+    else:
+        resolved = ["resolvers", "cluster", "resolve-prefer", service.prefer]
+        target = f"{standby.name}:{standby.port}"
+        count = str(service.slots)
+        servers = [_line("server-template", "pod", count, target, *words, *resolved, *options)]
+    return StandbyModel(
+        name=name,
+        table="fc-alive-30s" if standby.address is not None else "fc-alive-10s",
+        servers=tuple(servers),
+        lines=tuple(
+            line for line in spec.extra_config if " ".join(line.split()).startswith(_FOR_STANDBY)
+        ),
+    )
+
+
+def _check_words(spec: ServiceSpec, *more: str) -> list[str]:
+    return ["check", *" ".join(more).split()] if spec.check else []
+
+
+def _server_words(service: ServicePlan) -> list[str]:
+    """TLS or HTTP/2 to the pods."""
+    if service.spec.tls:
+        return _tls_words(service.spec.tls)
+    return ["proto", "h2"] if service.is_h2c else []
 
 
 def _fragment_model(fragment: Fragment) -> FragmentModel:
@@ -306,10 +373,10 @@ def _is_http(text: str) -> bool:
 
 def _servers(service: ServicePlan, plan: Plan) -> list[str]:
     spec = service.spec
-    common = [
-        *(["check"] if spec.check else []),
-        *(_tls_words(spec.tls) if spec.tls else []),
-    ]
+    # With a standby, a pod that refuses one connection is left out until a check passes: the
+    # daemon, which would take it away, may be gone.
+    watched = "observe layer4 error-limit 1 on-error mark-down" if service.standby else ""
+    common = [*_check_words(spec, watched), *_server_words(service)]
     options = spec.server_options.split()
     if service.query is None:
         return [
@@ -323,7 +390,10 @@ def _servers(service: ServicePlan, plan: Plan) -> list[str]:
         resolved = ["disabled", "init-addr", f"last,{FREE_ADDRESS}"]
     # A server without a port maps the client's destination port until the first SRV answer, even
     # if the server state file gives one.  The number itself is replaced by the record's.
-    port = 1 if service.kind is Kind.SRV else spec.port
+    # Slots that the daemon fills get the port of each pod.
+    named = isinstance(spec.port, str) or spec.target is Target.SERVICE
+    is_of_pod = service.kind is Kind.SRV or (service.kind is Kind.API and named)
+    port = 1 if is_of_pod else spec.port
     target = f"{service.query}:{port}"
     if service.kind is Kind.SERVICE:
         return [_line("server", "service", target, *common, *resolved, *options)]

@@ -195,7 +195,10 @@ class Query:
         if item is None or key[0] != self.resource or self.namespace not in ("", key[1]):
             return False
         labels = item["metadata"].get("labels") or {}
-        return all(labels.get(name) in values for name, values in self._selector.items())
+        return all(
+            labels.get(name) in values if values else name in labels
+            for name, values in self._selector.items()
+        )
 
     def found(self, objects: Objects) -> list[tuple[Key, Json]]:
         """All objects that are asked for, in order."""
@@ -333,7 +336,7 @@ def _position(token: str | None) -> tuple[Key | None, int]:
 
 
 def _selector(text: str) -> Mapping[str, tuple[str, ...]]:
-    """`a=b` and `a in (b,c)`, separated by commas."""
+    """`a`, `a=b` and `a in (b,c)`, separated by commas; no values where the label just exists."""
     wanted: dict[str, tuple[str, ...]] = {}
     while text:
         name, separator, rest = text.partition(" in (")
@@ -342,7 +345,7 @@ def _selector(text: str) -> Mapping[str, tuple[str, ...]]:
             wanted[name] = tuple(values.split(","))
         else:
             first, _, text = text.partition(",")
-            name, _, value = first.partition("=")
-            wanted[name] = (value.removeprefix("="),)
+            name, equals, value = first.partition("=")
+            wanted[name] = (value.removeprefix("="),) if equals else ()
         text = text.lstrip(",")
     return wanted

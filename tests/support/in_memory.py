@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fc_frontend.config.document import Document
 from fc_frontend.config.loader import NO_DOCUMENT, Raw, Sources
 from fc_frontend.config.trust import Level
+from fc_frontend.discovery.source import News
 from fc_frontend.plan.model import (
     Answer,
     Endpoint,
@@ -76,6 +78,16 @@ class KnownPods:
     ) -> dict[str, Answer] | None:
         found = self.answers(specs, before)
         return None if found == before else found
+
+    async def changed(self) -> None:
+        await asyncio.Event().wait()
+
+    def news(self, specs: Sequence[ServiceSpec], settings: Settings, before: Resolution) -> News:
+        return News({}, None)
+
+    @property
+    def may_fill(self) -> bool:
+        return False
 
     def close(self) -> None:
         self.asked.clear()

@@ -1,0 +1,284 @@
+"""Who finds the pods of which service: the Kubernetes API where it is set, else cluster DNS."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+
+from fc_frontend.discovery.slices import MassEmptying, answer_of, as_stale
+from fc_frontend.discovery.source import News, PodDiscovery
+from fc_frontend.kubernetes.cluster_watch import ClusterWatch
+from fc_frontend.model.api_state import ApiState
+from fc_frontend.observe.log import Log
+from fc_frontend.observe.metrics import Metrics
+from fc_frontend.plan.cluster_objects import ObjectKey
+from fc_frontend.plan.model import (
+    Answer,
+    ApiSettings,
+    Discovery,
+    Freshness,
+    Kind,
+    Resolution,
+    ServiceSpec,
+    Settings,
+)
+from fc_frontend.plan.planner import uses_api
+
+SYNC_SECONDS = 5.0
+"""For which the first step waits for the API: 5,000 slices take one."""
+
+
+class PodSources:
+    """Asks the API or cluster DNS about each service.  Failures are in the answers."""
+
+    def __init__(
+        self, dns: PodDiscovery, log: Log, metrics: Metrics, clock: Callable[[], float]
+    ) -> None:
+        self._dns = dns
+        self._log = log
+        self._metrics = metrics
+        self._clock = clock
+        self._api: ApiSettings | None = None
+        self._watch: ClusterWatch | None = None
+        self._started = asyncio.Event()
+        self._waited = False
+        self._was_current = False
+        self._emptying: MassEmptying | None = None
+        self._said: str | None = None
+        self._stood_in: dict[str, Answer] = {}
+        self.state: ApiState | None = None
+        """The watch of the API as it was last seen; None where no API is set."""
+
+    @property
+    def is_current(self) -> bool:
+        """True unless there is an API whose watches are not open."""
+        return self._watch is None or self._watch.is_current
+
+    @property
+    def may_fill(self) -> bool:
+        """True once the API has told of all endpoints: slots are filled by more than memory."""
+        return self._watch is not None and self._watch.is_synced
+
+    async def ask(
+        self, specs: Sequence[ServiceSpec], settings: Settings, before: Resolution
+    ) -> dict[str, Answer]:
+        """The answers about new services that come soon, by service; sweeps bring the others."""
+        self._follow(settings)
+        watch = self._watch
+        if watch is not None and not self._waited:
+            self._waited = True
+            await watch.synced(SYNC_SECONDS)
+        answers = self._from_api(specs, settings, before)
+        others = [spec for spec in specs if spec.name not in answers]
+        if others:
+            answers |= await self._dns.ask(others, settings, before)
+        return answers
+
+    async def sweep(
+        self, specs: Sequence[ServiceSpec], settings: Settings, before: Resolution
+    ) -> dict[str, Answer] | None:
+        """The answers about all services that came in time; None if none differs from `before`."""
+        self._follow(settings)
+        found: dict[str, Answer] = {}
+        watch = self._watch
+        if watch is not None:
+            self.state = self._state(watch)
+            self._metrics.api(self.state)
+            self._report(watch)
+            is_current = watch.is_current
+            if is_current != self._was_current:
+                # Freshness of all of them changes; what changed meanwhile is in it.
+                self._was_current = is_current
+                self._stood_in = {}
+                found = self._from_api(specs, settings, before)
+            else:
+                found = dict(self.news(specs, settings, before).answers)
+            if not is_current:
+                found |= await self._from_dns_instead(specs, settings, {**before, **found})
+        others = [spec for spec in specs if not self._is_api(spec, settings, before)]
+        if others:
+            found |= await self._dns.sweep(others, settings, before) or {}
+        changed = {name: each for name, each in found.items() if before.get(name) != each}
+        return changed or None
+
+    async def changed(self) -> None:
+        """Return once there is news."""
+        while self._watch is None:
+            await self._started.wait()
+        await self._watch.changed()
+
+    def news(self, specs: Sequence[ServiceSpec], settings: Settings, before: Resolution) -> News:
+        """The answers about services that changed in the API since the last call."""
+        watch = self._watch
+        if watch is None:
+            return News({}, None)
+        keys, since = watch.take()
+        overdue = self._emptying.overdue(self._clock()) if self._emptying else frozenset()
+        if (not keys and not overdue) or not watch.is_synced:
+            return News({}, since)
+        concerned = [spec for spec in specs if _key(spec) in keys or spec.name in overdue]
+        answers = self._from_api(concerned, settings, before)
+        held = self._held - answers.keys()
+        late = [
+            spec
+            for spec in specs
+            if spec.name in held and (old := before.get(spec.name)) and old.lost_at is None
+        ]
+        answers |= self._from_api(late, settings, before)
+        different = {name: each for name, each in answers.items() if before.get(name) != each}
+        return News(different, since)
+
+    def close(self) -> None:
+        """Close sockets and watches; the next call opens them, with the settings of then."""
+        self._dns.close()
+        if self._watch is not None:
+            self._watch.close()
+            self._watch = None
+        self._api = None
+
+    @property
+    def _held(self) -> frozenset[str]:
+        return self._emptying.held if self._emptying else frozenset()
+
+    def _follow(self, settings: Settings) -> None:
+        """Watch the cluster of these settings."""
+        api = settings.cluster.api
+        if api == self._api:
+            return
+        if self._watch is not None:
+            self._watch.close()
+            self._watch = None
+        self._api, self._waited, self._was_current = api, False, False
+        self._emptying = MassEmptying(settings.cluster.sudden_loss)
+        self.state = None
+        self._metrics.api(None)
+        if api is not None:
+            self._watch = ClusterWatch(api, self._clock)
+            self._watch.start()
+            self._started.set()
+        else:
+            self._started.clear()
+
+    def _is_api(self, spec: ServiceSpec, settings: Settings, before: Resolution) -> bool:
+        """True if the API tells the pods of `spec`, or told them last."""
+        if self._watch is None or not uses_api(spec, settings.cluster):
+            return False
+        old = before.get(spec.name)
+        is_known = old is not None and old.kind is Kind.API
+        return self._watch.is_synced or is_known or spec.discovery is Discovery.API
+
+    def _from_api(
+        self, specs: Iterable[ServiceSpec], settings: Settings, before: Resolution
+    ) -> dict[str, Answer]:
+        watch = self._watch
+        concerned = [spec for spec in specs if self._is_api(spec, settings, before)]
+        if watch is None or not concerned:
+            return {}
+        if not watch.is_synced or not watch.is_current:
+            error, remedy = self._trouble(watch)
+            return {
+                spec.name: as_stale(spec, before.get(spec.name), error, remedy)
+                if not watch.is_synced
+                else replace(
+                    self._one(watch, spec, settings, before),
+                    freshness=Freshness.STALE,
+                    error=error,
+                    remedy=remedy,
+                )
+                for spec in concerned
+            }
+        answers = {spec.name: self._one(watch, spec, settings, before) for spec in concerned}
+        assert self._emptying is not None
+        return self._emptying.looked(answers, self._clock())
+
+    def _one(
+        self, watch: ClusterWatch, spec: ServiceSpec, settings: Settings, before: Resolution
+    ) -> Answer:
+        key = _key(spec)
+        return answer_of(
+            spec, watch.service(key), watch.slices(key), settings.cluster, before.get(spec.name)
+        )
+
+    def _trouble(self, watch: ClusterWatch) -> tuple[str, str]:
+        failure = watch.failure
+        said = failure.message if failure else "it has not answered yet"
+        return (
+            f"the Kubernetes API cannot be watched: {said}",
+            "the last known pods stay; see `fc-frontend doctor`",
+        )
+
+    def _state(self, watch: ClusterWatch) -> ApiState:
+        lists: Counter[str] = Counter()
+        failures: Counter[str] = Counter()
+        for status in watch.statuses.values():
+            lists.update({str(kind or "first"): n for kind, n in status.lists.items()})
+            failures.update({str(kind): n for kind, n in status.failures.items()})
+        failure = watch.failure
+        return ApiState(
+            is_synced=watch.is_synced,
+            is_current=watch.is_current,
+            age=watch.age,
+            events=sum(status.events for status in watch.statuses.values()),
+            lists=dict(lists),
+            failures=dict(failures),
+            failure=failure.message if failure else None,
+            held=self._held,
+            expires=watch.expires,
+        )
+
+    def _report(self, watch: ClusterWatch) -> None:
+        failure = watch.failure
+        said = str(failure.kind) if failure is not None and not watch.is_current else None
+        if said == self._said:
+            return
+        self._said = said
+        if failure is not None and said is not None:
+            self._log.warning(
+                "api-not-watched",
+                reason=failure.message,
+                effect="the last known pods stay",
+                remedy="see `fc-frontend doctor`",
+            )
+        else:
+            self._log.info("api-watched")
+
+    async def _from_dns_instead(
+        self, specs: Sequence[ServiceSpec], settings: Settings, now: Mapping[str, Answer]
+    ) -> dict[str, Answer]:
+        """Pods of headless Services that cluster DNS names while the API is away: only more."""
+        headless = {
+            spec.name: _by_dns(spec)
+            for spec in specs
+            if (old := now.get(spec.name))
+            and old.kind is Kind.API
+            and old.standby is not None
+            and old.standby.address is None
+        }
+        if not headless:
+            return {}
+        said = await self._dns.sweep(tuple(headless.values()), settings, self._stood_in)
+        self._stood_in |= said or {}
+        found: dict[str, Answer] = {}
+        for name in headless:
+            answer = self._stood_in.get(name)
+            if answer is None or answer.kind not in (Kind.HEADLESS, Kind.SRV):
+                continue
+            old = now[name]
+            known = {endpoint.address for endpoint in (*old.endpoints, *old.draining)}
+            more = tuple(
+                replace(each, name="") for each in answer.endpoints if each.address not in known
+            )
+            if more:
+                found[name] = replace(old, endpoints=tuple(sorted((*old.endpoints, *more))))
+        return found
+
+
+def _key(spec: ServiceSpec) -> ObjectKey:
+    return ObjectKey(spec.namespace, spec.service)
+
+
+def _by_dns(spec: ServiceSpec) -> ServiceSpec:
+    kind = Discovery.SRV if isinstance(spec.port, str) else Discovery.HEADLESS
+    return replace(spec, discovery=kind)

@@ -1,0 +1,151 @@
+"""From EndpointSlices to answers about services.  Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+
+from fc_frontend.plan.cluster_objects import KubeService, Slice
+from fc_frontend.plan.model import Answer, Cluster, Endpoint, Freshness, Kind, ServiceSpec
+from fc_frontend.plan.slices import SliceAnswer, SliceGap, endpoints_from_slices, standby_of
+
+MASS_WINDOW = 60.0
+"""Seconds in which most services become empty if the API server loses the nodes: it waits 40 s for
+each node (node-monitor-grace-period), and nodes renew their leases every 10 s."""
+MASS_HELD = 600.0
+"""Seconds for which their last pods stay at most."""
+_MIN_EMPTIED = 2
+
+_GAPS = {
+    SliceGap.NO_SERVICE: (
+        "the Kubernetes API has no Service {service} in namespace {namespace}",
+        "create it, or correct `service` and `namespace`",
+    ),
+    SliceGap.EXTERNAL_NAME: (
+        "the Service {service} is of type ExternalName and has no pods",
+        "name the Service that has the pods",
+    ),
+    SliceGap.NO_ENDPOINTS: (
+        "the Service {service} has no endpoints",
+        "see whether its selector matches pods: `kubectl -n {namespace} get endpointslices`",
+    ),
+    SliceGap.NO_PORT: (
+        "the Service {service} has no TCP port {port}",
+        "name a port of the Service's spec.ports",
+    ),
+    SliceGap.NOT_READY: (
+        "none of the pods of the Service {service} is ready",
+        "see why: `kubectl -n {namespace} get pods`",
+    ),
+    SliceGap.FOREIGN_NETWORK: (
+        "all pods of the Service {service} are outside of the pod networks",
+        "add their network to cluster.pod_network",
+    ),
+}
+
+
+def answer_of(
+    spec: ServiceSpec,
+    service: KubeService | None,
+    slices: Iterable[Slice],
+    cluster: Cluster,
+    previous: Answer | None,
+) -> Answer:
+    """What a complete and current copy of Services and EndpointSlices says of one service."""
+    listed = tuple(slices)
+    families = cluster.families(cluster.pod_networks)
+    found = endpoints_from_slices(spec, service, listed, cluster.pod_networks, families)
+    error, remedy = _explained(spec, found)
+    reason = f"EndpointSlices of {spec.service} in {spec.namespace}"
+    if found.terminating:
+        reason += "; its last pods terminate and still serve"
+    return Answer(
+        kind=Kind.API,
+        reason=reason,
+        endpoints=found.active,
+        draining=found.draining,
+        freshness=Freshness.FRESH,
+        rejected=found.rejected,
+        error=error,
+        remedy=remedy,
+        slots=previous.slots if previous else 0,
+        by_runtime=previous.by_runtime if previous else False,
+        is_h2c=found.is_h2c,
+        standby=standby_of(spec, service, listed, cluster),
+    )
+
+
+def _explained(spec: ServiceSpec, found: SliceAnswer) -> tuple[str | None, str]:
+    if found.gap is None:
+        return None, ""
+    message, remedy = _GAPS[found.gap]
+    names = {"service": spec.service, "namespace": spec.namespace, "port": spec.port}
+    return message.format(**names), remedy.format(**names)
+
+
+def as_stale(spec: ServiceSpec, previous: Answer | None, error: str, remedy: str) -> Answer:
+    """The last answer while the API server does not say more."""
+    if previous is None or previous.freshness is Freshness.UNKNOWN:
+        return Answer(
+            kind=Kind.API,
+            reason=f"EndpointSlices of {spec.service} in {spec.namespace}",
+            error=error,
+            remedy=remedy,
+        )
+    return replace(previous, freshness=Freshness.STALE, error=error, remedy=remedy)
+
+
+@dataclass(slots=True)
+class MassEmptying:
+    """Sees that most services lose all pods at once, and keeps these pods for a while.
+
+    A cluster whose nodes cannot reach the API server turns all pods NotReady while they serve on
+    (kubernetes#77864, #105617).  HAProxy's checks know better.
+    """
+
+    share: float
+    _last: dict[str, tuple[Endpoint, ...]] = field(default_factory=dict)
+    _emptied: dict[str, float] = field(default_factory=dict)
+    _held: dict[str, float] = field(default_factory=dict)
+
+    def looked(self, answers: Mapping[str, Answer], now: float) -> dict[str, Answer]:
+        """`answers`, with the last pods of services that became empty with most others.
+
+        Answers about services that were held before come along.  `now` is on the monotonic clock.
+        """
+        for name, answer in answers.items():
+            if answer.endpoints or answer.draining:
+                self._last[name] = answer.endpoints
+                self._emptied.pop(name, None)
+                self._held.pop(name, None)
+            elif name in self._last and name not in self._emptied:
+                self._emptied[name] = now
+        recent = [name for name, at in self._emptied.items() if now - at <= MASS_WINDOW]
+        if len(recent) >= _MIN_EMPTIED and len(recent) > self.share * len(self._last):
+            self._held.update({name: self._emptied[name] for name in recent})
+        over = [name for name, at in self._held.items() if now - at > MASS_HELD]
+        for name in over:
+            del self._held[name], self._last[name]
+        return {name: self._kept(name, answer) for name, answer in answers.items()}
+
+    def _kept(self, name: str, answer: Answer) -> Answer:
+        at = self._held.get(name)
+        if at is None:
+            return answer
+        return replace(answer, endpoints=self._last[name], lost_at=at)
+
+    @property
+    def held(self) -> frozenset[str]:
+        """The services whose last pods are kept."""
+        return frozenset(self._held)
+
+    def overdue(self, now: float) -> frozenset[str]:
+        """The services whose last pods were kept for long enough."""
+        return frozenset(name for name, at in self._held.items() if now - at > MASS_HELD)
+
+    def forget(self, names: Iterable[str]) -> None:
+        """Forget services that are not declared any more."""
+        for name in names:
+            self._last.pop(name, None)
+            self._emptied.pop(name, None)
+            self._held.pop(name, None)

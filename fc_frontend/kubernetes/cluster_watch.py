@@ -1,0 +1,210 @@
+"""Services and EndpointSlices of a cluster, kept current by watches of the Kubernetes API."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+from fc_frontend.errors import Unavailable
+from fc_frontend.kubernetes.access import ApiAccess
+from fc_frontend.kubernetes.client import ApiClient
+from fc_frontend.kubernetes.failures import ApiFailure, FailureKind
+from fc_frontend.kubernetes.kubeconfig import access_from_files, read_kubeconfig
+from fc_frontend.kubernetes.reflector import (
+    ApiResource,
+    ObjectChange,
+    Reflector,
+    ReflectorStatus,
+)
+from fc_frontend.plan.cluster_objects import (
+    SERVICE_LABEL,
+    KubeService,
+    ObjectKey,
+    Slice,
+    parse_service,
+    parse_slice,
+)
+from fc_frontend.plan.model import ApiSettings
+
+SERVICES: ApiResource[KubeService] = ApiResource("/api/v1/services", parse_service)
+SLICES: ApiResource[Slice] = ApiResource(
+    "/apis/discovery.k8s.io/v1/endpointslices", parse_slice, {"labelSelector": SERVICE_LABEL}
+)
+RETRY_SECONDS = 5.0
+"""Until credentials that could not be read at all are looked for again."""
+STALE_SECONDS = 10.0
+"""Without an open watch for this long, other sources may add pods."""
+
+
+def read_access(api: ApiSettings) -> ApiAccess:
+    """How the API server is reached.  Raises `Unavailable`."""
+    if api.kubeconfig is not None:
+        return read_kubeconfig(api.kubeconfig, api.context)
+    assert api.server is not None
+    return access_from_files(
+        api.server,
+        ca_file=api.ca_file,
+        token_file=api.token_file,
+        client_certificate=api.client_certificate,
+        client_key=api.client_key,
+        proxy_url=api.proxy_url,
+        tls_server_name=api.tls_server_name,
+    )
+
+
+class ClusterWatch:
+    """A copy of all Services and EndpointSlices.  What the API server says last stays."""
+
+    def __init__(self, api: ApiSettings, clock: Callable[[], float] = time.monotonic) -> None:
+        self._api = api
+        self._clock = clock
+        self._services: Reflector[KubeService] | None = None
+        self._slices: Reflector[Slice] | None = None
+        self._by_service: dict[ObjectKey, dict[ObjectKey, Slice]] = {}
+        self._changed: set[ObjectKey] = set()
+        self._since: float | None = None
+        self._event = asyncio.Event()
+        self._synced = asyncio.Event()
+        self._refused: ApiFailure | None = None
+        self._broken_at: float | None = clock()
+        self._task: asyncio.Task[None] | None = None
+        self._client: ApiClient | None = None
+
+    def start(self) -> None:
+        """Begin to watch; within a running loop."""
+        self._task = asyncio.create_task(self._run(), name="cluster-api")
+
+    def close(self) -> None:
+        """Stop watching."""
+        if self._task is not None:
+            self._task.cancel()
+            self._task = None
+
+    async def _run(self) -> None:
+        while True:
+            try:
+                client = ApiClient(lambda: read_access(self._api))
+            except Unavailable as exc:
+                self._refused = ApiFailure(FailureKind.CREDENTIALS, exc.problem.message)
+                await asyncio.sleep(RETRY_SECONDS)
+                continue
+            self._refused = None
+            self._client = client
+            self._services = Reflector(client, SERVICES, self._services_changed)
+            self._slices = Reflector(client, SLICES, self._slices_changed)
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._services.run())
+                group.create_task(self._slices.run())
+
+    def _services_changed(self, changes: Sequence[ObjectChange[KubeService]]) -> None:
+        self._note(change.key for change in changes)
+
+    def _slices_changed(self, changes: Sequence[ObjectChange[Slice]]) -> None:
+        keys: list[ObjectKey] = []
+        for key, before, after in changes:
+            if before is not None:
+                owner = ObjectKey(key.namespace, before.service)
+                slices = self._by_service.get(owner, {})
+                slices.pop(key, None)
+                if not slices:
+                    self._by_service.pop(owner, None)
+                keys.append(owner)
+            if after is not None:
+                owner = ObjectKey(key.namespace, after.service)
+                self._by_service.setdefault(owner, {})[key] = after
+                keys.append(owner)
+        self._note(keys)
+
+    def _note(self, keys: Iterator[ObjectKey] | list[ObjectKey]) -> None:
+        self._changed.update(keys)
+        if self._since is None:
+            self._since = self._clock()
+        self._event.set()
+        if self.is_synced:
+            self._synced.set()
+
+    @property
+    def statuses(self) -> dict[str, ReflectorStatus]:
+        """How each reflector is doing, by resource; none before there are credentials."""
+        found: dict[str, ReflectorStatus] = {}
+        if self._services is not None:
+            found["services"] = self._services.status
+        if self._slices is not None:
+            found["endpointslices"] = self._slices.status
+        return found
+
+    @property
+    def is_synced(self) -> bool:
+        """True once there was a complete list of both."""
+        statuses = self.statuses.values()
+        return len(statuses) == 2 and all(status.is_synced for status in statuses)
+
+    @property
+    def is_current(self) -> bool:
+        """True while both watches are open, or were within `STALE_SECONDS`."""
+        if not self.is_synced:
+            return False
+        if all(status.is_watching for status in self.statuses.values()):
+            self._broken_at = None
+            return True
+        if self._broken_at is None:
+            self._broken_at = self._clock()
+        return self._clock() - self._broken_at < STALE_SECONDS
+
+    @property
+    def age(self) -> float | None:
+        """Seconds since the API server last said anything; None if it never did."""
+        said = [status.current_at for status in self.statuses.values()]
+        times = [at for at in said if at is not None]
+        return time.monotonic() - min(times) if times and len(times) == 2 else None
+
+    @property
+    def failure(self) -> ApiFailure | None:
+        """What is wrong now; None while all is well."""
+        if self._refused is not None:
+            return self._refused
+        return next((s.failure for s in self.statuses.values() if s.failure is not None), None)
+
+    @property
+    def expires(self) -> float | None:
+        """When the credentials in use expire, in Unix time; None if that is not known."""
+        return self._client.expires if self._client else None
+
+    def service(self, key: ObjectKey) -> KubeService | None:
+        """The Service of this name; None if there is none."""
+        return self._services.store.get(key) if self._services else None
+
+    def slices(self, key: ObjectKey) -> tuple[Slice, ...]:
+        """The EndpointSlices of the Service of this name."""
+        return tuple(self._by_service.get(key, {}).values())
+
+    async def changed(self) -> None:
+        """Return once something has changed that `take` has not given yet."""
+        await self._event.wait()
+
+    def take(self) -> tuple[frozenset[ObjectKey], float | None]:
+        """The Services that changed since the last call, and when the first of them did."""
+        keys, since = frozenset(self._changed), self._since
+        self._changed.clear()
+        self._since = None
+        self._event.clear()
+        return keys, since
+
+    async def synced(self, seconds: float) -> bool:
+        """Wait for the first complete lists, at most `seconds`; True if they are there.
+
+        Returns early if the API server refuses.
+        """
+        deadline = self._clock() + seconds
+        while not self.is_synced and (rest := deadline - self._clock()) > 0:
+            if self.failure is not None and self.failure.kind in _FINAL:
+                break
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._synced.wait(), min(rest, 0.1))
+        return self.is_synced
+
+
+_FINAL = (FailureKind.CREDENTIALS, FailureKind.UNAUTHORIZED, FailureKind.FORBIDDEN, FailureKind.TLS)
+"""What waiting does not help against."""

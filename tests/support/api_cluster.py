@@ -1,0 +1,151 @@
+"""A frontend whose cluster has an API: Services and EndpointSlices of the pods on loopback."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Iterable
+from typing import Any, Self
+
+from fc_frontend.demo.pods import PodSet
+from fc_frontend.plan.model import FREE_ADDRESS
+from tests.frontend import Frontend
+from tests.support.api_objects import Json
+from tests.support.api_server import ApiServer
+from tests.support.certificates import Certificates
+
+TOKEN = "api-token"
+READY = {"ready": True, "serving": True, "terminating": False}
+NOT_READY = {"ready": False, "serving": False, "terminating": False}
+TERMINATING = {"ready": False, "serving": True, "terminating": True}
+
+
+class ApiFrontend(Frontend):
+    """`api` is its cluster's API server, which `kubeconfig` reaches."""
+
+    def __init__(self, binary: str, certificates: Certificates) -> None:
+        super().__init__(binary)
+        self.certificates = certificates
+        self.api = ApiServer(token=TOKEN)
+        self.kubeconfig = self.directory / "kubeconfig"
+        self._api_stack = contextlib.AsyncExitStack()
+
+    def __enter__(self) -> Self:
+        super().__enter__()
+        self.start_api()
+        self.settings["cluster"]["api"] = {"kubeconfig": str(self.kubeconfig)}
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.stop_api()
+        super().__exit__(*exc)
+
+    def start_api(self) -> None:
+        """Serve the API, on the port of the last time."""
+        self._api_stack = contextlib.AsyncExitStack()
+        context = self.certificates.server_context()
+        serving = self.api.serving(context, self.api.port)
+        self.call(self._api_stack.enter_async_context(serving))
+        self.write_kubeconfig()
+
+    def stop_api(self) -> None:
+        """End the API server, with all connections."""
+        self.call(self._api_stack.aclose())
+
+    def write_kubeconfig(self, token: str = TOKEN) -> None:
+        """The access of a ServiceAccount's token."""
+        document = {
+            "apiVersion": "v1",
+            "kind": "Config",
+            "current-context": "frontend",
+            "contexts": [{"name": "frontend", "context": {"cluster": "c", "user": "u"}}],
+            "clusters": [
+                {
+                    "name": "c",
+                    "cluster": {
+                        "server": f"https://127.0.0.1:{self.api.port}",
+                        "certificate-authority-data": self.certificates.data("ca.crt"),
+                    },
+                }
+            ],
+            "users": [{"name": "u", "user": {"token": token}}],
+        }
+        self.kubeconfig.write_text(json.dumps(document))
+        self.kubeconfig.chmod(0o600)
+
+    def kube_service(
+        self, name: str, *, cluster_ip: str | None = None, port: int = 80, target: Any = 8080
+    ) -> None:
+        """Create or replace a Service: headless, unless it has a `cluster_ip`."""
+        item = {
+            "metadata": {"name": name, "namespace": "default"},
+            "spec": {
+                "type": "ClusterIP",
+                "clusterIP": cluster_ip or "None",
+                "clusterIPs": [cluster_ip or "None"],
+                "ports": [{"name": "http", "port": port, "protocol": "TCP", "targetPort": target}],
+            },
+        }
+        self._put("services", item)
+
+    def endpoints(
+        self, name: str, states: dict[str, dict[str, bool]], *, port: int = 8080
+    ) -> float:
+        """Create or replace the EndpointSlice of a Service; when it was done.
+
+        `states` are the conditions of each address.
+        """
+        item = {
+            "metadata": {
+                "name": f"{name}-1",
+                "namespace": "default",
+                "labels": {"kubernetes.io/service-name": name},
+            },
+            "addressType": "IPv4",
+            "ports": [{"name": "http", "port": port, "protocol": "TCP"}],
+            "endpoints": [
+                {
+                    "addresses": [address],
+                    "conditions": conditions,
+                    "targetRef": {"kind": "Pod", "namespace": "default", "name": f"pod-{address}"},
+                }
+                for address, conditions in states.items()
+            ],
+        }
+        self._put("endpointslices", item)
+        return time.monotonic()
+
+    def ready_endpoints(self, name: str, addresses: Iterable[str], *, port: int = 8080) -> float:
+        """All of `addresses` are ready, and there are no others; when it was done."""
+        return self.endpoints(name, dict.fromkeys(addresses, READY), port=port)
+
+    def _put(self, resource: str, item: Json) -> None:
+        key = (resource, "default", item["metadata"]["name"])
+
+        async def put() -> None:
+            if key in self.api.objects.now:
+                self.api.objects.update(key, item)
+            else:
+                self.api.objects.create(resource, item)
+
+        self.call(put())
+
+    def cluster_ip(self, name: str) -> tuple[str, PodSet]:
+        """A cluster IP for `name` on which something answers, as kube-proxy makes it."""
+        address = f"127.{self.octet}.130.{len(self.pods) + 1}"
+        behind = PodSet(f"{name}-vip", network=f"{address}/32", port=80)
+        self.pods[f"{name}-vip"] = behind
+        self.call(behind.scale(1))
+        return address, behind
+
+    def slots(self, name: str) -> dict[str, tuple[str, int]]:
+        """Address and administrative state of each slot with a pod, as HAProxy has them."""
+        from fc_frontend.haproxy import runtime
+
+        path = self.settings["haproxy"]["runtime_socket"]
+        return {
+            server.server: (server.address, server.admin or 0)
+            for server in runtime.servers_of(path, name)
+            if server.address not in (None, FREE_ADDRESS)
+        }
