@@ -975,7 +975,7 @@ async def resolve(
     base: Base | None = None,
     hold: bool = True,
 ) -> dict[str, Answer]:
-    """What cluster DNS says now of every service; never raises for what DNS does.
+    """What API and cluster DNS say now of every service; never raises for what they do.
 
     `previous` are the answers that stay good where DNS fails: by default the stored ones, unless
     `base`, which is what HAProxy runs, has pods of another cluster.  With
@@ -983,16 +983,19 @@ async def resolve(
     """
     from fc_frontend.discovery.client import DnsClient
     from fc_frontend.discovery.resolve import resolve_all
+    from fc_frontend.kubernetes.answers import ask_api
 
     cluster = declaration.settings.cluster
     if previous is None:
         settings, file = declaration.settings, declaration.settings_file
         is_same = base is None or is_same_cluster(base, settings, file)
         previous = stored_answers(settings, declaration.services) if is_same else {}
+    answers = await ask_api(declaration.services, cluster, previous)
+    others = [spec for spec in declaration.services if spec.name not in answers]
     client = DnsClient(cluster.nameservers)
     try:
-        return await resolve_all(
-            declaration.services,
+        return answers | await resolve_all(
+            others,
             cluster,
             client,
             previous,

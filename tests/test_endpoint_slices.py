@@ -51,3 +51,178 @@ def test_pods_of_a_service_with_a_cluster_ip_come_and_go_without_a_reload(
     assert tally.requests > 50
     assert not tally.failures
     assert frontend.running_hash() == reloads, "no reload"
+
+
+def deploy(frontend: ApiFrontend, count: int, *, headless: bool = False) -> list[str]:
+    """A service `shop` with `count` ready pods, served on `PORT`; their addresses."""
+    pods = frontend.scale("shop", count, publish=headless)
+    address = None if headless else frontend.cluster_ip("shop")[0]
+    frontend.kube_service("shop", cluster_ip=address)
+    frontend.ready_endpoints("shop", pods.addresses)
+    frontend.settings["services"]["shop"] = frontend.service("shop", PORT)
+    frontend.start()
+    frontend.until(lambda: frontend.serves(PORT, pods))
+    return list(pods.addresses)
+
+
+@pytest.mark.parametrize("headless", [True, False], ids=["headless", "cluster-ip"])
+def test_a_killed_daemon_whose_pods_are_all_replaced_costs_a_handful_of_requests(
+    frontend: ApiFrontend, headless: bool
+) -> None:
+    deploy(frontend, 3, headless=headless)
+    pods = frontend.pods["shop"]
+    old = {pod.name for pod in pods.pods}
+    with Load(frontend.host, PORT, clients=4) as load:
+        frontend.until(lambda: load.tally().requests > 50)
+        frontend.stop_daemon(signal.SIGKILL)
+        frontend.scale("shop", 6, publish=headless)
+        if headless:
+            # Pods are in cluster DNS once they are ready, and others leave after that.
+            frontend.until(lambda: len(frontend.slots("shop.standby")) == 6)
+        for pod in list(pods.pods):
+            if pod.name in old:
+                frontend.call(pods.remove(pod))
+        if headless:
+            frontend.publish("shop", pods.addresses)
+        before = load.tally().requests
+        frontend.until(lambda: load.tally().requests > before + 300)
+    tally = load.tally()
+    # Those in flight when a pod goes, at most one a client and pod.
+    assert len(tally.failures) <= 12, tally.failures
+    answering = {name for name in names_of(frontend) if name}
+    expected = {pod.name for pod in pods.pods}
+    if not headless:
+        expected = {pod.name for pod in frontend.pods["shop-vip"].pods}
+    assert answering == expected
+
+
+def test_a_new_daemon_puts_right_what_a_killed_one_left(frontend: ApiFrontend) -> None:
+    one, two, three = deploy(frontend, 3)
+    frontend.endpoints("shop", {one: TERMINATING, two: READY, three: READY})
+    frontend.until(lambda: frontend.slots("shop")["pod1"][1] & 8)
+    frontend.stop_daemon(signal.SIGKILL)
+    frontend.ready_endpoints("shop", [one, two])
+    running = frontend.running_hash()
+    frontend.start()
+    pods = frontend.pods["shop"].pods
+    frontend.until(lambda: names_of(frontend) == {pods[0].name, pods[1].name})
+    # The slot of the third pod is free a second after its last session.
+    frontend.until(lambda: {each for each, _ in frontend.slots("shop").values()} == {one, two})
+    assert not any(state & 8 for _, state in frontend.slots("shop").values())
+    assert frontend.running_hash() == running
+
+
+def test_a_pod_that_an_operator_drained_stays_so(frontend: ApiFrontend) -> None:
+    one, two, three = deploy(frontend, 3)
+    pods = frontend.pods["shop"].pods
+    frontend.run("drain", "shop", one)
+    frontend.until(lambda: names_of(frontend) == {pods[1].name, pods[2].name})
+    frontend.ready_endpoints("shop", [one, two])
+    frontend.until(lambda: names_of(frontend) == {pods[1].name})
+    frontend.run("drain", "shop")
+    frontend.until(lambda: frontend.get("/", PORT)[0] == 503)
+    assert three not in str(frontend.slots("shop"))
+
+
+def test_an_api_server_that_is_gone_leaves_everything_as_it_is(frontend: ApiFrontend) -> None:
+    deploy(frontend, 2)
+    pods = frontend.pods["shop"].pods
+    with Load(frontend.host, PORT, clients=2) as load:
+        frontend.stop_api()
+        frontend.until(lambda: frontend.metric("fc_frontend_api_watching") == 0, 90)
+        frontend.until(lambda: frontend.status()["services"][0]["freshness"] == "stale")
+        assert "cannot be watched" in frontend.status()["services"][0]["error"]
+        assert names_of(frontend) == {pod.name for pod in pods}
+        frontend.start_api()
+        frontend.scale("shop", 3, publish=False)
+        frontend.ready_endpoints("shop", frontend.pods["shop"].addresses)
+        frontend.until(lambda: frontend.serves(PORT, frontend.pods["shop"]))
+        frontend.until(lambda: frontend.metric("fc_frontend_api_watching") == 1)
+    assert not load.tally().failures
+
+
+def test_while_the_api_is_away_cluster_dns_adds_pods(frontend: ApiFrontend) -> None:
+    deploy(frontend, 2, headless=True)
+    frontend.stop_api()
+    frontend.until(lambda: frontend.metric("fc_frontend_api_watching") == 0, 90)
+    pods = frontend.scale("shop", 4)
+    frontend.until(lambda: frontend.serves(PORT, pods))
+    frontend.start_api()
+
+
+def test_without_any_api_server_cluster_dns_is_asked(frontend: ApiFrontend) -> None:
+    frontend.stop_api()
+    pods = frontend.scale("shop", 2)
+    frontend.kube_service("shop")
+    frontend.ready_endpoints("shop", pods.addresses)
+    frontend.settings["services"]["shop"] = frontend.service("shop", PORT)
+    frontend.start()
+    frontend.until(lambda: frontend.serves(PORT, pods))
+    assert frontend.status()["services"][0]["discovery"] == "headless"
+    with Load(frontend.host, PORT, clients=2) as load:
+        frontend.start_api()
+        frontend.until(lambda: frontend.status()["services"][0]["discovery"] == "api", 90)
+        frontend.until(lambda: frontend.serves(PORT, pods))
+    assert not load.tally().failures
+
+
+def test_more_pods_than_slots_take_one_reload_a_doubling(frontend: ApiFrontend) -> None:
+    deploy(frontend, 3)
+    with Load(frontend.host, PORT, clients=2) as load:
+        for count in (30, 5, 60):
+            pods = frontend.scale(
+                "shop", max(count, len(frontend.pods["shop"].pods)), publish=False
+            )
+            chosen = pods.addresses[:count]
+            frontend.ready_endpoints("shop", chosen)
+            frontend.until(
+                lambda chosen=chosen: (
+                    {each for each, _ in frontend.slots("shop").values()} == set(chosen)
+                )
+            )
+    assert not load.tally().failures
+    assert frontend.metric("fc_frontend_reloads_total", reason="slots") <= 3
+
+
+def test_most_services_that_lose_all_pods_at_once_keep_them(frontend: ApiFrontend) -> None:
+    names = [f"site{number}" for number in range(4)]
+    for number, name in enumerate(names):
+        pods = frontend.scale(name, 2, publish=False)
+        frontend.kube_service(name, cluster_ip=frontend.cluster_ip(name)[0])
+        frontend.ready_endpoints(name, pods.addresses)
+        frontend.settings["services"][name] = frontend.service(name, PORT + number)
+    frontend.start()
+    for number, name in enumerate(names):
+        frontend.until(lambda n=number, s=name: frontend.serves(PORT + n, frontend.pods[s]))
+    with Load(frontend.host, PORT + 3, clients=2) as load:
+        for name in names[:3]:
+            frontend.endpoints(name, dict.fromkeys(frontend.pods[name].addresses, NOT_READY))
+        frontend.until(lambda: frontend.metric("fc_frontend_api_held_services") == 3)
+        for number, name in enumerate(names):
+            frontend.until(lambda n=number, s=name: frontend.serves(PORT + n, frontend.pods[s]))
+        for name in names[:3]:
+            frontend.ready_endpoints(name, frontend.pods[name].addresses[:1])
+        frontend.until(lambda: frontend.metric("fc_frontend_api_held_services") == 0)
+        frontend.until(lambda: len(names_of(frontend)) == 1)
+    assert not load.tally().failures
+
+
+def test_a_service_whose_target_port_changes_is_followed(frontend: ApiFrontend) -> None:
+    address, _ = frontend.cluster_ip("shop")
+    pods = frontend.scale("shop", 2, publish=False)
+    frontend.kube_service("shop", cluster_ip=address, port=80)
+    frontend.ready_endpoints("shop", pods.addresses, port=9)
+    frontend.settings["services"]["shop"] = {
+        "mode": "http",
+        "service_port": 80,
+        "binds": f"{frontend.host}:{PORT}",
+    }
+    frontend.start()
+    frontend.ready_endpoints("shop", pods.addresses)
+    frontend.until(lambda: frontend.serves(PORT, pods))
+    # The Service's own port leads to the same pods under another number: only the standby changes.
+    frontend.kube_service("shop", cluster_ip=address, port=81)
+    frontend.settings["services"]["shop"]["service_port"] = 81
+    frontend.write()
+    frontend.until(lambda: frontend.events("config-reloaded"))
+    frontend.until(lambda: frontend.serves(PORT, pods))

@@ -7,27 +7,22 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from fc_frontend.discovery.slices import MassEmptying, answer_of, as_stale
+from fc_frontend.discovery.slices import MassEmptying
 from fc_frontend.discovery.source import News, PodDiscovery
+from fc_frontend.kubernetes.answers import LOOK_SECONDS, answers_from, is_of_api, key_of
 from fc_frontend.kubernetes.cluster_watch import ClusterWatch
 from fc_frontend.model.api_state import ApiState
 from fc_frontend.observe.log import Log
 from fc_frontend.observe.metrics import Metrics
-from fc_frontend.plan.cluster_objects import ObjectKey
 from fc_frontend.plan.model import (
     Answer,
     ApiSettings,
     Discovery,
-    Freshness,
     Kind,
     Resolution,
     ServiceSpec,
     Settings,
 )
-from fc_frontend.plan.planner import uses_api
-
-SYNC_SECONDS = 5.0
-"""For which the first step waits for the API: 5,000 slices take one."""
 
 
 class PodSources:
@@ -69,7 +64,7 @@ class PodSources:
         watch = self._watch
         if watch is not None and not self._waited:
             self._waited = True
-            await watch.synced(SYNC_SECONDS)
+            await watch.synced(LOOK_SECONDS)
         answers = self._from_api(specs, settings, before)
         others = [spec for spec in specs if spec.name not in answers]
         if others:
@@ -118,7 +113,7 @@ class PodSources:
         overdue = self._emptying.overdue(self._clock()) if self._emptying else frozenset()
         if (not keys and not overdue) or not watch.is_synced:
             return News({}, since)
-        concerned = [spec for spec in specs if _key(spec) in keys or spec.name in overdue]
+        concerned = [spec for spec in specs if key_of(spec) in keys or spec.name in overdue]
         answers = self._from_api(concerned, settings, before)
         held = self._held - answers.keys()
         late = [
@@ -162,52 +157,16 @@ class PodSources:
             self._started.clear()
 
     def _is_api(self, spec: ServiceSpec, settings: Settings, before: Resolution) -> bool:
-        """True if the API tells the pods of `spec`, or told them last."""
-        if self._watch is None or not uses_api(spec, settings.cluster):
-            return False
-        old = before.get(spec.name)
-        is_known = old is not None and old.kind is Kind.API
-        return self._watch.is_synced or is_known or spec.discovery is Discovery.API
+        return self._watch is not None and is_of_api(spec, settings.cluster, self._watch, before)
 
     def _from_api(
         self, specs: Iterable[ServiceSpec], settings: Settings, before: Resolution
     ) -> dict[str, Answer]:
-        watch = self._watch
-        concerned = [spec for spec in specs if self._is_api(spec, settings, before)]
-        if watch is None or not concerned:
+        watch, emptying = self._watch, self._emptying
+        if watch is None or emptying is None:
             return {}
-        if not watch.is_synced or not watch.is_current:
-            error, remedy = self._trouble(watch)
-            return {
-                spec.name: as_stale(spec, before.get(spec.name), error, remedy)
-                if not watch.is_synced
-                else replace(
-                    self._one(watch, spec, settings, before),
-                    freshness=Freshness.STALE,
-                    error=error,
-                    remedy=remedy,
-                )
-                for spec in concerned
-            }
-        answers = {spec.name: self._one(watch, spec, settings, before) for spec in concerned}
-        assert self._emptying is not None
-        return self._emptying.looked(answers, self._clock())
-
-    def _one(
-        self, watch: ClusterWatch, spec: ServiceSpec, settings: Settings, before: Resolution
-    ) -> Answer:
-        key = _key(spec)
-        return answer_of(
-            spec, watch.service(key), watch.slices(key), settings.cluster, before.get(spec.name)
-        )
-
-    def _trouble(self, watch: ClusterWatch) -> tuple[str, str]:
-        failure = watch.failure
-        said = failure.message if failure else "it has not answered yet"
-        return (
-            f"the Kubernetes API cannot be watched: {said}",
-            "the last known pods stay; see `fc-frontend doctor`",
-        )
+        answers = answers_from(watch, specs, settings.cluster, before)
+        return emptying.looked(answers, self._clock()) if watch.is_current else answers
 
     def _state(self, watch: ClusterWatch) -> ApiState:
         lists: Counter[str] = Counter()
@@ -273,10 +232,6 @@ class PodSources:
             if more:
                 found[name] = replace(old, endpoints=tuple(sorted((*old.endpoints, *more))))
         return found
-
-
-def _key(spec: ServiceSpec) -> ObjectKey:
-    return ObjectKey(spec.namespace, spec.service)
 
 
 def _by_dns(spec: ServiceSpec) -> ServiceSpec:

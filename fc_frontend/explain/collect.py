@@ -40,6 +40,7 @@ from fc_frontend.haproxy.preflight import find_obstacles
 from fc_frontend.haproxy.runtime import ServerState
 from fc_frontend.haproxy.take_over import missing_consent
 from fc_frontend.haproxy.traffic import NO_TRAFFIC, traffic_in, traffic_of
+from fc_frontend.kubernetes.answers import ask_api
 from fc_frontend.model.service_state import (
     Counts,
     HaproxyState,
@@ -63,6 +64,7 @@ from fc_frontend.plan.model import (
     Answer,
     Cluster,
     Haproxy,
+    Kind,
     ServicePlan,
     ServiceSpec,
     Settings,
@@ -294,7 +296,10 @@ def haproxy_of(
 
 
 async def _resolved(spec: ServiceSpec, cluster: Cluster) -> tuple[Answer, str]:
-    """What cluster DNS says now, and what of the name is missing besides the service."""
+    """What API or cluster DNS say now, and what of the name is missing besides the service."""
+    by_api = await ask_api((spec,), cluster, {})
+    if spec.name in by_api:
+        return by_api[spec.name], ""
     client = DnsClient(cluster.nameservers, timeout=_TRY)
     try:
         try:
@@ -564,7 +569,8 @@ def _by_files(
             namespace=planned.spec.namespace,
             binds=tuple(str(bind) for bind in planned.spec.binds),
             is_current=False,
-            reason="as it was last stored: without the daemon nobody asks cluster DNS",
+            by_api=planned.kind is Kind.API,
+            reason="as it was last stored: without the daemon nobody looks for pods",
             error=None,
             remedy="",
             pods=len(planned.endpoints) if planned.spec.name in answers else None,

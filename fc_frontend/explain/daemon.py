@@ -17,7 +17,7 @@ from typing import Any
 from fc_frontend.errors import Cause, Problem, Severity, Unavailable
 from fc_frontend.explain.facts import Daemon, DaemonService, Held, LastReload
 from fc_frontend.model.service_state import Counts, HaproxyState
-from fc_frontend.plan.model import Bind, Freshness
+from fc_frontend.plan.model import Bind, Freshness, Kind
 from fc_frontend.text import one_line
 
 TIMEOUT = 5.0
@@ -131,6 +131,7 @@ def _service(entry: Mapping[str, Any]) -> DaemonService:
         namespace=_text(entry["namespace"]),
         binds=tuple(_text(bind) for bind in entry["binds"]),
         is_current=entry["is_current"] is True,
+        by_api=entry["discovery"] == Kind.API,
         reason=_text(entry["reason"]),
         error=_optional(entry["error"]),
         remedy=_text(entry["remedy"]),

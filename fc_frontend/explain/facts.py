@@ -69,7 +69,10 @@ class Worker:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DaemonService:
-    """A service as the daemon sees it; `age` in seconds since the last good answer of DNS."""
+    """A service as the daemon sees it; `age` in seconds since the last good answer about pods.
+
+    With `by_api`, its pods are found by the Kubernetes API, else by cluster DNS.
+    """
 
     name: str
     namespace: str
@@ -87,6 +90,7 @@ class DaemonService:
     rejected: tuple[str, ...]
     drained: tuple[str, ...]
     age: float | None
+    by_api: bool = False
     counts: Counts | None = None
     """The servers that HAProxy has, as the daemon saw them last; None if it has none."""
 

@@ -269,7 +269,7 @@ def _rows(seen: Seen) -> Iterator[Row]:
         known.add(service.name)
         why = service.error or service.reason
         if service.rejected and not service.pods:
-            why = "cluster DNS names only addresses outside of the cluster's networks"
+            why = f"{_who(service)} names only addresses outside of the cluster's networks"
         if service.name in held and held[service.name].problems:
             why = held[service.name].problems[0].message
         counts = None
@@ -399,13 +399,23 @@ def _of_service(seen: Seen, service: DaemonService) -> Iterator[StatusFinding]:
         yield _about(
             service,
             StatusLevel.WARNING,
-            f"cluster DNS gives no answer: {service.error or 'none yet'}",
+            _without_answer(service),
             f"the last good answer stays in use; see {_look(service)}",
         )
     drained = counts.drained if counts else len(service.drained)
     if drained:
         remedy = f"to end it: `fc-frontend undrain {service.name}`"
         yield _about(service, StatusLevel.WARNING, f"{drained} drained", remedy)
+
+
+def _who(service: DaemonService) -> str:
+    return "the Kubernetes API" if service.by_api else "cluster DNS"
+
+
+def _without_answer(service: DaemonService) -> str:
+    if service.by_api and service.error:
+        return service.error
+    return f"cluster DNS gives no answer: {service.error or 'none yet'}"
 
 
 def _of_its_servers(
@@ -422,7 +432,7 @@ def _of_its_servers(
         yield _about(
             service,
             StatusLevel.CRITICAL if is_empty else StatusLevel.WARNING,
-            "cluster DNS names addresses outside of the cluster's networks: "
+            f"{_who(service)} names addresses outside of the cluster's networks: "
             + ", ".join(service.rejected[:3]),
             service.remedy,
             Rank.NOBODY_SERVED if is_empty else Rank.DEGRADED,
@@ -432,9 +442,9 @@ def _of_its_servers(
     if is_running and state is ServiceState.DOWN and not is_new:
         said = _no_server_up(service, counts)
     elif is_running and state is ServiceState.UNKNOWN:
-        said = f"cluster DNS never gave an answer: {service.error or 'none yet'}"
+        said = f"{_who(service)} never gave an answer: {service.error or 'none yet'}"
     elif state is ServiceState.EMPTY and not service.rejected:
-        said = f"cluster DNS names no pod: {service.error or 'no addresses'}"
+        said = f"{_who(service)} names no pod: {service.error or 'no addresses'}"
     if said:
         yield _about(service, StatusLevel.CRITICAL, said, rank=Rank.NOBODY_SERVED)
     elif state is ServiceState.DEGRADED and counts and counts.down:

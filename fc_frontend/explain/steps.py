@@ -212,6 +212,8 @@ def _dns(facts: Facts, is_served: bool) -> Step:
         )
     if answer.kind is Kind.NODES:
         return Step(name="dns", verdict=StepVerdict.OK, said="needs no DNS: the cluster's nodes")
+    if answer.kind is Kind.API:
+        return _api(facts, answer)
     step = _dns_failed(facts, answer) if answer.freshness is not Freshness.FRESH else None
     step = step or _dns_answered(answer, spec) or _dns_nobody(facts, answer, spec)
     if step.verdict is StepVerdict.BAD and (is_served or _failed_before_dns(facts, answer)):
@@ -219,6 +221,36 @@ def _dns(facts: Facts, is_served: bool) -> Step:
         kept = f"HAProxy keeps the servers that it has, {_for_how_long(facts, answer)}"
         return replace(step, verdict=StepVerdict.WARN, details=(kept, *step.details))
     return step
+
+
+def _api(facts: Facts, answer: Answer) -> Step:
+    """What the Kubernetes API says of the Service's endpoints."""
+    name = "api"
+    if answer.freshness is not Freshness.FRESH:
+        return Step(
+            name=name,
+            verdict=StepVerdict.WARN if facts.before is not None else StepVerdict.BAD,
+            said=one_line(answer.error or "the Kubernetes API gives no answer"),
+            remedy="see `fc-frontend doctor`; HAProxy keeps the servers that it has",
+        )
+    if not answer.endpoints:
+        return Step(
+            name=name,
+            verdict=StepVerdict.BAD,
+            said=one_line(answer.error or "the Kubernetes API shows no ready pods"),
+            remedy=one_line(answer.remedy),
+        )
+    said = f"the Kubernetes API shows {counted(len(answer.endpoints), 'ready pod')}"
+    said += f", {counted(len(answer.draining), 'pod')} terminating" if answer.draining else ""
+    standby = answer.standby
+    details: tuple[str, ...]
+    if standby is None:
+        details = ("it has no standby: without the daemon, HAProxy keeps the pods it has",)
+    elif standby.address is not None:
+        details = (f"its standby is the cluster IP {standby.address}, port {standby.port}",)
+    else:
+        details = (f"its standby is cluster DNS: {standby.name}, port {standby.port}",)
+    return Step(name=name, verdict=StepVerdict.OK, said=said, details=details)
 
 
 def _failed_before_dns(facts: Facts, answer: Answer) -> bool:
@@ -377,11 +409,15 @@ def _networks(facts: Facts) -> Step:
     return Step(
         name=name,
         verdict=StepVerdict.WARN if answer.endpoints else StepVerdict.BAD,
-        said=f"cluster DNS names addresses outside of the {which} {shown}, which are never used: "
-        f"{_listed(answer.rejected)}",
+        said=f"{_who(answer)} names addresses outside of the {which} {shown}, which are never "
+        f"used: {_listed(answer.rejected)}",
         remedy=remedy,
         details=_manifest(spec) if answer.cause is Cause.CLUSTER_IP else (),
     )
+
+
+def _who(answer: Answer) -> str:
+    return "the Kubernetes API" if answer.kind is Kind.API else "cluster DNS"
 
 
 def _listed(words: Iterable[Network | str]) -> str:

@@ -82,6 +82,13 @@ class ClusterWatch:
             self._task.cancel()
             self._task = None
 
+    async def ended(self) -> None:
+        """Stop watching, and wait until all connections are closed."""
+        task = self._task
+        self.close()
+        if task is not None:
+            await asyncio.gather(task, return_exceptions=True)
+
     async def _run(self) -> None:
         while True:
             try:
