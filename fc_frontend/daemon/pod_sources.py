@@ -22,7 +22,9 @@ from fc_frontend.plan.model import (
     Resolution,
     ServiceSpec,
     Settings,
+    Target,
 )
+from fc_frontend.plan.planner import uses_api
 
 
 class PodSources:
@@ -60,7 +62,7 @@ class PodSources:
         self, specs: Sequence[ServiceSpec], settings: Settings, before: Resolution
     ) -> dict[str, Answer]:
         """The answers about new services that come soon, by service; sweeps bring the others."""
-        self._follow(settings)
+        self._follow(settings, specs)
         watch = self._watch
         if watch is not None and not self._waited:
             self._waited = True
@@ -75,7 +77,7 @@ class PodSources:
         self, specs: Sequence[ServiceSpec], settings: Settings, before: Resolution
     ) -> dict[str, Answer] | None:
         """The answers about all services that came in time; None if none differs from `before`."""
-        self._follow(settings)
+        self._follow(settings, specs)
         found: dict[str, Answer] = {}
         watch = self._watch
         if watch is not None:
@@ -137,11 +139,18 @@ class PodSources:
     def _held(self) -> frozenset[str]:
         return self._emptying.held if self._emptying else frozenset()
 
-    def _follow(self, settings: Settings) -> None:
-        """Watch the cluster of these settings."""
+    def _follow(self, settings: Settings, specs: Sequence[ServiceSpec]) -> None:
+        """Watch the cluster of these settings, and its nodes where a service needs them."""
         api = settings.cluster.api
-        if api == self._api:
-            return
+        if api != self._api:
+            self._watch_anew(settings)
+        if self._watch is not None and any(
+            spec.target is Target.NODE and uses_api(spec, settings.cluster) for spec in specs
+        ):
+            self._watch.follow_nodes()
+
+    def _watch_anew(self, settings: Settings) -> None:
+        api = settings.cluster.api
         if self._watch is not None:
             self._watch.close()
             self._watch = None

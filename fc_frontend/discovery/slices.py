@@ -5,8 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
-from fc_frontend.plan.cluster_objects import KubeService, Slice
-from fc_frontend.plan.model import Answer, Cluster, Endpoint, Freshness, Kind, ServiceSpec
+from fc_frontend.plan.addresses import NotAnAddress, parse_address
+from fc_frontend.plan.cluster_objects import KubeNode, KubeService, Slice
+from fc_frontend.plan.model import (
+    Address,
+    Answer,
+    Cluster,
+    Endpoint,
+    Family,
+    Freshness,
+    Kind,
+    ServiceSpec,
+)
 from fc_frontend.plan.slices import SliceAnswer, SliceGap, endpoints_from_slices, standby_of
 
 MASS_WINDOW = 60.0
@@ -73,6 +83,41 @@ def answer_of(
         is_h2c=found.is_h2c,
         standby=standby_of(spec, service, listed, cluster),
     )
+
+
+def answer_of_nodes(
+    spec: ServiceSpec, nodes: Iterable[KubeNode], cluster: Cluster, previous: Answer | None
+) -> Answer:
+    """A port of each node, at the first address whose family the cluster's pods have."""
+    assert isinstance(spec.port, int)
+    families = cluster.families(cluster.pod_networks)
+    found: set[Endpoint] = set()
+    for node in nodes:
+        parsed = [str(address) for text in node.addresses if (address := _address(text))]
+        parsed.sort(key=lambda text: _rank(text, families))
+        found.update(Endpoint(text, spec.port) for text in parsed[:1])
+    return Answer(
+        kind=Kind.API,
+        reason="the cluster's nodes",
+        endpoints=tuple(sorted(found)),
+        freshness=Freshness.FRESH,
+        error=None if found else "the Kubernetes API shows no node that load balancers may use",
+        remedy="" if found else "see `kubectl get nodes -o wide --show-labels`",
+        slots=previous.slots if previous else 0,
+        by_runtime=previous.by_runtime if previous else False,
+    )
+
+
+def _address(text: str) -> Address | None:
+    try:
+        return parse_address(text)
+    except NotAnAddress:
+        return None
+
+
+def _rank(text: str, families: tuple[Family, ...]) -> int:
+    family: Family = "ipv6" if ":" in text else "ipv4"
+    return families.index(family) if family in families else len(families)
 
 
 def _explained(spec: ServiceSpec, found: SliceAnswer) -> tuple[str | None, str]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
-from fc_frontend.discovery.slices import answer_of, as_stale
-from fc_frontend.kubernetes.cluster_watch import ClusterWatch
+from fc_frontend.discovery.slices import answer_of, answer_of_nodes, as_stale
+from fc_frontend.kubernetes.cluster_watch import ANY_NODE, ClusterWatch
 from fc_frontend.plan.cluster_objects import ObjectKey
 from fc_frontend.plan.model import (
     Answer,
@@ -16,6 +16,7 @@ from fc_frontend.plan.model import (
     Kind,
     Resolution,
     ServiceSpec,
+    Target,
 )
 from fc_frontend.plan.planner import uses_api
 
@@ -24,7 +25,9 @@ LOOK_SECONDS = 5.0
 
 
 def key_of(spec: ServiceSpec) -> ObjectKey:
-    """The Kubernetes Service of a declared one."""
+    """What the endpoints of a declared service depend on: a Kubernetes Service, or the nodes."""
+    if spec.target is Target.NODE:
+        return ANY_NODE
     return ObjectKey(spec.namespace, spec.service)
 
 
@@ -36,7 +39,8 @@ def is_of_api(
         return False
     before = previous.get(spec.name)
     is_known = before is not None and before.kind is Kind.API
-    return watch.is_synced or is_known or spec.discovery is Discovery.API
+    is_alone = spec.discovery is Discovery.API or spec.target is Target.NODE
+    return watch.is_synced or is_known or is_alone
 
 
 def answers_from(
@@ -57,12 +61,20 @@ def answers_from(
         if not watch.is_synced:
             answers[spec.name] = as_stale(spec, before, error, remedy)
             continue
-        key = key_of(spec)
-        answer = answer_of(spec, watch.service(key), watch.slices(key), cluster, before)
+        answer = _answer(watch, spec, cluster, before)
         if not is_current:
             answer = replace(answer, freshness=Freshness.STALE, error=error, remedy=remedy)
         answers[spec.name] = answer
     return answers
+
+
+def _answer(
+    watch: ClusterWatch, spec: ServiceSpec, cluster: Cluster, before: Answer | None
+) -> Answer:
+    if spec.target is Target.NODE:
+        return answer_of_nodes(spec, watch.nodes or (), cluster, before)
+    key = key_of(spec)
+    return answer_of(spec, watch.service(key), watch.slices(key), cluster, before)
 
 
 async def ask_api(
@@ -76,6 +88,8 @@ async def ask_api(
     if cluster.api is None or not concerned:
         return {}
     watch = ClusterWatch(cluster.api)
+    if any(spec.target is Target.NODE for spec in concerned):
+        watch.follow_nodes()
     watch.start()
     try:
         await watch.synced(LOOK_SECONDS)

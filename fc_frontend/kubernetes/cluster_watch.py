@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 from fc_frontend.errors import Unavailable
 from fc_frontend.kubernetes.access import ApiAccess
@@ -20,9 +21,11 @@ from fc_frontend.kubernetes.reflector import (
 )
 from fc_frontend.plan.cluster_objects import (
     SERVICE_LABEL,
+    KubeNode,
     KubeService,
     ObjectKey,
     Slice,
+    parse_node,
     parse_service,
     parse_slice,
 )
@@ -32,6 +35,9 @@ SERVICES: ApiResource[KubeService] = ApiResource("/api/v1/services", parse_servi
 SLICES: ApiResource[Slice] = ApiResource(
     "/apis/discovery.k8s.io/v1/endpointslices", parse_slice, {"labelSelector": SERVICE_LABEL}
 )
+NODES: ApiResource[KubeNode] = ApiResource("/api/v1/nodes", parse_node)
+ANY_NODE = ObjectKey("", "")
+"""What `take` gives when nodes changed; no Service has this name."""
 RETRY_SECONDS = 5.0
 """Until credentials that could not be read at all are looked for again."""
 STALE_SECONDS = 10.0
@@ -62,6 +68,8 @@ class ClusterWatch:
         self._clock = clock
         self._services: Reflector[KubeService] | None = None
         self._slices: Reflector[Slice] | None = None
+        self._nodes: Reflector[KubeNode] | None = None
+        self._wants_nodes = asyncio.Event()
         self._by_service: dict[ObjectKey, dict[ObjectKey, Slice]] = {}
         self._changed: set[ObjectKey] = set()
         self._since: float | None = None
@@ -104,6 +112,23 @@ class ClusterWatch:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._services.run())
                 group.create_task(self._slices.run())
+                group.create_task(self._run_nodes(client))
+
+    async def _run_nodes(self, client: ApiClient) -> None:
+        await self._wants_nodes.wait()
+        self._nodes = Reflector(client, NODES, lambda _: self._note([ANY_NODE]))
+        await self._nodes.run()
+
+    def follow_nodes(self) -> None:
+        """Watch nodes as well: that needs a right of its own."""
+        self._wants_nodes.set()
+
+    @property
+    def nodes(self) -> tuple[KubeNode, ...] | None:
+        """All nodes that load balancers may use; None until there was a complete list."""
+        if self._nodes is None or not self._nodes.status.is_synced:
+            return None
+        return tuple(self._nodes.store.values())
 
     def _services_changed(self, changes: Sequence[ObjectChange[KubeService]]) -> None:
         self._note(change.key for change in changes)
@@ -135,18 +160,19 @@ class ClusterWatch:
     @property
     def statuses(self) -> dict[str, ReflectorStatus]:
         """How each reflector is doing, by resource; none before there are credentials."""
-        found: dict[str, ReflectorStatus] = {}
-        if self._services is not None:
-            found["services"] = self._services.status
-        if self._slices is not None:
-            found["endpointslices"] = self._slices.status
-        return found
+        reflectors: dict[str, Reflector[Any] | None] = {
+            "services": self._services,
+            "endpointslices": self._slices,
+            "nodes": self._nodes,
+        }
+        return {name: each.status for name, each in reflectors.items() if each is not None}
 
     @property
     def is_synced(self) -> bool:
-        """True once there was a complete list of both."""
-        statuses = self.statuses.values()
-        return len(statuses) == 2 and all(status.is_synced for status in statuses)
+        """True once there was a complete list of all that is watched."""
+        statuses = self.statuses
+        wanted = 3 if self._wants_nodes.is_set() else 2
+        return len(statuses) == wanted and all(each.is_synced for each in statuses.values())
 
     @property
     def is_current(self) -> bool:
@@ -165,7 +191,7 @@ class ClusterWatch:
         """Seconds since the API server last said anything; None if it never did."""
         said = [status.current_at for status in self.statuses.values()]
         times = [at for at in said if at is not None]
-        return time.monotonic() - min(times) if times and len(times) == 2 else None
+        return time.monotonic() - min(times) if times and len(times) == len(said) else None
 
     @property
     def failure(self) -> ApiFailure | None:

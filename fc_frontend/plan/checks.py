@@ -94,12 +94,12 @@ def _without_api(settings: Settings, specs: Iterable[ServiceSpec]) -> tuple[Prob
 
 
 def _without_nodes(settings: Settings, specs: Iterable[ServiceSpec]) -> tuple[Problem, ...]:
-    if settings.cluster.nodes:
+    if settings.cluster.nodes or settings.cluster.api:
         return ()
     return tuple(
         Problem(
             "lb_service_port needs the cluster's nodes, and none is known",
-            "set cluster.nodes to a mapping of names and addresses",
+            "set cluster.nodes to a mapping of names and addresses, or cluster.api",
             service=spec.name,
             field="lb_service_port",
         )

@@ -15,6 +15,8 @@ from fc_frontend.plan.model import Family
 
 SERVICE_LABEL = "kubernetes.io/service-name"
 """The label of a slice that names its Service, whoever manages the slice (discovery.k8s.io/v1)."""
+NOT_BALANCED = "node.kubernetes.io/exclude-from-external-load-balancers"
+"""The label of nodes that no load balancer sends anything to."""
 HEADLESS = "None"
 """The `clusterIP` of a headless Service."""
 
@@ -81,6 +83,13 @@ class KubeService(NamedTuple):
     ports: tuple[ServicePort, ...]
 
 
+class KubeNode(NamedTuple):
+    """A node that load balancers may use, with its addresses within the cluster's network."""
+
+    name: str
+    addresses: tuple[str, ...]
+
+
 def parse_key(item: Any) -> ObjectKey | None:
     """Namespace and name of any object; None if it has none."""
     metadata = _mapping(_mapping(item).get("metadata"))
@@ -134,6 +143,20 @@ def parse_service(item: Any) -> KubeService | None:
         tuple(text for text in addresses if text and text != HEADLESS),
         tuple(ports),
     )
+
+
+def parse_node(item: Any) -> KubeNode | None:
+    """The node in `item`; None if it is kept out of load balancers (KEP-1143)."""
+    key = parse_key(item)
+    if key is None or NOT_BALANCED in _mapping(item["metadata"].get("labels")):
+        return None
+    found = [
+        address
+        for entry in _list(_mapping(item.get("status")).get("addresses"))
+        if (known := _mapping(entry)).get("type") == "InternalIP"
+        and _is_text(address := known.get("address"))
+    ]
+    return KubeNode(key.name, tuple(found))
 
 
 def _slice_port(entry: dict[str, Any]) -> SlicePort | None:

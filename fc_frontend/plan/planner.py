@@ -130,11 +130,9 @@ def _services(
 
 def uses_api(spec: ServiceSpec, cluster: Cluster) -> bool:
     """True if the pods of `spec` are found by the Kubernetes API, once that has answered."""
-    return (
-        cluster.api is not None
-        and spec.target is not Target.NODE
-        and spec.discovery in (Discovery.AUTO, Discovery.API)
-    )
+    if spec.target is Target.NODE and cluster.nodes:
+        return False
+    return cluster.api is not None and spec.discovery in (Discovery.AUTO, Discovery.API)
 
 
 def assumed_kind(spec: ServiceSpec) -> Kind:
@@ -157,6 +155,8 @@ def _service(
 ) -> ServicePlan:
     cluster = settings.cluster
     kind = answer.kind if answer else assumed_kind(spec)
+    if answer is None and kind is Kind.NODES and uses_api(spec, cluster):
+        kind = Kind.API
     reason = answer.reason if answer else "cluster DNS was not asked"
     endpoints = answer.endpoints if answer else ()
     draining = answer.draining if answer else ()

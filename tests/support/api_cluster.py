@@ -89,6 +89,18 @@ class ApiFrontend(Frontend):
         }
         self._put("services", item)
 
+    def kube_node(self, name: str, address: str, labels: dict[str, str] | None = None) -> None:
+        """Create or replace a Node with this address within the cluster's network."""
+        item = {
+            "metadata": {"name": name, "labels": labels or {}},
+            "status": {"addresses": [{"type": "InternalIP", "address": address}]},
+        }
+        self._put("nodes", item)
+
+    async def break_connections(self) -> None:
+        """Reset all connections to the API server; in its loop."""
+        self.api.kill()
+
     def endpoints(
         self, name: str, states: dict[str, dict[str, bool]], *, port: int = 8080
     ) -> float:
@@ -121,7 +133,8 @@ class ApiFrontend(Frontend):
         return self.endpoints(name, dict.fromkeys(addresses, READY), port=port)
 
     def _put(self, resource: str, item: Json) -> None:
-        key = (resource, "default", item["metadata"]["name"])
+        metadata = item["metadata"]
+        key = (resource, metadata.get("namespace", ""), metadata["name"])
 
         async def put() -> None:
             if key in self.api.objects.now:
