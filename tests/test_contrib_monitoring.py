@@ -25,6 +25,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from fc_frontend.cli import COMMANDS
 from tests.conftest import binary_of
 from tests.frontend import Frontend, patiently
+from tests.support.api_cluster import ApiFrontend, token_until
+from tests.support.certificates import Certificates
 
 CONTRIB = Path(__file__).parent.parent / "contrib"
 PROMETHEUS = CONTRIB / "prometheus"
@@ -60,11 +62,15 @@ def promtool(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess[st
 
 
 @pytest.fixture(scope="module")
-def frontend() -> Iterator[Frontend]:
-    """A daemon with a service that has pods, and HAProxy's own metrics."""
-    with Frontend(binary_of("2.6-debian")) as made:
+def frontend(certificates: Certificates) -> Iterator[Frontend]:
+    """A daemon with pods from cluster DNS and from the API, and HAProxy's own metrics."""
+    with ApiFrontend(binary_of("2.6-debian"), certificates) as made:
+        made.write_kubeconfig(token_until(2_000_000_000))
         pods = made.scale("shop", 2)
-        made.settings["services"]["shop"] = made.service("shop", 8080)
+        made.kube_service("web")
+        made.ready_endpoints("web", pods.addresses)
+        made.settings["services"]["shop"] = made.service("shop", 8080, discovery="headless")
+        made.settings["services"]["web"] = made.service("web", 8081)
         made.start()
         made.until(lambda: made.serves(8080, pods))
         yield made

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import time
@@ -19,6 +20,13 @@ TOKEN = "api-token"
 READY = {"ready": True, "serving": True, "terminating": False}
 NOT_READY = {"ready": False, "serving": False, "terminating": False}
 TERMINATING = {"ready": False, "serving": True, "terminating": True}
+
+
+def token_until(seconds: int) -> str:
+    """A token as a ServiceAccount has, which says that it expires then, in Unix time."""
+    parts = ({"alg": "RS256"}, {"exp": seconds})
+    encoded = [base64.urlsafe_b64encode(json.dumps(part).encode()) for part in parts]
+    return ".".join([*(part.decode().rstrip("=") for part in encoded), "c2lnbmF0dXJl"])
 
 
 class ApiFrontend(Frontend):
@@ -54,7 +62,8 @@ class ApiFrontend(Frontend):
         self.call(self._api_stack.aclose())
 
     def write_kubeconfig(self, token: str = TOKEN) -> None:
-        """The access of a ServiceAccount's token."""
+        """The access of a ServiceAccount's token, the only one that the server takes."""
+        self.api.token = token
         document = {
             "apiVersion": "v1",
             "kind": "Config",
