@@ -12,9 +12,6 @@ import pytest
 from tests.support.api_objects import Json, Objects
 from tests.support.api_server import ApiServer
 
-pytestmark = pytest.mark.extended
-
-
 RECORDED = Path(__file__).parent / "recorded" / "kubernetes"
 
 

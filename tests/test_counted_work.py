@@ -30,6 +30,7 @@ from tests.conftest import BINARIES
 from tests.frontend import Frontend
 
 
+@pytest.mark.extended
 def test_a_script_of_changes_costs_what_is_expected() -> None:
     found = differences(expectations(), count(next(iter(BINARIES))))
     assert not found, report(found)

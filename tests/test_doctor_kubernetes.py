@@ -30,12 +30,15 @@ from fc_frontend.doctor.judge.kubernetes import (
     judge_kubernetes,
     parse_nodes,
 )
-from fc_frontend.doctor.observe.kubernetes import observe_kubernetes, read_kubeconfig
+from fc_frontend.doctor.observe.kubernetes import observe_kubernetes
 from fc_frontend.errors import Unavailable
+from fc_frontend.kubernetes.kubeconfig import read_kubeconfig
 from fc_frontend.plan.model import (
+    ApiSettings,
     Cluster,
 )
 from tests.frontend import Frontend
+from tests.support.api_cluster import ApiFrontend, token_until
 from tests.support.certificates import Certificates
 from tests.support.doctor import CLUSTER, SECRET, result_of, said
 
@@ -167,7 +170,8 @@ class KubeConfig:
         return str(self.path)
 
     def judged(self, cluster: Cluster = CLUSTER) -> tuple[Finding, ...]:
-        return judge_kubernetes(cluster, observe_kubernetes(str(self.path), 5.0))
+        api = ApiSettings(kubeconfig=str(self.path))
+        return judge_kubernetes(cluster, observe_kubernetes(api, 5.0))
 
 
 def test_the_api_by_certificate(kubeconfig: KubeConfig, api: ApiServer) -> None:
@@ -205,7 +209,7 @@ def test_the_api_by_token_which_is_never_shown(
     kubeconfig.write()
     found = kubeconfig.judged()
     assert worst(found) is Result.UNKNOWN
-    assert "does not accept the kubeconfig's certificate or token" in said(found)
+    assert "does not accept the certificate or token" in said(found)
 
 
 def test_nodes_and_readiness(kubeconfig: KubeConfig, api: ApiServer) -> None:
@@ -250,7 +254,7 @@ def test_an_api_that_is_not_trusted_or_not_there(
     kubeconfig.write()
     found = kubeconfig.judged()
     assert worst(found) is Result.PROBLEM
-    assert "its certificate is not good" in said(found)
+    assert "certificate is not good" in said(found)
     assert not api.asked
     kubeconfig.cluster["insecure-skip-tls-verify"] = True
     kubeconfig.path.chmod(0o644)
@@ -267,7 +271,7 @@ def test_an_api_that_is_not_trusted_or_not_there(
     assert worst(kubeconfig.judged()) is Result.OK
     kubeconfig.cluster["tls-server-name"] = "another"
     kubeconfig.write()
-    assert "its certificate is not good" in said(kubeconfig.judged())
+    assert "certificate is not good" in said(kubeconfig.judged())
     del kubeconfig.cluster["tls-server-name"]
     kubeconfig.cluster["server"] = "https://127.0.0.1:1"
     kubeconfig.write()
@@ -289,37 +293,79 @@ def test_a_certificate_that_ends_soon() -> None:
     ("change", "words"),
     [
         ({"text": "{"}, "not YAML"),
-        ({"text": "[]"}, "not a kubeconfig"),
-        ({"text": "current-context: here\n"}, "its current-context is missing"),
         ({"server": "http://127.0.0.1"}, "not an https URL"),
-        ({"server": "https://user:pw@127.0.0.1"}, "not an https URL"),
-        ({"server": "https://127.0.0.1/a b\r\nX: y"}, "not an https URL"),
-        ({"server": "https://127.0.0.1:99999"}, "not a URL"),
-        ({"certificate-authority-data": "%%%"}, "not base64"),
-        ({"certificate-authority-data": "YWJj"}, "not PEM"),
-        ({"certificate-authority": "missing.crt"}, "cannot be read"),
-        ({"user": {}}, "neither certificate nor token"),
-        ({"user": {"exec": {"command": "touch"}}}, "`exec` is not used here"),
-        ({"user": {"token": f"{SECRET}\r\nX-Evil: 1"}}, "its token is not a token"),
-        ({"user": {"token": [SECRET]}}, "its token is not a token"),
+        ({"user": {}}, "no certificate, token or exec"),
+        ({"user": {"token": f"{SECRET}\r\nX-Evil: 1"}}, "has no token"),
         ({"user": {"client-certificate-data": "LS0tLS1CRUdJTiBYLS0tLS0K"}}, "cannot be used"),
     ],
 )
 def test_kubeconfigs_that_cannot_be_used(
     kubeconfig: KubeConfig, change: dict[str, Any], words: str
 ) -> None:
+    """All of them are in the tests of `fc_frontend.kubernetes`."""
     text = change.pop("text", None)
     if "user" in change:
         kubeconfig.user = change.pop("user")
-    if "certificate-authority" in change:
-        del kubeconfig.cluster["certificate-authority-data"]
     kubeconfig.cluster.update(change)
     kubeconfig.write(text)
     with pytest.raises(Unavailable) as caught:
         kubeconfig.judged()
     assert words in str(caught.value)
     assert SECRET not in str(caught.value)
-    assert "kubernetes-make-kubeconfig" in caught.value.problems[0].remedy
+    assert caught.value.problems[0].remedy
+
+
+# The access of cluster.api
+
+
+@pytest.fixture
+def cluster(either_binary: str, certificates: Certificates) -> Iterator[ApiFrontend]:
+    with ApiFrontend(either_binary, certificates) as made:
+        made.settings["services"]["shop"] = made.service("shop", 8080)
+        yield made
+
+
+def checks(frontend: ApiFrontend) -> dict[str, dict[str, Any]]:
+    """What `doctor` says of the API, by check."""
+    frontend.write()
+    done = frontend.run("doctor", "--format", "json", check=False)
+    findings = json.loads(done.stdout)["findings"]
+    return {each["check"]: each for each in findings if each["group"] == "Kubernetes API"}
+
+
+def test_the_access_of_the_daemon_is_enough(cluster: ApiFrontend) -> None:
+    address, _ = cluster.cluster_ip("shop")
+    cluster.kube_service("shop", cluster_ip=address)
+    found = checks(cluster)
+    assert found["readyz"]["result"] == "ok"
+    assert found["rights"]["result"] == "ok"
+    assert found["cluster IPs"]["result"] == "ok"
+    assert "services" not in found
+
+
+def test_a_right_that_is_missing_is_named(cluster: ApiFrontend) -> None:
+    cluster.api.denied = {("watch", "endpointslices")}
+    found = checks(cluster)
+    assert found["rights"]["result"] == "problem"
+    assert "watch endpointslices.discovery.k8s.io" in found["rights"]["message"]
+    assert "rbac.yaml" in found["rights"]["remedy"]
+
+
+def test_a_service_that_the_cluster_does_not_have_is_named(cluster: ApiFrontend) -> None:
+    found = checks(cluster)
+    assert "shop (default/shop)" in found["services"]["message"]
+
+
+def test_a_token_that_expires_soon_is_a_warning(cluster: ApiFrontend) -> None:
+    cluster.write_kubeconfig(token_until(int(time.time()) + 3 * 86400))
+    assert checks(cluster)["token"]["result"] == "warning"
+
+
+def test_credentials_that_others_may_read_or_nobody_can(cluster: ApiFrontend) -> None:
+    cluster.kubeconfig.chmod(0o644)
+    assert checks(cluster)["kubeconfig"]["result"] == "warning"
+    cluster.kubeconfig.unlink()
+    assert checks(cluster)["cluster.api"]["result"] == "problem"
 
 
 _ANY = st.recursive(

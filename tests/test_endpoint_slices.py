@@ -114,6 +114,7 @@ def test_a_new_daemon_puts_right_what_a_killed_one_left(frontend: ApiFrontend) -
     assert frontend.running_hash() == running
 
 
+@pytest.mark.extended
 def test_a_pod_that_an_operator_drained_stays_so(frontend: ApiFrontend) -> None:
     one, two, three = deploy(frontend, 3)
     pods = frontend.pods["shop"].pods
@@ -143,6 +144,7 @@ def test_an_api_server_that_is_gone_leaves_everything_as_it_is(frontend: ApiFron
     assert not load.tally().failures
 
 
+@pytest.mark.extended
 def test_while_the_api_is_away_cluster_dns_adds_pods(frontend: ApiFrontend) -> None:
     deploy(frontend, 2, headless=True)
     frontend.stop_api()
@@ -152,6 +154,7 @@ def test_while_the_api_is_away_cluster_dns_adds_pods(frontend: ApiFrontend) -> N
     frontend.start_api()
 
 
+@pytest.mark.extended
 def test_without_any_api_server_cluster_dns_is_asked(frontend: ApiFrontend) -> None:
     frontend.stop_api()
     pods = frontend.scale("shop", 2)
@@ -168,6 +171,7 @@ def test_without_any_api_server_cluster_dns_is_asked(frontend: ApiFrontend) -> N
     assert not load.tally().failures
 
 
+@pytest.mark.extended
 def test_more_pods_than_slots_take_one_reload_a_doubling(frontend: ApiFrontend) -> None:
     deploy(frontend, 3)
     with Load(frontend.host, PORT, clients=2) as load:
@@ -209,6 +213,7 @@ def test_most_services_that_lose_all_pods_at_once_keep_them(frontend: ApiFronten
     assert not load.tally().failures
 
 
+@pytest.mark.extended
 def test_a_service_whose_target_port_changes_is_followed(frontend: ApiFrontend) -> None:
     address, _ = frontend.cluster_ip("shop")
     pods = frontend.scale("shop", 2, publish=False)

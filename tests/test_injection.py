@@ -65,7 +65,7 @@ HOSTILE = st.sampled_from(
         "../../etc/passwd",
         "/etc/passwd",
         "env@HOME",
-        "unix@/tmp/x",
+        "unix@{dir}/x",
         "fd@3",
         "\u2028listen evil",
         "\x85listen evil",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import sys
 import time
@@ -23,9 +24,6 @@ from fc_frontend.kubernetes.kubeconfig import access_from_files, read_kubeconfig
 from tests.support.api_objects import Objects
 from tests.support.api_server import ApiServer, Fault
 from tests.support.certificates import Certificates
-
-pytestmark = pytest.mark.extended
-
 
 SECRET = "secret-token-of-this-test"
 V1 = "client.authentication.k8s.io/v1"
@@ -356,7 +354,21 @@ def test_answers_that_are_none_are_told_apart(
 
 def test_nobody_listens_or_the_answer_is_not_tls(certificates: Certificates) -> None:
     server = ApiServer()
-    assert failure(server, None, lambda: reach(server, certificates)).kind is FailureKind.TLS
+
+    async def plain(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """As HTTP servers answer what is no HTTP."""
+        writer.write(b"HTTP/1.0 400 Bad Request\r\n\r\nClient sent TLS.\n")
+        writer.close()
+
+    async def not_tls() -> FailureKind:
+        listener = await asyncio.start_server(plain, "127.0.0.1", 0)
+        server.port = listener.sockets[0].getsockname()[1]
+        async with listener:
+            with pytest.raises(ApiFailure) as caught:
+                await asked(reach(server, certificates))
+        return caught.value.kind
+
+    assert asyncio.run(not_tls()) is FailureKind.TLS
     gone = reach(server, certificates)
 
     async def refused() -> FailureKind:
@@ -371,27 +383,46 @@ def test_nobody_listens_or_the_answer_is_not_tls(certificates: Certificates) -> 
 async def proxy(answer: bytes) -> Any:
     """An HTTP proxy that answers CONNECT with `answer`; gives its port and what was asked."""
     requests: list[str] = []
+    tasks: set[asyncio.Task[None]] = set()
 
     async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while data := await reader.read(65536):
-            writer.write(data)
-        writer.close()
+        with contextlib.suppress(OSError):
+            while data := await reader.read(65536):
+                writer.write(data)
 
     async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        tasks.add(task)
+        try:
+            await serve(reader, writer)
+        finally:
+            writer.transport.abort()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = (await reader.readuntil(b"\r\n\r\n")).decode()
         requests.append(head.split("\r\n")[0])
         writer.write(answer)
         if b" 200 " in answer:
             host, _, port = head.split(" ")[1].rpartition(":")
             there = await asyncio.open_connection(host, int(port))
-            await asyncio.gather(copy(reader, there[1]), copy(there[0], writer))
-        writer.close()
+            try:
+                await asyncio.gather(copy(reader, there[1]), copy(there[0], writer))
+            finally:
+                there[1].transport.abort()
+        else:
+            await writer.drain()
+            writer.close()
+            await writer.wait_closed()
 
     server = await asyncio.start_server(accept, "127.0.0.1", 0)
     try:
         yield server.sockets[0].getsockname()[1], requests
     finally:
         server.close()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 @pytest.mark.parametrize(

@@ -22,9 +22,6 @@ from tests.support.api_objects import ApiError, Json, Objects
 from tests.support.api_server import ApiServer, Fault
 from tests.support.certificates import Certificates
 
-pytestmark = pytest.mark.extended
-
-
 SLICES = ApiResource("/apis/discovery.k8s.io/v1/endpointslices", parse_slice)
 
 

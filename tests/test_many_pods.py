@@ -133,6 +133,7 @@ def test_more_pods_than_an_answer_carries_all_get_traffic(
     frontend.until(lambda: routed(frontend) == set(pods[100:200]))
 
 
+@pytest.mark.extended
 def test_haproxy_started_by_itself_has_the_pods_that_we_assigned(
     frontend: Frontend, everywhere: int
 ) -> None:

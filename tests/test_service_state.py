@@ -123,6 +123,7 @@ def publish(frontend: Frontend, endpoints: tuple[str, ...]) -> None:
     frontend.call(set_service())
 
 
+@pytest.mark.extended
 def test_all_outputs_show_the_same_state(frontend: Frontend) -> None:
     addresses = tuple(frontend.pods["shop"].addresses)
     agree(frontend, "ok")

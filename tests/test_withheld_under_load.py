@@ -479,7 +479,15 @@ def test_several_at_fault_among_30_cost_only_themselves(either_binary: str) -> N
 # Across the end of everything
 
 
-@pytest.mark.parametrize("kind", ["yaml", "no-line", "settings", "templates"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "yaml",
+        pytest.param("no-line", marks=pytest.mark.extended),
+        pytest.param("settings", marks=pytest.mark.extended),
+        pytest.param("templates", marks=pytest.mark.extended),
+    ],
+)
 def test_the_last_good_form_survives_the_end_of_daemon_and_haproxy(kind: str) -> None:
     with Frontend(binary_of("2.8-wheel")) as frontend:
         site = Site(frontend)

@@ -73,7 +73,8 @@ def command(config: str, kubeconfig: str | None, shape: str) -> None:
                     file descriptors
     files, clock    may this user write where it must, and who else may change what is
                     declared; is the time right
-    Kubernetes API  with --kubeconfig: the API server, nodes, the cluster's networks
+    Kubernetes API  with cluster.api or --kubeconfig: the API server, nodes, the cluster's
+                    networks; with cluster.api also its rights, the declared services' ones
 
     Run it as the user that fc-frontend runs as: permissions are those of who asks. Each finding
     that is not ok says what to do.

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 
 from fc_frontend.doctor.findings import Finding, Group, Result
 from fc_frontend.errors import FrontendError
-from fc_frontend.plan.model import Nameserver, Plan, Settings, Untrusted
+from fc_frontend.plan.model import ApiSettings, Nameserver, Plan, Settings, Untrusted
+from fc_frontend.plan.planner import uses_api
 
 if TYPE_CHECKING:
     from fc_frontend.config.trust import Verdict
@@ -130,6 +131,12 @@ def probes(
         Probe("files", "trust", lambda: _trust(settings, verdicts or {}, text)),
         Probe("clock", "time", lambda: _clock(settings)),
     ]
+    if settings.cluster.api is not None:
+        found.append(
+            Probe(
+                "Kubernetes API", "cluster.api", partial(_api, plan, settings.cluster.api, timeout)
+            )
+        )
     if kubeconfig is not None:
         found.append(
             Probe(
@@ -257,4 +264,20 @@ def _kubernetes(settings: Settings, path: str, timeout: float) -> Iterable[Findi
     from fc_frontend.doctor.judge.kubernetes import judge_kubernetes
     from fc_frontend.doctor.observe.kubernetes import observe_kubernetes
 
-    return judge_kubernetes(settings.cluster, observe_kubernetes(path, timeout))
+    facts = observe_kubernetes(ApiSettings(kubeconfig=path), timeout)
+    return judge_kubernetes(settings.cluster, facts)
+
+
+def _api(plan: Plan, api: ApiSettings, timeout: float) -> Iterable[Finding]:
+    from fc_frontend.doctor.judge.kubernetes import judge_kubernetes
+    from fc_frontend.doctor.observe.kubernetes import observe_api
+    from fc_frontend.errors import Unavailable
+
+    cluster = plan.settings.cluster
+    specs = [each.spec for each in plan.services if uses_api(each.spec, cluster)]
+    try:
+        return judge_kubernetes(cluster, observe_api(api, specs, timeout))
+    except Unavailable as exc:
+        return (
+            Group("Kubernetes API").problem("cluster.api", exc.problem.message, exc.problem.remedy),
+        )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import socket
 import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
@@ -154,7 +155,8 @@ class ApiConnection:
             if size > MAX_BODY_BYTES:
                 raise ApiFailure(FailureKind.PROTOCOL, "the answer is too large")
             parts.append(part)
-        self._http.start_next_cycle()
+        if self._http.our_state is h11.DONE and self._http.their_state is h11.DONE:
+            self._http.start_next_cycle()
         return ApiReply(response.status_code, _headers(response), b"".join(parts))
 
     async def get(self, path: str, query: Mapping[str, str] | None = None) -> dict[str, Any]:
@@ -193,6 +195,8 @@ class ApiConnection:
     async def _send(
         self, method: str, path: str, query: Mapping[str, str] | None, body: Any
     ) -> h11.Response:
+        if self._http.our_state is not h11.IDLE:
+            raise ApiFailure(FailureKind.CLOSED, "the server closed the connection")
         target = self._access.prefix + path + (f"?{urlencode(query)}" if query else "")
         data = b"" if body is None else json.dumps(body).encode()
         headers = list(self._headers)
@@ -352,4 +356,6 @@ def _connection_failure(exc: OSError | ssl.CertificateError) -> ApiFailure:
         return ApiFailure(FailureKind.TLS, f"TLS failed: {exc.reason or 'no reason given'}")
     if isinstance(exc, TimeoutError):
         return ApiFailure(FailureKind.TIMEOUT, "no answer in time")
-    return ApiFailure(FailureKind.CONNECT, exc.strerror or "the connection failed")
+    # asyncio puts the address into `strerror`.
+    said = os.strerror(exc.errno) if exc.errno and exc.errno > 0 else exc.strerror
+    return ApiFailure(FailureKind.CONNECT, said or "the connection failed")

@@ -75,13 +75,17 @@ class ExecCredentials:
         try:
             async with asyncio.timeout(MAX_SECONDS):
                 output = await _read_all(process.stdout)
-                status = await process.wait()
+                is_short = len(output) <= MAX_OUTPUT_BYTES
+                status = await process.wait() if is_short else 0
         except TimeoutError:
             raise self._failed(f"took longer than {MAX_SECONDS:g} s") from None
         finally:
             if process.returncode is None:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
+                # asyncio waits for the end of the output, which somebody has to read.
+                while await process.stdout.read(65536):
+                    pass
                 await process.wait()
         if status:
             raise self._failed(f"failed with status {status}")

@@ -92,6 +92,7 @@ def test_texts_can_be_printed_everywhere(frontend: Frontend, encoding: str) -> N
         run(frontend, *arguments, encoding=encoding)
 
 
+@pytest.mark.extended
 def test_each_command_prints_what_can_be_read(frontend: Frontend) -> None:
     for name in ("shop", "__proto__", "../../etc/passwd", "<script>", "x" * 10_000):
         run(frontend, "explain", name)

@@ -145,6 +145,9 @@ class ApiServer:
         if path == "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews" and method == "POST":
             _reply(writer, 201, self._review(json.loads(body)))
             return True
+        if path == "/readyz" and method == "GET":
+            _reply(writer, 200, b"ok")
+            return True
         found = _parsed(path)
         if found is None:
             _reply(writer, 404, b"404 page not found\n")

@@ -36,6 +36,30 @@ class Node:
     pod_networks: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Right:
+    """Whether the daemon's credentials may do something; None if that is not known."""
+
+    verb: str
+    resource: str
+    allowed: bool | None
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceFacts:
+    """The Kubernetes Service of the declared service `name`.
+
+    `is_reached` tells whether this host reaches its cluster IP; None if it has none.
+    """
+
+    name: str
+    service: str
+    namespace: str
+    exists: bool
+    cluster_ip: str | None = None
+    is_reached: bool | None = None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KubernetesFacts:
     """What the API server said.  `nodes` is None if they were not told."""
@@ -48,6 +72,10 @@ class KubernetesFacts:
     verified: bool = True
     certificate_days: float | None = None
     """How long the server's certificate is still good for, in days."""
+    credential_days: float | None = None
+    """How long the token is still good for, in days; None if that is not known."""
+    rights: tuple[Right, ...] = ()
+    services: tuple[ServiceFacts, ...] = ()
 
 
 def parse_nodes(document: Any) -> tuple[Node, ...]:
@@ -99,7 +127,7 @@ def _kubernetes(cluster: Cluster, facts: KubernetesFacts) -> Iterator[Finding]:
     if facts.readable_by_others:
         yield _GROUP.warning(
             "kubeconfig",
-            "other users may read it, and it gives access to the whole cluster",
+            "other users may read the file, which gives access to the cluster",
             "chmod 600 the file",
         )
     yield _ready(facts)
@@ -119,11 +147,53 @@ def _kubernetes(cluster: Cluster, facts: KubernetesFacts) -> Iterator[Finding]:
         )
     if facts.ready.ahead is not None:
         yield judge_date("the API server", facts.ready.ahead)
+    yield from _access(facts)
     if facts.nodes is None:
-        yield _refusal("nodes", facts.listed)
+        if not facts.rights:
+            yield _refusal("nodes", facts.listed)
         return
     yield _nodes(facts.nodes)
     yield from _networks(cluster, facts.nodes)
+
+
+def _access(facts: KubernetesFacts) -> Iterator[Finding]:
+    """Whether the daemon's access is enough, and its declared services are there."""
+    days = facts.credential_days
+    if days is not None and days < 14:
+        ends = "has expired" if days <= 0 else f"expires in {counted(round(days), 'day')}"
+        result = _GROUP.problem if days <= 0 else _GROUP.warning
+        yield result("token", f"it {ends}", "make a new one: contrib/kubernetes/kubeconfig")
+    missing = [f"{right.verb} {right.resource}" for right in facts.rights if right.allowed is False]
+    if missing:
+        yield _GROUP.problem(
+            "rights",
+            f"the credentials may not {some(missing)}",
+            "kubectl apply -f contrib/kubernetes/rbac.yaml",
+        )
+    elif any(right.allowed is None for right in facts.rights):
+        yield _GROUP.unknown(
+            "rights", "the API server does not tell them", "see `kubectl auth can-i --list`"
+        )
+    elif facts.rights:
+        yield _GROUP.ok("rights", "all that is needed")
+    absent = [f"{each.name} ({each.namespace}/{each.service})" for each in facts.services
+              if not each.exists]  # fmt: skip
+    if absent:
+        yield _GROUP.problem(
+            "services",
+            f"there is no Kubernetes Service of {some(absent)}",
+            "correct `service` and `namespace`, or create it",
+        )
+    unreached = [f"{each.cluster_ip} ({each.name})" for each in facts.services
+                 if each.is_reached is False]  # fmt: skip
+    if unreached:
+        yield _GROUP.warning(
+            "cluster IPs",
+            f"this VM does not reach {some(unreached)}, which serve while the daemon is gone",
+            "add a route for cluster.service_network by way of a node",
+        )
+    elif any(each.is_reached for each in facts.services):
+        yield _GROUP.ok("cluster IPs", "this VM reaches them")
 
 
 def _ready(facts: KubernetesFacts) -> Finding:
@@ -134,7 +204,7 @@ def _ready(facts: KubernetesFacts) -> Finding:
         return _GROUP.problem(
             "readyz",
             f"{facts.server} cannot be asked: {facts.ready.said}",
-            "check the address in the kubeconfig, the route to it and its certificates; HAProxy "
+            "check its address, the route to it and its certificates; HAProxy "
             "serves on without the API, but the cluster changes no more",
         )
     if status in (401, 403):
@@ -150,14 +220,14 @@ def _refusal(check: str, response: ApiResponse) -> Finding:
     if response.status == 401:
         return _GROUP.unknown(
             check,
-            "the API server does not accept the kubeconfig's certificate or token (401)",
+            "the API server does not accept the certificate or token (401)",
             "make a new one on the master VM, `kubernetes-make-kubeconfig`: its certificate is "
             "valid for 365 days",
         )
     if response.status == 403:
         return _GROUP.unknown(
             check,
-            "the kubeconfig's user may not ask for it (403)",
+            "the user of these credentials may not ask for it (403)",
             "use one that may get /readyz and list nodes",
         )
     said = f"{response.status}: {response.said}" if response.status else response.said
