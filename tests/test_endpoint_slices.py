@@ -204,6 +204,10 @@ def test_most_services_that_lose_all_pods_at_once_keep_them(frontend: ApiFronten
         for name in names[:3]:
             frontend.endpoints(name, dict.fromkeys(frontend.pods[name].addresses, NOT_READY))
         frontend.until(lambda: frontend.metric("fc_frontend_api_held_services") == 3)
+        assert frontend.status()["api"]["held"] == names[:3]
+        assert (
+            "3 services lost all ready pods at once" in frontend.run("status", check=False).stdout
+        )
         for number, name in enumerate(names):
             frontend.until(lambda n=number, s=name: frontend.serves(PORT + n, frontend.pods[s]))
         for name in names[:3]:

@@ -216,6 +216,10 @@ def _about(found: Overview) -> list[tuple[str, str]]:
         lines.append(
             ("last reload", f"{when} ({ago} ago), {last.outcome} in {last.seconds:.2f} s: {why}")
         )
+    if seen.daemon and (api := seen.daemon.api):
+        heard = "never heard" if api.age is None else f"last heard {duration(api.age)} ago"
+        state = "watched" if api.is_current else f"not watched: {api.failure or 'no answer yet'}"
+        lines.append(("Kubernetes API", f"{state}, {heard}"))
     for nameserver in seen.nameservers:
         said = nameserver.said or f"answers in {nameserver.seconds * 1000:.0f} ms"
         lines.append(("cluster DNS", f"{nameserver.name}: {said}"))

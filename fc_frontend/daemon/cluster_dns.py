@@ -15,6 +15,7 @@ from fc_frontend.discovery.hint import WORTHWHILE, Hint
 from fc_frontend.discovery.lookups import Clients, Lookups
 from fc_frontend.discovery.source import News
 from fc_frontend.errors import Problem, Severity
+from fc_frontend.model.api_state import ApiState
 from fc_frontend.observe.log import Log
 from fc_frontend.observe.metrics import Metrics
 from fc_frontend.plan.model import Answer, Freshness, Resolution, ServiceSpec, Settings
@@ -74,6 +75,11 @@ class Sweeper:
     def news(self, specs: Sequence[ServiceSpec], settings: Settings, before: Resolution) -> News:  # noqa: ARG002
         """Nothing: sweeps bring all."""
         return News({}, None)
+
+    @property
+    def state(self) -> ApiState | None:
+        """None: this is not the API."""
+        return None
 
     @property
     def may_fill(self) -> bool:

@@ -252,6 +252,7 @@ def status_document(
         "running_hash": reconciler.running,
         "problems": [problem.as_json() for problem in reconciler.problems],
         "withheld": [each.as_json() for each in held.values()],
+        "api": reconciler.api.as_json() if reconciler.api else None,
         "last_reload": {
             "at": last.at,
             "reasons": [str(reason) for reason in last.reasons],

@@ -56,6 +56,7 @@ from fc_frontend.haproxy.patience import Patience
 from fc_frontend.haproxy.runtime import ServerState
 from fc_frontend.haproxy.server_state import servers_in
 from fc_frontend.haproxy.take_over import NeedsConsent, Replaced
+from fc_frontend.model.api_state import ApiState
 from fc_frontend.model.units import ENVIRONMENT, SETTINGS, UnitId, UnitKind
 from fc_frontend.observe.log import Log
 from fc_frontend.observe.metrics import Metrics
@@ -213,6 +214,11 @@ class Reconciler:
     def withheld(self) -> tuple[Withheld, ...]:
         """The changes that are not deployed."""
         return self._report.withheld
+
+    @property
+    def api(self) -> ApiState | None:
+        """How the watch of the Kubernetes API is doing; None where no API is set."""
+        return self._discovery.state
 
     @property
     def names(self) -> frozenset[str]:

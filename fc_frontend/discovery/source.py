@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from fc_frontend.model.api_state import ApiState
 from fc_frontend.plan.model import Answer, Resolution, ServiceSpec, Settings
 
 
@@ -35,6 +36,10 @@ class PodDiscovery(Protocol):
 
     def news(self, specs: Sequence[ServiceSpec], settings: Settings, before: Resolution) -> News:
         """What changed since the last call, without a wait."""
+
+    @property
+    def state(self) -> ApiState | None:
+        """How the watch of the Kubernetes API is doing; None where there is none."""
 
     @property
     def may_fill(self) -> bool:

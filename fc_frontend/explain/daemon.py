@@ -16,6 +16,7 @@ from typing import Any
 
 from fc_frontend.errors import Cause, Problem, Severity, Unavailable
 from fc_frontend.explain.facts import Daemon, DaemonService, Held, LastReload
+from fc_frontend.model.api_state import ApiState
 from fc_frontend.model.service_state import Counts, HaproxyState
 from fc_frontend.plan.model import Bind, Freshness, Kind
 from fc_frontend.text import one_line
@@ -120,6 +121,17 @@ def parse_status(document: Any) -> Daemon:
         held_by=_text(hold["by"]) if hold else "",
         held_hash=_text(hold["hash"]) if hold else "",
         take_over=_problem(document["take_over"]) if document.get("take_over") else None,
+        api=_api(document["api"]) if document.get("api") else None,
+    )
+
+
+def _api(entry: Mapping[str, Any]) -> ApiState:
+    age = entry["age"]
+    return ApiState(
+        is_current=entry["current"] is True,
+        age=None if age is None else float(age),
+        failure=_optional(entry["failure"]),
+        held=frozenset(_text(name) for name in entry["held"]),
     )
 
 

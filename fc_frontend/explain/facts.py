@@ -16,6 +16,7 @@ from typing import Any
 
 from fc_frontend.errors import Problem
 from fc_frontend.haproxy.traffic import NO_TRAFFIC, Traffic
+from fc_frontend.model.api_state import ApiState
 from fc_frontend.model.service_state import Counts, HaproxyState, Health, ServiceState
 from fc_frontend.plan.model import Answer, Cluster, ServicePlan, ServiceSpec
 
@@ -138,6 +139,8 @@ class Daemon:
     held_id: int | None = None
     held_by: str = ""
     held_hash: str = ""
+    api: ApiState | None = None
+    """How the watch of the Kubernetes API is doing; None where no API is set."""
     take_over: Problem | None = None
     """That haproxy.cfg is not replaced for want of consent."""
 

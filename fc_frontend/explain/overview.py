@@ -202,6 +202,7 @@ class Overview:
             }
             if seen.worker
             else None,
+            "api": seen.daemon.api.as_json() if seen.daemon and seen.daemon.api else None,
             "held": {"id": seen.held_id, "by": seen.held_by} if seen.held_id is not None else None,
             "last_reload": {
                 "at": last.at,
@@ -310,6 +311,22 @@ def _findings(seen: Seen) -> Iterator[StatusFinding]:
             )
     for service in seen.services:
         yield from _of_service(seen, service)
+    api = seen.daemon.api if seen.daemon else None
+    if api is not None and not api.is_current:
+        yield StatusFinding(
+            level=StatusLevel.WARNING,
+            subject="Kubernetes API",
+            message=f"it cannot be watched: {api.failure or 'it has not answered yet'}",
+            remedy="the last known pods stay; see `fc-frontend doctor`",
+        )
+    if api is not None and api.held:
+        yield StatusFinding(
+            level=StatusLevel.CRITICAL,
+            subject="Kubernetes API",
+            message=f"{counted(len(api.held), 'service')} lost all ready pods at once; "
+            "their last pods stay for a while",
+            remedy="see whether the nodes reach the API server: `kubectl get nodes`",
+        )
     failed = [nameserver for nameserver in seen.nameservers if nameserver.said]
     for nameserver in failed:
         yield StatusFinding(

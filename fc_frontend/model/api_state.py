@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,3 +27,12 @@ class ApiState:
     failure: str | None = None
     held: frozenset[str] = frozenset()
     expires: float | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """What the status document has of it."""
+        return {
+            "current": self.is_current,
+            "age": None if self.age is None else round(self.age, 3),
+            "failure": self.failure,
+            "held": sorted(self.held),
+        }

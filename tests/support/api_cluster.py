@@ -106,6 +106,17 @@ class ApiFrontend(Frontend):
         }
         self._put("nodes", item)
 
+    def token_secret(self, namespace: str, name: str) -> None:
+        """A ServiceAccount's token, as the controller of Kubernetes writes it."""
+        data = {
+            "token": base64.b64encode(TOKEN.encode()).decode(),
+            "ca.crt": self.certificates.data("ca.crt"),
+        }
+        metadata = {"name": name, "namespace": namespace}
+        self._put(
+            "secrets", {"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "data": data}
+        )
+
     async def break_connections(self) -> None:
         """Reset all connections to the API server; in its loop."""
         self.api.kill()

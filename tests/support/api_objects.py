@@ -17,10 +17,34 @@ Key = tuple[str, str, str]
 RESOURCES = {
     "services": ("", "v1", "Service"),
     "nodes": ("", "v1", "Node"),
+    "secrets": ("", "v1", "Secret"),
     "endpointslices": ("discovery.k8s.io", "v1", "EndpointSlice"),
     "leases": ("coordination.k8s.io", "v1", "Lease"),
 }
 """Resource → API group, version and kind."""
+
+
+def described(path: str) -> Json | None:
+    """What clients such as kubectl ask first: the groups and resources that there are."""
+    match path.strip("/").split("/"):
+        case ["api"]:
+            return {"kind": "APIVersions", "versions": ["v1"]}
+        case ["apis"]:
+            return {"kind": "APIGroupList", "apiVersion": "v1", "groups": []}
+        case ["api", "v1"]:
+            resources = [
+                {
+                    "name": name,
+                    "singularName": kind.lower(),
+                    "namespaced": kind != "Node",
+                    "kind": kind,
+                    "verbs": ["get", "list", "watch"],
+                }
+                for name, (group, _, kind) in RESOURCES.items()
+                if not group
+            ]
+            return {"kind": "APIResourceList", "groupVersion": "v1", "resources": resources}
+    return None
 
 
 class ApiError(Exception):

@@ -19,6 +19,7 @@ from tests.support.api_objects import (
     Objects,
     Query,
     bookmark,
+    described,
     expired,
     qualified,
     typed,
@@ -147,6 +148,9 @@ class ApiServer:
             return True
         if path == "/readyz" and method == "GET":
             _reply(writer, 200, b"ok")
+            return True
+        if method == "GET" and (description := described(path)) is not None:
+            _reply(writer, 200, description)
             return True
         found = _parsed(path)
         if found is None:

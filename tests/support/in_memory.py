@@ -10,6 +10,7 @@ from fc_frontend.config.document import Document
 from fc_frontend.config.loader import NO_DOCUMENT, Raw, Sources
 from fc_frontend.config.trust import Level
 from fc_frontend.discovery.source import News
+from fc_frontend.model.api_state import ApiState
 from fc_frontend.plan.model import (
     Answer,
     Endpoint,
@@ -84,6 +85,10 @@ class KnownPods:
 
     def news(self, specs: Sequence[ServiceSpec], settings: Settings, before: Resolution) -> News:
         return News({}, None)
+
+    @property
+    def state(self) -> ApiState | None:
+        return None
 
     @property
     def may_fill(self) -> bool:

