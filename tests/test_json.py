@@ -206,7 +206,8 @@ def test_documents_are_as_documented(frontend: Frontend, tmp_path: Path) -> None
     take("resolve")
     take("explain", "shop")
     take("explain", "bad")
-    frontend.drop("gone.json", {"gone": frontend.service("gone", 8083)})
+    gone = frontend.service("gone", 8083, discovery="headless")
+    frontend.drop("gone.json", {"gone": gone})
     assert take("explain", "gone")["cause"]["details"]
     (frontend.services_d / "gone.json").unlink()
     (frontend.services_d / "bad.json").unlink()

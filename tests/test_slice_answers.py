@@ -7,6 +7,7 @@ from ipaddress import ip_address, ip_network
 
 import pytest
 
+from fc_frontend.config.templates import packaged_templates
 from fc_frontend.discovery.slices import (
     MASS_HELD,
     MASS_WINDOW,
@@ -32,13 +33,16 @@ from fc_frontend.plan.model import (
     Freshness,
     Kind,
     Nameserver,
+    Plan,
     ServiceSpec,
     Settings,
     Standby,
     Target,
+    Tls,
 )
 from fc_frontend.plan.planner import plan, uses_api
-from fc_frontend.plan.slices import standby_of
+from fc_frontend.plan.slices import H2C, standby_of
+from fc_frontend.render.render import render
 
 CLUSTER = Cluster(
     nameservers=(Nameserver(ip_address("10.2.0.10")),),
@@ -66,6 +70,12 @@ def made(*conditions: Condition, number: int = 8080) -> Slice:
         (SlicePort("http", number, ""),),
         tuple(SliceEndpoint(f"10.1.0.{n}", each, f"p{n}") for n, each in enumerate(conditions, 1)),
     )
+
+
+def text_of(planned: Plan) -> str:
+    """The section of its only service."""
+    config = render(planned, packaged_templates())
+    return config.section_text("shop")
 
 
 def test_an_answer_has_what_gets_requests_and_what_finishes_them() -> None:
@@ -139,7 +149,9 @@ def test_only_what_is_left_to_us_is_found_by_the_api() -> None:
     assert uses_api(SPEC, CLUSTER)
     assert uses_api(replace(SPEC, discovery=Discovery.API), CLUSTER)
     assert not uses_api(replace(SPEC, discovery=Discovery.HEADLESS), CLUSTER)
-    assert not uses_api(replace(SPEC, target=Target.NODE), CLUSTER)
+    of_nodes = replace(SPEC, target=Target.NODE)
+    assert uses_api(of_nodes, CLUSTER)
+    assert not uses_api(of_nodes, replace(CLUSTER, nodes={"n": ip_address("192.0.2.1")}))
     assert not uses_api(SPEC, replace(CLUSTER, api=None))
 
 
@@ -150,6 +162,44 @@ def test_terminating_pods_count_for_slots() -> None:
     assert planned.slots == 20
     assert planned.by_runtime
     assert planned.standby == Standby(NAME, 80, "10.2.0.7")
+
+
+def test_a_service_without_checks_is_warned_of() -> None:
+    answer = answer_of(SPEC, SERVICE, [made(Condition.READY)], CLUSTER, None)
+    for check in (True, False):
+        spec = replace(SPEC, check=check)
+        problems = plan(Settings(cluster=CLUSTER), [spec], (), {"shop": answer}).problems
+        assert [problem.field for problem in problems] == ([] if check else ["check"])
+
+
+def test_http_2_without_tls_is_spoken_to_pods_that_say_so() -> None:
+    h2c = made(Condition.READY)._replace(ports=(SlicePort("http", 8080, H2C),))
+    for spec, words in (
+        (replace(SPEC, mode="http"), " proto h2"),
+        (SPEC, ""),
+        (replace(SPEC, mode="http", tls=Tls()), ""),
+    ):
+        answer = answer_of(spec, SERVICE, [h2c], CLUSTER, None)
+        planned = plan(Settings(cluster=CLUSTER), [spec], (), {"shop": answer})
+        lines = [
+            line
+            for line in text_of(planned).splitlines()
+            if line.split()[:1] in (["server"], ["server-template"])
+        ]
+        assert len(lines) == 2
+        assert all((" proto h2" in line) == bool(words) for line in lines)
+
+
+def test_a_service_is_a_section_and_its_standby() -> None:
+    spec = replace(SPEC, extra_config=("option httpchk GET /up", "http-request deny if FALSE"))
+    answer = answer_of(spec, SERVICE, [made(Condition.READY)], CLUSTER, None)
+    text = text_of(plan(Settings(cluster=CLUSTER), [spec], (), {"shop": answer}))
+    listen, _, standby = text.partition("\nbackend shop.standby")
+    assert "use_backend shop.standby if { nbsrv(shop.standby) ge 1 } { nbsrv(shop) lt 1 }" in listen
+    assert "in_table(fc-alive-30s)" in listen
+    assert "option httpchk GET /up" in standby
+    assert "http-request deny" not in standby
+    assert "server service 10.2.0.7:80" in standby
 
 
 # Mass emptying

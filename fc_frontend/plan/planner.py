@@ -235,7 +235,7 @@ def _notices(planned: ServicePlan, answer: Answer | None, hold: float) -> Iterab
             "check",
         )
     if planned.kind is Kind.API:
-        yield from _api_notices(answer, warning)
+        yield from _api_notices(spec, answer, warning)
         return
     if answer.lost_at is not None:
         yield warning(
@@ -269,7 +269,9 @@ def _notices(planned: ServicePlan, answer: Answer | None, hold: float) -> Iterab
         )
 
 
-def _api_notices(answer: Answer, warning: Callable[[str, str, str], Problem]) -> Iterable[Problem]:
+def _api_notices(
+    spec: ServiceSpec, answer: Answer, warning: Callable[[str, str, str], Problem]
+) -> Iterable[Problem]:
     if answer.lost_at is not None:
         yield warning(
             "the Kubernetes API shows no ready pods any more, as for most services at once: its "
@@ -279,6 +281,13 @@ def _api_notices(answer: Answer, warning: Callable[[str, str, str], Problem]) ->
         )
     elif answer.error:
         yield warning(answer.error, answer.remedy, "discovery")
+    if not spec.check:
+        yield warning(
+            "without health checks, a pod that is dead gets requests while the daemon or the API "
+            "is away, and nothing shows whether pods serve that the API calls not ready",
+            "use check: true",
+            "check",
+        )
     if answer.rejected:
         shown = ", ".join(answer.rejected[:3]) + (", …" if len(answer.rejected) > 3 else "")
         yield warning(
