@@ -73,6 +73,7 @@ def frontend(certificates: Certificates) -> Iterator[Frontend]:
         made.settings["services"]["web"] = made.service("web", 8081)
         made.start()
         made.until(lambda: made.serves(8080, pods))
+        made.until(lambda: made.metric("fc_frontend_api_watching") == 1)
         yield made
 
 

@@ -10,11 +10,13 @@ import socket
 from collections.abc import Iterator
 from contextlib import suppress
 
+import psutil
 import pytest
 
 from fc_frontend.demo.dns import KubernetesService
 from fc_frontend.haproxy import runtime
 from fc_frontend.haproxy.master import show_proc
+from tests.conftest import PATIENCE
 from tests.frontend import Frontend
 from tests.support.contenders import takes
 
@@ -130,6 +132,63 @@ def test_long_connections_outlive_reloads_and_are_told_of(frontend: Frontend) ->
     for connection in connections:
         connection.close()
     frontend.until(lambda: frontend.metric("fc_frontend_old_workers") == 0)
+
+
+def test_many_old_workers_are_all_counted(frontend: Frontend) -> None:
+    frontend.settings["haproxy"]["most_old_workers"] = 20
+    frontend.settings["intervals"]["reload"] = 0
+    frontend.start()
+    connections = []
+    for number in range(13):
+        while connections_of_worker(frontend) < 1:
+            connections.append(connect(frontend, RAW))
+        reload(frontend, number)
+    path = frontend.settings["haproxy"]["master_socket"]
+    master = show_proc(path, patience=PATIENCE).master
+    children = psutil.Process(master).children
+
+    def is_true() -> bool:
+        # A reload may come before a worker has got its connection.
+        return frontend.metric("fc_frontend_old_workers") == len(children()) - 1 >= 10
+
+    frontend.until(is_true)
+    assert all(map(echoes, connections))
+    for connection in connections:
+        connection.close()
+
+
+def test_connections_to_a_pod_that_left_end_in_old_workers_where_that_is_asked_for(
+    frontend: Frontend,
+) -> None:
+    second = f"127.{frontend.octet}.100.2"
+    server = frontend.call(asyncio.start_server(echo, second, PORT))
+    shutting = "on-marked-down shutdown-sessions"
+    frontend.settings["services"]["raw"]["server_options"] = shutting
+    frontend.settings["services"]["raw"]["balance"] = "roundrobin"
+    frontend.start()
+    connections = {RAW: [connect(frontend, RAW)], UPGRADE: [connect(frontend, UPGRADE)]}
+    reload(frontend, 0)
+    first = f"127.{frontend.octet}.100.1"
+    frontend.dns.set_service(KubernetesService("echo", endpoints=(second,)))
+    # The pod serves on, but is none of the service any more.
+    frontend.until(lambda: not echoes(connections[RAW][0]))
+    assert echoes(connections[UPGRADE][0]), "this service does not ask for it"
+    frontend.until(lambda: frontend.events("sessions-ended"))
+    frontend.dns.set_service(KubernetesService("echo", endpoints=(first, second)))
+    frontend.until(lambda: takes(frontend.host, RAW))
+    kept = [connect(frontend, RAW) for _ in range(4)]
+    reload(frontend, 1)
+    looks = len(frontend.events("sessions-ended"))
+    frontend.until(lambda: frontend.metric("fc_frontend_old_workers") >= 1)
+    assert all(map(echoes, kept))
+    assert len(frontend.events("sessions-ended")) == looks
+    for connection in (*kept, *connections[RAW], *connections[UPGRADE]):
+        connection.close()
+
+    async def stop() -> None:
+        server.close()
+
+    frontend.call(stop())
 
 
 def test_old_connections_end_when_an_old_worker_is_to_end(frontend: Frontend) -> None:

@@ -67,6 +67,7 @@ class PodSources:
         if watch is not None and not self._waited:
             self._waited = True
             await watch.synced(LOOK_SECONDS)
+            self._look_at(watch)
         answers = self._from_api(specs, settings, before)
         others = [spec for spec in specs if spec.name not in answers]
         if others:
@@ -81,9 +82,7 @@ class PodSources:
         found: dict[str, Answer] = {}
         watch = self._watch
         if watch is not None:
-            self.state = self._state(watch)
-            self._metrics.api(self.state)
-            self._report(watch)
+            self._look_at(watch)
             is_current = watch.is_current
             if is_current != self._was_current:
                 # Freshness of all of them changes; what changed meanwhile is in it.
@@ -176,6 +175,11 @@ class PodSources:
             return {}
         answers = answers_from(watch, specs, settings.cluster, before)
         return emptying.looked(answers, self._clock()) if watch.is_current else answers
+
+    def _look_at(self, watch: ClusterWatch) -> None:
+        self.state = self._state(watch)
+        self._metrics.api(self.state)
+        self._report(watch)
 
     def _state(self, watch: ClusterWatch) -> ApiState:
         lists: Counter[str] = Counter()

@@ -52,6 +52,7 @@ from fc_frontend.haproxy.deploy import (
 )
 from fc_frontend.haproxy.hold import Hold
 from fc_frontend.haproxy.lock import deploying
+from fc_frontend.haproxy.old_sessions import proxies_that_shut, shut_left_sessions
 from fc_frontend.haproxy.patience import Patience
 from fc_frontend.haproxy.runtime import ServerState
 from fc_frontend.haproxy.server_state import servers_in
@@ -670,6 +671,21 @@ class Reconciler:
         planned = plan(self.declaration.settings, specs, (), answers).services
         deployed = [each for each in self.deployed.services if each.spec.name in names]
         return _shape(planned) != _shape(deployed)
+
+    async def shut_left_sessions(self) -> int:
+        """End sessions of pods that left in old workers, where services ask for that; how many."""
+        if self.deployed is None or self._config is None or not self.in_sync:
+            return 0
+        haproxy = self.deployed.settings.haproxy
+        proxies = proxies_that_shut(self._config.text)
+        if not proxies:
+            return 0
+        try:
+            return await asyncio.to_thread(
+                shut_left_sessions, haproxy.master_socket, haproxy.runtime_socket, proxies
+            )
+        except Unavailable:
+            return 0
 
     async def assign(self, *, anew: bool = False, only: Collection[str] | None = None) -> bool:
         """Give pods to the slots of services that HAProxy's resolver does not fill.

@@ -397,6 +397,8 @@ class Service:
             haproxy.most_old_workers,
         )
         self._metrics.old_workers(old.count, old.oldest, old.memory)
+        if old.count and (ended := await self._reconciler.shut_left_sessions()):
+            self._log.info("sessions-ended", count=ended, reason="their pods left old workers")
         if old.ended:
             self._metrics.ended_old_workers(len(old.ended))
             self._log.warning(
