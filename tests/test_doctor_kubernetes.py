@@ -358,7 +358,7 @@ def test_a_service_that_the_cluster_does_not_have_is_named(cluster: ApiFrontend)
 
 def test_a_token_that_expires_soon_is_a_warning(cluster: ApiFrontend) -> None:
     cluster.write_kubeconfig(token_until(int(time.time()) + 3 * 86400))
-    assert checks(cluster)["token"]["result"] == "warning"
+    assert checks(cluster)["credentials"]["result"] == "warning"
 
 
 def test_credentials_that_others_may_read_or_nobody_can(cluster: ApiFrontend) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Protocol
 
 from fc_frontend.errors import Unavailable
+from fc_frontend.kubernetes.x509 import not_after
 
 MAX_TOKEN_BYTES = 64 * 1024
 MAX_PEM_BYTES = 1024 * 1024
@@ -30,7 +31,7 @@ CERTIFICATE_SECONDS = 300.0
 class Credential:
     """What a client proves its identity with: a token, a certificate with its key, or nothing.
 
-    `expires` is in seconds since the epoch, where it is known.
+    `expires` is what the program said that gave it, in seconds since the epoch.
     """
 
     token: str | None = field(default=None, repr=False)
@@ -39,8 +40,14 @@ class Credential:
     expires: float | None = None
 
     @property
-    def token_expires(self) -> float | None:
-        """When the token expires, in Unix time, if it says so (RFC 7519, `exp`); never verified."""
+    def until(self) -> float | None:
+        """When the first of its parts expires, in Unix time; None if none of them says so."""
+        of_certificate = None if self.certificate is None else not_after(self.certificate)
+        known = [at for at in (self.expires, self._token_until(), of_certificate) if at is not None]
+        return min(known, default=None)
+
+    def _token_until(self) -> float | None:
+        """What the token says (RFC 7519, `exp`); never verified."""
         parts = (self.token or "").split(".")
         if len(parts) != 3:
             return None

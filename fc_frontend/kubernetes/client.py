@@ -72,7 +72,7 @@ class ApiClient:
             if renew:
                 self.access = self._read_access()
             credential = await self.access.credentials.get(renew=renew)
-            self.expires = credential.expires or credential.token_expires
+            self.expires = credential.until
             context = self._tls(credential)
         except Unavailable as exc:
             raise ApiFailure(FailureKind.CREDENTIALS, exc.problem.message) from None

@@ -73,7 +73,7 @@ class KubernetesFacts:
     certificate_days: float | None = None
     """How long the server's certificate is still good for, in days."""
     credential_days: float | None = None
-    """How long the token is still good for, in days; None if that is not known."""
+    """How long token or client certificate are still good for, in days, where that is known."""
     rights: tuple[Right, ...] = ()
     services: tuple[ServiceFacts, ...] = ()
 
@@ -162,7 +162,11 @@ def _access(facts: KubernetesFacts) -> Iterator[Finding]:
     if days is not None and days < 14:
         ends = "has expired" if days <= 0 else f"expires in {counted(round(days), 'day')}"
         result = _GROUP.problem if days <= 0 else _GROUP.warning
-        yield result("token", f"it {ends}", "make a new one: contrib/kubernetes/kubeconfig")
+        yield result(
+            "credentials",
+            f"the token or client certificate {ends}",
+            "make a new one: contrib/kubernetes/kubeconfig",
+        )
     missing = [f"{right.verb} {right.resource}" for right in facts.rights if right.allowed is False]
     if missing:
         yield _GROUP.problem(
