@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from fc_frontend.doctor.observe.kubernetes import RESOURCES
+from fc_frontend.doctor.observe.kubernetes import RESOURCES, VERBS
 from fc_frontend.kubernetes.cluster_watch import NODES, SERVICES, SLICES
 from fc_frontend.kubernetes.kubeconfig import read_kubeconfig
 from tests.support.api_cluster import ApiFrontend
@@ -40,9 +40,9 @@ def test_the_role_has_the_rights_that_are_used_and_no_others() -> None:
         ("", NODES.path.rpartition("/")[2]),
         ("discovery.k8s.io", SLICES.path.rpartition("/")[2]),
     }
-    assert set(granted) == watched
-    assert set(RESOURCES) <= watched
-    assert all(verbs == {"get", "list", "watch"} for verbs in granted.values())
+    assert set(granted) == watched == set(RESOURCES)
+    assert "secrets" not in {resource for _, resource in granted}
+    assert all(verbs == set(VERBS) for verbs in granted.values())
 
 
 def test_the_binding_is_of_the_service_account() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import email.utils
 import http.server
 import json
+import os
 import ssl
 import threading
 import time
@@ -25,8 +26,10 @@ from hypothesis import strategies as st
 from fc_frontend.doctor.findings import Finding, Result, worst
 from fc_frontend.doctor.judge.kubernetes import (
     ApiResponse,
+    DaemonAccess,
     KubernetesFacts,
     Node,
+    ServiceFacts,
     judge_kubernetes,
     parse_nodes,
 )
@@ -36,11 +39,15 @@ from fc_frontend.kubernetes.kubeconfig import read_kubeconfig
 from fc_frontend.plan.model import (
     ApiSettings,
     Cluster,
+    Standby,
 )
 from tests.frontend import Frontend
-from tests.support.api_cluster import ApiFrontend, token_until
+from tests.support.api_cluster import NOT_READY, ApiFrontend, token_until
+from tests.support.api_server import Fault
 from tests.support.certificates import Certificates
 from tests.support.doctor import CLUSTER, SECRET, result_of, said
+
+NOBODY = 65534
 
 
 class ApiServer(http.server.ThreadingHTTPServer):
@@ -204,6 +211,9 @@ def test_the_api_by_token_which_is_never_shown(
     token_file.write_text(f"{SECRET}\n")
     kubeconfig.user = {"tokenFile": "token"}
     kubeconfig.write()
+    token_file.chmod(0o644)
+    assert result_of(kubeconfig.judged(), "kubeconfig") == "warning"
+    token_file.chmod(0o600)
     assert worst(kubeconfig.judged()) is Result.OK
     kubeconfig.user = {"token": "wrong"}
     kubeconfig.write()
@@ -325,40 +335,135 @@ def cluster(either_binary: str, certificates: Certificates) -> Iterator[ApiFront
         yield made
 
 
-def checks(frontend: ApiFrontend) -> dict[str, dict[str, Any]]:
-    """What `doctor` says of the API, by check."""
+def found_of(frontend: ApiFrontend) -> list[dict[str, str]]:
+    """What `doctor` says of the API."""
     frontend.write()
     done = frontend.run("doctor", "--format", "json", check=False)
     findings = json.loads(done.stdout)["findings"]
-    return {each["check"]: each for each in findings if each["group"] == "Kubernetes API"}
+    return [each for each in findings if each["group"] == "Kubernetes API"]
+
+
+def checks(frontend: ApiFrontend) -> dict[str, dict[str, str]]:
+    """The same, by check."""
+    return {each["check"]: each for each in found_of(frontend)}
+
+
+def serve(frontend: ApiFrontend) -> None:
+    """Give the declared service a Kubernetes Service with a cluster IP and pods."""
+    address, _ = frontend.cluster_ip("shop")
+    frontend.kube_service("shop", cluster_ip=address)
+    frontend.ready_endpoints("shop", frontend.scale("shop", 2).addresses)
 
 
 def test_the_access_of_the_daemon_is_enough(cluster: ApiFrontend) -> None:
-    address, _ = cluster.cluster_ip("shop")
-    cluster.kube_service("shop", cluster_ip=address)
+    serve(cluster)
     found = checks(cluster)
-    assert found["readyz"]["result"] == "ok"
-    assert found["rights"]["result"] == "ok"
-    assert found["cluster IPs"]["result"] == "ok"
-    assert "services" not in found
+    for check in ("readyz", "rights", "services", "cluster IPs"):
+        assert found[check]["result"] == "ok", found[check]
+    assert not {"watch", "standby", "health checks", "credentials file"} & set(found)
+    asked = {line for line in cluster.api.requests if line.startswith("POST")}
+    assert asked == {"POST /apis/authorization.k8s.io/v1/selfsubjectaccessreviews"}
 
 
-def test_a_right_that_is_missing_is_named(cluster: ApiFrontend) -> None:
-    cluster.api.denied = {("watch", "endpointslices")}
-    found = checks(cluster)
-    assert found["rights"]["result"] == "problem"
-    assert "watch endpointslices.discovery.k8s.io" in found["rights"]["message"]
-    assert "rbac.yaml" in found["rights"]["remedy"]
+def test_rights_that_are_missing_are_named(cluster: ApiFrontend) -> None:
+    serve(cluster)
+    cluster.api.denied = {("watch", "endpointslices"), ("get", "services"), ("list", "nodes")}
+    rights = {each["result"]: each for each in found_of(cluster) if each["check"] == "rights"}
+    assert rights["problem"]["message"].endswith("may not watch endpointslices.discovery.k8s.io")
+    assert rights["warning"]["message"].endswith("may not get services, list nodes")
+    assert all("rbac.yaml" in each["remedy"] for each in rights.values())
+    assert "cannot watch resource" in checks(cluster)["watch"]["message"]
+
+
+def test_nodes_are_needed_where_a_service_is_of_nodes(cluster: ApiFrontend) -> None:
+    shop = cluster.settings["services"]["shop"]
+    del shop["pod_port"]
+    shop["lb_service_port"] = 30080
+    cluster.settings["cluster"].pop("nodes", None)
+    cluster.api.denied = {("list", "nodes")}
+    found = checks(cluster)["rights"]
+    assert (found["result"], "list nodes" in found["message"]) == ("problem", True)
 
 
 def test_a_service_that_the_cluster_does_not_have_is_named(cluster: ApiFrontend) -> None:
+    found = checks(cluster)["services"]
+    assert found["result"] == "problem"
+    assert "no Service shop in namespace default" in found["message"]
+
+
+def test_a_port_that_the_kubernetes_service_does_not_have_is_named(cluster: ApiFrontend) -> None:
+    serve(cluster)
+    shop = cluster.settings["services"]["shop"]
+    del shop["pod_port"]
+    shop["service_port"] = 81
+    found = checks(cluster)["services"]
+    assert found["result"] == "problem"
+    assert "no TCP port 81" in found["message"]
+
+
+def test_a_service_without_ready_pods_is_a_warning(cluster: ApiFrontend) -> None:
+    serve(cluster)
+    cluster.endpoints("shop", dict.fromkeys(cluster.pods["shop"].addresses, NOT_READY))
+    found = checks(cluster)["services"]
+    assert found["result"] == "warning"
+    assert "is ready" in found["message"]
+
+
+def test_what_serves_without_the_daemon_is_judged(cluster: ApiFrontend) -> None:
+    serve(cluster)
+    shop = cluster.settings["services"]["shop"]
+    shop["pod_port"], shop["check"] = 9090, False
     found = checks(cluster)
-    assert "shop (default/shop)" in found["services"]["message"]
+    assert found["standby"]["result"] == "warning"
+    assert found["health checks"]["result"] == "warning"
+    assert "cluster IPs" not in found
 
 
-def test_a_token_that_expires_soon_is_a_warning(cluster: ApiFrontend) -> None:
+def test_a_cluster_ip_that_is_not_reached_is_a_warning() -> None:
+    standby = Standby("shop", 80, "10.0.0.9")
+    services = (ServiceFacts("shop", standby=standby, is_reached=False),)
+    facts = KubernetesFacts(
+        server="https://api",
+        ready=ApiResponse(200),
+        listed=ApiResponse(200),
+        nodes=(Node("n", True),),
+        daemon=DaemonAccess("root", services=services),
+    )
+    found = judge_kubernetes(CLUSTER, facts)
+    assert result_of(found, "cluster IPs") == "warning"
+    assert "10.0.0.9 (shop)" in said(found)
+
+
+def test_an_api_server_that_is_silent_costs_a_bounded_time(cluster: ApiFrontend) -> None:
+    cluster.api.fault = Fault.MUTE
+    found = checks(cluster)
+    assert set(found) == {"readyz"}
+    assert "timed out" in found["readyz"]["message"]
+
+
+def test_credentials_that_are_not_accepted_are_a_problem(cluster: ApiFrontend) -> None:
+    cluster.api.token = "another"
+    found = checks(cluster)
+    assert found["readyz"]["result"] == "problem"
+    assert "(401)" in found["readyz"]["message"]
+    assert not {"rights", "watch", "services"} & set(found)
+
+
+def test_credentials_that_expire_soon_are_a_warning(cluster: ApiFrontend) -> None:
     cluster.write_kubeconfig(token_until(int(time.time()) + 3 * 86400))
     assert checks(cluster)["credentials"]["result"] == "warning"
+
+
+def test_a_client_certificate_that_has_expired_is_a_problem(cluster: ApiFrontend) -> None:
+    cluster.settings["cluster"]["api"] = {
+        "server": f"https://127.0.0.1:{cluster.api.port}",
+        "ca_file": str(cluster.certificates.path("ca.crt")),
+        "client_certificate": str(cluster.certificates.path("expired.crt")),
+        "client_key": str(cluster.certificates.path("expired.key")),
+    }
+    found = checks(cluster)["credentials"]
+    assert found["result"] == "problem"
+    assert "has expired" in found["message"]
 
 
 def test_credentials_that_others_may_read_or_nobody_can(cluster: ApiFrontend) -> None:
@@ -366,6 +471,19 @@ def test_credentials_that_others_may_read_or_nobody_can(cluster: ApiFrontend) ->
     assert checks(cluster)["kubeconfig"]["result"] == "warning"
     cluster.kubeconfig.unlink()
     assert checks(cluster)["cluster.api"]["result"] == "problem"
+
+
+def test_credentials_that_the_daemons_user_may_not_read(cluster: ApiFrontend) -> None:
+    """Who is not root asks for itself, and could not have read them."""
+    is_root = os.geteuid() == 0
+    if is_root:
+        state = Path(cluster.settings["state_directory"])
+        state.mkdir(exist_ok=True)
+        os.chown(state, NOBODY, NOBODY)
+    found = checks(cluster)
+    assert ("credentials file" in found) is is_root
+    if is_root:
+        assert str(cluster.kubeconfig) in found["credentials file"]["message"]
 
 
 _ANY = st.recursive(

@@ -74,7 +74,8 @@ def command(config: str, kubeconfig: str | None, shape: str) -> None:
     files, clock    may this user write where it must, and who else may change what is
                     declared; is the time right
     Kubernetes API  with cluster.api or --kubeconfig: the API server, nodes, the cluster's
-                    networks; with cluster.api also its rights, the declared services' ones
+                    networks, credentials; with cluster.api also the daemon's rights, the
+                    declared services, and what serves them while the daemon is gone
 
     Run it as the user that fc-frontend runs as: permissions are those of who asks. Each finding
     that is not ok says what to do.

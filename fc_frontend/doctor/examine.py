@@ -276,7 +276,7 @@ def _api(plan: Plan, api: ApiSettings, timeout: float) -> Iterable[Finding]:
     cluster = plan.settings.cluster
     specs = [each.spec for each in plan.services if uses_api(each.spec, cluster)]
     try:
-        return judge_kubernetes(cluster, observe_api(api, specs, timeout))
+        return judge_kubernetes(cluster, observe_api(api, plan.settings, specs, timeout))
     except Unavailable as exc:
         return (
             Group("Kubernetes API").problem("cluster.api", exc.problem.message, exc.problem.remedy),

@@ -9,10 +9,17 @@ from typing import Any
 
 from fc_frontend.doctor.findings import Finding, Group, some
 from fc_frontend.doctor.judge.machine import judge_date
-from fc_frontend.plan.model import Cluster
+from fc_frontend.plan.model import Cluster, Standby
+from fc_frontend.plan.slices import SliceGap
 from fc_frontend.plurals import counted
 
 _GROUP = Group("Kubernetes API")
+_RBAC = "kubectl apply -f contrib/kubernetes/rbac.yaml"
+_NEW = "make new ones: contrib/kubernetes/kubeconfig"
+_MAX_SHOWN = 5
+"""Findings about services of one kind; the others are counted."""
+_PASSES = (SliceGap.NO_ENDPOINTS, SliceGap.NOT_READY)
+"""What is not for want of a declaration, and may change by itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,26 +45,47 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Right:
-    """Whether the daemon's credentials may do something; None if that is not known."""
+    """Whether the daemon's credentials may do something; None if that is not known.
+
+    Without those that are not needed, only `doctor` sees less.
+    """
 
     verb: str
     resource: str
     allowed: bool | None
+    is_needed: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class ServiceFacts:
-    """The Kubernetes Service of the declared service `name`.
+    """What the API says of the declared service `name`, as the daemon sees it.
 
-    `is_reached` tells whether this host reaches its cluster IP; None if it has none.
+    `gap` is why it has no pods, `error` and `remedy` say so.  `is_reached` tells whether this host
+    reaches the cluster IP of its standby; None if that was not tried.
     """
 
     name: str
-    service: str
-    namespace: str
-    exists: bool
-    cluster_ip: str | None = None
+    gap: SliceGap | None = None
+    error: str | None = None
+    remedy: str = ""
+    standby: Standby | None = None
     is_reached: bool | None = None
+    is_checked: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class DaemonAccess:
+    """Whether the access of the daemon is enough.
+
+    `user` is the one that it runs as, `unreadable` are files that this user may not read.
+    `failure` is why the API cannot be watched; None if it can be.
+    """
+
+    user: str
+    unreadable: tuple[str, ...] = ()
+    rights: tuple[Right, ...] = ()
+    services: tuple[ServiceFacts, ...] = ()
+    failure: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,8 +102,8 @@ class KubernetesFacts:
     """How long the server's certificate is still good for, in days."""
     credential_days: float | None = None
     """How long token or client certificate are still good for, in days, where that is known."""
-    rights: tuple[Right, ...] = ()
-    services: tuple[ServiceFacts, ...] = ()
+    daemon: DaemonAccess | None = None
+    """None if the access is not the daemon's."""
 
 
 def parse_nodes(document: Any) -> tuple[Node, ...]:
@@ -130,6 +158,12 @@ def _kubernetes(cluster: Cluster, facts: KubernetesFacts) -> Iterator[Finding]:
             "other users may read the file, which gives access to the cluster",
             "chmod 600 the file",
         )
+    if facts.daemon is not None and facts.daemon.unreadable:
+        yield _GROUP.problem(
+            "credentials file",
+            f"the daemon's user {facts.daemon.user} may not read {some(facts.daemon.unreadable)}",
+            f"give the file to that user: chown {facts.daemon.user}",
+        )
     yield _ready(facts)
     if facts.ready.status is None:
         return
@@ -147,56 +181,85 @@ def _kubernetes(cluster: Cluster, facts: KubernetesFacts) -> Iterator[Finding]:
         )
     if facts.ready.ahead is not None:
         yield judge_date("the API server", facts.ready.ahead)
-    yield from _access(facts)
-    if facts.nodes is None:
-        if not facts.rights:
-            yield _refusal("nodes", facts.listed)
-        return
-    yield _nodes(facts.nodes)
-    yield from _networks(cluster, facts.nodes)
-
-
-def _access(facts: KubernetesFacts) -> Iterator[Finding]:
-    """Whether the daemon's access is enough, and its declared services are there."""
-    days = facts.credential_days
-    if days is not None and days < 14:
+    if (days := facts.credential_days) is not None and days < 14:
         ends = "has expired" if days <= 0 else f"expires in {counted(round(days), 'day')}"
         result = _GROUP.problem if days <= 0 else _GROUP.warning
-        yield result(
-            "credentials",
-            f"the token or client certificate {ends}",
-            "make a new one: contrib/kubernetes/kubeconfig",
-        )
-    missing = [f"{right.verb} {right.resource}" for right in facts.rights if right.allowed is False]
-    if missing:
-        yield _GROUP.problem(
-            "rights",
-            f"the credentials may not {some(missing)}",
-            "kubectl apply -f contrib/kubernetes/rbac.yaml",
-        )
-    elif any(right.allowed is None for right in facts.rights):
+        yield result("credentials", f"the token or client certificate {ends}", _NEW)
+    if facts.daemon is not None:
+        yield from _rights(facts.daemon.rights)
+        yield from _watched(facts.daemon)
+    if facts.nodes is not None:
+        yield _nodes(facts.nodes)
+        yield from _networks(cluster, facts.nodes)
+    elif facts.daemon is None or facts.listed.status not in (401, 403):
+        yield _refusal("nodes", facts.listed)
+
+
+def _rights(rights: tuple[Right, ...]) -> Iterator[Finding]:
+    for is_needed, result in ((True, _GROUP.problem), (False, _GROUP.warning)):
+        missing = [
+            f"{right.verb} {right.resource}"
+            for right in rights
+            if right.allowed is False and right.is_needed is is_needed
+        ]
+        if missing:
+            yield result("rights", f"the credentials may not {some(missing, len(rights))}", _RBAC)
+    if any(right.allowed is None for right in rights):
         yield _GROUP.unknown(
-            "rights", "the API server does not tell them", "see `kubectl auth can-i --list`"
+            "rights", "the API server does not tell all of them", "see `kubectl auth can-i --list`"
         )
-    elif facts.rights:
+    elif rights and all(right.allowed for right in rights):
         yield _GROUP.ok("rights", "all that is needed")
-    absent = [f"{each.name} ({each.namespace}/{each.service})" for each in facts.services
-              if not each.exists]  # fmt: skip
-    if absent:
+
+
+def _watched(daemon: DaemonAccess) -> Iterator[Finding]:
+    """What the daemon sees of the declared services, and what serves them without it."""
+    if daemon.failure is not None:
         yield _GROUP.problem(
-            "services",
-            f"there is no Kubernetes Service of {some(absent)}",
-            "correct `service` and `namespace`, or create it",
+            "watch", f"it cannot be watched: {daemon.failure}", "see the findings beside this one"
         )
-    unreached = [f"{each.cluster_ip} ({each.name})" for each in facts.services
-                 if each.is_reached is False]  # fmt: skip
+    failed = sorted((s for s in daemon.services if s.error), key=lambda s: s.gap in _PASSES)
+    for service in failed[:_MAX_SHOWN]:
+        result = _GROUP.warning if service.gap in _PASSES else _GROUP.problem
+        yield result("services", f"{service.name}: {service.error}", service.remedy)
+    if len(failed) > _MAX_SHOWN:
+        more = counted(len(failed) - _MAX_SHOWN, "more service")
+        yield _GROUP.warning(
+            "services", f"{more} without pods", "`fc-frontend status` names all of them"
+        )
+    if daemon.services and not failed:
+        yield _GROUP.ok("services", f"all {len(daemon.services)} have ready pods")
+    yield from _standbys(daemon.services)
+    if unchecked := [service.name for service in daemon.services if not service.is_checked]:
+        yield _GROUP.warning(
+            "health checks",
+            f"{some(unchecked)}: without them, a dead pod gets requests while the daemon or the "
+            "API is away",
+            "use check: true",
+        )
+
+
+def _standbys(services: tuple[ServiceFacts, ...]) -> Iterator[Finding]:
+    without = [each.name for each in services if not each.standby and each.gap is None]
+    if without:
+        yield _GROUP.warning(
+            "standby",
+            f"{some(without)}: nothing serves for pods that left while the daemon is gone",
+            "let a port of the Kubernetes Service lead to the pods' port, and its cluster IP lie "
+            "in cluster.service_network",
+        )
+    unreached = [
+        f"{each.standby.address} ({each.name})"
+        for each in services
+        if each.standby and each.is_reached is False
+    ]
     if unreached:
         yield _GROUP.warning(
             "cluster IPs",
             f"this VM does not reach {some(unreached)}, which serve while the daemon is gone",
             "add a route for cluster.service_network by way of a node",
         )
-    elif any(each.is_reached for each in facts.services):
+    elif any(each.is_reached for each in services):
         yield _GROUP.ok("cluster IPs", "this VM reaches them")
 
 
@@ -210,6 +273,10 @@ def _ready(facts: KubernetesFacts) -> Finding:
             f"{facts.server} cannot be asked: {facts.ready.said}",
             "check its address, the route to it and its certificates; HAProxy "
             "serves on without the API, but the cluster changes no more",
+        )
+    if status == 401 and facts.daemon is not None:
+        return _GROUP.problem(
+            "readyz", f"{facts.server} does not accept the daemon's credentials (401)", _NEW
         )
     if status in (401, 403):
         return _refusal("readyz", facts.ready)

@@ -8,16 +8,22 @@ from __future__ import annotations
 import asyncio
 import email.utils
 import json
-import socket
+import os
+import pwd
+import shutil
 import ssl
 import stat
+import subprocess
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from fc_frontend.config.trusted_users import daemon_user
+from fc_frontend.discovery.slices import answer_of
 from fc_frontend.doctor.judge.kubernetes import (
     ApiResponse,
+    DaemonAccess,
     KubernetesFacts,
     Node,
     Right,
@@ -25,18 +31,22 @@ from fc_frontend.doctor.judge.kubernetes import (
     ahead,
     parse_nodes,
 )
+from fc_frontend.kubernetes.access import ApiAccess, FileCredentials
+from fc_frontend.kubernetes.answers import LOOK_SECONDS, key_of
 from fc_frontend.kubernetes.client import ApiClient, ApiReply
-from fc_frontend.kubernetes.cluster_watch import read_access
+from fc_frontend.kubernetes.cluster_watch import ClusterWatch, read_access
 from fc_frontend.kubernetes.failures import ApiFailure
-from fc_frontend.plan.cluster_objects import parse_service
-from fc_frontend.plan.model import ApiSettings, ServiceSpec, Target
+from fc_frontend.paths.accounts import user_name
+from fc_frontend.plan.model import ApiSettings, ServiceSpec, Settings, Target
+from fc_frontend.plan.slices import endpoints_from_slices
 from fc_frontend.text import one_line
 
-RESOURCES = (("", "services"), ("discovery.k8s.io", "endpointslices"))
-VERBS = ("list", "watch")
+RESOURCES = (("", "services"), ("discovery.k8s.io", "endpointslices"), ("", "nodes"))
+VERBS = ("get", "list", "watch")
+_USED_VERBS = ("list", "watch")
 _REVIEWS = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
-_MOST_SERVICES = 20
-"""Services whose Kubernetes Service is looked at: one request each."""
+_MOST_STANDBYS = 20
+"""Cluster IPs that are tried."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,48 +61,53 @@ def observe_kubernetes(api: ApiSettings, timeout: float) -> KubernetesFacts:
 
     Raises `Unavailable` if the credentials cannot be used.
     """
-    return asyncio.run(_observe(api, (), timeout, is_own=False))
+    return asyncio.run(_observe(api, timeout))
 
 
-def observe_api(api: ApiSettings, specs: Iterable[ServiceSpec], timeout: float) -> KubernetesFacts:
+def observe_api(
+    api: ApiSettings, settings: Settings, specs: Iterable[ServiceSpec], timeout: float
+) -> KubernetesFacts:
     """As `observe_kubernetes`, and whether the daemon's access is enough for the services."""
-    return asyncio.run(_observe(api, tuple(specs), timeout, is_own=True))
+    return asyncio.run(_observe(api, timeout, settings, tuple(specs)))
 
 
 async def _observe(
-    api: ApiSettings, specs: tuple[ServiceSpec, ...], seconds: float, *, is_own: bool
+    api: ApiSettings,
+    seconds: float,
+    settings: Settings | None = None,
+    specs: tuple[ServiceSpec, ...] = (),
 ) -> KubernetesFacts:
     client = ApiClient(lambda: read_access(api))
-    credential = await client.access.credentials.get()
+    access = client.access
+    credential = await access.credentials.get()
     # Credentials that do not fit are said as such, and not as a failed connection.
-    client.access.tls(credential)
+    access.tls(credential)
     ready = await _get(client, "/readyz", seconds)
-    listed, nodes = ready.response, None
-    rights: tuple[Right, ...] = ()
-    services: tuple[ServiceFacts, ...] = ()
+    listed, nodes, daemon = ready.response, None, None
     if ready.response.status is not None:
         said = await _get(client, "/api/v1/nodes?limit=500", seconds)
         listed, nodes = _nodes(said.response, said.body)
-        if is_own:
-            with_nodes = any(spec.target is Target.NODE for spec in specs)
-            rights = await _rights(client, seconds, with_nodes=with_nodes)
-            services = await _services(client, specs, seconds)
+    if settings is not None:
+        daemon = await _daemon_access(client, api, settings, specs, seconds, ready.response)
     return KubernetesFacts(
-        server=client.access.server,
+        server=access.server,
         ready=ready.response,
         listed=listed,
         nodes=nodes,
-        readable_by_others=any(map(_is_readable_by_others, _secrets(api))),
-        verified=client.access.is_verified,
+        readable_by_others=any(map(_is_readable_by_others, _secret_files(api, access))),
+        verified=access.is_verified,
         certificate_days=ready.days,
-        credential_days=_days(client.expires),
-        rights=rights,
-        services=services,
+        credential_days=_days(credential.until),
+        daemon=daemon,
     )
 
 
-def _secrets(api: ApiSettings) -> list[str]:
-    files = (api.kubeconfig, api.token_file, api.client_key)
+def _secret_files(api: ApiSettings, access: ApiAccess) -> list[str]:
+    """The files that the credentials are in."""
+    files = [api.kubeconfig]
+    if isinstance(access.credentials, FileCredentials):
+        of = access.credentials
+        files += [str(path) for path in (of.token_file, of.key_file) if path is not None]
     return [path for path in files if path is not None]
 
 
@@ -144,68 +159,119 @@ def _date(reply: ApiReply) -> float | None:
         return None
 
 
+async def _daemon_access(
+    client: ApiClient,
+    api: ApiSettings,
+    settings: Settings,
+    specs: tuple[ServiceSpec, ...],
+    seconds: float,
+    ready: ApiResponse,
+) -> DaemonAccess:
+    user = daemon_user(settings.state_directory)
+    files = _secret_files(api, client.access)
+    if client.access.ca_file is not None:
+        files.append(str(client.access.ca_file))
+    unreadable = [path for path in files if not await asyncio.to_thread(_may_read, user, path)]
+    rights: tuple[Right, ...] = ()
+    services: tuple[ServiceFacts, ...] = ()
+    failure = None
+    if ready.status not in (None, 401):
+        with_nodes = any(spec.target is Target.NODE for spec in specs)
+        rights, (services, failure) = await asyncio.gather(
+            _rights(client, seconds, with_nodes=with_nodes),
+            _services(api, settings, specs, seconds),
+        )
+    return DaemonAccess(user_name(user), tuple(unreadable), rights, services, failure)
+
+
+def _may_read(user: int, path: str) -> bool:
+    """True unless `user` may not read the file; only root can find that out about others."""
+    program = shutil.which("test")
+    if os.geteuid() != 0 or user == 0 or program is None:
+        return True
+    try:
+        account = pwd.getpwuid(user)
+        group, groups = account.pw_gid, os.getgrouplist(account.pw_name, account.pw_gid)
+    except KeyError:
+        group, groups = user, []
+    done = subprocess.run(
+        [program, "-r", path], user=user, group=group, extra_groups=groups, cwd="/", check=False
+    )
+    return done.returncode == 0
+
+
 async def _rights(client: ApiClient, seconds: float, *, with_nodes: bool) -> tuple[Right, ...]:
-    """What the credentials may do of what is needed (SelfSubjectAccessReview)."""
-    resources = (*RESOURCES, *((("", "nodes"),) if with_nodes else ()))
-    found: list[Right] = []
-    for group, resource in resources:
-        for verb in VERBS:
-            attributes = {"group": group, "resource": resource, "verb": verb}
-            review = {
-                "apiVersion": "authorization.k8s.io/v1",
-                "kind": "SelfSubjectAccessReview",
-                "spec": {"resourceAttributes": attributes},
-            }
-            allowed: bool | None = None
-            try:
-                async with asyncio.timeout(seconds), client.connect() as connection:
-                    answer = await connection.post(_REVIEWS, review)
-                status = answer.get("status")
-                if isinstance(status, dict):
-                    allowed = status.get("allowed") is True
-            except (TimeoutError, ApiFailure):
-                pass
-            found.append(Right(verb, f"{resource}.{group}".rstrip("."), allowed))
-    return tuple(found)
+    """What the credentials may do of what contrib/kubernetes/rbac.yaml grants."""
+    asked = [
+        _right(client, seconds, group, resource, verb, with_nodes=with_nodes)
+        for group, resource in RESOURCES
+        for verb in VERBS
+    ]
+    return tuple(await asyncio.gather(*asked))
+
+
+async def _right(
+    client: ApiClient, seconds: float, group: str, resource: str, verb: str, *, with_nodes: bool
+) -> Right:
+    """One right, by a SelfSubjectAccessReview."""
+    review = {
+        "apiVersion": "authorization.k8s.io/v1",
+        "kind": "SelfSubjectAccessReview",
+        "spec": {"resourceAttributes": {"group": group, "resource": resource, "verb": verb}},
+    }
+    allowed: bool | None = None
+    try:
+        async with asyncio.timeout(seconds), client.connect() as connection:
+            answer = await connection.post(_REVIEWS, review)
+        status = answer.get("status")
+        if isinstance(status, dict):
+            allowed = status.get("allowed") is True
+    except (TimeoutError, ApiFailure):
+        pass
+    is_needed = verb in _USED_VERBS and (with_nodes or resource != "nodes")
+    return Right(verb, f"{resource}.{group}".rstrip("."), allowed, is_needed=is_needed)
 
 
 async def _services(
-    client: ApiClient, specs: tuple[ServiceSpec, ...], seconds: float
-) -> tuple[ServiceFacts, ...]:
-    """The Kubernetes Services of the first `_MOST_SERVICES` declared services."""
-    found: list[ServiceFacts] = []
-    for spec in [each for each in specs if each.target is not Target.NODE][:_MOST_SERVICES]:
-        path = f"/api/v1/namespaces/{spec.namespace}/services/{spec.service}"
-        said = await _get(client, path, seconds)
-        if said.response.status == 404:
-            found.append(ServiceFacts(spec.name, spec.service, spec.namespace, exists=False))
-        if said.response.status != 200:
-            continue
-        try:
-            service = parse_service(json.loads(said.body))
-        except (ValueError, RecursionError):
-            continue
-        place = None
-        if service is not None and service.cluster_ips and service.ports:
-            place = (service.cluster_ips[0], service.ports[0].number)
-        is_reached = await asyncio.to_thread(_connects, place, seconds) if place else None
-        found.append(
-            ServiceFacts(
-                spec.name,
-                spec.service,
-                spec.namespace,
-                exists=service is not None,
-                cluster_ip=place[0] if place else None,
-                is_reached=is_reached,
-            )
-        )
-    return tuple(found)
-
-
-def _connects(place: tuple[str, int], timeout: float) -> bool:
-    """True if a TCP connection is accepted or refused: then packets arrive."""
+    api: ApiSettings, settings: Settings, specs: tuple[ServiceSpec, ...], seconds: float
+) -> tuple[tuple[ServiceFacts, ...], str | None]:
+    """The services of `specs` as the daemon sees them, or why it sees none."""
+    cluster = settings.cluster
+    families = cluster.families(cluster.pod_networks)
+    watch = ClusterWatch(api)
+    watch.start()
     try:
-        socket.create_connection(place, min(timeout, 2.0)).close()
+        if not await watch.synced(LOOK_SECONDS):
+            failure = watch.failure
+            return (), failure.message if failure else "it does not answer in time"
+        found = []
+        for spec in [each for each in specs if each.target is not Target.NODE]:
+            key = key_of(spec)
+            service, slices = watch.service(key), watch.slices(key)
+            networks = cluster.pod_networks
+            gap = endpoints_from_slices(spec, service, slices, networks, families).gap
+            answer = answer_of(spec, service, slices, cluster, None)
+            facts = ServiceFacts(
+                spec.name, gap, answer.error, answer.remedy, answer.standby, is_checked=spec.check
+            )
+            found.append(facts)
+    finally:
+        await watch.ended()
+    tried = [each for each in found if each.standby and each.standby.address]
+    # Those with pods first: a cluster IP of none may be silent.
+    tried = sorted(tried, key=lambda each: each.gap is not None)[:_MOST_STANDBYS]
+    reached = await asyncio.gather(*(_connects(each, min(seconds, 2.0)) for each in tried))
+    is_reached = dict(zip((each.name for each in tried), reached, strict=True))
+    return tuple(replace(each, is_reached=is_reached.get(each.name)) for each in found), None
+
+
+async def _connects(service: ServiceFacts, seconds: float) -> bool:
+    """True if a TCP connection is accepted or refused: then packets arrive."""
+    assert service.standby is not None
+    try:
+        async with asyncio.timeout(seconds):
+            _, writer = await asyncio.open_connection(service.standby.address, service.standby.port)
+        writer.transport.abort()
     except ConnectionRefusedError:
         return True
     except OSError:
