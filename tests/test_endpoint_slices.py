@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import signal
 from collections.abc import Iterator
 
@@ -135,6 +137,17 @@ def test_an_api_server_that_is_gone_leaves_everything_as_it_is(frontend: ApiFron
         frontend.until(lambda: frontend.metric("fc_frontend_api_watching") == 0, 90)
         frontend.until(lambda: frontend.status()["services"][0]["freshness"] == "stale")
         assert "cannot be watched" in frontend.status()["services"][0]["error"]
+        for shape in ("table", "wide"):
+            said = frontend.run("status", "--format", shape, check=False).stdout
+            assert re.search(
+                r"^Kubernetes API not watched: .*, last heard .* ago$", said, re.MULTILINE
+            )
+        document = json.loads(frontend.run("status", "--format", "json", check=False).stdout)
+        assert document["api"]["current"] is False
+        assert document["api"]["failure"]
+        nagios = frontend.run("status", "--format", "nagios", check=False)
+        assert nagios.returncode == 1
+        assert "Kubernetes API: it cannot be watched" in nagios.stdout
         assert names_of(frontend) == {pod.name for pod in pods}
         frontend.start_api()
         frontend.scale("shop", 3, publish=False)

@@ -20,10 +20,11 @@ from hypothesis import strategies as st
 
 from fc_frontend.demo.dns import Fault
 from fc_frontend.errors import Problem
-from fc_frontend.explain.facts import DaemonService, Held, NameserverAnswer, Worker
+from fc_frontend.explain.facts import Daemon, DaemonService, Held, NameserverAnswer, Worker
 from fc_frontend.explain.overview import Seen, overview
 from fc_frontend.haproxy.master import show_proc
 from fc_frontend.haproxy.traffic import Rates, Sample, Traffic, rates
+from fc_frontend.model.api_state import ApiState
 from fc_frontend.model.service_state import Counts, HaproxyState
 from fc_frontend.page import render
 from fc_frontend.page.values import EACH_PAGE, Board, PastDeployment, bar, board, select
@@ -95,11 +96,25 @@ def made(
     seconds: float | None = None,
     changes: tuple[PastDeployment, ...] = (),
     nameserver: NameserverAnswer | None = None,
+    api: ApiState | None = None,
     host: str = "edge0",
 ) -> Board:
     """A board as the daemon finds it."""
     of = counts or {one.name: Counts(up=one.pods or 0) for one in services}
+    daemon = Daemon(
+        version="1",
+        in_sync=True,
+        wanted_hash="0" * 16,
+        running_hash="0" * 16,
+        problems=(),
+        withheld=withheld,
+        last_reload=None,
+        haproxy=HaproxyState.RUNNING,
+        services=services,
+        api=api,
+    )
     seen = Seen(
+        daemon=daemon,
         haproxy=HaproxyState.RUNNING,
         worker=Worker(hash="0" * 16, version="2.8", counts=of),
         counts=of,
@@ -213,6 +228,23 @@ def test_nameservers_are_told_with_their_words() -> None:
     text = read(made(nameserver=failing)).text
     assert "▲ fails 10.0.0.254:53 no answer within 1 s" in text
     assert "NOERROR 12" in text
+
+
+def test_the_watch_of_the_api_is_told_where_there_is_one() -> None:
+    without = read(made())
+    assert "Kubernetes API" in without.text
+    (section,) = (each for each in without.named("section") if each.get("id") == "api")
+    assert "hidden" in section
+    good = ApiState(is_current=True, age=1.0, expires=2e9)
+    assert (
+        "● watched last heard 1 s ago credentials valid until 2033-05-18 03:33"
+        in read(made(api=good)).text
+    )
+    bad = ApiState(age=7200.0, failure=HOSTILE, held=frozenset(("b", "a")))
+    page = read(made(api=bad))
+    assert f"▲ not watched {HOSTILE} last heard 2 h ago Last pods are kept of a, b" in page.text
+    (section,) = (each for each in page.named("section") if each.get("id") == "api")
+    assert "hidden" not in section
 
 
 def test_nothing_declared_says_what_to_do() -> None:

@@ -131,8 +131,10 @@ def print_status(found: Overview, *, is_wide: bool) -> None:
     level = found.level.name
     say(f"{style(level.lower(), _COLORS[level])}: {found.summary}")
     say()
-    for name, said in _about(found):
-        say(f"{name:12} {said}")
+    about = _about(found)
+    width = max(12, *(len(name) for name, _ in about))
+    for name, said in about:
+        say(f"{name:{width}} {said}")
     if found.rows and is_wide:
         say()
         header = ("SERVICE", "NAMESPACE", "STATE", "PODS", "SLOTS", "UP", "DOWN", "DRAINED")
@@ -219,7 +221,9 @@ def _about(found: Overview) -> list[tuple[str, str]]:
     if seen.daemon and (api := seen.daemon.api):
         heard = "never heard" if api.age is None else f"last heard {duration(api.age)} ago"
         state = "watched" if api.is_current else f"not watched: {api.failure or 'no answer yet'}"
-        lines.append(("Kubernetes API", f"{state}, {heard}"))
+        left = None if api.expires is None else max(0.0, api.expires - time.time())
+        valid = "" if left is None else f", credentials valid for {duration(left)}"
+        lines.append(("Kubernetes API", f"{state}, {heard}{valid}"))
     for nameserver in seen.nameservers:
         said = nameserver.said or f"answers in {nameserver.seconds * 1000:.0f} ms"
         lines.append(("cluster DNS", f"{nameserver.name}: {said}"))

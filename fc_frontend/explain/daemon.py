@@ -132,6 +132,7 @@ def _api(entry: Mapping[str, Any]) -> ApiState:
         age=None if age is None else float(age),
         failure=_optional(entry["failure"]),
         held=frozenset(_text(name) for name in entry["held"]),
+        expires=None if entry["expires"] is None else float(entry["expires"]),
     )
 
 

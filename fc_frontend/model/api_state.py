@@ -35,4 +35,5 @@ class ApiState:
             "age": None if self.age is None else round(self.age, 3),
             "failure": self.failure,
             "held": sorted(self.held),
+            "expires": self.expires,
         }
