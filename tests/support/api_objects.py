@@ -15,13 +15,18 @@ Key = tuple[str, str, str]
 """Resource, namespace, name."""
 
 RESOURCES = {
-    "services": ("", "v1", "Service"),
+    "namespaces": ("", "v1", "Namespace"),
     "nodes": ("", "v1", "Node"),
     "secrets": ("", "v1", "Secret"),
+    "serviceaccounts": ("", "v1", "ServiceAccount"),
+    "services": ("", "v1", "Service"),
     "endpointslices": ("discovery.k8s.io", "v1", "EndpointSlice"),
     "leases": ("coordination.k8s.io", "v1", "Lease"),
+    "clusterroles": ("rbac.authorization.k8s.io", "v1", "ClusterRole"),
+    "clusterrolebindings": ("rbac.authorization.k8s.io", "v1", "ClusterRoleBinding"),
 }
 """Resource → API group, version and kind."""
+_WITHOUT_NAMESPACE = ("namespaces", "nodes", "clusterroles", "clusterrolebindings")
 
 
 def described(path: str) -> Json | None:
@@ -30,21 +35,39 @@ def described(path: str) -> Json | None:
         case ["api"]:
             return {"kind": "APIVersions", "versions": ["v1"]}
         case ["apis"]:
-            return {"kind": "APIGroupList", "apiVersion": "v1", "groups": []}
+            versions = sorted({(group, version) for group, version, _ in RESOURCES.values()})
+            groups = [_group(group, version) for group, version in versions if group]
+            return {"kind": "APIGroupList", "apiVersion": "v1", "groups": groups}
         case ["api", "v1"]:
-            resources = [
-                {
-                    "name": name,
-                    "singularName": kind.lower(),
-                    "namespaced": kind != "Node",
-                    "kind": kind,
-                    "verbs": ["get", "list", "watch"],
-                }
-                for name, (group, _, kind) in RESOURCES.items()
-                if not group
-            ]
-            return {"kind": "APIResourceList", "groupVersion": "v1", "resources": resources}
+            return _resources("", "v1")
+        case ["apis", group, version]:
+            return _resources(group, version)
     return None
+
+
+def _group(group: str, version: str) -> Json:
+    preferred = {"groupVersion": f"{group}/{version}", "version": version}
+    return {"name": group, "versions": [preferred], "preferredVersion": preferred}
+
+
+def _resources(group: str, version: str) -> Json | None:
+    resources = [
+        {
+            "name": name,
+            "singularName": kind.lower(),
+            "namespaced": name not in _WITHOUT_NAMESPACE,
+            "kind": kind,
+            "verbs": ["create", "get", "list", "patch", "watch"],
+        }
+        for name, (of_group, of_version, kind) in RESOURCES.items()
+        if (of_group, of_version) == (group, version)
+    ]
+    name = f"{group}/{version}" if group else version
+    return (
+        {"kind": "APIResourceList", "groupVersion": name, "resources": resources}
+        if resources
+        else None
+    )
 
 
 class ApiError(Exception):

@@ -186,7 +186,8 @@ class ApiServer:
                 self._allow("get", resource, key[1])
                 return 200, typed(resource, self.objects.get(key))
             case "POST":
-                item["metadata"].setdefault("namespace", key[1])
+                if key[1]:
+                    item["metadata"].setdefault("namespace", key[1])
                 return 201, typed(resource, self.objects.create(resource, item))
             case "PUT":
                 return 200, typed(resource, self.objects.update(key, item))
