@@ -11,6 +11,7 @@ from fc_frontend.discovery.slices import MassEmptying
 from fc_frontend.discovery.source import News, PodDiscovery
 from fc_frontend.kubernetes.answers import LOOK_SECONDS, answers_from, is_of_api, key_of
 from fc_frontend.kubernetes.cluster_watch import ClusterWatch
+from fc_frontend.kubernetes.failures import FailureKind
 from fc_frontend.model.api_state import ApiState
 from fc_frontend.observe.log import Log
 from fc_frontend.observe.metrics import Metrics
@@ -183,7 +184,8 @@ class PodSources:
 
     def _state(self, watch: ClusterWatch) -> ApiState:
         lists: Counter[str] = Counter()
-        failures: Counter[str] = Counter()
+        # Of every kind, so that a rate has the first failure as well.
+        failures = Counter({str(kind): 0 for kind in FailureKind})
         for status in watch.statuses.values():
             lists.update({str(kind or "first"): n for kind, n in status.lists.items()})
             failures.update({str(kind): n for kind, n in status.failures.items()})
