@@ -90,8 +90,9 @@ class PodSources:
                 self._was_current = is_current
                 self._stood_in = {}
                 found = self._from_api(specs, settings, before)
-            else:
-                found = dict(self.news(specs, settings, before).answers)
+            elif self._emptying is not None and self._emptying.overdue(self._clock()):
+                # All other changes wake up by themselves, and need not wait for cluster DNS.
+                watch.wake()
             if not is_current:
                 found |= await self._from_dns_instead(specs, settings, {**before, **found})
         others = [spec for spec in specs if not self._is_api(spec, settings, before)]

@@ -98,6 +98,9 @@ from fc_frontend.render.render import ALIVE_KEY, ALIVE_TABLES
 from fc_frontend.rollout import Options, Rollout, deployed_declarations, roll_out
 from fc_frontend.stored import RunningState, question, save_answers, stored_answers
 
+_NOT_DEPLOYED_PAUSE = 1.0
+"""Seconds until endpoints are looked at again while nothing is deployed."""
+
 
 class Trigger(StrEnum):
     """What makes a step due."""
@@ -643,8 +646,8 @@ class Reconciler:
         """
         await self._discovery.changed()
         if self.declaration is None or self.deployed is None:
-            # The first step asks for everything.
-            self._discovery.news((), Settings(), {})
+            # What is deployed first is asked for then; what changes meanwhile is for later.
+            await asyncio.sleep(_NOT_DEPLOYED_PAUSE)
             return False
         settings, before = self.declaration.settings, self.resolution
         news = self._discovery.news(self.declaration.services, settings, before)

@@ -217,6 +217,10 @@ class ClusterWatch:
         """Return once something has changed that `take` has not given yet."""
         await self._event.wait()
 
+    def wake(self) -> None:
+        """Let `changed` return, although nothing has changed."""
+        self._event.set()
+
     def take(self) -> tuple[frozenset[ObjectKey], float | None]:
         """The Services that changed since the last call, and when the first of them did."""
         keys, since = frozenset(self._changed), self._since

@@ -51,10 +51,10 @@ async def request(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, ho
     writer.write(f"GET / HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
     head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
     headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in head)}
-    body = await reader.readexactly(int(headers["content-length"]))
+    await reader.readexactly(int(headers["content-length"]))
     if headers.get("connection", "").lower() == "close":
         raise ValueError
-    return body.decode().split()[0] if " 200 " in head[0] else "failed"
+    return headers["x-pod"] if " 200 " in head[0] else "failed"
 
 
 if __name__ == "__main__":

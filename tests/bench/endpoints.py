@@ -193,7 +193,7 @@ class Series:
             while time.monotonic() < deadline:
                 text += file.read()
                 *lines, text = text.split("\n")
-                for at, said in (line.split() for line in lines if line.count(" ") == 1):
+                for at, said in (line.split() for line in lines if len(line.split()) == 2):
                     if said == name and float(at) > since:
                         last = float(at)
                 if is_there and last > since:
