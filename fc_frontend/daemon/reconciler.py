@@ -48,7 +48,7 @@ from fc_frontend.haproxy.deploy import (
     proxies_up,
     revive,
     save_running,
-    save_server_state,
+    server_state_now,
 )
 from fc_frontend.haproxy.hold import Hold
 from fc_frontend.haproxy.lock import deploying
@@ -98,6 +98,10 @@ from fc_frontend.render.render import ALIVE_KEY, ALIVE_TABLES
 from fc_frontend.rollout import Options, Rollout, deployed_declarations, roll_out
 from fc_frontend.stored import RunningState, question, save_answers, stored_answers
 
+_SAVE_SHARE = 20
+"""Servers that change all the time are kept for 1/20 of the time."""
+_VERIFIED_AT_ONCE = 16
+"""Services whose slots are compared at each look: all 1,000 at once take half a second."""
 _NOT_DEPLOYED_PAUSE = 1.0
 """Seconds until endpoints are looked at again while nothing is deployed."""
 
@@ -181,6 +185,9 @@ class Reconciler:
         self._leaving: frozenset[str] = frozenset()
         """Services with slots that wait for the last sessions of pods that left."""
         self._server_state_age: dict[str, Answer] | None = None
+        self._server_state_due = 0.0
+        self._verified = 0
+        """How many services' slots were compared with what is known, round and round."""
         # Neither a reload nor the runtime API may meet the other half-way.
         self._haproxy = asyncio.Lock()
         self.declaration: Declaration | None = None
@@ -693,22 +700,16 @@ class Reconciler:
     async def assign(self, *, anew: bool = False, only: Collection[str] | None = None) -> bool:
         """Give pods to the slots of services that HAProxy's resolver does not fill.
 
-        Does nothing if neither answers nor configuration changed, unless `anew`.  With `only`,
-        just these services are looked at.  True if HAProxy has what is known.
+        Does nothing if neither answers nor configuration changed, but for the next few services
+        with `anew`.  With `only`, just these services are looked at.  True if HAProxy has what is
+        known.
         """
         if self.deployed is None or not self.in_sync:
             return False
-        if only is None and not (self._unassigned or anew):
-            only = self._leaving
-            if not only:
-                return True
-        services = [
-            replace(service, endpoints=answer.endpoints, draining=answer.draining)
-            for service in self.deployed.services
-            if service.by_runtime
-            and (only is None or service.spec.name in only)
-            and (answer := self.resolution.get(service.spec.name)) is not None
-        ]
+        if only is None and not self._unassigned:
+            verified = self._next_to_verify(self.deployed) if anew else frozenset()
+            only = self._leaving | verified
+        services = self._slots_to_fill(self.deployed, only)
         if only is None:
             self._unassigned = False
         if services and self.held is not None:
@@ -739,6 +740,24 @@ class Reconciler:
                 self.resolution[name] = replace(answer, endpoints=endpoints)
         return True
 
+    def _slots_to_fill(self, deployed: Plan, only: Collection[str] | None) -> list[ServicePlan]:
+        """The services whose slots are filled here, with their newest endpoints."""
+        if only is not None and not only:
+            return []
+        return [
+            replace(service, endpoints=answer.endpoints, draining=answer.draining)
+            for service in deployed.services
+            if service.by_runtime
+            and (only is None or service.spec.name in only)
+            and (answer := self.resolution.get(service.spec.name)) is not None
+        ]
+
+    def _next_to_verify(self, deployed: Plan) -> frozenset[str]:
+        names = [each.spec.name for each in deployed.services if each.by_runtime]
+        start = self._verified % len(names) if names else 0
+        self._verified = start + _VERIFIED_AT_ONCE
+        return frozenset((names[start:] + names[:start])[:_VERIFIED_AT_ONCE])
+
     async def give_sign_of_life(self) -> None:
         """Tell HAProxy that its slots are kept: until that expires, their standbys stay aside.
 
@@ -768,16 +787,26 @@ class Reconciler:
 
         A HAProxy that is started again by others, with cluster DNS away, serves by it at once.
         """
-        plan_now, answers = self.deployed, self.resolution
+        plan_now, answers, began = self.deployed, self.resolution, self._clock()
         if plan_now is None or not self.in_sync or answers == self._server_state_age:
             return
+        if began < self._server_state_due:
+            return
         try:
-            async with self._haproxy:
-                if self.held is not None:
+            if self.held is not None:
+                async with self._haproxy:
                     await asyncio.to_thread(_save_as_it_runs, plan_now.settings)
-                else:
-                    await asyncio.to_thread(save_server_state, plan_now, dict(answers))
+            else:
+                # Thousands of servers take a while: endpoints that change do not wait for that.
+                state = await asyncio.to_thread(server_state_now, plan_now, dict(answers))
+                async with self._haproxy:
+                    if self.deployed is not plan_now or not self.in_sync:
+                        return
+                    path = plan_now.settings.server_state_file
+                    await asyncio.to_thread(files.write_own, path, state)
             self._server_state_age = answers
+            now = self._clock()
+            self._server_state_due = now + _SAVE_SHARE * (now - began)
         except Unavailable as exc:
             self._metrics.state_not_written("server-state")
             self._log.limited("server-state").warning(

@@ -388,8 +388,8 @@ def forget_refused(haproxy: Haproxy) -> None:
         install.clear_refused(haproxy.config_file)
 
 
-def save_server_state(plan: Plan, resolution: Resolution) -> None:
-    """Keep what the running worker knows of its servers for a start that does not come from us.
+def server_state_now(plan: Plan, resolution: Resolution) -> bytes:
+    """What the running worker knows of its servers, for a start that does not come from us.
 
     Raises `Unavailable`.
     """
@@ -397,8 +397,9 @@ def save_server_state(plan: Plan, resolution: Resolution) -> None:
     servers = runtime.servers_with_address(socket)
     installed = install.read(plan.settings.haproxy.config_file)
     text = installed.decode("utf-8", "replace") if installed else ""
-    running = Running(hash=config_hash(text), servers=servers)
-    _write_server_state(plan, resolution, running, text)
+    drained, _ = drain_record.load(plan.settings)
+    state = server_state(plan, resolution, servers, drained=drained, text=text, before=text)
+    return state.encode()
 
 
 def save_running(

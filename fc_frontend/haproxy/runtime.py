@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from fc_frontend.errors import Unavailable
 from fc_frontend.haproxy.socket import ask
 from fc_frontend.haproxy.traffic import Traffic, parse_traffic
+from fc_frontend.plan.model import FREE_ADDRESS
 from fc_frontend.text import whole_number
 
 TIMEOUT = 5.0
@@ -26,6 +27,7 @@ BATCH = 7000
 _AWAY = 1 | 2 | 8 | 16 | 32
 """Maintenance or drain, by an operator, by a tracked server, or for want of an address."""
 _MAINTENANCE = 1 | 2 | 32
+_WITHOUT_POD = (["-"], [FREE_ADDRESS])
 _LINE = re.compile(r"[^\n]+")
 _NAME = re.compile(r"[A-Za-z0-9._:-]{1,256}")
 """A proxy's or server's name (manual 2.3)."""
@@ -114,7 +116,7 @@ def servers(path: str, timeout: float = TIMEOUT) -> tuple[ServerState, ...]:
 
 
 def servers_with_address(path: str, timeout: float = TIMEOUT) -> tuple[ServerState, ...]:
-    """As `servers`, without slots that have no address: they are most, and cost as much each."""
+    """As `servers`, without slots that have no pod: they are most, and cost as much each."""
     return tuple(
         _each_server(path, ask(path, "show servers state", timeout), only_with_address=True)
     )
@@ -202,7 +204,7 @@ def _each_server(
             columns = words[1:]
             if only_with_address and "srv_addr" in columns:
                 address = slice(columns.index("srv_addr"), columns.index("srv_addr") + 1)
-        elif len(words) > 3 and words[address] != ["-"]:
+        elif len(words) > 3 and words[address] not in _WITHOUT_POD:
             row = dict(zip(columns, words, strict=False))
             # Names become parts of commands: what HAProxy would not take as one is none.
             if _NAME.fullmatch(row.get("be_name", "")) and _NAME.fullmatch(row.get("srv_name", "")):
