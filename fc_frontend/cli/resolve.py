@@ -1,4 +1,4 @@
-"""`fc-frontend resolve`: what cluster DNS says now."""
+"""`fc-frontend resolve`: what the Kubernetes API and cluster DNS say now."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from fc_frontend.cli.common import (
 )
 from fc_frontend.cli.progress import is_quiet, step
 from fc_frontend.errors import Problem, errors_in
-from fc_frontend.plan.model import Answer, Freshness
+from fc_frontend.plan.model import Answer, Freshness, Kind
 from fc_frontend.plurals import counted
 
 _NO_NAMESERVER = Problem(
@@ -32,7 +32,7 @@ _NO_NAMESERVER = Problem(
 EPILOG = """\
 \b
 Examples:
-  fc-frontend resolve       what cluster DNS says of all services
+  fc-frontend resolve       the pods of all services
   fc-frontend resolve shop  of one
 """
 
@@ -42,13 +42,15 @@ Examples:
 @format_options("text", "json")
 @click.argument("services", nargs=-1, metavar="[SERVICE]...", shell_complete=completion.service)
 def command(config: str, shape: str, services: tuple[str, ...]) -> None:
-    """Ask cluster DNS about the declared services, now, and show the answers.
+    """Ask the Kubernetes API and cluster DNS about the declared services, now.
 
-    Exits with 1 if a service got no answer or has no pods, with 3 if the settings cannot be read.
+    Exits with 1 if a service got no answer or has no pods, or if nameservers say different things
+    of it, with 3 if the settings cannot be read.
     """
     from dataclasses import replace
 
     from fc_frontend.config.declare import load
+    from fc_frontend.discovery.agreement import ask_each
     from fc_frontend.pipeline import resolve
 
     with step("reading what is declared"):
@@ -63,11 +65,16 @@ def command(config: str, shape: str, services: tuple[str, ...]) -> None:
     if services:
         chosen = tuple(spec for spec in declaration.services if spec.name in services)
         declaration = replace(declaration, services=chosen)
-    if not declaration.settings.cluster.nameservers:
+    cluster = declaration.settings.cluster
+    if not cluster.nameservers and not cluster.api:
         fail(problems or [_NO_NAMESERVER], Exit.CANNOT_TELL)
     number = counted(len(declaration.services), "service")
-    with step(f"asking cluster DNS about {number}"):
+    with step(f"asking about {number}"):
         answers = asyncio.run(resolve(declaration, {}, hold=False))
+        by_dns = [spec for spec in declaration.services if answers[spec.name].kind is not Kind.API]
+        found = asyncio.run(ask_each(by_dns, cluster))
+    differ = [declaration.located(each.problem(name)) for name, each in found.items()]
+    problems = (*problems, *differ)
     wrong = {name: answer for name, answer in answers.items() if not _is_good(answer)}
     if shape == "json":
         emit(answers_document(answers, problems))

@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from itertools import islice
 
+from fc_frontend.discovery.agreement import ask_each
 from fc_frontend.discovery.budget import EXPLANATIONS, REMEDIES
 from fc_frontend.discovery.client import DnsClient, Exchange
 from fc_frontend.discovery.hint import WORTHWHILE, Hint
@@ -21,6 +22,8 @@ from fc_frontend.observe.metrics import Metrics
 from fc_frontend.plan.model import Answer, Freshness, Resolution, ServiceSpec, Settings
 
 _MAX_PROBLEMS = 20
+_COMPARED_AT_ONCE = 50
+"""Services that all nameservers are asked about at a look."""
 
 
 class Sweeper:
@@ -36,6 +39,9 @@ class Sweeper:
         self._clients: Clients | None = None
         self._lookups = Lookups(clock)
         self._hint = Hint()
+        self._compared = 0
+        self._differed: set[str] = set()
+        self._disagreed: dict[str, Problem] = {}
 
     async def ask(
         self, specs: Sequence[ServiceSpec], settings: Settings, before: Resolution
@@ -85,6 +91,26 @@ class Sweeper:
     def may_fill(self) -> bool:
         """False: no slot that it fills has a standby."""
         return False
+
+    async def disagreements(
+        self, specs: Sequence[ServiceSpec], settings: Settings
+    ) -> dict[str, Problem]:
+        """Of which of the next few services nameservers have said different things twice in turn.
+
+        A change is not in all of them at once: what is gone at the second look is none.
+        """
+        names = [spec.name for spec in specs]
+        start = self._compared % len(names) if names else 0
+        chosen = (list(specs[start:]) + list(specs[:start]))[:_COMPARED_AT_ONCE]
+        self._compared = start + len(chosen)
+        found = await ask_each(chosen, settings.cluster)
+        asked = {spec.name for spec in chosen}
+        again = found.keys() & self._differed
+        self._differed = {n for n in self._differed if n in names} - asked | found.keys()
+        kept = {n: p for n, p in self._disagreed.items() if n in names and n not in asked}
+        self._disagreed = kept | {name: found[name].problem(name) for name in again}
+        self._metrics.disagreed(len(self._disagreed))
+        return dict(self._disagreed)
 
     def close(self) -> None:
         """Close the sockets; whoever asks next opens others, to the nameservers of then."""

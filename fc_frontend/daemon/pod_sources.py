@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from fc_frontend.discovery.slices import MassEmptying
 from fc_frontend.discovery.source import News, PodDiscovery
+from fc_frontend.errors import Problem
 from fc_frontend.kubernetes.answers import LOOK_SECONDS, answers_from, is_of_api, key_of
 from fc_frontend.kubernetes.cluster_watch import ClusterWatch
 from fc_frontend.kubernetes.failures import FailureKind
@@ -127,6 +128,13 @@ class PodSources:
         answers |= self._from_api(late, settings, before)
         different = {name: each for name, each in answers.items() if before.get(name) != each}
         return News(different, since)
+
+    async def disagreements(
+        self, specs: Sequence[ServiceSpec], settings: Settings
+    ) -> dict[str, Problem]:
+        """What nameservers say differently of services that are left to cluster DNS."""
+        others = [spec for spec in specs if not self._is_api(spec, settings, {})]
+        return await self._dns.disagreements(others, settings)
 
     def close(self) -> None:
         """Close sockets and watches; the next call opens them, with the settings of then."""

@@ -98,6 +98,7 @@ from fc_frontend.render.render import ALIVE_KEY, ALIVE_TABLES
 from fc_frontend.rollout import Options, Rollout, deployed_declarations, roll_out
 from fc_frontend.stored import RunningState, question, save_answers, stored_answers
 
+_MOST_DISAGREEMENTS = 20
 _SAVE_SHARE = 20
 """Servers that change all the time are kept for 1/20 of the time."""
 _VERIFIED_AT_ONCE = 16
@@ -180,6 +181,7 @@ class Reconciler:
         self._guard = Guard()
         self._foreign: dict[str, frozenset[str]] = {}
         """Question → addresses outside of the networks that HAProxy's resolver took for pods."""
+        self._disagreements: dict[str, Problem] = {}
         self._tidied = False
         self._unassigned = True
         self._leaving: frozenset[str] = frozenset()
@@ -219,7 +221,8 @@ class Reconciler:
     def problems(self) -> tuple[Problem, ...]:
         """What is wrong with what is declared, and with what cluster DNS says of it."""
         # The status is computed in a thread.
-        return (*self._report.problems, *lookup_problems(dict(self.resolution)))
+        disagreed = tuple(self._disagreements.values())[:_MOST_DISAGREEMENTS]
+        return (*self._report.problems, *lookup_problems(dict(self.resolution)), *disagreed)
 
     @property
     def withheld(self) -> tuple[Withheld, ...]:
@@ -681,6 +684,24 @@ class Reconciler:
         planned = plan(self.declaration.settings, specs, (), answers).services
         deployed = [each for each in self.deployed.services if each.spec.name in names]
         return _shape(planned) != _shape(deployed)
+
+    async def look_at_nameservers(self) -> None:
+        """Compare what the nameservers say of the next few services."""
+        if self.declaration is None or len(self.declaration.settings.cluster.nameservers) < 2:
+            self._disagreements = {}
+            return
+        found = await self._discovery.disagreements(
+            self.declaration.services, self.declaration.settings
+        )
+        for name in sorted(found.keys() - self._disagreements.keys()):
+            problem = self.declaration.located(found[name])
+            self._log.limited(f"disagreement {name}").warning(
+                "nameservers-disagree",
+                service=name,
+                said=problem.message,
+                remedy=problem.remedy,
+            )
+        self._disagreements = {n: self.declaration.located(p) for n, p in found.items()}
 
     async def shut_left_sessions(self) -> int:
         """End sessions of pods that left in old workers, where services ask for that; how many."""

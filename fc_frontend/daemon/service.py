@@ -383,6 +383,7 @@ class Service:
         if thoroughly:
             await self._bound_old_workers()
             await self._reconciler.look_for_drift()
+            await self._reconciler.look_at_nameservers()
             if await self._reconciler.look_at_servers():
                 self._trigger(Trigger.DNS)
             await self._reconciler.assign(anew=True)

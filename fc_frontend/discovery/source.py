@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from fc_frontend.errors import Problem
 from fc_frontend.model.api_state import ApiState
 from fc_frontend.plan.model import Answer, Resolution, ServiceSpec, Settings
 
@@ -44,6 +45,11 @@ class PodDiscovery(Protocol):
     @property
     def may_fill(self) -> bool:
         """True if slots with a standby are filled by what is known now."""
+
+    async def disagreements(
+        self, specs: Sequence[ServiceSpec], settings: Settings
+    ) -> dict[str, Problem]:
+        """Warnings about services of which sources of equal rank say different things, by name."""
 
     def close(self) -> None:
         """Release what is open; the next call opens it again, with the settings of then."""

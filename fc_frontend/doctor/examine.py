@@ -18,6 +18,9 @@ from fc_frontend.errors import FrontendError
 from fc_frontend.plan.model import ApiSettings, Nameserver, Plan, Settings, Untrusted
 from fc_frontend.plan.planner import uses_api
 
+MOST_COMPARED = 50
+"""Services of which the answers of all nameservers are compared."""
+
 if TYPE_CHECKING:
     from fc_frontend.config.trust import Verdict
 
@@ -125,6 +128,11 @@ def probes(
             for nameserver in settings.cluster.nameservers
             for kind, look in (("transports", _nameserver), ("names", _names))
         ),
+        *(
+            [Probe("cluster DNS", "agreement", partial(_agreement, plan, timeout))]
+            if len(settings.cluster.nameservers) > 1
+            else []
+        ),
         Probe("HAProxy", "binary", lambda: _build(plan, timeout)),
         Probe("HAProxy", "running", lambda: _running(plan, text, timeout)),
         Probe("files", "directories", lambda: _places(settings)),
@@ -173,6 +181,24 @@ def _names(plan: Plan, nameserver: Nameserver, timeout: float) -> Iterable[Findi
     cluster = plan.settings.cluster
     specs = tuple(service.spec for service in plan.services)
     return judge_names(cluster, specs, observe_names(nameserver, cluster, specs, timeout))
+
+
+def _agreement(plan: Plan, timeout: float) -> Iterable[Finding]:
+    import asyncio
+
+    from fc_frontend.discovery.agreement import ask_each
+
+    cluster = plan.settings.cluster
+    specs = [service.spec for service in plan.services if not uses_api(service.spec, cluster)]
+    found = asyncio.run(ask_each(specs[:MOST_COMPARED], cluster, timeout))
+    group = Group("cluster DNS")
+    if not found:
+        return (group.ok("agreement", "all nameservers say the same of the services"),)
+    return tuple(
+        group.warning("agreement", f"{name}: {problem.message}", problem.remedy)
+        for name, each in sorted(found.items())
+        if (problem := each.problem(name))
+    )
 
 
 def _build(plan: Plan, timeout: float) -> Iterable[Finding]:

@@ -95,6 +95,11 @@ class Metrics:
         # A rate is only seen of what was there at zero.
         for kind in ("whole", "spared"):
             self._sweeps.labels(kind)
+        self._disagreements = Gauge(
+            "fc_frontend_dns_disagreements",
+            "Services of which the nameservers of the cluster say different things.",
+            registry=self.registry,
+        )
         self._query_durations = Durations(
             "fc_frontend_dns_query_duration_seconds",
             "From question to answer of cluster DNS.",
@@ -219,6 +224,10 @@ class Metrics:
     def swept(self, kind: str) -> None:
         """Count a sweep: "whole", or "spared" because the zone's serial had not changed."""
         self._sweeps.labels(kind).inc()
+
+    def disagreed(self, services: int) -> None:
+        """Of so many services nameservers say different things."""
+        self._disagreements.set(services)
 
     def answered(self) -> dict[str, dict[str, int]]:
         """How many questions each nameserver was asked since the start, by the answer's code."""

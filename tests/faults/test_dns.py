@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import dns.message
@@ -413,3 +414,26 @@ def test_an_outage_longer_than_haproxy_itself_endures_costs_nothing(
     assert states(site).items() >= ALL_STALE.items()
     site.frontend.dns.fault = Fault.NONE
     follows_again(site)
+
+
+def test_nameservers_that_do_not_agree_are_reported_everywhere() -> None:
+    with Frontend(binary_of("2.8-wheel")) as frontend, second_nameserver(frontend) as second:
+        pods = frontend.scale("shop", 3)
+        frontend.settings["services"]["shop"] = frontend.service("shop", 8080)
+        lagging = KubernetesService("shop", ports={"http": 8080}, endpoints=pods.addresses[:1])
+        second.set_service(lagging)
+        frontend.start()
+        frontend.until(lambda: frontend.metric("fc_frontend_dns_disagreements") == 1)
+        said = "the nameservers of the cluster do not agree"
+        shown = [each["message"] for each in frontend.status()["problems"]]
+        (found,) = (message for message in shown if said in message)
+        assert "names 3 pods" in found
+        assert "names 1 pod" in found
+        assert "nameservers-disagree" in frontend.log_text()
+        for command in ("resolve", "doctor", "status"):
+            done = frontend.run(command, check=False)
+            assert said in " ".join((done.stdout + done.stderr).split()), command
+        second.set_service(replace(lagging, endpoints=pods.addresses))
+        frontend.until(lambda: frontend.metric("fc_frontend_dns_disagreements") == 0)
+        assert said not in frontend.run("status", check=False).stdout
+        assert said not in frontend.run("resolve").stderr

@@ -10,6 +10,7 @@ from fc_frontend.config.document import Document
 from fc_frontend.config.loader import NO_DOCUMENT, Raw, Sources
 from fc_frontend.config.trust import Level
 from fc_frontend.discovery.source import News
+from fc_frontend.errors import Problem
 from fc_frontend.model.api_state import ApiState
 from fc_frontend.plan.model import (
     Answer,
@@ -93,6 +94,11 @@ class KnownPods:
     @property
     def may_fill(self) -> bool:
         return False
+
+    async def disagreements(
+        self, specs: Sequence[ServiceSpec], settings: Settings
+    ) -> dict[str, Problem]:
+        return {}
 
     def close(self) -> None:
         self.asked.clear()

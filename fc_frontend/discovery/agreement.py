@@ -1,0 +1,90 @@
+"""Whether all nameservers say the same of a service.
+
+HAProxy's resolver asks all of them and takes the answer that comes first, so that servers come and
+go while one of them lags behind.  The serial of the zone proves nothing: each replica of CoreDNS
+has its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from fc_frontend.discovery.client import DnsClient
+from fc_frontend.discovery.resolve import resolve_within_limits
+from fc_frontend.errors import Problem, Severity
+from fc_frontend.plan.model import Cluster, Freshness, Nameserver, ServiceSpec, Target
+from fc_frontend.plurals import counted
+
+_AT_ONCE = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Disagreement:
+    """The number of addresses that each nameserver names for a service."""
+
+    named: tuple[tuple[Nameserver, int], ...]
+
+    def problem(self, service: str) -> Problem:
+        """It as a warning."""
+        said = ", ".join(
+            f"{nameserver} names {counted(count, 'pod')}" for nameserver, count in self.named
+        )
+        return Problem(
+            f"the nameservers of the cluster do not agree: {said}",
+            "see whether all replicas of CoreDNS reach the API server: "
+            "`kubectl -n kube-system logs -l k8s-app=kube-dns`",
+            severity=Severity.WARNING,
+            service=service,
+            field="discovery",
+        )
+
+
+async def disagreements(
+    specs: Iterable[ServiceSpec], cluster: Cluster, clients: Sequence[DnsClient]
+) -> dict[str, Disagreement]:
+    """The services of which nameservers say different things, by name; never raises.
+
+    `clients` are one for each of the cluster's nameservers, in their order.  One that gives no
+    answer disagrees with nobody.
+    """
+    lane = asyncio.Semaphore(_AT_ONCE)
+
+    async def compared(spec: ServiceSpec) -> Disagreement | None:
+        async with lane:
+            found = await asyncio.gather(
+                *(resolve_within_limits(spec, cluster, client, None) for client in clients)
+            )
+        said = [
+            (nameserver, {(each.address, each.port) for each in answer.endpoints})
+            for nameserver, (answer, _) in zip(cluster.nameservers, found, strict=True)
+            if answer.freshness is Freshness.FRESH
+        ]
+        if all(named == said[0][1] for _, named in said):
+            return None
+        return Disagreement(tuple((nameserver, len(named)) for nameserver, named in said))
+
+    listed = [spec for spec in specs if spec.target is not Target.NODE]
+    results = await asyncio.gather(*map(compared, listed))
+    return {
+        spec.name: result
+        for spec, result in zip(listed, results, strict=True)
+        if result is not None
+    }
+
+
+async def ask_each(
+    specs: Iterable[ServiceSpec],
+    cluster: Cluster,
+    timeout: float = 1.0,  # noqa: ASYNC109
+) -> dict[str, Disagreement]:
+    """As `disagreements`, with sockets of its own; none with fewer than two nameservers."""
+    if len(cluster.nameservers) < 2:
+        return {}
+    clients = [DnsClient((each,), timeout=timeout) for each in cluster.nameservers]
+    try:
+        return await disagreements(specs, cluster, clients)
+    finally:
+        for client in clients:
+            client.close()
