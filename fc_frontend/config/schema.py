@@ -24,6 +24,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from fc_frontend.config.loopback import on_loopback
 from fc_frontend.plan.addresses import (
     SAFE_PATH,
     NotAnAddress,
@@ -394,7 +395,9 @@ class HaproxyDeclaration(_Strict):
     runtime_socket: SafePath = "/run/haproxy/admin.sock"
     reload_command: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     supervise: StrictBool = False
-    stats: Annotated[BindAddress | None, AfterValidator(_ip_only)] = parse_bind("127.0.0.1:8000")
+    stats: Annotated[BindAddress | None, AfterValidator(_ip_only)] = Field(
+        default_factory=lambda: on_loopback(8000)
+    )
     user: AccountName | None = None
     group: AccountName | None = None
     log: (
@@ -462,7 +465,9 @@ class SettingsDeclaration(_Strict):
     cluster: ClusterDeclaration = Field(default_factory=ClusterDeclaration)
     haproxy: HaproxyDeclaration = Field(default_factory=HaproxyDeclaration)
     state_directory: SafePath = "/var/lib/fc-frontend"
-    listen: Annotated[BindAddress | None, AfterValidator(_ip_only)] = parse_bind("127.0.0.1:9484")
+    listen: Annotated[BindAddress | None, AfterValidator(_ip_only)] = Field(
+        default_factory=lambda: on_loopback(9484)
+    )
     intervals: IntervalsDeclaration = Field(default_factory=IntervalsDeclaration)
     trust: TrustDeclaration = Field(default_factory=TrustDeclaration)
     untrusted: UntrustedDeclaration = Field(default_factory=UntrustedDeclaration)
@@ -606,7 +611,7 @@ class ServiceDeclaration(_Strict):
             name=name,
             service=self.service or name,
             namespace=self.namespace,
-            binds=self.binds or (Bind("ip", "127.0.0.1", int(port)),),
+            binds=self.binds or (on_loopback(int(port)),),
             mode=self.mode,
             target=target,
             port=port,

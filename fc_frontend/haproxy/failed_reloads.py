@@ -101,7 +101,7 @@ def _failure(value: dict[str, Any]) -> Failure:
     texts = failure.name, failure.text, failure.binds, failure.message
     if not all(isinstance(each, str) for each in texts):
         raise TypeError
-    time.localtime(failure.at)
+    time.gmtime(failure.at)
     return failure
 
 
@@ -244,7 +244,7 @@ class Attempt:
         return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
 
     def _problem(self, failure: Failure) -> Problem:
-        when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(failure.at))
+        when = time.strftime("%Y-%m-%d %H:%M:%SZ", time.gmtime(failure.at))
         did = f"could not take {failure.binds}" if failure.binds else "failed to reload with this"
         problem = Problem(
             f"HAProxy {did} at the reload of {when}: {failure.message}",

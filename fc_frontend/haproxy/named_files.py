@@ -37,6 +37,22 @@ MAX_LIST_BYTES = 1024 * 1024
 _ALGORITHMS = ("", ".rsa", ".ecdsa", ".dsa")
 _COMPANIONS = ("", ".key", ".ocsp", ".sctl", ".issuer")
 """What HAProxy adds to the name of a certificate to find more of it (`ssl-load-extra-files`)."""
+_KINDS = {
+    "crt": "the certificate",
+    "crt-list": "the list of certificates",
+    "ca-file": "the CA file",
+    "ca-verify-file": "the CA file",
+    "crl-file": "the list of revoked certificates",
+    "tls-ticket-keys": "the file of ticket keys",
+    "-f": "the list",
+    "map": "the map",
+    "errorfile": "the error file",
+    "file": "the file",
+    "lf-file": "the file",
+    "lua-load": "the Lua program",
+    "lua-load-per-thread": "the Lua program",
+}
+"""What a keyword names, in messages."""
 _CA_ENDINGS = (".pem", ".crt", ".cer", ".crl")
 """Of the files that HAProxy reads in a `ca-file` directory; it opens them whatever they are."""
 
@@ -46,8 +62,9 @@ def file_problems(
 ) -> tuple[Problem, ...]:
     """What is wrong with the files that `config` names, as problems of the units that name them.
 
-    Files that are missing are left to HAProxy, which says so.  `plan` is what `config` was rendered
-    from, `kept` the directory of our own copies of such files, which are good for any use.
+    A missing file is a problem if HAProxy needs it (`NamedFile.must_exist`).  `plan` is what
+    `config` was rendered from, `kept` the directory of our own copies of such files, which are good
+    for any use.
     """
     examination = _Examination(haproxy, kept)
     places = Places(config, plan)
@@ -71,7 +88,7 @@ class _Examination:
     def __init__(self, haproxy: Haproxy, kept: str | None) -> None:
         self._kept = kept
         self._readers = _Readers(haproxy)
-        self._known: dict[tuple[str, Use, bool], tuple[Problem, ...]] = {}
+        self._known: dict[tuple[str, Use, bool, bool], tuple[Problem, ...]] = {}
         self._sizes: dict[UnitId | None, dict[str, int]] = {}
         self._unit: UnitId | None = None
         self._names: dict[str, frozenset[str]] = {}
@@ -99,7 +116,7 @@ class _Examination:
                     "remove the line",
                 ),
             )
-        key = (named.path, named.use, named.may_be_directory)
+        key = (named.path, named.use, named.may_be_directory, named.must_exist)
         if key not in self._known:
             self._known[key] = ()
             self._known[key] = tuple(self._examined(named, named.path))
@@ -122,6 +139,9 @@ class _Examination:
         except Unsafe as exc:
             if exc.fault is not FileFault.MISSING:
                 yield _problem(named, f"{path} {exc.message}", exc.remedy)
+            elif named.must_exist and not _is_bundle(named, path):
+                kind = _KINDS.get(named.keyword, named.keyword)
+                yield Problem(f"{kind} {path} does not exist", exc.remedy)
         if named.keyword == "crt":
             yield from self._companions(named, path)
 
@@ -148,7 +168,8 @@ class _Examination:
         text = safe_files.read(path, MAX_LIST_BYTES).decode("utf-8", "surrogateescape")
         inner = files_of_crt_list(text, named) if named.keyword == "crt-list" else named_files(text)
         for file in inner:
-            for problem in self.problems(file):
+            # HAProxy reports missing ones: a message must not show words of a file that is no list.
+            for problem in self.problems(replace(file, must_exist=False)):
                 message = f"{path}, line {file.line}: {problem.message}"
                 yield _problem(named, message, problem.remedy)
 
@@ -204,6 +225,13 @@ def companions_of(path: str) -> tuple[str, ...]:
 def is_opened(named: NamedFile, name: str) -> bool:
     """True if HAProxy opens the entry `name` of a directory that `named` is."""
     return not name.startswith(".") and (not _is_ca(named) or name.endswith(_CA_ENDINGS))
+
+
+def _is_bundle(named: NamedFile, path: str) -> bool:
+    """True if HAProxy finds the certificate `path` by the key types after its name (manual 5.1)."""
+    return named.keyword == "crt" and any(
+        os.path.lexists(path + algorithm) for algorithm in _ALGORITHMS if algorithm
+    )
 
 
 def _is_ca(named: NamedFile) -> bool:

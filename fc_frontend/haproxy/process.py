@@ -59,8 +59,8 @@ class Finished:
 
 
 def minimal_environment() -> dict[str, str]:
-    """What a program gets from us: where programs are, and a language without surprises."""
-    return {"PATH": os.environ.get("PATH", _PATH), "LANG": "C.UTF-8"}
+    """The environment of programs whose output is parsed: `PATH`, and the C locale."""
+    return {"PATH": os.environ.get("PATH", _PATH), "LC_ALL": "C.UTF-8"}
 
 
 def run(

@@ -59,7 +59,12 @@ class ExecCredentials:
         }
         if self.cluster is not None:
             info["spec"]["cluster"] = self.cluster
-        environment = {**os.environ, **self.environment, "KUBERNETES_EXEC_INFO": json.dumps(info)}
+        environment = {
+            **os.environ,
+            **self.environment,
+            "LC_ALL": "C.UTF-8",
+            "KUBERNETES_EXEC_INFO": json.dumps(info),
+        }
         try:
             process = await asyncio.create_subprocess_exec(
                 *self.command,

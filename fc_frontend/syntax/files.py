@@ -48,6 +48,8 @@ class NamedFile:
     path: str | None
     use: Use
     may_be_directory: bool = False
+    must_exist: bool = False
+    """True if HAProxy refuses a configuration without it; False if it may be missing or unknown."""
     crt_base: str = "/"
     ca_base: str = "/"
     """The directories to which relative names in a crt-list belong."""
@@ -97,6 +99,14 @@ _ADDRESS_LINES = frozenset(
 _DIRECTORIES = frozenset(
     ("crt", "ca-file", "ca-verify-file", "issuers-chain-path", "ech", "httpclient.ssl.ca-file")
 )
+_MUST_EXIST = frozenset(
+    """
+    crt crt-list ca-file ca-verify-file crl-file tls-ticket-keys -f map errorfile file lf-file
+    lua-load lua-load-per-thread ssl-dh-param-file
+    """.split()
+)
+_OPTIONAL = ("opt@", "virt@")
+"""Before the names of lists and maps that need no file, from 3.1 on."""
 _BASES = {
     "crt": "crt-base",
     "crt-list": "crt-base",
@@ -151,6 +161,8 @@ def named_files(text: str, *, directory: str = "/") -> Iterator[NamedFile]:
                     path=None if word.variable else bases.path(keyword, word.text),
                     use=use,
                     may_be_directory=keyword in _DIRECTORIES,
+                    must_exist=keyword in _MUST_EXIST
+                    and not word.source.lstrip("\"'").startswith(_OPTIONAL),
                     crt_base=bases.path("crt", ""),
                     ca_base=bases.path("ca-file", ""),
                 )

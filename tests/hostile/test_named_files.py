@@ -213,7 +213,15 @@ def test_relative_names_mean_what_they_mean_to_haproxy(tmp_path: Path) -> None:
         "/var/run/netns/../../../dev/ptmx",
     ]
     messages = [problem.message for problem in file_problems(Config(text, ""), Haproxy())]
-    assert messages[0] == "errorfile: a file's name has a variable"
+    assert messages == [
+        f"the certificate {tmp_path}/crt/site.pem does not exist",
+        f"the CA file {tmp_path}/ca/ca.pem does not exist",
+        "the list /base/list does not exist",
+        "the certificate /abs.pem does not exist",
+        f"the list of certificates {tmp_path}/crt/list does not exist",
+        "errorfile: a file's name has a variable",
+        *messages[6:],
+    ]
 
 
 def test_files_in_lists_and_directories_and_beside_certificates(tmp_path: Path, pem: str) -> None:
@@ -246,6 +254,26 @@ def test_files_in_lists_and_directories_and_beside_certificates(tmp_path: Path, 
         f"crt: {site}.ocsp is not a regular file",
         f"ca-file: {ca}/pipe.pem is not a regular file",
     ]
+
+
+def test_missing_files_are_named_before_haproxy_is_asked(tmp_path: Path, pem: str) -> None:
+    site, crt_list = tmp_path / "site.pem", tmp_path / "list"
+    crt_list.write_text(f"{pem}\n{tmp_path}/absent.pem\n")
+    lines = (
+        f"bind :1 ssl crt {site} ca-file {tmp_path}/ca.pem\n  bind :2 ssl crt-list {crt_list}\n"
+        f"  acl a src -f {tmp_path}/nets\n  http-request set-header a %[path,map({tmp_path}/m)]\n"
+        f"  errorfile 503 {tmp_path}/503.http\n  acl b path -f opt@{tmp_path}/optional"
+    )
+    assert problems(lines, tmp_path) == [
+        f"the certificate {site} does not exist",
+        f"the CA file {tmp_path}/ca.pem does not exist",
+        f"the list {tmp_path}/nets does not exist",
+        f"the map {tmp_path}/m does not exist",
+        f"the error file {tmp_path}/503.http does not exist",
+    ]
+    # HAProxy also finds a certificate by the type of its key.
+    Path(f"{site}.rsa").write_bytes(Path(pem).read_bytes())
+    assert problems(lines, tmp_path)[0] == f"the CA file {tmp_path}/ca.pem does not exist"
 
 
 def test_files_are_bounded_in_size_and_number(tmp_path: Path) -> None:
