@@ -15,24 +15,24 @@ if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
 COMMANDS = {
-    "check": "Judge the configuration; changes nothing and needs no network.",
-    "diff": "Show what `apply` would change, by service, and whether it takes a reload.",
-    "render": "Print the haproxy.cfg that follows from the configuration.",
-    "apply": "Ask cluster DNS, check, install, reload and confirm, once.",
-    "run": "Run the daemon: keep HAProxy in step with files and cluster DNS.",
-    "resolve": "Show what cluster DNS says now of each service.",
-    "status": "Show how the frontend is: HAProxy, services, what is wrong.",
-    "explain": "Say where a service's way is interrupted, and what to do.",
-    "drain": "Let a pod, or a whole service, end what it has and get nothing new.",
-    "undrain": "Let a drained pod or service take new traffic again.",
-    "history": "List what HAProxy was given, when, why, and what became of it.",
-    "rollback": "Go back to a former haproxy.cfg, and hold it.",
-    "resume": "End what rollback began: what is declared is deployed again.",
-    "doctor": "Look whether this VM is fit: networks, routes, DNS, HAProxy, permissions, clock.",
-    "import": "Turn an existing haproxy.cfg into declarations.",
-    "demo": "Show the whole thing on loopback, with nothing set up.",
-    "completion": "Print what lets bash, zsh or fish complete commands and names.",
-    "man": "Print the manual, or write its pages into a directory.",
+    "check": "Validate the configuration, offline and without changes.",
+    "diff": "Show what `apply` would change, and whether it takes a reload.",
+    "render": "Print the generated haproxy.cfg.",
+    "apply": "Deploy once: validate, install, reload, confirm.",
+    "run": "Run the daemon: deploy every change of files and pods.",
+    "resolve": "Query cluster DNS or the API for each service.",
+    "status": "Show the overall status: HAProxy, services, problems.",
+    "explain": "Trace why a service is not served, and what to do.",
+    "drain": "Drain a pod or service: finish open connections, accept no new ones.",
+    "undrain": "Send new connections to a drained pod or service again.",
+    "history": "Show the deployment history.",
+    "rollback": "Restore an earlier haproxy.cfg and pause deployments.",
+    "resume": "Resume normal deployments after a rollback.",
+    "doctor": "Check this host's prerequisites: networks, DNS, HAProxy, permissions, clock.",
+    "import": "Convert an existing haproxy.cfg to services and fragments.",
+    "demo": "See it work on loopback, without any setup.",
+    "completion": "Print the completion script for bash, zsh or fish.",
+    "man": "Show the manual, or write its pages to a directory.",
 }
 
 
@@ -77,8 +77,9 @@ class LazyGroup(click.Group):
 
 
 EPILOG = """\
-Settings are read from /etc/fc-frontend/config.yaml (or .json), else from --config or
-FC_FRONTEND_CONFIG; services from there and from services.d/*.yaml, *.json and *.cfg beside it.
+Settings live in /etc/fc-frontend/config.yaml (or .json), unless --config or FC_FRONTEND_CONFIG
+names another file. Services go under `services:` in that file, or into services.d/*.yaml, *.json
+and *.cfg beside it.
 """
 
 
@@ -99,14 +100,14 @@ FC_FRONTEND_CONFIG; services from there and from services.d/*.yaml, *.json and *
 def cli(config: str | None) -> None:
     """HAProxy in front of a Kubernetes cluster.
 
-    Declare services in a few lines; fc-frontend finds their pods by cluster DNS, writes
-    haproxy.cfg, lets HAProxy check it, and reloads without losing a request. HAProxy serves on
-    without it.
+    Declare services in a few lines. fc-frontend finds their pods by cluster DNS or the Kubernetes
+    API, generates haproxy.cfg, validates it with HAProxy and reloads without losing a request.
+    HAProxy keeps serving when fc-frontend is stopped.
 
     \b
     First steps:
-      fc-frontend demo      see it work, on loopback, with nothing set up
-      fc-frontend doctor    is this VM fit to be a frontend?
-      fc-frontend check     judge /etc/fc-frontend/config.yaml
-      fc-frontend run       the daemon
+      fc-frontend demo      see it work on loopback, without any setup
+      fc-frontend doctor    check this host's prerequisites
+      fc-frontend check     validate /etc/fc-frontend/config.yaml
+      fc-frontend run       run the daemon
     """

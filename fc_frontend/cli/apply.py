@@ -43,10 +43,10 @@ if TYPE_CHECKING:
 EPILOG = """\
 \b
 Examples:
-  fc-frontend apply               deploy what is declared, once
-  fc-frontend apply --strict      deploy all of it or nothing
+  fc-frontend apply               deploy all changes once
+  fc-frontend apply --strict      deploy all changes or none
   fc-frontend apply --force shop  deploy shop although that may be a mistake
-  fc-frontend apply --take-over   replace a haproxy.cfg that others wrote
+  fc-frontend apply --take-over   replace a haproxy.cfg that fc-frontend did not write
 """
 
 
@@ -59,15 +59,15 @@ Examples:
     multiple=True,
     is_flag=False,
     flag_value="",
-    help="Deploy or remove a service, a fragment or `settings` as declared, although that may be a "
-    "mistake. Without UNIT: try again what failed at a reload, and believe an empty services.d.",
+    help="Deploy or remove a service, a fragment or `settings` although that may be a mistake. "
+    "Without UNIT: retry changes that failed at a reload, and accept an empty services.d.",
 )
 @click.option(
     "--drop",
     "dropped",
     metavar="UNIT",
     multiple=True,
-    help="Leave out a service or fragment that HAProxy refuses as it runs.",
+    help="Leave out a running service or fragment that HAProxy refuses.",
 )
 @click.option(
     "--strict", "is_strict", is_flag=True, help="Deploy nothing while any change is withheld."
@@ -87,29 +87,29 @@ def command(
     takes_over: bool,
     shape: str,
 ) -> None:
-    """Ask cluster DNS, check, install, reload and confirm, once.
+    """Deploy once: find pods, validate, install haproxy.cfg, reload and confirm.
 
-    Does what the daemon does on a change. A change that HAProxy or a check refuses is withheld: its
-    service keeps running as before, and all other changes are deployed; with --strict, none is.
-    What fails leaves HAProxy and haproxy.cfg as they were.
+    Does what the daemon does on a change. A change that HAProxy or a check refuses is withheld:
+    its service keeps running as before, and all other changes are deployed. With --strict, nothing
+    is deployed then. A deployment that fails leaves HAProxy and haproxy.cfg unchanged.
 
-    fc-frontend withholds changes that may be mistakes: a service is gone whose new form has an
-    error, or lost all its servers in this form before. `--force NAME` is consent to exactly what
-    the files say now, and the daemon keeps to it. Nothing can force what HAProxy refuses; if it
-    refuses what runs already, as after an upgrade, `--drop NAME` leaves that out.
+    Changes that are probably mistakes are withheld as well: the removal of a service whose new
+    version has an error, or a change after which the service lost all its servers. `--force NAME`
+    deploys exactly the version in the files now; the daemon honours that. If HAProxy refuses a
+    service that is already running, for example after an upgrade, `--drop NAME` leaves it out.
 
-    A reload that fails may stop all listeners for 2 seconds. What made one fail is tried again only
-    when its text or what blocked it changes, or with --force.
+    A failed reload may stop all listeners for 2 seconds. The same change is tried again only when
+    its text or the obstacle changes, or with --force.
 
-    A haproxy.cfg that fc-frontend did not write, and that has proxies, is replaced only with
-    --take-over. That is consent to replace this very text; it is recorded, so that the daemon acts
-    on it as well. The text is kept: `fc-frontend history` shows the entry, `rollback` restores it.
+    A haproxy.cfg that fc-frontend did not write and that has proxies is replaced only with
+    --take-over. This consent is recorded for the current text, so the daemon may replace it, too.
+    The file is kept in `fc-frontend history`, and `rollback` restores it.
 
     \b
     0  HAProxy has the configuration, or will have it when it is started
-    1  a change is withheld, or the reload failed, or a former configuration is held (see
-       rollback), or haproxy.cfg needs --take-over
-    3  cannot tell, e.g. no haproxy found
+    1  a change is withheld, the reload failed, deployments are paused by a rollback, or
+       haproxy.cfg needs --take-over
+    3  unknown, for example because haproxy is not installed
     """
     from fc_frontend.config.fingerprint import fingerprint
     from fc_frontend.config.loader import read

@@ -36,9 +36,9 @@ _MAX_SHOWN = 20
 EPILOG = """\
 \b
 Examples:
-  fc-frontend check                     judge /etc/fc-frontend/config.yaml and services.d
-  fc-frontend check -c new/config.yaml  judge another configuration before it is installed
-  fc-frontend check --strict -o nagios  for monitoring: old mistakes count as well
+  fc-frontend check                     validate /etc/fc-frontend/config.yaml and services.d
+  fc-frontend check -c new/config.yaml  validate another configuration before it is installed
+  fc-frontend check --strict -o nagios  for monitoring: withheld changes count as well
 """
 
 
@@ -48,26 +48,26 @@ Examples:
     "--strict",
     "is_strict",
     is_flag=True,
-    help="Refuse mistakes as well that the daemon or `apply` has withheld already.",
+    help="Treat changes that are already withheld as errors.",
 )
 @format_options("text", "json", "nagios")
 def command(config: str, is_strict: bool, shape: str) -> None:
-    """Validate the configuration, without changing anything.
+    """Validate the configuration without changing anything.
 
-    Loads settings, services and fragments, plans and renders them, and has `haproxy -c` check the
-    result. Where the daemon would withhold a change and deploy all others, this exits with 1 and
-    lists each. A change that is withheld already is a warning, so that an old mistake does not
-    block new changes; with --strict it is an error. Needs no network, no daemon and no write
-    access, so it fits ExecStartPre= and ExecReload=. Services of which cluster DNS has never said
-    anything are judged with 10 slots. Files that users other than root, the daemon's user and
-    trust.users may change are listed: they may declare values only.
+    Loads settings, services and fragments, generates haproxy.cfg and validates it with `haproxy
+    -c`. If the daemon would withhold a change and deploy the others, `check` lists it and exits 1.
+    A change that is already withheld is a warning, so that an old mistake does not block new
+    changes; with --strict it is an error. `check` needs no network, no daemon and no write access,
+    so it can be used in ExecStartPre= and ExecReload=. Services without DNS data are validated
+    with 10 slots. Files that users other than root, the daemon's user and trust.users may change
+    are listed: they may declare values only.
 
     \b
     Exit code  text, json                            nagios
     0          good; there may be warnings           good
     1          refused                               warnings
     2          wrong usage                           refused
-    3          cannot tell, e.g. no haproxy found    cannot tell
+    3          unknown, e.g. no haproxy found        unknown
     """
     from fc_frontend.haproxy import take_over
     from fc_frontend.pipeline import haproxy_check, prepare_offline

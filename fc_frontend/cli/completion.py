@@ -21,16 +21,16 @@ VARIABLE = "_FC_FRONTEND_COMPLETE"
 @volume_options
 @click.argument("shell", type=click.Choice(SHELLS))
 def command(shell: str) -> None:
-    """Print the script that lets SHELL complete commands, options, services and pods.
+    """Print the script that completes commands, options, services and pods in SHELL.
 
-    The Debian package brings these scripts along. By hand:
+    The Debian package includes these scripts. To install them by hand:
 
     \b
     bash  fc-frontend completion bash >/usr/share/bash-completion/completions/fc-frontend
     zsh   fc-frontend completion zsh >/usr/local/share/zsh/site-functions/_fc-frontend
     fish  fc-frontend completion fish >/etc/fish/completions/fc-frontend.fish
 
-    For one user, for now: eval "$(fc-frontend completion bash)".
+    For the current shell only: eval "$(fc-frontend completion bash)".
     """
     click.echo(script(shell))
 

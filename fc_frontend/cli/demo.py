@@ -13,15 +13,15 @@ from fc_frontend.cli.common import Exit, fail, style
 
 
 @click.command("demo")
-@click.option("--keep", is_flag=True, help="Leave everything running until Ctrl-C, to play with.")
+@click.option("--keep", is_flag=True, help="Keep everything running until Ctrl-C.")
 def command(keep: bool) -> None:
-    """Show the whole thing on loopback, as an ordinary user, with nothing set up.
+    """See it work on loopback, as an ordinary user, without any setup.
 
-    Starts a cluster DNS and pods of its own, the daemon, and a real HAProxy; scales the pods, kills
-    one, adds a service and breaks a file, while requests go on and are counted. Takes about 15
-    seconds, listens on loopback addresses only, and leaves nothing behind.
+    Starts a cluster DNS, pods, the daemon and a real HAProxy. Scales the pods, kills one, adds a
+    service and breaks a file, while it sends requests and counts failures. Takes about 15 seconds,
+    listens on loopback addresses only and leaves nothing behind.
 
-    Exits with 0 only if everything that it tells has really happened.
+    Exits 0 only if every step succeeded.
     """
     from fc_frontend.demo.story import DemoStepFailed, Story, stage
     from fc_frontend.errors import Unavailable

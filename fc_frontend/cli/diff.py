@@ -38,8 +38,8 @@ _DNS_PATIENCE = 10.0
 EPILOG = """\
 \b
 Examples:
-  fc-frontend diff         what apply would change, by service
-  fc-frontend diff --text  the same as lines of haproxy.cfg
+  fc-frontend diff         show the changes by service
+  fc-frontend diff --text  show the changes as lines of haproxy.cfg
 """
 
 
@@ -48,16 +48,16 @@ Examples:
 @click.option("--text", "as_text", is_flag=True, help="Print a unified diff of haproxy.cfg.")
 @format_options("text", "json")
 def command(config: str, as_text: bool, shape: str) -> None:
-    """Show what `apply` would change of what is installed, and whether it takes a reload.
+    """Show what `apply` would change, and whether it takes a reload.
 
-    By service, with the fields that differ, binds that are opened (+) and closed (-), and slots.
-    Asks cluster DNS as `apply` does, and lets HAProxy judge; changes nothing. It has to read
-    haproxy.cfg, so whoever may not read that sees nothing. Passwords are shown by --text only.
+    Lists changes by service: fields that differ, binds that are opened (+) and closed (-), and
+    slots. Finds pods as `apply` does and validates the result with HAProxy; changes nothing. Needs
+    read access to haproxy.cfg. Passwords are shown with --text only.
 
     \b
-    0  nothing would change
-    1  something would, a change would be withheld, or not even what runs now would be accepted
-    3  cannot tell, e.g. haproxy.cfg cannot be read
+    0  no changes
+    1  there are changes, a change would be withheld, or HAProxy refuses what it runs
+    3  unknown, for example because haproxy.cfg cannot be read
     """
     from fc_frontend.config.loader import read
     from fc_frontend.explain.differences import Effect, differences

@@ -1,4 +1,4 @@
-"""`fc-frontend doctor`: is this VM fit to be a frontend?"""
+"""`fc-frontend doctor`: check this host's prerequisites"""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ _NAGIOS = {
 EPILOG = """\
 \b
 Examples:
-  fc-frontend doctor  is this VM fit to be a frontend?
+  fc-frontend doctor  check this host's prerequisites
 """
 
 
@@ -57,28 +57,28 @@ Examples:
     "--kubeconfig",
     metavar="PATH",
     type=click.Path(readable=False),
-    help="Ask the API server and its nodes as well. Nothing of the file is ever shown.",
+    help="Check the API server and its nodes as well. The content of the file is never shown.",
 )
 @format_options("text", "json", "nagios")
 def command(config: str, kubeconfig: str | None, shape: str) -> None:
-    """Look at this VM and its surroundings: is it fit to be a frontend?
+    """Check this host's prerequisites.
 
-    Looks at all of this at once, within 15 seconds, and changes nothing:
+    Checks all of this at once, within 15 seconds, and changes nothing:
 
     \b
-    network         overlaps of the cluster's networks with this VM's, routes into them
+    network         overlaps of the cluster's networks with this host's, routes to them
     cluster DNS     each nameserver over UDP and TCP, response time, sizes, software,
-                    kinds of record, the declared services' names
+                    kinds of record, the names of declared services
     HAProxy         version and end of life, features, sockets, binds, low ports,
                     file descriptors
-    files, clock    may this user write where it must, and who else may change what is
-                    declared; is the time right
+    files, clock    write permissions of this user, who else may change declared files,
+                    the time
     Kubernetes API  with cluster.api or --kubeconfig: the API server, nodes, the cluster's
                     networks, credentials; with cluster.api also the daemon's rights, the
                     declared services, and what serves them while the daemon is gone
 
-    Run it as the user that fc-frontend runs as: permissions are those of who asks. Each finding
-    that is not ok says what to do.
+    Run it as the user of fc-frontend, because it checks the permissions of the user who runs it.
+    Each finding that is not ok has a fix.
 
     \b
     Exit code  text, json                            nagios

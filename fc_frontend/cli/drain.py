@@ -48,27 +48,27 @@ Examples:
     "--wait",
     type=click.IntRange(0, _LONGEST_WAIT),
     metavar="SECONDS",
-    help="Wait until no connection is left, at most this long; exit code 1 if some are.",
+    help="Wait at most this long until no connection is open; exit 1 if some still are.",
 )
 @format_options("text", "json")
 @click.argument("service", shell_complete=completion.service)
 @click.argument("pod", required=False, shell_complete=completion.pod)
 def command(config: str, wait: int | None, shape: str, service: str, pod: str | None) -> None:
-    """Let POD of SERVICE, or all of SERVICE, end what it has and get nothing new.
+    """Drain POD of SERVICE, or all of SERVICE: finish open connections, accept no new ones.
 
-    POD is a pod's address, its slot in HAProxy (pod3) or its name in an SRV record, whole or up to
-    the first dot; for lb_service_port, a node's name. Without POD, the pods that come later are
+    POD is a pod's address, its slot in HAProxy (pod3), its name in an SRV record (whole or up to
+    the first dot), or for lb_service_port a node's name. Without POD, new pods of SERVICE are
     drained as well.
 
-    It takes effect at once, with or without the daemon, and lasts over reloads and restarts until
-    `undrain`. The pod is meant, not its slot: one that gets its slot is served. A pod that has left
-    cluster DNS, deleted or not ready, is forgotten: its address may come back as another pod's.
-    That, and slots that change hands, is the daemon's work.
+    A drain takes effect at once, with or without the daemon, and lasts over reloads and restarts
+    until `undrain`. It belongs to the pod, not to its slot: another pod in that slot gets traffic.
+    The daemon forgets the drain of a pod that has left cluster DNS, because another pod may get
+    its address.
 
     \b
-    0  drained; with --wait, no connection is left
-    1  no such service or pod; with --wait, connections are left
-    3  HAProxy does not answer, or the record cannot be written: nothing was drained
+    0  drained; with --wait, no connection is open
+    1  no such service or pod; with --wait, connections are still open
+    3  HAProxy does not answer, or the drain cannot be saved: nothing was drained
     """
     from dataclasses import replace
 

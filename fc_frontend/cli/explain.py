@@ -31,19 +31,17 @@ Examples:
 @format_options("text", "json")
 @click.argument("service", shell_complete=completion.service)
 def command(config: str, shape: str, service: str) -> None:
-    """Walk the way of SERVICE, step by step, and say where it is interrupted, and what to do.
+    """Trace step by step why SERVICE is not served, and show what to do.
 
-    Declaration, what cluster DNS says now, networks, slots, HAProxy's servers and their checks, the
-    bind, and whether HAProxy has what is declared. Asks cluster DNS itself, for at most 2 s; works
-    without the daemon. Changes nothing. As root it also tells who else holds a bind.
-
-    The JSON has version, service, verdict, state, serves, summary, cause (a step, or null), steps
-    (each with step, verdict, said, remedy, details) and facts.
+    Checks the declaration, cluster DNS, networks, slots, HAProxy's servers and their health
+    checks, the bind, and whether HAProxy runs the declared configuration. Queries cluster DNS for
+    at most 2 s; works without the daemon and changes nothing. As root it also shows which process
+    uses a bind.
 
     \b
-    0  all is well
-    1  it does not serve, or something should be mended
-    3  cannot tell
+    0  the service is served
+    1  the service is not served, or there are problems
+    3  unknown
     """
     from fc_frontend.explain.collect import collect
     from fc_frontend.explain.steps import explain

@@ -30,7 +30,7 @@ _LONGEST_REASONS = 100
 EPILOG = """\
 \b
 Examples:
-  fc-frontend history         what HAProxy was given, when, by whom and why
+  fc-frontend history         list deployments: when, by whom, why, result
   fc-frontend history show 7  entry 7 with its haproxy.cfg
   fc-frontend history diff 7  what has changed since entry 7
 """
@@ -42,17 +42,17 @@ Examples:
 @click.argument("action", type=click.Choice(["show", "diff"]), required=False)
 @click.argument("ids", metavar="[ID [ID]]", type=int, nargs=-1, shell_complete=completion.entry)
 def command(config: str, shape: str, action: str | None, ids: tuple[int, ...]) -> None:
-    """List what HAProxy was given, the newest last: when, by whom, why, and what became of it.
+    """Show the deployment history, newest last: when, by whom, why, and the result.
 
     `history show ID` prints an entry with its haproxy.cfg. `history diff ID` compares its
-    haproxy.cfg with the one that HAProxy runs, `history diff ID ID` with that of another entry.
-    Whoever may not read the state directory sees nothing: run it as root or as the daemon's user.
+    haproxy.cfg with the running one, `history diff ID ID` two entries. Run it as root or as the
+    daemon's user: it needs read access to the state directory.
 
-    `fc-frontend rollback ID` goes back to an entry that was reloaded, started or installed.
+    `fc-frontend rollback ID` restores an entry that was reloaded, started or installed.
 
     \b
     0  listed
-    1  there is no such entry, or it has no text
+    1  no such entry, or its haproxy.cfg was not kept
     3  haproxy.cfg or the history cannot be read
     """
     from fc_frontend.haproxy import history, hold

@@ -58,19 +58,18 @@ Example:
 @volume_options
 @format_options("text", "json")
 def command(files: tuple[str, ...], output: str | None, force: bool, shape: str) -> None:
-    """Turn existing haproxy.cfg files into declarations.
+    """Convert existing haproxy.cfg files to services and fragments.
 
-    Reads the files in the order given, as `haproxy -f A -f B` does, and writes a config.yaml and
-    services.d: a declaration for each section that is a service with pods found by cluster DNS, and
-    a raw fragment for all other sections, so that HAProxy does the same as before. What could not
-    be carried over is listed with file, line and what to do. Nothing of the files is executed, and
-    nothing but DIRECTORY is changed.
+    Reads the files in the order given, as `haproxy -f A -f B` does. Writes a config.yaml and
+    services.d: a service for each section whose pods can be found by cluster DNS, and a raw
+    fragment for each other section, so that HAProxy behaves as before. Lists what was not
+    converted, with file, line and what to do. Executes nothing, and writes only to DIRECTORY.
 
     \b
-    0  all was carried over, and the result is accepted
-    1  something was not carried over, or the result is refused
+    0  everything was converted, and HAProxy accepts the result
+    1  something was not converted, or HAProxy refuses the result
     2  wrong usage
-    3  cannot tell, e.g. no haproxy found
+    3  unknown, for example because haproxy is not installed
     """
     from fc_frontend.migrate.files import files as as_files
 

@@ -30,8 +30,8 @@ from fc_frontend.errors import Unavailable
 def command(output: str | None, name: str | None) -> None:
     """Show the manual of fc-frontend, or of COMMAND.
 
-    On a terminal by man(1); elsewhere its source is printed, for `man -l FILE`. Packages install
-    what --output writes. $SOURCE_DATE_EPOCH is the date of the pages where it is set.
+    On a terminal it is shown by man(1); otherwise its source is printed, for `man -l FILE`.
+    Packages install what --output writes. $SOURCE_DATE_EPOCH, if set, is the date of the pages.
     """
     from fc_frontend.cli import COMMANDS, cli
     from fc_frontend.cli.manual import PROGRAM, pages

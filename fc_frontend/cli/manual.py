@@ -32,22 +32,21 @@ FILES = {
     "/etc/fc-frontend/config.yaml, /etc/fc-frontend/config.json": "The settings, and services.",
     "/etc/fc-frontend/services.d/*.yaml, *.json": "Services. Found beside the settings file.",
     "/etc/fc-frontend/services.d/*.cfg": "Raw sections of haproxy.cfg.",
-    "/etc/haproxy/haproxy.cfg": "What is written, and haproxy.cfg.refused beside it: what HAProxy "
-    "refused last. The setting haproxy.config_file.",
-    "/var/lib/fc-frontend": "What must last: past configurations, the last good forms of what is "
-    "declared, the last good answers of cluster DNS. The setting state_directory.",
+    "/etc/haproxy/haproxy.cfg": "The generated configuration. haproxy.cfg.refused beside it is "
+    "the one that HAProxy refused last. The setting haproxy.config_file.",
+    "/var/lib/fc-frontend": "State: past configurations, running services, the last good answers "
+    "of cluster DNS. The setting state_directory.",
     "/run/haproxy/master.sock, /run/haproxy/admin.sock": "HAProxy's sockets. The settings "
     "haproxy.master_socket and haproxy.runtime_socket.",
 }
 ENVIRONMENT = {
-    "FC_FRONTEND_CONFIG": "The settings file, where --config does not name one.",
-    "NO_COLOR": "If set and not empty, nothing is coloured. Colours are for terminals only, and "
-    "never the only sign of anything.",
-    "TERM": "With dumb, nothing is coloured, and no line of progress is drawn.",
+    "FC_FRONTEND_CONFIG": "The settings file, unless --config is given.",
+    "NO_COLOR": "If set and not empty, output has no colours. Colours are used on terminals only.",
+    "TERM": "With dumb, output has no colours and no progress line.",
 }
 EXIT_STATUS = {
     "0": "Good.",
-    "1": "Problems: something is refused, or would change, or is not as it should be.",
+    "1": "Problems: something is refused, would change, or does not work.",
     "2": "Wrong usage.",
     "3": "Unknown: an answer, a file or a program is missing.",
 }

@@ -114,7 +114,7 @@ def volume_options(function: F) -> F:
             short, f"--{name}", is_flag=True, expose_value=False, callback=heard, help=text
         )
 
-    quiet = option("-q", "quiet", "Print only problems, and what was asked for.")
+    quiet = option("-q", "quiet", "Print only problems and results.")
     verbose = option("-v", "verbose", "Print each step and its duration to standard error.")
     return quiet(verbose(function))
 

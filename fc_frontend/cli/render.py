@@ -18,11 +18,10 @@ from fc_frontend.errors import Unavailable, errors_in
     help="Write to FILE, atomically, instead of stdout.",
 )
 def command(config: str, output: str | None) -> None:
-    """Print the haproxy.cfg that follows from the configuration.
+    """Print the generated haproxy.cfg.
 
-    Uses the last answers that the daemon had from cluster DNS, if there are any, and asks nobody
-    now. HAProxy does not judge it: that is what `check` is for. Exits with 1 if the configuration
-    has errors, and prints nothing then.
+    Uses the pods that the daemon saw last and queries nothing. HAProxy does not validate the
+    result: use `check` for that. If the configuration has errors, prints nothing and exits 1.
     """
     from fc_frontend.pipeline import Base, prepare_offline
 

@@ -32,8 +32,8 @@ _NO_NAMESERVER = Problem(
 EPILOG = """\
 \b
 Examples:
-  fc-frontend resolve       the pods of all services
-  fc-frontend resolve shop  of one
+  fc-frontend resolve       query all services
+  fc-frontend resolve shop  query one service
 """
 
 
@@ -42,10 +42,10 @@ Examples:
 @format_options("text", "json")
 @click.argument("services", nargs=-1, metavar="[SERVICE]...", shell_complete=completion.service)
 def command(config: str, shape: str, services: tuple[str, ...]) -> None:
-    """Ask the Kubernetes API and cluster DNS about the declared services, now.
+    """Query the API or cluster DNS for the declared services and show the answers.
 
-    Exits with 1 if a service got no answer or has no pods, or if nameservers say different things
-    of it, with 3 if the settings cannot be read.
+    Exits 1 if a service got no answer or has no pods, or if nameservers say different things of it,
+    3 if the settings cannot be read.
     """
     from dataclasses import replace
 

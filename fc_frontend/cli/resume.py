@@ -26,13 +26,14 @@ if TYPE_CHECKING:
 @common_options
 @format_options("text", "json")
 def command(config: str, shape: str) -> None:
-    """End what `fc-frontend rollback` began: what is declared is deployed again.
+    """Resume normal deployments after `fc-frontend rollback`.
 
-    The daemon sees to it within a second; without a daemon, use `fc-frontend apply`.
+    The daemon deploys the declared configuration within a second. Without the daemon, run
+    `fc-frontend apply`.
 
     \b
-    0  nothing is held any more
-    3  the hold cannot be removed
+    0  deployments are not paused any more
+    3  the pause cannot be removed
     """
     from fc_frontend.haproxy import hold
     from fc_frontend.haproxy.lock import deploying

@@ -27,8 +27,8 @@ from fc_frontend.errors import Refused, Unavailable
 EPILOG = """\
 \b
 Examples:
-  fc-frontend rollback    go back to the entry before, and hold it
-  fc-frontend rollback 0  go back to the haproxy.cfg from before fc-frontend
+  fc-frontend rollback    restore the previous entry and pause deployments
+  fc-frontend rollback 0  restore the haproxy.cfg from before fc-frontend
 """
 
 
@@ -43,18 +43,18 @@ Examples:
     shell_complete=completion.entry,
 )
 def command(config: str, shape: str, entry_id: int | None) -> None:
-    """Go back to a former haproxy.cfg, and hold it.
+    """Restore an earlier haproxy.cfg and pause deployments.
 
-    ID is an entry of `fc-frontend history`; without it, the one before what HAProxy has now.
-    HAProxy checks the text as it always does. From then on nothing that is declared is deployed,
-    until `fc-frontend resume`. Pods are found by cluster DNS as ever.
+    ID is an entry of `fc-frontend history`; the default is the one before the running
+    configuration. HAProxy validates it as usual. Declared changes are not deployed until
+    `fc-frontend resume`. HAProxy still follows cluster DNS.
 
-    Entry 0 is the haproxy.cfg that was there before fc-frontend, with its permissions and owner.
+    Entry 0 is the haproxy.cfg from before fc-frontend, with its permissions and owner.
 
     \b
-    0  HAProxy has it, and it is held
-    1  there is no such entry, HAProxy refuses it now, or the reload failed: nothing was changed
-    3  cannot tell, e.g. no haproxy found: nothing was changed
+    0  HAProxy runs it, and deployments are paused
+    1  no such entry, HAProxy refuses it, or the reload failed: nothing was changed
+    3  unknown, for example because haproxy is not installed: nothing was changed
     """
     from fc_frontend.haproxy.binary import find_binary
     from fc_frontend.haproxy.deploy import Outcome

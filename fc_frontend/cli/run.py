@@ -20,16 +20,17 @@ from fc_frontend.cli.progress import volume
     help="[default: info; with --quiet warning, with --verbose debug]",
 )
 def command(config: str, log_level: str | None) -> None:
-    """Keep HAProxy in step with the declared services and with cluster DNS.
+    """Run the daemon: deploy every change of the declared services and of their pods.
 
-    Watches the settings file and services.d, asks cluster DNS, and reloads HAProxy when, and only
-    when, haproxy.cfg changes. A change that is refused leaves everything as it was.
+    Watches the settings file and services.d, finds pods by cluster DNS or the Kubernetes API, and
+    reloads HAProxy only when haproxy.cfg changes. A change that is refused is withheld; its
+    service keeps running as before.
 
     \b
-    SIGHUP   reads all files again
-    SIGTERM  ends the daemon; HAProxy serves on
+    SIGHUP   read all files again
+    SIGTERM  stop the daemon; HAProxy keeps serving
 
-    Under systemd use Type=notify; the readiness, reload and watchdog protocols are spoken.
+    Under systemd use Type=notify; readiness, reload and watchdog notifications are sent.
     """
     from fc_frontend.daemon.memory import return_what_is_free
 

@@ -39,8 +39,8 @@ _CODES = {"OK": Exit.GOOD, "WARNING": Exit.PROBLEMS, "CRITICAL": Exit.PROBLEMS}
 EPILOG = """\
 \b
 Examples:
-  fc-frontend status                  how all is, the most urgent first
-  fc-frontend status -o wide --watch  all columns, shown anew every 2 s
+  fc-frontend status                  overall status, most urgent first
+  fc-frontend status -o wide --watch  all columns, refreshed every 2 s
   fc-frontend status -o json          for scripts
   fc-frontend status -o nagios        for Nagios, Icinga and Sensu
 """
@@ -48,29 +48,29 @@ Examples:
 
 @click.command("status", epilog=EPILOG)
 @common_options
-@click.option("-w", "--watch", "is_watching", is_flag=True, help="Show it anew every 2 s.")
+@click.option("-w", "--watch", "is_watching", is_flag=True, help="Refresh every 2 s.")
 @format_options("table", "wide", "json", "nagios")
 def command(config: str, is_watching: bool, shape: str) -> None:
-    """Show how the frontend is: services, servers, withheld changes, the last reload, cluster DNS.
+    """Show the overall status: HAProxy, services, withheld changes, the last reload, cluster DNS.
 
-    Asks the daemon, HAProxy and each nameserver. Without the daemon it goes by the files, the
-    stored answers of cluster DNS, and HAProxy. The most urgent comes first: HAProxy, services that
-    serve nobody, services that are degraded, withheld changes.
+    Queries the daemon, HAProxy and each nameserver. Without the daemon it uses the files, the
+    stored answers of cluster DNS, and HAProxy. The most urgent comes first: HAProxy down, services
+    that are down, degraded services, withheld changes.
 
     \b
     The state of a service is the first of these that applies:
-    unknown    HAProxy cannot be asked, or cluster DNS never gave an answer
+    unknown    HAProxy does not answer, or cluster DNS never answered
     down       no server is up
     empty      it has no pods
     degraded   some servers are down, or some pods get no traffic
-    stale      cluster DNS gives no answer; the last one stays in use
-    withheld   what is declared is not deployed; it runs as before
-    ok         all is well
+    stale      cluster DNS does not answer; the last answer stays in use
+    withheld   the declared change is not deployed; it runs as before
+    ok         all servers are up
 
     \b
     Exit code  table, wide, json, yaml               nagios
-    0          all is well                           all is well
-    1          something is wrong                    warning
+    0          good                                  good
+    1          problems                              warning
     2          wrong usage                           critical
     3          neither the daemon nor HAProxy answers
     """

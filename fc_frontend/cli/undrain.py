@@ -30,16 +30,15 @@ if TYPE_CHECKING:
 @click.argument("service", shell_complete=completion.service)
 @click.argument("pod", required=False, shell_complete=completion.pod)
 def command(config: str, shape: str, service: str, pod: str | None) -> None:
-    """Let POD of SERVICE, or all of SERVICE, take new traffic again.
+    """Send new connections to POD of SERVICE, or to all of SERVICE, again.
 
-    POD is named as for `drain`. Without POD, whatever is drained of SERVICE is freed, single pods
-    and the whole, and also what somebody drained through HAProxy's own socket. Servers in
-    maintenance stay there.
+    POD is named as for `drain`. Without POD, all drains of SERVICE end, also those made through
+    HAProxy's runtime socket. Servers in maintenance stay in maintenance.
 
     \b
-    0  nothing of what was named is drained any more
+    0  nothing named is drained any more
     1  no such service or pod, or a pod of a service that is drained as a whole
-    3  HAProxy does not answer, or the record cannot be written: nothing was changed
+    3  HAProxy does not answer, or the drain cannot be saved: nothing was changed
     """
     from dataclasses import replace
 

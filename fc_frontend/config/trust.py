@@ -1,7 +1,7 @@
 """Trust levels: who may change a file, and what follows from that for what the file may declare.
 
 `paths.walk` collects a `WriteAccess` for each file; `judge` turns it into a `Verdict`.  The rules,
-and what each level may declare, are in contrib/operations.rst, "Who may write what".
+and what each level may declare, are in contrib/trust.rst, "Who may write what".
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What a file that is not trusted may declare: values, within the setting `untrusted`.
 
-Pure.  The limits keep such a file from harming services of other files: contrib/operations.rst,
+Pure.  The limits keep such a file from harming services of other files: contrib/trust.rst,
 "Who may write what", has them for operators.
 """
 
