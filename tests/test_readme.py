@@ -195,7 +195,8 @@ def test_there_is_an_example_for_each_situation() -> None:
 
 
 def test_the_examples_are_good_and_name_every_field(tmp_path: Path) -> None:
-    from fc_frontend.config.schema import ServiceDeclaration, SettingsDeclaration
+    from fc_frontend.config.schema import ApiDeclaration, ServiceDeclaration, SettingsDeclaration
+    from fc_frontend.plan.checks import settings_problems
 
     assert not errors_in(load(str(EXAMPLES / "config.yaml")).problems)
     settings = tmp_path / "config.yaml"
@@ -210,6 +211,17 @@ def test_the_examples_are_good_and_name_every_field(tmp_path: Path) -> None:
     for name in ("cluster", "haproxy", "intervals", "trust", "untrusted"):
         model = type(getattr(defaults, name))
         assert set(written[name]) == set(model.model_fields), name
+    forms = re.findall(
+        r"^  # api:(?: \{.*\}|(?:\n  #   \S.*)+)$", settings.read_text(), re.MULTILINE
+    )
+    assert len(forms) == 3
+    named = set()
+    for form in forms:
+        access = yaml.safe_load(form.replace("  # ", ""))
+        named |= set(access["api"])
+        written["cluster"] |= access
+        assert not settings_problems(SettingsDeclaration.model_validate(written).model())
+    assert named == set(ApiDeclaration.model_fields)
     text = (EXAMPLES / "all-fields.yaml").read_text()
     missing = [field for field in ServiceDeclaration.model_fields if f"{field}:" not in text]
     assert not missing
