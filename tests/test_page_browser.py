@@ -40,7 +40,7 @@ PATHS = {
 
 @pytest.fixture(scope="module")
 def frontend() -> Iterator[Frontend]:
-    """Services that are well, empty, partly down, withheld, and enough for a filter."""
+    """Services that are well, empty, degraded, withheld, and enough for a filter."""
     binary = bundled_binary()
     assert binary is not None
     with Frontend(str(binary)) as made:
@@ -56,7 +56,7 @@ def frontend() -> Iterator[Frontend]:
         made.write()
         made.call(made.pods["api"].pods[0].stop())
         made.until(lambda: b"withheld" in made.get("/")[1])
-        made.until(lambda: b"partly down" in made.get("/")[1])
+        made.until(lambda: b"degraded" in made.get("/")[1])
         yield made
 
 
@@ -244,7 +244,7 @@ def test_what_others_wrote_is_never_executed(opens: Opens) -> None:
 
 def test_all_is_there_without_scripts(opens: Opens) -> None:
     browser = opens("/", scripts=False)
-    assert "▲ partly down" in text(browser)
+    assert "▲ degraded" in text(browser)
     assert "withheld" in text(browser)
     # Chromium gives what is inside of noscript as elements only where scripts are off.
     assert browser.find_elements(By.CSS_SELECTOR, "noscript > meta[http-equiv=refresh]")
