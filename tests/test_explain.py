@@ -149,7 +149,7 @@ CAUSES = {
     "no-wildcard": ("dns", "wildcards are not supported by this CoreDNS", "use discovery: auto"),
     "headless": ("networks", "outside of the pod network", "clusterIP: None"),
     "outside": ("networks", "192.0.2.7", "add their network to cluster.pod_network"),
-    "few": ("slots", "3 pods in 2 slots: 1 pod without a slot", "use slots: auto, or 10"),
+    "few": ("slots", "3 pods in 2 slots: 1 pod gets no traffic", "use slots: auto, or 10"),
     "wrong-port": ("servers", "Connection refused", "nothing listens on port 9"),
     "wrong-port-tcp": ("servers", "Connection refused", "nothing listens on port 9"),
     "cluster-ip": ("servers", "Connection refused", "is it a port of the Service"),
@@ -417,7 +417,7 @@ def test_without_haproxy(frontend: Frontend) -> None:
     assert document["cause"]["step"] == "servers"
     assert "cannot be reached" in document["cause"]["said"]
     assert "start HAProxy" in document["cause"]["remedy"]
-    assert "nobody listens" in step(document, "bind")["said"]
+    assert "nothing listens" in step(document, "bind")["said"]
     with socket.create_server((frontend.host, 8080)):
         found = step(explained(frontend, "shop"), "bind")
         assert f"(process {os.getpid()})" in found["said"]
@@ -430,7 +430,7 @@ def test_a_held_configuration_is_told(frontend: Frontend) -> None:
     frontend.until(lambda: frontend.status()["held"])
     found = step(explained(frontend, "shop"), "configuration")
     assert found["verdict"] == "warn"
-    assert "is held, by" in found["said"]
+    assert "deployments are paused" in found["said"]
     assert "fc-frontend resume" in found["remedy"]
 
 
@@ -498,5 +498,5 @@ def test_whoever_else_listens_on_the_daemons_port_is_not_believed(
             document = explained(frontend, "shop")
         assert document["verdict"] == "warn"
         assert step(document, "configuration")["said"].startswith(
-            "HAProxy has what is declared, but"
+            "HAProxy runs the declared configuration, but"
         )

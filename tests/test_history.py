@@ -414,7 +414,7 @@ def test_without_a_daemon_apply_is_recorded_and_can_be_gone_back_from(frontend: 
     frontend.settings["services"]["shop"] = frontend.service("shop", 8080)
     pods = frontend.scale("shop", 2)
     frontend.write()
-    assert "nothing yet" in frontend.run("history").stdout
+    assert "no deployments yet" in frontend.run("history").stdout
     frontend.run("apply")
     first = frontend.running_hash()
     frontend.drop("more.json", {"more": frontend.service("more", 8081, service="shop")})

@@ -216,11 +216,11 @@ def test_rates_say_what_they_are_over() -> None:
     of_traffic = {"a": Rates(requests=1234.0, errors=0.25, sessions=5)}
     text = read(made(service("a"), of_traffic=of_traffic, seconds=9.7)).text
     assert "requests a second 1 234 errors a second 0.2 " in text
-    assert "Rates are of the last 10 s." in text
+    assert "Rates are averages of the last 10 s." in text
     of_traffic = {"a": Rates(requests=1.0, errors=None, sessions=5)}
     text = read(made(service("a"), of_traffic=of_traffic)).text
     assert "errors a second — " in text
-    assert "Rates are of HAProxy's last second, and of errors not known yet." in text
+    assert "Rates are averages of the last second; error rates are not available yet." in text
 
 
 def test_nameservers_are_told_with_their_words() -> None:

@@ -82,7 +82,7 @@ def test_without_an_answer_the_plan_says_that_it_guesses() -> None:
     assert result.services[0].slots == slots.DEFAULT
     (problem,) = result.problems
     assert problem.severity is Severity.WARNING
-    assert "cluster DNS was not asked" in problem.message
+    assert "no DNS data for" in problem.message
 
 
 def test_slots_shrink_only_in_passing_and_only_by_fresh_answers() -> None:

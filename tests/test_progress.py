@@ -153,7 +153,7 @@ def test_the_daemons_volume() -> None:
         with Terminal(argv, environ) as terminal:
             frontend.until(frontend.ready)
             terminal.type("\x03")
-            # HAProxy serves on, and has the terminal still.
+            # HAProxy keeps serving, and has the terminal still.
             assert terminal.process.wait(30) == 0
             terminal.until("^C")
         assert "Loading success" in terminal.text

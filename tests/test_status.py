@@ -147,7 +147,7 @@ def test_what_is_critical(frontend: Frontend) -> None:
     frontend.drop("bad.yaml", "")
     frontend.until(lambda: status(frontend)["status"] == "ok")
     frontend.drop("few.json", {"few": frontend.service("shop", 8081, slots=2)})
-    until(frontend, "warning", "few: 3 pods in 2 slots: 1 without a slot and traffic")
+    until(frontend, "warning", "few: 3 pods in 2 slots: 1 pod gets no traffic")
     # A new service stays as it is: there is no earlier version to go back to.
     frontend.drop("dead.json", {"dead": frontend.service("shop", 8082, pod_port=9)})
     document = until(frontend, "critical", "dead: 3 pods, and no server up (3 down)")

@@ -127,12 +127,12 @@ def _list(entries: tuple[Entry, ...], now: Entry | None, held: Hold | None, shap
         marks = _marks(entry, now, held)
         say(f"{line.rstrip()}{'  ' if marks else ''}{style(marks, 'green') if marks else ''}")
     if not entries:
-        say("nothing yet: HAProxy was given nothing since the history is kept")
+        say("no deployments yet")
     if held is not None:
-        what = f"entry {held.id}" if held.hash else "what HAProxy has"
+        what = f"entry {held.id}" if held.hash else "the running configuration"
         by = f" by {held.by}" if held.by else ""
         since = f" since {_time(held.since)}" if held.since else ""
-        say(f"{what} is held{since}{by}; what is declared waits for: fc-frontend resume")
+        say(f"{what} is held{since}{by}; deployments are paused until: fc-frontend resume")
 
 
 def _show(entry: Entry, text: str, now: Entry | None, held: Hold | None, shape: str) -> None:

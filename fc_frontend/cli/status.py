@@ -201,15 +201,18 @@ def _about(found: Overview) -> list[tuple[str, str]]:
     seen, last = found.seen, found.last_reload
     lines = []
     if seen.worker:
-        since = f", since {duration(seen.worker.seconds)}" if seen.worker.seconds else ""
+        since = f" for {duration(seen.worker.seconds)}" if seen.worker.seconds else ""
         sync = "in sync" if seen.in_sync else "not in sync"
         lines.append(
-            ("HAProxy", f"{seen.worker.version}, {sync} ({seen.worker.hash or 'not ours'}){since}")
+            ("HAProxy", f"{seen.worker.version}, {sync}{since} ({seen.worker.hash or 'not ours'})")
         )
     else:
-        words = {"stopped": "does not run", "running": "runs; this user may not ask it"}
+        words = {
+            "stopped": "does not run",
+            "running": "runs; this user has no access to its socket",
+        }
         lines.append(("HAProxy", words.get(seen.haproxy.value, "does not answer")))
-    lines.append(("daemon", f"fc-frontend {seen.daemon.version}" if seen.daemon else "not there"))
+    lines.append(("daemon", f"fc-frontend {seen.daemon.version}" if seen.daemon else "not running"))
     if last:
         when = datetime.fromtimestamp(last.at, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
         ago = duration(max(0.0, time.time() - last.at))

@@ -142,7 +142,7 @@ def _json_value(text: str) -> tuple[Any, bool]:
         value = json.loads(text, object_pairs_hook=pairs, parse_constant=constant)
     except json.JSONDecodeError as exc:
         raise DocumentError(
-            DocumentFlaw(f"not JSON: {exc.msg}", "mend the syntax there", exc.lineno, exc.colno)
+            DocumentFlaw(f"not JSON: {exc.msg}", "fix the JSON there", exc.lineno, exc.colno)
         ) from None
     except (RecursionError, ValueError) as exc:
         if isinstance(exc, DocumentError):
@@ -339,7 +339,7 @@ class _YamlReader:
         mark = getattr(exc, "problem_mark", None)
         what = getattr(exc, "problem", None) or getattr(exc, "reason", None) or str(exc)
         if mark is None:
-            return DocumentFlaw(f"not YAML: {what}", "mend the syntax")
+            return DocumentFlaw(f"not YAML: {what}", "fix the YAML")
         return DocumentFlaw(
             f"not YAML: {what}", self._syntax_remedy(exc, mark.line), mark.line + 1, mark.column + 1
         )

@@ -540,12 +540,13 @@ class ServiceDeclaration(_Strict):
         """Field, message and remedy of what is wrong between the fields of this service."""
         ports = self.ports()
         if len(ports) != 1:
-            given = " and ".join(ports) if ports else "none"
+            given = " and ".join(ports)
             return [
                 (
                     list(ports)[-1] if ports else "",
-                    f"exactly one of pod_port, service_port and lb_service_port is needed, not "
-                    f"{given}",
+                    f"set one of pod_port, service_port and lb_service_port, not {given}"
+                    if ports
+                    else "set one of pod_port, service_port and lb_service_port",
                     "keep pod_port to reach the pods directly" if ports else "add pod_port: 443",
                 )
             ]

@@ -880,7 +880,9 @@ class Reconciler:
             except Unavailable as exc:
                 self._seen_file = None
                 self._log.limited("drift").warning(
-                    "drift-not-mended", error=exc.problems[0].message, remedy=exc.problems[0].remedy
+                    "drift-not-restored",
+                    error=exc.problems[0].message,
+                    remedy=exc.problems[0].remedy,
                 )
             self._metrics.drifted(self.drifted)
 

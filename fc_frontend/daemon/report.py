@@ -84,7 +84,7 @@ class Report:
                 else "config-refused",
                 errors=len(errors),
                 first=str(errors[0]),
-                effect="HAProxy goes on with what it has",
+                effect="HAProxy keeps its configuration",
                 **fields,
             )
         self.note(found)

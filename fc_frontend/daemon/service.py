@@ -97,14 +97,14 @@ class Service:
         ]
         stopped = asyncio.create_task(self._stop.wait(), name="stop")
         done, _ = await asyncio.wait([stopped, *tasks], return_when=asyncio.FIRST_COMPLETED)
-        self._notifier.stopping("HAProxy serves on")
+        self._notifier.stopping("HAProxy keeps serving")
         self._stop.set()
         self._due.set()
         failed = [task for task in done if task is not stopped]
         await self._end(tasks)
         for task in failed:
             task.result()
-        self._log.info("stopped", haproxy="serves on")
+        self._log.info("stopped", haproxy="keeps serving")
         return 0
 
     def _loops(self) -> dict[str, Coroutine[Any, Any, None]]:
@@ -199,7 +199,7 @@ class Service:
                 work=work,
                 error=str(exc),
                 remedy="raise the limit that it names (with systemd: LimitNOFILE=, MemoryMax=)",
-                effect="HAProxy serves on, and it is tried again",
+                effect="HAProxy keeps serving; the daemon tries again",
             )
 
     async def _debounce(self) -> None:

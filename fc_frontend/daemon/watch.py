@@ -143,7 +143,7 @@ class FileWatch:
             return Problem(
                 f"{directory} cannot be watched: {exc.strerror or exc}",
                 remedy="changes are seen at the next rescan; raise fs.inotify.max_user_watches or "
-                "fs.inotify.max_user_instances, or mend its permissions",
+                "fs.inotify.max_user_instances, or fix its permissions",
                 severity=Severity.WARNING,
                 file=directory,
             )

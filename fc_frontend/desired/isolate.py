@@ -379,7 +379,7 @@ class _Search:
 _NOT_TRIED: tuple[Problem, ...] = (
     Problem(
         message="not tried yet: other changes took up the time for this step",
-        remedy="nothing to do: the search goes on in the next step",
+        remedy="nothing to do: the search continues in the next step",
     ),
 )
 

@@ -570,7 +570,7 @@ def _by_files(
             binds=tuple(str(bind) for bind in planned.spec.binds),
             is_current=False,
             by_api=planned.kind is Kind.API,
-            reason="as it was last stored: without the daemon nobody looks for pods",
+            reason="last stored answer: the daemon does not run",
             error=None,
             remedy="",
             pods=len(planned.endpoints) if planned.spec.name in answers else None,

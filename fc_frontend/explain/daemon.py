@@ -44,8 +44,8 @@ def ask_daemon(listen: Bind | None, timeout: float = TIMEOUT) -> Daemon:
         reason = "no answer in time" if isinstance(exc, TimeoutError) else _reason(exc)
         raise Unavailable.of(
             f"the daemon does not answer on {listen}: {reason}",
-            remedy="see `systemctl status fc-frontend` and its log; HAProxy serves on without "
-            "it, but nothing follows changes",
+            remedy="see `systemctl status fc-frontend` and its log; HAProxy keeps serving, "
+            "but changes are not deployed",
         ) from exc
     try:
         return parse_status(json.loads(content, parse_constant=_not_a_number))

@@ -362,9 +362,9 @@ def _of_processes(seen: Seen) -> Iterator[StatusFinding]:
         yield StatusFinding(
             level=StatusLevel.WARNING,
             subject="hold",
-            message=f"configuration {seen.held_id} is held, by {one_line(seen.held_by)}: what is "
-            "declared does not reach HAProxy",
-            remedy="`fc-frontend resume` goes on with what is declared",
+            message=f"rolled back to #{seen.held_id} by {one_line(seen.held_by)}; deployments are "
+            "paused",
+            remedy="`fc-frontend resume` resumes normal deployments",
         )
     if seen.take_over is not None:
         yield StatusFinding(
@@ -473,7 +473,8 @@ def _of_its_servers(
 def _of_its_slots(service: DaemonService) -> Iterator[StatusFinding]:
     room = f"{counted(service.pods or 0, 'pod')} in {counted(service.slots, 'slot')}"
     if service.slots_short:
-        said = f"{room}: {service.slots_short} without a slot and traffic"
+        verb = "gets" if service.slots_short == 1 else "get"
+        said = f"{room}: {counted(service.slots_short, 'pod')} {verb} no traffic"
         yield _about(service, StatusLevel.WARNING, said, rank=Rank.DEGRADED)
     elif service.slots_scarce:
         remedy = "use slots: auto, or a larger number"

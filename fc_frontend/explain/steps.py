@@ -208,7 +208,7 @@ def _dns(facts: Facts, is_served: bool) -> Step:
         return Step(
             name="dns",
             verdict=StepVerdict.UNKNOWN,
-            said="cluster DNS was not asked, for want of a name",
+            said="DNS not queried: unknown service",
         )
     if answer.kind is Kind.NODES:
         return Step(name="dns", verdict=StepVerdict.OK, said="needs no DNS: the cluster's nodes")
@@ -393,7 +393,7 @@ def _dns_nobody(facts: Facts, answer: Answer, spec: ServiceSpec) -> Step:
 def _networks(facts: Facts) -> Step:
     name, answer, spec = "networks", facts.now, facts.spec
     if answer is None or spec is None or not (answer.endpoints or answer.rejected):
-        return Step(name=name, verdict=StepVerdict.UNKNOWN, said="there is no address to look at")
+        return Step(name=name, verdict=StepVerdict.UNKNOWN, said="no addresses to check")
     if answer.kind is Kind.NODES:
         return Step(
             name=name, verdict=StepVerdict.OK, said="nodes need not be in the cluster's networks"
@@ -450,7 +450,7 @@ def _slots(facts: Facts) -> Step:
         return Step(
             name=name,
             verdict=StepVerdict.BAD,
-            said=f"{said}: {counted(short, 'pod')} without a slot, and without traffic",
+            said=f"{said}: {counted(short, 'pod')} {'gets' if short == 1 else 'get'} no traffic",
             remedy=remedy,
         )
     if slots.scarce(pods, have):
@@ -624,7 +624,7 @@ def _check_remedy(server: Server, is_service: bool) -> str:
 def _bind(facts: Facts) -> Step:
     name = "bind"
     if facts.spec is None or not facts.binds:
-        return Step(name=name, verdict=StepVerdict.UNKNOWN, said="it has no bind that is known")
+        return Step(name=name, verdict=StepVerdict.UNKNOWN, said="bind unknown")
     if facts.proxy is not None and facts.proxy.status not in ("OPEN", ""):
         return Step(
             name=name,
@@ -662,21 +662,21 @@ def _one_bind(facts: Facts, bind: BindFact) -> Step:
         return Step(
             name=name,
             verdict=StepVerdict.BAD,
-            said=f"{bind.bind} is held by {bind.who}, and not by HAProxy",
+            said=f"{bind.bind} is held by {bind.who}, not by HAProxy",
             remedy=f"stop {bind.who}, or let this service bind another address or port",
         )
     if bind.listening is Listening.HIDDEN:
         return Step(
             name=name,
             verdict=StepVerdict.UNKNOWN,
-            said=f"somebody listens on {bind.bind}; this user may not see who",
-            remedy="run this as root",
+            said=f"{bind.bind} is in use; owner hidden",
+            remedy="run as root to see it",
         )
     problem = bind.problem
     return Step(
         name=name,
         verdict=StepVerdict.BAD,
-        said=problem.message if problem else f"nobody listens on {bind.bind}",
+        said=problem.message if problem else f"nothing listens on {bind.bind}",
         remedy=problem.remedy
         if problem
         else ("start HAProxy" if facts.worker is None else "see the step configuration"),
@@ -690,25 +690,23 @@ def _configuration(facts: Facts) -> Step:
     name = "configuration"
     running = facts.worker.hash if facts.worker else None
     if facts.worker is None:
-        return Step(
-            name=name, verdict=StepVerdict.UNKNOWN, said="HAProxy cannot say which one it has"
-        )
+        return Step(name=name, verdict=StepVerdict.UNKNOWN, said="unknown: HAProxy does not answer")
     is_hurt = facts.section_differs is True or facts.proxy is None
     verdict = StepVerdict.BAD if is_hurt else StepVerdict.WARN
     if facts.held_id is not None:
         return Step(
             name=name,
             verdict=StepVerdict.WARN,
-            said=f"configuration {facts.held_id} is held, by {one_line(facts.held_by)}: what is "
-            "declared does not reach HAProxy",
-            remedy="`fc-frontend resume` goes on with what is declared",
+            said=f"rolled back to #{facts.held_id} by {one_line(facts.held_by)}; deployments are "
+            "paused",
+            remedy="`fc-frontend resume` resumes normal deployments",
         )
     refused = errors_in(facts.refused)
     if facts.wanted_hash is None:
         return Step(
             name=name,
             verdict=verdict,
-            said="what is declared is refused, and HAProxy goes on with what it has"
+            said="the declared configuration is refused; HAProxy keeps the one that it runs"
             + (f": {_words(refused[0])}" if refused else ""),
             remedy=one_line(refused[0].remedy) if refused else "run `fc-frontend check`",
         )
@@ -728,10 +726,14 @@ def _configuration(facts: Facts) -> Step:
         return Step(
             name=name,
             verdict=StepVerdict.WARN,
-            said=f"HAProxy has what is declared, but {facts.daemon_problem.message}",
+            said=f"HAProxy runs the declared configuration, but {facts.daemon_problem.message}",
             remedy=facts.daemon_problem.remedy,
         )
-    return Step(name=name, verdict=StepVerdict.OK, said=f"HAProxy has what is declared ({running})")
+    return Step(
+        name=name,
+        verdict=StepVerdict.OK,
+        said=f"HAProxy runs the declared configuration ({running})",
+    )
 
 
 def duration(seconds: float) -> str:

@@ -249,7 +249,7 @@ class Attempt:
         problem = Problem(
             f"HAProxy {did} at the reload of {when}: {failure.message}",
             remedy="correct it, or remove what blocks it; `fc-frontend apply --force` tries it "
-            "again as it is",
+            "again unchanged",
             unit=failure.unit,
         )
         unit = failure.unit

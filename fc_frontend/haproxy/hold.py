@@ -71,10 +71,10 @@ def unseen(state_directory: str) -> Problem | None:
 def problem(held: Hold) -> Problem:
     """That nothing else is deployed, as a problem of who wanted to."""
     by = f" by {held.by}" if held.by else ""
-    what = f"configuration {held.id}" if held.hash else "what HAProxy has"
+    what = f"configuration {held.id}" if held.hash else "the running configuration"
     return Problem(
-        f"{what} is held{by}: nothing that is declared is deployed",
-        "run `fc-frontend resume` to go on with what is declared",
+        f"{what} is held{by}: deployments are paused",
+        "run `fc-frontend resume` to resume normal deployments",
     )
 
 

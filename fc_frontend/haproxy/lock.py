@@ -119,8 +119,8 @@ def _unlocked(path: Path, error: OSError | Unavailable) -> Problem:
     reason = error.strerror if isinstance(error, OSError) else error.problem.message
     return Problem(
         f"{path} cannot be locked: {reason or error}",
-        remedy="give this user the right to write there; until then, nobody waits for others that "
-        "deploy at the same time",
+        remedy="give this user write permission there; until then, simultaneous deployments do not "
+        "wait for each other",
         severity=Severity.WARNING,
         field="state_directory",
     )

@@ -183,7 +183,7 @@ class _Conversion:
                     _left(
                         section,
                         "something in it, or that it relies on, could not be read",
-                        "see the error about it, mend it, and import again",
+                        "fix its error and import again",
                     )
                 )
 
@@ -451,8 +451,8 @@ class _Conversion:
 
 
 _UNKNOWN_NETWORKS = Problem(
-    "haproxy.cfg does not tell the cluster's networks: addresses outside of 10.1.0.0/16 (pods) and "
-    "10.0.0.0/24 (Services) get no traffic unless other networks are set",
+    "haproxy.cfg does not contain the cluster's networks: addresses outside of 10.1.0.0/16 (pods) "
+    "and 10.0.0.0/24 (Services) get no traffic unless other networks are set",
     "set cluster.pod_network and cluster.service_network; `kubectl get nodes -o "
     "jsonpath='{.items[*].spec.podCIDR}'` shows the first, `fc-frontend resolve` what is left out",
     severity=Severity.WARNING,

@@ -11,7 +11,7 @@ from fc_frontend.text import json_text, one_line
 _PLAIN = re.compile(r"[A-Za-z][A-Za-z0-9_./-]*(?: [A-Za-z0-9_./()-]+)*")
 _WORDS_OF_YAML = frozenset("true false null yes no on off y n".split())
 _CLUSTER_NOTE = (
-    "# haproxy.cfg does not tell the networks: set those of the cluster. These are the defaults;",
+    "# haproxy.cfg lacks the networks: set those of the cluster. Below are the defaults;",
     "# addresses outside of them get no traffic.",
     "# service_network: 10.0.0.0/24",
     "# pod_network: 10.1.0.0/16",

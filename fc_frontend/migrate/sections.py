@@ -215,7 +215,7 @@ class _Reader:
             self.problems.append(
                 Problem(
                     f"{section.kind} {section.name} relies on `defaults` that could not be read",
-                    remedy="mend those, and import again",
+                    remedy="fix those and import again",
                     file=self._file,
                     line=number,
                 )

@@ -124,13 +124,13 @@ class Metrics:
         )
         self._withheld_units = Gauge(
             "fc_frontend_withheld",
-            "What is not taken as it is declared: services, fragments, files, settings, templates.",
+            "Withheld changes: services, fragments, files, settings, templates.",
             ("kind",),
             registry=self.registry,
         )
         self._convergence = Histogram(
             "fc_frontend_convergence_seconds",
-            "From a seen change to a worker that routes by it.",
+            "Time from a detected change until a worker has it.",
             buckets=_SLOW,
             registry=self.registry,
         )

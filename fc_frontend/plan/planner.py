@@ -64,13 +64,13 @@ def plan(
         if planned.query and planned.has_pods and planned.spec.name not in resolution
     ]
     if unasked:
-        names = ", ".join(unasked[:5]) + (", …" if len(unasked) > 5 else "")
+        names = ", ".join(unasked[:5])
+        if len(unasked) > 5:
+            names += f" and {len(unasked) - 5} more"
         problems.append(
             Problem(
-                f"cluster DNS was not asked, and has said nothing yet of "
-                f"{counted(len(unasked), 'service')} ({names}): each counts as headless, with "
-                f"{slots.DEFAULT} slots, unless it says otherwise",
-                remedy="nothing to do: the daemon and `fc-frontend apply` ask it, and adapt",
+                f"no DNS data for {names} yet; assuming headless with {slots.DEFAULT} slots",
+                remedy="nothing to do: the daemon and `fc-frontend apply` query cluster DNS",
                 severity=Severity.WARNING,
             )
         )
@@ -157,7 +157,7 @@ def _service(
     kind = answer.kind if answer else assumed_kind(spec)
     if answer is None and kind is Kind.NODES and uses_api(spec, cluster):
         kind = Kind.API
-    reason = answer.reason if answer else "cluster DNS was not asked"
+    reason = answer.reason if answer else "DNS not queried"
     endpoints = answer.endpoints if answer else ()
     draining = answer.draining if answer else ()
     if kind is Kind.NODES:
@@ -239,7 +239,7 @@ def _notices(planned: ServicePlan, answer: Answer | None, hold: float) -> Iterab
         return
     if answer.lost_at is not None:
         yield warning(
-            f"cluster DNS has lost sight of its pods: {answer.error or 'most are missing'}",
+            f"DNS no longer lists its pods: {answer.error or 'most are missing'}",
             f"they stay for {hold:g} s: nothing to do if it was scaled down",
             "discovery",
         )

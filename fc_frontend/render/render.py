@@ -270,7 +270,7 @@ def _print(environment: jinja2.Environment, name: str, **values: Any) -> str:
     except jinja2.TemplateSyntaxError as exc:
         raise Refused.of(
             f"not a template: {exc.message}",
-            "mend it, or remove it to use the packaged one",
+            "fix it, or remove it to use the packaged one",
             file=exc.name or name,
             line=exc.lineno,
         ) from None
@@ -280,7 +280,7 @@ def _print(environment: jinja2.Environment, name: str, **values: Any) -> str:
         # A template is code: an operator's may raise anything, and it is the template's fault.
         raise Refused.of(
             f"the template failed: {type(exc).__name__}: {exc}",
-            "mend it, or remove it to use the packaged one",
+            "fix it, or remove it to use the packaged one",
             file=name,
         ) from None
 

@@ -168,7 +168,7 @@ def _size(check: str, facts: NameserverFacts) -> Finding:
 
 def _software(check: str, software: str | None) -> Finding:
     if software is None:
-        return _GROUP.ok(check, "it does not tell (version.bind)")
+        return _GROUP.ok(check, "version hidden")
     version = coredns_version(software)
     if version is None:
         return _GROUP.ok(check, software)

@@ -206,7 +206,7 @@ def _rights(rights: tuple[Right, ...]) -> Iterator[Finding]:
             yield result("rights", f"the credentials may not {some(missing, len(rights))}", _RBAC)
     if any(right.allowed is None for right in rights):
         yield _GROUP.unknown(
-            "rights", "the API server does not tell all of them", "see `kubectl auth can-i --list`"
+            "rights", "the API server does not list all of them", "see `kubectl auth can-i --list`"
         )
     elif rights and all(right.allowed for right in rights):
         yield _GROUP.ok("rights", "all that is needed")
@@ -272,7 +272,7 @@ def _ready(facts: KubernetesFacts) -> Finding:
             "readyz",
             f"{facts.server} cannot be asked: {facts.ready.said}",
             "check its address, the route to it and its certificates; HAProxy "
-            "serves on without the API, but the cluster changes no more",
+            "keeps serving without the API, but changes of the cluster stop",
         )
     if status == 401 and facts.daemon is not None:
         return _GROUP.problem(

@@ -182,7 +182,7 @@ def _route(kind: str, network: Network, facts: NetworkFacts) -> Finding:
         )
     return _GROUP.warning(
         check,
-        f"only the default route ({best}) leads there: right only if that gateway knows the way",
+        f"only the default route ({best}) leads there: works only if the gateway can route it",
         remedy,
     )
 
