@@ -637,8 +637,7 @@ class _Composer:
             faults[unit] = (*faults.get(unit, ()), replace(problem, unit=unit))
         bases = base_lines(sections[0].text) if sections else ""
         by_unit = {
-            section.unit: self._described(self._with_contents(section, bases), declaration)
-            for section in sections
+            section.unit: self._described(section, bases, declaration) for section in sections
         }
         if TEMPLATES not in kept:
             by_unit[TEMPLATES] = _templates_section(declaration.templates)
@@ -688,24 +687,21 @@ class _Composer:
             return TEMPLATES if has_own else SETTINGS
         return problem.unit
 
-    def _with_contents(self, section: Section, bases: str) -> Section:
-        former = self._base.sections.get(section.unit)
-        text = self._memo.contents.marked(section.text, bases, former.text if former else "")
-        return section if text == section.text else replace(section, text=text)
-
-    def _described(self, section: Section, declaration: Declaration) -> Section:
-        unit, raw = section.unit, None
-        if unit == SETTINGS:
-            return replace(section, declaration=digest(declaration.raw.settings))
-        if unit.kind is UnitKind.SERVICE:
-            raw = declaration.raw.services[unit.name]
-        else:
-            raw = declaration.raw.fragments[unit.name]
+    def _described(self, section: Section, bases: str, declaration: Declaration) -> Section:
+        """`section` with the digests of its files and its declaration; the running one if equal."""
+        unit = section.unit
         before = self._base.sections.get(unit)
-        if before is not None and before.text == section.text:
+        text = self._memo.contents.marked(section.text, bases, before.text if before else "")
+        if unit == SETTINGS:
+            return replace(section, text=text, declaration=digest(declaration.raw.settings))
+        if before is not None and before.text == text:
             return before
+        raws = declaration.raw
+        of_kind = raws.services if unit.kind is UnitKind.SERVICE else raws.fragments
+        raw = of_kind[unit.name]
         return replace(
             section,
+            text=text,
             declaration=digest(raw.value),
             file=raw.file,
             is_trusted=raw.level is Level.TRUSTED,

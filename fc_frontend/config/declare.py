@@ -344,10 +344,10 @@ class _Declarer:
         levels = {path: verdict.level for path, verdict in self._verdicts.items()}
         failed = self._running.failed
         for name, raw in raws.items():
-            is_forced = UnitId(UnitKind.SERVICE, name) in self._forced
-            evidence = None if is_forced else self._running.has_failed(name, raw.value)
-            if name in failed and evidence:
-                self._blame(self._faulty_unit(raw), _no_server_up(name, evidence.file))
+            if name in failed and UnitId(UnitKind.SERVICE, name) not in self._forced:
+                evidence = self._running.has_failed(name, raw.value)
+                if evidence:
+                    self._blame(self._faulty_unit(raw), _no_server_up(name, evidence.file))
             level = raw.level or levels.get(raw.file, Level.UNTRUSTED)
             spec, problems, form = raw.found.get(level) or raw.judged(level)
             if problems:
@@ -357,7 +357,7 @@ class _Declarer:
             forms[name] = form
             if level is Level.UNTRUSTED:
                 doubtful[name] = spec
-            if UnitId(UnitKind.SERVICE, name) not in self._faults:
+            if not self._faults or UnitId(UnitKind.SERVICE, name) not in self._faults:
                 specs[name] = spec
         return specs, doubtful, forms
 

@@ -75,22 +75,20 @@ def is_changed(before: Section, after: Section) -> bool:
 
 def changes_between(running: Sections, declared: Sections) -> dict[UnitId, Change]:
     """The changes from `running` to `declared`, by unit, in order of units."""
-    found: dict[UnitId, Change] = {}
-    for unit in _ordered(running, declared):
-        before, after = running.get(unit), declared.get(unit)
-        if before is None or after is None or is_changed(before, after):
-            found[unit] = Change(unit, before, after)
-    return found
+    found = [Change(unit, running[unit], None) for unit in running.keys() - declared.keys()]
+    for unit, after in declared.items():
+        before = running.get(unit)
+        if before is None or is_changed(before, after):
+            found.append(Change(unit, before, after))
+    return {change.unit: change for change in sorted(found, key=lambda each: each.unit.position)}
 
 
-def _ordered(running: Sections, declared: Sections) -> list[UnitId]:
-    return sorted(running.keys() | declared.keys(), key=lambda unit: unit.position)
-
-
-def compose(running: Sections, declared: Sections, withheld: Collection[UnitId]) -> Sections:
+def compose(
+    running: Sections, declared: Sections, withheld: Collection[UnitId]
+) -> dict[UnitId, Section]:
     """The sections with every change applied, but for those of the `withheld` units."""
     composed: dict[UnitId, Section] = {}
-    for unit in _ordered(running, declared):
+    for unit in sorted(running.keys() | declared.keys(), key=lambda unit: unit.position):
         section = (running if unit in withheld else declared).get(unit)
         if section is not None:
             composed[unit] = section

@@ -251,11 +251,9 @@ class _Search:
                 # Everything else has to be rendered with the environment that runs.
                 declared = self._declare(ENVIRONMENT.intersection(withheld))
                 withheld = {**declared.faulty, **withheld}
-            sections = {
-                unit: section
-                for unit, section in declared.sections.items()
-                if unit not in declared.faulty
-            }
+            sections = declared.sections
+            if declared.faulty:
+                sections = {u: each for u, each in sections.items() if u not in declared.faulty}
             faulty = {
                 unit: declared.claims.get(unit, frozenset())
                 for unit in declared.faulty
@@ -273,11 +271,9 @@ class _Search:
                 waiting=self._waiting,
             )
             more.update({u: p for u, p in removals.items() if u not in withheld})
-            composed = {
-                unit: section
-                for unit, section in compose(self._running, sections, {*withheld, *more}).items()
-                if unit not in self._dropped
-            }
+            composed = compose(self._running, sections, {*withheld, *more})
+            for unit in self._dropped:
+                composed.pop(unit, None)
             needs = unmet_needs(self._running, sections, composed)
             if needs:
                 applied = changes_between(self._running, composed)

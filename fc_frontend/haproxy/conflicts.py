@@ -46,10 +46,14 @@ def listener_problems(
     """
     found, flaws = listeners_of(config, socket.gethostname())
     ordered = _ordered([*_outside(plan.settings), *found], plan, newcomers)
-    ordered.sort(key=lambda claim: _is_of(claim, untrusted))
+    if untrusted:
+        ordered.sort(key=lambda claim: _is_of(claim, untrusted))
     between = conflicts(ordered, place)
     lost = {id(conflict.claim) for conflict in between}
-    covering = overlaps([claim for claim in ordered if id(claim) not in lost])
+    if lost:
+        covering = overlaps([claim for claim in ordered if id(claim) not in lost])
+    else:
+        covering = overlaps(ordered)
     if not (flaws or between or covering):
         return ()
     wording = _Wording(plan, config, untrusted)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import NamedTuple
 
 
 class UnitKind(StrEnum):
@@ -26,9 +27,11 @@ class UnitKind(StrEnum):
     DUPLICATE = "duplicate"
     """A definition of a service that does not count, because another file defines it as well."""
 
+    __hash__ = str.__hash__
+    """As its text: an enum's own hash is computed in Python each time."""
 
-@dataclass(frozen=True, slots=True)
-class UnitId:
+
+class UnitId(NamedTuple):
     """A unit's identity: its kind, its name, and the source that declares it.
 
     Units sort in the order of their sections in haproxy.cfg.
@@ -38,8 +41,8 @@ class UnitId:
     name: str = ""
     source: str = "files"
 
-    def __lt__(self, other: UnitId) -> bool:
-        return self.position < other.position
+    def __lt__(self, other: object) -> bool:
+        return self.position < other.position if isinstance(other, UnitId) else NotImplemented
 
     @property
     def position(self) -> tuple[int, str, str]:
@@ -61,8 +64,7 @@ ENVIRONMENT = frozenset((SETTINGS, TEMPLATES))
 """The units on which the text of all others depends."""
 
 
-@dataclass(frozen=True, slots=True)
-class Resource:
+class Resource(NamedTuple):
     """Something that sections share or compete for, such as a bind or the name of a backend.
 
     `kind` is "bind", "service" (a Kubernetes Service and port), or HAProxy's word for a named

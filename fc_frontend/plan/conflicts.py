@@ -46,7 +46,10 @@ def conflicts(claims: Iterable[Owned], place: Callable[[str], Hashable]) -> tupl
     for claim in claims:
         endpoint = claim.listener.endpoint
         for port, key in _keys(endpoint, place):
-            holders = taken.setdefault(key, {})
+            holders = taken.get(key)
+            if holders is None:
+                taken[key] = {endpoint.interface: claim}
+                continue
             for interface, holder in holders.items():
                 is_apart = interface and endpoint.interface and interface != endpoint.interface
                 if not is_apart and not _excludes(holder, claim):

@@ -30,14 +30,17 @@ def name_problems(config: Config, newcomers: Collection[UnitId]) -> tuple[Proble
     if len(_known) > 2 * len(config.sections) + _SPARE:
         _known.clear()
     order = sorted(
-        config.sections, key=lambda section: (section.unit != SETTINGS, section.unit in newcomers)
+        config.sections,
+        key=lambda section: (
+            section.unit.kind is not UnitKind.SETTINGS and 1 + (section.unit in newcomers)
+        ),
     )
     holders: dict[Resource, UnitId] = {}
     taken: dict[tuple[UnitId, UnitId], Resource] = {}
     for section in order:
         for name in _names(section):
             holder = holders.setdefault(name, section.unit)
-            if holder != section.unit:
+            if holder is not section.unit and holder != section.unit:
                 found = taken.setdefault((section.unit, holder), name)
                 taken[section.unit, holder] = min(found, name, key=str)
     return tuple(_problem(unit, holder, name) for (unit, holder), name in taken.items())
