@@ -164,11 +164,6 @@ class Prepared:
         }
         return tuple(sorted(changed))
 
-    @property
-    def applies_nothing(self) -> bool:
-        """True if every change is withheld, or there is none."""
-        return self.config is not None and self.config.hash == self.base.hash
-
 
 @dataclass(frozen=True, slots=True)
 class ProposalMemo:
@@ -977,8 +972,7 @@ async def resolve(
     `base`, which is what HAProxy runs, has pods of another cluster.  With
     `hold`, they stay as well where DNS suddenly names nobody: one look cannot tell how long.
     """
-    from fc_frontend.discovery.client import DnsClient
-    from fc_frontend.discovery.resolve import resolve_all
+    from fc_frontend.discovery.once import resolve_once
     from fc_frontend.kubernetes.answers import ask_api
 
     cluster = declaration.settings.cluster
@@ -988,17 +982,8 @@ async def resolve(
         previous = stored_answers(settings, declaration.services) if is_same else {}
     answers = await ask_api(declaration.services, cluster, previous)
     others = [spec for spec in declaration.services if spec.name not in answers]
-    client = DnsClient(cluster.nameservers)
-    try:
-        return answers | await resolve_all(
-            others,
-            cluster,
-            client,
-            previous,
-            hold=declaration.settings.intervals.hold if hold else 0.0,
-        )
-    finally:
-        client.close()
+    wait = declaration.settings.intervals.hold if hold else 0.0
+    return answers | await resolve_once(others, cluster, previous, wait)
 
 
 def record(

@@ -13,8 +13,7 @@ from dataclasses import dataclass, replace
 from fc_frontend.config.declare import Declaration
 from fc_frontend.config.loader import Sources, read
 from fc_frontend.desired.isolate import Withheld
-from fc_frontend.discovery.client import DnsClient, ReplyOutcome
-from fc_frontend.discovery.resolve import resolve_service
+from fc_frontend.discovery.once import ask_nameserver, explain_one
 from fc_frontend.errors import Problem, Unavailable
 from fc_frontend.explain.daemon import ask_daemon
 from fc_frontend.explain.facts import (
@@ -69,15 +68,10 @@ from fc_frontend.plan.model import (
     ServiceSpec,
     Settings,
 )
-from fc_frontend.plan.names import headless_name
-from fc_frontend.plan.planner import assumed_kind, plan
+from fc_frontend.plan.planner import plan
 from fc_frontend.syntax.binds import read_listeners
 from fc_frontend.syntax.endpoints import ListenEndpoint
 from fc_frontend.text import one_line, whole_number
-
-DNS_TIMEOUT = 2.0
-"""Seconds that cluster DNS has for its answers about one service."""
-_TRY = 0.9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -300,74 +294,18 @@ async def _resolved(spec: ServiceSpec, cluster: Cluster) -> tuple[Answer, str]:
     by_api = await ask_api((spec,), cluster, {})
     if spec.name in by_api:
         return by_api[spec.name], ""
-    client = DnsClient(cluster.nameservers, timeout=_TRY)
-    try:
-        try:
-            answer = await asyncio.wait_for(
-                resolve_service(spec, cluster, client, None), DNS_TIMEOUT
-            )
-        except TimeoutError:
-            error = f"no answer within {DNS_TIMEOUT:g} s"
-            return Answer(kind=assumed_kind(spec), reason=error, error=error), ""
-        if answer.error is None or answer.endpoints or answer.rejected or answer.remedy:
-            return answer, ""
-        try:
-            return answer, await asyncio.wait_for(_absent(spec, cluster, client), DNS_TIMEOUT)
-        except TimeoutError:
-            return answer, ""
-    finally:
-        client.close()
-
-
-async def _absent(spec: ServiceSpec, cluster: Cluster, client: DnsClient) -> str:
-    """domain, namespace or port if more is missing than a pod; empty otherwise.
-
-    CoreDNS answers NXDOMAIN for a namespace that does not exist, and NOERROR for one that does.
-    """
-    if isinstance(spec.port, str):
-        bare = await client.ask(headless_name(spec, cluster.domain), "A")
-        if bare.outcome in (ReplyOutcome.ANSWER, ReplyOutcome.PARTIAL):
-            return "port"
-    for what, name in (
-        ("domain", f"svc.{cluster.domain}"),
-        ("namespace", f"{spec.namespace}.svc.{cluster.domain}"),
-    ):
-        if (await client.ask(name, "A")).outcome is ReplyOutcome.NXDOMAIN:
-            return what
-    return ""
+    return await explain_one(spec, cluster)
 
 
 async def ask_nameservers(cluster: Cluster) -> tuple[NameserverAnswer, ...]:
     """Ask each nameserver one question that every cluster can answer, at once."""
+    replies = await asyncio.gather(
+        *(ask_nameserver(cluster, index) for index in range(len(cluster.nameservers)))
+    )
     return tuple(
-        await asyncio.gather(
-            *(_ask_nameserver(cluster, index) for index in range(len(cluster.nameservers)))
-        )
+        NameserverAnswer(name=str(nameserver), said=reply.said, seconds=reply.seconds)
+        for nameserver, reply in zip(cluster.nameservers, replies, strict=True)
     )
-
-
-async def _ask_nameserver(cluster: Cluster, index: int) -> NameserverAnswer:
-    nameserver = cluster.nameservers[index]
-    seconds: list[float] = []
-    client = DnsClient(
-        [nameserver],
-        timeout=1.0,
-        tries=1,
-        observe=lambda exchange: seconds.extend(exchange.durations),
-    )
-    try:
-        reply = await asyncio.wait_for(client.ask(f"svc.{cluster.domain}", "A"), DNS_TIMEOUT)
-    except TimeoutError:
-        return NameserverAnswer(name=str(nameserver), said=f"no answer within {DNS_TIMEOUT:g} s")
-    finally:
-        client.close()
-    if reply.outcome is ReplyOutcome.FAILURE:
-        said = one_line(reply.detail).removeprefix(f"{nameserver}: ")
-        return NameserverAnswer(name=str(nameserver), said=said)
-    if reply.outcome is ReplyOutcome.NXDOMAIN:
-        said = f"it does not know svc.{cluster.domain}"
-        return NameserverAnswer(name=str(nameserver), said=said, seconds=sum(seconds))
-    return NameserverAnswer(name=str(nameserver), seconds=sum(seconds))
 
 
 # HAProxy
