@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import signal
+import socket
 from collections.abc import Iterator
 
 import pytest
@@ -100,6 +102,40 @@ def test_a_killed_daemon_whose_pods_are_all_replaced_costs_a_handful_of_requests
     assert answering == expected
 
 
+@contextlib.contextmanager
+def unanswered(addresses: list[str]) -> Iterator[None]:
+    """Sockets at `addresses` whose queue is full: whoever connects gets no answer (listen(2))."""
+    with contextlib.ExitStack() as stack:
+        for address in addresses:
+            listener = stack.enter_context(socket.socket())
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind((address, 8080))
+            listener.listen(0)
+            for _ in range(2):
+                client = stack.enter_context(socket.socket())
+                client.setblocking(False)
+                client.connect_ex((address, 8080))
+        yield
+
+
+@pytest.mark.extended
+def test_pods_that_do_not_answer_any_more_cost_a_killed_daemon_a_handful_of_requests(
+    frontend: ApiFrontend,
+) -> None:
+    addresses = deploy(frontend, 3)
+    pods = frontend.pods["shop"]
+    with Load(frontend.host, PORT, clients=4, timeout=30) as load:
+        frontend.until(lambda: load.tally().requests > 50)
+        frontend.stop_daemon(signal.SIGKILL)
+        for pod in list(pods.pods):
+            frontend.call(pods.remove(pod))
+        with unanswered(addresses):
+            before = load.tally().requests
+            frontend.until(lambda: load.tally().requests > before + 300)
+    tally = load.tally()
+    assert len(tally.failures) <= 12, tally.failures
+
+
 def test_a_new_daemon_puts_right_what_a_killed_one_left(frontend: ApiFrontend) -> None:
     one, two, three = deploy(frontend, 3)
     frontend.endpoints("shop", {one: TERMINATING, two: READY, three: READY})
@@ -155,6 +191,20 @@ def test_an_api_server_that_is_gone_leaves_everything_as_it_is(frontend: ApiFron
         frontend.until(lambda: frontend.serves(PORT, frontend.pods["shop"]))
         frontend.until(lambda: frontend.metric("fc_frontend_api_watching") == 1)
     assert not load.tally().failures
+
+
+def test_pods_are_followed_with_other_credentials_than_at_the_start(frontend: ApiFrontend) -> None:
+    deploy(frontend, 2)
+    other = frontend.directory / "other-kubeconfig"
+    other.write_text(frontend.kubeconfig.read_text())
+    before = len(frontend.api.requests)
+    frontend.settings["cluster"]["api"] = {"kubeconfig": str(other)}
+    frontend.write()
+    frontend.until(lambda: len(frontend.api.requests) >= before + 2)
+    frontend.until(lambda: frontend.metric("fc_frontend_api_watching") == 1)
+    pods = frontend.scale("shop", 4, publish=False)
+    frontend.ready_endpoints("shop", pods.addresses)
+    frontend.until(lambda: frontend.serves(PORT, pods))
 
 
 @pytest.mark.extended

@@ -41,7 +41,7 @@ class PodSources:
         self._clock = clock
         self._api: ApiSettings | None = None
         self._watch: ClusterWatch | None = None
-        self._started = asyncio.Event()
+        self._event = asyncio.Event()
         self._waited = False
         self._was_current = False
         self._emptying: MassEmptying | None = None
@@ -93,7 +93,7 @@ class PodSources:
                 found = self._from_api(specs, settings, before)
             elif self._emptying is not None and self._emptying.overdue(self._clock()):
                 # All other changes wake up by themselves, and need not wait for cluster DNS.
-                watch.wake()
+                self._event.set()
             if not is_current:
                 found |= await self._from_dns_instead(specs, settings, {**before, **found})
         others = [spec for spec in specs if not self._is_api(spec, settings, before)]
@@ -104,14 +104,13 @@ class PodSources:
 
     async def changed(self) -> None:
         """Return once there is news."""
-        while self._watch is None:
-            await self._started.wait()
-        await self._watch.changed()
+        await self._event.wait()
 
     def news(self, specs: Sequence[ServiceSpec], settings: Settings, before: Resolution) -> News:
         """The answers about services that changed in the API since the last call."""
         watch = self._watch
         if watch is None:
+            self._event.clear()
             return News({}, None)
         keys, since = watch.take()
         overdue = self._emptying.overdue(self._clock()) if self._emptying else frozenset()
@@ -168,11 +167,9 @@ class PodSources:
         self.state = None
         self._metrics.api(None)
         if api is not None:
-            self._watch = ClusterWatch(api, self._clock)
+            # One event for all watches: who waits for news need not know of another cluster.
+            self._watch = ClusterWatch(api, self._clock, self._event)
             self._watch.start()
-            self._started.set()
-        else:
-            self._started.clear()
 
     def _is_api(self, spec: ServiceSpec, settings: Settings, before: Resolution) -> bool:
         return self._watch is not None and is_of_api(spec, settings.cluster, self._watch, before)

@@ -63,7 +63,13 @@ def read_access(api: ApiSettings) -> ApiAccess:
 class ClusterWatch:
     """A copy of all Services and EndpointSlices.  What the API server says last stays."""
 
-    def __init__(self, api: ApiSettings, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        api: ApiSettings,
+        clock: Callable[[], float] = time.monotonic,
+        event: asyncio.Event | None = None,
+    ) -> None:
+        """`event` is set whenever `take` has something to give."""
         self._api = api
         self._clock = clock
         self._services: Reflector[KubeService] | None = None
@@ -73,7 +79,7 @@ class ClusterWatch:
         self._by_service: dict[ObjectKey, dict[ObjectKey, Slice]] = {}
         self._changed: set[ObjectKey] = set()
         self._since: float | None = None
-        self._event = asyncio.Event()
+        self._event = event or asyncio.Event()
         self._synced = asyncio.Event()
         self._refused: ApiFailure | None = None
         self._broken_at: float | None = clock()
@@ -212,14 +218,6 @@ class ClusterWatch:
     def slices(self, key: ObjectKey) -> tuple[Slice, ...]:
         """The EndpointSlices of the Service of this name."""
         return tuple(self._by_service.get(key, {}).values())
-
-    async def changed(self) -> None:
-        """Return once something has changed that `take` has not given yet."""
-        await self._event.wait()
-
-    def wake(self) -> None:
-        """Let `changed` return, although nothing has changed."""
-        self._event.set()
 
     def take(self) -> tuple[frozenset[ObjectKey], float | None]:
         """The Services that changed since the last call, and when the first of them did."""
