@@ -160,7 +160,9 @@ def test_install_serve_upgrade_and_purge(debian: Path, package: Path) -> None:
     text = (control / "DEBIAN/control").read_text()
     (control / "DEBIAN/control").write_text(re.sub(r"(?m)^(Version: .*)$", r"\1+next", text))
     newer = debian / "tmp/newer.deb"
-    subprocess.run(["dpkg-deb", "-b", str(control), str(newer)], check=True, capture_output=True)
+    subprocess.run(
+        ["dpkg-deb", "-Znone", "-b", str(control), str(newer)], check=True, capture_output=True
+    )
     systemctl = debian / "usr/local/bin/systemctl"
     systemctl.parent.mkdir(parents=True, exist_ok=True)
     systemctl.write_text(SYSTEMCTL)
