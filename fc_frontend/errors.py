@@ -52,6 +52,8 @@ class Cause(StrEnum):
     """A service has a server up, and would have none after a change."""
     EMPTIED = "emptied"
     """services.d is suddenly empty."""
+    DISAGREEMENT = "disagreement"
+    """The nameservers of the cluster say different things of a service."""
 
 
 @dataclass(frozen=True, slots=True)

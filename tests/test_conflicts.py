@@ -148,7 +148,7 @@ class Site:
         path.write_text(json.dumps(self.settings))
         declaration = declare(read(str(path)), self.running)
         found = prepare(declaration, {}, newcomers=newcomers(declaration, self.running))
-        problems = [p for p in found.problems if "cluster DNS" not in p.message]
+        problems = [p for p in found.problems if "no DNS data" not in p.message]
         units = {p.unit for p in errors_in(problems) if p.unit is not None}
         return problems, units - {SETTINGS} if len(units) > 1 else units
 

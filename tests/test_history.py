@@ -370,8 +370,8 @@ def test_a_text_that_haproxy_refuses_now_changes_nothing(frontend: Frontend) -> 
     second, text = frontend.running_hash(), frontend.haproxy_cfg.read_bytes()
     before = listed(frontend)
     for arguments, code, words in (
-        (("rollback",), 1, "error opening file"),
-        (("rollback", "1"), 1, "error opening file"),
+        (("rollback",), 1, "does not exist"),
+        (("rollback", "1"), 1, "does not exist"),
         (("rollback", "77"), 1, "no entry 77"),
         (("rollback", "0"), 1, "no entry 0"),
         (("rollback", "-1"), 2, "No such option"),

@@ -159,7 +159,7 @@ def test_a_hold_is_a_warning(frontend: Frontend) -> None:
     frontend.drop("cart.json", {"cart": frontend.service("shop", 8081)})
     frontend.until(lambda: frontend.serves(8081, frontend.pods["shop"]))
     frontend.run("rollback")
-    document = until(frontend, "warning", "hold: configuration")
+    document = until(frontend, "warning", "hold: rolled back to #")
     assert document["held"]["id"] >= 1
     assert document["in_sync"]
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from fc_frontend.discovery.client import DnsClient
 from fc_frontend.discovery.resolve import resolve_within_limits
-from fc_frontend.errors import Problem, Severity
+from fc_frontend.errors import Cause, Problem, Severity
 from fc_frontend.plan.model import Cluster, Freshness, Nameserver, ServiceSpec, Target
 from fc_frontend.plurals import counted
 
@@ -38,6 +38,7 @@ class Disagreement:
             severity=Severity.WARNING,
             service=service,
             field="discovery",
+            cause=Cause.DISAGREEMENT,
         )
 
 

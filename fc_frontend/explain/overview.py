@@ -327,6 +327,15 @@ def _findings(seen: Seen) -> Iterator[StatusFinding]:
             "their last pods stay for a while",
             remedy="see whether the nodes reach the API server: `kubectl get nodes`",
         )
+    for problem in seen.daemon.problems if seen.daemon else ():
+        if problem.cause is Cause.DISAGREEMENT:
+            yield StatusFinding(
+                level=StatusLevel.WARNING,
+                subject=problem.service or "cluster DNS",
+                message=problem.message,
+                remedy=problem.remedy,
+                service=problem.service,
+            )
     failed = [nameserver for nameserver in seen.nameservers if nameserver.said]
     for nameserver in failed:
         yield StatusFinding(

@@ -31,6 +31,7 @@ from fc_frontend.doctor.judge.kubernetes import (
     ahead,
     parse_nodes,
 )
+from fc_frontend.haproxy.process import minimal_environment
 from fc_frontend.kubernetes.access import ApiAccess, FileCredentials
 from fc_frontend.kubernetes.answers import LOOK_SECONDS, key_of
 from fc_frontend.kubernetes.client import ApiClient, ApiReply
@@ -195,7 +196,13 @@ def _may_read(user: int, path: str) -> bool:
     except KeyError:
         group, groups = user, []
     done = subprocess.run(
-        [program, "-r", path], user=user, group=group, extra_groups=groups, cwd="/", check=False
+        [program, "-r", path],
+        user=user,
+        group=group,
+        extra_groups=groups,
+        cwd="/",
+        env=minimal_environment(),
+        check=False,
     )
     return done.returncode == 0
 
