@@ -165,6 +165,7 @@ def test_a_pod_that_an_operator_drained_stays_so(frontend: ApiFrontend) -> None:
     assert three not in str(frontend.slots("shop"))
 
 
+@pytest.mark.extended
 def test_an_api_server_that_is_gone_leaves_everything_as_it_is(frontend: ApiFrontend) -> None:
     deploy(frontend, 2)
     pods = frontend.pods["shop"].pods

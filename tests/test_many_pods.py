@@ -93,6 +93,7 @@ def routed(frontend: Frontend) -> set[str]:
     }
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("by_name", [pytest.param(False, marks=pytest.mark.extended), True])
 def test_more_pods_than_an_answer_carries_all_get_traffic(
     frontend: Frontend, everywhere: int, by_name: bool
