@@ -27,9 +27,11 @@ from fc_frontend.haproxy.descriptors import (
     descriptor_limit,
     file_descriptors_needed,
 )
+from fc_frontend.haproxy.master import show_proc
 from fc_frontend.haproxy.preflight import Obstacle, find_obstacles
 from fc_frontend.haproxy.rights import Capability, rights_in
 from fc_frontend.plan.model import Bind
+from fc_frontend.syntax.demand import Demand, demand_of
 from tests.conftest import RealHaproxy, free_bind, free_port, loopback, until
 
 NOBODY = 65534
@@ -123,7 +125,10 @@ def privileged_port() -> int:
 
 
 def starts(haproxy: RealHaproxy, text: str, descriptors: int | None = None) -> bool:
-    """True if HAProxy really starts with `text`."""
+    """True if HAProxy really starts with `text`.
+
+    Its master may end after the worker has started: both have to answer.
+    """
     haproxy.write(text)
     process = haproxy.launch(descriptors=descriptors)
 
@@ -131,6 +136,7 @@ def starts(haproxy: RealHaproxy, text: str, descriptors: int | None = None) -> b
         if process.poll() is not None:
             return "ended"
         try:
+            show_proc(haproxy.master_socket)
             return runtime.running_hash(haproxy.runtime_socket)
         except Unavailable:
             return None
@@ -391,7 +397,7 @@ def test_the_descriptors_that_we_ask_for_are_enough_and_not_far_more(
         binds=tuple(free_bind() for _ in range(binds)),
         settings=(f"nbthread {threads}",),
     )
-    needed = file_descriptors_needed(slots, binds + 1, threads=threads)
+    needed = file_descriptors_needed(demand_of(text), binds + 1)
     assert starts(haproxy, text, needed), haproxy.log.read_text()
     assert not starts(haproxy, text, needed - RESERVED + 31)
 
@@ -405,13 +411,56 @@ def test_connections_take_descriptors(haproxy: RealHaproxy, maxconn: int, splice
         "  server-template plain 100 192.0.2.1:80",
         settings=("nbthread 1", f"maxconn {maxconn}"),
     )
-    needed = file_descriptors_needed(10, 2, threads=1, maxconn=maxconn, splice=splice)
+    needed = file_descriptors_needed(demand_of(text), 2)
+    assert starts(haproxy, text, needed), haproxy.log.read_text()
+    if maxconn >= 100:
+        assert not starts(haproxy, text, needed - RESERVED + 31)
+
+
+CHECKS = {
+    "both checks": (
+        "backend pods",
+        "  server-template pod 200 192.0.2.1:80 check inter 1h agent-check agent-port 9",
+    ),
+    "by default": (
+        "defaults checked",
+        "  default-server inter 1h check agent-check agent-port 9",
+        "backend pods from checked",
+        "  server-template pod 100-299 192.0.2.1:80",
+        "  server-template plain 200 192.0.2.1:80 no-check no-agent-check",
+    ),
+    "inherited": (
+        "defaults checked",
+        "  default-server inter 1h check",
+        "defaults both from checked",
+        "  default-server agent-check agent-port 9",
+        "backend pods from both",
+        "  server-template pod 200 192.0.2.1:80 no-agent-check",
+        "backend plain from checked",
+        "  default-server no-check",
+        "  server-template pod 200 192.0.2.1:80",
+    ),
+    "quoted": (
+        "backend pods",
+        "  default-server 'check' inter 1h",
+        '  "server-template" pod 2"00" 192.0.2.1:80',
+    ),
+}
+"""Sections with at least 200 checks."""
+
+
+@pytest.mark.parametrize("kind", CHECKS)
+def test_checks_are_counted_as_haproxy_does(haproxy: RealHaproxy, kind: str) -> None:
+    text = haproxy.configuration(*CHECKS[kind], settings=("nbthread 1",))
+    demand = demand_of(text)
+    assert demand.checks >= 200
+    needed = file_descriptors_needed(demand, 2)
     assert starts(haproxy, text, needed), haproxy.log.read_text()
     assert not starts(haproxy, text, needed - RESERVED + 31)
 
 
 def test_a_start_that_would_fail_is_told(haproxy: RealHaproxy) -> None:
-    needed = file_descriptors_needed(1000, 2)
+    needed = file_descriptors_needed(Demand(1000), 2)
     assert check_file_descriptors(needed, needed) is None
     problem = check_file_descriptors(needed, 1024)
     assert problem is not None

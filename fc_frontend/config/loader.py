@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -131,7 +131,7 @@ def read(
     if before is not None and known and changed is not None and directory not in before.broken:
         files = _looked_at(known, settings_file, directory, changed, users)
     else:
-        place, looks = list_directory(directory, _is_declared_in, listed)
+        place, looks = list_directory(directory, _is_declared_in, listed, _trusts(users))
         files = {
             path: _file(path, place, known.get(path), seen, users) for path, seen in looks.items()
         }
@@ -170,13 +170,18 @@ def read(
 
 def is_unchanged(sources: Sources) -> bool:
     """True if every file that `sources` was read from, and the list of them, is as it was then."""
-    listed = list_directory(sources.directory, _is_declared_in, []).looks
+    users = trusted_users.trusted_users(sources.settings)
+    listed = list_directory(sources.directory, _is_declared_in, [], _trusts(users)).looks
     place = look_at_directory(str(Path(sources.settings_file).parent))
     looks = {sources.settings_file: look(sources.settings_file, place), **listed}
     return looks.keys() == sources.files.keys() and all(
         seen is not None and seen == (sources.files[path].signature, sources.files[path].access)
         for path, seen in looks.items()
     )
+
+
+def _trusts(users: frozenset[int]) -> Callable[[WriteAccess], bool]:
+    return lambda access: judge(access, users).is_trusted
 
 
 def _looked_at(
@@ -788,7 +793,7 @@ def _templates(
     Adds to `access` who may change each, by its path.
     """
     found: list[Problem] = []
-    place, looks = list_directory(directory, _is_template, found)
+    place, looks = list_directory(directory, _is_template, found, lambda _: True)
     if place is None:
         remedy = "create it, or set haproxy.templates to null"
         message = found[0].message if found else "does not exist"

@@ -98,9 +98,16 @@ def _look(walker: Walker, place: Found | None, path: str, status: os.stat_result
 
 
 def list_directory(
-    path: str, is_wanted: Callable[[str], bool], problems: list[Problem]
+    path: str,
+    is_wanted: Callable[[str], bool],
+    problems: list[Problem],
+    is_trusted: Callable[[WriteAccess], bool],
 ) -> Directory:
-    """The files in a directory whose names are wanted."""
+    """The files in a directory whose names are wanted, in order.
+
+    Where they exceed a limit, untrusted files are left out first: whoever may write one of them
+    cannot keep others from being read.
+    """
     try:
         found = _listed(path, is_wanted)
     except FileNotFoundError:
@@ -116,9 +123,13 @@ def list_directory(
                 f"has more than {MAX_FILES} files", "put several services into one file", file=path
             )
         )
-    taken = sorted(found.looks.items())[:MAX_FILES]
-    sizes = accumulate(each.signature[_SIZE] if each else 0 for _, each in taken)
-    fitting = bisect_right(list(sizes), MAX_TOTAL_BYTES)
+
+    def is_doubtful(seen: Look | None) -> bool:
+        return seen is not None and not is_trusted(seen.access)
+
+    order = sorted(found.looks.items(), key=lambda each: (is_doubtful(each[1]), each[0]))
+    taken = order[:MAX_FILES]
+    fitting = bisect_right(list(accumulate(_size(seen) for _, seen in taken)), MAX_TOTAL_BYTES)
     if fitting < len(taken):
         problems.append(
             Problem(
@@ -127,7 +138,13 @@ def list_directory(
                 file=path,
             )
         )
-    return Directory(found.place, dict(taken[:fitting]))
+    return Directory(found.place, dict(sorted(taken[:fitting])))
+
+
+def _size(seen: Look | None) -> int:
+    """How much of a file would be read, in bytes: nothing of one that is refused for its size."""
+    size = seen.signature[_SIZE] if seen else 0
+    return size if size <= MAX_BYTES else 0
 
 
 def _listed(path: str, is_wanted: Callable[[str], bool]) -> Directory:

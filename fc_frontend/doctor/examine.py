@@ -242,12 +242,11 @@ def _running(plan: Plan, text: str | None, timeout: float) -> Iterable[Finding]:
     listen = plan.settings.listen
     held = observe.held_listen(listen)
     ours = held is not None and listen is not None and observe.answers_health(listen, timeout)
-    slots = sum(service.slots for service in plan.services if service.spec.check)
     return (
         *found,
         *judge.judge_binds(binds, taken, hidden, held, ours),
         judge.judge_low_ports(binds, observe.observe_privilege(haproxy, now)),
-        judge.judge_descriptors(*observe.descriptors(slots, wanted, now)),
+        judge.judge_descriptors(*observe.descriptors(text, wanted, now)),
     )
 
 

@@ -38,7 +38,7 @@ from fc_frontend.haproxy.reload import (
     reload_by_master,
     unconfirmed,
 )
-from fc_frontend.haproxy.server_state import server_state, servers_in, state_of_running
+from fc_frontend.haproxy.server_state import server_state, state_of_running
 from fc_frontend.haproxy.socket import NoListener
 from fc_frontend.haproxy.take_over import NeedsConsent, Replaced
 from fc_frontend.haproxy.trial import Taker, trial
@@ -161,7 +161,6 @@ def deploy_text(
     `deploying`.
     """
     haproxy = settings.haproxy
-    slots = sum(len(servers.names) for made in servers_in(config.text).values() for servers in made)
 
     def write_state(running: Running) -> tuple[Problem, ...]:
         before = _text_of(running, haproxy)
@@ -177,7 +176,6 @@ def deploy_text(
             settings,
             config,
             running,
-            slots=slots,
             write_state=write_state,
             output=output,
             is_forced=is_forced,
@@ -218,8 +216,7 @@ def execute(
 
 def look_for_obstacles(plan: Plan, config: Config, running: Running) -> tuple[Problem, ...]:
     """What keeps the HAProxy that is `running` from `config`, though its own check accepts it."""
-    slots = sum(service.slots for service in plan.services if service.spec.check)
-    return trial(plan.settings.haproxy, config, running.taker, slots=slots, plan=plan)
+    return trial(plan.settings.haproxy, config, running.taker, plan=plan)
 
 
 def stay(settings: Settings, config: Config, running: Running) -> Deployment:
@@ -247,13 +244,12 @@ def _bring_text(
     config: Config,
     running: Running,
     *,
-    slots: int,
     write_state: Callable[[Running], tuple[Problem, ...]],
     output: str | None,
     is_forced: bool,
     attributes: Attributes | None,
 ) -> Deployment:
-    """Judge, try, install and activate a text.  `slots` are its servers with checks."""
+    """Judge, try, install and activate a text."""
     haproxy = settings.haproxy
     if running.hash == config.hash:
         return stay(settings, config, running)
@@ -265,7 +261,7 @@ def _bring_text(
     if not judgement.accepted:
         return refused(haproxy, config, said)
     attempt = Attempt(settings, config, is_forced=is_forced)
-    found = trial(haproxy, config, running.taker, slots=slots)
+    found = trial(haproxy, config, running.taker)
     found = (*found, *attempt.rejected(running.taker))
     if errors_in(found):
         return replace(refused(haproxy, config, (*found, *said)), refused_file=None)

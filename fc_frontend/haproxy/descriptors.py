@@ -11,32 +11,27 @@ from pathlib import Path
 
 from fc_frontend.errors import Problem
 from fc_frontend.haproxy.rights import Capability, rights_in
+from fc_frontend.syntax.demand import Demand
 
 RESERVED = 64
+_LEAST_CONNECTIONS = 100
+"""HAProxy's master reserves descriptors for so many, whatever `maxconn` says."""
 
 
-def file_descriptors_needed(
-    slots_with_check: int,
-    listeners: int,
-    *,
-    threads: int | None = None,
-    maxconn: int | None = None,
-    splice: bool = False,
-) -> int:
+def file_descriptors_needed(demand: Demand, listeners: int) -> int:
     """How many file descriptors HAProxy's start asks for, and does not start without.
 
-    `slots_with_check` counts each slot of a template that is checked, twice one with an agent
-    check as well; `listeners` all binds, the statistics' and the runtime socket.  `threads` is
-    `nbthread`, by default one for each CPU that we may use.  `maxconn` is the global one; without
-    it HAProxy takes what the limit leaves, but at least 100.  `splice` if `option splice-*` is
-    used.
+    `listeners` are all binds, the statistics' and the runtime socket.  Without `nbthread`, HAProxy
+    starts one thread for each CPU that it may use, which are taken to be ours.  Without `maxconn`,
+    it allows as many connections as the limit leaves descriptors for.
 
     Measured: the smallest hard limit with which a master-worker start works is exactly
 
         checks + listeners + 2 × maxconn + 3 × threads + R
 
-    with R = 32 in HAProxy 2.6.12 and 43 in 2.8.25, of which 12 and 23 are the master's; 2.8 adds
-    3 with the first reload and 1 for each worker that is still alive after it.
+    for a maxconn of at least 100, with R = 32 in HAProxy 2.6.12 and 43 in 2.8.25, of which 12 and
+    23 are the master's; 2.8 adds 3 with the first reload and 1 for each worker that is still alive
+    after it.
 
         checks  listeners  threads  maxconn   2.6    2.8
         100     1 + 1      1        -          337    348
@@ -51,11 +46,10 @@ def file_descriptors_needed(
     Nameservers, log targets and the state file take none; `splice-auto` takes maxconn ÷ 2.  We ask
     for R = 64, which leaves room for 17 old workers on 2.8 and is 2.6 % too much with 1,000 slots.
     """
-    if threads is None:
-        threads = len(os.sched_getaffinity(0))
-    connections = maxconn or 100
-    pipes = (connections + 1) // 2 if splice else 0
-    return slots_with_check + listeners + 2 * connections + pipes + 3 * threads + RESERVED
+    threads = demand.threads or len(os.sched_getaffinity(0))
+    connections = max(demand.connections or 0, _LEAST_CONNECTIONS)
+    pipes = (connections + 1) // 2 if demand.has_splicing else 0
+    return demand.checks + listeners + 2 * connections + pipes + 3 * threads + RESERVED
 
 
 def check_file_descriptors(needed: int, limit: int) -> Problem | None:
@@ -70,7 +64,7 @@ def check_file_descriptors(needed: int, limit: int) -> Problem | None:
         f"HAProxy needs {needed} file descriptors for this configuration and may have "
         f"{limit}: it would not start",
         remedy=f"raise LimitNOFILE= in HAProxy's unit to at least {needed} and restart it, or "
-        "declare fewer slots, or services without check",
+        "use fewer slots, services without check, or a lower global maxconn",
     )
 
 

@@ -21,6 +21,8 @@ from fc_frontend.text import printable
 
 _ACCEPTS = 0x10000
 """__SO_ACCEPTCON in the flags of /proc/net/unix: it listens."""
+_TABLES = "/proc/thread-self/net"
+"""The sockets in the network namespace of the calling thread."""
 _DATAGRAM = 2
 """SOCK_DGRAM in the types of /proc/net/unix."""
 _LISTENING, _UNCONNECTED = "0A", "07"
@@ -223,7 +225,7 @@ def process_name(pid: int) -> str:
 def _ip_sockets(tables: Iterable[str], state: str, *, is_datagram: bool) -> Iterator[BoundSocket]:
     """The sockets in a state.  In the kernel's tables, listeners come before all connections."""
     for table in tables:
-        with contextlib.suppress(FileNotFoundError), Path(f"/proc/net/{table}").open() as rows:
+        with contextlib.suppress(FileNotFoundError), Path(f"{_TABLES}/{table}").open() as rows:
             next(rows)
             for row in rows:
                 words = row.split(None, 10)
@@ -235,7 +237,7 @@ def _ip_sockets(tables: Iterable[str], state: str, *, is_datagram: bool) -> Iter
 
 
 def _unix_sockets() -> Iterator[BoundSocket]:
-    with Path("/proc/net/unix").open(errors="surrogateescape") as rows:
+    with Path(f"{_TABLES}/unix").open(errors="surrogateescape") as rows:
         next(rows)
         for row in rows:
             words = row.rstrip("\n").split(None, 7)

@@ -13,6 +13,7 @@ import socket
 import stat
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from fc_frontend.haproxy.holders import (
@@ -24,6 +25,7 @@ from fc_frontend.haproxy.holders import (
     process_name,
     takes,
 )
+from fc_frontend.haproxy.network import run_in_network
 from fc_frontend.haproxy.rights import Capability, Rights
 from fc_frontend.syntax.endpoints import Family, ListenEndpoint
 
@@ -61,24 +63,59 @@ def find_obstacles(
     A holder that this user may not see counts as foreign.  Without root, HAProxy's own are among
     these: give only the endpoints then that the running configuration does not have.  Ports for
     which we lack the privilege are only compared with who listens; what else we may not do and
-    HAProxy may, gives no obstacle.  Endpoints in another network namespace are not tried.
+    HAProxy may, gives no obstacle.  Endpoints of another network namespace are tried there, which
+    takes CAP_SYS_ADMIN; without it their obstacle is uncertain.
 
     Binding is enough to find a conflict, measured on Linux: where another socket listens, bind()
     with SO_REUSEADDR gives EADDRINUSE, with the same results for all pairs of address, wildcard
     and family as bind() with listen().  A holder that shares by SO_REUSEPORT would let HAProxy in
     and take part of the traffic; as we do not set that option, it is found too.
     """
+    by_namespace: dict[str, list[ListenEndpoint]] = {}
+    for endpoint in dict.fromkeys(endpoints):
+        namespace = endpoint.namespace if endpoint.family is Family.IP else None
+        by_namespace.setdefault(namespace or "", []).append(endpoint)
+    found: list[Obstacle] = []
+    for namespace, members in by_namespace.items():
+        trial = partial(_obstacles, members, owned_by, rights)
+        try:
+            found += run_in_network(namespace, trial) if namespace else trial()
+        except OSError:
+            found += map(_untried, members)
+    return tuple(found)
+
+
+def _obstacles(
+    endpoints: Iterable[ListenEndpoint], owned_by: frozenset[int], rights: Rights | None
+) -> list[Obstacle]:
+    """The obstacles in the network namespace of the calling thread."""
     trial = _Trial(Holders(owned_by), rights)
-    found = (trial.obstacle(endpoint) for endpoint in dict.fromkeys(endpoints))
-    return tuple(obstacle for obstacle in found if obstacle is not None)
+    found = (trial.obstacle(endpoint) for endpoint in endpoints)
+    return [obstacle for obstacle in found if obstacle is not None]
+
+
+def _untried(endpoint: ListenEndpoint) -> Obstacle:
+    return Obstacle(
+        endpoint,
+        f"{endpoint} is in the network namespace {endpoint.namespace}, which cannot be entered to "
+        "try it",
+        "nothing to do if it is free there; otherwise the next reload fails",
+        is_certain=False,
+    )
 
 
 def missing_interface(endpoint: ListenEndpoint) -> Obstacle | None:
     """The obstacle that an endpoint's interface does not exist.
 
     HAProxy only warns then, and listens on all interfaces (`sock_inet_bind_receiver`).
+    None for an endpoint of another network namespace, where `find_obstacles` looks.
     """
-    if not endpoint.interface or endpoint.namespace:
+    return _missing_interface(endpoint) if not endpoint.namespace else None
+
+
+def _missing_interface(endpoint: ListenEndpoint) -> Obstacle | None:
+    """The same, in the network namespace of the calling thread."""
+    if not endpoint.interface:
         return None
     try:
         socket.if_nametoindex(endpoint.interface)
@@ -107,15 +144,7 @@ class _Trial:
         return self._on_abstract_name(endpoint)
 
     def _on_ip(self, endpoint: ListenEndpoint) -> Obstacle | None:
-        if endpoint.namespace:
-            return Obstacle(
-                endpoint,
-                f"{endpoint} is in the network namespace {endpoint.namespace}: it was not tried "
-                "whether HAProxy can take it",
-                "nothing to do if it is free there; otherwise the next reload fails",
-                is_certain=False,
-            )
-        if (missing := missing_interface(endpoint)) is not None:
+        if (missing := _missing_interface(endpoint)) is not None:
             return missing
         if (low := self._lacks_privilege(endpoint)) is not None:
             return low

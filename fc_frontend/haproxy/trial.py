@@ -22,6 +22,7 @@ from fc_frontend.plan.model import Haproxy, Plan
 from fc_frontend.render.config import Config, config_hash, sections_in
 from fc_frontend.render.listeners import listeners_of
 from fc_frontend.syntax.binds import Owned
+from fc_frontend.syntax.demand import demand_of
 from fc_frontend.syntax.endpoints import Family, ListenEndpoint
 
 Seat = tuple[Hashable, ...]
@@ -49,12 +50,11 @@ class Taker:
 
 
 def trial(
-    haproxy: Haproxy, config: Config, taker: Taker, *, slots: int, plan: Plan | None = None
+    haproxy: Haproxy, config: Config, taker: Taker, *, plan: Plan | None = None
 ) -> tuple[Problem, ...]:
     """What HAProxy's check does not see: listeners that cannot be taken, too few descriptors.
 
-    `slots` are the servers with checks.  With `plan`, problems have the units and places of their
-    listeners.
+    With `plan`, problems have the units and places of their listeners.
     """
     wanted, _ = listeners_of(config, socket.gethostname())
     problems = [
@@ -63,7 +63,7 @@ def trial(
     ]
     count = sum(len(listener.endpoint.ports) for _, listener in wanted)
     too_few = check_file_descriptors(
-        file_descriptors_needed(slots, count), descriptor_limit(taker.master)
+        file_descriptors_needed(demand_of(config.text), count), descriptor_limit(taker.master)
     )
     return (*problems, *([too_few] if too_few else []))
 

@@ -252,8 +252,50 @@ def test_a_low_port_without_the_privilege(haproxy: RealHaproxy) -> None:
     assert not starts(haproxy, f"bind {bind}", as_nobody=True)
 
 
-def test_another_namespace_is_not_tried_and_that_is_said() -> None:
+def test_a_namespace_that_cannot_be_entered_is_reported() -> None:
     found = obstacle("127.0.0.1:80 namespace other")
     assert found is not None
     assert not found.is_certain
-    assert "was not tried" in found.message
+    assert "cannot be entered" in found.message
+
+
+IN_ANOTHER_NAMESPACE = """
+import os, socket, subprocess, sys
+from tests.hostile.test_bind_trials import obstacle
+
+def ip(*words):
+    subprocess.run(["ip", *words], check=True)
+
+ip("netns", "add", "other")
+ip("-n", "other", "link", "set", "lo", "up")
+ip("link", "set", "lo", "up")
+holder = [sys.executable, "-c", "import socket; s = socket.create_server(('127.0.0.1', 81));"
+          "print(flush=True); input()"]
+held = subprocess.Popen(["ip", "netns", "exec", "other", *holder],
+                        stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+held.stdout.readline()
+found = obstacle("127.0.0.1:81 namespace other")
+assert found.is_certain and f"process {held.pid}" in found.message, found
+assert obstacle("127.0.0.1:82 namespace other") is None
+assert obstacle("127.0.0.1:81") is None
+found = obstacle("192.0.2.1:82 namespace other")
+assert found.is_certain and "does not have the address" in found.message, found
+found = obstacle("127.0.0.1:82 interface eth7 namespace other")
+assert found.is_certain and "eth7" in found.message, found
+held.communicate()
+"""
+
+
+def test_a_bind_of_another_namespace_is_tried_there() -> None:
+    script = f'mount -t tmpfs none /run && mkdir /run/netns && exec {sys.executable} -c "$0"'
+    done = subprocess.run(
+        [
+            *("unshare", *([] if os.geteuid() == 0 else ["--map-root-user"]), "--net", "--mount"),
+            *("sh", "-c", script, IN_ANOTHER_NAMESPACE),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr

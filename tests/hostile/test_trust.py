@@ -736,6 +736,26 @@ def test_limits_of_untrusted_files(site: Site) -> None:
 
 
 @needs_users
+def test_untrusted_files_cannot_use_up_the_limits_of_the_directory(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fc_frontend.config.reading.MAX_FILES", 10)
+    shop = site.put("etc/services.d/shop.json", VALUES)
+    large = site.put("etc/services.d/a-large.json", "", uid=MALLORY)
+    with large.open("r+") as file:
+        file.truncate(64 * 1024 * 1024)
+    declaration = site.load()
+    assert [spec.name for spec in declaration.services] == ["shop"]
+    assert {problem.file for problem in errors_in(declaration.problems)} == {str(large)}
+    for number in range(12):
+        site.put(f"etc/services.d/a-{number}.json", {f"m{number}": {"pod_port": 1}}, uid=MALLORY)
+    declaration = site.load()
+    assert str(shop) in {spec.origin.file for spec in declaration.services if spec.origin}
+    messages = [problem.message for problem in errors_in(declaration.problems)]
+    assert any("more than 10 files" in message for message in messages)
+
+
+@needs_users
 def test_an_untrusted_file_cannot_bring_back_what_a_trusted_one_withdrew(site: Site) -> None:
     path = site.put("etc/services.d/root.json", RAW)
     base = running(prepared(site.config))

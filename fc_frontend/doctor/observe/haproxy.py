@@ -27,6 +27,7 @@ from fc_frontend.haproxy.version import parse_version
 from fc_frontend.plan.model import Bind, Haproxy
 from fc_frontend.render.config import Config, sections_in
 from fc_frontend.render.listeners import listeners_of
+from fc_frontend.syntax.demand import demand_of
 from fc_frontend.syntax.endpoints import ListenEndpoint
 from fc_frontend.text import whole_number
 
@@ -137,10 +138,14 @@ def _may_bind(pid: int) -> bool | None:
 
 
 def descriptors(
-    slots: int, wanted: Iterable[ListenEndpoint], now: Running
+    text: str, wanted: Iterable[ListenEndpoint], now: Running
 ) -> tuple[int, int, Problem | None]:
-    """How many file descriptors HAProxy needs and may have, and the problem if too few."""
-    needed = file_descriptors_needed(slots, sum(len(endpoint.ports) for endpoint in wanted))
+    """How many file descriptors HAProxy needs for a configuration and may have.
+
+    With the problem if these are too few.
+    """
+    listeners = sum(len(endpoint.ports) for endpoint in wanted)
+    needed = file_descriptors_needed(demand_of(text), listeners)
     master = now.processes.master if now.processes else None
     limit = descriptor_limit(master)
     return needed, limit, check_file_descriptors(needed, limit)
