@@ -1,6 +1,6 @@
 """A bind that fails only at the reload costs one pause at most, and nobody but its unit.
 
-HAProxy binds in a network namespace without the address: fc-frontend cannot try that.
+HAProxy finds another network namespace under a name than fc-frontend, and misses the address there.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 from fc_frontend.demo.load import Load
 from fc_frontend.haproxy.master import show_proc
@@ -20,24 +21,36 @@ from tests.frontend import Frontend
 PATIENCE = 60.0
 ADDRESS = "203.0.113.9"
 NAMESPACE = "fcx"
-INSIDE = (
-    "mount -t tmpfs none /run && mkdir /run/netns && touch /run/netns/fcx && "
-    'unshare --net=/run/netns/fcx ip link set lo up && exec "$@"'
-)
+HAPROXYS = "fcy"
+INSIDE = f"""
+mount -t tmpfs none /run && mkdir /run/netns && cd /run/netns && touch {NAMESPACE} {HAPROXYS} &&
+unshare --net=/run/netns/{NAMESPACE} sh -c '
+    ip link set lo up && ip address add {ADDRESS}/32 dev lo' &&
+unshare --net=/run/netns/{HAPROXYS} ip link set lo up && cd / && exec "$@"
+"""
+WRAPPER = f"""#!/bin/sh
+exec unshare --mount sh -c '
+    mount --bind /run/netns/{HAPROXYS} /run/netns/{NAMESPACE} && exec "$0" "$@"' BINARY "$@"
+"""
 
 
 def launcher() -> tuple[str, ...]:
-    """What gives a daemon, and the HAProxy that it starts, a network namespace to name."""
+    """What gives a daemon, and the HAProxy that it starts, network namespaces to name."""
     user = () if os.geteuid() == 0 else ("--map-root-user",)
     return ("unshare", *user, "--mount", "/bin/sh", "-c", INSIDE, "sh")
 
 
-def inside(frontend: Frontend, *argv: str) -> subprocess.CompletedProcess[str]:
-    """Run a command where the daemon runs."""
+def entering(frontend: Frontend) -> tuple[str, ...]:
+    """What runs a command where the daemon runs."""
     assert frontend.daemon is not None
     user = () if os.geteuid() == 0 else ("--user", "--preserve-credentials")
+    return ("nsenter", "--target", str(frontend.daemon.pid), "--mount", *user)
+
+
+def inside(frontend: Frontend, *argv: str) -> subprocess.CompletedProcess[str]:
+    """Run a command where the daemon runs."""
     return subprocess.run(
-        ["nsenter", "--target", str(frontend.daemon.pid), "--mount", *user, *argv],
+        [*entering(frontend), *argv],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -53,8 +66,11 @@ def fragment(comment: str = "") -> str:
     )
 
 
-def test_a_bind_that_fails_only_at_the_reload(haproxy_binary: str) -> None:
-    with Frontend(haproxy_binary) as frontend:
+def test_a_bind_that_fails_only_at_the_reload(haproxy_binary: str, short_directory: Path) -> None:
+    wrapper = short_directory / "haproxy"
+    wrapper.write_text(WRAPPER.replace("BINARY", haproxy_binary))
+    wrapper.chmod(0o755)
+    with Frontend(str(wrapper)) as frontend:
         frontend.launcher = launcher()
         frontend.settings["intervals"].update(debounce="50ms", reload="200ms", rescan="1s")
         frontend.settings["services"]["shop"] = frontend.service("shop", 8081)
@@ -121,18 +137,21 @@ def not_again(frontend: Frontend, load: Load) -> None:
 
 def restarted(frontend: Frontend) -> None:
     """Another daemon remembers it."""
-    frontend.launcher, before = (), frontend.launcher
-    pid = haproxy_pid(frontend)
-    frontend.stop_daemon()
-    user = () if os.geteuid() == 0 else ("--user", "--preserve-credentials")
-    frontend.launcher = ("nsenter", "--target", str(pid), "--mount", *user)
-    frontend.start()
-    frontend.until(lambda: withheld(frontend) == {"other"} and frontend.ready(), PATIENCE)
-    frontend.launcher = before
-
-
-def haproxy_pid(frontend: Frontend) -> int:
-    return show_proc(frontend.settings["haproxy"]["master_socket"], patience=10).master
+    with subprocess.Popen(
+        [*entering(frontend), "cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as holder:
+        assert holder.stdin is not None
+        assert holder.stdout is not None
+        # Once it answers, it is in the namespaces.
+        holder.stdin.write(b"\n")
+        holder.stdin.flush()
+        holder.stdout.readline()
+        frontend.stop_daemon()
+        user = () if os.geteuid() == 0 else ("--user", "--preserve-credentials")
+        frontend.launcher = ("nsenter", "--target", str(holder.pid), "--mount", *user)
+        frontend.start()
+        frontend.until(lambda: withheld(frontend) == {"other"} and frontend.ready(), PATIENCE)
+        holder.stdin.close()
 
 
 def by_force(frontend: Frontend) -> None:
@@ -143,7 +162,7 @@ def by_force(frontend: Frontend) -> None:
     assert f"HAProxy could not take {ADDRESS}:80" in done.stderr
     added = inside(
         frontend,
-        *("nsenter", f"--net=/run/netns/{NAMESPACE}", "ip", "address", "add"),
+        *("nsenter", f"--net=/run/netns/{HAPROXYS}", "ip", "address", "add"),
         *(f"{ADDRESS}/32", "dev", "lo"),
     )
     assert added.returncode == 0, added.stderr
