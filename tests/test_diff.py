@@ -64,6 +64,7 @@ def applied(frontend: Frontend, *, reloads: bool) -> None:
     assert diff(frontend)["changes"] == []
 
 
+@pytest.mark.extended
 def test_nothing_and_then_a_service_added_changed_and_removed(frontend: Frontend) -> None:
     frontend.until(lambda: diff(frontend)["changes"] == [])
     assert frontend.run("diff").stdout == "nothing would change\n"
@@ -121,6 +122,7 @@ def test_what_was_installed_is_compared_field_by_field_where_it_is_known(known: 
     applied(known, reloads=True)
 
 
+@pytest.mark.extended
 def test_what_is_about_the_daemon_alone_needs_no_reload(known: Frontend) -> None:
     known.settings["intervals"]["rescan"] = "1m"
     known.write()
@@ -131,6 +133,7 @@ def test_what_is_about_the_daemon_alone_needs_no_reload(known: Frontend) -> None
     assert "nothing to do" in known.run("apply").stdout
 
 
+@pytest.mark.extended
 def test_pods_that_come_and_go_need_no_reload_until_there_are_no_slots_left(
     frontend: Frontend,
 ) -> None:
@@ -161,6 +164,7 @@ def test_pods_that_come_and_go_need_no_reload_until_there_are_no_slots_left(
     frontend.until(lambda: diff(frontend)["changes"] == [])
 
 
+@pytest.mark.extended
 def test_fragments_settings_and_templates(frontend: Frontend) -> None:
     text = f"listen hand\n  bind {frontend.host}:8095\n  server a 127.0.0.1:9\n"
     frontend.drop("hand.cfg", text)

@@ -145,6 +145,7 @@ def test_a_runtime_socket_that_permits_too_little(haproxy: RealHaproxy, frontend
     assert haproxy.processes().reloads == reloads
 
 
+@pytest.mark.extended
 def test_sockets_that_hang_cost_only_their_time(frontend: Frontend) -> None:
     """And a nameserver that says nothing: the whole ends within 15 seconds."""
     frontend.settings["services"] = {

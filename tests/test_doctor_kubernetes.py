@@ -190,6 +190,7 @@ def test_the_api_by_certificate(kubeconfig: KubeConfig, api: ApiServer) -> None:
     assert {token for _, token in api.asked} == {None}
 
 
+@pytest.mark.extended
 def test_the_api_by_token_which_is_never_shown(
     kubeconfig: KubeConfig, api: ApiServer, frontend: Frontend
 ) -> None:
@@ -375,6 +376,7 @@ def test_rights_that_are_missing_are_named(cluster: ApiFrontend) -> None:
     assert "cannot watch resource" in checks(cluster)["watch"]["message"]
 
 
+@pytest.mark.extended
 def test_nodes_are_needed_where_a_service_is_of_nodes(cluster: ApiFrontend) -> None:
     shop = cluster.settings["services"]["shop"]
     del shop["pod_port"]
@@ -391,6 +393,7 @@ def test_a_service_that_the_cluster_does_not_have_is_named(cluster: ApiFrontend)
     assert "no Service shop in namespace default" in found["message"]
 
 
+@pytest.mark.extended
 def test_a_port_that_the_kubernetes_service_does_not_have_is_named(cluster: ApiFrontend) -> None:
     serve(cluster)
     shop = cluster.settings["services"]["shop"]
@@ -401,6 +404,7 @@ def test_a_port_that_the_kubernetes_service_does_not_have_is_named(cluster: ApiF
     assert "no TCP port 81" in found["message"]
 
 
+@pytest.mark.extended
 def test_a_service_without_ready_pods_is_a_warning(cluster: ApiFrontend) -> None:
     serve(cluster)
     cluster.endpoints("shop", dict.fromkeys(cluster.pods["shop"].addresses, NOT_READY))
@@ -409,6 +413,7 @@ def test_a_service_without_ready_pods_is_a_warning(cluster: ApiFrontend) -> None
     assert "is ready" in found["message"]
 
 
+@pytest.mark.extended
 def test_what_serves_without_the_daemon_is_judged(cluster: ApiFrontend) -> None:
     serve(cluster)
     shop = cluster.settings["services"]["shop"]
@@ -434,6 +439,7 @@ def test_a_cluster_ip_that_is_not_reached_is_a_warning() -> None:
     assert "10.0.0.9 (shop)" in said(found)
 
 
+@pytest.mark.extended
 def test_an_api_server_that_is_silent_costs_a_bounded_time(cluster: ApiFrontend) -> None:
     cluster.api.fault = Fault.MUTE
     found = checks(cluster)
@@ -441,6 +447,7 @@ def test_an_api_server_that_is_silent_costs_a_bounded_time(cluster: ApiFrontend)
     assert "timed out" in found["readyz"]["message"]
 
 
+@pytest.mark.extended
 def test_credentials_that_are_not_accepted_are_a_problem(cluster: ApiFrontend) -> None:
     cluster.api.token = "another"
     found = checks(cluster)
@@ -449,11 +456,13 @@ def test_credentials_that_are_not_accepted_are_a_problem(cluster: ApiFrontend) -
     assert not {"rights", "watch", "services"} & set(found)
 
 
+@pytest.mark.extended
 def test_credentials_that_expire_soon_are_a_warning(cluster: ApiFrontend) -> None:
     cluster.write_kubeconfig(token_until(int(time.time()) + 3 * 86400))
     assert checks(cluster)["credentials"]["result"] == "warning"
 
 
+@pytest.mark.extended
 def test_a_client_certificate_that_has_expired_is_a_problem(cluster: ApiFrontend) -> None:
     cluster.settings["cluster"]["api"] = {
         "server": f"https://127.0.0.1:{cluster.api.port}",
@@ -466,6 +475,7 @@ def test_a_client_certificate_that_has_expired_is_a_problem(cluster: ApiFrontend
     assert "has expired" in found["message"]
 
 
+@pytest.mark.extended
 def test_credentials_that_others_may_read_or_nobody_can(cluster: ApiFrontend) -> None:
     cluster.kubeconfig.chmod(0o644)
     assert checks(cluster)["kubeconfig"]["result"] == "warning"
@@ -473,6 +483,7 @@ def test_credentials_that_others_may_read_or_nobody_can(cluster: ApiFrontend) ->
     assert checks(cluster)["cluster.api"]["result"] == "problem"
 
 
+@pytest.mark.extended
 def test_credentials_that_the_daemons_user_may_not_read(cluster: ApiFrontend) -> None:
     """Who is not root asks for itself, and could not have read them."""
     is_root = os.geteuid() == 0

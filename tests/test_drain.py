@@ -416,6 +416,7 @@ def test_a_drain_outlives_reloads_restarts_and_moves(frontend: Frontend) -> None
     assert answering(frontend) == others(frontend)
 
 
+@pytest.mark.extended
 def test_the_next_pod_in_the_slot_is_served_and_the_drained_one_forgotten(
     frontend: Frontend,
 ) -> None:
@@ -456,6 +457,7 @@ def test_the_next_pod_in_the_slot_is_served_and_the_drained_one_forgotten(
     assert answering(frontend) == {"shop-1", "shop-3", "shop-4"}
 
 
+@pytest.mark.extended
 def test_a_pod_that_leaves_dns_stays_drained_as_long_as_haproxy_has_it(frontend: Frontend) -> None:
     serving(frontend, 1)
     (victim,) = frontend.pods["shop"].addresses
@@ -471,6 +473,7 @@ def test_a_pod_that_leaves_dns_stays_drained_as_long_as_haproxy_has_it(frontend:
     assert frontend.ask(8080).endswith("status 503")
 
 
+@pytest.mark.extended
 def test_a_whole_service_is_drained_with_the_pods_that_come_later(frontend: Frontend) -> None:
     serving(frontend, 2)
     done = frontend.run("drain", "shop")
@@ -494,6 +497,7 @@ def test_a_whole_service_is_drained_with_the_pods_that_come_later(frontend: Fron
     assert not any((server.admin or 0) & 8 for server in servers(frontend).values())
 
 
+@pytest.mark.extended
 def test_without_a_daemon(frontend: Frontend) -> None:
     pods = frontend.scale("shop", 3)
     frontend.settings["services"]["shop"] = frontend.service("shop", 8080)
@@ -519,6 +523,7 @@ def test_without_a_daemon(frontend: Frontend) -> None:
     assert answering(frontend) == {"shop-1", "shop-2", "shop-3"}
 
 
+@pytest.mark.extended
 def test_nodes_and_cluster_ips_can_be_drained(frontend: Frontend) -> None:
     pods = frontend.scale("shop", 2)
     nodes = dict(zip(("node-a", "node-b"), pods.addresses, strict=True))
@@ -542,6 +547,7 @@ def test_nodes_and_cluster_ips_can_be_drained(frontend: Frontend) -> None:
 
 
 @pytest.mark.parametrize("name", ["drain", "undrain"])
+@pytest.mark.extended
 def test_who_is_unknown_is_said_and_nothing_reaches_haproxy(frontend: Frontend, name: str) -> None:
     serving(frontend, 2)
     before = servers(frontend)
@@ -573,6 +579,7 @@ def test_who_is_unknown_is_said_and_nothing_reaches_haproxy(frontend: Frontend, 
     assert frontend.run(name, check=False).returncode == 2
 
 
+@pytest.mark.extended
 def test_a_damaged_record_is_said_and_replaced(frontend: Frontend) -> None:
     serving(frontend, 2)
     file = Path(frontend.settings["state_directory"], drain_record.FILE)
@@ -585,6 +592,7 @@ def test_a_damaged_record_is_said_and_replaced(frontend: Frontend) -> None:
     assert len(record(frontend).pods) == 1
 
 
+@pytest.mark.extended
 def test_a_record_that_another_process_changes_is_waited_for(frontend: Frontend) -> None:
     serving(frontend, 2)
     directory = os.open(frontend.settings["state_directory"], os.O_RDONLY)

@@ -42,6 +42,7 @@ def test_traffic_reaches_the_pods_that_dns_names_and_leaves_those_it_drops(
     assert frontend.metric("fc_frontend_reloads_total") == 1
 
 
+@pytest.mark.extended
 def test_growth_beyond_the_slots_takes_one_reload_and_loses_nothing(frontend: Frontend) -> None:
     pods = frontend.scale("shop", 3)
     frontend.settings["services"]["shop"] = frontend.service("shop", 8080)

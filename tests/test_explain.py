@@ -231,6 +231,7 @@ def frontend(either_binary: str) -> Iterator[Frontend]:
         yield made
 
 
+@pytest.mark.extended
 def test_servfail_a_refusal_and_silence_keep_the_servers_and_are_told_apart(
     frontend: Frontend,
 ) -> None:
@@ -251,6 +252,7 @@ def test_servfail_a_refusal_and_silence_keep_the_servers_and_are_told_apart(
         assert document["summary"].startswith("shop serves: 3 of 3 pods up")
 
 
+@pytest.mark.extended
 def test_an_answer_out_of_date_has_its_age(frontend: Frontend) -> None:
     frontend.dns.fault = Fault.SERVFAIL
     frontend.until(lambda: frontend.status()["services"][0]["state"] == "stale")
@@ -264,6 +266,7 @@ def test_an_answer_out_of_date_has_its_age(frontend: Frontend) -> None:
     frontend.until(old)
 
 
+@pytest.mark.extended
 def test_pods_that_died_before_dns_fell_silent_are_the_cause(frontend: Frontend) -> None:
     for pod in frontend.pods["shop"].pods:
         frontend.call(pod.stop())
@@ -283,6 +286,7 @@ def test_pods_that_died_before_dns_fell_silent_are_the_cause(frontend: Frontend)
     assert step(caused(frontend, "shop", "dns"), "dns")["verdict"] == "bad"
 
 
+@pytest.mark.extended
 def test_pods_that_are_all_unready_are_a_warning_while_haproxy_holds_them(
     frontend: Frontend,
 ) -> None:
@@ -295,6 +299,7 @@ def test_pods_that_are_all_unready_are_a_warning_while_haproxy_holds_them(
     assert frontend.ask(8080).endswith("status 503")
 
 
+@pytest.mark.extended
 def test_a_drained_service_names_the_way_back(frontend: Frontend) -> None:
     pod = frontend.pods["shop"].addresses[0]
     frontend.run("drain", "shop", pod)
@@ -312,6 +317,7 @@ def test_a_drained_service_names_the_way_back(frontend: Frontend) -> None:
     frontend.until(lambda: explained(frontend, "shop")["verdict"] == "ok")
 
 
+@pytest.mark.extended
 def test_what_was_set_by_hand_in_haproxy_is_named_with_the_command_that_ends_it(
     frontend: Frontend,
 ) -> None:
@@ -331,6 +337,7 @@ def test_what_was_set_by_hand_in_haproxy_is_named_with_the_command_that_ends_it(
     frontend.until(lambda: explained(frontend, "shop")["verdict"] == "ok")
 
 
+@pytest.mark.extended
 def test_all_connections_in_use(frontend: Frontend) -> None:
     admin(frontend, "set maxconn frontend shop 1")
     with socket.create_connection((frontend.host, 8080)):
@@ -357,6 +364,7 @@ async def _stop(pod: Any) -> None:
     await pod.stop()
 
 
+@pytest.mark.extended
 def test_a_bind_held_by_another_program_is_named_with_the_program(frontend: Frontend) -> None:
     with socket.create_server((frontend.host, 8099)):
         frontend.drop("other.json", {"other": frontend.service("shop", 8099)})
@@ -369,6 +377,7 @@ def test_a_bind_held_by_another_program_is_named_with_the_program(frontend: Fron
         assert document["verdict"] == "bad"
 
 
+@pytest.mark.extended
 def test_a_last_good_form_goes_on_and_its_fault_is_told(frontend: Frontend) -> None:
     frontend.drop("cart.json", {"cart": frontend.service("shop", 8081)})
     frontend.until(lambda: frontend.serves(8081, frontend.pods["shop"]))
@@ -391,6 +400,7 @@ def test_a_last_good_form_goes_on_and_its_fault_is_told(frontend: Frontend) -> N
     assert "cart.json" in step(document, "declaration")["said"]
 
 
+@pytest.mark.extended
 def test_without_the_daemon_it_tells_what_it_can(frontend: Frontend) -> None:
     frontend.stop_daemon()
     document = explained(frontend, "shop")
@@ -410,6 +420,7 @@ def test_without_the_daemon_it_tells_what_it_can(frontend: Frontend) -> None:
     assert "nonsense" in document["cause"]["remedy"]
 
 
+@pytest.mark.extended
 def test_without_haproxy(frontend: Frontend) -> None:
     frontend.stop_daemon(9)
     frontend.end_haproxy()
@@ -423,6 +434,7 @@ def test_without_haproxy(frontend: Frontend) -> None:
         assert f"(process {os.getpid()})" in found["said"]
 
 
+@pytest.mark.extended
 def test_a_held_configuration_is_told(frontend: Frontend) -> None:
     frontend.drop("cart.json", {"cart": frontend.service("shop", 8081)})
     frontend.until(lambda: frontend.serves(8081, frontend.pods["shop"]))
@@ -485,6 +497,7 @@ def answering(host: str, port: int, answer: bytes) -> Iterator[None]:
         b"HTTP/1.1 200 OK\r\nContent-Length: 99999\r\n\r\n{",
     ],
 )
+@pytest.mark.extended
 def test_whoever_else_listens_on_the_daemons_port_is_not_believed(
     tmp_path: Path, answer: bytes
 ) -> None:

@@ -75,6 +75,7 @@ def test_a_change_to_a_named_port_is_not_taken_back(frontend: Frontend) -> None:
     assert not held(frontend)
 
 
+@pytest.mark.extended
 def test_a_change_that_works_is_not_taken_back_when_its_pods_go(frontend: Frontend) -> None:
     """Without servers before the change, or without pods, the change is not to blame."""
     frontend.drop("shop.json", {"shop": frontend.service("shop", 8080)})

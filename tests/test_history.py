@@ -324,6 +324,7 @@ def test_going_back_and_resuming_under_load_loses_no_request(frontend: Frontend)
     assert frontend.run("resume").stdout == "nothing is held\n"
 
 
+@pytest.mark.extended
 def test_a_hold_outlasts_the_daemon_and_a_haproxy_that_dies(frontend: Frontend) -> None:
     started(frontend)
     pods = frontend.pods["shop"]
@@ -410,6 +411,7 @@ def test_a_reload_that_fails_leaves_file_and_hold_as_they_were(frontend: Fronten
     assert listed(frontend)[-1]["outcome"] == "failed"
 
 
+@pytest.mark.extended
 def test_without_a_daemon_apply_is_recorded_and_can_be_gone_back_from(frontend: Frontend) -> None:
     frontend.settings["services"]["shop"] = frontend.service("shop", 8080)
     pods = frontend.scale("shop", 2)
@@ -435,6 +437,7 @@ def test_without_a_daemon_apply_is_recorded_and_can_be_gone_back_from(frontend: 
     ]
 
 
+@pytest.mark.extended
 def test_an_entry_is_shown_and_compared_with_others(frontend: Frontend) -> None:
     frontend.settings["services"]["shop"] = frontend.service("shop", 8080)
     frontend.scale("shop", 2)
@@ -459,6 +462,7 @@ def test_an_entry_is_shown_and_compared_with_others(frontend: Frontend) -> None:
     assert frontend.run("history", "show", check=False).returncode == 2
 
 
+@pytest.mark.extended
 def test_a_rollback_is_the_last_reload_and_has_its_user(frontend: Frontend) -> None:
     """And while it is held, `status` shows the binds that are served."""
     frontend.settings["services"]["shop"] = frontend.service("shop", 8080)

@@ -68,6 +68,7 @@ def started_twice(frontend: Frontend) -> tuple[str | None, str | None]:
 
 
 @pytest.mark.parametrize("arguments", [(), ("1",)])
+@pytest.mark.extended
 def test_a_haproxy_that_is_down_comes_up_with_what_is_gone_back_to(
     frontend: Frontend, arguments: tuple[str, ...]
 ) -> None:
@@ -80,6 +81,7 @@ def test_a_haproxy_that_is_down_comes_up_with_what_is_gone_back_to(
 
 
 @pytest.mark.parametrize("content", ["{ broken", '{"no_such_field": 1}'])
+@pytest.mark.extended
 def test_settings_that_are_broken_do_not_stand_in_the_way_back(
     frontend: Frontend, content: str
 ) -> None:
@@ -109,6 +111,7 @@ def test_a_text_that_others_changed_is_not_put_back(frontend: Frontend) -> None:
     assert held(frontend) is None
 
 
+@pytest.mark.extended
 def test_a_wrong_port_is_mended_by_the_way_back(frontend: Frontend) -> None:
     frontend.scale("shop", 3)
     frontend.settings["services"]["shop"] = frontend.service("shop", 8080)
@@ -124,6 +127,7 @@ def test_a_wrong_port_is_mended_by_the_way_back(frontend: Frontend) -> None:
     assert frontend.serves(8080, frontend.pods["shop"])
 
 
+@pytest.mark.extended
 def test_a_name_that_was_of_other_pods_does_not_get_them_back(frontend: Frontend) -> None:
     frontend.scale("cart", 3)
     frontend.scale("docs", 3)
@@ -141,6 +145,7 @@ def test_a_name_that_was_of_other_pods_does_not_get_them_back(frontend: Frontend
     frontend.until(lambda: frontend.serves(8080, frontend.pods["cart"]))
 
 
+@pytest.mark.extended
 def test_going_back_twice_goes_back_further(frontend: Frontend) -> None:
     first, _ = applied_twice(frontend)
     frontend.drop("third.json", {"third": frontend.service("shop", 8082)})
@@ -153,6 +158,7 @@ def test_going_back_twice_goes_back_further(frontend: Frontend) -> None:
     assert frontend.running_hash() == first
 
 
+@pytest.mark.extended
 def test_going_back_and_going_on_are_in_the_history_with_their_reasons(
     frontend: Frontend,
 ) -> None:
@@ -167,6 +173,7 @@ def test_going_back_and_going_on_are_in_the_history_with_their_reasons(
     assert listed(frontend)[-1]["reasons"] == ["resumed"]
 
 
+@pytest.mark.extended
 def test_what_is_refused_over_and_over_does_not_push_out_what_was_good(
     frontend: Frontend,
 ) -> None:
@@ -279,6 +286,7 @@ def test_a_way_back_that_was_killed_half_way_is_finished_by_the_daemon(
     assert frontend.serves(8080, pods)
 
 
+@pytest.mark.extended
 def test_deployments_never_meet(frontend: Frontend) -> None:
     """Several `apply` and the daemon, each with another configuration for the same HAProxy."""
     frontend.scale("shop", 1)
@@ -431,6 +439,7 @@ def test_who_is_killed_leaves_no_lock_behind(frontend: Frontend) -> None:
     frontend.run("rollback")
 
 
+@pytest.mark.extended
 def test_who_waits_for_too_long_is_told_for_whom(frontend: Frontend) -> None:
     _, second = applied_twice(frontend)
     frontend.settings["haproxy"] |= {"check_timeout": "1s", "reload_timeout": "1s"}

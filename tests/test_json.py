@@ -166,6 +166,7 @@ def test_every_command_with_a_document_is_documented() -> None:
         assert ("--format" in said) == (name in commands), name
 
 
+@pytest.mark.extended
 def test_documents_are_as_documented(frontend: Frontend, tmp_path: Path) -> None:
     seen = Seen()
 

@@ -123,6 +123,7 @@ def _written(tmp_path: Path, text: str) -> Path:
     return path
 
 
+@pytest.mark.extended
 def test_status_resolve_and_explain_are_quiet_where_all_is_well() -> None:
     with Frontend(binary_of("2.6-debian")) as frontend:
         frontend.scale("shop", 2)

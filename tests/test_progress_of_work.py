@@ -54,9 +54,9 @@ def systemd(tmp_path: Path) -> Iterator[socket.socket]:
 
 @pytest.mark.extended
 def test_a_state_directory_that_does_not_answer_turns_readiness_red(
-    haproxy_binary: str, tmp_path: Path, systemd: socket.socket
+    either_binary: str, tmp_path: Path, systemd: socket.socket
 ) -> None:
-    with Frontend(haproxy_binary) as frontend:
+    with Frontend(either_binary) as frontend:
         frontend.settings["haproxy"].update(check_timeout="1s", reload_timeout="2s")
         frontend.scale("shop", 1)
         frontend.settings["services"]["shop"] = frontend.service("shop", 8080)

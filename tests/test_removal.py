@@ -54,9 +54,9 @@ def test_an_empty_directory_is_believed_after_ten_minutes() -> None:
 
 
 @pytest.fixture
-def frontend(haproxy_binary: str) -> Iterator[Frontend]:
+def frontend(either_binary: str) -> Iterator[Frontend]:
     """Two services, and removals that wait for two seconds."""
-    with Frontend(haproxy_binary) as made:
+    with Frontend(either_binary) as made:
         made.settings["intervals"]["removal"] = "2s"
         del made.settings["services"]
         made.scale("shop", 2)

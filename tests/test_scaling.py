@@ -30,6 +30,7 @@ def servers_with_address(frontend: Frontend, proxy: str) -> int:
     ("port", "count"),
     [(8080, 300), pytest.param(8080, 1000, marks=pytest.mark.extended), ("http", 300)],
 )
+@pytest.mark.extended
 def test_many_pods_in_one_step_take_one_reload(
     frontend: Frontend, port: int | str, count: int
 ) -> None:
@@ -63,6 +64,7 @@ def test_fixed_slots_that_do_not_suffice_are_said(frontend: Frontend) -> None:
     assert frontend.metric("fc_frontend_reloads_total") == 1
 
 
+@pytest.mark.extended
 def test_five_hundred_files_in_a_second_take_three_reloads_at_most(frontend: Frontend) -> None:
     frontend.settings["intervals"]["reload"] = "2s"
     frontend.start()
@@ -77,6 +79,7 @@ def test_five_hundred_files_in_a_second_take_three_reloads_at_most(frontend: Fro
     assert frontend.metric("fc_frontend_reloads_total") - 1 <= max(3, 1 + took / 2)
 
 
+@pytest.mark.extended
 def test_cluster_dns_is_asked_three_times_a_second_for_a_service(frontend: Frontend) -> None:
     """HAProxy once over each transport, and fc-frontend once, every `intervals.resolve`."""
     frontend.settings["intervals"]["resolve"] = "1s"

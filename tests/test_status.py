@@ -106,6 +106,7 @@ def test_all_is_well(frontend: Frontend) -> None:
     assert " | services=1 services_unknown=0 " in nagios[0]
 
 
+@pytest.mark.extended
 def test_warnings(frontend: Frontend) -> None:
     frontend.dns.fault = Fault.SERVFAIL
     document = until(frontend, "warning", "shop: cluster DNS gives no answer")
@@ -164,6 +165,7 @@ def test_a_hold_is_a_warning(frontend: Frontend) -> None:
     assert document["in_sync"]
 
 
+@pytest.mark.extended
 def test_without_the_daemon_files_and_haproxy_tell(frontend: Frontend) -> None:
     frontend.until(lambda: status(frontend)["status"] == "ok")
     frontend.stop_daemon()
@@ -177,6 +179,7 @@ def test_without_the_daemon_files_and_haproxy_tell(frontend: Frontend) -> None:
     assert "fc-frontend diff" in document["findings"][0]["remedy"]
 
 
+@pytest.mark.extended
 def test_without_haproxy_it_is_critical_with_and_without_the_daemon(frontend: Frontend) -> None:
     haproxy = frontend.settings["haproxy"]
     there = haproxy["runtime_socket"]
@@ -205,6 +208,7 @@ def test_without_haproxy_it_is_critical_with_and_without_the_daemon(frontend: Fr
     assert nagios.stdout.startswith("FC-FRONTEND CRITICAL - HAProxy: it does not run")
 
 
+@pytest.mark.extended
 def test_the_status_page_has_what_it_had_and_more(frontend: Frontend) -> None:
     document = frontend.status()
     assert document["version"] == 1

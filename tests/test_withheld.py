@@ -15,9 +15,9 @@ NONSENSE = "nonsense here"
 
 
 @pytest.fixture
-def frontend(haproxy_binary: str) -> Iterator[Frontend]:
+def frontend(either_binary: str) -> Iterator[Frontend]:
     """A frontend without a daemon, where `apply` deployed the services shop and cart."""
-    with Frontend(haproxy_binary) as made:
+    with Frontend(either_binary) as made:
         made.scale("shop", 2)
         made.write()
         made.drop("shop.json", {"shop": made.service("shop", 8080)})

@@ -171,8 +171,18 @@ def after(site: Site, before: Counter[str], units: int = 1) -> None:
     assert site.frontend.metric("fc_frontend_config_problems", severity="error") == 0
 
 
-EXTENDED = {"dangling", "circle", "pipe", "too-large", "not-utf-8"}
-"""Only in the extended tier: reading files is tested without a daemon as well."""
+EXTENDED = {
+    "directory",
+    "twice",
+    "duplicate-server",
+    "no-table",
+    "dangling",
+    "circle",
+    "pipe",
+    "too-large",
+    "not-utf-8",
+}
+"""Only in the extended tier: reading files and isolation are tested without a daemon as well."""
 
 
 @pytest.mark.parametrize(
@@ -228,7 +238,7 @@ BAD_FRAGMENTS: dict[str, tuple[str | bytes, str]] = {
         pytest.param("nonsense", False, id="nonsense-existing"),
         pytest.param("nonsense", True, id="nonsense-new", marks=pytest.mark.extended),
         pytest.param("untraceable", False, id="untraceable-existing", marks=pytest.mark.extended),
-        pytest.param("untraceable", True, id="untraceable-new"),
+        pytest.param("untraceable", True, id="untraceable-new", marks=pytest.mark.extended),
         pytest.param("second-section", False, id="second-section-existing"),
         pytest.param("second-section", True, id="second-section-new", marks=pytest.mark.extended),
     ],
@@ -273,7 +283,7 @@ BAD_TEMPLATES: dict[str, tuple[str, str, str]] = {
     "kind",
     [
         "refused",
-        "syntax",
+        pytest.param("syntax", marks=pytest.mark.extended),
         pytest.param("endless", marks=pytest.mark.extended),
         pytest.param("undefined", marks=pytest.mark.extended),
     ],
@@ -288,6 +298,7 @@ def test_templates_at_fault_go_back_to_the_last_good_ones(site: Site, kind: str)
     after(site, before)
 
 
+@pytest.mark.extended
 def test_a_template_that_cannot_be_read_goes_back_to_the_last_good_ones(site: Site) -> None:
     before = counted(site)
     (site.templates / "service.cfg.j2").mkdir()
@@ -311,8 +322,8 @@ BAD_SETTINGS: dict[str, tuple[dict[str, Any], str]] = {
     "kind",
     [
         "global",
-        "same-bind",
-        "value",
+        pytest.param("same-bind", marks=pytest.mark.extended),
+        pytest.param("value", marks=pytest.mark.extended),
         pytest.param("defaults", marks=pytest.mark.extended),
         pytest.param("overlap", marks=pytest.mark.extended),
         pytest.param("unknown", marks=pytest.mark.extended),
@@ -340,7 +351,7 @@ def test_settings_at_fault_go_back_to_the_last_good_ones(site: Site, kind: str) 
     "kind",
     [
         "json",
-        "gone",
+        pytest.param("gone", marks=pytest.mark.extended),
         pytest.param("directory", marks=pytest.mark.extended),
         pytest.param("empty", marks=pytest.mark.extended),
     ],
@@ -455,6 +466,7 @@ def test_what_haproxy_does_not_name_is_found_among_30_in_few_checks(
             site.file_is_good()
 
 
+@pytest.mark.extended
 def test_several_at_fault_among_30_cost_only_themselves(either_binary: str) -> None:
     with serving(either_binary) as site:
         frontend = site.frontend

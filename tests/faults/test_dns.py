@@ -416,6 +416,7 @@ def test_an_outage_longer_than_haproxy_itself_endures_costs_nothing(
     follows_again(site)
 
 
+@pytest.mark.extended
 def test_nameservers_that_do_not_agree_are_reported_everywhere() -> None:
     with Frontend(binary_of("2.8-wheel")) as frontend, second_nameserver(frontend) as second:
         pods = frontend.scale("shop", 3)

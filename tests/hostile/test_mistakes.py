@@ -25,9 +25,9 @@ HTTP = "mode http\n  option idle-close-on-response"
 
 
 @pytest.fixture
-def site(haproxy_binary: str) -> Iterator[Site]:
+def site(either_binary: str) -> Iterator[Site]:
     """Three services under load, in which no request may fail, and the service that is changed."""
-    with serving(haproxy_binary) as made:
+    with serving(either_binary) as made:
         made.declare(NAME, FIRST_PORT)
         made.frontend.until(lambda: serves(made, FIRST_PORT))
         yield made

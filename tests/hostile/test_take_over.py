@@ -505,8 +505,8 @@ def test_a_kept_entry_gives_its_attributes_and_no_set_id_bits(tmp_path: Path) ->
 
 
 @pytest.fixture
-def frontend(haproxy_binary: str) -> Iterator[Frontend]:
-    with serving_shop(haproxy_binary) as made:
+def frontend(either_binary: str) -> Iterator[Frontend]:
+    with serving_shop(either_binary) as made:
         yield made
 
 

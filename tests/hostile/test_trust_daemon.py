@@ -18,8 +18,8 @@ NAME, PORT = EXTRA
 
 
 @pytest.fixture
-def site(haproxy_binary: str) -> Iterator[Site]:
-    with serving(haproxy_binary) as made:
+def site(either_binary: str) -> Iterator[Site]:
+    with serving(either_binary) as made:
         yield made
 
 
