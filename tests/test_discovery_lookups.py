@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
 from typing import Any, ParamSpec
@@ -68,11 +68,12 @@ class Sweeps:
         )
         self.lookups = Lookups()
         self.known: dict[str, Answer] = {}
+        self.hold = 30.0
 
     async def sweep(self, *, is_new: bool = False) -> dict[str, Answer]:
         """What a sweep brings; all that is known is in `known`."""
         answers = await self.lookups.answers(
-            self.specs, self.cluster, self.clients, self.known, hold=30.0, is_new=is_new
+            self.specs, self.cluster, self.clients, self.known, hold=self.hold, is_new=is_new
         )
         self.known.update(answers)
         return answers
@@ -82,6 +83,13 @@ class Sweeps:
         async with asyncio.timeout(60):
             while not is_so():
                 await self.sweep()
+
+    def asking_each(self, others: Sequence[ClusterDns]) -> None:
+        """Ask further nameservers, too, as for services whose slots fc-frontend fills."""
+        servers = [self.dns.address, *(other.address for other in others)]
+        names = [Nameserver(ip_address(host), port) for host, port in servers]
+        each = tuple(DnsClient((name,)) for name in names)
+        self.clients = replace(self.clients, each=each)
 
 
 @contextlib.asynccontextmanager
@@ -95,9 +103,35 @@ async def sweeping(*specs: ServiceSpec) -> AsyncIterator[Sweeps]:
             yield sweeps
         finally:
             sweeps.lookups.close()
-            sweeps.clients.usual.close()
-            sweeps.clients.slow.close()
+            sweeps.clients.close()
             await asyncio.sleep(0)
+
+
+@in_loop
+async def test_slots_that_are_filled_here_have_the_pods_of_all_nameservers() -> None:
+    async with sweeping(*GOOD) as sweeps, ClusterDns() as second:
+        sweeps.asking_each([second])
+        await sweeps.until(lambda: "s0" in sweeps.known)
+        sweeps.known["s0"] = replace(sweeps.known["s0"], by_runtime=True)
+
+        def has(*addresses: str) -> bool:
+            return {e.address for e in sweeps.known["s0"].endpoints} == {*addresses}
+
+        # The first one lags behind.
+        second.set_service(KubernetesService("s0", endpoints=("10.1.9.10",)))
+        await sweeps.until(lambda: has("10.1.9.9", "10.1.9.10"))
+        sweeps.dns.set_endpoints("s0", ("10.1.9.10",))
+        await sweeps.until(lambda: has("10.1.9.10"))
+        # Not for ever.
+        second.set_endpoints("s0", ("10.1.9.10", "10.1.9.11"))
+        await sweeps.until(lambda: has("10.1.9.10", "10.1.9.11"))
+        sweeps.hold = 0.0
+        await sweeps.until(lambda: has("10.1.9.10"))
+        # One that is silent or has nothing to tell takes nothing away.
+        sweeps.hold = 30.0
+        second.fault_for[f"s0.{ZONE}"] = Fault.SILENT
+        sweeps.dns.set_endpoints("s0", ("10.1.9.10", "10.1.9.12"))
+        await sweeps.until(lambda: has("10.1.9.10", "10.1.9.12"))
 
 
 @in_loop

@@ -116,8 +116,7 @@ class Sweeper:
         """Close the sockets; whoever asks next opens others, to the nameservers of then."""
         self._lookups.close()
         if self._clients is not None:
-            self._clients.usual.close()
-            self._clients.slow.close()
+            self._clients.close()
             self._clients = None
 
     async def _answers(
@@ -149,7 +148,8 @@ class Sweeper:
         if self._clients is None:
             nameservers = settings.cluster.nameservers
             usual, slow = (DnsClient(nameservers, observe=self._exchanged) for _ in range(2))
-            self._clients = Clients(usual, slow)
+            each = tuple(DnsClient((one,), observe=self._exchanged) for one in nameservers)
+            self._clients = Clients(usual, slow, each if len(each) > 1 else ())
         return self._clients
 
     def _exchanged(self, exchange: Exchange) -> None:

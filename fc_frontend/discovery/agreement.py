@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fc_frontend.discovery.client import DnsClient
 from fc_frontend.discovery.resolve import resolve_within_limits
 from fc_frontend.errors import Cause, Problem, Severity
-from fc_frontend.plan.model import Cluster, Freshness, Nameserver, ServiceSpec, Target
+from fc_frontend.plan.model import Answer, Cluster, Freshness, Nameserver, ServiceSpec, Target
 from fc_frontend.plurals import counted
 
 _AT_ONCE = 8
@@ -73,6 +73,24 @@ async def disagreements(
         for spec, result in zip(listed, results, strict=True)
         if result is not None
     }
+
+
+def united(answers: Sequence[Answer]) -> Answer:
+    """The first fresh answer, with the endpoints that any other fresh one has; else the first.
+
+    For services whose slots fc-frontend fills: while one nameserver lags behind, the new pods have
+    slots, and health checks tell which of the old ones are gone.
+    """
+    fresh = [answer for answer in answers if answer.freshness is Freshness.FRESH]
+    if not fresh:
+        return answers[0]
+    first = fresh[0]
+    listed = (each for answer in reversed(fresh) for each in answer.endpoints)
+    known = {(each.address, each.port): each for each in listed}
+    if len(known) == len(first.endpoints):
+        return first
+    endpoints = tuple(sorted(known.values()))
+    return replace(first, endpoints=endpoints, is_cut=any(answer.is_cut for answer in fresh))
 
 
 async def ask_each(

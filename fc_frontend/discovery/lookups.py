@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
+from fc_frontend.discovery.agreement import united
 from fc_frontend.discovery.budget import SERVICES_AT_ONCE, ServiceLookups
 from fc_frontend.discovery.client import DnsClient
 from fc_frontend.discovery.resolve import held, resolve_within_limits
@@ -24,6 +25,8 @@ NEW_QUIET = 1.2
 LONGEST = 2.0
 """Seconds that a sweep takes at most, and as many again for each `_EACH` services."""
 _EACH = 1000
+_GRACE = 0.2
+"""Seconds that the other nameservers have to answer once one has."""
 _SLOW_AT_ONCE = 16
 _SLOW_FOR = 60.0
 """Seconds for which a service that failed or took too long is asked about apart from the others."""
@@ -34,18 +37,33 @@ class Clients:
     """Who asks cluster DNS.
 
     `slow` has sockets and limits of its own, for services whose lookups failed or took too long:
-    many of them take nothing from the others.
+    many of them take nothing from the others.  `each` has one for each nameserver, where there are
+    several: it is for services whose slots fc-frontend fills.
     """
 
     usual: DnsClient
     slow: DnsClient
+    each: tuple[DnsClient, ...] = ()
+
+    def close(self) -> None:
+        """Close all sockets."""
+        for client in (self.usual, self.slow, *self.each):
+            client.close()
+
+
+@dataclass(frozen=True, slots=True)
+class _Answered:
+    """The answers of one nameserver or of each, and what the first one was asked."""
+
+    answers: tuple[Answer, ...]
+    lookups: ServiceLookups
 
 
 @dataclass(slots=True)
 class _UnderWay:
     spec: ServiceSpec
     previous: Answer | None
-    task: asyncio.Task[tuple[Answer, ServiceLookups]]
+    task: asyncio.Task[_Answered]
 
 
 class Lookups:
@@ -62,6 +80,7 @@ class Lookups:
         self._running = 0
         self._progress = asyncio.Event()
         self._slow_until: dict[str, float] = {}
+        self._differing_since: dict[str, float] = {}
 
     @property
     def pending(self) -> frozenset[str]:
@@ -107,7 +126,8 @@ class Lookups:
         idle = [spec for spec in listed.values() if spec.name not in self._under_way]
         settled = {}
         if not is_new:
-            settled = await self._unchanged.settled(idle, cluster, clients.usual, previous)
+            of_one = [spec for spec in idle if not _asks_each(clients, previous.get(spec.name))]
+            settled = await self._unchanged.settled(of_one, cluster, clients.usual, previous)
         for spec in idle:
             if spec.name not in settled:
                 self._begin(spec, cluster, clients, previous.get(spec.name))
@@ -129,18 +149,20 @@ class Lookups:
     ) -> None:
         is_slow = self._slow_until.get(spec.name, 0.0) > self._clock()
         lane = self._slow_lane if is_slow else self._lane
-        client = clients.slow if is_slow else clients.usual
+        asked = clients.each
+        if not _asks_each(clients, previous):
+            asked = (clients.slow if is_slow else clients.usual,)
 
-        async def resolved() -> tuple[Answer, ServiceLookups]:
+        async def resolved() -> _Answered:
             async with lane:
-                return await resolve_within_limits(spec, cluster, client, previous)
+                return await _resolved(spec, cluster, asked, previous)
 
         task = asyncio.create_task(resolved())
         task.add_done_callback(self._ended)
         self._running += 1
         self._under_way[spec.name] = _UnderWay(spec, previous, task)
 
-    def _ended(self, _task: asyncio.Task[tuple[Answer, ServiceLookups]]) -> None:
+    def _ended(self, _task: asyncio.Task[_Answered]) -> None:
         self._running -= 1
         self._progress.set()
 
@@ -169,7 +191,8 @@ class Lookups:
             if name not in listed or not each.task.done():
                 continue
             del self._under_way[name]
-            answer, lookups = each.task.result()
+            answered = each.task.result()
+            answer = self._agreed(name, answered.answers, now, hold)
             if answer.freshness is not Freshness.FRESH:
                 self._slow_until[name] = now + _SLOW_FOR
             before = previous.get(name)
@@ -177,9 +200,48 @@ class Lookups:
                 # HAProxy was given other slots meanwhile.
                 answer = replace(answer, slots=before.slots, by_runtime=before.by_runtime)
             found[name] = held(before, answer, cluster.sudden_loss, now, hold)
-            self._unchanged.learn(each.spec, found[name], lookups)
+            if len(answered.answers) == 1:
+                self._unchanged.learn(each.spec, found[name], answered.lookups)
         self._slow_until = {n: until for n, until in self._slow_until.items() if until > now}
         return found
 
+    def _agreed(self, name: str, answers: Sequence[Answer], now: float, hold: float) -> Answer:
+        """What counts of the answers of all nameservers: the union for `hold` seconds."""
+        first = next((a for a in answers if a.freshness is Freshness.FRESH), answers[0])
+        union = united(answers)
+        if union is first:
+            self._differing_since.pop(name, None)
+            return first
+        since = self._differing_since.setdefault(name, now)
+        return union if now - since < hold else first
+
     def _cancel(self, name: str) -> None:
         self._under_way.pop(name).task.cancel()
+
+
+async def _resolved(
+    spec: ServiceSpec, cluster: Cluster, clients: Sequence[DnsClient], previous: Answer | None
+) -> _Answered:
+    """What each of `clients` is told; after a good answer, the others have `_GRACE` to answer."""
+    tasks = [
+        asyncio.create_task(resolve_within_limits(spec, cluster, client, previous))
+        for client in clients
+    ]
+    waiting = set(tasks)
+    try:
+        while waiting:
+            done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            if any(task.result()[0].freshness is Freshness.FRESH for task in done):
+                break
+        if waiting:
+            _, waiting = await asyncio.wait(waiting, timeout=_GRACE)
+    finally:
+        for task in waiting:
+            task.cancel()
+    found = [task.result() for task in tasks if task not in waiting]
+    return _Answered(tuple(answer for answer, _ in found), found[0][1])
+
+
+def _asks_each(clients: Clients, previous: Answer | None) -> bool:
+    """True for a service whose slots fc-frontend fills, where there are several nameservers."""
+    return bool(clients.each) and previous is not None and previous.by_runtime

@@ -15,6 +15,7 @@ import dns.rrset
 import pytest
 
 from fc_frontend.demo.dns import ClusterDns, Fault, KubernetesService
+from fc_frontend.demo.load import Load
 from fc_frontend.haproxy import runtime
 from tests.conftest import binary_of
 from tests.faults.site import EXTRA, SERVICES, Site, serving
@@ -438,3 +439,31 @@ def test_nameservers_that_do_not_agree_are_reported_everywhere() -> None:
         frontend.until(lambda: frontend.metric("fc_frontend_dns_disagreements") == 0)
         assert said not in frontend.run("status", check=False).stdout
         assert said not in frontend.run("resolve").stderr
+
+
+@pytest.mark.extended
+def test_pods_that_only_one_nameserver_has_are_served_where_slots_are_filled_here(
+    either_binary: str,
+) -> None:
+    """The first nameserver lags 20 s behind, and all pods are replaced meanwhile."""
+    with Frontend(either_binary) as frontend, second_nameserver(frontend) as second:
+        old = frontend.scale("shop", 3)
+        # HAProxy's resolver would take this address: so fc-frontend fills the slots.
+        outside = "192.0.2.1"
+        frontend.settings["services"]["shop"] = frontend.service("shop", 8080)
+        named = KubernetesService("shop", ports={"http": 8080})
+        for server in (frontend.dns, second):
+            server.set_service(replace(named, endpoints=(*old.addresses, outside)))
+        frontend.start()
+        frontend.until(lambda: frontend.serves(8080, old))
+        frontend.until(lambda: frontend.status()["services"][0]["addresses_by"] == "runtime")
+        new = frontend.scale("next", 3)
+        with Load(frontend.host, 8080, clients=4, interval=0.02, timeout=20) as load:
+            second.set_service(replace(named, endpoints=(*new.addresses, outside)))
+            frontend.until(lambda: load.tally().pods.keys() >= {"next-1", "next-2", "next-3"})
+            before = load.tally()
+            frontend.call(old.stop())
+            frontend.until(lambda: load.tally().since(before).requests > 1000)
+            assert len(load.tally().since(before).failures) <= 4
+            frontend.dns.set_service(replace(named, endpoints=(*new.addresses, outside)))
+            frontend.until(lambda: frontend.serves(8080, new))
