@@ -48,13 +48,17 @@ from tests.support.load import Clients, Loaded
 
 PODS = 4
 CLIENTS, ADDED_CLIENTS, PAUSE = 20, 4, 0.2
-ADDED, SECURE = 8090, 8443
+ADDED, MOVED, SECURE = 8090, 8091, 8443
 OUTAGE, SHORT_OUTAGE = 45.0, 36.0
 """Seconds; plain HAProxy gives its servers up after 32."""
 TIME_TO_COME = 5.0
 """Seconds after which an added service is expected to be there."""
 AFTER = 3.0
 NAMES = ("shop.default.svc.cluster.local", "*.shop.default.svc.cluster.local")
+EDGE = (
+    "frontend edge\n  bind {host}:8096\n  mode http\n"
+    "  use_backend used if {{ path_beg /used }}\n  default_backend shop\n"
+)
 BAD_SNIPPET = "listen bad\n  bind 127.0.0.1:8095\n  no-such-keyword\n"
 
 
@@ -86,6 +90,27 @@ class Ours(FcFrontend):
         if taken:
             self._declare("taken", TAKEN)
         self._declare("added", ADDED)
+
+    def by_hand(self) -> None:
+        """Add the section that plain HAProxy has for `added`, as a fragment."""
+        self.frontend.drop("by-hand.cfg", by_hand(self.frontend))
+
+    def refer(self) -> None:
+        """Add a frontend that uses `shop`, and `used`, which it may use."""
+        self._declare("used", MOVED)
+        self.frontend.drop("edge.cfg", EDGE.format(host=self.frontend.host))
+
+    def remove_used(self) -> None:
+        """Remove what the frontend refers to."""
+        (self.frontend.services_d / "used.json").unlink()
+
+    def move(self, port: int) -> None:
+        """Let `added` have another port."""
+        self._declare("added", port)
+
+    def mistake(self) -> None:
+        """Break the declaration of `added`."""
+        self.frontend.drop("added.json", '{"services": ')
 
     def _declare(self, name: str, port: int, **fields: Any) -> None:
         declared = self.frontend.service("shop", port, **fields)
@@ -132,6 +157,35 @@ class Theirs(PlainHaproxy):
         if taken:
             self._sections.append(self._section("taken", TAKEN))
         self._sections.append(self._section("added", ADDED))
+        self._deploy()
+
+    def by_hand(self) -> None:
+        """Add the section of `added`."""
+        self._sections.append(by_hand(self.frontend))
+        self._deploy()
+
+    def refer(self) -> None:
+        """Add a frontend that uses `shop`, and `used`, which it may use."""
+        self._sections.append(EDGE.format(host=self.frontend.host))
+        self._sections.append(self._section("used", MOVED))
+        self._deploy()
+
+    def remove_used(self) -> None:
+        """Remove what the frontend refers to."""
+        del self._sections[-1]
+        self._deploy()
+
+    def move(self, port: int) -> None:
+        """Let `added` have another port."""
+        self._sections[:] = [self._section("added", port)]
+        self._deploy()
+
+    def mistake(self) -> None:
+        """Break the section of `added`."""
+        self._sections.append("  no-such-keyword\n")
+        self._deploy()
+
+    def _deploy(self) -> None:
         candidate = self.frontend.directory / "candidate.cfg"
         candidate.write_text(self.text(TOGGLED))
         argv = [self.frontend.binary, "-c", "-f", str(candidate)]
@@ -155,11 +209,16 @@ class Theirs(PlainHaproxy):
         return super().text(toggled) + "".join(self._sections)
 
     def _section(self, name: str, port: int, options: str = "") -> str:
-        return (
-            f"listen {name}\n  bind {self.frontend.host}:{port}{options}\n"
-            f"  server-template pod {SLOTS} *.shop.default.svc.cluster.local:8080 check "
-            "resolvers cluster init-addr none\n"
-        )
+        return by_hand(self.frontend, name, port, options)
+
+
+def by_hand(frontend: Frontend, name: str = "added", port: int = ADDED, options: str = "") -> str:
+    """The section of a service as the documentation shows it."""
+    return (
+        f"listen {name}\n  bind {frontend.host}:{port}{options}\n"
+        f"  server-template pod {SLOTS} *.shop.default.svc.cluster.local:8080 check "
+        "resolvers cluster init-addr none\n"
+    )
 
 
 class Stage:
@@ -215,11 +274,15 @@ class Stage:
         self.phase("the change")
         self.contender.add(**faults)
         time.sleep(TIME_TO_COME)
+        self.ask_added()
+        time.sleep(10)
+
+    def ask_added(self, port: int = ADDED) -> None:
+        """Ask the added service, too, from now on."""
         self.phase("the added service is asked")
         half = ADDED_CLIENTS // 2
-        added = Clients(self.frontend.host, http=ADDED, keep=half, new=half, pause=PAUSE, now=True)
+        added = Clients(self.frontend.host, http=port, keep=half, new=half, pause=PAUSE, now=True)
         self._added = self._stack.enter_context(added)
-        time.sleep(10)
 
     def publish(self, *addresses: str) -> None:
         """Let cluster DNS name these for `shop`."""
@@ -285,6 +348,47 @@ def broken_certificate(stage: Stage) -> None:
     stage.notes.append(f"TLS {'serves' if secure_answers(stage.frontend) else 'fails'}")
 
 
+def renewed_certificate(stage: Stage) -> None:
+    before = served_certificate(stage.frontend)
+    stage.phase("a new certificate is renamed over the old one")
+    certificate(stage.pem.with_suffix(".new"))
+    stage.pem.with_suffix(".new").rename(stage.pem)
+    time.sleep(15)
+    is_new = served_certificate(stage.frontend) != before
+    stage.notes.append(f"TLS has the {'new' if is_new else 'old'} certificate")
+
+
+def mistake_after_a_move(stage: Stage) -> None:
+    """A service gets another port, and its file is broken 3 s later."""
+    stage.contender.add()
+    time.sleep(TIME_TO_COME)
+    stage.phase("the port changes")
+    stage.contender.move(MOVED)
+    time.sleep(3)
+    stage.ask_added(MOVED)
+    stage.phase("the mistake")
+    stage.contender.mistake()
+    time.sleep(15)
+
+
+def removed_backend(stage: Stage) -> None:
+    """What a hand-written frontend refers to is removed; then a service is added."""
+    stage.contender.refer()
+    time.sleep(TIME_TO_COME)
+    stage.phase("what it refers to is removed")
+    stage.contender.remove_used()
+    time.sleep(TIME_TO_COME)
+    stage.add()
+
+
+def reloads_of_a_fragment(stage: Stage) -> None:
+    """A section by hand, over six reloads with a DNS that takes 0.1 s."""
+    stage.contender.by_hand()
+    time.sleep(TIME_TO_COME)
+    stage.ask_added()
+    reload_by_hand(0.1, times=6)(stage)
+
+
 def taken_bind(stage: Stage) -> None:
     async def take() -> asyncio.Server:
         return await asyncio.start_server(lambda *_: None, stage.frontend.host, TAKEN)
@@ -315,13 +419,13 @@ def daemon_ends(number: int) -> Callable[[Stage], None]:
     return play
 
 
-def reload_by_hand(delay: float) -> Callable[[Stage], None]:
-    """As `systemctl reload haproxy`, five times, with a DNS that takes `delay` seconds."""
+def reload_by_hand(delay: float, times: int = 5) -> Callable[[Stage], None]:
+    """As `systemctl reload haproxy`, several times, with a DNS that takes `delay` seconds."""
 
     def play(stage: Stage) -> None:
         stage.frontend.dns.delay = delay
         time.sleep(2)
-        for number in range(5):
+        for number in range(times):
             stage.phase(f"reload {number + 1}")
             os.kill(stage.contender.master(), signal.SIGUSR2)
             time.sleep(3)
@@ -406,6 +510,10 @@ SCENARIOS = (
     Scenario(name="bad snippet, a service added", play=lambda s: s.add(bad_snippet=True)),
     Scenario(name="bind taken, a service added", play=taken_bind),
     Scenario(name="certificate broken, a service added", play=broken_certificate, secure=True),
+    Scenario(name="certificate renewed", play=renewed_certificate, secure=True),
+    Scenario(name="a port changes, then a mistake", play=mistake_after_a_move),
+    Scenario(name="used backend removed, a service added", play=removed_backend),
+    Scenario(name="section by hand, 6 reloads, DNS 0.1 s late", play=reloads_of_a_fragment),
     Scenario(name="fc-frontend killed, a rollout", play=daemon_ends(signal.SIGKILL)),
     Scenario(name="fc-frontend stopped, a rollout", play=daemon_ends(signal.SIGSTOP)),
     Scenario(name="5 reloads by hand", play=reload_by_hand(0.0)),
@@ -480,6 +588,11 @@ def certificate(path: Path) -> None:
         check=True, capture_output=True,
     )  # fmt: skip
     path.write_text(path.read_text() + key.read_text())
+
+
+def served_certificate(frontend: Frontend) -> str:
+    """The certificate that clients get over TLS, as PEM."""
+    return ssl.get_server_certificate((frontend.host, SECURE), timeout=10)
 
 
 def secure_answers(frontend: Frontend) -> bool:
