@@ -24,7 +24,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fc_frontend.errors import Unavailable
-from fc_frontend.walk import UntrustedPath, directory, is_shared, place, require_private, status_of
+from fc_frontend.paths.own import (
+    UntrustedPath,
+    directory,
+    is_shared,
+    place,
+    require_private,
+    status_of,
+)
 
 MAX_BYTES = 256 * 1024 * 1024
 """Of a file that is read."""

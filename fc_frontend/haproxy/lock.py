@@ -18,7 +18,7 @@ from pathlib import Path
 
 from fc_frontend import files
 from fc_frontend.errors import Problem, Severity, Unavailable
-from fc_frontend.walk import directory
+from fc_frontend.paths.own import directory
 
 FILE = "deploy.lock"
 _PAUSE = 0.01

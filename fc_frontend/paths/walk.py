@@ -1,9 +1,4 @@
-"""Follow a path one component at a time, and see who may change what it leads to.
-
-Every directory, symbolic link and file on the way is opened relative to the directory before it
-and never through a link (openat(2), O_NOFOLLOW).  What is read is what was judged: nobody can put
-another file in its place in between.
-"""
+"""Follow a path, and see who may change what it leads to: what is read is what was judged."""
 
 from __future__ import annotations
 
@@ -11,7 +6,6 @@ import contextlib
 import errno
 import os
 import stat
-from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,9 +13,8 @@ from pathlib import Path
 from fc_frontend.paths.access import Component, Part, WriteAccess
 from fc_frontend.paths.accounts import user_name
 from fc_frontend.paths.mounts import mounts
+from fc_frontend.paths.steps import Steps
 
-MAX_LINKS = 40
-"""As the kernel has it (path_resolution(7))."""
 _HARD_LINKS_ARE_PROTECTED = Path("/proc/sys/fs/protected_hardlinks")
 _OTHERS_MAY_WRITE = stat.S_IWGRP | stat.S_IWOTH
 _READ = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
@@ -182,103 +175,63 @@ def _part(status: os.stat_result) -> Part:
     return Part.DIRECTORY if stat.S_ISDIR(status.st_mode) else Part.FILE
 
 
-class _Way:
-    """The way to one path, with the descriptors of the directories that lead to it."""
+class _Way(Steps):
+    """The way to one path, and who may change what it leads to."""
 
     def __init__(self, walker: Walker, path: str) -> None:
+        super().__init__(path)
         self._walker = walker
-        self._given = path
-        self._left = deque(os.path.join(os.getcwd(), path).split("/"))  # noqa: PTH109, PTH118
-        self._names: list[str] = []
-        self._descriptors = [os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)]
-        self._statuses = [os.fstat(self._descriptors[0])]
         self._access = walker._judged(
-            WriteAccess(), "/", self._statuses[0], False, self._descriptors[0]
+            WriteAccess(), "/", self.statuses[0], False, self.descriptors[0]
         )
-        self._links = 0
         self._linkers: dict[int, str] = {}
         """Users other than root who own a link on the way, and the link."""
 
-    def close(self) -> None:
-        for descriptor in self._descriptors:
-            os.close(descriptor)
-        self._descriptors = []
-
     def follow(self) -> Found:
         """Go to the end.  Raises OSError."""
-        while self._left:
-            name = self._left.popleft()
-            if name in ("", "."):
-                continue
-            if not stat.S_ISDIR(self._statuses[-1].st_mode):
-                raise self._error(errno.ENOTDIR)
-            if name == "..":
-                self._leave(len(self._names) - 1)
-            else:
-                self._enter(name)
-        status = self._statuses[-1]
+        status = self.walk()
         self._refuse_foreign_links(status)
         is_shared = stat.S_ISDIR(status.st_mode) and self._walker.is_shared(status)
-        return Found("/" + "/".join(self._names), status, self._access, is_shared)
+        return Found("/" + "/".join(self.names), status, self._access, is_shared)
 
     def reopen(self) -> int:
         """A descriptor for reading just the file that `follow` found.  Raises OSError."""
         # Opens that very inode (proc(5)), even if another file has its name by now.
-        return os.open(f"/proc/self/fd/{self._descriptors[-1]}", _READ)
+        return os.open(f"/proc/self/fd/{self.descriptors[-1]}", _READ)
 
-    def _enter(self, name: str) -> None:
-        path = "/" + "/".join((*self._names, name))
+    def before(self, path: str) -> None:
         if self._walker.stays_local and path in self._walker.mounts.remote_points:
             raise RemoteMount(errno.EREMOTE, os.strerror(errno.EREMOTE), path)
-        descriptor = os.open(name, _STEP, dir_fd=self._descriptors[-1])
-        self._descriptors.append(descriptor)
-        status = os.fstat(descriptor)
-        if status.st_dev != self._statuses[-1].st_dev:
+
+    def opened(self, path: str, status: os.stat_result) -> None:
+        if status.st_dev != self.statuses[-1].st_dev:
             self._cross(path, status)
-        is_in_shared = self._walker.is_shared(self._statuses[-1])
-        self._access = self._walker._judged(self._access, path, status, is_in_shared, descriptor)
-        if not stat.S_ISLNK(status.st_mode):
-            self._names.append(name)
-            self._statuses.append(status)
-            return
-        self._links += 1
-        if self._links > MAX_LINKS:
-            raise self._error(errno.ELOOP)
-        target = os.readlink("", dir_fd=descriptor)
-        os.close(self._descriptors.pop())
-        if not self._walker.is_root(status.st_uid):
-            self._linkers.setdefault(status.st_uid, path)
-        self._left.extendleft(reversed(target.split("/")))
-        if target.startswith("/"):
-            self._leave(0)
+        is_in_shared = self._walker.is_shared(self.statuses[-1])
+        self._access = self._walker._judged(
+            self._access, path, status, is_in_shared, self.descriptors[-1]
+        )
+
+    def followed(self, path: str, link: os.stat_result) -> None:
+        if not self._walker.is_root(link.st_uid):
+            self._linkers.setdefault(link.st_uid, path)
 
     def _cross(self, path: str, status: os.stat_result) -> None:
         """Enter another file system.  Raises InKernel."""
         table = self._walker.mounts
         if status.st_dev in table.kernel_devices:
-            raise InKernel(errno.EINVAL, "leads to a file of the kernel", self._given)
+            raise InKernel(errno.EINVAL, "leads to a file of the kernel", self.given)
         user = table.users.get(status.st_dev)
         if user is not None and not self._walker.is_root(user):
             mount = Component(path, Part.MOUNT, user, status.st_gid, stat.S_IMODE(status.st_mode))
             self._access = replace(self._access, owners=(*self._access.owners, mount))
-
-    def _leave(self, depth: int) -> None:
-        """Go back to the directory that is `depth` below /."""
-        depth = max(depth, 0)
-        for descriptor in self._descriptors[depth + 1 :]:
-            os.close(descriptor)
-        del self._descriptors[depth + 1 :], self._statuses[depth + 1 :], self._names[depth:]
 
     def _refuse_foreign_links(self, status: os.stat_result) -> None:
         """Raise an error if a link leads its owner to a file that he may not read himself."""
         for uid, link in self._linkers.items():
             is_readable = status.st_uid == uid or status.st_mode & stat.S_IROTH
             is_reachable = all(
-                each.st_uid == uid or each.st_mode & stat.S_IXOTH for each in self._statuses[:-1]
+                each.st_uid == uid or each.st_mode & stat.S_IXOTH for each in self.statuses[:-1]
             )
             if not (is_readable and is_reachable):
                 message = f"leads by {link}, a link of {user_name(uid)}, to another user's file"
-                raise ForeignLink(errno.EACCES, message, self._given)
-
-    def _error(self, number: int) -> OSError:
-        return OSError(number, os.strerror(number), self._given)
+                raise ForeignLink(errno.EACCES, message, self.given)

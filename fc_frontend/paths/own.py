@@ -1,7 +1,6 @@
-"""Open directories component by component, and follow only symbolic links that can be trusted.
+"""Directories in which we write: only links that can be trusted are followed on the way.
 
-Every component is opened beneath the one before (openat(2) with O_NOFOLLOW), so that nobody can
-exchange one for a link meanwhile.  All functions raise `OSError`.
+All functions raise `OSError`.
 """
 
 from __future__ import annotations
@@ -13,9 +12,7 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-_MAX_LINKS = 40
-"""On the way to a file, as Linux has it (path_resolution(7))."""
-_BENEATH = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+from fc_frontend.paths.steps import MAX_LINKS, Steps
 
 
 class UntrustedPath(OSError):
@@ -33,13 +30,10 @@ def directory(path: str) -> Iterator[int]:
     Links on the way are followed if nobody but root and our own user could have made them.  Raises
     `OSError`.
     """
-    opened = _walk(path)
-    try:
-        if not stat.S_ISDIR(os.fstat(opened).st_mode):
+    with contextlib.closing(_TrustedSteps(path)) as steps:
+        if not stat.S_ISDIR(steps.walk().st_mode):
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
-        yield opened
-    finally:
-        os.close(opened)
+        yield steps.descriptors[-1]
 
 
 def is_shared(status: os.stat_result) -> bool:
@@ -54,7 +48,7 @@ def is_shared(status: os.stat_result) -> bool:
 
 
 def require_private(opened: int, path: str) -> None:
-    """Raise `Untrusted` unless the directory is root's or ours, and not everybody's.
+    """Raise `UntrustedPath` unless the directory is root's or ours, and not everybody's.
 
     Root takes the directory's owner for the user of the daemon.
     """
@@ -75,37 +69,11 @@ def require_private(opened: int, path: str) -> None:
         )
 
 
-def _walk(path: str) -> int:
-    """An O_PATH descriptor of `path`; each component is opened beneath the one before."""
-    absolute = path if path.startswith("/") else f"{Path.cwd()}/{path}"
-    waiting = [part for part in absolute.split("/") if part not in ("", ".")][::-1]
-    links = 0
-    here = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        while waiting:
-            part = waiting.pop()
-            there = os.open(part, _BENEATH, dir_fd=here)
-            try:
-                status = os.fstat(there)
-                if not stat.S_ISLNK(status.st_mode):
-                    here, there = there, here
-                    continue
-                links += 1
-                if links > _MAX_LINKS:
-                    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
-                _require_trusted(status, os.fstat(here), part)
-                target = os.readlink("", dir_fd=there)
-                waiting += [word for word in target.split("/") if word not in ("", ".")][::-1]
-                if target.startswith("/"):
-                    root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-                    os.close(here)
-                    here = root
-            finally:
-                os.close(there)
-    except BaseException:
-        os.close(here)
-        raise
-    return here
+class _TrustedSteps(Steps):
+    """Steps that stop at a link which others may have made."""
+
+    def followed(self, path: str, link: os.stat_result) -> None:
+        _require_trusted(link, self.statuses[-1], path.rpartition("/")[2])
 
 
 @contextlib.contextmanager
@@ -122,7 +90,7 @@ def place(path: str, *, follow: bool) -> Iterator[tuple[int, str]]:
                 yield parent, where.name
                 return
             links += 1
-            if links > _MAX_LINKS:
+            if links > MAX_LINKS:
                 raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
             _require_trusted(status, os.fstat(parent), str(where))
             where = where.parent / os.readlink(where.name, dir_fd=parent)
