@@ -1,0 +1,284 @@
+"""The base of changes: what HAProxy runs or, if it does not run, would start with."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+
+from fc_frontend.config.declare import (
+    Declaration,
+    declare,
+    running_fragments,
+    running_settings,
+    running_specs,
+)
+from fc_frontend.config.fingerprint import digest
+from fc_frontend.config.loader import Sources, state_directory
+from fc_frontend.config.running import RunningDeclarations
+from fc_frontend.config.templates import templates
+from fc_frontend.config.trust import Level
+from fc_frontend.errors import Problem, Refused, Unavailable
+from fc_frontend.haproxy import history, install, kept_files, runtime
+from fc_frontend.haproxy.server_state import servers_in
+from fc_frontend.model.units import ENVIRONMENT, SETTINGS, TEMPLATES, Section, UnitId, UnitKind
+from fc_frontend.plan.model import Kind, Plan, Resolution, ServicePlan, Settings
+from fc_frontend.plan.planner import plan
+from fc_frontend.render.config import Config, config_hash, sections_in
+from fc_frontend.render.render import render_sections
+from fc_frontend.stored import stored_answers, stored_pending, stored_running
+from fc_frontend.syntax.binds import read_listeners
+
+
+class BaseOrigin(StrEnum):
+    """Where the base of changes is known from."""
+
+    RUNNING = "running"
+    """HAProxy's worker reports it."""
+    INSTALLED = "installed"
+    """HAProxy does not answer: it is what is installed, or what was deployed last."""
+    NONE = "none"
+    """Nothing of ours was deployed yet."""
+    UNREADABLE = "unreadable"
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """What changes are compared with: what HAProxy runs or, if it does not, would start with.
+
+    `config` is that text with its sections, None if there is none.  `declarations` say what it was
+    made of, as far as that is known.
+    """
+
+    origin: BaseOrigin = BaseOrigin.NONE
+    config: Config | None = None
+    declarations: RunningDeclarations = field(default_factory=RunningDeclarations)
+    sections: Mapping[UnitId, Section] = field(default_factory=dict)
+    """The sections by unit, with copies of files in place of those that have changed since."""
+    is_substituted: bool = False
+    is_reverted: bool = False
+    """True if `sections` has an earlier form of services that lost all their servers, or lacks some
+    of what runs."""
+
+    @property
+    def hash(self) -> str | None:
+        """The digest of the text."""
+        return self.config.hash if self.config else None
+
+    def without(self, units: AbstractSet[UnitId]) -> Base:
+        """The base in which `units` do not run, so that they need not stay."""
+        left = {unit: each for unit, each in self.sections.items() if unit not in units}
+        return replace(self, sections=left, is_reverted=self.is_reverted or bool(units))
+
+
+def find_base(
+    settings: Settings,
+    declarations: RunningDeclarations,
+    pending: RunningDeclarations | None,
+    running: str | None,
+) -> Base:
+    """The base of changes, while HAProxy's worker reports the digest `running`.
+
+    Without a worker it is haproxy.cfg, if that is ours and unedited.  Otherwise it is what was
+    deployed last, as the history has it.  `pending` is what was being deployed when fc-frontend was
+    killed.
+    """
+    directory = settings.state_directory
+    origin = BaseOrigin.RUNNING if running else BaseOrigin.INSTALLED
+    unknown = BaseOrigin.NONE
+    try:
+        data = install.read(settings.haproxy.config_file)
+    except Unavailable:
+        data, unknown = None, BaseOrigin.UNREADABLE
+    installed = data.decode("utf-8", "surrogateescape") if data else ""
+    digest = config_hash(installed)
+    text: str | None = installed
+    if digest is None or (running is not None and digest != running):
+        digest = running or declarations.hash
+        text = _from_history(directory, digest)
+        if text is None and running is not None and declarations.hash != running:
+            # The worker runs a text that is not ours.
+            digest = declarations.hash
+            text = _from_history(directory, digest)
+    if text is None or digest is None:
+        return Base(unknown, declarations=declarations)
+    if pending is not None and pending.hash == digest:
+        declarations = pending
+    config = _with_declarations(Config(text, digest, sections_in(text)), declarations)
+    by_unit = {section.unit: section for section in config.sections}
+    by_unit[TEMPLATES] = templates_section(declarations.templates)
+    copies = kept_files.substitutes(directory, declarations.files)
+    if not copies:
+        return Base(origin, config, declarations, by_unit)
+    substituted = {
+        unit: replace(section, text=kept_files.with_copies(section.text, copies))
+        for unit, section in by_unit.items()
+    }
+    return Base(origin, config, declarations, substituted, is_substituted=True)
+
+
+def stored_base(sources: Sources) -> Base:
+    """The base of changes, for commands."""
+    directory = state_directory(sources)
+    declarations, pending = stored_running(directory), stored_pending(directory)
+    settings = settings_now(sources, declarations)
+    running = None
+    with contextlib.suppress(Unavailable):
+        running = runtime.running_hash(settings.haproxy.runtime_socket)
+    return find_base(settings, declarations, pending, running)
+
+
+def with_ways_back(base: Base, settings_file: str, answers: Resolution) -> Base:
+    """`base` with an earlier form of the services that lost all their servers as they run.
+
+    What is withheld falls back to that form then.
+    """
+    running = base.declarations
+    back = {
+        name: form
+        for name, form in running.ways_back().items()
+        if UnitId(UnitKind.SERVICE, name) in base.sections
+    }
+    settings = running_settings(running, settings_file) if back else None
+    if settings is None:
+        return base
+    former = replace(running, services=back)
+    specs = running_specs(former)
+    planned = plan(settings, specs.values(), (), answers)
+    refused: list[Problem] = []
+    sections = dict(base.sections)
+    for section in render_sections(planned, templates(running.templates), refused):
+        if section.unit.kind is UnitKind.SERVICE:
+            form = back[section.unit.name]
+            sections[section.unit] = replace(
+                section,
+                declaration=digest(form.value),
+                file=form.file,
+                is_trusted=form.level is Level.TRUSTED,
+            )
+    declarations = replace(running, services={**running.services, **back})
+    return replace(base, declarations=declarations, sections=sections, is_reverted=True)
+
+
+def _from_history(directory: str, digest: str | None) -> str | None:
+    if digest is None:
+        return None
+    for entry in reversed(history.entries(directory)):
+        if entry.hash == digest and entry.has_text:
+            with contextlib.suppress(Unavailable, Refused):
+                return history.text(directory, entry)
+    return None
+
+
+def _with_declarations(config: Config, declarations: RunningDeclarations) -> Config:
+    """`config` whose sections have what is known of their declarations."""
+    sections = []
+    for section in config.sections:
+        unit, raw = section.unit, None
+        if unit == SETTINGS:
+            known = digest(declarations.settings) if declarations.settings is not None else ""
+            sections.append(replace(section, declaration=known))
+            continue
+        if unit.kind is UnitKind.SERVICE:
+            raw = declarations.services.get(unit.name)
+        elif unit.kind is UnitKind.FRAGMENT:
+            raw = declarations.fragments.get(unit.name)
+        if raw is None:
+            sections.append(section)
+        else:
+            is_trusted = raw.level is Level.TRUSTED
+            sections.append(
+                replace(
+                    section,
+                    declaration=digest(raw.value),
+                    file=raw.file,
+                    is_trusted=is_trusted,
+                )
+            )
+    return replace(config, sections=tuple(sections))
+
+
+def templates_section(texts: Mapping[str, str]) -> Section:
+    text = json.dumps(dict(sorted(texts.items())))
+    return Section(TEMPLATES, text, declaration=text)
+
+
+def is_same_cluster(base: Base, settings: Settings, settings_file: str) -> bool:
+    """True if HAProxy has pods of the cluster that `settings` name, as far as that is known."""
+    running = running_settings(base.declarations, settings_file)
+    return running is None or running.cluster == settings.cluster
+
+
+def settings_now(sources: Sources, declarations: RunningDeclarations) -> Settings:
+    """The declared settings; those that run, if the declared ones have errors."""
+    declaration = declare(sources, declarations)
+    if SETTINGS in declaration.faults:
+        former = running_settings(declarations, sources.settings_file)
+        return former or declaration.settings
+    return declaration.settings
+
+
+def declared_now(sources: Sources, base: Base) -> Declaration:
+    """What is declared, with the settings that run if the declared ones have errors."""
+    declaration = declare(sources, base.declarations)
+    if SETTINGS in declaration.faults:
+        declaration = declare(sources, base.declarations, ENVIRONMENT)
+    return declaration
+
+
+def running_plan(base: Base, settings_file: str) -> Plan | None:
+    """The plan of what HAProxy runs, as far as its declarations are known; None if they are not."""
+    settings = running_settings(base.declarations, settings_file)
+    if settings is None or base.config is None:
+        return None
+    specs = running_specs(base.declarations)
+    planned = plan(settings, specs.values(), (), stored_answers(settings, specs.values()))
+    texts = {section.unit: section.text for section in base.config.sections}
+    services = [
+        as_in_text(each, texts[unit])
+        for each in planned.services
+        if (unit := UnitId(UnitKind.SERVICE, each.spec.name)) in texts
+    ]
+    fragments = running_fragments(base.declarations)
+    return replace(
+        planned,
+        services=tuple(services),
+        fragments=tuple(fragments[name] for name in sorted(fragments)),
+    )
+
+
+def as_in_text(planned: ServicePlan, text: str) -> ServicePlan:
+    """`planned` with the servers that the section `text` has, which may be older."""
+    made = servers_in(text).get(planned.spec.name, ())
+    if not made or planned.query is None:
+        return planned
+    first = made[0]
+    if first.names == ("service",):
+        return replace(planned, kind=Kind.SERVICE, query=first.target, slots=1, by_runtime=False)
+    kind = planned.kind if planned.has_pods else Kind.HEADLESS
+    if kind is Kind.API and not first.is_disabled:
+        kind = Kind.HEADLESS
+    kind = Kind.SRV if first.port is None else Kind.HEADLESS if kind is Kind.SRV else kind
+    return replace(
+        planned,
+        kind=kind,
+        query=first.target,
+        slots=len(first.names),
+        by_runtime=first.is_disabled,
+        standby=planned.standby if kind is Kind.API else None,
+    )
+
+
+def served_binds(base: Base) -> dict[str, tuple[str, ...]]:
+    """The binds of each service as HAProxy runs it, by name."""
+    sections = base.config.sections if base.config else ()
+    return {
+        section.unit.name: tuple(
+            str(found.endpoint) for _, found in read_listeners(section.text).listeners
+        )
+        for section in sections
+        if section.unit.kind is UnitKind.SERVICE
+    }

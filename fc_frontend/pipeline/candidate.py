@@ -1,0 +1,171 @@
+"""A configuration that may be deployed, what can refuse it, and what comes out at the end."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field
+
+from fc_frontend.config.declare import Declaration
+from fc_frontend.desired.isolate import Withheld
+from fc_frontend.errors import Cause, Problem, Unavailable, errors_in
+from fc_frontend.haproxy import kept_files, runtime
+from fc_frontend.haproxy.conflicts import listener_problems
+from fc_frontend.haproxy.judge import judge
+from fc_frontend.haproxy.patience import Patience
+from fc_frontend.model.units import UnitId, UnitKind
+from fc_frontend.pipeline.base import Base
+from fc_frontend.plan.model import Answer, Plan, Resolution
+from fc_frontend.render.config import Config
+from fc_frontend.render.names import name_problems
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """What to deploy, and how it follows from what is declared.
+
+    `declaration` has what is in the configuration: withheld services as they run, and the faults of
+    what is declared.  `config` is None if not even what runs now is accepted; `problems` has errors
+    then.
+    """
+
+    declaration: Declaration
+    resolution: Resolution
+    plan: Plan
+    config: Config | None
+    problems: tuple[Problem, ...]
+    withheld: tuple[Withheld, ...] = ()
+    waiting: tuple[UnitId, ...] = ()
+    """The removals that are only waited with."""
+    base: Base = field(default_factory=Base)
+    is_complete: bool = True
+    """False if the search for what to withhold continues in the next step."""
+    is_checked: bool = False
+    """True if HAProxy's check accepted the text just now."""
+
+    @property
+    def ok(self) -> bool:
+        """True if it can be deployed."""
+        return self.config is not None and not errors_in(self.problems)
+
+    @property
+    def changed_files(self) -> tuple[str, ...]:
+        """The files whose units differ from what HAProxy ran before, if it ran anything of ours."""
+        assert self.config is not None
+        if self.base.config is None:
+            return ()
+        before, after = self.base.sections, {each.unit: each for each in self.config.sections}
+        changed = {
+            section.file
+            for unit in before.keys() | after.keys()
+            if (before[unit].text if unit in before else None)
+            != (after[unit].text if unit in after else None)
+            for section in (after.get(unit), before.get(unit))
+            if section is not None and section.file
+        }
+        return tuple(sorted(changed))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """A composition that may be deployed."""
+
+    declaration: Declaration
+    resolution: Resolution
+    plan: Plan
+    config: Config
+    newcomers: frozenset[UnitId]
+    """The units that HAProxy does not have in this form."""
+    moved: frozenset[str] = frozenset()
+    """Those services whose pods are looked for elsewhere than HAProxy has them."""
+
+    def left_without_server(self, serving: AbstractSet[str]) -> tuple[Problem, ...]:
+        """The services that have a server now, and would have none by what DNS says.
+
+        `serving` are the proxies, and the binds of a haproxy.cfg that others wrote, that serve.
+        """
+        if not serving:
+            return ()
+        found = []
+        for planned in self.plan.services:
+            name = planned.spec.name
+            unit = UnitId(UnitKind.SERVICE, name)
+            answer = self.resolution.get(name)
+            has_server = name in serving or not serving.isdisjoint(map(str, planned.spec.binds))
+            if (
+                has_server
+                and name in self.moved
+                and unit not in self.declaration.forced
+                and answer is not None
+                and not answer.endpoints
+            ):
+                found.append(_no_server_left(unit, answer))
+        return tuple(self.declaration.located(problem) for problem in found)
+
+    def problems(self) -> tuple[Problem, ...]:
+        """What is wrong between its units, before HAProxy is asked."""
+        found = [*errors_in(self.plan.problems), *name_problems(self.config, self.newcomers)]
+        found += listener_problems(
+            self.plan, self.config, self.newcomers, self.declaration.untrusted
+        )
+        return tuple(self.declaration.located(problem) for problem in found)
+
+
+def _no_server_left(unit: UnitId, answer: Answer) -> Problem:
+    said = "it has a server up, and would have none: "
+    if answer.rejected:
+        shown = ", ".join(answer.rejected[:3])
+        said += f"cluster DNS names only addresses outside of the networks: {shown}"
+        remedy = "correct cluster.pod_network and cluster.service_network"
+    else:
+        said += answer.error or "cluster DNS names no pod"
+        remedy = "correct service, namespace, port or cluster.domain"
+    return Problem(
+        said,
+        f"{remedy}, or force it: `fc-frontend apply --force {unit.name}`",
+        service=unit.name,
+        unit=unit,
+        cause=Cause.NO_SERVER_LEFT,
+    )
+
+
+Check = Callable[[Candidate, bool], tuple[Problem, ...]]
+"""HAProxy's verdict, and all that can refuse a text which is sound for us.
+
+The second argument is False for the first candidate, True for trials without some changes.
+"""
+
+
+def no_check(_candidate: Candidate, _is_trial: bool) -> tuple[Problem, ...]:
+    """Ask nobody: only what is wrong by itself or between units is withheld."""
+    return ()
+
+
+def haproxy_check(patience: Patience | None = None) -> Check:
+    """Let `haproxy -c` judge, as a user who can do nothing else.  Raises `Unavailable`."""
+    limits = patience or Patience()
+    serving: frozenset[str] | None = None
+
+    def check(candidate: Candidate, is_trial: bool) -> tuple[Problem, ...]:
+        nonlocal serving
+        settings = candidate.plan.settings
+        if serving is None:
+            serving = frozenset()
+            with contextlib.suppress(Unavailable):
+                serving = runtime.serving(
+                    runtime.servers_with_address(settings.haproxy.runtime_socket)
+                )
+        if left := candidate.left_without_server(serving):
+            return left
+        kept = kept_files.directory(settings.state_directory)
+        return judge(
+            settings.haproxy,
+            candidate.config,
+            candidate.plan,
+            kept=kept,
+            patience=limits,
+            is_trial=is_trial,
+        ).problems
+
+    return check
