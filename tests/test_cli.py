@@ -16,7 +16,7 @@ from fc_frontend import __version__
 from fc_frontend.cli import COMMANDS
 from fc_frontend.demo.dns import KubernetesService
 from tests.conftest import binary_of
-from tests.frontend import Frontend
+from tests.support.frontend import Frontend
 
 GOOD = """\
 cluster: {nameservers: ["10.0.0.254:53"]}

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from fc_frontend.cli import COMMANDS
-from tests.terminal import Terminal
+from tests.support.terminal import Terminal
 from tests.test_cli import GOOD, config, fc
 
 ROOT = Path(__file__).parent.parent

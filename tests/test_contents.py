@@ -13,7 +13,7 @@ import pytest
 
 from fc_frontend.haproxy.contents import Contents
 from fc_frontend.render.file_marks import changed_files, digests_in
-from tests.frontend import Frontend
+from tests.support.frontend import Frontend
 
 
 def certificate(directory: Path, name: str, serial: int) -> tuple[str, str]:

@@ -24,9 +24,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from fc_frontend.cli import COMMANDS
 from tests.conftest import binary_of
-from tests.frontend import Frontend, patiently
 from tests.support.api_cluster import ApiFrontend, token_until
 from tests.support.certificates import Certificates
+from tests.support.frontend import Frontend, patiently
 
 CONTRIB = Path(__file__).parent.parent / "contrib"
 PROMETHEUS = CONTRIB / "prometheus"

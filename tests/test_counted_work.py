@@ -27,7 +27,7 @@ from tests.bench.counted import (
     report,
 )
 from tests.conftest import BINARIES
-from tests.frontend import Frontend
+from tests.support.frontend import Frontend
 
 
 @pytest.mark.extended

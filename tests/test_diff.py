@@ -11,7 +11,7 @@ import pytest
 
 from fc_frontend.demo.dns import KubernetesService
 from fc_frontend.explain.differences import sections, without_secrets
-from tests.frontend import Frontend
+from tests.support.frontend import Frontend
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fc_frontend.discovery.hint import WORTHWHILE, Hint, longest
-from tests.frontend import Frontend
+from tests.support.frontend import Frontend
 
 
 def settled(serial: int = 7) -> Hint:

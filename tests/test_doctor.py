@@ -21,8 +21,8 @@ from fc_frontend.doctor.findings import Finding, Group, Result, worst
 from fc_frontend.errors import Problem, Unavailable
 from fc_frontend.haproxy.master import show_proc
 from tests.conftest import RealHaproxy, free_bind, until
-from tests.frontend import Frontend
 from tests.support.doctor import SECRET, doctor, said
+from tests.support.frontend import Frontend
 
 
 def test_the_worst_counts_and_nothing_is_unknown() -> None:

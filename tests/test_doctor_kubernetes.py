@@ -41,11 +41,11 @@ from fc_frontend.plan.model import (
     Cluster,
     Standby,
 )
-from tests.frontend import Frontend
 from tests.support.api_cluster import NOT_READY, ApiFrontend, token_until
 from tests.support.api_server import Fault
 from tests.support.certificates import Certificates
 from tests.support.doctor import CLUSTER, SECRET, result_of, said
+from tests.support.frontend import Frontend
 
 NOBODY = 65534
 

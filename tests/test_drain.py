@@ -21,7 +21,7 @@ from fc_frontend.haproxy.drain import NOTHING, Drained, commands, marked, pod_ad
 from fc_frontend.haproxy.runtime import ServerState
 from fc_frontend.haproxy.server_state import server_state
 from fc_frontend.plan.model import Endpoint, Freshness, Haproxy, Settings
-from tests.frontend import Frontend
+from tests.support.frontend import Frontend
 from tests.test_server_state import answer, planned, running
 
 A, B, C = "10.1.0.1", "10.1.0.2", "10.1.0.3"

@@ -14,7 +14,7 @@ import pytest
 from fc_frontend.demo.load import Load
 from fc_frontend.haproxy.master import show_proc
 from fc_frontend.haproxy.old_workers import bound_old_workers
-from tests.frontend import Frontend
+from tests.support.frontend import Frontend
 
 
 @pytest.fixture

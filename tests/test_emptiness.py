@@ -14,7 +14,7 @@ from fc_frontend.discovery.resolve import held
 from fc_frontend.haproxy import runtime
 from fc_frontend.plan.addresses import is_within
 from fc_frontend.plan.model import Answer, Endpoint, Freshness, Kind
-from tests.frontend import Frontend
+from tests.support.frontend import Frontend
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from fc_frontend.demo.dns import Fault, KubernetesService
 from fc_frontend.demo.load import Load
 from fc_frontend.haproxy.master import show_proc
 from tests.conftest import RealHaproxy
-from tests.frontend import Frontend
+from tests.support.frontend import Frontend
 
 
 @pytest.fixture

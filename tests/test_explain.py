@@ -21,7 +21,7 @@ import pytest
 from fc_frontend.demo.dns import Fault, KubernetesService
 from fc_frontend.haproxy import runtime
 from tests.conftest import binary_of
-from tests.frontend import Frontend
+from tests.support.frontend import Frontend
 
 STEPS = ["declaration", "dns", "networks", "slots", "servers", "bind", "configuration"]
 NAME = "shop.default.svc.cluster.local"

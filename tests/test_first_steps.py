@@ -18,7 +18,7 @@ from fc_frontend.haproxy.validate import CheckVerdict, Message
 from fc_frontend.plan.model import Plan, Settings
 from fc_frontend.render.render import render
 from tests.conftest import binary_of
-from tests.frontend import Frontend
+from tests.support.frontend import Frontend
 from tests.test_cli import GOOD, config, fc
 from tests.test_status import publish
 

@@ -8,7 +8,7 @@ import pytest
 
 from fc_frontend.demo.dns import Fault
 from fc_frontend.demo.load import Load
-from tests.frontend import Frontend
+from tests.support.frontend import Frontend
 
 RELOADS = 6
 

@@ -1,7 +1,7 @@
 """Whatever bytes come from files, from DNS or from HAProxy: no reader fails in an unforeseen way.
 
 Samples of real inputs are damaged at random, by a seed that a failure shows.  A run takes a moment;
-`python -m tests.fuzz --count N` runs as many inputs as wanted.
+`python -m tests.support.fuzz --count N` runs as many inputs as wanted.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from fc_frontend.demo.load import Load
-from tests.frontend import Frontend
+from tests.support.frontend import Frontend
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from fc_frontend.haproxy.lock import deploying
 from fc_frontend.haproxy.rollback import choice
 from fc_frontend.haproxy.server_state import servers_in, state_of_running
 from fc_frontend.render.config import config_hash
-from tests.frontend import Frontend
+from tests.support.frontend import Frontend
 from tests.test_server_state import running
 
 GOOD = Path(__file__).parent / "golden" / "headless-grown" / "expected.cfg"

@@ -21,7 +21,7 @@ import pytest
 from fc_frontend.demo.load import Load
 from fc_frontend.render.config import config_hash
 from tests.conftest import until
-from tests.frontend import Frontend
+from tests.support.frontend import Frontend
 
 
 @pytest.fixture

@@ -42,7 +42,7 @@ from fc_frontend.plan.model import Plan, Settings
 from fc_frontend.render.render import render
 from fc_frontend.syntax.words import NotWords, quote, split
 from tests.conftest import RealHaproxy, until
-from tests.frontend import Frontend
+from tests.support.frontend import Frontend
 
 IMPORTS = int(os.environ.get("FC_FRONTEND_IMPORTS", "300"))
 OWN = render(Plan(settings=Settings(), services=()), templates({})).text

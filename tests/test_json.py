@@ -12,9 +12,9 @@ import pytest
 
 from fc_frontend.cli import COMMANDS
 from tests.conftest import binary_of
-from tests.frontend import Frontend
 from tests.support.api_cluster import ApiFrontend
 from tests.support.certificates import Certificates
+from tests.support.frontend import Frontend
 from tests.test_cli import fc
 from tests.test_status import publish
 

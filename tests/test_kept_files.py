@@ -17,7 +17,7 @@ from fc_frontend.config.running import (
     load_running,
 )
 from fc_frontend.haproxy import kept_files
-from tests.frontend import Frontend
+from tests.support.frontend import Frontend
 
 
 @pytest.fixture

@@ -17,8 +17,8 @@ from fc_frontend.demo.dns import KubernetesService
 from fc_frontend.haproxy import runtime
 from fc_frontend.haproxy.master import show_proc
 from tests.conftest import PATIENCE
-from tests.frontend import Frontend
 from tests.support.contenders import takes
+from tests.support.frontend import Frontend
 
 RAW, UPGRADE = 8080, 8081
 PORT = 9000

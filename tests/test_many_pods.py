@@ -18,7 +18,7 @@ from fc_frontend.haproxy.drain import Drained
 from fc_frontend.haproxy.runtime import ServerState
 from fc_frontend.plan.model import FREE_ADDRESS, Bind, Endpoint, Kind, ServicePlan, ServiceSpec
 from tests.conftest import free_port
-from tests.frontend import Frontend
+from tests.support.frontend import Frontend
 
 MANY = 4600
 

@@ -23,7 +23,7 @@ from hypothesis.stateful import (
 
 from fc_frontend.demo.dns import Fault
 from fc_frontend.haproxy.master import show_proc
-from tests.frontend import Frontend
+from tests.support.frontend import Frontend
 
 NAMES = ("one", "two", "three")
 PORTS = {name: 8080 + number for number, name in enumerate(NAMES)}

@@ -30,8 +30,8 @@ from fc_frontend.page import render
 from fc_frontend.page.values import EACH_PAGE, Board, PastDeployment, bar, board, select
 from tests.bench.soak import LAUNCHER
 from tests.conftest import binary_of
-from tests.frontend import Frontend
 from tests.support.census import VARIABLE, types
+from tests.support.frontend import Frontend
 
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>"
 

@@ -18,7 +18,7 @@ from selenium.webdriver.remote.webelement import WebElement
 
 from fc_frontend.haproxy.binary import bundled_binary
 from tests.conftest import until
-from tests.frontend import Frontend
+from tests.support.frontend import Frontend
 
 pytestmark = pytest.mark.extended
 

@@ -11,8 +11,8 @@ import pytest
 
 from fc_frontend.demo.dns import Fault
 from tests.conftest import binary_of
-from tests.frontend import Frontend
-from tests.terminal import Terminal
+from tests.support.frontend import Frontend
+from tests.support.terminal import Terminal
 from tests.test_cli import GOOD, config, fc
 
 OF_THE_TERMINAL = ("NO_COLOR", "TERM", "COLUMNS", "LINES")

@@ -14,8 +14,8 @@ from fc_frontend.daemon.progress import Progress, Stuck, Work, bound
 from fc_frontend.observe.metrics import WORK
 from fc_frontend.plan.model import Haproxy
 from tests.conftest import until
-from tests.frontend import Frontend
 from tests.hostile.hung import hung
+from tests.support.frontend import Frontend
 
 
 def test_work_without_progress_is_stuck() -> None:

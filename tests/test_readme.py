@@ -152,7 +152,7 @@ def test_the_first_service_on_a_frontend_vm(tmp_path: Path) -> None:
         [
             *namespaces,
             sys.executable,
-            str(ROOT / "tests" / "frontend_vm.py"),
+            str(ROOT / "tests" / "support" / "frontend_vm.py"),
             *("setup", *software[1:], "--", *rest),
         ],
         cwd=fresh_checkout(tmp_path),

@@ -12,8 +12,8 @@ from fc_frontend.haproxy import runtime
 from tests.bench.reloads import fail_dns
 from tests.bench.scaling import publish, requests, until_all_are_asked
 from tests.conftest import binary_of
-from tests.frontend import Frontend
 from tests.support.contenders import HTTP, TCP, FcFrontend, PlainHaproxy, cluster
+from tests.support.frontend import Frontend
 from tests.support.load import Clients
 
 SERVICES = 200

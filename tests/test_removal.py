@@ -9,7 +9,7 @@ import pytest
 
 from fc_frontend.daemon.removal import RemovalWait
 from fc_frontend.plan.model import Intervals
-from tests.frontend import Frontend
+from tests.support.frontend import Frontend
 from tests.test_withheld import document, section, withheld
 
 FIVE = Intervals(removal=5.0)

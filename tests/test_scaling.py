@@ -12,7 +12,7 @@ from fc_frontend.demo.load import Load
 from fc_frontend.haproxy import runtime
 from fc_frontend.haproxy.master import show_proc
 from tests.conftest import RealHaproxy, until
-from tests.frontend import Frontend
+from tests.support.frontend import Frontend
 
 
 @pytest.fixture

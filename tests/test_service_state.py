@@ -16,7 +16,7 @@ from fc_frontend.model.service_state import (
     ServiceView,
     service_state,
 )
-from tests.frontend import Frontend
+from tests.support.frontend import Frontend
 
 RUNNING = HaproxyState.RUNNING
 WELL = Counts(up=3, free=7)

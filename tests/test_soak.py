@@ -10,7 +10,7 @@ import pytest
 
 from tests.bench.soak import Churn, slope
 from tests.conftest import binary_of
-from tests.frontend import Frontend
+from tests.support.frontend import Frontend
 
 SERVICES = 4
 TURNS = 14

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from fc_frontend.demo.dns import Fault, KubernetesService
-from tests.frontend import Frontend
+from tests.support.frontend import Frontend
 
 EXITS = {"ok": 0, "warning": 1, "critical": 1, "unknown": 3}
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.frontend import Frontend
+from tests.support.frontend import Frontend
 
 NONSENSE = "nonsense here"
 

@@ -23,7 +23,7 @@ import pytest
 from fc_frontend.config.document import MAX_BYTES
 from tests.conftest import BINARIES, binary_of
 from tests.faults.site import EXTRA, SERVICES, Site, Sites, put, serving
-from tests.frontend import Frontend
+from tests.support.frontend import Frontend
 
 KEPT = "the last good version keeps running"
 LEFT_OUT = "it is not deployed"

@@ -22,8 +22,8 @@ from dataclasses import dataclass, field
 from fc_frontend.plan.model import Bind
 from tests.bench.options import Options
 from tests.conftest import RealHaproxy, binary_of
-from tests.frontend import Frontend
 from tests.support.contenders import SLOTS
+from tests.support.frontend import Frontend
 from tests.support.knot import Knot
 from tests.support.many import FIRST_PORT, many_services
 

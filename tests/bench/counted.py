@@ -32,8 +32,8 @@ from typing import Any, Self
 from fc_frontend.config.templates import packaged_templates
 from fc_frontend.demo.dns import ClusterDns, KubernetesService
 from tests.conftest import BINARIES, binary_of
-from tests.frontend import Frontend
 from tests.support.census import VARIABLE, Census, census
+from tests.support.frontend import Frontend
 
 EXPECTATIONS = Path(__file__).with_name("expectations.json")
 REMEDY = "if this is meant: python -m tests.bench.counted --write, and commit expectations.json"

@@ -33,7 +33,6 @@ from fc_frontend.haproxy.master import show_proc
 from fc_frontend.haproxy.reload import reload_by_master
 from tests.bench.options import Options
 from tests.conftest import RealHaproxy, binary_of
-from tests.frontend import Frontend
 from tests.support.contenders import (
     HTTP,
     SLOTS,
@@ -44,6 +43,7 @@ from tests.support.contenders import (
     cluster,
     tell_failures,
 )
+from tests.support.frontend import Frontend
 from tests.support.load import Clients, Loaded
 
 PODS = 4

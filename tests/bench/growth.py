@@ -25,8 +25,8 @@ from fc_frontend.haproxy.reload import reload_by_master
 from fc_frontend.haproxy.version import binary_version
 from tests.bench.options import Options
 from tests.conftest import RealHaproxy, binary_of
-from tests.frontend import Frontend
 from tests.support.contenders import takes
+from tests.support.frontend import Frontend
 from tests.support.many import (
     EACH_FILE,
     FIRST_PORT,

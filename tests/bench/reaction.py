@@ -11,7 +11,7 @@ import time
 
 from tests.bench.options import Options
 from tests.conftest import BINARIES, binary_of
-from tests.frontend import Frontend
+from tests.support.frontend import Frontend
 
 
 def rows(options: Options) -> list[dict[str, object]]:

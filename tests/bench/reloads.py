@@ -17,7 +17,6 @@ import time
 from fc_frontend.demo.dns import Fault
 from tests.bench.options import Options
 from tests.conftest import binary_of
-from tests.frontend import Frontend
 from tests.support.contenders import (
     HTTP,
     TCP,
@@ -27,6 +26,7 @@ from tests.support.contenders import (
     cluster,
     tell_failures,
 )
+from tests.support.frontend import Frontend
 from tests.support.load import Clients
 
 PERIOD = 0.3

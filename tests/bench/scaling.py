@@ -20,8 +20,8 @@ from fc_frontend.demo.pods import Pod, PodSet
 from fc_frontend.haproxy.master import show_proc
 from tests.bench.options import Options
 from tests.conftest import binary_of
-from tests.frontend import Frontend
 from tests.support.contenders import HTTP, PlainHaproxy, cluster, tell_failures
+from tests.support.frontend import Frontend
 from tests.support.load import Clients
 
 STEPS = (3, 40, 5, 300)

@@ -33,8 +33,8 @@ from fc_frontend.demo.dns import Fault, KubernetesService
 from fc_frontend.haproxy.master import show_proc
 from tests.bench.options import Options
 from tests.conftest import binary_of
-from tests.frontend import Frontend
 from tests.support.census import VARIABLE, Census, census, types
+from tests.support.frontend import Frontend
 
 SERVICES = 100
 FIRST_PORT = 10000

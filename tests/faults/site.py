@@ -14,7 +14,7 @@ from typing import Any
 from fc_frontend.demo.load import Load, Tally
 from fc_frontend.demo.pods import PodSet
 from fc_frontend.haproxy import runtime
-from tests.frontend import Frontend
+from tests.support.frontend import Frontend
 
 SERVICES = {"cart": 8081, "docs": 8082, "shop": 8083}
 EXTRA = ("extra", 8090)

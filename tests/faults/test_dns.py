@@ -19,7 +19,7 @@ from fc_frontend.demo.load import Load
 from fc_frontend.haproxy import runtime
 from tests.conftest import binary_of
 from tests.faults.site import EXTRA, SERVICES, Site, serving
-from tests.frontend import Frontend
+from tests.support.frontend import Frontend
 
 PLAIN_HAPROXY_LOSES_AFTER = 32.0
 """Seconds of silence after which HAProxy with default holds has no server left."""

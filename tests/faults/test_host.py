@@ -22,7 +22,7 @@ from fc_frontend.haproxy.master import show_proc
 from fc_frontend.haproxy.socket import ask
 from tests.conftest import binary_of
 from tests.faults.site import EXTRA, SERVICES, Site, Sites, put
-from tests.frontend import Frontend
+from tests.support.frontend import Frontend
 
 MOUNTED = "mounted"
 """The directory in which a file system of its own can be full or read-only."""

@@ -17,7 +17,7 @@ import pytest
 
 from tests.conftest import binary_of
 from tests.faults.site import SERVICES, Site
-from tests.frontend import Frontend
+from tests.support.frontend import Frontend
 
 FEW_KILLS = 6
 KILLS = int(os.environ.get("FC_FRONTEND_KILLS", "30"))

@@ -27,8 +27,8 @@ from fc_frontend.haproxy.hold import Hold
 from fc_frontend.haproxy.lock import deploying
 from fc_frontend.plan.model import Haproxy, Settings
 from fc_frontend.stored import save_running
-from tests.frontend import Frontend
 from tests.hostile.as_root import DAEMON, again_as_root, as_daemon, as_root, given
+from tests.support.frontend import Frontend
 
 SECRET = "root:$y$secret:20000:0:99999:7:::\n"
 ENTRY = Entry(at=1.0, hash="0" * 16, outcome="reloaded")

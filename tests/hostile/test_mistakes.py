@@ -16,7 +16,7 @@ import pytest
 from fc_frontend.config.running import RunningDeclarations, load_running
 from fc_frontend.demo.load import Load
 from tests.faults.site import EXTRA, Site, put, serving
-from tests.frontend import Frontend
+from tests.support.frontend import Frontend
 from tests.test_kept_files import certificate, seen
 
 NAME, FIRST_PORT = EXTRA

@@ -16,7 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from fc_frontend.text import is_printable
 from tests.conftest import binary_of
-from tests.frontend import Frontend
+from tests.support.frontend import Frontend
 
 FILES = (
     *(b"\xff.yaml", b"a\nb.yaml", b"\x1b[2J.json", b"\xe2\x80\xaeyaml.cfg", b"\xc2\x9b31m.yml"),

@@ -16,7 +16,7 @@ import pytest
 
 from fc_frontend.demo.dns import Fault, KubernetesService, endpoint_label
 from tests.conftest import binary_of
-from tests.frontend import Frontend
+from tests.support.frontend import Frontend
 
 CONNECTIONS = 1000
 PATHS = ("/healthz", "/readyz", "/metrics", "/status.json", "/")

@@ -29,8 +29,8 @@ from fc_frontend.migrate.lost import lost_settings
 from fc_frontend.plan.model import Haproxy, Plan, Settings
 from fc_frontend.render.render import render
 from tests.conftest import RealHaproxy, binary_of
-from tests.frontend import Frontend
 from tests.hostile.as_root import DAEMON
+from tests.support.frontend import Frontend
 from tests.test_haproxy_install import as_nobody
 
 OURS = render(Plan(settings=Settings(), services=()), templates({})).text

@@ -26,8 +26,8 @@ from fc_frontend.syntax.lines import read_lines
 from fc_frontend.syntax.sections import read_sections
 from fc_frontend.syntax.units import MAX_OPTION_WORDS, Owner, raw_line_faults
 from tests.faults.site import EXTRA, SERVICES, serving
-from tests.frontend import Frontend
 from tests.hostile.real_words import disguised, random_line
+from tests.support.frontend import Frontend
 from tests.support.prepared import Rendered, prepare
 from tests.test_injection import declared, directory, expected, parsed
 

@@ -11,10 +11,10 @@ from typing import Any, Self
 
 from fc_frontend.demo.pods import PodSet
 from fc_frontend.plan.model import FREE_ADDRESS
-from tests.frontend import Frontend
 from tests.support.api_objects import Json
 from tests.support.api_server import ApiServer
 from tests.support.certificates import Certificates
+from tests.support.frontend import Frontend
 
 TOKEN = "api-token"
 READY = {"ready": True, "serving": True, "terminating": False}

@@ -25,7 +25,7 @@ from fc_frontend.haproxy.reload import reload_by_master
 from fc_frontend.haproxy.version import binary_version
 from fc_frontend.plan.model import Bind
 from tests.conftest import RealHaproxy
-from tests.frontend import Frontend
+from tests.support.frontend import Frontend
 from tests.support.load import Loaded
 
 SLOTS = 20

@@ -10,7 +10,7 @@ from fc_frontend.plan.model import (
     Cluster,
     Nameserver,
 )
-from tests.frontend import Frontend
+from tests.support.frontend import Frontend
 
 CLUSTER = Cluster(
     nameservers=(Nameserver(ip_address("10.0.0.254")),),

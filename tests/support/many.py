@@ -19,7 +19,7 @@ from typing import Any
 import psutil
 
 from fc_frontend.haproxy import runtime
-from tests.frontend import Frontend
+from tests.support.frontend import Frontend
 from tests.support.knot import Knot
 
 FIRST_PORT = 10000

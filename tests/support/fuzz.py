@@ -1,4 +1,4 @@
-"""`python -m tests.fuzz --count N`: all fuzz targets, with N inputs in all.
+"""`python -m tests.support.fuzz --count N`: all fuzz targets, with N inputs in all.
 
 A line for each target tells its inputs and seconds.  Targets whose inputs take long have fewer.
 The first failure ends the run, and shows the seed and the input.
@@ -18,7 +18,7 @@ WEIGHTS = 6.4
 
 def main() -> int:
     """Run the targets; pytest's exit code."""
-    parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tests.support.fuzz", description=__doc__)
     parser.add_argument("--count", type=int, default=10_000, help="inputs in all [default: 10000]")
     parser.add_argument("--seed", type=int, default=1, help="of the random numbers [default: 1]")
     given = parser.parse_args()

@@ -1,6 +1,6 @@
 """A frontend VM for tests/test_readme.py, made of namespaces: runs the README's root commands.
 
-    unshare --mount --pid --fork python tests/frontend_vm.py setup COMMAND... -- COMMAND...
+    unshare --mount --pid --fork python tests/support/frontend_vm.py setup COMMAND... -- COMMAND...
 
 The first commands set up software and see the host's network; the others run in a network
 namespace with the README's addresses, a cluster DNS at 10.0.0.254, pods in 10.1.0.0/16 and Debian's
@@ -21,7 +21,7 @@ from pathlib import Path
 
 from fc_frontend.demo.dns import ClusterDns, KubernetesService
 from fc_frontend.demo.pods import Pod
-from tests.frontend import patiently as until
+from tests.support.frontend import patiently as until
 
 ADDRESSES = ("198.51.100.2/32", "10.0.0.254/32", "10.1.0.1/32", "10.1.0.2/32")
 PODS = ("10.1.0.1", "10.1.0.2")
