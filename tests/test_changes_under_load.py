@@ -30,7 +30,7 @@ from hypothesis.stateful import (
 from fc_frontend.demo.dns import Fault
 from fc_frontend.demo.load import Load, Tally
 from fc_frontend.haproxy.master import show_proc
-from tests.frontend import Frontend
+from tests.support.frontend import Frontend
 
 SERVICES = ("one", "two", "three")
 PORTS = {name: 8080 + number for number, name in enumerate(SERVICES)} | {"edge": 8095}

@@ -9,7 +9,7 @@ import pytest
 
 from fc_frontend.demo.load import Load
 from fc_frontend.haproxy.master import show_proc
-from tests.frontend import Frontend
+from tests.support.frontend import Frontend
 from tests.test_contents import certificate
 
 PATIENCE = 60.0
