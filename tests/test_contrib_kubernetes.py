@@ -130,4 +130,4 @@ def test_kubectl_makes_a_kubeconfig_that_is_usable(
     frontend.write()
     said = frontend.run("doctor", check=False).stdout
     assert "is ready" in said
-    assert "all that is needed" in said
+    assert "all required rights" in said

@@ -76,7 +76,7 @@ def test_a_nameserver_that_is_good() -> None:
     with nameserver(software="CoreDNS-1.11.3") as (_, at):
         found = transports(at)
         assert worst(found) is Result.OK, said(found)
-        assert "8192 bytes hold some 508 pods; what is larger comes over TCP" in said(found)
+        assert "8192 bytes have room for about 508 pods; larger answers use TCP" in said(found)
         assert "CoreDNS-1.11.3: no wildcard names" in said(found)
         found = names(at)
         assert result_of(found, "kubernetes.default") == "ok"
@@ -104,13 +104,13 @@ def test_coredns_versions() -> None:
     ("fault", "results", "words"),
     [
         (Fault.SILENT, {"127.0.0.1": "problem"}, "over UDP timed out, over TCP timed out"),
-        (Fault.REFUSED, {"over UDP": "problem", "over TCP": "problem"}, "it says REFUSED"),
-        (Fault.SERVFAIL, {"over UDP": "problem"}, "it says SERVFAIL"),
+        (Fault.REFUSED, {"over UDP": "problem", "over TCP": "problem"}, "answers REFUSED"),
+        (Fault.SERVFAIL, {"over UDP": "problem"}, "answers SERVFAIL"),
         (Fault.NXDOMAIN, {"over UDP": "problem"}, "for the zone cluster.local"),
         (
             Fault.TRUNCATED_NO_TCP,
             {"over UDP": "ok", "over TCP": "warning", "EDNS": "warning"},
-            "TCP does not serve",
+            "because TCP fails",
         ),
     ],
 )
@@ -143,12 +143,12 @@ def test_a_slow_nameserver() -> None:
 def test_sizes_over_udp() -> None:
     many = KubernetesService("web", endpoints=tuple(f"10.1.3.{n}" for n in range(1, 201)))
     with nameserver(KUBERNETES, many, bufsize=1232) as (server, at):
-        assert "1232 bytes hold some 73 pods" in said(transports(at))
+        assert "1232 bytes have room for about 73 pods" in said(transports(at))
         assert "1 headless: web" in said(names(at, SPECS[:1]))
         assert server.queries()["web.default.svc.cluster.local", "A", "tcp"] == 1
         udp_only = replace(at, transports=(Transport.UDP,))
         found = names(udp_only, SPECS[:1])
-        assert "truncated answers, and no TCP to get the rest: web" in said(found)
+        assert "truncated answers, and TCP fails: web" in said(found)
         assert worst(found) is Result.PROBLEM
         found = transports(udp_only)
         assert result_of(found, "EDNS size") == "warning"
@@ -196,7 +196,7 @@ def test_fragments_that_get_lost() -> None:
     with nameserver(KUBERNETES, many) as (_, at), lossy(at, largest=1400) as lossy_at:
         found = names(lossy_at, SPECS[:1])
     assert result_of(found, "large answers") == "problem"
-    assert "fragments get lost" in said(found)
+    assert "IP fragments are lost" in said(found)
 
 
 def test_edns_that_gets_lost() -> None:
@@ -236,7 +236,7 @@ def test_only_so_many_services_are_asked_about() -> None:
     many = tuple(replace(SPECS[0], name=f"web{n}") for n in range(120))
     with nameserver() as (_, at):
         assert "100 headless" in said(names(at, many))
-        assert "20 more were not asked about" in said(names(at, many))
+        assert "20 more were not queried" in said(names(at, many))
 
 
 def test_a_nameserver_that_falls_silent_for_some_names() -> None:

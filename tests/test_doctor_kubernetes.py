@@ -242,7 +242,7 @@ def test_nodes_and_readiness(kubeconfig: KubeConfig, api: ApiServer) -> None:
     assert "behind it" in said(found)
     assert all(f.as_json()["message"].isprintable() for f in found)
     api.status = 403
-    assert "may not ask for it (403)" in said(kubeconfig.judged())
+    assert "do not permit it (403)" in said(kubeconfig.judged())
 
 
 def test_an_api_that_answers_strangely(kubeconfig: KubeConfig, api: ApiServer) -> None:

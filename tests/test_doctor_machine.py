@@ -34,7 +34,7 @@ def test_places(tmp_path: Path) -> None:
     assert (good.writable, good.nearest) == (True, str(tmp_path))
     new = observe_place("state directory", str(tmp_path / "a" / "b"))
     assert (new.writable, new.nearest) == (True, str(tmp_path))
-    assert "will be made" in said(judge_place(new))
+    assert "will be created" in said(judge_place(new))
     assert not (tmp_path / "a").exists()
     (tmp_path / "file").write_text("")
     blocked = observe_place("state directory", str(tmp_path / "file" / "b"))

@@ -54,7 +54,7 @@ def route(network: str, interface: str, gateway: str | None = None, refuses: boo
     ("seen", "overlap", "way", "words"),
     [
         (facts(DEFAULT), "ok", "warning", "only the default route (0.0.0.0/0 by 192.0.2.1"),
-        (facts(), "ok", "problem", "no route leads there"),
+        (facts(), "ok", "problem", "no route"),
         (facts(sources={PODS: OWN, SERVICES: None}), "ok", "ok", "another table"),
         (facts(DEFAULT, route("10.1.0.0/16", "flannel.1")), "ok", "ok", "10.1.0.0/16 on flannel.1"),
         (facts(DEFAULT, route("10.1.0.0/16", "eth0", "192.0.2.9")), "ok", "ok", "by 192.0.2.9"),
@@ -132,7 +132,7 @@ def test_fixed_addresses_and_networks_among_themselves() -> None:
     )
     networks = (*cluster.service_networks, *cluster.pod_networks)
     found = judge_networks(cluster, facts(DEFAULT, sources=dict.fromkeys(networks, OWN)))
-    assert result_of(found, "services and pods apart") == "problem"
+    assert result_of(found, "services and pods") == "problem"
     assert result_of(found, "addresses of nodes") == "problem"
     assert "node1 (10.1.9.9)" in said(found)
     assert "node2" not in said(found)

@@ -64,7 +64,7 @@ def test_growth_beyond_the_slots_takes_one_reload_and_loses_nothing(frontend: Fr
     ("name", "content", "said"),
     [
         ("bad.json", '{"services": {"bad": {"pod_prt": 1}}}', "did you mean pod_port?"),
-        ("bad.yaml", "services: [", "not YAML"),
+        ("bad.yaml", "services: [", "invalid YAML"),
         ("bad.yaml", "services: {bad: {pod_port: 80, extra_config: nonsense}}", "nonsense"),
         ("bad.cfg", "listen bad\n  bind 127.0.0.1:1\n  nonsense\n", "unknown keyword '…'"),
     ],
@@ -82,7 +82,7 @@ def test_a_bad_file_costs_only_what_it_declares(
     status = frontend.status()
     assert status["in_sync"]
     (held,) = status["withheld"]
-    assert held["effect"] == "it is not deployed"
+    assert held["effect"] == "not deployed"
     problem = held["problems"][0]
     assert said in problem["message"] + problem["remedy"]
     assert (problem["file"] or "").endswith(name)
@@ -176,7 +176,7 @@ def test_a_bind_that_another_process_holds_is_refused_before_a_reload(frontend: 
             (held,) = frontend.until(lambda: frontend.status()["withheld"])
             (problem,) = held["problems"]
             assert problem["service"] == "a"
-            assert f"{frontend.host}:8081 is held by" in problem["message"]
+            assert f"{frontend.host}:8081 is in use by" in problem["message"]
             assert f"process {os.getpid()}" in problem["message"]
             assert frontend.metric("fc_frontend_reloads_total") == 1
         # The daemon tries again by itself.
@@ -421,6 +421,6 @@ def test_without_a_running_haproxy_the_file_is_installed_for_its_start(
     frontend.write()
     done = frontend.run("apply")
     assert "installed" in done.stdout
-    assert "HAProxy does not run" in done.stderr
+    assert "HAProxy is not running" in done.stderr
     assert "listen shop" in frontend.haproxy_cfg.read_text()
     assert frontend.haproxy_cfg.stat().st_mode & 0o777 == 0o640

@@ -184,7 +184,7 @@ def test_an_api_server_that_is_gone_leaves_everything_as_it_is(frontend: ApiFron
         assert document["api"]["failure"]
         nagios = frontend.run("status", "--format", "nagios", check=False)
         assert nagios.returncode == 1
-        assert "Kubernetes API: it cannot be watched" in nagios.stdout
+        assert "Kubernetes API: cannot be watched" in nagios.stdout
         assert names_of(frontend) == {pod.name for pod in pods}
         frontend.start_api()
         frontend.scale("shop", 3, publish=False)

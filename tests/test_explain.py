@@ -371,7 +371,7 @@ def test_a_bind_held_by_another_program_is_named_with_the_program(frontend: Fron
         frontend.until(lambda: frontend.status()["withheld"])
         document = caused(frontend, "other", "declaration")
         who = f"(process {os.getpid()})"
-        assert f"{frontend.host}:8099 is held by" in document["cause"]["said"]
+        assert f"{frontend.host}:8099 is in use by" in document["cause"]["said"]
         assert who in document["cause"]["said"]
         assert who in document["cause"]["remedy"]
         assert document["verdict"] == "bad"

@@ -79,7 +79,7 @@ def test_what_is_not_in_force_is_told_beside_what_is(frontend: Frontend) -> None
     frontend.until(lambda: frontend.status()["withheld"])
     document = json.loads(frontend.run("explain", "--json", "far", check=False).stdout)
     assert document["cause"]["step"] == "servers"
-    assert document["summary"].endswith("is withheld: see the step declaration")
+    assert document["summary"].endswith("the latest change is withheld: see the step declaration")
 
 
 def test_the_step_that_is_pointed_to_is_the_right_one(frontend: Frontend) -> None:

@@ -281,7 +281,7 @@ STATUS = json.dumps(
         "problems": [{"message": "no such field", "remedy": "remove it", "severity": "error",
                       "file": "/etc/x.yaml", "line": 3, "column": 1, "service": "shop",
                       "field": "binds", "cause": "forbidden"}],
-        "withheld": [{"kind": "service", "name": "shop", "effect": "it is not deployed",
+        "withheld": [{"kind": "service", "name": "shop", "effect": "not deployed",
                          "is_kept": False, "is_known": False, "problems": []}],
         "last_reload": {"at": 1.0, "reasons": ["service-added shop"], "outcome": "reloaded",
                         "seconds": 0.1},

@@ -159,7 +159,7 @@ def test_the_holder_is_named() -> None:
     with foreign_process(bind) as pid:
         (problem,) = check_binds([bind], owned_by=NONE)
         name = Path(f"/proc/{pid}/comm").read_text().strip()
-    assert problem.message == f"{bind} is held by {name} (process {pid})"
+    assert problem.message == f"{bind} is in use by {name} (process {pid})"
     assert problem.remedy.startswith(f"stop {name} (process {pid})")
 
 
@@ -239,7 +239,7 @@ def test_a_port_without_a_listener_can_be_held(haproxy: RealHaproxy) -> None:
     with listening(bind, listen=False, reuse=False):
         (problem,) = check_binds([bind], owned_by=NONE)
         assert not starts(haproxy, haproxy.configuration(binds=(bind,)))
-    assert problem.message == f"{bind} is held by another process"
+    assert problem.message == f"{bind} is in use by another process"
 
 
 def test_an_address_of_another_host_is_a_problem(haproxy: RealHaproxy) -> None:
@@ -257,7 +257,7 @@ def test_a_holder_that_we_may_not_see_is_a_problem() -> None:
     with foreign_process(bind) as pid:
         (said,) = as_nobody(lambda: check_binds([bind], owned_by=NONE))
     if os.geteuid() == 0:
-        assert f"{bind} is held by another process" in said
+        assert f"{bind} is in use by another process" in said
         assert "ss -tanpx" in said
     else:
         assert str(pid) in said

@@ -237,12 +237,12 @@ def test_the_watch_of_the_api_is_told_where_there_is_one() -> None:
     assert "hidden" in section
     good = ApiState(is_current=True, age=1.0, expires=2e9)
     assert (
-        "● watched last heard 1 s ago credentials valid until 2033-05-18 03:33"
+        "● watched last contact 1 s ago credentials valid until 2033-05-18 03:33"
         in read(made(api=good)).text
     )
     bad = ApiState(age=7200.0, failure=HOSTILE, held=frozenset(("b", "a")))
     page = read(made(api=bad))
-    assert f"▲ not watched {HOSTILE} last heard 2 h ago Last pods are kept of a, b" in page.text
+    assert f"▲ not watched {HOSTILE} last contact 2 h ago Last pods kept for a, b" in page.text
     (section,) = (each for each in page.named("section") if each.get("id") == "api")
     assert "hidden" not in section
 

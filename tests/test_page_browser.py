@@ -195,7 +195,7 @@ def test_keys_are_enough(opens: Opens) -> None:
     field = browser.find_element(By.ID, "q")
     field.send_keys("ghost", Keys.ENTER)
     until(lambda: "q=ghost" in browser.current_url)
-    assert "1 to 1 of 1 with “ghost” in it" in text(browser)
+    assert "1 to 1 of 1 that match “ghost”" in text(browser)
     found(
         lambda: browser.find_element(By.LINK_TEXT, "ghost"), lambda one: one.send_keys(Keys.ENTER)
     )
@@ -274,7 +274,7 @@ def test_what_changes_is_shown_where_the_reader_is(opens: Opens, frontend: Front
     pause = browser.find_element(By.ID, "pause")
     pause.send_keys(Keys.ENTER)
     assert "paused" in text(browser)
-    assert pause.text == "Follow again"
+    assert pause.text == "Resume"
     frontend.scale("shop", 4)
     frontend.until(lambda: frontend.metric("fc_frontend_service_endpoints", service="shop") == 4)
     assert "4 of 10" not in text(browser)
@@ -285,8 +285,8 @@ def test_what_changes_is_shown_where_the_reader_is(opens: Opens, frontend: Front
     assert browser.execute_script("return scrollY") == pytest.approx(top, abs=60)
     frontend.stop_daemon()
     try:
-        until(lambda: "fc-frontend does not answer: this is old" in text(browser))
+        until(lambda: "fc-frontend does not answer: this page is out of date" in text(browser))
         assert "other9" in text(browser)
     finally:
         frontend.start()
-    until(lambda: "this is old" not in text(browser))
+    until(lambda: "this page is out of date" not in text(browser))

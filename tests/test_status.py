@@ -132,7 +132,7 @@ def test_warnings(frontend: Frontend) -> None:
 
 def test_what_is_critical(frontend: Frontend) -> None:
     frontend.drop("bad.yaml", "services:\n  bad:\n    pod_prt: 1\n")
-    document = until(frontend, "critical", "service bad: withheld, it is not deployed")
+    document = until(frontend, "critical", "service bad: withheld, not deployed")
     finding = document["findings"][0]
     assert finding["file"].endswith("bad.yaml")
     assert finding["line"] == 3
@@ -195,17 +195,17 @@ def test_without_haproxy_it_is_critical_with_and_without_the_daemon(frontend: Fr
         timeout=60,
     )
     assert done.returncode == 1
-    assert "critical: HAProxy: it does not run: HAProxy's socket" in done.stdout
+    assert "critical: HAProxy: not running: HAProxy's socket" in done.stdout
     frontend.stop_daemon(9)
     frontend.end_haproxy()
     document = frontend.until(lambda: (d := status(frontend))["status"] == "critical" and d)
-    assert document["summary"].startswith("HAProxy: it does not run: ")
+    assert document["summary"].startswith("HAProxy: not running: ")
     assert (document["haproxy_state"], document["haproxy"]) == ("stopped", None)
     assert document["daemon"] is None
     assert {service["state"] for service in document["services"]} == {"down"}
     nagios = frontend.run("status", "--format", "nagios", check=False)
     assert nagios.returncode == 2
-    assert nagios.stdout.startswith("FC-FRONTEND CRITICAL - HAProxy: it does not run")
+    assert nagios.stdout.startswith("FC-FRONTEND CRITICAL - HAProxy: not running")
 
 
 @pytest.mark.extended

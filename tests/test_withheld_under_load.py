@@ -26,7 +26,7 @@ from tests.faults.site import EXTRA, SERVICES, Site, Sites, put, serving
 from tests.support.frontend import Frontend
 
 KEPT = "the last good version keeps running"
-LEFT_OUT = "it is not deployed"
+LEFT_OUT = "not deployed"
 EVENTS = ("withheld", "withheld-ended")
 
 Break = Callable[[Site, str], None]
@@ -85,7 +85,7 @@ BREAKS: dict[str, tuple[str, Break, str]] = {
         lambda site, name: site.put(f"{name}.yaml", f"services: {{{name}: {{pod_prt: 1}}}}"),
         "did you mean pod_port?",
     ),
-    "yaml": ("file", text("services: ["), "not YAML"),
+    "yaml": ("file", text("services: ["), "invalid YAML"),
     "directory": ("file", unreadable(Path.mkdir), "is not a regular file"),
     "dangling": ("file", unreadable(lambda path: path.symlink_to("nowhere")), "No such file"),
     "circle": ("file", unreadable(lambda path: path.symlink_to(path.name)), "symbolic links"),

@@ -106,7 +106,7 @@ def command(
     The file is kept in `fc-frontend history`, and `rollback` restores it.
 
     \b
-    0  HAProxy has the configuration, or will have it when it is started
+    0  HAProxy runs the configuration, or loads it when it starts
     1  a change is withheld, the reload failed, deployments are paused by a rollback, or
        haproxy.cfg needs --take-over
     3  unknown, for example because haproxy is not installed
@@ -201,7 +201,7 @@ def _report(
         Outcome.IN_SYNC: "nothing to do: HAProxy has this configuration",
         Outcome.RELOADED: f"reloaded in {deployment.duration:.2f} s",
         Outcome.STARTED: f"HAProxy started in {deployment.duration:.2f} s",
-        Outcome.INSTALLED: "installed; HAProxy does not run, and will have it when it is started",
+        Outcome.INSTALLED: "installed; HAProxy is not running and loads it when it starts",
     }
     echo_unless_quiet(f"{style('good', 'green')}: {words[deployment.outcome]} ({deployment.hash})")
     replaced = deployment.replaced

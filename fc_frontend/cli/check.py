@@ -114,8 +114,8 @@ def command(config: str, is_strict: bool, shape: str) -> None:
         say(style(refused_line(problems), "red"), err=True)
     print_problems((*problems, *unknown))
     for each in held:
-        what = "is withheld already" if each.is_known else "the daemon would withhold it"
-        say(f"{each.unit}: {what}: {each.effect}", err=True)
+        what = "already withheld" if each.is_known else "would be withheld"
+        say(f"{each.unit}: {what}; {each.effect}", err=True)
     if code is Exit.GOOD:
         slots = prepared.plan.slot_count
         said = f"{counted(services, 'service')}, {counted(slots, 'slot')}"

@@ -73,7 +73,7 @@ def command(config: str, as_text: bool, shape: str) -> None:
         resolution, problems = _resolution(declaration, base)
     try:
         with step("reading what is installed"):
-            installed = _installed(config, declaration.settings, base)
+            installed = _installed(config, declaration.settings, base, resolution)
         with step("asking HAProxy whether it accepts the new one"):
             prepared = prepare(
                 sources, haproxy_check(), base=base, answers=resolution, must_check=True
@@ -91,7 +91,8 @@ def command(config: str, as_text: bool, shape: str) -> None:
         problems = (replace(hold.problem(held), severity=Severity.WARNING), *problems)
     problems = (*take_over.missing_consent(declaration.settings), *problems)
     withheld = (problem for each in prepared.withheld for problem in each.problems)
-    problems = (*withheld, *problems)
+    warnings = (each for each in prepared.problems if each.severity is Severity.WARNING)
+    problems = tuple(dict.fromkeys((*withheld, *problems, *warnings)))
     changes = differences(installed, prepared.plan, prepared.config)
     code = Exit.PROBLEMS if changes or prepared.withheld else Exit.GOOD
     if shape == "json":
@@ -139,12 +140,18 @@ def _resolution(
         return stored_answers(declaration.settings, declaration.services), (warning,)
 
 
-def _installed(config: str, settings: Settings, base: Base) -> Installed:
-    """What is there now.  Raises `Unavailable` if haproxy.cfg cannot be read."""
+def _installed(
+    config: str, settings: Settings, base: Base, resolution: dict[str, Answer]
+) -> Installed:
+    """What is there now.  Raises `Unavailable` if haproxy.cfg cannot be read.
+
+    Services without a new answer in `resolution` have no `pods`: HAProxy keeps those it has.
+    """
     from fc_frontend.explain.differences import Installed, Pods
     from fc_frontend.haproxy import install, runtime
     from fc_frontend.haproxy.assign import is_free
     from fc_frontend.pipeline import running_plan
+    from fc_frontend.plan.model import Freshness
 
     content = install.read(settings.haproxy.config_file)
     text = None if content is None else content.decode("utf-8", "surrogateescape")
@@ -172,7 +179,7 @@ def _installed(config: str, settings: Settings, base: Base) -> Installed:
         pods={
             name: Pods(addresses=frozenset(found), free=free[name])
             for name, found in addresses.items()
-            if found or free[name]
+            if (found or free[name]) and resolution[name].freshness is Freshness.FRESH
         },
     )
 
@@ -185,9 +192,11 @@ def print_changes(changes: tuple[Difference, ...]) -> None:
         mark = style(_MARKS[change.how], _COLORS[change.how])
         # HAProxy does not run: that is the reason for all of them.
         at_start = change.effect is Effect.START
-        because = f", because {change.because}" if change.because and not at_start else ""
-        effect = "once HAProxy is started" if at_start else change.effect
         subject = f"{change.what} {change.name}".strip()
+        repeats = (subject, f"{subject} {change.how}", f"{change.what}-{change.how} {change.name}")
+        is_new = change.because and change.because not in repeats
+        because = f", because {change.because}" if is_new and not at_start else ""
+        effect = "once HAProxy is started" if at_start else change.effect
         say(f"{mark} {subject}: {effect}{because}")
         for field in change.fields:
             say(f"      {field}")
@@ -196,7 +205,7 @@ def print_changes(changes: tuple[Difference, ...]) -> None:
             say(f"      {word} {bind[1:]}")
         lines = _lines(change)
         for line in lines[:_SHOWN]:
-            say(f"      {line}")
+            say(f"      {line.expandtabs()}")
         if len(lines) > _SHOWN:
             say(f"      and {counted(len(lines) - _SHOWN, 'more line')}")
     if not changes:

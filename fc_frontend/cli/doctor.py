@@ -205,10 +205,10 @@ def _summary(found: list[Finding]) -> str:
     }
     result = worst(found)
     verdict = {
-        Result.OK: "fit",
-        Result.WARNING: "fit, with warnings",
-        Result.UNKNOWN: "cannot tell",
-        Result.PROBLEM: "not fit",
+        Result.OK: "ok",
+        Result.WARNING: "ok, with warnings",
+        Result.UNKNOWN: "unknown",
+        Result.PROBLEM: "not ready",
     }[result]
     said = ", ".join(counted(counts[r], *forms) for r, forms in names.items() if counts[r])
     return f"{style(verdict, _COLORS[result])}: {said}"

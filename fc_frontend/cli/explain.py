@@ -91,7 +91,9 @@ def print_explanation(explanation: Explanation, state: str) -> None:
         return
     say()
     color = "green" if explanation.serves and cause is None else "red"
-    say(f"{style(state, color)}: {explanation.summary}")
+    # Without an answer from HAProxy, the state is the daemon's, and not what was seen here.
+    word = "unknown" if explanation.verdict.value == "unknown" else state
+    say(f"{style(word, color)}: {explanation.summary}")
     if cause is not None and cause.remedy:
         say(f"    → {cause.remedy}")
 

@@ -142,7 +142,7 @@ def _show(entry: Entry, text: str, now: Entry | None, held: Hold | None, shape: 
     lines = {
         "entry": f"{entry.id}  {_marks(entry, now, held)}".rstrip(),
         "time": _time(entry.at),
-        "by": entry.by or "the daemon",
+        "by": entry.by or _nobody(entry),
         "outcome": f"{entry.outcome} in {entry.seconds:.2f} s",
         "hash": entry.hash,
         "reasons": "; ".join(entry.reasons),
@@ -204,13 +204,18 @@ def _row(entry: Entry, *, is_wide: bool) -> tuple[str, ...]:
     why = "; ".join(entry.reasons)
     if not is_wide and len(why) > _LONGEST_REASONS:
         why = why[: _LONGEST_REASONS - 1] + "…"
-    first = (str(entry.id), _time(entry.at), entry.by or "daemon", entry.outcome)
+    first = (str(entry.id), _time(entry.at), entry.by or _nobody(entry), entry.outcome)
     services = "-" if entry.services is None else str(entry.services)
     if not is_wide:
         return *first, services, why
     slots = "-" if entry.slots is None else str(entry.slots)
     names = ", ".join(file.rpartition("/")[2] for file in entry.files) or "-"
     return *first, entry.hash, services, slots, f"{entry.seconds:.2f}", names, why
+
+
+def _nobody(entry: Entry) -> str:
+    """Who made an entry without a user; who wrote a foreign or edited file is not known."""
+    return "-" if entry.outcome in ("foreign", "edited") else "daemon"
 
 
 def _marks(entry: Entry | None, now: Entry | None, held: Hold | None) -> str:

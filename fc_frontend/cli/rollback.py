@@ -80,7 +80,7 @@ def command(config: str, shape: str, entry_id: int | None) -> None:
         Outcome.IN_SYNC: "HAProxy has this configuration already",
         Outcome.RELOADED: f"reloaded in {deployment.duration:.2f} s",
         Outcome.STARTED: f"HAProxy started in {deployment.duration:.2f} s",
-        Outcome.INSTALLED: "installed; HAProxy does not run, and will have it when it is started",
+        Outcome.INSTALLED: "installed; HAProxy is not running and loads it when it starts",
     }
     echo_unless_quiet(
         f"{style('good', 'green')}: entry {entry.id}: {words[deployment.outcome]} ({entry.hash})"

@@ -208,7 +208,7 @@ def _about(found: Overview) -> list[tuple[str, str]]:
         )
     else:
         words = {
-            "stopped": "does not run",
+            "stopped": "not running",
             "running": "runs; this user has no access to its socket",
         }
         lines.append(("HAProxy", words.get(seen.haproxy.value, "does not answer")))

@@ -169,7 +169,9 @@ class _Declarer:
             self._blame(self._faulty_unit(raws[name]), problem)
             specs.pop(name, None)
         fragments = self._without_clashes(fragments, specs)
-        for problem in settings_problems(settings, sources.host):
+        # Without a document the networks are defaults, which nobody chose.
+        host = () if self._document is NO_DOCUMENT else sources.host
+        for problem in settings_problems(settings, host):
             self._blame(
                 SETTINGS, place_between(problem, raws, self._document, sources.settings_file)
             )

@@ -339,9 +339,12 @@ class _YamlReader:
         mark = getattr(exc, "problem_mark", None)
         what = getattr(exc, "problem", None) or getattr(exc, "reason", None) or str(exc)
         if mark is None:
-            return DocumentFlaw(f"not YAML: {what}", "fix the YAML")
+            return DocumentFlaw(f"invalid YAML: {what}", "fix the YAML")
         return DocumentFlaw(
-            f"not YAML: {what}", self._syntax_remedy(exc, mark.line), mark.line + 1, mark.column + 1
+            f"invalid YAML: {what}",
+            self._syntax_remedy(exc, mark.line),
+            mark.line + 1,
+            mark.column + 1,
         )
 
     def _syntax_remedy(self, exc: yaml.YAMLError, number: int) -> str:
@@ -353,8 +356,8 @@ class _YamlReader:
             return "close what is open at the end: a quote, [ or {"
         if isinstance(exc, yaml.parser.ParserError):
             return (
-                "indent this line as the one that it belongs beside: fields of one service begin "
-                "in the same column; close a quote, [ or { that is open before"
+                "check the indentation (the fields of a service begin in one column), and close "
+                "any open quote, [ or {"
             )
         return (
             "write `name: value` in each line, and quote a value that has `: ` or ` #` in it or "

@@ -898,7 +898,7 @@ class Reconciler:
             effect = "left, as fc-frontend did not write it"
             self._log.warning("config-drift", file=file, effect=effect)
             raise NeedsConsent(problem)
-        self._log.warning("config-drift", file=file, effect="put right")
+        self._log.warning("config-drift", file=file, effect="restored")
         self._report.replaced(await asyncio.to_thread(_restore, settings, config, self.running))
         await self.consent.missing(settings, None)
         # Who edits it again meanwhile is seen at the next look.

@@ -106,7 +106,7 @@ class Withheld:
     @property
     def effect(self) -> str:
         """What happens meanwhile, for people."""
-        return "the last good version keeps running" if self.is_kept else "it is not deployed"
+        return "the last good version keeps running" if self.is_kept else "not deployed"
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import difflib
+import time
 from dataclasses import dataclass, replace
 
 from fc_frontend.config.declare import Declaration
@@ -478,6 +479,7 @@ def seen_of(
         wanted_hash=wanted,
         held_id=held.id if held else None,
         held_by=one_line(held.by) if held else "",
+        now=time.time(),
         take_over=missing if held is None else None,
     )
 

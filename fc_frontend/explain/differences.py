@@ -134,18 +134,18 @@ def differences(installed: Installed, wanted: Plan, config: Config) -> tuple[Dif
                 name="haproxy.cfg",
                 how="changed",
                 effect=effect,
-                because="templates: comments, the order of sections, or blank lines",
+                because="comments, the order of sections or blank lines changed",
             )
         ]
     elif not found and installed.is_running and installed.running_hash != config.hash:
-        has = installed.running_hash or "one that is not fc-frontend's"
+        has = installed.running_hash or "a foreign configuration"
         found = [
             Difference(
                 what="haproxy",
                 name="running configuration",
                 how="changed",
                 effect=effect,
-                because=f"HAProxy has another one than is installed: {has}",
+                because=f"HAProxy runs {has}, not the installed file",
             )
         ]
     return (*found, *_pods(installed, wanted, {change.name for change in found}))
@@ -371,6 +371,6 @@ def _pods(installed: Installed, wanted: Plan, changed: set[str]) -> Iterator[Dif
                 name=name,
                 how="changed",
                 effect=Effect.RUNTIME,
-                because=f"{by} takes pods in and out",
+                because=f"{by} adds and removes pods",
                 fields=(FieldChange("pods", ", ".join(went), ", ".join(came)),),
             )

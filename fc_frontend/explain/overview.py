@@ -20,6 +20,7 @@ from fc_frontend.explain.facts import (
     NameserverAnswer,
     Worker,
 )
+from fc_frontend.model.api_state import EXPIRY_WARNING
 from fc_frontend.model.service_state import (
     Counts,
     HaproxyState,
@@ -70,6 +71,8 @@ class Seen:
     wanted_hash: str | None = None
     held_id: int | None = None
     held_by: str = ""
+    now: float | None = None
+    """Unix time; None: nothing expires."""
     take_over: Problem | None = None
     """That haproxy.cfg is not replaced for want of consent."""
 
@@ -301,6 +304,7 @@ def _findings(seen: Seen) -> Iterator[StatusFinding]:
                 rank=Rank.WITHHELD,
                 subject=str(held),
                 message=f"withheld, {held.effect}: "
+                + _whose(held, problem)
                 + (f"{problem.field}: " if problem.field else "")
                 + problem.message,
                 remedy=problem.remedy,
@@ -309,6 +313,8 @@ def _findings(seen: Seen) -> Iterator[StatusFinding]:
                 service=held.name if held.kind == "service" else None,
                 is_withheld=True,
             )
+    # Before the services that it is the cause of.
+    yield from _of_nameservers(seen)
     for service in seen.services:
         yield from _of_service(seen, service)
     api = seen.daemon.api if seen.daemon else None
@@ -316,7 +322,7 @@ def _findings(seen: Seen) -> Iterator[StatusFinding]:
         yield StatusFinding(
             level=StatusLevel.WARNING,
             subject="Kubernetes API",
-            message=f"it cannot be watched: {api.failure or 'it has not answered yet'}",
+            message=f"cannot be watched: {api.failure or 'no answer yet'}",
             remedy="the last known pods stay; see `fc-frontend doctor`",
         )
     if api is not None and api.held:
@@ -336,15 +342,41 @@ def _findings(seen: Seen) -> Iterator[StatusFinding]:
                 remedy=problem.remedy,
                 service=problem.service,
             )
+    yield from _of_credentials(seen)
+
+
+def _whose(held: Held, problem: Problem) -> str:
+    """The service whose problem withholds a change of something else, as of the settings."""
+    is_other = problem.service is not None and held.kind != "service"
+    return f"service {problem.service}: " if is_other else ""
+
+
+def _of_credentials(seen: Seen) -> Iterator[StatusFinding]:
+    """That the token or client certificate of the API expires soon, or has expired."""
+    expires = seen.daemon.api.expires if seen.daemon and seen.daemon.api else None
+    if expires is None or seen.now is None or expires - seen.now >= EXPIRY_WARNING:
+        return
+    days = max(0, round((expires - seen.now) / 86400))
+    has_expired = expires <= seen.now
+    yield StatusFinding(
+        level=StatusLevel.CRITICAL if has_expired else StatusLevel.WARNING,
+        subject="Kubernetes API",
+        message="the token or client certificate "
+        + ("has expired" if has_expired else f"expires in {counted(days, 'day')}"),
+        remedy="make a new kubeconfig: `contrib/kubernetes/kubeconfig`",
+    )
+
+
+def _of_nameservers(seen: Seen) -> Iterator[StatusFinding]:
     failed = [nameserver for nameserver in seen.nameservers if nameserver.said]
     for nameserver in failed:
         yield StatusFinding(
             level=StatusLevel.WARNING,
             subject=f"cluster DNS {nameserver.name}",
             message=nameserver.said,
-            remedy="HAProxy keeps the servers that it has; see CoreDNS, and the way to it"
+            remedy="HAProxy keeps its servers; check CoreDNS, and the route and firewalls to it"
             if len(failed) == len(seen.nameservers)
-            else "the others are asked meanwhile",
+            else "the other nameservers are used",
         )
 
 
@@ -357,7 +389,7 @@ def _of_processes(seen: Seen) -> Iterator[StatusFinding]:
             level=StatusLevel.WARNING if is_hidden and not is_stopped else StatusLevel.CRITICAL,
             rank=Rank.OTHER if is_hidden and not is_stopped else Rank.HAPROXY,
             subject="HAProxy",
-            message=f"it does not run: {problem.message}" if is_stopped else problem.message,
+            message=f"not running: {problem.message}" if is_stopped else problem.message,
             remedy=problem.remedy,
         )
     if seen.daemon is None and seen.daemon_problem is not None:
@@ -417,7 +449,9 @@ def _of_service(seen: Seen, service: DaemonService) -> Iterator[StatusFinding]:
     counts = seen.counts.get(service.name)
     is_running = seen.haproxy is HaproxyState.RUNNING
     if is_running and counts is None and seen.held_id is not None:
-        yield _about(service, StatusLevel.WARNING, "not in the configuration that is held")
+        yield _about(
+            service, StatusLevel.WARNING, "not in the configuration that was rolled back to"
+        )
         return
     yield from _of_its_servers(seen, service, counts)
     yield from _of_its_slots(service)
@@ -513,7 +547,7 @@ def _about(
 
 def _no_server_up(service: DaemonService, counts: Counts | None) -> str:
     if counts is None:
-        return "HAProxy does not have it"
+        return "not in HAProxy's configuration"
     parts = (
         (counts.down, "down"),
         (counts.drained, "drained"),

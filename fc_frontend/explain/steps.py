@@ -122,11 +122,11 @@ def _summary(facts: Facts, explanation: Explanation) -> str:
         return f"{said}; but {worst.said}" if worst else said
     if cause is None:
         unknown = next((s for s in explanation.steps if s.verdict is StepVerdict.UNKNOWN), None)
-        return f"{name}: it cannot be told whether it serves: {unknown.said if unknown else ''}"
+        return f"{name}: {unknown.said}" if unknown else f"{name}: unknown"
     said = f"{name}: {_what_clients_see(facts, explanation)}, because {cause.said}"
     if any(s.name == "declaration" and s.verdict is StepVerdict.WARN for s in explanation.steps):
         # Else who has just changed it would look for the fault in what is not in force.
-        said += "; what is declared now is withheld: see the step declaration"
+        said += "; the latest change is withheld: see the step declaration"
     return said
 
 
@@ -182,14 +182,17 @@ def _declaration(facts: Facts) -> Step:
 
 def _held_step(held: Held, verdict: StepVerdict) -> Step:
     problem = held.problems[0] if held.problems else None
-    said = replace(problem, service=None).statement if problem else "it is refused"
-    subject = "it is" if held.kind == "service" else f"{held} is"
+    is_own = held.kind == "service"
+    said = "refused"
+    if problem:
+        said = (replace(problem, service=None) if is_own else problem).statement
+    subject = "" if is_own else f"{held} "
     remedy = problem.remedy if problem else ""
     more = [_words(other) for other in held.problems[1:]]
     return Step(
         name="declaration",
         verdict=verdict,
-        said=f"{subject} withheld, and {held.effect}: {one_line(said)}",
+        said=f"{subject}withheld ({held.effect}): {one_line(said)}",
         remedy=remedy,
         details=tuple(more[:_SHOWN]),
     )
@@ -467,12 +470,12 @@ def _servers(facts: Facts) -> Step:
     name = "servers"
     if facts.worker is None:
         problem = facts.worker_problem
+        is_hidden = problem is None or problem.cause is Cause.FORBIDDEN
+        said = problem.message if problem else "HAProxy is unknown"
         return Step(
             name=name,
-            verdict=StepVerdict.UNKNOWN
-            if problem is None or problem.cause is Cause.FORBIDDEN
-            else StepVerdict.BAD,
-            said=f"HAProxy does not answer: {problem.message}" if problem else "HAProxy is unknown",
+            verdict=StepVerdict.UNKNOWN if is_hidden else StepVerdict.BAD,
+            said=said if is_hidden else f"HAProxy does not answer: {said}",
             remedy=problem.remedy if problem else "",
         )
     if facts.proxy is None:
@@ -480,7 +483,7 @@ def _servers(facts: Facts) -> Step:
         return Step(
             name=name,
             verdict=StepVerdict.BAD,
-            said="the running HAProxy has no section of this name",
+            said="HAProxy does not run a section of this name",
             remedy=one_line(refused[0].remedy)
             if refused and refused[0].remedy
             else "see the steps before; once it is good, the daemon or `fc-frontend apply` brings "
@@ -557,7 +560,8 @@ def _server_lines(servers: Sequence[Server]) -> tuple[str, ...]:
     lines = []
     for server in worst_first[:_DETAILS]:
         host = server.address or "-"
-        where = f"[{host}]:{server.port}" if ":" in host else f"{host}:{server.port}"
+        where = f"[{host}]" if ":" in host and server.port else host
+        where += f":{server.port}" if server.port else ""
         since = f" for {duration(server.seconds)}" if server.seconds is not None else ""
         check = f": {server.check}" if server.check else ""
         backup = " (backup)" if server.is_backup else ""
@@ -662,7 +666,7 @@ def _one_bind(facts: Facts, bind: BindFact) -> Step:
         return Step(
             name=name,
             verdict=StepVerdict.BAD,
-            said=f"{bind.bind} is held by {bind.who}, not by HAProxy",
+            said=f"{bind.bind} is in use by {bind.who}, not by HAProxy",
             remedy=f"stop {bind.who}, or let this service bind another address or port",
         )
     if bind.listening is Listening.HIDDEN:
@@ -690,7 +694,7 @@ def _configuration(facts: Facts) -> Step:
     name = "configuration"
     running = facts.worker.hash if facts.worker else None
     if facts.worker is None:
-        return Step(name=name, verdict=StepVerdict.UNKNOWN, said="unknown: HAProxy does not answer")
+        return Step(name=name, verdict=StepVerdict.UNKNOWN, said="no answer from HAProxy")
     is_hurt = facts.section_differs is True or facts.proxy is None
     verdict = StepVerdict.BAD if is_hurt else StepVerdict.WARN
     if facts.held_id is not None:

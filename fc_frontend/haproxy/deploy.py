@@ -508,7 +508,7 @@ def _without_master(haproxy: Haproxy, config: Config, running: Running) -> Deplo
             hash=config.hash,
             problems=(
                 Problem(
-                    message="HAProxy does not run: the configuration is installed for its start",
+                    message="HAProxy is not running; it loads the configuration when it starts",
                     remedy=f"{remedy}, or set haproxy.supervise: true",
                     severity=Severity.WARNING,
                 ),

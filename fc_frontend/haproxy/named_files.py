@@ -137,9 +137,11 @@ class _Examination:
                 return
             yield from self._contents(named, path, found)
         except Unsafe as exc:
-            if exc.fault is not FileFault.MISSING:
+            # HAProxy reads it as root before it gives up its rights; this user need not.
+            is_state = named.keyword == "server-state-file" and exc.fault is FileFault.DENIED
+            if exc.fault is not FileFault.MISSING and not is_state:
                 yield _problem(named, f"{path} {exc.message}", exc.remedy)
-            elif named.must_exist and not _is_bundle(named, path):
+            elif named.must_exist and not is_state and not _is_bundle(named, path):
                 kind = _KINDS.get(named.keyword, named.keyword)
                 yield Problem(f"{kind} {path} does not exist", exc.remedy)
         if named.keyword == "crt":

@@ -199,7 +199,7 @@ class _Trial:
             if pids
             else "find it with `ss -tanpx` as root and stop it, or use another address or port"
         )
-        said = f"{endpoint} is held by {who or 'another process'}"
+        said = f"{endpoint} is in use by {who or 'another process'}"
         return Obstacle(endpoint, said, remedy, is_hidden=not pids)
 
     def _on_path(self, endpoint: ListenEndpoint) -> Obstacle | None:

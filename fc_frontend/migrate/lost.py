@@ -38,16 +38,16 @@ def lost_settings(text: str, haproxy: Haproxy, ours: str) -> tuple[Problem, ...]
             lines.append(" ".join(words))
     problems = []
     if accounts:
-        message = "the former haproxy.cfg made HAProxy run as another user or group than ours does"
+        message = "the former haproxy.cfg set another user or group for HAProxy"
         problems.append(_warning(message, f"set {' and '.join(accounts)}", "haproxy.user"))
     if lines:
-        message = f"the former `global` had what ours lacks: {_listed(lines)}"
-        remedy = "add what is needed to haproxy.global_extra, on lines of its own"
+        message = f"the former `global` had lines that the new one lacks: {_listed(lines)}"
+        remedy = "add those you need to haproxy.global_extra"
         problems.append(_warning(message, remedy, "haproxy.global_extra"))
     defaults = _lost_defaults(sections, own_sections)
     if defaults:
-        message = f"the former `defaults` had what ours lack: {_listed(defaults)}"
-        remedy = "add what is needed to haproxy.defaults_extra, or to a service's extra_config"
+        message = f"the former `defaults` had lines that the new ones lack: {_listed(defaults)}"
+        remedy = "add those you need to haproxy.defaults_extra or to a service's extra_config"
         problems.append(_warning(message, remedy, "haproxy.defaults_extra"))
     return tuple(problems)
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
+
+EXPIRY_WARNING: Final = 14 * 86400.0
+"""Seconds before the credentials expire from which on operators are warned."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

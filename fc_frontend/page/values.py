@@ -77,6 +77,7 @@ class Board:
     totals: Totals
     findings: tuple[StatusFinding, ...]
     """Those of services that serve nobody or not all, and those about no service alone."""
+    withheld: tuple[Held, ...]
     traffic_problem: Problem | None
     seconds: float | None
     """What rates are over; None where requests are those of HAProxy's last second."""
@@ -144,7 +145,7 @@ def board(
     ]
     return Board(
         overview=overview,
-        lines=tuple(sorted(lines, key=lambda line: (-line.level, line.name))),
+        lines=tuple(lines),
         totals=_totals(lines),
         findings=tuple(
             finding
@@ -152,6 +153,8 @@ def board(
             if not finding.is_withheld
             and (finding.service is None or finding.rank <= Rank.DEGRADED)
         ),
+        # What is not deployed at all comes before what keeps running as before.
+        withheld=tuple(sorted(overview.seen.withheld, key=lambda held: held.is_kept)),
         traffic_problem=traffic_problem,
         seconds=seconds,
         changes=tuple(changes),

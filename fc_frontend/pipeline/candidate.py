@@ -113,7 +113,7 @@ class Candidate:
 
 
 def _no_server_left(unit: UnitId, answer: Answer) -> Problem:
-    said = "it has a server up, and would have none: "
+    said = "would lose all its servers: "
     if answer.rejected:
         shown = ", ".join(answer.rejected[:3])
         said += f"cluster DNS names only addresses outside of the networks: {shown}"
@@ -123,7 +123,7 @@ def _no_server_left(unit: UnitId, answer: Answer) -> Problem:
         remedy = "correct service, namespace, port or cluster.domain"
     return Problem(
         said,
-        f"{remedy}, or force it: `fc-frontend apply --force {unit.name}`",
+        f"{remedy}, or deploy it anyway: `fc-frontend apply --force {unit.name}`",
         service=unit.name,
         unit=unit,
         cause=Cause.NO_SERVER_LEFT,

@@ -28,8 +28,8 @@ def settings_problems(settings: Settings, host: Sequence[Address] = ()) -> tuple
         found += [
             Problem(
                 f"service network {service} and pod network {pod} overlap",
-                remedy="give each its own range, as in the cluster's serviceClusterIpRange and "
-                "clusterCidr",
+                remedy="set each to the cluster's own range (--service-cluster-ip-range and "
+                "--cluster-cidr)",
                 field="cluster.service_network",
             )
             for pod in cluster.pod_networks
@@ -42,8 +42,8 @@ def settings_problems(settings: Settings, host: Sequence[Address] = ()) -> tuple
         found += [
             Problem(
                 f"{network} contains {address}, an address of this host",
-                remedy="cluster networks must not overlap with existing ones, save for the "
-                "cluster's own interface on this host",
+                remedy="ignore this if it is the cluster's own interface on this host; otherwise "
+                "correct the setting, or renumber this host",
                 severity=Severity.WARNING,
                 field=field,
             )

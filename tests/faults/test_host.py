@@ -297,7 +297,7 @@ def test_a_haproxy_killed_in_the_search_for_a_culprit_blames_nobody(
     assert not site.held()
     site.still_serve()
     program.mode = "good"
-    site.until_held({("fragment", "zz"): "it is not deployed"})
+    site.until_held({("fragment", "zz"): "not deployed"})
     for number in range(len(names)):
         frontend.until(lambda port=10100 + number: frontend.ask(port) == "extra-1")
     for path in [*map(site.file, names), frontend.services_d / "zz.cfg"]:

@@ -160,7 +160,7 @@ def test_a_foreign_socket_of_any_kind_is_not_replaced(haproxy: RealHaproxy, kind
     with bound(path, kind) as holder:
         found = obstacle(f"unix@{path}")
         assert found is not None
-        assert "is held by" in found.message
+        assert "is in use by" in found.message
         # Trying has disturbed nothing.
         with pytest.raises(BlockingIOError):
             holder.accept() if kind != socket.SOCK_DGRAM else holder.recv(10)
@@ -193,7 +193,7 @@ def test_a_socket_by_another_path_or_of_another_network_namespace(haproxy: RealH
         process.stdout.readline()
         found = obstacle(f"unix@{path}")
         assert found is not None
-        assert "is held by another process" in found.message
+        assert "is in use by another process" in found.message
         process.communicate()
 
 

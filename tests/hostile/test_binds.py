@@ -142,7 +142,7 @@ def test_what_haproxy_cannot_take_never_comes_to_a_reload(site: Site) -> None:
     host, directory = site.frontend.host, site.frontend.directory
     with held_by_others(site) as others:
         one, two, three = others["tcp"]
-        held, absent = "is held by", "this host does not have the address"
+        held, absent = "is in use by", "this host does not have the address"
         lines = {
             "b-held": (f"bind {host}:{one} name x", held),
             "b-range": (f"bind {host}:{two}-{two}", held),
@@ -185,7 +185,7 @@ def test_settings_go_back_if_their_bind_is_held(site: Site) -> None:
     with socket.create_server((frontend.host, 0)) as holder:
         frontend.settings["haproxy"]["stats"] = f"{frontend.host}:{holder.getsockname()[1]}"
         frontend.write()
-        until_withheld(site, {"": "is held by"})
+        until_withheld(site, {"": "is in use by"})
     frontend.settings["haproxy"]["stats"] = before
     frontend.write()
     until_well(site)

@@ -465,7 +465,7 @@ def test_units_that_name_bad_files_cost_only_themselves(site: Site, short_direct
         line = bad.format(pipe=short_directory / "pipe", sparse=short_directory / "sparse")
         text = listen(site, line, number=number)
         (site.frontend.services_d / f"hand{number}.cfg").write_text(f"\n\n{text}")
-        held["fragment", f"hand{number}"] = "it is not deployed"
+        held["fragment", f"hand{number}"] = "not deployed"
     for name, fields in BAD_FIELDS.items():
         site.declare(name, SERVICES[name], **fields)
     innocent_change_goes_through(site)
@@ -522,7 +522,7 @@ def test_a_check_that_needs_too_much_costs_only_its_change(site: Site) -> None:
     hand = site.frontend.services_d / "hand.cfg"
     hand.write_text(listen(site, "server-template s 1-1000000 127.0.0.1:1"))
     innocent_change_goes_through(site)
-    site.until_held({("fragment", "hand"): "it is not deployed"})
+    site.until_held({("fragment", "hand"): "not deployed"})
     hand.unlink()
     tidied(site)
 
@@ -574,7 +574,7 @@ def test_files_that_are_none_cost_only_themselves(site: Site, short_directory: P
         (directory / "dead.yaml").symlink_to(mount / "file")
         bad = [path for path in directory.iterdir() if path.stem not in SERVICES]
         innocent_change_goes_through(site)
-        site.until_held({("file", str(path)): "it is not deployed" for path in bad})
+        site.until_held({("file", str(path)): "not deployed" for path in bad})
         for path in bad:
             path.unlink()
         tidied(site)

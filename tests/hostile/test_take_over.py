@@ -588,7 +588,7 @@ def test_a_hand_written_site_serves_until_it_is_taken_over_and_again_after(
     taken = frontend.run("apply", "--take-over")
     assert f"frontend site on {frontend.host}:8070" in taken.stdout
     assert "fc-frontend rollback 0" in taken.stdout
-    assert "`defaults` had what ours lack: timeout connect 5s" in taken.stderr
+    assert "`defaults` had lines that the new ones lack: timeout connect 5s" in taken.stderr
     frontend.until(lambda: frontend.ready() and frontend.ask(8080).startswith("shop-"))
     assert frontend.metric("fc_frontend_take_over_needs_consent") == 0
     assert not (frontend.directory / "state" / consent.FILE).exists()

@@ -13,7 +13,7 @@ from tests.faults.site import EXTRA, SERVICES, Site, serving
 from tests.hostile.test_trust import MALLORY, needs_users
 
 KEPT = "the last good version keeps running"
-LEFT_OUT = "it is not deployed"
+LEFT_OUT = "not deployed"
 NAME, PORT = EXTRA
 
 

@@ -144,7 +144,7 @@ class FcFrontend:
         with socket.create_server((self.frontend.host, TAKEN)):
             self._toggle(TAKEN)
             (held,) = self.frontend.until(lambda: self.frontend.status()["withheld"])
-            assert "is held by" in held["problems"][0]["message"]
+            assert "is in use by" in held["problems"][0]["message"]
             time.sleep(seconds)
 
     def reloads(self) -> int:

@@ -115,53 +115,53 @@ def _transport(
 ) -> Finding:
     if not attempt.answered:
         meaning = (
-            "HAProxy cannot read answers that are too large for UDP, and never sees these pods"
+            "HAProxy cannot get answers that are too large for UDP, and misses these pods"
             if transport is Transport.TCP
-            else "HAProxy has TCP only"
+            else "HAProxy can use TCP only"
         )
         return _GROUP.warning(
             check,
             f"no answer: {attempt.code}; {meaning}",
-            f"let {transport.upper()} through to it, or name the working transport alone "
+            f"allow {transport.upper()} to it, or use the working transport only "
             "(tcp://… or udp://… in cluster.nameservers)",
         )
     if attempt.code != "NOERROR":
         return _GROUP.problem(
             check,
-            f"it says {attempt.code} for the zone {cluster.domain}",
-            "give the cluster's own DNS in cluster.nameservers, and its cluster.domain",
+            f"answers {attempt.code} for the zone {cluster.domain}",
+            "set cluster.nameservers to the cluster's own DNS, and check cluster.domain",
         )
     took = f"{attempt.seconds * 1000:.1f} ms"
     if attempt.seconds > SLOW:
         return _GROUP.warning(
             check,
-            f"answers within {took}, and HAProxy asks each name once a second",
-            "look at the load of the cluster's DNS pods and of the way there",
+            f"answers in {took}, but HAProxy queries each name once a second",
+            "check the load of the cluster's DNS pods and of the network",
         )
-    return _GROUP.ok(check, f"answers within {took}")
+    return _GROUP.ok(check, f"answers in {took}")
 
 
 def _size(check: str, facts: NameserverFacts) -> Finding:
     over_tcp = (
-        "; what is larger comes over TCP"
+        "; larger answers use TCP"
         if facts.tcp.answered and Transport.TCP in facts.nameserver.transports
-        else "; what is larger is lost, as TCP does not serve"
+        else "; larger answers are lost, because TCP fails"
     )
     if facts.edns_lost:
         return _GROUP.problem(
             check,
-            "questions with EDNS, as HAProxy's are, get no answer over UDP",
-            "look for a firewall that drops them, or use tcp://… alone in cluster.nameservers",
+            "queries with EDNS, as HAProxy sends them, get no answer over UDP",
+            "look for a firewall that drops them, or use only tcp://… in cluster.nameservers",
         )
     if facts.payload is None:
-        message = f"no EDNS: 512 bytes hold 28 pods{over_tcp}"
+        message = f"no EDNS: 512 bytes have room for 28 pods{over_tcp}"
     else:
         pods = next((n for size, n in _PER_SIZE if facts.payload >= size), 28)
-        message = f"{facts.payload} bytes hold some {pods} pods{over_tcp}"
+        message = f"{facts.payload} bytes have room for about {pods} pods{over_tcp}"
     is_small = facts.payload is None or facts.payload < SMALLEST_EDNS
-    if over_tcp.startswith("; what is larger is") or is_small:
+    if over_tcp.startswith("; larger answers are lost") or is_small:
         return _GROUP.warning(
-            check, message, "let TCP through as well, and give the nameserver without udp://"
+            check, message, "allow TCP as well, and write the nameserver without udp://"
         )
     return _GROUP.ok(check, message)
 
@@ -196,8 +196,8 @@ def _names(
     if facts.api.code is None:
         yield _GROUP.unknown(
             f"{at} names",
-            "no answer about any name",
-            "see what is said of this nameserver's transports",
+            "no answer for any name",
+            "see the results for UDP and TCP above",
         )
         return
     yield _api(f"{at} kubernetes.default", cluster, facts.api)
@@ -247,7 +247,7 @@ def _declared(
             by.setdefault(said, []).append(spec.name + detail)
     good = [f"{len(by[s])} {s}: {some(by[s])}" for s in (_Said.HEADLESS, _Said.SERVICE) if s in by]
     if good:
-        more = f"; {facts.left_out} more were not asked about" if facts.left_out else ""
+        more = f"; {facts.left_out} more were not queried" if facts.left_out else ""
         yield _GROUP.ok(check, "; ".join(good) + more)
     if _Said.FOREIGN in by:
         yield _GROUP.problem(
@@ -266,7 +266,7 @@ def _declared(
         yield _GROUP.problem(
             check,
             f"no usable answer for {some(by[_Said.SILENT])}",
-            "`fc-frontend resolve` says more; look at the log of the cluster's DNS",
+            "see `fc-frontend resolve` and the log of the cluster's DNS",
         )
     yield from _sizes(at, by.get(_Said.CUT, []), facts)
 
@@ -277,15 +277,15 @@ def _sizes(at: str, cut: list[str], facts: NamesFacts) -> Iterator[Finding]:
         yield _GROUP.problem(
             f"{at} large answers",
             f"answers larger than {SMALLEST_EDNS} bytes do not arrive over UDP ({some(lost)}): "
-            "fragments get lost on the way",
-            "let IP fragments through, set `bufsize 1232` in CoreDNS, or use tcp://… alone in "
+            "IP fragments are lost",
+            "allow IP fragments, set `bufsize 1232` in CoreDNS, or use only tcp://… in "
             "cluster.nameservers",
         )
     if cut:
         yield _GROUP.problem(
             f"{at} declared services",
-            f"truncated answers, and no TCP to get the rest: {some(cut)}",
-            "let TCP through to the nameserver, and give it without udp://",
+            f"truncated answers, and TCP fails: {some(cut)}",
+            "allow TCP to the nameserver, and write it without udp://",
         )
 
 
@@ -307,7 +307,7 @@ def _api(check: str, cluster: Cluster, record: Record) -> Finding:
             check,
             f"{some(outside)} is the API's cluster IP and lies outside of the service network "
             f"{some(cluster.service_networks)}",
-            "correct cluster.service_network: this cluster has another one",
+            "correct cluster.service_network",
         )
     return _GROUP.ok(check, f"{some(record.addresses)}, in the service network")
 
@@ -315,9 +315,13 @@ def _api(check: str, cluster: Cluster, record: Record) -> Finding:
 def _wildcard(check: str, services: tuple[ServiceSpec, ...], facts: NamesFacts) -> Finding:
     answered = [name for name, record in facts.wildcard.items() if record.addresses]
     if answered or facts.api_wildcard.addresses:
-        return _GROUP.ok(check, "answered, as by CoreDNS before 1.9: every pod has its address")
+        return _GROUP.ok(
+            check, "answered, as by CoreDNS before 1.9: pods of all services are found"
+        )
     if all(record.code is None for record in (facts.api_wildcard, *facts.wildcard.values())):
-        return _GROUP.unknown(check, "no answer", "ask again; look at the log of the cluster's DNS")
+        return _GROUP.unknown(
+            check, "no answer", "run doctor again; check the log of the cluster's DNS"
+        )
     needing = [
         spec.name
         for spec in services
@@ -326,10 +330,10 @@ def _wildcard(check: str, services: tuple[ServiceSpec, ...], facts: NamesFacts) 
     if needing:
         return _GROUP.problem(
             check,
-            f"not answered, as by CoreDNS since 1.9, and needed by {some(needing)}",
+            f"not answered, as by CoreDNS since 1.9, but needed by {some(needing)}",
             "make these services headless (clusterIP: None) and declare discovery: auto",
         )
-    return _GROUP.ok(check, "not answered, as by CoreDNS since 1.9; no service depends on them")
+    return _GROUP.ok(check, "not answered, as by CoreDNS since 1.9; no service needs them")
 
 
 def _srv(check: str, facts: NamesFacts) -> Finding:
@@ -344,5 +348,7 @@ def _srv(check: str, facts: NamesFacts) -> Finding:
     if answered or facts.api_srv.count:
         return _GROUP.ok(check, "answered: named ports can be declared")
     if facts.api_srv.code is None:
-        return _GROUP.unknown(check, "no answer", "ask again; look at the log of the cluster's DNS")
-    return _GROUP.ok(check, "none at _https._tcp.kubernetes.default; no service depends on them")
+        return _GROUP.unknown(
+            check, "no answer", "run doctor again; check the log of the cluster's DNS"
+        )
+    return _GROUP.ok(check, "none for _https._tcp.kubernetes.default; no service needs them")

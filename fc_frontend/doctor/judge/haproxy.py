@@ -127,17 +127,17 @@ def _build(build: Build, today: date, with_tls: bool, with_stats: bool) -> Itera
         yield _GROUP.problem(
             "features",
             "built without TLS (OPENSSL), which services declare",
-            "install a HAProxy with OPENSSL, as Debian's is",
+            "install a HAProxy with OPENSSL, such as Debian's",
         )
     elif with_stats and "PROMEX" not in build.features:
         yield _GROUP.warning(
             "features",
-            "built without its Prometheus endpoint (PROMEX): haproxy.stats has only the page",
-            "install a HAProxy with PROMEX, as Debian's is, or set haproxy.stats: null",
+            "built without the Prometheus endpoint (PROMEX): haproxy.stats serves its page only",
+            "install a HAProxy with PROMEX, such as Debian's, or set haproxy.stats: null",
         )
     else:
         known = [name for name in ("OPENSSL", "PROMEX", "QUIC") if name in build.features]
-        yield _GROUP.ok("features", f"has what is declared: {', '.join(known) or 'nothing more'}")
+        yield _GROUP.ok("features", f"has the required ones: {', '.join(known) or 'none needed'}")
 
 
 def _end_of_life(build: Build, today: date) -> Finding:
@@ -146,13 +146,13 @@ def _end_of_life(build: Build, today: date) -> Finding:
         return _GROUP.warning(
             check,
             f"{build.version} is a development version",
-            "install a released one, best of a long-term branch",
+            "install a release, preferably of a long-term branch",
         )
     end = last_fixes(build)
     if end is None:
         return _GROUP.unknown(
             check,
-            f"nothing is known of branch {build.branch} (as of {KNOWN_AS_OF})",
+            f"branch {build.branch} is unknown (as of {KNOWN_AS_OF})",
             "see the table on https://www.haproxy.org/",
         )
     year, quarter = end
@@ -162,7 +162,7 @@ def _end_of_life(build: Build, today: date) -> Finding:
         return _GROUP.warning(
             check,
             f"branch {build.branch} got its last fixes in {when} ({source})",
-            "change to a long-term branch such as 3.2; a distribution's own fixes may go on longer",
+            "upgrade to a long-term branch such as 3.2, unless your distribution fixes this one",
         )
     return _GROUP.ok(check, f"branch {build.branch} gets fixes until {when} ({source})")
 
@@ -179,11 +179,11 @@ def _sockets(
 ) -> Iterator[Finding]:
     if not runtime.is_there and not master.is_there:
         if haproxy.supervise:
-            yield _GROUP.ok("sockets", "HAProxy does not run; fc-frontend starts it (supervise)")
+            yield _GROUP.ok("sockets", "HAProxy is not running; fc-frontend starts it (supervise)")
         else:
             yield _GROUP.warning(
                 "sockets",
-                f"HAProxy does not run: nobody listens at {runtime.path} and {master.path}",
+                f"HAProxy is not running: nothing listens at {runtime.path} and {master.path}",
                 "start it (`systemctl start haproxy`) after the first `fc-frontend apply`, or set "
                 "haproxy.supervise: true",
             )
@@ -200,7 +200,7 @@ def _sockets(
         yield _GROUP.warning(
             "running version",
             f"{running} runs, the installed binary is {binary}",
-            "restart HAProxy at a quiet time: `systemctl restart haproxy`",
+            "restart HAProxy when traffic is low: `systemctl restart haproxy`",
         )
 
 
@@ -237,13 +237,13 @@ def judge_binds(
         found.append(
             _GROUP.unknown(
                 "binds",
-                f"this user may not see whether HAProxy or another process has {some(hidden)}",
+                f"this user cannot see which process uses {some(hidden)}",
                 "run `fc-frontend doctor` as root",
             )
         )
     elif not taken:
         found.append(
-            _GROUP.ok("binds", f"{len(wanted)} free or HAProxy's already: {some(wanted)}")
+            _GROUP.ok("binds", f"{len(wanted)} free or used by HAProxy: {some(wanted)}")
             if wanted
             else _GROUP.ok("binds", "none is declared")
         )
@@ -270,12 +270,12 @@ def judge_low_ports(wanted: tuple[ListenEndpoint, ...], privilege: Privilege) ->
     if privilege.may is None:
         return _GROUP.unknown(
             check,
-            f"{said}: whether HAProxy may take them is seen once it runs",
-            "start HAProxy as root, as Debian's unit does, and ask again",
+            f"{said}: unknown whether HAProxy may bind them until it runs",
+            "start HAProxy as root, as Debian's unit does, and run doctor again",
         )
     if not privilege.may:
-        return _GROUP.problem(check, f"{privilege.who} may not take {said}", remedy)
-    return _GROUP.ok(check, f"{privilege.who} may take {said}")
+        return _GROUP.problem(check, f"{privilege.who} may not bind {said}", remedy)
+    return _GROUP.ok(check, f"{privilege.who} may bind {said}")
 
 
 def judge_descriptors(needed: int, limit: int, problem: Problem | None) -> Finding:
@@ -283,4 +283,4 @@ def judge_descriptors(needed: int, limit: int, problem: Problem | None) -> Findi
     check = "file descriptors"
     if problem is not None:
         return _GROUP.problem(check, problem.message, problem.remedy)
-    return _GROUP.ok(check, f"needs {needed}, may have {limit}")
+    return _GROUP.ok(check, f"needs {needed} of {limit}")

@@ -9,6 +9,7 @@ from typing import Any
 
 from fc_frontend.doctor.findings import Finding, Group, some
 from fc_frontend.doctor.judge.machine import judge_date
+from fc_frontend.model.api_state import EXPIRY_WARNING
 from fc_frontend.plan.model import Cluster, Standby
 from fc_frontend.plan.slices import SliceGap
 from fc_frontend.plurals import counted
@@ -162,7 +163,7 @@ def _kubernetes(cluster: Cluster, facts: KubernetesFacts) -> Iterator[Finding]:
         yield _GROUP.problem(
             "credentials file",
             f"the daemon's user {facts.daemon.user} may not read {some(facts.daemon.unreadable)}",
-            f"give the file to that user: chown {facts.daemon.user}",
+            f"change the owner: chown {facts.daemon.user}",
         )
     yield _ready(facts)
     if facts.ready.status is None:
@@ -170,18 +171,18 @@ def _kubernetes(cluster: Cluster, facts: KubernetesFacts) -> Iterator[Finding]:
     if not facts.verified:
         yield _GROUP.warning(
             "certificate",
-            "it is not verified (insecure-skip-tls-verify): anybody may pose as the API",
+            "not verified (insecure-skip-tls-verify): anybody could pose as the API",
             "use a kubeconfig with the cluster's certificate-authority-data",
         )
     elif facts.certificate_days is not None and facts.certificate_days < 14:
         yield _GROUP.warning(
             "certificate",
-            f"the API server's certificate ends in {counted(round(facts.certificate_days), 'day')}",
-            "renew it on the master VM",
+            f"the API's certificate expires in {counted(round(facts.certificate_days), 'day')}",
+            "renew it on the control plane",
         )
     if facts.ready.ahead is not None:
         yield judge_date("the API server", facts.ready.ahead)
-    if (days := facts.credential_days) is not None and days < 14:
+    if (days := facts.credential_days) is not None and days * 86400 < EXPIRY_WARNING:
         ends = "has expired" if days <= 0 else f"expires in {counted(round(days), 'day')}"
         result = _GROUP.problem if days <= 0 else _GROUP.warning
         yield result("credentials", f"the token or client certificate {ends}", _NEW)
@@ -206,17 +207,17 @@ def _rights(rights: tuple[Right, ...]) -> Iterator[Finding]:
             yield result("rights", f"the credentials may not {some(missing, len(rights))}", _RBAC)
     if any(right.allowed is None for right in rights):
         yield _GROUP.unknown(
-            "rights", "the API server does not list all of them", "see `kubectl auth can-i --list`"
+            "rights", "the API server does not list all rights", "see `kubectl auth can-i --list`"
         )
     elif rights and all(right.allowed for right in rights):
-        yield _GROUP.ok("rights", "all that is needed")
+        yield _GROUP.ok("rights", "all required rights")
 
 
 def _watched(daemon: DaemonAccess) -> Iterator[Finding]:
     """What the daemon sees of the declared services, and what serves them without it."""
     if daemon.failure is not None:
         yield _GROUP.problem(
-            "watch", f"it cannot be watched: {daemon.failure}", "see the findings beside this one"
+            "watch", f"cannot be watched: {daemon.failure}", "see the other findings"
         )
     failed = sorted((s for s in daemon.services if s.error), key=lambda s: s.gap in _PASSES)
     for service in failed[:_MAX_SHOWN]:
@@ -234,7 +235,7 @@ def _watched(daemon: DaemonAccess) -> Iterator[Finding]:
         yield _GROUP.warning(
             "health checks",
             f"{some(unchecked)}: without them, a dead pod gets requests while the daemon or the "
-            "API is away",
+            "API does not answer",
             "use check: true",
         )
 
@@ -244,8 +245,8 @@ def _standbys(services: tuple[ServiceFacts, ...]) -> Iterator[Finding]:
     if without:
         yield _GROUP.warning(
             "standby",
-            f"{some(without)}: nothing serves for pods that left while the daemon is gone",
-            "let a port of the Kubernetes Service lead to the pods' port, and its cluster IP lie "
+            f"{some(without)}: no standby replaces pods that leave while the daemon is stopped",
+            "the Kubernetes Service needs a port that leads to the pods' port, and a cluster IP "
             "in cluster.service_network",
         )
     unreached = [
@@ -256,11 +257,11 @@ def _standbys(services: tuple[ServiceFacts, ...]) -> Iterator[Finding]:
     if unreached:
         yield _GROUP.warning(
             "cluster IPs",
-            f"this VM does not reach {some(unreached)}, which serve while the daemon is gone",
-            "add a route for cluster.service_network by way of a node",
+            f"this host cannot reach {some(unreached)}, which serve while the daemon is stopped",
+            "add a route for cluster.service_network via a node",
         )
     elif any(each.is_reached for each in services):
-        yield _GROUP.ok("cluster IPs", "this VM reaches them")
+        yield _GROUP.ok("cluster IPs", "this host reaches them")
 
 
 def _ready(facts: KubernetesFacts) -> Finding:
@@ -270,9 +271,9 @@ def _ready(facts: KubernetesFacts) -> Finding:
     if status is None:
         return _GROUP.problem(
             "readyz",
-            f"{facts.server} cannot be asked: {facts.ready.said}",
+            f"{facts.server} cannot be reached: {facts.ready.said}",
             "check its address, the route to it and its certificates; HAProxy "
-            "keeps serving without the API, but changes of the cluster stop",
+            "keeps serving without the API, but does not follow changes of the cluster",
         )
     if status == 401 and facts.daemon is not None:
         return _GROUP.problem(
@@ -282,7 +283,7 @@ def _ready(facts: KubernetesFacts) -> Finding:
         return _refusal("readyz", facts.ready)
     return _GROUP.problem(
         "readyz",
-        f"{facts.server} says {status}: {facts.ready.said}",
+        f"{facts.server} answers {status}: {facts.ready.said}",
         "`kubectl get --raw '/readyz?verbose'` names the check that fails",
     )
 
@@ -292,17 +293,16 @@ def _refusal(check: str, response: ApiResponse) -> Finding:
         return _GROUP.unknown(
             check,
             "the API server does not accept the certificate or token (401)",
-            "make a new one on the master VM, `kubernetes-make-kubeconfig`: its certificate is "
-            "valid for 365 days",
+            "make a new kubeconfig: contrib/kubernetes/kubeconfig",
         )
     if response.status == 403:
         return _GROUP.unknown(
             check,
-            "the user of these credentials may not ask for it (403)",
-            "use one that may get /readyz and list nodes",
+            "these credentials do not permit it (403)",
+            "use credentials that may get /readyz and list nodes",
         )
     said = f"{response.status}: {response.said}" if response.status else response.said
-    return _GROUP.unknown(check, said or "no proper answer", "try `kubectl get nodes`")
+    return _GROUP.unknown(check, said or "no valid answer", "try `kubectl get nodes`")
 
 
 def _nodes(nodes: tuple[Node, ...]) -> Finding:
@@ -312,13 +312,13 @@ def _nodes(nodes: tuple[Node, ...]) -> Finding:
         return _GROUP.problem(
             "nodes",
             f"none is ready: {some(unready)}" if nodes else "the cluster has none",
-            "`kubectl describe node` says why; activate the kubernetes-node role on a VM",
+            "see `kubectl describe node`",
         )
     if unready:
         return _GROUP.warning(
             "nodes",
-            f"{len(ready)} of {len(nodes)} are ready, these are not: {some(unready)}",
-            "`kubectl describe node` says why",
+            f"{len(ready)} of {len(nodes)} are ready; not ready: {some(unready)}",
+            "see `kubectl describe node`",
         )
     return _GROUP.ok("nodes", f"{len(nodes)} are ready: {some(ready)}")
 
@@ -333,7 +333,7 @@ def _networks(cluster: Cluster, nodes: tuple[Node, ...]) -> Iterator[Finding]:
     if outside:
         yield _GROUP.problem(
             "pod network",
-            f"nodes have pods in {some(outside)}, outside of cluster.pod_network "
+            f"pods of nodes are in {some(outside)}, outside of cluster.pod_network "
             f"({some(cluster.pod_networks)})",
             "correct cluster.pod_network: addresses outside of it get no traffic",
         )

@@ -66,18 +66,18 @@ def _place(place: DirectoryFacts) -> Iterator[Finding]:
         yield _FILES.problem(
             place.check,
             f"{place.user} may not write in {place.nearest}",
-            f"give it {place.path}, or run as the user that fc-frontend runs as; a read-only "
-            "file system must be mounted otherwise",
+            "run as root or as the daemon's user; if the file system is mounted read-only, "
+            "remount it read-write",
         )
     elif place.nearest != place.path:
-        yield _FILES.ok(place.check, f"{place.path} will be made by {place.user}")
+        yield _FILES.ok(place.check, f"{place.path} will be created by {place.user}")
     else:
         yield _FILES.ok(place.check, f"{place.user} may write in {place.path}")
     if place.free is not None and place.free < _LEAST_SPACE:
         yield _FILES.warning(
             f"{place.check} space",
             f"{place.free // _MEGABYTE} MB are free at {place.nearest}",
-            "make room: a full disk keeps new configurations from being written",
+            "free some space: new configurations cannot be written to a full disk",
         )
 
 
@@ -89,31 +89,33 @@ def judge_clock(clock: Clock) -> tuple[Finding, ...]:
 def _clock(clock: Clock) -> Iterator[Finding]:
     now = datetime.fromtimestamp(clock.now, UTC)
     shown = f"{now:%Y-%m-%d %H:%M:%S} UTC"
-    remedy = "set it, and keep it so: `timedatectl set-ntp true`"
+    remedy = "set the clock: `timedatectl set-ntp true`"
     if now.year < _EARLIEST_YEAR:
-        yield _CLOCK.problem("time", f"it says {shown}: it was never set", remedy)
+        yield _CLOCK.problem("time", f"the clock shows {shown}: it was never set", remedy)
     elif clock.newest_file is not None and clock.newest_file > clock.now + _AHEAD:
         behind = clock.newest_file - clock.now
         yield _CLOCK.problem(
             "time",
-            f"it says {shown}, {behind:.0f} s before {clock.newest_path} was written",
+            f"the clock shows {shown}, {behind:.0f} s before {clock.newest_path} was written",
             remedy,
         )
     else:
         yield _CLOCK.ok("time", shown)
     if clock.synchronized is None:
         yield _CLOCK.unknown(
-            "synchronized", "the kernel does not say", "see `timedatectl` or `chronyc tracking`"
+            "synchronized",
+            "the kernel does not report it",
+            "see `timedatectl` or `chronyc tracking`",
         )
     elif not clock.synchronized:
         yield _CLOCK.warning(
             "synchronized",
-            "the kernel says that nobody keeps the clock (STA_UNSYNC)",
-            "run an NTP client: `timedatectl set-ntp true`, or chrony; in a container or VM whose "
-            "host keeps the clock, this may be meant",
+            "the clock is not synchronized (STA_UNSYNC)",
+            "run an NTP client: `timedatectl set-ntp true`, or chrony; ignore this in a container "
+            "or VM whose host synchronizes the clock",
         )
     else:
-        yield _CLOCK.ok("synchronized", "the kernel's clock is kept by an NTP client")
+        yield _CLOCK.ok("synchronized", "an NTP client synchronizes the clock")
 
 
 def judge_serial(source: str, serial: int | None, now: float) -> tuple[Finding, ...]:
@@ -127,11 +129,11 @@ def judge_serial(source: str, serial: int | None, now: float) -> tuple[Finding, 
         return (
             _CLOCK.warning(
                 f"against {source}",
-                f"cluster DNS has changed {serial - now:.0f} s from now by its own clock",
-                "compare the clocks of this VM and of the nodes: `timedatectl` on each",
+                f"the clock of cluster DNS is {serial - now:.0f} s ahead of this host's",
+                "compare the clocks of this host and of the nodes: `timedatectl` on each",
             ),
         )
-    return (_CLOCK.ok(f"against {source}", "cluster DNS is not ahead of it"),)
+    return (_CLOCK.ok(f"against {source}", "cluster DNS is not ahead"),)
 
 
 def judge_date(source: str, ahead: float) -> Finding:
@@ -141,7 +143,7 @@ def judge_date(source: str, ahead: float) -> Finding:
         order = "behind" if ahead > 0 else "ahead of"
         return _CLOCK.problem(
             check,
-            f"this VM is {abs(ahead):.0f} s {order} it",
-            "compare the clocks of this VM and of the master: `timedatectl` on each",
+            f"this host is {abs(ahead):.0f} s {order} it",
+            "compare the clocks of this host and of the API server: `timedatectl` on each",
         )
     return _CLOCK.ok(check, f"within {max(1.0, abs(ahead)):.0f} s of it")

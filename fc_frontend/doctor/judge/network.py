@@ -108,27 +108,26 @@ def _overlaps(kind: str, network: Network, cluster: Cluster, facts: NetworkFacts
     if existing:
         return _GROUP.problem(
             check,
-            f"this VM has in the same range: {some(existing)}",
-            "existing networks and the cluster's must not overlap: renumber one of them (the "
-            "cluster's only before its Kubernetes roles are activated); if the cluster has "
-            "another range, correct the settings",
+            f"this host has in the same range: {some(existing)}",
+            "if the cluster has another range, correct the settings; otherwise renumber one of the "
+            "two networks (the cluster's cannot change after its installation)",
         )
     strange = [str(route) for route in facts.routes if _is_strange(route, network, cluster)]
     if strange:
         return _GROUP.warning(
             check,
-            f"routes of this VM lead elsewhere with parts of it: {some(strange)}",
+            f"routes of this host lead elsewhere for parts of it: {some(strange)}",
             "if these are not the cluster's, the networks overlap: renumber one of them; if they "
             "are, name their gateways in cluster.nodes",
         )
     if own:
         return _GROUP.warning(
             check,
-            f"this VM itself has {some(own)} on its loopback interface: no other host, and no "
-            "pod, can be reached under that",
-            "remove the address unless it stands for the cluster's own on this VM (node-local DNS)",
+            f"this host has {some(own)} on its loopback interface: no other host and no pod can be "
+            "reached at this address",
+            "remove the address, unless it belongs to node-local DNS",
         )
-    return _GROUP.ok(check, "no address and no other network of this VM lies in it")
+    return _GROUP.ok(check, "no address or other network of this host is in it")
 
 
 def _is_strange(route: Route, network: Network, cluster: Cluster) -> bool:
@@ -164,25 +163,20 @@ def _route(kind: str, network: Network, facts: NetworkFacts) -> Finding:
     best = max(over, key=lambda route: route.network.prefixlen, default=None)
     if leading and (best is None or best.is_default):
         return _GROUP.ok(check, f"routes to {len(leading)} parts of it: {some(leading, 3)}")
-    remedy = (
-        "activate the role kubernetes-frontend, which routes into the cluster, or add a route: "
-        f"`ip route add {network} via NODE`"
-    )
+    remedy = f"add a route into the cluster: `ip route add {network} via NODE`"
     if best is not None and best.refuses:
         return _GROUP.problem(check, f"the route {best} refuses it", remedy)
     if best is not None and not best.is_default:
         return _wider(check, network, best)
     if facts.sources.get(network) is None:
-        return _GROUP.problem(check, "no route leads there", remedy)
+        return _GROUP.problem(check, "no route", remedy)
     if best is None:
-        return _GROUP.ok(check, "a route of another table than main leads there (`ip rule`)")
+        return _GROUP.ok(check, "routed by another table than main (`ip rule`)")
     if kind == "service network" and facts.kube_proxy:
-        return _GROUP.ok(
-            check, f"kube-proxy runs on this VM and translates it; {best} is enough for that"
-        )
+        return _GROUP.ok(check, f"kube-proxy runs on this host and translates it; {best} is enough")
     return _GROUP.warning(
         check,
-        f"only the default route ({best}) leads there: works only if the gateway can route it",
+        f"only the default route ({best}): works only if the gateway can route it",
         remedy,
     )
 
@@ -192,9 +186,9 @@ def _wider(check: str, network: Network, best: Route) -> Finding:
         return _GROUP.ok(check, f"{best}")
     return _GROUP.warning(
         check,
-        f"the route {best} leads there, which is for a wider network than {network}",
-        f"make sure that {best.gateway} leads into the cluster and not into another network of "
-        "that range, or add a route of its own",
+        f"the route {best} is for a wider network than {network}",
+        f"make sure that {best.gateway} routes into the cluster and not into another network, "
+        "or add a route",
     )
 
 
@@ -207,9 +201,9 @@ def _declared_overlaps(cluster: Cluster) -> Iterator[Finding]:
     ]
     if pairs:
         yield _GROUP.problem(
-            "services and pods apart",
+            "services and pods",
             f"service and pod network overlap: {some(pairs)}",
-            "give each its own range, as in the cluster's serviceClusterIpRange and clusterCidr",
+            "set each to the cluster's own range (--service-cluster-ip-range and --cluster-cidr)",
         )
 
 
@@ -223,7 +217,7 @@ def _fixed(cluster: Cluster) -> Iterator[Finding]:
         yield _GROUP.problem(
             "addresses of nodes",
             f"nodes have addresses in the cluster's own networks: {some(inside)}",
-            "the nodes' network must not overlap with these; correct cluster.nodes",
+            "correct cluster.nodes: the nodes' network must not overlap with these",
         )
     for nameserver in cluster.nameservers:
         if contained(nameserver.address, cluster.pod_networks):
@@ -233,8 +227,8 @@ def _fixed(cluster: Cluster) -> Iterator[Finding]:
 def _moving(nameserver: Nameserver) -> Finding:
     return _GROUP.warning(
         f"address of nameserver {nameserver}",
-        "it is a pod's address, which ends with that pod",
-        "give the cluster IP of the cluster's DNS service in cluster.nameservers",
+        "this is a pod's address, which changes with the pod",
+        "set cluster.nameservers to the cluster IP of the cluster's DNS service",
     )
 
 

@@ -43,7 +43,7 @@
       else show(fresh);
       say("", false);
     } catch (error) {
-      say("fc-frontend does not answer: this is old", true);
+      say("fc-frontend does not answer: this page is out of date", true);
     }
   }
 
@@ -55,7 +55,7 @@
   pause.hidden = false;
   pause.addEventListener("click", () => {
     isPaused = !isPaused;
-    pause.textContent = isPaused ? "Follow again" : "Pause";
+    pause.textContent = isPaused ? "Resume" : "Pause";
     say(isPaused ? "paused" : "", false);
     if (!isPaused) refresh();
   });
