@@ -28,6 +28,7 @@ from fc_frontend.model.service_state import HaproxyState, Health
 from fc_frontend.plan.model import Haproxy
 from fc_frontend.render.config import Config
 from tests.test_cli import GOOD, config, fc
+from tests.test_explain_causes import SPEC
 from tests.test_page import made, service
 
 NOW = 1e9
@@ -84,11 +85,11 @@ def test_explain_does_not_call_a_service_ok_whose_haproxy_it_may_not_ask(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     hidden = Problem("the socket: Permission denied", "run as root", cause=Cause.FORBIDDEN)
-    print_explanation(explain(Facts(name="shop", worker_problem=hidden)), "ok")
+    print_explanation(explain(Facts(name="shop", spec=SPEC, worker_problem=hidden)), "ok")
     said = capsys.readouterr().out
     assert "HAProxy does not answer" not in said
     # Neither the state "ok" nor a bad step: it is not known.
-    assert "\nok:" not in said
+    assert "\nunknown: shop: the socket: Permission denied\n" in said
 
 
 def test_diff_gives_no_reason_that_repeats_the_change(capsys: pytest.CaptureFixture[str]) -> None:

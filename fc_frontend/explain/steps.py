@@ -121,7 +121,9 @@ def _summary(facts: Facts, explanation: Explanation) -> str:
         worst = cause or next((s for s in explanation.steps if s.verdict is StepVerdict.WARN), None)
         return f"{said}; but {worst.said}" if worst else said
     if cause is None:
-        unknown = next((s for s in explanation.steps if s.verdict is StepVerdict.UNKNOWN), None)
+        # What HAProxy does not show leaves open whether it serves.
+        steps = sorted(explanation.steps, key=lambda step: step.name != "servers")
+        unknown = next((step for step in steps if step.verdict is StepVerdict.UNKNOWN), None)
         return f"{name}: {unknown.said}" if unknown else f"{name}: unknown"
     said = f"{name}: {_what_clients_see(facts, explanation)}, because {cause.said}"
     if any(s.name == "declaration" and s.verdict is StepVerdict.WARN for s in explanation.steps):
