@@ -85,7 +85,7 @@ def test_an_interrupted_command_takes_its_line_away(silent: Frontend) -> None:
         terminal.type("\x03")
         seen = terminal.rest()
     assert "Traceback" not in seen
-    assert "asking" not in left_standing(seen).replace("^C", "")
+    assert "asking about" not in left_standing(seen).replace("^C", "")
 
 
 def test_verbose_tells_steps_and_their_durations(tmp_path: Path) -> None:
@@ -94,7 +94,7 @@ def test_verbose_tells_steps_and_their_durations(tmp_path: Path) -> None:
         done = fc(*arguments, "-c", path)
         lines = [line for line in done.stderr.splitlines() if line.endswith(" s")]
         assert [line.partition(":")[0] for line in lines] == [
-            "asking HAProxy whether it accepts what is declared",
+            "validating with HAProxy",
         ]
         assert done.stdout.startswith("good: ")
 

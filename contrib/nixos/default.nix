@@ -206,7 +206,7 @@ in
     };
 
     systemd.services.fc-frontend = {
-      description = "fc-frontend, keeps HAProxy in step with services and cluster DNS";
+      description = "fc-frontend, configures HAProxy for the services of a Kubernetes cluster";
       wantedBy = [ "multi-user.target" ];
       wants = [ "network-online.target" ];
       after = [ "network-online.target" "haproxy.service" ];

@@ -127,7 +127,7 @@ def command(
     from fc_frontend.rollout import Options, deployed_declarations
     from fc_frontend.stored import RunningState, save_answers
 
-    with step("reading what is declared"):
+    with step("reading the configuration"):
         sources = replace(read(config), believes_empty="" in forced)
         base = stored_base(sources)
         units = {name: _unit(name, sources, base) for name in (*forced, *dropped) if name}
@@ -147,7 +147,7 @@ def command(
     held = hold.load(settings.state_directory)
     if held is not None:
         fail([hold.problem(held)], Exit.PROBLEMS)
-    with step(f"asking cluster DNS about {counted(len(declaration.services), 'service')}"):
+    with step(f"querying cluster DNS for {counted(len(declaration.services), 'service')}"):
         resolution = asyncio.run(resolve(declaration, base=base))
     given = _take_over(settings, shape) if takes_over else None
     state = RunningState(settings.state_directory)

@@ -74,7 +74,7 @@ def command(config: str, is_strict: bool, shape: str) -> None:
 
     unknown: tuple[Problem, ...] = ()
     try:
-        with step("asking HAProxy whether it accepts what is declared"):
+        with step("validating with HAProxy"):
             prepared = prepare_offline(config, haproxy_check())
     except Unavailable as exc:
         unknown = exc.problems

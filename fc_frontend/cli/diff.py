@@ -64,17 +64,17 @@ def command(config: str, as_text: bool, shape: str) -> None:
     from fc_frontend.haproxy import hold, take_over
     from fc_frontend.pipeline import declared_now, haproxy_check, prepare, stored_base
 
-    with step("reading what is declared"):
+    with step("reading the configuration"):
         sources = read(config)
         base = stored_base(sources)
         declaration = declared_now(sources, base)
     number = counted(len(declaration.services), "service")
-    with step(f"asking cluster DNS about {number}"):
+    with step(f"querying cluster DNS for {number}"):
         resolution, problems = _resolution(declaration, base)
     try:
-        with step("reading what is installed"):
+        with step("reading the installed haproxy.cfg"):
             installed = _installed(config, declaration.settings, base, resolution)
-        with step("asking HAProxy whether it accepts the new one"):
+        with step("validating with HAProxy"):
             prepared = prepare(
                 sources, haproxy_check(), base=base, answers=resolution, must_check=True
             )

@@ -90,7 +90,7 @@ def command(config: str, kubeconfig: str | None, shape: str) -> None:
     from fc_frontend.doctor.examine import examine, probes
     from fc_frontend.pipeline import prepare_offline
 
-    with step("reading and rendering what is declared"):
+    with step("reading and rendering the configuration"):
         prepared = prepare_offline(config)
     withheld = (problem for each in prepared.withheld for problem in each.problems)
     errors = tuple(dict.fromkeys(errors_in((*withheld, *prepared.problems))))
@@ -110,7 +110,7 @@ def command(config: str, kubeconfig: str | None, shape: str) -> None:
         verdicts=prepared.declaration.verdicts,
         kubeconfig=kubeconfig,
     )
-    with step("looking at this VM") as looking:
+    with step("checking this host") as looking:
 
         def seen(done: int, under_way: tuple[Probe, ...]) -> None:
             if under_way:
@@ -118,7 +118,7 @@ def command(config: str, kubeconfig: str | None, shape: str) -> None:
                 looking.say(f"{done} of {total} done; now: {first.group} {first.check}")
 
         found = list(examine(every, told=seen))
-        looking.say("looking at this VM")
+        looking.say("checking this host")
     if errors:
         more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
         found.insert(

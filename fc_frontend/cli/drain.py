@@ -76,7 +76,7 @@ def command(config: str, wait: int | None, shape: str, service: str, pod: str | 
     from fc_frontend.haproxy.connections import connections
     from fc_frontend.haproxy.drain import pod_address
 
-    with step("reading what is declared"):
+    with step("reading the configuration"):
         declaration = declared(config)
     known(declaration, service)
     endpoints = stored_endpoints(declaration, service)
@@ -89,7 +89,7 @@ def command(config: str, wait: int | None, shape: str, service: str, pod: str | 
         return replace(before, pods=before.pods | {(service, chosen[-1])})
 
     try:
-        with step("telling HAProxy"):
+        with step("sending commands to HAProxy"):
             held = drain_record.change(declaration.settings, changed, [service])
         problems = [*held.problems, *_none_left(held, service)]
         found = connections(declaration.settings.haproxy, service)

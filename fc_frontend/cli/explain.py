@@ -47,7 +47,7 @@ def command(config: str, shape: str, service: str) -> None:
     from fc_frontend.explain.steps import explain
 
     try:
-        with step("asking cluster DNS, HAProxy and the daemon"):
+        with step("querying cluster DNS, HAProxy and the daemon"):
             facts = collect(config, service)
     except Unavailable as exc:
         fail(exc.problems, Exit.CANNOT_TELL)

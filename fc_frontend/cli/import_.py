@@ -99,7 +99,7 @@ def command(files: tuple[str, ...], output: str | None, force: bool, shape: str)
     said: tuple[Problem, ...] = ()
     if output is not None:
         settings_file = f"{output.rstrip('/') or '/'}/config.yaml"
-        with step("asking HAProxy whether it accepts that"):
+        with step("validating the result with HAProxy"):
             accepted, said = _judged(settings_file)
         if shape == "text":
             _tell_judged(settings_file, accepted, said)

@@ -25,7 +25,7 @@ def command(config: str, output: str | None) -> None:
     """
     from fc_frontend.pipeline import Base, prepare_offline
 
-    with step("reading and rendering what is declared"):
+    with step("reading and rendering the configuration"):
         prepared = prepare_offline(config, base=Base())
     withheld = tuple(problem for each in prepared.withheld for problem in each.problems)
     problems = tuple(dict.fromkeys((*withheld, *prepared.problems)))

@@ -53,7 +53,7 @@ def command(config: str, shape: str, services: tuple[str, ...]) -> None:
     from fc_frontend.discovery.agreement import ask_each
     from fc_frontend.pipeline import resolve
 
-    with step("reading what is declared"):
+    with step("reading the configuration"):
         declaration = load(config)
     problems = errors_in(declaration.problems)
     known = {spec.name for spec in declaration.services}

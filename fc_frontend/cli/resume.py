@@ -46,7 +46,7 @@ def command(config: str, shape: str) -> None:
     try:
         # Whoever goes back just now gets its hold first.
         patience = settings.haproxy.check_timeout + settings.haproxy.reload_timeout
-        with step("waiting for whoever deploys just now"), deploying(directory, patience):
+        with step("waiting for another deployment to end"), deploying(directory, patience):
             held = hold.load(directory)
             hold.remove(directory)
     except Unavailable as exc:

@@ -98,7 +98,7 @@ def _found(config: str) -> Overview:
     from fc_frontend.explain.overview import overview
 
     try:
-        with step("asking the daemon, HAProxy and cluster DNS"):
+        with step("querying the daemon, HAProxy and cluster DNS"):
             return overview(look(config))
     except Unavailable as exc:
         fail(exc.problems, Exit.CANNOT_TELL)

@@ -77,7 +77,7 @@ def command(config: str, shape: str, service: str, pod: str | None) -> None:
         )
 
     try:
-        with step("telling HAProxy"):
+        with step("sending commands to HAProxy"):
             held = drain_record.change(declaration.settings, changed, [service])
     except Refused as exc:
         fail(exc.problems, Exit.PROBLEMS)

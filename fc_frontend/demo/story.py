@@ -152,7 +152,7 @@ class Story:
         self._say("title", "A pod dies")
         dead = self._shop.pods[4]
         dead.kill()
-        self._say("text", f"{dead.name} is gone; cluster DNS still names it.")
+        self._say("text", f"{dead.name} is gone; cluster DNS still lists it.")
         before = load.tally()
         await self._until(
             "200 more requests", lambda: load.tally().requests > before.requests + 200
@@ -185,11 +185,11 @@ class Story:
         started = time.monotonic()
         await self._until("hello answers", self._hello_answers)
         self._say(
-            "good", f"hello answered {time.monotonic() - started:.2f} s after the file was there."
+            "good", f"hello answered {time.monotonic() - started:.2f} s after the file was added."
         )
         await self._until("HAProxy has the configuration", self._in_sync)
 
-        self._say("title", "A broken file costs nothing but itself")
+        self._say("title", "A broken file affects no other service")
         before_text = self._stage.haproxy_cfg.read_bytes()
         self._drop("broken.yaml", "services:\n  broken: {pod_prt: 8080}\n")
         problem = await self._until("the file is withheld", self._problem)
@@ -199,7 +199,7 @@ class Story:
         await self._serving(11)
         if not await asyncio.to_thread(self._hello_answers):
             raise DemoStepFailed("hello does not answer")
-        self._say("good", "haproxy.cfg is unchanged; shop and hello serve on.")
+        self._say("good", "haproxy.cfg is unchanged; shop and hello keep serving.")
         (self._stage.services_d / "broken.yaml").unlink()
         await self._until("the change is deployed", lambda: not self._problem())
 
@@ -293,7 +293,7 @@ services:
                 raise DemoStepFailed(f"the daemon ended: {self._log_tail()}")
             if time.monotonic() > deadline:
                 raise DemoStepFailed(
-                    f"waited {_PATIENCE:.0f} s in vain: {what}\n{self._log_tail()}"
+                    f"timed out after {_PATIENCE:.0f} s: {what}\n{self._log_tail()}"
                 )
             await asyncio.sleep(0.02)
 
@@ -314,7 +314,7 @@ services:
         if len(names) != count:
             raise DemoStepFailed(f"shop has {len(names)} pods")
         await self._until(f"{count} pods answer", lambda: self._only(load, names))
-        self._say("good", f"All of {count} pods, and no others, answer.")
+        self._say("good", f"All {count} pods answer, and no others.")
 
     @staticmethod
     def _only(load: Load, names: set[str]) -> bool:
