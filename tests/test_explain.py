@@ -157,7 +157,13 @@ CAUSES = {
 }
 
 
-@pytest.mark.parametrize("name", CAUSES)
+EXTENDED = {"schema", "unready", "namespace", "headless", "outside", "wrong-port-tcp", "plain"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[pytest.mark.extended] if n in EXTENDED else []) for n in CAUSES],
+)
 def test_the_first_step_that_is_bad_is_named_with_its_remedy(many: Frontend, name: str) -> None:
     cause, said, remedy = CAUSES[name]
     document = caused(many, name, cause)
