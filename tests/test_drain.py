@@ -345,10 +345,10 @@ def test_a_drained_pod_gets_nothing_new_and_ends_what_it_has(frontend: Frontend)
     assert f"{victim} of raw: 1 connection left after 1 s" in still.stderr
     connection.close()
     ended = frontend.run("drain", "raw", victim, "--wait", "30")
-    assert f"{victim} of raw: no connection is left\n" in ended.stdout
+    assert f"{victim} of raw: no connections left\n" in ended.stdout
 
     back = frontend.run("undrain", "raw", str(slot))
-    assert back.stdout == f"{slot} {victim} of raw: takes new traffic again\n"
+    assert back.stdout == f"{slot} {victim} of raw: gets new connections again\n"
     assert answering(frontend, 8081) == others(frontend)
     frontend.until(lambda: shown(frontend, "raw") == [])
     assert frontend.metric("fc_frontend_service_drained", service="raw") == 0

@@ -321,7 +321,7 @@ def test_going_back_and_resuming_under_load_loses_no_request(frontend: Frontend)
     assert [found["reasons"] for found in listed(frontend)[2:]] == [["rollback to 1"], ["resumed"]]
     assert len(frontend.events("held")) == len(frontend.events("resumed")) == 1
     assert "← running" in frontend.run("history").stdout
-    assert frontend.run("resume").stdout == "nothing is held\n"
+    assert frontend.run("resume").stdout == "there is no hold\n"
 
 
 @pytest.mark.extended

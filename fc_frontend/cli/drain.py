@@ -185,15 +185,15 @@ def _tell(servers: list[ServerState], service: str, chosen: list[str], found: Co
         echo_unless_quiet(f"{server.server} {address} of {service}: {_state(server)}, {left} left")
     if not servers and chosen:
         echo_unless_quiet(
-            f"{chosen[0]} of {service}: has no slot now, will be drained in any that it gets"
+            f"{chosen[0]} of {service}: has no slot now; it will be drained in any slot that it gets"
         )
     elif not servers:
-        echo_unless_quiet(f"{service}: has no pods now, those that come will be drained")
+        echo_unless_quiet(f"{service}: has no pods now; new pods will be drained")
 
 
 def _tell_end(service: str, chosen: list[str], late: list[Problem]) -> None:
     if not late:
-        echo_unless_quiet(f"{_subject(service, chosen)}: no connection is left")
+        echo_unless_quiet(f"{_subject(service, chosen)}: no connections left")
 
 
 def _document(

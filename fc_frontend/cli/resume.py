@@ -41,7 +41,7 @@ def command(config: str, shape: str) -> None:
     settings = settings_in_force(config)
     directory = settings.state_directory
     if hold.load(directory) is None:
-        _tell(shape, None, "nothing is held")
+        _tell(shape, None, "there is no hold")
         return
     try:
         # Whoever goes back just now gets its hold first.
@@ -51,8 +51,8 @@ def command(config: str, shape: str) -> None:
             hold.remove(directory)
     except Unavailable as exc:
         fail(exc.problems, Exit.CANNOT_TELL)
-    what = f"entry {held.id}" if held and held.hash else "what HAProxy has"
-    _tell(shape, held, f"{what} is not held any more: what is declared is deployed again")
+    what = f"entry {held.id}" if held and held.hash else "the running configuration"
+    _tell(shape, held, f"the hold of {what} has ended; deployments resume")
 
 
 def _tell(shape: str, held: Hold | None, said: str) -> None:

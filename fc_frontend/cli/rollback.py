@@ -85,4 +85,4 @@ def command(config: str, shape: str, entry_id: int | None) -> None:
     echo_unless_quiet(
         f"{style('good', 'green')}: entry {entry.id}: {words[deployment.outcome]} ({entry.hash})"
     )
-    echo_unless_quiet("Nothing that is declared is deployed until: fc-frontend resume")
+    echo_unless_quiet("Deployments are paused until: fc-frontend resume")

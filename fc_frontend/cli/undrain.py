@@ -101,8 +101,10 @@ def command(config: str, shape: str, service: str, pod: str | None) -> None:
         return
     print_problems(held.problems)
     for server in freed:
-        echo_unless_quiet(f"{server.server} {server.address} of {service}: takes new traffic again")
+        echo_unless_quiet(
+            f"{server.server} {server.address} of {service}: gets new connections again"
+        )
     if not freed:
         echo_unless_quiet(
-            f"{service}: nothing more to free" if held.sent else f"{service}: not drained"
+            f"{service}: nothing else is drained" if held.sent else f"{service}: not drained"
         )

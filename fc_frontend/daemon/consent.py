@@ -33,7 +33,7 @@ class ConsentWatch:
                 file=problem.file,
                 reason=problem.message,
                 remedy=problem.remedy,
-                effect="the file stays, and HAProxy keeps what it has",
+                effect="the file and HAProxy stay as they are",
             )
         elif problem is None and self.problem is not None:
             self._log.info("consent-given", file=self.problem.file)

@@ -407,7 +407,7 @@ class Reconciler:
         self.held = found
         self._metrics.held(found is not None)
         if found is None:
-            self._log.info("resumed", effect="what is declared is deployed again")
+            self._log.info("resumed", effect="normal deployments resume")
             self.wanted = None
             self._resumes = True
             return True
@@ -416,7 +416,7 @@ class Reconciler:
             entry=found.id,
             hash=found.hash or "unknown",
             by=found.by or None,
-            effect="nothing that is declared is deployed",
+            effect="changes are not deployed",
             remedy="fc-frontend resume",
         )
         self._guard.clear()
@@ -451,7 +451,10 @@ class Reconciler:
         if deployment.ok:
             self.observed(deployment.hash)
             self._log.warning(
-                "held-again", entry=held.id, hash=held.hash, reason="HAProxy had something else"
+                "held-again",
+                entry=held.id,
+                hash=held.hash,
+                reason="HAProxy ran another configuration",
             )
         else:
             said = deployment.problems[0]
@@ -895,7 +898,7 @@ class Reconciler:
             return
         problem = await asyncio.to_thread(_obstacle, settings, config, self.running)
         if problem is not None:
-            effect = "left, as fc-frontend did not write it"
+            effect = "kept, because fc-frontend did not write it"
             self._log.warning("config-drift", file=file, effect=effect)
             raise NeedsConsent(problem)
         self._log.warning("config-drift", file=file, effect="restored")
@@ -1041,7 +1044,9 @@ class Reconciler:
             return None
         if deployment.ok:
             self.observed(deployment.hash)
-            self._log.info("haproxy-revived", hash=deployment.hash, effect="the last good one")
+            self._log.info(
+                "haproxy-revived", hash=deployment.hash, effect="it runs the last good one"
+            )
         else:
             said = deployment.problems[0]
             self._log.limited("not-revived").error(

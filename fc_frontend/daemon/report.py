@@ -153,13 +153,19 @@ class Report:
             log = self._limited("dns", name)
             if new.freshness is not Freshness.FRESH and old and old.freshness is Freshness.FRESH:
                 log.warning(
-                    "dns-stale", service=name, error=new.error, effect="the last answer stays"
+                    "dns-stale",
+                    service=name,
+                    error=new.error,
+                    effect="the last answer stays in use",
                 )
             elif old and old.freshness is not Freshness.FRESH and new.freshness is Freshness.FRESH:
                 log.info("dns-fresh", service=name, pods=len(pods))
             elif new.lost_at is not None and (old is None or old.lost_at is None):
                 log.warning(
-                    "dns-empty", service=name, error=new.error, effect="its pods stay for a while"
+                    "dns-empty",
+                    service=name,
+                    error=new.error,
+                    effect="its pods stay for intervals.hold",
                 )
             elif pods != had or (old and old.kind is not new.kind):
                 log.info(
