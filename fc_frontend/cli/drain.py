@@ -185,7 +185,7 @@ def _tell(servers: list[ServerState], service: str, chosen: list[str], found: Co
         echo_unless_quiet(f"{server.server} {address} of {service}: {_state(server)}, {left} left")
     if not servers and chosen:
         echo_unless_quiet(
-            f"{chosen[0]} of {service}: has no slot now; it will be drained in any slot that it gets"
+            f"{chosen[0]} of {service}: no slot now; it will be drained in any that it gets"
         )
     elif not servers:
         echo_unless_quiet(f"{service}: has no pods now; new pods will be drained")
