@@ -8,7 +8,8 @@ from ipaddress import ip_network
 
 import pytest
 
-from fc_frontend.daemon.report import Report
+from fc_frontend.daemon.state import DaemonState
+from fc_frontend.daemon.tracker import Tracker
 from fc_frontend.desired.isolate import Withheld
 from fc_frontend.errors import Cause, Problem
 from fc_frontend.explain.facts import Facts
@@ -79,13 +80,14 @@ def test_only_a_socket_that_this_user_may_not_open_is_no_critical_state(
 
 def test_a_withheld_change_is_logged_again_only_if_more_than_its_line_changes() -> None:
     written = StringIO()
-    report = Report(configure(written), Metrics())
+    tracker = Tracker(configure(written), Metrics())
     problem = Problem(message="no such keyword", file="a.yaml", line=3)
 
     def logged(problem: Problem) -> int:
         before = len(written.getvalue())
         unit = UnitId(UnitKind.SERVICE, "shop")
-        report.withhold((Withheld(unit, ChangeKind.EDITED, (problem,), is_kept=True),))
+        withheld = Withheld(unit, ChangeKind.EDITED, (problem,), is_kept=True)
+        tracker.become(DaemonState(withheld=(withheld,)))
         return written.getvalue()[before:].count("withheld")
 
     assert logged(problem) == 1

@@ -13,6 +13,7 @@ import os
 import random
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import quote
@@ -31,7 +32,7 @@ from fc_frontend.cli.common import emit, print_problems
 from fc_frontend.config.declare import declare
 from fc_frontend.config.loader import Sources, read
 from fc_frontend.config.running import dump_running, load_running
-from fc_frontend.daemon.report import Report
+from fc_frontend.daemon.tracker import Tracker
 from fc_frontend.discovery.scan import LENGTHS, RecordType, plain_records
 from fc_frontend.discovery.store import load_answers
 from fc_frontend.doctor.findings import Group
@@ -347,7 +348,7 @@ def test_names_from_files_to_every_output(tmp_path: Path) -> None:
     directory.mkdir()
     (directory / "innocent.yaml").write_text("services: {innocent: {pod_port: 80}}")
     log, metrics = io.StringIO(), Metrics()
-    report = Report(configure(log), metrics)
+    tracker = Tracker(configure(log), metrics)
 
     def check(data: bytes) -> None:
         name = data.decode("utf-8", "surrogateescape")
@@ -356,8 +357,8 @@ def test_names_from_files_to_every_output(tmp_path: Path) -> None:
         prepared_now = prepared(tmp_path / "config.yaml")
         file.unlink()
         assert "innocent" in {service.spec.name for service in prepared_now.plan.services}
-        report.withhold(prepared_now.withheld)
-        report.note(prepared_now.problems)
+        withheld, problems = prepared_now.withheld, prepared_now.problems
+        tracker.become(replace(tracker.state, withheld=withheld, problems=problems))
         metrics.planned(prepared_now.plan, {})
         text = metrics.exposition(0.0).decode()
         families = list(text_string_to_metric_families(text))

@@ -10,6 +10,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,10 @@ from fc_frontend.config import reading
 from fc_frontend.config.declare import declare
 from fc_frontend.config.loader import Sources, is_unchanged, read
 from fc_frontend.config.running import RawDeclaration, RunningDeclarations, dump_running
-from fc_frontend.daemon import reconciler
-from fc_frontend.daemon.reconciler import Reconciler
+from fc_frontend.daemon import records
+from fc_frontend.daemon.records import Records
+from fc_frontend.daemon.state import DaemonState
+from fc_frontend.daemon.tracker import Tracker
 from fc_frontend.discovery.store import dump_answers
 from fc_frontend.observe.log import configure
 from fc_frontend.observe.metrics import Metrics
@@ -250,26 +253,29 @@ def test_what_changes_while_it_is_written_is_written_the_next_time(
     files: Files, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files.write("a.json", services(shop=service(1)))
-    reconciled = Reconciler(str(files.settings), configure(io.StringIO()), Metrics())
-    declaration = reconciled.declaration = declare(files.read())
-    reconciled.running_state = RunningState(declaration.settings.state_directory)
-    reconciled.resolution, reconciled.has_unsaved_answers = answers([1], 0), True
+    declaration = declare(files.read())
+    log, metrics = configure(io.StringIO()), Metrics()
+    tracker = Tracker(log, metrics)
+    kept = Records(tracker, log, metrics, time.monotonic)
+    kept.running_state = RunningState(declaration.settings.state_directory)
+    tracker.become(DaemonState(declaration=declaration, resolution=answers([1], 0)))
 
     def written_during_a_sweep(*given: Any, memo: stored.WrittenAnswers) -> None:
         save_answers(*given, memo=memo)
-        reconciled.resolution, reconciled.has_unsaved_answers = answers([2], 0), True
+        tracker.become(replace(tracker.state, resolution=answers([2], 0)))
 
     with monkeypatch.context() as patched:
-        patched.setattr(reconciler, "save_answers", written_during_a_sweep)
-        asyncio.run(reconciled.save())
+        patched.setattr(records, "save_answers", written_during_a_sweep)
+        asyncio.run(kept.save())
     assert len(stored_answers(declaration.settings, declaration.services)["shop"].endpoints) == 1
-    asyncio.run(reconciled.save())
+    asyncio.run(kept.save())
     assert len(stored_answers(declaration.settings, declaration.services)["shop"].endpoints) == 2
-    reconciled.has_unsaved_answers = True
+    assert not kept.has_unsaved_answers
+    tracker.become(replace(tracker.state, resolution=answers([3], 0)))
     shutil.rmtree(files.directory)
     files.directory.write_text("no directory")
-    asyncio.run(reconciled.save())
-    assert reconciled.has_unsaved_answers, "it is tried again"
+    asyncio.run(kept.save())
+    assert kept.has_unsaved_answers, "it is tried again"
 
 
 def test_running_declarations_name_their_files() -> None:

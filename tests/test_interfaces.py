@@ -7,7 +7,8 @@ import io
 import json
 from pathlib import Path
 
-from fc_frontend.daemon.reconciler import Reconciler, Trigger
+from fc_frontend.daemon.reconciler import Reconciler
+from fc_frontend.daemon.state import Trigger
 from fc_frontend.discovery.source import PodDiscovery
 from fc_frontend.observe.log import configure
 from fc_frontend.observe.metrics import Metrics
@@ -59,11 +60,11 @@ def test_the_reconciler_goes_by_another_discovery_than_dns(
         reconciler = Reconciler(str(path), configure(io.StringIO()), Metrics(), discovery=discovery)
         await reconciler.step(frozenset((Trigger.START,)), 0.0)
         assert known.asked == ["shop"]
-        assert len(reconciler.resolution["shop"].endpoints) == 2
-        assert not await reconciler.sweep(), "nothing changed"
+        assert len(reconciler.state.resolution["shop"].endpoints) == 2
+        assert not await reconciler.answers.sweep(), "nothing changed"
         known.pods["shop"] = pods(40)
-        assert await reconciler.sweep(), "more pods than slots change the plan"
-        assert len(reconciler.resolution["shop"].endpoints) == 40
+        assert await reconciler.answers.sweep(), "more pods than slots change the plan"
+        assert len(reconciler.state.resolution["shop"].endpoints) == 40
         reconciler.close()
 
     asyncio.run(scenario())

@@ -7,10 +7,12 @@ runs (see `Declared`).  Pure state, without a clock of its own.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from fc_frontend.config.running import RawDeclaration
+from fc_frontend.haproxy.runtime import ServerState
 
 WATCH_FOR = 15.0
 """Seconds after a reload in which a changed service must not lose its last server.
@@ -98,6 +100,36 @@ class Guard:
                 still[name] = replace(watched, looks_down=looks_down)
         self._watched = still
         return lost
+
+
+@dataclass(frozen=True, slots=True)
+class Revert:
+    """A service that goes back to `form`, and why."""
+
+    service: str
+    form: RawDeclaration
+    evidence: str
+
+
+def reverts(
+    lost: Mapping[str, RawDeclaration],
+    running: Collection[str],
+    servers: Iterable[ServerState],
+) -> tuple[Revert, ...]:
+    """The services to revert of those that `lost` all their servers, with the evidence.
+
+    Only what is `running` can go back.  `servers` are those that HAProxy has.
+    """
+    down = Counter(server.proxy for server in servers if server.address)
+    found = []
+    for name, form in lost.items():
+        if name in running:
+            count = down[name]
+            which = "its only server failed its"
+            if count != 1:
+                which = f"all of its {count} servers failed their"
+            found.append(Revert(name, form, f"{which} checks after the reload"))
+    return tuple(found)
 
 
 def former_after(

@@ -56,7 +56,7 @@ class ServersNow:
     def look(self) -> Servers:
         """What HAProxy says now, or said last; the metrics follow it."""
         with self._lock:
-            deployed = self._reconciler.deployed
+            deployed = self._reconciler.state.deployed
             now = time.monotonic()
             if deployed is not None and self._asking is None and now >= self._asked + EVERY:
                 path = deployed.settings.haproxy.runtime_socket
@@ -142,7 +142,7 @@ def routes(
     def readyz(_request: Request) -> Response:
         if found := stuck():
             return Response(503, f"{found}\n".encode(), TEXT)
-        if reconciler.in_sync:
+        if reconciler.state.is_in_sync:
             return Response(200, b"ok\n", TEXT)
         return Response(503, _not_ready(reconciler).encode(), TEXT)
 
@@ -167,7 +167,7 @@ def know(
     servers: ServersNow,
 ) -> DaemonView | None:
     """What the pages are made of, None if nothing was read yet."""
-    declaration, prepared = reconciler.declaration, reconciler.prepared
+    declaration, prepared = reconciler.state.declaration, reconciler.state.prepared
     if declaration is None or prepared is None:
         return None
     return DaemonView(
@@ -195,21 +195,22 @@ def status_document(
     reconciler: Reconciler, metrics: Metrics, stuck: Stuck | None, servers: Servers
 ) -> dict[str, Any]:
     """The daemon's view of everything, in a stable shape (`version` 1)."""
-    last = reconciler.last_reload
-    held = {each.unit: each for each in reconciler.withheld}
+    state = reconciler.state
+    last = state.last_reload
+    held = {each.unit: each for each in state.withheld}
     services = []
     now = time.monotonic()
-    base = reconciler.prepared.base if reconciler.prepared else None
-    is_held = reconciler.held is not None and base is not None
+    base = state.prepared.base if state.prepared else None
+    is_held = state.held is not None and base is not None
     served = served_binds(base) if base is not None and is_held else {}
 
     def binds(planned: ServicePlan) -> tuple[str, ...]:
-        if is_held and base is not None and base.hash == reconciler.running:
+        if is_held and base is not None and base.hash == state.running:
             return served.get(planned.spec.name, ())
         return tuple(str(bind) for bind in planned.spec.binds)
 
-    for planned in reconciler.deployed.services if reconciler.deployed else ():
-        answer = reconciler.resolution.get(planned.spec.name)
+    for planned in state.deployed.services if state.deployed else ():
+        answer = state.resolution.get(planned.spec.name)
         endpoints = answer.endpoints if answer else ()
         short, is_scarce = slot_room(planned, answer)
         services.append(
@@ -233,7 +234,7 @@ def status_document(
                 "exceeded": answer.exceeded if answer else None,
                 "rejected": list(answer.rejected) if answer else [],
                 "slots": planned.slots,
-                "drained": list(reconciler.drained.get(planned.spec.name, ())),
+                "drained": list(state.drained.get(planned.spec.name, ())),
                 "slots_short": short,
                 "slots_scarce": is_scarce,
                 "addresses_by": "runtime" if planned.by_runtime else "resolver",
@@ -243,13 +244,13 @@ def status_document(
         "version": 1,
         "fc_frontend": __version__,
         "haproxy": servers.state.value,
-        "in_sync": reconciler.in_sync,
-        "drifted": reconciler.drifted,
+        "in_sync": state.is_in_sync,
+        "drifted": state.is_drift_left,
         "stuck": str(stuck) if stuck else None,
         "take_over": reconciler.consent.problem.as_json() if reconciler.consent.problem else None,
-        "held": reconciler.held.as_json() if reconciler.held else None,
-        "wanted_hash": reconciler.wanted,
-        "running_hash": reconciler.running,
+        "held": state.held.as_json() if state.held else None,
+        "wanted_hash": state.wanted,
+        "running_hash": state.running,
         "problems": [problem.as_json() for problem in reconciler.problems],
         "withheld": [each.as_json() for each in held.values()],
         "api": reconciler.api.as_json() if reconciler.api else None,

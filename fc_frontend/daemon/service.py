@@ -16,10 +16,12 @@ from collections.abc import Coroutine, Iterator, Mapping
 from typing import Any
 
 from fc_frontend.config.loader import services_directory
+from fc_frontend.daemon import decide
 from fc_frontend.daemon.notify import Notifier
 from fc_frontend.daemon.pages import SharedAnswers, know, routes
 from fc_frontend.daemon.progress import Progress, Stuck, Work, bound
-from fc_frontend.daemon.reconciler import NAMED, Reconciler, Trigger
+from fc_frontend.daemon.reconciler import Reconciler
+from fc_frontend.daemon.state import NAMED, Trigger
 from fc_frontend.daemon.watch import Changes, FileWatch
 from fc_frontend.errors import Unavailable
 from fc_frontend.haproxy import rollback
@@ -128,7 +130,7 @@ class Service:
                 timer.cancel()
         if self._watch:
             self._watch.stop()
-        await self._reconciler.save()
+        await self._reconciler.records.save()
         self._reconciler.close()
         if self._http:
             await self._http.stop()
@@ -153,7 +155,7 @@ class Service:
 
     @property
     def _settings(self) -> Settings:
-        declaration = self._reconciler.declaration or self._reconciler.read
+        declaration = self._reconciler.state.declaration or self._reconciler.state.read
         return declaration.settings if declaration else Settings()
 
     async def _sleep(self, seconds: float) -> bool:
@@ -239,9 +241,9 @@ class Service:
             self._removal = loop.call_later(wait, self._trigger, Trigger.REMOVAL)
 
     def _tell_systemd(self) -> None:
-        reconciler = self._reconciler
-        services = len(reconciler.declaration.services) if reconciler.declaration else 0
-        state = "in sync" if reconciler.in_sync else "not in sync"
+        now = self._reconciler.state
+        services = len(now.declaration.services) if now.declaration else 0
+        state = "in sync" if now.is_in_sync else "not in sync"
         self._notifier.ready(f"{counted(services, 'service')}, HAProxy {state}")
         if not self._ready:
             # What was read stays: to visit it at each collection takes a tenth of a second.
@@ -251,7 +253,7 @@ class Service:
 
     async def _follow_settings(self, *, anew: bool) -> None:
         """Let watches and the listener follow what is declared now; `anew` looks again at links."""
-        read = self._reconciler.read
+        read = self._reconciler.state.read
         if read is None:
             return
         files = [self._settings_file]
@@ -305,17 +307,17 @@ class Service:
             if not await self._sleep(next_sweep - time.monotonic()):
                 return
             with self._enduring("sweep"), self._progress.of(Work.SWEEP):
-                if await self._reconciler.sweep():
+                if await self._reconciler.answers.sweep():
                     self._trigger(Trigger.DNS)
                 else:
-                    await self._reconciler.assign()
+                    await self._reconciler.servers.assign()
 
     async def _follow_loop(self) -> None:
         while not self._ready and await self._sleep(_HAPROXY_INTERVAL):
             pass
         while not self._stop.is_set():
             with self._enduring("follow"):
-                if await self._reconciler.follow():
+                if await self._reconciler.answers.follow():
                     self._trigger(Trigger.DNS)
 
     async def _rescan_loop(self) -> None:
@@ -324,11 +326,11 @@ class Service:
             pass
         while await self._sleep(self._settings.intervals.rescan):
             with self._enduring("rescan"), self._progress.of(Work.RESCAN):
-                if await self._reconciler.look_at_files() or not self._reconciler.in_sync:
+                if await self._reconciler.look_at_files() or not self._reconciler.state.is_in_sync:
                     self._trigger(Trigger.RESCAN)
                 elif self._http is None:
                     await self._listen(self._settings.listen)
-                await self._reconciler.save()
+                await self._reconciler.records.save()
 
     async def _haproxy_loop(self) -> None:
         looks = 0
@@ -339,55 +341,51 @@ class Service:
                 if not self._triggers:
                     looks += 1
                     await self._look(thoroughly=looks % _WORKERS_EVERY == 0)
-                await self._reconciler.give_sign_of_life()
+                await self._reconciler.servers.give_sign_of_life()
                 # Files that change all the time must not keep the guard from looking.
-                if await self._reconciler.guard():
+                if await self._reconciler.records.look_at_changed(self._reconciler.is_busy):
                     self._trigger(Trigger.HAPROXY)
 
     async def _look(self, *, thoroughly: bool) -> None:
         """See what HAProxy does, and have done what follows from it."""
-        before = self._reconciler.held
+        before = self._reconciler.state.held
         await self._reconciler.look_at_hold()
-        if self._reconciler.held != before:
+        if self._reconciler.state.held != before:
             self._trigger(Trigger.RESUME)
             return
-        if await self._reconciler.look_at_consent():
+        if await self._reconciler.drift.look_at_consent():
             self._trigger(Trigger.RETRY)
             return
         haproxy = self._settings.haproxy
-        held = self._reconciler.held
+        held = self._reconciler.state.held
         running = await asyncio.to_thread(rollback.running_hash, haproxy, held)
         if self._reconciler.is_busy():
             return
-        was_in_sync = self._reconciler.in_sync
-        if held is not None and running != self._reconciler.running:
+        was_in_sync = self._reconciler.state.is_in_sync
+        if held is not None and running != self._reconciler.state.running:
             # What is shown follows what HAProxy has now.
             self._trigger(Trigger.RESUME)
         self._reconciler.observed(running)
-        wanted = self._reconciler.wanted
-        if wanted is None:
-            # What is declared is refused, or what is held cannot be told: HAProxy only has to run.
-            is_amiss = running is None and haproxy.supervise
-        else:
-            is_amiss = running != wanted and (running is not None or haproxy.supervise)
-            if is_amiss:
-                await self._reconciler.look_for_drift()
-                is_amiss = not self._reconciler.drifted or running is None
+        # Where nothing is wanted, as it is refused or cannot be told, HAProxy only has to run.
+        is_amiss = decide.is_amiss(self._reconciler.state, supervises=haproxy.supervise)
+        if is_amiss and self._reconciler.state.wanted is not None:
+            await self._reconciler.drift.look()
+            is_amiss = not self._reconciler.state.is_drift_left or running is None
         if is_amiss and not self._failed:
             if was_in_sync:
                 self._log.warning("haproxy-out-of-sync", running=running or "none")
             self._trigger(Trigger.HAPROXY)
-        await self._reconciler.drain()
+        await self._reconciler.servers.drain()
         if await self._reconciler.look_at_contents():
             self._trigger(Trigger.CONTENTS)
         if thoroughly:
             await self._bound_old_workers()
-            await self._reconciler.look_for_drift()
-            await self._reconciler.look_at_nameservers()
-            if await self._reconciler.look_at_servers():
+            await self._reconciler.drift.look()
+            await self._reconciler.answers.look_at_nameservers()
+            if await self._reconciler.answers.look_at_servers():
                 self._trigger(Trigger.DNS)
-            await self._reconciler.assign(anew=True)
-            await self._reconciler.save_server_state()
+            await self._reconciler.servers.assign(anew=True)
+            await self._reconciler.servers.save()
 
     async def _bound_old_workers(self) -> None:
         haproxy = self._settings.haproxy
@@ -398,7 +396,7 @@ class Service:
             haproxy.most_old_workers,
         )
         self._metrics.old_workers(old.count, old.oldest, old.memory)
-        if old.count and (ended := await self._reconciler.shut_left_sessions()):
+        if old.count and (ended := await self._reconciler.servers.shut_left_sessions()):
             self._log.info("sessions-ended", count=ended, reason="their pods left old workers")
         if old.ended:
             self._metrics.ended_old_workers(len(old.ended))

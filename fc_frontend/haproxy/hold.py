@@ -1,4 +1,4 @@
-"""The hold that `rollback` sets: while it is there, nothing that is declared is deployed.
+"""The hold that `rollback` sets: while it is there, changes are not deployed.
 
 A file, so that it outlasts whoever set it, and the daemon.
 """

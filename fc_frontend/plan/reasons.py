@@ -23,7 +23,7 @@ class ReloadCause(StrEnum):
     FILE_CHANGED = "file-changed"
     """The content of a file that the configuration names, such as a certificate."""
     RESUMED = "resumed"
-    """What an operator held has ended: what is declared is deployed again."""
+    """What an operator held has ended: normal deployments resume."""
     START = "start"
     """Nothing is known of the configuration before."""
 

@@ -32,7 +32,7 @@ CALLS = {
     "plans": ("fc_frontend.plan.planner", "plan"),
 }
 TURNS = {
-    "sweeps": ("fc_frontend.daemon.reconciler", "Reconciler.sweep"),
+    "sweeps": ("fc_frontend.daemon.answers", "Answers.sweep"),
     "steps": ("fc_frontend.daemon.reconciler", "Reconciler.step"),
 }
 TEMPLATES = ("jinja2", "Template.render")

@@ -1,0 +1,240 @@
+"""What is kept on disk: what HAProxy has, what it had before, and the answers it came from."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from fc_frontend import files, stored
+from fc_frontend.config.loader import Sources
+from fc_frontend.config.running import RunningDeclarations
+from fc_frontend.daemon import decide
+from fc_frontend.daemon.guard import Former, Guard, Revert, former_after, reverts
+from fc_frontend.daemon.tracker import Tracker
+from fc_frontend.errors import Unavailable
+from fc_frontend.haproxy import install, kept_files, runtime
+from fc_frontend.haproxy.deploy import Deployment, forget_refused, proxies_up
+from fc_frontend.observe.log import Log
+from fc_frontend.observe.metrics import Metrics
+from fc_frontend.pipeline import Base, Prepared, base_of, find_base, record
+from fc_frontend.plan.model import Haproxy, Resolution, Settings
+from fc_frontend.plan.reasons import Reason
+from fc_frontend.render.config import config_hash
+from fc_frontend.rollout import deployed_declarations
+from fc_frontend.stored import RunningState, save_answers
+
+
+class Records:
+    """The base of changes, and the services that are watched after a reload."""
+
+    def __init__(
+        self, tracker: Tracker, log: Log, metrics: Metrics, clock: Callable[[], float]
+    ) -> None:
+        self._tracker = tracker
+        self._log = log
+        self._metrics = metrics
+        self._clock = clock
+        self.running_state: RunningState | None = None
+        self.base = Base()
+        self.guard = Guard()
+        self._saved: Resolution = tracker.state.resolution
+        """The answers that are kept for the next start."""
+        self._written_answers = stored.WrittenAnswers()
+        self._copies: Mapping[str, str] = {}
+        self._has_tidied = False
+
+    @property
+    def known(self) -> RunningState:
+        """What HAProxy is known to have.  It must have been opened."""
+        assert self.running_state is not None
+        return self.running_state
+
+    @property
+    def has_unsaved_answers(self) -> bool:
+        """True if answers changed since they were last kept."""
+        return self._tracker.state.resolution is not self._saved
+
+    @property
+    def leaves_drift(self) -> bool:
+        """True if HAProxy may have what others wrote to haproxy.cfg, and is left so."""
+        return decide.leaves_drift(self._tracker.state, self.base.hash)
+
+    async def open(self, directory: str) -> None:
+        """Read the records in `directory`, if that was not done yet."""
+        if self.running_state is None:
+            self.running_state = await asyncio.to_thread(RunningState, directory)
+
+    async def resume(self, settings: Settings) -> None:
+        """Take up a deployment and a watch that the last daemon did not see the end of."""
+        haproxy = settings.haproxy
+        running = await asyncio.to_thread(_hash_in_force, haproxy)
+        if self.known.pending is not None:
+            self.known.confirm(running)
+        with contextlib.suppress(Unavailable):
+            running = await asyncio.to_thread(runtime.running_hash, haproxy.runtime_socket)
+        await self.find_base(settings, running)
+        self.guard.resume(self.known.confirmed.former, self._clock())
+
+    async def find_base(self, settings: Settings, running: str | None) -> None:
+        """Find out what changes are compared with while HAProxy reports the digest `running`."""
+        await asyncio.to_thread(self._find_base, settings, running)
+
+    def _find_base(self, settings: Settings, running: str | None) -> None:
+        state = self.known
+        state.refresh()
+        self.base = find_base(settings, state.confirmed, state.pending, running)
+
+    async def save(self) -> None:
+        """Keep the answers for the next start, if they changed since they were last kept."""
+        known, declaration = self.running_state, self._tracker.state.declaration
+        if known is None or declaration is None:
+            return
+        if not self.has_unsaved_answers and known.is_saved:
+            return
+        settings, specs = declaration.settings, declaration.services
+        try:
+            if self.has_unsaved_answers:
+                # What changes while this is written is for the next time.
+                answers = self._tracker.state.resolution
+                await asyncio.to_thread(
+                    save_answers, settings, specs, dict(answers), memo=self._written_answers
+                )
+                self._saved = answers
+            await asyncio.to_thread(known.save, settings)
+        except Unavailable as exc:
+            self._metrics.state_not_written("answers")
+            self._log.limited("state-not-saved").warning(
+                "state-not-saved", reason=exc.problems[0].message, remedy=exc.problems[0].remedy
+            )
+
+    def attempt(self, prepared: Prepared, sources: Sources) -> None:
+        """Write down what is about to be deployed, with copies of the files that it names."""
+        assert prepared.config is not None
+        declaration, state = prepared.declaration, self.known
+        settings = declaration.settings
+        self._copies = dict(state.confirmed.files)
+        try:
+            self._copies = kept_files.keep(
+                settings.state_directory,
+                kept_files.paths_in(prepared.config.unit_text),
+                state.confirmed.named_files(),
+            )
+        except Unavailable as exc:
+            self._metrics.state_not_written("files")
+            self._log.limited("files-not-kept").warning(
+                "files-not-kept", error=exc.problem.message, remedy=exc.problem.remedy
+            )
+        before, after = state.confirmed.services, declaration.raw.services
+        former = former_after(self.guard.former, before, after, had_up=before)
+        # Where it cannot be written, nothing can be deployed either.
+        with contextlib.suppress(Unavailable):
+            state.attempt(settings, self._declarations(prepared, sources, former))
+
+    def _declarations(
+        self, prepared: Prepared, sources: Sources, former: Former
+    ) -> RunningDeclarations:
+        """What `prepared` is made of, for the next start."""
+        return deployed_declarations(
+            prepared,
+            self.known.confirmed,
+            sources,
+            copies=self._copies,
+            former=former,
+        )
+
+    async def keep(
+        self,
+        prepared: Prepared,
+        deployment: Deployment,
+        why: tuple[Reason, ...],
+        *,
+        is_all: bool,
+    ) -> None:
+        """Keep what was done in the history, and what is good now for the next start.
+
+        `is_all` if no change was refused.
+        """
+        await self._record(prepared, deployment, why)
+        if deployment.ok and self._tracker.state.declaration is not None:
+            settings = self._tracker.state.declaration.settings
+            await asyncio.to_thread(kept_files.forget, settings.state_directory, self._copies)
+            await self.save()
+            if is_all:
+                await asyncio.to_thread(forget_refused, settings.haproxy)
+            if not self._has_tidied:
+                self._has_tidied = True
+                places = (str(Path(settings.haproxy.config_file).parent), settings.state_directory)
+                await asyncio.to_thread(files.remove_leftovers, places)
+
+    async def _record(
+        self, prepared: Prepared, deployment: Deployment, why: tuple[Reason, ...]
+    ) -> None:
+        if prepared.config is None:
+            return
+        try:
+            await asyncio.to_thread(record, prepared, deployment, tuple(str(r) for r in why))
+        except Unavailable as exc:
+            self._metrics.state_not_written("history")
+            self._log.limited("history-not-kept").warning(
+                "history-not-kept", error=exc.problems[0].message, remedy=exc.problems[0].remedy
+            )
+
+    def promote(self, prepared: Prepared, sources: Sources) -> None:
+        """Note that HAProxy has `prepared`, or will have it when it is started."""
+        assert prepared.config is not None
+        self.known.promote(self._declarations(prepared, sources, self.guard.former))
+        self.base = base_of(
+            prepared,
+            self.known.confirmed,
+            is_running=prepared.config.hash == self._tracker.state.running or self.leaves_drift,
+        )
+
+    async def look_at_changed(self, is_busy: Callable[[], bool]) -> bool:
+        """Look at the services that reloads changed; True if one has to be reverted.
+
+        A service that had servers up, and has none since it was changed, goes back to its former
+        form, with the evidence.  It does not matter whether the files have a mistake by now.
+        """
+        state = self._tracker.state
+        if state.config is None or state.config.hash != state.running or not self.guard.former:
+            return False
+        assert state.deployed is not None
+        try:
+            servers = await asyncio.to_thread(
+                runtime.servers_with_address, state.deployed.settings.haproxy.runtime_socket
+            )
+        except Unavailable:
+            return False
+        if is_busy():
+            return False
+        answers = self._tracker.state.resolution
+        with_pods = {name for name, answer in answers.items() if answer.endpoints}
+        lost = self.guard.look(proxies_up(servers), with_pods, self._clock())
+        found = reverts(lost, self.known.confirmed.services, servers)
+        for each in found:
+            self._take_back(each)
+        if not found:
+            confirmed, former = self.known.confirmed, self.guard.former
+            self.known.promote(replace(confirmed, former=dict(former)))
+        await self.save()
+        return bool(found)
+
+    def _take_back(self, revert: Revert) -> None:
+        """Have a service fall back to its former form."""
+        watched = replace(self.known.confirmed, former=dict(self.guard.former))
+        self.known.promote(watched.after_failure(revert.service, revert.evidence, revert.form))
+        self.base = replace(self.base, declarations=self.known.confirmed)
+        self._log.error("service-reverted", service=revert.service, reason=revert.evidence)
+
+
+def _hash_in_force(haproxy: Haproxy) -> str | None:
+    """The hash of what HAProxy runs or, if it does not answer, of the file it would start with."""
+    with contextlib.suppress(Unavailable):
+        return runtime.running_hash(haproxy.runtime_socket)
+    with contextlib.suppress(Unavailable):
+        installed = install.read(haproxy.config_file)
+        return config_hash(installed.decode("utf-8", "replace")) if installed else None
+    return None
