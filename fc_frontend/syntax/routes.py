@@ -1,0 +1,258 @@
+"""Routes: which requests of a shared frontend go to which service.
+
+    hosts and paths of a service ─► routes ─► comments in its section ─► maps of its frontend
+
+Hosts and paths mean what they mean in Kubernetes Ingress: an exact path wins over a prefix, a
+longer prefix over a shorter one, prefixes end at path elements, a host wins over a wildcard, which
+stands for one label, and that wins over routes without a host.  The routes of a service are
+comments in its section of haproxy.cfg, so that the maps follow from the text alone.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import lru_cache
+
+from fc_frontend.model.units import Resource
+
+MAPS_DIRECTORY = "fc-frontend-maps"
+"""Beside haproxy.cfg.  Its files belong to fc-frontend."""
+MAX_HOST = 253
+MAX_PATH = 1024
+"""Characters.  HAProxy joins host and path in a buffer of 16 KiB."""
+ROUTE_MARK = "# fc-frontend route: "
+_LINE = re.compile(rf"^[ \t]*{ROUTE_MARK}(\S+) (exact|prefix|sni) (\S+)$", re.MULTILINE)
+_WHOLE_LINE = re.compile(rf"^[ \t]*{ROUTE_MARK}.*\n?", re.MULTILINE)
+_LABEL = r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"
+_HOST = re.compile(rf"(?:\*\.)?{_LABEL}(?:\.{_LABEL})*")
+_PATH = re.compile(r"/(?:[A-Za-z0-9._~!$&'()*+,;=:@/-]|%[0-9A-Fa-f]{2})*")
+_NEEDLESS = re.compile(r"%(?:2[dDeE]|3[0-9]|4[1-9a-fA-F]|5[0-9aAfF]|6[1-9a-fA-F]|7[0-9aAeE])")
+"""An encoded letter, digit, `-`, `.`, `_` or `~` (RFC 3986, 2.3)."""
+_HIDDEN_SLASH = re.compile(r"%2[fF]|%5[cC]|%00")
+_MAX_TEXTS = 65_536
+
+
+class NotARoute(ValueError):
+    """A host or path that cannot be routed, with a fix."""
+
+    def __init__(self, message: str, remedy: str) -> None:
+        super().__init__(message)
+        self.remedy = remedy
+
+
+class Match(StrEnum):
+    """How a route is matched, which is also the map that has it."""
+
+    EXACT = "exact"
+    PREFIX = "prefix"
+    SNI = "sni"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Path:
+    """A path that a service serves; a prefix unless it `is_exact`.  Prefixes have no final `/`."""
+
+    text: str
+    is_exact: bool = False
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Route:
+    """One entry in a map of `frontend`.  `key` is the host, followed by the path unless for SNI."""
+
+    frontend: str
+    match: Match
+    key: str
+
+    @property
+    def line(self) -> str:
+        """The comment in a service's section."""
+        return f"{ROUTE_MARK}{self.frontend} {self.match} {self.key}"
+
+    @property
+    def resource(self) -> Resource:
+        """What a service with this route holds."""
+        return Resource("route", f"{self.frontend} {self.match} {self.key}")
+
+    def __str__(self) -> str:
+        if self.match is Match.EXACT:
+            return f"{self.key} (exact)"
+        return self.key
+
+
+def parse_host(text: str) -> str:
+    """A host in canonical form: lower case, IDNA, no final dot.  Raises NotARoute."""
+    if not isinstance(text, str):
+        raise NotARoute(f"{text!r} is not a text", "put it in quotes")
+    shown = _short(text)
+    host = text.lower().removesuffix(".")
+    if not host.isascii():
+        try:
+            wildcard = "*." if host.startswith("*.") else ""
+            host = wildcard + host.removeprefix("*.").encode("idna").decode("ascii").lower()
+        except UnicodeError:
+            raise NotARoute(f"{shown} is not a host name", "write it as xn--…") from None
+    if "://" in host or "/" in host:
+        raise NotARoute(f"{shown} is not a host name", "write the name alone: shop.example.org")
+    if ":" in host:
+        raise NotARoute(
+            f"{shown} has a port or is an IPv6 address",
+            "write the name alone: hosts match on every port",
+        )
+    if "*" in host.removeprefix("*."):
+        raise NotARoute(
+            f"{shown} is not a wildcard", "write `*.` and a domain: it stands for one label"
+        )
+    if not _HOST.fullmatch(host) or len(host) > MAX_HOST:
+        raise NotARoute(
+            f"{shown} is not a host name", "use letters, digits, dashes and dots: shop.example.org"
+        )
+    return host
+
+
+def parse_path(text: str, *, is_exact: bool = False) -> Path:
+    """A path as it is matched.  Raises NotARoute."""
+    if not isinstance(text, str):
+        raise NotARoute(f"{text!r} is not a text", "put it in quotes")
+    shown = _short(text)
+    if not text.startswith("/"):
+        raise NotARoute(f"{shown} is not a path", "begin it with /")
+    if len(text) > MAX_PATH:
+        raise NotARoute(f"{shown} is too long", f"use at most {MAX_PATH} characters")
+    if not _PATH.fullmatch(text):
+        raise NotARoute(
+            f"{shown} has characters that no path has",
+            "percent-encode them as browsers do, and leave out `?` and what follows",
+        )
+    if is_ambiguous(text):
+        raise NotARoute(
+            f"{shown} has a dot segment, a doubled slash, an encoded slash or an encoded letter",
+            "write the plain path",
+        )
+    return Path(text, True) if is_exact else Path(text.removesuffix("/"))
+
+
+def is_ambiguous(path: str) -> bool:
+    """True if applications may read `path` as another one (RFC 3986, 6.2.2)."""
+    segments = path.split("/")
+    return (
+        "//" in path
+        or "." in segments
+        or ".." in segments
+        or _NEEDLESS.search(path) is not None
+        or _HIDDEN_SLASH.search(path) is not None
+    )
+
+
+AMBIGUOUS_PATH = (
+    "(//|/[.][.]?(/|$)|%00|%2[dDeEfF]|%3[0-9]|%4[1-9a-fA-F]|"
+    "%5[0-9aAcCfF]|%6[1-9a-fA-F]|%7[0-9aAeE])"
+)
+"""`is_ambiguous` as a regular expression for HAProxy."""
+
+
+def http_routes(frontend: str, hosts: Iterable[str], paths: Iterable[Path]) -> tuple[Route, ...]:
+    """The routes of a service with these hosts and paths; none means all."""
+    found = {
+        Route(frontend, Match.EXACT, host + path.text)
+        if path.is_exact
+        else Route(frontend, Match.PREFIX, f"{host}{path.text}/")
+        for host in (tuple(hosts) or ("",))
+        for path in (tuple(paths) or (Path(""),))
+    }
+    return tuple(sorted(found))
+
+
+def sni_routes(frontend: str, names: Iterable[str]) -> tuple[Route, ...]:
+    """The routes of a service that TLS connections for these names are passed to."""
+    return tuple(sorted({Route(frontend, Match.SNI, name) for name in names}))
+
+
+@lru_cache(maxsize=_MAX_TEXTS)
+def routes_in(text: str) -> tuple[Route, ...]:
+    """The routes in a service's section, or in a whole configuration, in order."""
+    if ROUTE_MARK not in text:
+        return ()
+    return tuple(Route(found[1], Match(found[2]), found[3]) for found in _LINE.finditer(text))
+
+
+def without_routes(text: str) -> str:
+    """`text` without the comments that name routes."""
+    return _WHOLE_LINE.sub("", text) if ROUTE_MARK in text else text
+
+
+def map_path(directory: str, frontend: str, match: Match) -> str:
+    """Where a map is, if haproxy.cfg is in `directory`."""
+    return f"{directory}/{MAPS_DIRECTORY}/{frontend}.{match}.map"
+
+
+def is_own_map(path: str) -> bool:
+    """True if `path` is one of our maps: their content follows from haproxy.cfg."""
+    return path.rpartition("/")[0].endswith(f"/{MAPS_DIRECTORY}")
+
+
+def map_entries(sections: Iterable[tuple[str, str]]) -> Mapping[tuple[str, Match], dict[str, str]]:
+    """The entries of each map: (frontend, match) → key → service, sorted by key.
+
+    `sections` are names of services with their texts.  If several have a key, the first one counts.
+    """
+    found: dict[tuple[str, Match], dict[str, str]] = {}
+    for name, text in sections:
+        for route in routes_in(text):
+            found.setdefault((route.frontend, route.match), {}).setdefault(route.key, name)
+    return {place: dict(sorted(entries.items())) for place, entries in sorted(found.items())}
+
+
+def map_text(entries: Mapping[str, str]) -> str:
+    """A map file: a key and a service on each line."""
+    return "".join(f"{key} {service}\n" for key, service in sorted(entries.items()))
+
+
+def rules(directory: str, frontend: str, match: Match) -> Iterator[str]:
+    """The lines of a frontend that set `txn.fc_service`; for HTTP, `match` is PREFIX."""
+    if match is Match.SNI:
+        path = map_path(directory, frontend, Match.SNI)
+        found, wildcard = (
+            "{ var(txn.fc_service) -m found }",
+            "{ var(txn.fc_host) -m reg ^[^.]+[.] }",
+        )
+        yield "tcp-request inspect-delay 5s"
+        yield "tcp-request content reject unless { req.ssl_sni -m found }"
+        yield "tcp-request content set-var(txn.fc_host) req.ssl_sni,lower,rtrim(.)"
+        yield f"tcp-request content set-var(txn.fc_service) var(txn.fc_host),map_str({path})"
+        yield (
+            "tcp-request content set-var(txn.fc_service) "
+            f"var(txn.fc_host),regsub(^[^.]+,*),map_str({path}) if !{found} {wildcard}"
+        )
+        yield f"tcp-request content reject unless {found}"
+        return
+    exact, prefix = (map_path(directory, frontend, each) for each in (Match.EXACT, Match.PREFIX))
+    service = "http-request set-var(txn.fc_service)"
+    missing = "!{ var(txn.fc_service) -m found }"
+    wildcard = f"{missing} {{ var(txn.fc_wildcard) -m found }}"
+    yield "http-request set-var(txn.fc_host) req.fhdr(host),field(1,:),lower,rtrim(.)"
+    yield (
+        "http-request deny deny_status 400 if { var(txn.fc_host) -m found } "
+        "!{ var(txn.fc_host) -m reg ^[a-z0-9._-]*$ } !{ var(txn.fc_host) -m str [ }"
+    )
+    yield "http-request set-var(txn.fc_path) path"
+    yield (
+        "http-request set-var(txn.fc_wildcard) var(txn.fc_host),regsub(^[^.]+,*) "
+        "if { var(txn.fc_host) -m reg ^[^.]+[.] }"
+    )
+    yield f"{service} var(txn.fc_host),concat(,txn.fc_path),map_str({exact})"
+    yield f"{service} var(txn.fc_host),concat(,txn.fc_path,/),map_beg({prefix}) if {missing}"
+    yield f"{service} var(txn.fc_wildcard),concat(,txn.fc_path),map_str({exact}) if {wildcard}"
+    yield f"{service} var(txn.fc_wildcard),concat(,txn.fc_path,/),map_beg({prefix}) if {wildcard}"
+    yield f"{service} var(txn.fc_path),map_str({exact}) if {missing}"
+    yield f"{service} var(txn.fc_path),concat(/),map_beg({prefix}) if {missing}"
+    yield f"{service} str(/),map_beg({prefix}) if {missing} !{{ var(txn.fc_path) -m found }}"
+    yield f"http-request return status 404 if {missing}"
+
+
+def _short(text: str) -> str:
+    shown = repr(text)
+    return shown if len(shown) <= 60 else shown[:57] + "…"
