@@ -199,6 +199,7 @@ def test_there_is_an_example_for_each_situation() -> None:
         "dual-stack.yaml",
         "http-named-port.yaml",
         "load-balancer-nodes.yaml",
+        "many-sites.yaml",
         "several-frontends.yaml",
         "tcp-ingress.yaml",
         "tls-to-pods.yaml",
@@ -206,7 +207,13 @@ def test_there_is_an_example_for_each_situation() -> None:
 
 
 def test_the_examples_are_good_and_name_every_field(tmp_path: Path) -> None:
-    from fc_frontend.config.schema import ApiDeclaration, ServiceDeclaration, SettingsDeclaration
+    from fc_frontend.config.schema import (
+        ApiDeclaration,
+        FrontendDeclaration,
+        HttpDeclaration,
+        ServiceDeclaration,
+        SettingsDeclaration,
+    )
     from fc_frontend.plan.checks import settings_problems
 
     assert not errors_in(load(str(EXAMPLES / "config.yaml")).problems)
@@ -234,5 +241,10 @@ def test_the_examples_are_good_and_name_every_field(tmp_path: Path) -> None:
         assert not settings_problems(SettingsDeclaration.model_validate(written).model())
     assert named == set(ApiDeclaration.model_fields)
     text = (EXAMPLES / "all-fields.yaml").read_text()
-    missing = [field for field in ServiceDeclaration.model_fields if f"{field}:" not in text]
+    fields = {
+        **ServiceDeclaration.model_fields,
+        **FrontendDeclaration.model_fields,
+        **HttpDeclaration.model_fields,
+    }
+    missing = [field for field in fields if f"{field}:" not in text]
     assert not missing

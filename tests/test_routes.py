@@ -14,7 +14,7 @@ from fc_frontend.syntax.routes import (
     Match,
     NotARoute,
     Path,
-    Route,
+    RouteEntry,
     http_routes,
     is_ambiguous,
     map_entries,
@@ -143,8 +143,8 @@ def test_routes_are_read_back_from_a_section() -> None:
 
 
 def test_a_service_without_hosts_and_paths_has_the_rest() -> None:
-    assert http_routes("web", [], []) == (Route("web", Match.PREFIX, "/"),)
-    assert sni_routes("tls", ["a.org"]) == (Route("tls", Match.SNI, "a.org"),)
+    assert http_routes("web", [], []) == (RouteEntry("web", Match.PREFIX, "/"),)
+    assert sni_routes("tls", ["a.org"]) == (RouteEntry("tls", Match.SNI, "a.org"),)
 
 
 HOSTS = [
@@ -172,7 +172,7 @@ HOSTILE_HOSTS = [
 def generated(chance: random.Random) -> Table:
     """A table in which each route has one service."""
     table: Table = {}
-    seen: set[Route] = set()
+    seen: set[RouteEntry] = set()
     for number in range(chance.randint(1, 8)):
         hosts = tuple(parse_host(h) for h in chance.sample(HOSTS, chance.randint(0, 3)))
         paths = tuple(

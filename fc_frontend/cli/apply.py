@@ -240,15 +240,16 @@ def _rolled_out(
 def _unit(name: str, sources: Sources, base: Base) -> UnitId:
     """The unit of that name.  Raises `click.BadParameter` if there is none."""
     fixed = {"settings": SETTINGS, "templates": TEMPLATES}
-    kinds = (UnitKind.SERVICE, UnitKind.FRAGMENT)
+    kinds = (UnitKind.SERVICE, UnitKind.FRAGMENT, UnitKind.FRONTEND)
     known = {
         *base.sections,
         *(UnitId(UnitKind.SERVICE, each) for each in sources.services),
         *(UnitId(UnitKind.FRAGMENT, each.name) for each in sources.fragments),
+        *(UnitId(UnitKind.FRONTEND, each) for each in sources.frontends),
     }
     found = next((unit for kind in kinds if (unit := UnitId(kind, name)) in known), None)
     if found is None and name not in fixed:
-        raise click.BadParameter(f"there is no service or fragment {printable(name)}")
+        raise click.BadParameter(f"there is no service, fragment or frontend {printable(name)}")
     return found or fixed[name]
 
 

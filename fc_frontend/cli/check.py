@@ -124,7 +124,7 @@ def command(config: str, is_strict: bool, shape: str) -> None:
         if all(verdict.is_trusted for verdict in verdicts.values()):
             said += ", all files are trusted"
         echo_unless_quiet(f"{style('good', 'green')}: {said}")
-        if not services and not fragments:
+        if not services and not fragments and not prepared.plan.frontends:
             echo_unless_quiet(f"no service is declared: {_where(config)}")
     elif unknown and not refused:
         say(f"cannot tell: {unknown[0].message}", err=True)

@@ -22,6 +22,7 @@ from fc_frontend.config.loader import (
     NO_DOCUMENT,
     Raw,
     Sources,
+    frontend_of,
     place_between,
     placed,
     read,
@@ -51,7 +52,7 @@ from fc_frontend.model.units import (
 from fc_frontend.paths.accounts import user_id
 from fc_frontend.plan import untrusted
 from fc_frontend.plan.checks import service_problems, settings_problems
-from fc_frontend.plan.model import Fragment, ServiceSpec, Settings
+from fc_frontend.plan.model import Fragment, FrontendSpec, ServiceSpec, Settings
 from fc_frontend.plurals import counted
 from fc_frontend.syntax.endpoints import ListenOptions, read_endpoints
 from fc_frontend.syntax.links import service_resource
@@ -62,7 +63,7 @@ Faults = dict[UnitId, tuple[Problem, ...]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Declaration:
-    """All that is declared.  `services` and `fragments` are those without a fault.
+    """All that is declared.  `services`, `fragments` and `frontends` are those without a fault.
 
     `services` are sorted by name.  `directory` is services.d; `problems` has errors and warnings.
     """
@@ -70,6 +71,7 @@ class Declaration:
     settings: Settings
     services: tuple[ServiceSpec, ...] = ()
     fragments: tuple[Fragment, ...] = ()
+    frontends: tuple[FrontendSpec, ...] = ()
     problems: tuple[Problem, ...] = ()
     settings_file: str
     directory: str
@@ -100,19 +102,25 @@ class Declaration:
         spec = self.services[at] if at < len(self.services) else None
         if spec and spec.name == problem.service and spec.origin:
             file = spec.origin.file
-            if file not in self._documents:
-                self._documents[file] = read_document_of(file)
-            return placed(problem, file, self._documents[file])
+            return placed(problem, file, self._document(file))
         for fragment in self.fragments:
             if fragment.name == problem.service:
                 return replace(problem, file=fragment.origin.file)
+        for frontend in self.frontends:
+            if frontend.name == problem.service and frontend.origin:
+                return placed(
+                    problem, frontend.origin.file, self._document(frontend.origin.file), "frontends"
+                )
         return problem
+
+    def _document(self, file: str) -> Document:
+        if file not in self._documents:
+            self._documents[file] = read_document_of(file)
+        return self._documents[file]
 
     def _located_setting(self, problem: Problem) -> Problem:
         file = self.settings_file
-        if file not in self._documents:
-            self._documents[file] = read_document_of(file)
-        return place_between(problem, {}, self._documents[file], file)
+        return place_between(problem, {}, self._document(file), file)
 
 
 def load(settings_file: str) -> Declaration:
@@ -169,6 +177,7 @@ class _Declarer:
             self._blame(self._faulty_unit(raws[name]), problem)
             specs.pop(name, None)
         fragments = self._without_clashes(fragments, specs)
+        frontends, frontend_forms = self._frontends({*specs, *(each.name for each in fragments)})
         # Without a document the networks are defaults, which nobody chose.
         host = () if self._document is NO_DOCUMENT else sources.host
         for problem in settings_problems(settings, host):
@@ -197,6 +206,7 @@ class _Declarer:
             settings=settings,
             services=tuple(specs[name] for name in names),
             fragments=tuple(fragments),
+            frontends=tuple(frontends),
             problems=tuple(dict.fromkeys((*errors, *self._warnings))),
             settings_file=sources.settings_file,
             directory=sources.directory,
@@ -205,6 +215,7 @@ class _Declarer:
                 settings=self._raw_settings,
                 services={name: forms[name] for name in names},
                 fragments={f.name: RawDeclaration(f.origin.file, f.text) for f in fragments},
+                frontends=frontend_forms,
                 templates=templates,
             ),
             faults=faults,
@@ -306,7 +317,11 @@ class _Declarer:
             return
         if sources.document.locate(("services",)) and not sources.services:
             return
-        forms = [*self._running.services.values(), *self._running.fragments.values()]
+        forms = [
+            *self._running.services.values(),
+            *self._running.fragments.values(),
+            *self._running.frontends.values(),
+        ]
         count = sum(str(Path(form.file).parent) == sources.directory for form in forms)
         if count:
             minutes = settings.intervals.emptied / 60
@@ -413,6 +428,36 @@ class _Declarer:
                 self._blame(unit, untrusted_file(message, path, verdict))
         return sorted(found, key=lambda fragment: fragment.name)
 
+    def _frontends(
+        self, taken: AbstractSet[str]
+    ) -> tuple[list[FrontendSpec], dict[str, RawDeclaration]]:
+        """The frontends of trusted files, and their raw forms; `taken` are names of other units."""
+        found: list[FrontendSpec] = []
+        forms: dict[str, RawDeclaration] = {}
+        for name, several in sorted(self._sources.frontends.items()):
+            left = [raw for raw in several if raw.file not in self._unreadable]
+            unit = UnitId(UnitKind.FRONTEND, name)
+            for raw in left[1:]:
+                first = f"{left[0].file}:{left[0].line}"
+                fix = "rename one of the two, or remove it"
+                self._blame(unit, raw.problem("", f"is also defined in {first}", fix))
+            for raw in left[:1]:
+                problems: list[Problem] = []
+                verdict = self._verdicts.get(raw.file, UNTRUSTED_ORIGIN)
+                if not verdict.is_trusted:
+                    message = f"a frontend needs a trusted file, but {verdict.reason}"
+                    problems.append(raw.problem("", message, verdict.remedy))
+                if name in taken:
+                    message = f"a service or fragment is named {name} as well"
+                    problems.append(raw.problem("", message, "rename one of the two"))
+                spec = frontend_of(raw, problems)
+                if problems:
+                    self._blame(unit, *problems)
+                elif spec is not None and unit not in self._faults:
+                    found.append(spec)
+                    forms[name] = RawDeclaration(raw.file, raw.value)
+        return found, forms
+
     def _has_same_templates(self) -> bool:
         """True if the templates were read from the directory that the running settings name."""
         running = self._running.settings or {}
@@ -459,6 +504,17 @@ def running_fragments(running: RunningDeclarations) -> dict[str, Fragment]:
     return found
 
 
+def running_frontends(running: RunningDeclarations) -> dict[str, FrontendSpec]:
+    """The frontends that run, by name, as far as they are still valid."""
+    found: dict[str, FrontendSpec] = {}
+    for name, form in running.frontends.items():
+        raw = Raw(name, form.value, form.file, NO_DOCUMENT, form.level, group="frontends")
+        frontend = frontend_of(raw, [])
+        if frontend is not None:
+            found[name] = frontend
+    return found
+
+
 def running_settings(running: RunningDeclarations, settings_file: str) -> Settings | None:
     """The settings that run; None if they are unknown or not valid any more."""
     if running.settings is None:
@@ -501,6 +557,7 @@ def _claims(raw: Raw) -> frozenset[Resource]:
             Resource("backend", spec.name),
             service_resource(spec.service, spec.namespace, spec.port),
             *(Resource("bind", str(each)) for each in endpoints if each is not None),
+            *(route.resource for route in spec.routes),
         )
     )
 
@@ -514,7 +571,11 @@ def _no_server_up(name: str, evidence: str) -> Problem:
 
 
 def _any_in(path: str, running: RunningDeclarations) -> bool:
-    forms = [*running.services.values(), *running.fragments.values()]
+    forms = [
+        *running.services.values(),
+        *running.fragments.values(),
+        *running.frontends.values(),
+    ]
     return any(str(Path(form.file).parent) == path for form in forms)
 
 

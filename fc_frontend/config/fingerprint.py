@@ -33,6 +33,9 @@ def fingerprint(sources: Sources, unit: UnitId) -> str:
             found = [each.text for each in sources.fragments if each.name == unit.name]
             path = f"{sources.directory}/{unit.name}.cfg"
             return digest([*found, _text(sources, path)]) if path in sources.files else _GONE
+        case UnitKind.FRONTEND:
+            several = sources.frontends.get(unit.name, ())
+            return digest([raw.value for raw in several]) if several else _GONE
         case UnitKind.SERVICE if unit.name in sources.duplicates:
             return digest([raw.value for raw in sources.duplicates[unit.name]])
         case UnitKind.SERVICE:

@@ -33,6 +33,7 @@ from fc_frontend.config.running import RawDeclaration
 from fc_frontend.config.schema import (
     CAMEL_CASE,
     SERVICE_NAME,
+    FrontendDeclaration,
     ServiceDeclaration,
     SettingsDeclaration,
 )
@@ -46,7 +47,7 @@ from fc_frontend.paths.access import WriteAccess
 from fc_frontend.paths.walk import Found
 from fc_frontend.plan import untrusted
 from fc_frontend.plan.addresses import SAFE_PATH
-from fc_frontend.plan.model import Address, Fragment, Origin, ServiceSpec, Settings
+from fc_frontend.plan.model import Address, Fragment, FrontendSpec, Origin, ServiceSpec, Settings
 from fc_frontend.text import is_printable, printable, whole_number
 
 DEFAULT_SETTINGS = ("/etc/fc-frontend/config.yaml", "/etc/fc-frontend/config.json")
@@ -58,6 +59,8 @@ MAX_PROBLEMS = 20
 _LONGEST_GUESS = 50
 """Characters of a field's name that is compared with those that exist."""
 _RESERVED = "fc-"
+_UNITS = ("frontends", "services")
+"""The fields of a file that hold units by name."""
 NO_DOCUMENT = Document({}, (), dict)
 _SNAKE_TO_CAMEL = {snake: camel for camel, snake in CAMEL_CASE.items()}
 
@@ -96,6 +99,8 @@ class Sources:
     duplicates: Mapping[str, tuple[Raw, ...]] = field(default_factory=dict)
     """Services that several files define, in the order of the files."""
     fragments: tuple[Fragment, ...]
+    frontends: Mapping[str, tuple[Raw, ...]] = field(default_factory=dict)
+    """By name, in the order of the files; more than one is an error."""
     templates: Mapping[str, str] | None
     """None if they cannot be read, or if settings that cannot be read say where they are."""
     template_access: Mapping[str, WriteAccess] = field(default_factory=dict)
@@ -158,6 +163,7 @@ def read(
         services=services,
         duplicates=duplicates,
         fragments=tuple(file.fragment for _, file in odd if file.fragment is not None),
+        frontends=_frontends(all_files),
         templates=_templates(templates, problems, template_access) if templates else {},
         template_access=template_access,
         broken=frozenset(broken),
@@ -227,6 +233,7 @@ def _trusted_settings(main: _File, path: str) -> _File:
         content={},
         document=NO_DOCUMENT,
         services={},
+        frontends={},
         problems=(problem,),
         is_broken=True,
     )
@@ -249,6 +256,7 @@ def _file(
     is_main = users is None
     problems: list[Problem] = []
     services: dict[str, Raw] = {}
+    frontends: dict[str, Raw] = {}
     fragment = None
     document, content = NO_DOCUMENT, dict[str, Any]()
     text: str | None = None
@@ -285,15 +293,17 @@ def _file(
         )
     else:
         document = _document(path, text, problems)
-        known = (*SettingsDeclaration.model_fields, "services") if is_main else ("services",)
+        known = (*SettingsDeclaration.model_fields, *_UNITS) if is_main else _UNITS
         content = _mapping(document, path, known, problems)
         inline = content.pop("services", None)
+        shared = content.pop("frontends", None)
         if not is_main:
             problems += [
-                _unknown_field(key, ("services",), path, (key,), document)
+                _unknown_field(key, _UNITS, path, (key,), document)
                 for key in islice(content, MAX_PROBLEMS)
             ]
         services = _collect(inline, document, path, problems, before.services if before else {})
+        frontends = _collect(shared, document, path, problems, {}, "frontends")
     errors = errors_in(problems)
     is_broken = bool(errors) if is_main else any(problem.service is None for problem in errors)
     is_settled = seen is not None and not is_broken and seen.is_settled
@@ -303,6 +313,7 @@ def _file(
         content=content,
         document=document,
         services=services,
+        frontends=frontends,
         fragment=fragment,
         problems=tuple(problems),
         is_broken=is_broken,
@@ -328,6 +339,15 @@ def _with_same_names(before: Sources, files: Mapping[str, _File]) -> dict[str, R
             return None
         changed.update(file.services)
     return {**before.services, **changed} if count == len(before.services) else None
+
+
+def _frontends(files: Mapping[str, _File]) -> dict[str, tuple[Raw, ...]]:
+    """All frontends, in the order of the files."""
+    found: dict[str, tuple[Raw, ...]] = {}
+    for file in files.values():
+        for name, raw in file.frontends.items():
+            found[name] = (*found.get(name, ()), raw)
+    return found
 
 
 def _merged(
@@ -377,6 +397,7 @@ class _File:
     content: dict[str, Any]
     document: Document
     services: Mapping[str, Raw]
+    frontends: Mapping[str, Raw] = field(default_factory=dict)
     fragment: Fragment | None
     problems: tuple[Problem, ...]
     is_broken: bool
@@ -391,7 +412,7 @@ class _File:
 
 @dataclass(frozen=True, slots=True)
 class Raw:
-    """A service as it is in its file."""
+    """A service or frontend as it is in its file."""
 
     name: str
     value: Any
@@ -401,6 +422,8 @@ class Raw:
     """The level of a last good form, which it keeps; None for a service that was just read."""
     key: str = ""
     """Its name as it is written, if that is not printable."""
+    group: str = "services"
+    """The field of the file that has it."""
     found: dict[Level, tuple[ServiceSpec | None, tuple[Problem, ...], RawDeclaration]] = field(
         default_factory=dict, compare=False, repr=False
     )
@@ -436,12 +459,12 @@ class Raw:
     @property
     def line(self) -> int:
         """Where it begins in its file, from 1; 0 if that is unknown."""
-        return (self.document.locate(("services", self.name)) or (0, 0))[0]
+        return (self.document.locate((self.group, self.name)) or (0, 0))[0]
 
     def problem(
         self, field: str, message: str, remedy: str, inside: _Inside | None = None
     ) -> Problem:
-        path: tuple[str | int, ...] = ("services", self.key or self.name)
+        path: tuple[str | int, ...] = (self.group, self.key or self.name)
         for part in field.split(".") if field else ():
             index = whole_number(part)
             path += (part if index is None else index,)
@@ -546,27 +569,28 @@ def _collect(
     file: str,
     problems: list[Problem],
     before: Mapping[str, Raw],
+    group: str = "services",
 ) -> dict[str, Raw]:
-    """The services of one file, as they were `before` where they are the same."""
+    """The services or frontends of one file, as they were `before` where they are the same."""
     if value is None:
         return {}
     if not isinstance(value, dict):
-        line, column = document.locate(("services",)) or (None, None)
+        line, column = document.locate((group,)) or (None, None)
         problems.append(
             Problem(
-                message="services is not a mapping",
-                remedy="write names of services below it, each with its fields",
+                message=f"{group} is not a mapping",
+                remedy=f"write names of {group} below it, each with its fields",
                 file=file,
                 line=line,
                 column=column,
-                field="services",
+                field=group,
             )
         )
         return {}
     if len(value) > MAX_SERVICES:
         problems.append(
             Problem(
-                message=f"has more than {MAX_SERVICES} services",
+                message=f"has more than {MAX_SERVICES} {group}",
                 remedy="split it into several files",
                 file=file,
             )
@@ -580,7 +604,8 @@ def _collect(
             # Its lines may be others now, and nothing of it names a line.
             services[name] = replace(known, document=document)
         else:
-            services[name] = Raw(name, content, file, document, key=key if key != name else "")
+            written = key if key != name else ""
+            services[name] = Raw(name, content, file, document, key=written, group=group)
     return services
 
 
@@ -653,6 +678,36 @@ def _service(raw: Raw, problems: list[Problem]) -> ServiceSpec | None:
     for complaint in complaints:
         refuse(*complaint)
     return None if complaints else declared.model(raw.name, Origin(raw.file))
+
+
+def frontend_of(raw: Raw, problems: list[Problem]) -> FrontendSpec | None:
+    """The frontend that a file declares; None if that is wrong, with what is in `problems`."""
+    found: list[Problem] = []
+    if not SERVICE_NAME.fullmatch(raw.name):
+        remedy = "use up to 63 letters, digits and inner ._-"
+        found.append(raw.problem("", "is not a usable name", remedy))
+    elif raw.name.startswith(_RESERVED):
+        message = f"names beginning with {_RESERVED} are fc-frontend's own"
+        found.append(raw.problem("", message, "choose another name"))
+    spec = None
+    if not isinstance(raw.value, dict):
+        found.append(raw.problem("", "has no fields", "write at least `binds: [ADDRESS:PORT]`"))
+    else:
+        fields = {str(key): value for key, value in raw.value.items() if value is not None}
+        try:
+            declared = FrontendDeclaration.model_validate(fields)
+        except ValidationError as exc:
+            for error in exc.errors(include_url=False)[:MAX_PROBLEMS]:
+                place = ("frontends", raw.name)
+                problem = _from_pydantic(error, FrontendDeclaration, place, raw.document, raw.file)
+                field = (problem.field or "").removeprefix(f"frontends.{raw.name}.")
+                inside = _inside(error)
+                found.append(raw.problem(field, problem.message, problem.remedy, inside))
+        else:
+            found += [raw.problem(*complaint) for complaint in declared.complaints()]
+            spec = declared.model(raw.name, Origin(raw.file))
+    problems += found
+    return None if found else spec
 
 
 def _from_pydantic(
@@ -729,7 +784,7 @@ def _known_fields(model: type[BaseModel], place: Iterable[str | int]) -> tuple[s
     names = tuple(known)
     if model is ServiceDeclaration:
         names += tuple(CAMEL_CASE)
-    return (*names, "services") if model is SettingsDeclaration and not tuple(place) else names
+    return (*names, *_UNITS) if model is SettingsDeclaration and not tuple(place) else names
 
 
 def _unknown_field(
@@ -743,7 +798,7 @@ def _unknown_field(
     near = difflib.get_close_matches(name[:_LONGEST_GUESS], known, n=1, cutoff=0.6)
     remedy = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
     line, column = document.locate(path) or (None, None)
-    dotted = path[2:] if path[:1] == ("services",) and len(path) > 2 else path
+    dotted = path[2:] if path[0] in _UNITS and len(path) > 2 else path
     return Problem(
         message="unknown field",
         remedy=remedy,
@@ -768,9 +823,9 @@ def place_between(
     return replace(problem, file=file, line=line, column=column)
 
 
-def placed(problem: Problem, file: str, document: Document) -> Problem:
-    """A service's problem, at its place in `file`."""
-    raw = Raw(problem.service or "", None, file, document)
+def placed(problem: Problem, file: str, document: Document, group: str = "services") -> Problem:
+    """The problem of a service, or of another unit of `group`, at its place in `file`."""
+    raw = Raw(problem.service or "", None, file, document, group=group)
     inside = _Inside(None, problem.inside) if problem.inside is not None else None
     placed = raw.problem(problem.field or "", problem.message, problem.remedy, inside)
     return replace(placed, severity=problem.severity, unit=problem.unit, cause=problem.cause)

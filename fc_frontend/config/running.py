@@ -20,7 +20,7 @@ from fc_frontend.model.units import UnitId, UnitKind
 from fc_frontend.plan.addresses import SAFE_PATH
 from fc_frontend.text import is_printable
 
-VERSION = 5
+VERSION = 6
 _HASH = re.compile(r"[0-9a-f]{64}")
 _MOST_BYTES = 64 * 1024 * 1024
 MAX_FORMER_AGE = 60.0
@@ -55,6 +55,7 @@ class RunningDeclarations:
     settings: Mapping[str, Any] | None = None
     services: Mapping[str, RawDeclaration] = field(default_factory=dict)
     fragments: Mapping[str, RawDeclaration] = field(default_factory=dict)
+    frontends: Mapping[str, RawDeclaration] = field(default_factory=dict)
     templates: Mapping[str, str] = field(default_factory=dict)
     failed: Mapping[str, tuple[RawDeclaration, ...]] = field(default_factory=dict)
     former: Mapping[str, tuple[RawDeclaration, ...]] = field(default_factory=dict)
@@ -99,7 +100,12 @@ class RunningDeclarations:
         """The files, with their digests, that these declarations and former ones still name."""
         if not self.files:
             return {}
-        forms = chain(self.services.values(), self.fragments.values(), *self.former.values())
+        forms = chain(
+            self.services.values(),
+            self.fragments.values(),
+            self.frontends.values(),
+            *self.former.values(),
+        )
         named = {path for form in forms for path in SAFE_PATH.findall(_json(form.value))}
         return {path: digest for path, digest in self.files.items() if path in named}
 
@@ -127,6 +133,7 @@ def dump_running(running: RunningDeclarations) -> bytes:
         "settings": running.settings,
         "services": _entries(running.services),
         "fragments": _entries(running.fragments),
+        "frontends": _entries(running.frontends),
         "templates": dict(running.templates),
         "files": dict(running.files),
         "failed": _lists(running.failed),
@@ -176,6 +183,7 @@ def _parsed(document: Any) -> RunningDeclarations:
         settings,
         services,
         fragments,
+        _forms(document["frontends"]),
         templates,
         failed,
         former,

@@ -41,6 +41,7 @@ from fc_frontend.plan.model import (
     BindRange,
     Cluster,
     Discovery,
+    FrontendSpec,
     Haproxy,
     Intervals,
     Nameserver,
@@ -55,6 +56,15 @@ from fc_frontend.plan.model import (
 )
 from fc_frontend.plan.slots import MOST as MOST_SLOTS
 from fc_frontend.render.config import MARK, has_mark
+from fc_frontend.syntax.routes import (
+    NotARoute,
+    Path,
+    RouteEntry,
+    http_routes,
+    parse_host,
+    parse_path,
+    sni_routes,
+)
 from fc_frontend.syntax.units import Owner, UnitFault, clean_line, option_fault, raw_line_faults
 from fc_frontend.syntax.words import split
 
@@ -89,6 +99,8 @@ _BALANCE = re.compile(
     rf"uri(?: (?:whole|path-only|(?:len|depth) [1-9][0-9]{{0,3}}))*|url_param {_ARGUMENT}|"
     rf"hdr\({_ARGUMENT}\)|rdp-cookie(?:\({_ARGUMENT}\))?"
 )
+MAX_ROUTES = 10_000
+"""Of one service: each is an entry in a map of HAProxy."""
 _HTTP_BALANCE = ("uri", "url_param", "hdr(")
 
 T = TypeVar("T")
@@ -126,17 +138,25 @@ def _matching(pattern: re.Pattern[str], what: str, remedy: str) -> Any:
     return BeforeValidator(validate)
 
 
+def _seconds(value: Any, least: float, most: float) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise _error(f"{_short(value)} is not a time", "write 200ms, 5s, 2m, 1h or 1d")
+    match = _TIME.fullmatch(str(value))
+    if not match:
+        raise _error(f"{_short(value)} is not a time", "write 200ms, 5s, 2m, 1h or 1d")
+    seconds = float(match[1]) * _UNITS[match[2]]
+    if not least <= seconds <= most:
+        raise _error(f"{value} is out of range", f"give a time from {least:g} s to {most:g} s")
+    return seconds
+
+
 def _time(least: float, most: float) -> Any:
-    def validate(value: Any) -> float:
-        if isinstance(value, bool) or not isinstance(value, int | float | str):
-            raise _error(f"{_short(value)} is not a time", "write 200ms, 5s, 2m, 1h or 1d")
-        match = _TIME.fullmatch(str(value))
-        if not match:
-            raise _error(f"{_short(value)} is not a time", "write 200ms, 5s, 2m, 1h or 1d")
-        seconds = float(match[1]) * _UNITS[match[2]]
-        if not least <= seconds <= most:
-            raise _error(f"{value} is out of range", f"give a time from {least:g} s to {most:g} s")
-        return seconds
+    return BeforeValidator(lambda value: _seconds(value, least, most))
+
+
+def _optional_time(least: float, most: float) -> Any:
+    def validate(value: Any) -> float | None:
+        return None if value is None else _seconds(value, least, most)
 
     return BeforeValidator(validate)
 
@@ -250,6 +270,31 @@ def _balance(value: Any) -> str:
     return text
 
 
+def _host(value: Any) -> str:
+    try:
+        return parse_host(value)
+    except NotARoute as exc:
+        raise _error(str(exc), exc.remedy) from None
+
+
+def _path(value: Any) -> Path:
+    is_exact = isinstance(value, dict)
+    if isinstance(value, dict):
+        if value.keys() != {"exact"}:
+            raise _error(f"{_short(value)} is not a path", "write /prefix, or {exact: /path}")
+        value = value["exact"]
+    try:
+        return parse_path(value, is_exact=is_exact)
+    except NotARoute as exc:
+        raise _error(str(exc), exc.remedy) from None
+
+
+def _paths(value: Any) -> Any:
+    return _listed([value] if isinstance(value, dict) else value)
+
+
+HostName = Annotated[str, BeforeValidator(_host)]
+RoutePath = Annotated[Path, BeforeValidator(_path)]
 ServiceName = Annotated[
     str, _matching(DNS_LABEL, "a DNS-1123 label", "use lower-case letters, digits and inner dashes")
 ]
@@ -453,6 +498,9 @@ class UntrustedDeclaration(_Strict):
         Annotated[tuple[BindAddresses, ...], BeforeValidator(_listed), Field(max_length=1000)]
         | None
     ) = None
+    hosts: (
+        Annotated[tuple[HostName, ...], BeforeValidator(_listed), Field(max_length=1000)] | None
+    ) = None
     raw_lines: Literal["none", "safe"] = "none"
 
     def model(self) -> Untrusted:
@@ -505,6 +553,64 @@ class TlsDeclaration(_Strict):
         return Tls(ca_file=self.ca_file, sni=self.sni)
 
 
+class HttpDeclaration(_Strict):
+    """`http:` of a frontend: where plain HTTP is redirected to https."""
+
+    binds: Annotated[
+        tuple[BindAddress, ...], BeforeValidator(_listed), Field(min_length=1, max_length=256)
+    ]
+    redirect: Literal["https"] = "https"
+
+
+class FrontendDeclaration(_Strict):
+    """One frontend."""
+
+    binds: Annotated[
+        tuple[BindAddress, ...], BeforeValidator(_listed), Field(min_length=1, max_length=256)
+    ]
+    mode: Literal["http", "tcp"] = "http"
+    http: HttpDeclaration | None = None
+    hsts: Annotated[float | None, _optional_time(1, 10 * 366 * 86400)] = None
+    allow: (
+        Annotated[tuple[NetworkAddress, ...], BeforeValidator(_listed), Field(max_length=1000)]
+        | None
+    ) = None
+    trusted_proxies: Annotated[
+        tuple[NetworkAddress, ...], BeforeValidator(_listed), Field(max_length=1000)
+    ] = ()
+    bind_options: Words = ""
+    extra_config: ServiceLines = ()
+
+    def complaints(self) -> list[tuple[str, str, str]]:
+        """Field, message and remedy of what is wrong between the fields of this frontend."""
+        is_tcp = self.mode == "tcp"
+        given = {
+            "http": self.http is not None,
+            "hsts": self.hsts is not None,
+            "trusted_proxies": bool(self.trusted_proxies),
+        }
+        return [
+            (field, f"{field} needs mode: http", "use mode: http, or leave it out")
+            for field, is_given in given.items()
+            if is_given and is_tcp
+        ]
+
+    def model(self, name: str, origin: Origin) -> FrontendSpec:
+        """The frontend as a value for all later stages; only after `complaints` found nothing."""
+        return FrontendSpec(
+            name=name,
+            binds=self.binds,
+            mode=self.mode,
+            redirect_binds=self.http.binds if self.http else (),
+            hsts=self.hsts,
+            allow=self.allow,
+            trusted_proxies=self.trusted_proxies,
+            bind_options=self.bind_options,
+            extra_config=self.extra_config,
+            origin=origin,
+        )
+
+
 class ServiceDeclaration(_Strict):
     """One service."""
 
@@ -513,7 +619,16 @@ class ServiceDeclaration(_Strict):
     binds: (
         Annotated[tuple[BindAddress, ...], BeforeValidator(_listed), Field(max_length=256)] | None
     ) = None
-    mode: Literal["tcp", "http"] = "tcp"
+    frontend: (
+        Annotated[
+            str, _matching(SERVICE_NAME, "a frontend's name", "give a name below `frontends:`")
+        ]
+        | None
+    ) = None
+    hosts: Annotated[tuple[HostName, ...], BeforeValidator(_listed)] = ()
+    paths: Annotated[tuple[RoutePath, ...], BeforeValidator(_paths)] = ()
+    sni: Annotated[tuple[HostName, ...], BeforeValidator(_listed)] = ()
+    mode: Literal["tcp", "http"] | None = None
     pod_port: Annotated[int | str, BeforeValidator(_port)] | None = None
     service_port: Annotated[int, BeforeValidator(_port_number)] | None = None
     lb_service_port: Annotated[int, BeforeValidator(_port_number)] | None = None
@@ -536,8 +651,48 @@ class ServiceDeclaration(_Strict):
         }
         return {target: port for target, port in given.items() if port is not None}
 
+    @property
+    def effective_mode(self) -> Literal["tcp", "http"]:
+        """The mode as given; by default http for routes by host and path, else tcp."""
+        if self.mode is not None:
+            return self.mode
+        return "http" if self.frontend is not None and not self.sni else "tcp"
+
+    def _route_complaints(self) -> list[tuple[str, str, str]]:
+        """What is wrong between the fields about routes."""
+        routed = {"hosts": self.hosts, "paths": self.paths, "sni": self.sni}
+        if self.frontend is None:
+            return [
+                (field, f"{field} needs a frontend", "add frontend: NAME")
+                for field, given in routed.items()
+                if given
+            ]
+        own = {"binds": self.binds is not None, "bind_options": bool(self.bind_options)}
+        found = [
+            (field, f"a service of frontend {self.frontend} has no {field}", "leave it out")
+            for field, is_given in own.items()
+            if is_given
+        ]
+        if self.sni and (self.hosts or self.paths):
+            found.append(
+                (
+                    "sni",
+                    "sni passes TLS through: hosts and paths are not visible then",
+                    "keep sni, or hosts and paths",
+                )
+            )
+        if self.sni and self.mode == "http":
+            found.append(("mode", "sni passes TLS through, and needs mode: tcp", "leave it out"))
+        if self.mode == "tcp" and not self.sni:
+            found.append(("mode", "mode: tcp on a frontend needs sni", "add sni, or leave it out"))
+        if len(self.hosts or ("",)) * len(self.paths or ("",)) > MAX_ROUTES:
+            found.append(("paths", f"more than {MAX_ROUTES} routes", "use fewer hosts or paths"))
+        return found
+
     def complaints(self, name: str) -> list[tuple[str, str, str]]:
         """Field, message and remedy of what is wrong between the fields of this service."""
+        if found := self._route_complaints():
+            return found
         ports = self.ports()
         if len(ports) != 1:
             given = " and ".join(ports)
@@ -560,7 +715,7 @@ class ServiceDeclaration(_Strict):
                 "add service: NAME, in lower-case letters, digits and inner dashes",
             ),
             (
-                self.binds is None and named,
+                self.binds is None and self.frontend is None and named,
                 "binds",
                 "a named port gives no default for binds",
                 'add binds: ["127.0.0.1:8080"]',
@@ -597,7 +752,7 @@ class ServiceDeclaration(_Strict):
                 "use fallback: none",
             ),
             (
-                self.mode == "tcp" and self.balance.startswith(_HTTP_BALANCE),
+                self.effective_mode == "tcp" and self.balance.startswith(_HTTP_BALANCE),
                 "balance",
                 f"{self.balance} needs mode: http",
                 "use mode: http, or balance: leastconn",
@@ -612,8 +767,8 @@ class ServiceDeclaration(_Strict):
             name=name,
             service=self.service or name,
             namespace=self.namespace,
-            binds=self.binds or (on_loopback(int(port)),),
-            mode=self.mode,
+            binds=() if self.frontend else self.binds or (on_loopback(int(port)),),
+            mode=self.effective_mode,
             target=target,
             port=port,
             discovery=Discovery(self.discovery),
@@ -625,5 +780,14 @@ class ServiceDeclaration(_Strict):
             extra_config=self.extra_config,
             server_options=self.server_options,
             bind_options=self.bind_options,
+            frontend=self.frontend,
+            routes=self._routes(),
             origin=origin,
         )
+
+    def _routes(self) -> tuple[RouteEntry, ...]:
+        if self.frontend is None:
+            return ()
+        if self.sni:
+            return sni_routes(self.frontend, self.sni)
+        return http_routes(self.frontend, self.hosts, self.paths)

@@ -158,7 +158,14 @@ class Answers:
         deployed, declaration = state.deployed, state.declaration
         if deployed is None or declaration is None or state.held is not None:
             return False
-        planned = plan(settings, specs, declaration.fragments, answers, memo=self._memo)
+        planned = plan(
+            settings,
+            specs,
+            declaration.fragments,
+            answers,
+            frontends=declaration.frontends,
+            memo=self._memo,
+        )
         self._metrics.planned(deployed, answers)
         return _shape(planned.services) != _shape(deployed.services)
 

@@ -207,7 +207,7 @@ def status_document(
     def binds(planned: ServicePlan) -> tuple[str, ...]:
         if is_held and base is not None and base.hash == state.running:
             return served.get(planned.spec.name, ())
-        return tuple(str(bind) for bind in planned.spec.binds)
+        return planned.spec.places
 
     for planned in state.deployed.services if state.deployed else ():
         answer = state.resolution.get(planned.spec.name)

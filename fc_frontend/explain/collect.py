@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import difflib
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from fc_frontend.config.declare import Declaration
@@ -63,6 +64,7 @@ from fc_frontend.plan import slots
 from fc_frontend.plan.model import (
     Answer,
     Cluster,
+    FrontendSpec,
     Haproxy,
     Kind,
     ServicePlan,
@@ -182,6 +184,13 @@ def facts_of(
     Raises `Unavailable` for a raw fragment.
     """
     declaration, daemon, answers = known.declaration, known.daemon, prepared.resolution
+    if any(frontend.name == name for frontend in declaration.frontends):
+        raise Unavailable(
+            Problem(
+                message=f"{name} is a frontend: pods are behind its services",
+                remedy="name one of its services, or a URL: `fc-frontend explain https://HOST/PATH`",
+            )
+        )
     if any(fragment.name == name for fragment in declaration.fragments):
         raise Unavailable(
             Problem(
@@ -229,7 +238,9 @@ def facts_of(
         worker=worker,
         worker_problem=worker_problem,
         proxy=_proxy(settings.haproxy, name, timeout) if worker else None,
-        binds=_binds(settings.haproxy, spec, worker, timeout) if spec else (),
+        binds=_binds(settings.haproxy, spec, declaration.frontends, worker, timeout)
+        if spec
+        else (),
         wanted_hash=wanted,
         refused=daemon.problems if daemon else prepared.problems,
         daemon=daemon,
@@ -382,14 +393,19 @@ def _server(state: ServerState, row: dict[str, str], *, is_backup: bool) -> Serv
 
 
 def _binds(
-    haproxy: Haproxy, spec: ServiceSpec, worker: Worker | None, timeout: float
+    haproxy: Haproxy,
+    spec: ServiceSpec,
+    frontends: Iterable[FrontendSpec],
+    worker: Worker | None,
+    timeout: float,
 ) -> tuple[BindFact, ...]:
-    """Who listens on the service's binds."""
+    """Who listens on the binds of the service, or of its frontend."""
     pids = {worker.pid} if worker and worker.pid else set()
     with contextlib.suppress(Unavailable):
         pids |= show_proc(haproxy.master_socket, timeout).pids
     owned_by = frozenset(pids)
-    text = "".join(f"  bind {bind} {spec.bind_options}\n" for bind in spec.binds)
+    owner = next((each for each in frontends if each.name == spec.frontend), spec)
+    text = "".join(f"  bind {bind} {owner.bind_options}\n" for bind in owner.binds)
     declared = read_listeners(f"listen {spec.name}\n{text}").listeners
     found = []
     endpoints = [listener.endpoint for _, listener in declared]
@@ -507,7 +523,7 @@ def _by_files(
         DaemonService(
             name=planned.spec.name,
             namespace=planned.spec.namespace,
-            binds=tuple(str(bind) for bind in planned.spec.binds),
+            binds=planned.spec.places,
             is_current=False,
             by_api=planned.kind is Kind.API,
             reason="last stored answer: the daemon does not run",

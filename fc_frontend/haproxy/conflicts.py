@@ -79,6 +79,12 @@ def _ordered(claims: list[Owned], plan: Plan, newcomers: Collection[UnitId]) -> 
         if service.spec.name in names
         for bind in service.spec.binds
     }
+    declared |= {
+        (frontend.name, str(bind))
+        for frontend in plan.frontends
+        if frontend.name in names
+        for bind in frontend.all_binds
+    }
     fresh = [claim for claim in claims if claim.owner in fresh_units]
     fresh.sort(
         key=lambda claim: (

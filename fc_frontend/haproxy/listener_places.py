@@ -7,7 +7,7 @@ from dataclasses import replace
 from fc_frontend.errors import Problem, Severity
 from fc_frontend.haproxy.places import Places
 from fc_frontend.model.units import SETTINGS, UnitId, UnitKind
-from fc_frontend.plan.model import Plan
+from fc_frontend.plan.model import FrontendSpec, Plan, ServiceSpec
 from fc_frontend.render.config import Config
 from fc_frontend.syntax.binds import Owned
 from fc_frontend.syntax.endpoints import Family, ListenEndpoint
@@ -17,7 +17,10 @@ class ListenerPlaces:
     """Finds the places of listeners in what was declared."""
 
     def __init__(self, plan: Plan, config: Config) -> None:
-        self._specs = {service.spec.name: service.spec for service in plan.services}
+        self._specs: dict[str, ServiceSpec | FrontendSpec] = {
+            service.spec.name: service.spec for service in plan.services
+        }
+        self._specs.update({frontend.name: frontend for frontend in plan.frontends})
         self._fragments = {fragment.name: fragment for fragment in plan.fragments}
         self._config = config
         self._lines = Places(config, plan)

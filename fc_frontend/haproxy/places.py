@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from fc_frontend.errors import Problem
 from fc_frontend.model.units import SETTINGS, UnitId, UnitKind
-from fc_frontend.plan.model import Plan
+from fc_frontend.plan.model import FrontendSpec, Plan, ServiceSpec
 from fc_frontend.render.config import Config
 from fc_frontend.syntax.files import named_files
 from fc_frontend.syntax.lines import read_line, read_lines
@@ -31,6 +31,7 @@ class Places:
         self._plan = plan
         self._fragments = {each.name: each for each in plan.fragments} if plan else {}
         self._services = {each.spec.name: each.spec for each in plan.services} if plan else {}
+        self._frontends = {each.name: each for each in plan.frontends} if plan else {}
 
     def placed(self, problem: Problem, line: int | None, name: str | None = None) -> Problem:
         """`problem`, which is about a line or about the section `name`, with all that is known.
@@ -47,8 +48,8 @@ class Places:
             owner = SETTINGS if self._config.sections else None
             return replace(problem, file=RENDERED, line=line, unit=owner)
         problem = replace(problem, unit=unit, service=unit.name)
-        if unit.kind is UnitKind.SERVICE:
-            return self._in_service(problem, unit, line) if line else problem
+        if unit.kind in (UnitKind.SERVICE, UnitKind.FRONTEND):
+            return self._in_lines(problem, unit, line) if line else problem
         return self._in_fragment(problem, unit, line)
 
     def ca_file(self, service: str | None) -> str | None:
@@ -69,7 +70,7 @@ class Places:
         if unit is None or unit.kind in (UnitKind.SETTINGS, UnitKind.TEMPLATES):
             haproxy = self._plan.settings.haproxy if self._plan else None
             return frozenset((*haproxy.global_extra, *haproxy.defaults_extra) if haproxy else ())
-        spec = self._services.get(unit.name) if unit.kind is UnitKind.SERVICE else None
+        spec = self._spec(unit)
         return frozenset(spec.extra_config if spec else ())
 
     def visible_words(self, unit: UnitId | None) -> frozenset[str]:
@@ -83,13 +84,24 @@ class Places:
         names = {resource.name for resource in (*defined_names(text), *used_names(text))}
         names |= {place.unit.name for place in self._config.places}
         names |= {named.path for named in named_files(text) if named.path}
-        spec = self._services.get(unit.name) if unit and unit.kind is UnitKind.SERVICE else None
+        spec = self._spec(unit)
         fields = [*self.raw_lines(unit)]
         if spec:
-            fields += [spec.server_options, spec.bind_options, *map(str, spec.binds)]
+            fields += [spec.bind_options, *map(str, spec.binds)]
+        if isinstance(spec, ServiceSpec):
+            fields.append(spec.server_options)
         if ca_file := self.ca_file(unit.name if unit else None):
             fields.append(ca_file)
         return frozenset(names).union(*map(words_of, fields))
+
+    def _spec(self, unit: UnitId | None) -> ServiceSpec | FrontendSpec | None:
+        """The declaration of a service or frontend."""
+        match unit:
+            case UnitId(kind=UnitKind.SERVICE):
+                return self._services.get(unit.name)
+            case UnitId(kind=UnitKind.FRONTEND):
+                return self._frontends.get(unit.name)
+        return None
 
     def text(self, unit: UnitId | None) -> str:
         """The text of a unit's section."""
@@ -112,9 +124,9 @@ class Places:
         is_inside = 0 <= own < fragment.text.strip("\n").count("\n") + 1
         return replace(problem, line=own + lost + 1) if is_inside else problem
 
-    def _in_service(self, problem: Problem, unit: UnitId, line: int) -> Problem:
+    def _in_lines(self, problem: Problem, unit: UnitId, line: int) -> Problem:
         text = self._config.text.split("\n")[line - 1].strip()
-        spec = self._services.get(unit.name)
+        spec = self._spec(unit)
         if spec is not None and text in spec.extra_config:
             number = spec.extra_config.index(text) + 1
             return replace(problem, field="extra_config", inside=number)

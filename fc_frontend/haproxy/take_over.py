@@ -13,7 +13,7 @@ from functools import cached_property
 from fc_frontend import files
 from fc_frontend.errors import Problem, Refused, Severity, Unavailable
 from fc_frontend.files import Attributes, Content
-from fc_frontend.haproxy import consent, history, runtime
+from fc_frontend.haproxy import consent, history, maps, runtime
 from fc_frontend.haproxy.binary import find_binary
 from fc_frontend.haproxy.foreign import (
     NOTHING,
@@ -154,6 +154,7 @@ def install(
         judged = judge(settings, worker, known)
         content, found = judged.content, judged.found
         if content is not None and content.data == data:
+            maps.write(settings, data)
             return Replaced(content, found)
         if judged.problem is not None:
             raise NeedsConsent(judged.problem)
@@ -162,6 +163,7 @@ def install(
         def is_same(now: Content | None, before: Content | None = content) -> bool:
             return (now and now.data) == (before and before.data)
 
+        maps.write(settings, data)
         if files.replace(path, data, attributes=attributes, expected=is_same):
             return Replaced(content, found, entry)
     raise Unavailable.of(
@@ -180,6 +182,8 @@ def undo(settings: Settings, replaced: Replaced, data: bytes) -> None:
     now = files.read(path)
     if now is None or now.data != data or (before is not None and before.data == data):
         return
+    if before is not None:
+        maps.write(settings, before.data)
     if before is None:
         files.remove(path, follow=True)
         return

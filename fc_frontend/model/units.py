@@ -20,6 +20,7 @@ class UnitKind(StrEnum):
 
     SETTINGS = "settings"
     TEMPLATES = "templates"
+    FRONTEND = "frontend"
     SERVICE = "service"
     FRAGMENT = "fragment"
     FILE = "file"

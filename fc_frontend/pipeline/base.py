@@ -13,6 +13,7 @@ from fc_frontend.config.declare import (
     Declaration,
     declare,
     running_fragments,
+    running_frontends,
     running_settings,
     running_specs,
 )
@@ -31,6 +32,7 @@ from fc_frontend.render.config import Config, config_hash, sections_in
 from fc_frontend.render.render import render_sections
 from fc_frontend.stored import stored_answers, stored_pending, stored_running
 from fc_frontend.syntax.binds import read_listeners
+from fc_frontend.syntax.routes import routes_in
 
 
 class BaseOrigin(StrEnum):
@@ -186,6 +188,8 @@ def _with_declarations(config: Config, declarations: RunningDeclarations) -> Con
             raw = declarations.services.get(unit.name)
         elif unit.kind is UnitKind.FRAGMENT:
             raw = declarations.fragments.get(unit.name)
+        elif unit.kind is UnitKind.FRONTEND:
+            raw = declarations.frontends.get(unit.name)
         if raw is None:
             sections.append(section)
         else:
@@ -243,9 +247,11 @@ def running_plan(base: Base, settings_file: str) -> Plan | None:
         if (unit := UnitId(UnitKind.SERVICE, each.spec.name)) in texts
     ]
     fragments = running_fragments(base.declarations)
+    frontends = running_frontends(base.declarations)
     return replace(
         planned,
         services=tuple(services),
+        frontends=tuple(frontends[name] for name in sorted(frontends)),
         fragments=tuple(fragments[name] for name in sorted(fragments)),
     )
 
@@ -273,12 +279,13 @@ def as_in_text(planned: ServicePlan, text: str) -> ServicePlan:
 
 
 def served_binds(base: Base) -> dict[str, tuple[str, ...]]:
-    """The binds of each service as HAProxy runs it, by name."""
+    """The binds, or the routes, of each service as HAProxy runs it, by name."""
     sections = base.config.sections if base.config else ()
     return {
         section.unit.name: tuple(
             str(found.endpoint) for _, found in read_listeners(section.text).listeners
         )
+        + tuple(map(str, routes_in(section.text)))
         for section in sections
         if section.unit.kind is UnitKind.SERVICE
     }

@@ -19,6 +19,7 @@ from fc_frontend.pipeline.base import Base
 from fc_frontend.plan.model import Answer, Plan, Resolution
 from fc_frontend.render.config import Config
 from fc_frontend.render.names import name_problems
+from fc_frontend.render.routes import route_problems
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,9 +107,9 @@ class Candidate:
     def problems(self) -> tuple[Problem, ...]:
         """What is wrong between its units, before HAProxy is asked."""
         found = [*errors_in(self.plan.problems), *name_problems(self.config, self.newcomers)]
-        found += listener_problems(
-            self.plan, self.config, self.newcomers, self.declaration.untrusted
-        )
+        untrusted = self.declaration.untrusted
+        found += route_problems(self.config, self.newcomers, untrusted)
+        found += listener_problems(self.plan, self.config, self.newcomers, untrusted)
         return tuple(self.declaration.located(problem) for problem in found)
 
 

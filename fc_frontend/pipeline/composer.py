@@ -12,6 +12,7 @@ from fc_frontend.config.declare import (
     Declaration,
     declare,
     running_fragments,
+    running_frontends,
     running_settings,
     running_spec,
 )
@@ -42,7 +43,15 @@ from fc_frontend.pipeline.base import (
 )
 from fc_frontend.pipeline.candidate import Candidate, Prepared
 from fc_frontend.plan import planner
-from fc_frontend.plan.model import Fragment, Plan, Resolution, ServicePlan, ServiceSpec, Settings
+from fc_frontend.plan.model import (
+    Fragment,
+    FrontendSpec,
+    Plan,
+    Resolution,
+    ServicePlan,
+    ServiceSpec,
+    Settings,
+)
 from fc_frontend.plan.planner import plan
 from fc_frontend.render import render as renderer
 from fc_frontend.render.config import assemble
@@ -204,6 +213,7 @@ class Composer:
             declaration.services,
             declaration.fragments,
             answers,
+            frontends=declaration.frontends,
             shrink=self._shrink,
             memo=self._memo.plan,
         )
@@ -281,7 +291,11 @@ class Composer:
         if before is not None and before.text == text:
             return before
         raws = declaration.raw
-        of_kind = raws.services if unit.kind is UnitKind.SERVICE else raws.fragments
+        of_kind = {
+            UnitKind.SERVICE: raws.services,
+            UnitKind.FRAGMENT: raws.fragments,
+            UnitKind.FRONTEND: raws.frontends,
+        }[unit.kind]
         raw = of_kind[unit.name]
         return replace(
             section,
@@ -318,6 +332,9 @@ class Composer:
         cut = {unit.name for unit in left_out if unit.kind is UnitKind.FRAGMENT}
         fragments = {each.name: each for each in made.plan.fragments if each.name not in cut}
         raw_fragments = {n: raw for n, raw in declaration.raw.fragments.items() if n not in cut}
+        cut = {unit.name for unit in left_out if unit.kind is UnitKind.FRONTEND}
+        frontends = {each.name: each for each in made.plan.frontends if each.name not in cut}
+        raw_frontends = {n: raw for n, raw in declaration.raw.frontends.items() if n not in cut}
         running = base.declarations
         for unit in kept:
             name = unit.name
@@ -332,8 +349,13 @@ class Composer:
                 raw_fragments[name] = running.fragments[name]
                 if (fragment := self._running_fragments.get(name)) is not None:
                     fragments[name] = fragment
+            elif unit.kind is UnitKind.FRONTEND and name in running.frontends:
+                raw_frontends[name] = running.frontends[name]
+                if (frontend := self._running_frontends.get(name)) is not None:
+                    frontends[name] = frontend
         services = tuple(plans[name] for name in sorted(plans))
         parts = tuple(fragments[name] for name in sorted(fragments))
+        shared = tuple(frontends[name] for name in sorted(frontends))
         untrusted = {
             section.unit.name
             for section in sections
@@ -345,15 +367,17 @@ class Composer:
                 declaration,
                 services=tuple(service.spec for service in services),
                 fragments=parts,
+                frontends=shared,
                 untrusted=frozenset(untrusted),
                 raw=replace(
                     declaration.raw,
                     services={name: raws[name] for name in sorted(raws)},
                     fragments={name: raw_fragments[name] for name in sorted(raw_fragments)},
+                    frontends={name: raw_frontends[name] for name in sorted(raw_frontends)},
                 ),
             ),
             resolution=answers,
-            plan=replace(made.plan, services=services, fragments=parts),
+            plan=replace(made.plan, services=services, fragments=parts, frontends=shared),
         )
 
     def _moved(self, candidate: Candidate) -> frozenset[str]:
@@ -393,6 +417,10 @@ class Composer:
     @cached_property
     def _running_fragments(self) -> Mapping[str, Fragment]:
         return running_fragments(self._base.declarations)
+
+    @cached_property
+    def _running_frontends(self) -> Mapping[str, FrontendSpec]:
+        return running_frontends(self._base.declarations)
 
     def _running_plan(self, name: str, settings: Settings) -> ServicePlan | None:
         """The plan of a service as it runs; None if its declaration is not valid any more."""

@@ -17,6 +17,7 @@ from typing import Literal
 
 from fc_frontend.errors import Cause, Problem
 from fc_frontend.plan.slots import MOST as MAX_SLOTS
+from fc_frontend.syntax.routes import Match, RouteEntry
 
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
@@ -238,6 +239,7 @@ class Untrusted:
 
     namespaces: tuple[str, ...] | None = None
     binds: tuple[BindRange, ...] | None = None
+    hosts: tuple[str, ...] | None = None
     raw_lines: Literal["none", "safe"] = "none"
 
 
@@ -277,11 +279,43 @@ class Origin:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FrontendSpec:
+    """Binds that several services share, by host and path, or by SNI with `mode` tcp.
+
+    What comes in at `redirect_binds` is redirected to https.  `hsts` is in seconds.  Clients
+    outside of `allow` get 403; None is no limit.  Forwarded headers are believed from
+    `trusted_proxies` only.
+    """
+
+    name: str
+    binds: tuple[Bind, ...]
+    mode: Mode = "http"
+    redirect_binds: tuple[Bind, ...] = ()
+    hsts: float | None = None
+    allow: tuple[Network, ...] | None = None
+    trusted_proxies: tuple[Network, ...] = ()
+    bind_options: str = ""
+    extra_config: tuple[str, ...] = ()
+    origin: Origin | None = field(default=None, compare=False)
+
+    @property
+    def match(self) -> Match:
+        """How services are found, but for exact paths."""
+        return Match.SNI if self.mode == "tcp" else Match.PREFIX
+
+    @property
+    def all_binds(self) -> tuple[Bind, ...]:
+        """All addresses that it listens on."""
+        return self.binds + self.redirect_binds
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ServiceSpec:
     """One declared service.  `name` is the HAProxy proxy's name, `service` the Kubernetes one's.
 
-    `slots` is None for `auto`, which gives at most `max_slots`.  `origin` takes no part in
-    comparisons: moving a declaration to another file changes nothing.
+    With a `frontend`, it has `routes` there, and no binds of its own.  `slots` is None for `auto`,
+    which gives at most `max_slots`.  `origin` takes no part in comparisons: moving a declaration to
+    another file changes nothing.
     """
 
     name: str
@@ -301,7 +335,14 @@ class ServiceSpec:
     extra_config: tuple[str, ...] = ()
     server_options: str = ""
     bind_options: str = ""
+    frontend: str | None = None
+    routes: tuple[RouteEntry, ...] = ()
     origin: Origin | None = field(default=None, compare=False)
+
+    @property
+    def places(self) -> tuple[str, ...]:
+        """Where clients reach it, for people: its binds, or its routes with their frontend."""
+        return tuple(map(str, self.binds)) + tuple(map(str, self.routes))
 
 
 @dataclass(frozen=True, slots=True)
@@ -435,6 +476,7 @@ class Plan:
     settings: Settings
     services: tuple[ServicePlan, ...]
     fragments: tuple[Fragment, ...] = ()
+    frontends: tuple[FrontendSpec, ...] = ()
     problems: tuple[Problem, ...] = ()
 
     @property

@@ -28,6 +28,7 @@ from fc_frontend.plan.model import (
     Family,
     Fragment,
     Freshness,
+    FrontendSpec,
     Kind,
     Plan,
     Resolution,
@@ -46,6 +47,7 @@ def plan(
     fragments: Sequence[Fragment],
     resolution: Resolution,
     *,
+    frontends: Sequence[FrontendSpec] = (),
     shrink: bool = False,
     memo: PlanMemo | None = None,
 ) -> Plan:
@@ -74,7 +76,7 @@ def plan(
                 severity=Severity.WARNING,
             )
         )
-    if not plans and not fragments and settings.haproxy.stats is None:
+    if not plans and not fragments and not frontends and settings.haproxy.stats is None:
         problems.append(
             Problem(
                 "there is nothing to listen on: no service, no fragment and no stats",
@@ -85,6 +87,7 @@ def plan(
         settings=settings,
         services=plans,
         fragments=tuple(sorted(fragments, key=lambda fragment: fragment.name)),
+        frontends=tuple(sorted(frontends, key=lambda frontend: frontend.name)),
         problems=tuple(problems),
     )
 

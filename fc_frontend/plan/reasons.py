@@ -18,6 +18,7 @@ class ReloadCause(StrEnum):
     SLOTS = "slots"
     DISCOVERY = "discovery"
     FRAGMENT = "fragment"
+    FRONTEND = "frontend"
     SETTINGS = "settings"
     TEMPLATES = "templates"
     FILE_CHANGED = "file-changed"
@@ -61,6 +62,11 @@ def reasons(before: Plan | None, after: Plan, files: Iterable[str] = ()) -> tupl
         if fragments.pop(fragment.name, None) != fragment:
             found.append(Reason(ReloadCause.FRAGMENT, fragment.name))
     found += [Reason(ReloadCause.FRAGMENT, name, "removed") for name in fragments]
+    frontends = {frontend.name: frontend for frontend in before.frontends}
+    for frontend in after.frontends:
+        if frontends.pop(frontend.name, None) != frontend:
+            found.append(Reason(ReloadCause.FRONTEND, frontend.name))
+    found += [Reason(ReloadCause.FRONTEND, name, "removed") for name in frontends]
     if before.settings != after.settings:
         found.append(Reason(ReloadCause.SETTINGS))
     found += [Reason(ReloadCause.FILE_CHANGED, path) for path in files]

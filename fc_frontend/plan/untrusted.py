@@ -13,11 +13,14 @@ from typing import NamedTuple
 from fc_frontend.plan.model import Fragment, ServiceSpec, Target, Untrusted
 from fc_frontend.syntax import safe
 from fc_frontend.syntax.names import defined_names
+from fc_frontend.syntax.routes import covers_host
 
 MAX_LENGTH = 256 * 1024
 """Of an untrusted file, in characters."""
 MAX_BINDS = 16
 """Of one service.  Each is a listener in HAProxy."""
+MAX_ROUTES = 100
+"""Of one service.  Each is an entry in a map of HAProxy."""
 MAX_SERVICES = 200
 """Services in all untrusted files together."""
 MAX_SLOTS = 160
@@ -73,6 +76,7 @@ def violations(spec: ServiceSpec, limits: Untrusted) -> Iterator[Violation]:
             "binds", f"untrusted files set at most {MAX_BINDS} binds", "use fewer binds"
         )
     yield from _target_violations(spec, limits)
+    yield from _route_violations(spec, limits)
     if spec.slots is not None and spec.slots > MAX_SLOTS:
         yield Violation(
             "slots",
@@ -103,6 +107,28 @@ def _raw_violations(spec: ServiceSpec, limits: Untrusted) -> Iterator[Violation]
         elif refused is not None:
             message = f"`{refused}` is not on the list of harmless words: it needs a trusted file"
             yield Violation(field, message, "", Needs.TRUST)
+
+
+def _route_violations(spec: ServiceSpec, limits: Untrusted) -> Iterator[Violation]:
+    field = "sni" if spec.mode == "tcp" else "hosts"
+    if len(spec.routes) > MAX_ROUTES:
+        yield Violation(
+            field,
+            f"untrusted files set at most {MAX_ROUTES} routes for a service",
+            "use fewer hosts or paths",
+        )
+    if limits.hosts is None:
+        return
+    allowed = ", ".join(limits.hosts) or "none"
+    hosts = dict.fromkeys(route.key.partition("/")[0] for route in spec.routes)
+    for host in hosts:
+        if not any(covers_host(pattern, host) for pattern in limits.hosts):
+            yield Violation(
+                field,
+                f"untrusted files may not publish {host or 'all hosts'}",
+                f"use a host in untrusted.hosts ({allowed})",
+            )
+            return
 
 
 def _target_violations(spec: ServiceSpec, limits: Untrusted) -> Iterator[Violation]:

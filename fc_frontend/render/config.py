@@ -14,14 +14,16 @@ from typing import NamedTuple
 
 from fc_frontend.model.units import SETTINGS, Section, UnitId, UnitKind
 from fc_frontend.syntax.keywords import SECTIONS
+from fc_frontend.syntax.routes import ROUTE_MARK, Match, map_entries, map_path, map_text
 
 HASH_PREFIX = "fc-frontend:"
 HASH_LENGTH = 16
 BLANK_DESCRIPTION = HASH_PREFIX + "0" * HASH_LENGTH
 """The placeholder in the text while its digest is computed."""
 MARK = "# fc-frontend unit: "
-_MARK_LINE = re.compile(rf"^{MARK}(service|fragment) (\S+)$", re.MULTILINE)
-_ANY_MARK = re.compile(rf"^[ \t]*{MARK.strip()}", re.MULTILINE)
+_MARK_LINE = re.compile(rf"^{MARK}(frontend|service|fragment) (\S+)$", re.MULTILINE)
+_ANY_MARK = re.compile(rf"^[ \t]*(?:{MARK.strip()}|{ROUTE_MARK.strip()})", re.MULTILINE)
+_UNIT_MARK = re.compile(rf"^[ \t]*{MARK.strip()}", re.MULTILINE)
 _HEADER_OR_DESCRIPTION = re.compile(
     rf"^[ \t]*(?:({'|'.join(sorted(SECTIONS))})(?![^ \t\n#])"
     rf"|description[ \t]+({HASH_PREFIX}[0-9a-f]{{{HASH_LENGTH}}})[ \t]*$)",
@@ -51,7 +53,7 @@ class Config:
     places: tuple[SectionPlace, ...] = ()
 
     def unit_at(self, line: int) -> UnitId | None:
-        """The service or fragment whose section has `line` (counted from 1)."""
+        """The frontend, service or fragment whose section has `line` (counted from 1)."""
         for place in self.places:
             if place.first <= line < place.end:
                 return place.unit
@@ -107,8 +109,36 @@ def sections_in(text: str) -> tuple[Section, ...]:
 
 
 def has_mark(text: str) -> bool:
-    """True if a line of `text` would be taken for the comment that names a unit."""
+    """True if a line of `text` would be taken for a comment that names a unit or a route."""
     return _ANY_MARK.search(text) is not None
+
+
+def has_unit_mark(text: str) -> bool:
+    """True if a line of `text` would be taken for the comment that names a unit."""
+    return _UNIT_MARK.search(text) is not None
+
+
+def maps_in(config_file: str, text: str) -> dict[str, str]:
+    """The maps that the configuration `text` needs beside `config_file`: path → content.
+
+    A frontend has all its maps, even those that are empty.
+    """
+    directory = config_file.rpartition("/")[0]
+    sections = sections_in(text)
+    entries = map_entries(
+        (section.unit.name, section.text)
+        for section in sections
+        if section.unit.kind is UnitKind.SERVICE
+    )
+    return {
+        map_path(directory, section.unit.name, match): map_text(
+            entries.get((section.unit.name, match), {})
+        )
+        for section in sections
+        if section.unit.kind is UnitKind.FRONTEND
+        for match in Match
+        if map_path(directory, section.unit.name, match) in section.text
+    }
 
 
 def description_of(text: str) -> str | None:

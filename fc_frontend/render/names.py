@@ -56,7 +56,7 @@ def _names(section: Section) -> frozenset[Resource]:
 
 def _problem(unit: UnitId, holder: UnitId, name: Resource) -> Problem:
     owner = "fc-frontend itself" if holder == SETTINGS else str(holder)
-    subject = "the section" if unit.kind is UnitKind.FRAGMENT else "the service"
+    subject = "the section" if unit.kind is UnitKind.FRAGMENT else f"the {unit.kind}"
     return Problem(
         f"{name} is already defined by {owner}",
         f"rename {subject}",

@@ -7,7 +7,7 @@ the text.  The same plan gives the same bytes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import Any
@@ -20,8 +20,10 @@ from fc_frontend.model.units import SETTINGS, Section, UnitId, UnitKind
 from fc_frontend.plan.model import (
     FREE_ADDRESS,
     Fragment,
+    FrontendSpec,
     Kind,
     Nameserver,
+    Network,
     Plan,
     ServicePlan,
     ServiceSpec,
@@ -34,13 +36,15 @@ from fc_frontend.render.config import (
     Config,
     assemble,
     description_of,
-    has_mark,
+    has_unit_mark,
 )
+from fc_frontend.syntax.routes import AMBIGUOUS_PATH, rules
 from fc_frontend.syntax.sections import read_sections
 from fc_frontend.syntax.units import UnitFault, section_faults
 
 MAIN = "haproxy.cfg.j2"
 SERVICE = "service.cfg.j2"
+FRONTEND = "frontend.cfg.j2"
 FRAGMENT = "fragment.cfg.j2"
 
 
@@ -50,6 +54,8 @@ ALIVE_TABLES = {"fc-alive-10s": 10, "fc-alive-30s": 30}
 A headless Service's standby has the same pods, so it may serve soon; a cluster IP adds a hop.
 """
 ALIVE_KEY = "daemon"
+_MAX_NETWORKS = 50
+"""In one line."""
 
 _FOR_STANDBY = (
     "option httpchk", "option tcp-check", "http-check", "tcp-check", "timeout server",
@@ -75,6 +81,8 @@ class ServiceModel:
     """What service.cfg.j2 prints."""
 
     name: str
+    section: str
+    routes: tuple[str, ...]
     defaults: str
     binds: tuple[str, ...]
     bind_options: str
@@ -82,6 +90,27 @@ class ServiceModel:
     servers: tuple[str, ...]
     extra_config: tuple[str, ...]
     standby: StandbyModel | None
+
+
+@dataclass(frozen=True, slots=True)
+class FrontendModel:
+    """What frontend.cfg.j2 prints.
+
+    `access` are the lines that reject requests, `headers` set headers, and `rules` find the
+    service, with the keyword `request`.  `standby_table` has the sign of life for standbys.
+    """
+
+    name: str
+    defaults: str
+    binds: tuple[str, ...]
+    bind_options: str
+    redirect_binds: tuple[str, ...]
+    access: tuple[str, ...]
+    headers: tuple[str, ...]
+    request: str
+    rules: tuple[str, ...]
+    standby_table: str
+    extra_config: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +142,7 @@ class RenderMemo:
     def __init__(self) -> None:
         self.services: Memo[Section] = Memo()
         self.fragments: Memo[Section] = Memo()
+        self.frontends: Memo[Section] = Memo()
 
 
 def render(plan: Plan, templates: Mapping[str, str], *, memo: RenderMemo | None = None) -> Config:
@@ -176,7 +206,7 @@ def _require_own_sections(text: str, template: str, unit: str = "") -> None:
     for fault in _faults(text) if not unit else section_faults(text):
         where = f"for {unit}: " if unit else ""
         raise Refused.of(where + fault.message, fault.remedy, file=template)
-    if has_mark(text):
+    if has_unit_mark(text):
         raise Refused.of(
             f"the text has a line that begins with `{MARK.strip()}`",
             "remove that comment: fc-frontend finds its own sections by it",
@@ -213,23 +243,29 @@ def _unit_sections(
         model = _fragment_model(fragment)
         return section(UnitKind.FRAGMENT, fragment.name, FRAGMENT, fragment=model)
 
+    def of_frontend(frontend: FrontendSpec) -> Section:
+        model = _frontend_model(frontend, plan)
+        return section(UnitKind.FRONTEND, frontend.name, FRONTEND, frontend=model)
+
+    def add(
+        memo: Memo[Section], name: str, source: tuple[object, ...], make: Callable[[], Section]
+    ) -> None:
+        try:
+            sections.append(memo.of(name, source, make))
+        except Refused as exc:
+            refused.extend(exc.problems)
+
+    for frontend in plan.frontends:
+        haproxy, api = plan.settings.haproxy.config_file, plan.settings.cluster.api
+        source: tuple[object, ...] = (frontend, environment, haproxy, api)
+        add(memo.frontends, frontend.name, source, partial(of_frontend, frontend))
     for service in plan.services:
         source = (service, environment, nodes)
-        try:
-            made = memo.services.of(service.spec.name, source, partial(of_service, service))
-        except Refused as exc:
-            refused.extend(exc.problems)
-        else:
-            sections.append(made)
+        add(memo.services, service.spec.name, source, partial(of_service, service))
     for fragment in plan.fragments:
-        try:
-            made = memo.fragments.of(
-                fragment.name, (fragment, environment), partial(of_fragment, fragment)
-            )
-        except Refused as exc:
-            refused.extend(exc.problems)
-        else:
-            sections.append(made)
+        source = (fragment, environment)
+        add(memo.fragments, fragment.name, source, partial(of_fragment, fragment))
+    memo.frontends.keep([frontend.name for frontend in plan.frontends])
     memo.services.keep([service.spec.name for service in plan.services])
     memo.fragments.keep([fragment.name for fragment in plan.fragments])
     return sections
@@ -311,6 +347,8 @@ def _service_model(service: ServicePlan, plan: Plan) -> ServiceModel:
     spec = service.spec
     return ServiceModel(
         name=spec.name,
+        section="backend" if spec.frontend else "listen",
+        routes=tuple(route.line for route in spec.routes),
         defaults=f"fc-{spec.mode}",
         binds=tuple(str(bind) for bind in spec.binds),
         bind_options=spec.bind_options,
@@ -319,6 +357,62 @@ def _service_model(service: ServicePlan, plan: Plan) -> ServiceModel:
         extra_config=spec.extra_config,
         standby=_standby_model(service),
     )
+
+
+def _frontend_model(frontend: FrontendSpec, plan: Plan) -> FrontendModel:
+    is_http = frontend.mode == "http"
+    directory = plan.settings.haproxy.config_file.rpartition("/")[0]
+    return FrontendModel(
+        name=frontend.name,
+        defaults=f"fc-{frontend.mode}",
+        binds=tuple(map(str, frontend.binds)),
+        bind_options=frontend.bind_options,
+        redirect_binds=tuple(map(str, frontend.redirect_binds)),
+        access=tuple(_access_rules(frontend)),
+        headers=tuple(_header_rules(frontend)) if is_http else (),
+        request="http-request" if is_http else "tcp-request content",
+        rules=tuple(rules(directory, frontend.name, frontend.match)),
+        standby_table="fc-alive-30s" if plan.settings.cluster.api else "",
+        extra_config=frontend.extra_config,
+    )
+
+
+def _access_rules(frontend: FrontendSpec) -> Iterator[str]:
+    """The lines that reject clients and ambiguous paths."""
+    if frontend.allow is None:
+        return
+    condition = " unless fc_allowed" if frontend.allow else ""
+    yield from _networks("fc_allowed", frontend.allow)
+    if frontend.mode == "tcp":
+        yield f"tcp-request connection reject{condition}"
+        return
+    yield f"http-request deny{condition}"
+    # Applications may read such a path as another one.
+    yield f"http-request deny deny_status 400 if {{ path -m reg {AMBIGUOUS_PATH} }}"
+
+
+def _header_rules(frontend: FrontendSpec) -> Iterator[str]:
+    """The lines that set headers."""
+    trusted = frontend.trusted_proxies
+    yield from _networks("fc_trusted", trusted)
+    unless, and_not = (" unless fc_trusted", " !fc_trusted") if trusted else ("", "")
+    yield f"http-request del-header x-forwarded- -m beg{unless}"
+    yield f"http-request del-header forwarded{unless}"
+    yield f"http-request set-header X-Forwarded-Proto https if {{ ssl_fc }}{and_not}"
+    yield f"http-request set-header X-Forwarded-Proto http if !{{ ssl_fc }}{and_not}"
+    if frontend.hsts is not None:
+        seconds = int(frontend.hsts)
+        yield (
+            f"http-after-response set-header Strict-Transport-Security max-age={seconds} "
+            "if { ssl_fc }"
+        )
+
+
+def _networks(acl: str, networks: Sequence[Network]) -> Iterator[str]:
+    """`acl` lines for addresses of clients: HAProxy reads at most 64 words in a line."""
+    for start in range(0, len(networks), _MAX_NETWORKS):
+        listed = " ".join(map(str, networks[start : start + _MAX_NETWORKS]))
+        yield f"acl {acl} src {listed}"
 
 
 def _standby_model(service: ServicePlan) -> StandbyModel | None:

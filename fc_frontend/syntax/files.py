@@ -15,6 +15,7 @@ from enum import StrEnum
 from itertools import pairwise
 
 from fc_frontend.syntax.lines import Line, LineKind, read_line
+from fc_frontend.syntax.routes import is_own_map
 from fc_frontend.syntax.words import Word
 
 NETWORK_NAMESPACES = "/var/run/netns"
@@ -155,6 +156,9 @@ def named_files(text: str, *, directory: str = "/") -> Iterator[NamedFile]:
         elif line.kind is LineKind.STATEMENT:
             bases.read(line)
             for keyword, word, use in _named(line):
+                if is_own_map(word.text):
+                    # Written together with haproxy.cfg, from what that says.
+                    continue
                 yield NamedFile(
                     line=number,
                     keyword=keyword,

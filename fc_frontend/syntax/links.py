@@ -1,4 +1,4 @@
-"""What ties a unit's section to others: names, addresses, and the Kubernetes Services behind it."""
+"""What ties a unit's section to others: names, addresses, routes, and Kubernetes Services."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from fc_frontend.model.units import Resource
 from fc_frontend.syntax.binds import read_listeners
 from fc_frontend.syntax.lines import LineKind, notable_lines
 from fc_frontend.syntax.names import defined_names, used_names
+from fc_frontend.syntax.routes import routes_in
 
 _MAX_TEXTS = 65_536
 """Sections whose links are remembered: reading one takes about 0.2 ms, and most never change."""
@@ -22,7 +23,7 @@ _NOT_EXCLUSIVE = frozenset(("table",))
 
 
 class Links(NamedTuple):
-    """`holds` are binds and names that it defines, `uses` are names that others must define.
+    """`holds` are binds, routes and names that it defines; others must define what it `uses`.
 
     `publishes` are the Kubernetes Services and ports whose pods it asks cluster DNS for.
     """
@@ -39,7 +40,10 @@ def links_in(text: str) -> Links:
     holds |= {
         Resource("bind", str(each.listener.endpoint)) for each in read_listeners(text).listeners
     }
-    return Links(frozenset(holds), used_names(text), frozenset(_published(text)))
+    routes = routes_in(text)
+    holds |= {route.resource for route in routes}
+    uses = used_names(text) | {Resource("frontend", route.frontend) for route in routes}
+    return Links(frozenset(holds), uses, frozenset(_published(text)))
 
 
 def service_resource(service: str, namespace: str, port: int | str) -> Resource:

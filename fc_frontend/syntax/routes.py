@@ -60,7 +60,7 @@ class Path:
 
 
 @dataclass(frozen=True, slots=True, order=True)
-class Route:
+class RouteEntry:
     """One entry in a map of `frontend`.  `key` is the host, followed by the path unless for SNI."""
 
     frontend: str
@@ -78,9 +78,11 @@ class Route:
         return Resource("route", f"{self.frontend} {self.match} {self.key}")
 
     def __str__(self) -> str:
-        if self.match is Match.EXACT:
-            return f"{self.key} (exact)"
-        return self.key
+        host, slash, path = self.key.partition("/")
+        if self.match is Match.PREFIX:
+            path = path.removesuffix("/")
+        shown = f"{host or '*'}{slash}{path}" + (" (exact)" if self.match is Match.EXACT else "")
+        return f"{self.frontend} {shown}"
 
 
 def parse_host(text: str) -> str:
@@ -135,6 +137,14 @@ def parse_path(text: str, *, is_exact: bool = False) -> Path:
     return Path(text, True) if is_exact else Path(text.removesuffix("/"))
 
 
+def covers_host(pattern: str, host: str) -> bool:
+    """True if `pattern`, a host or `*.` and a domain, allows `host`, which may be a wildcard.
+
+    Here a wildcard stands for any number of labels.
+    """
+    return host == pattern or (pattern.startswith("*.") and host.endswith(pattern[1:]))
+
+
 def is_ambiguous(path: str) -> bool:
     """True if applications may read `path` as another one (RFC 3986, 6.2.2)."""
     segments = path.split("/")
@@ -154,29 +164,31 @@ AMBIGUOUS_PATH = (
 """`is_ambiguous` as a regular expression for HAProxy."""
 
 
-def http_routes(frontend: str, hosts: Iterable[str], paths: Iterable[Path]) -> tuple[Route, ...]:
+def http_routes(
+    frontend: str, hosts: Iterable[str], paths: Iterable[Path]
+) -> tuple[RouteEntry, ...]:
     """The routes of a service with these hosts and paths; none means all."""
     found = {
-        Route(frontend, Match.EXACT, host + path.text)
+        RouteEntry(frontend, Match.EXACT, host + path.text)
         if path.is_exact
-        else Route(frontend, Match.PREFIX, f"{host}{path.text}/")
+        else RouteEntry(frontend, Match.PREFIX, f"{host}{path.text}/")
         for host in (tuple(hosts) or ("",))
         for path in (tuple(paths) or (Path(""),))
     }
     return tuple(sorted(found))
 
 
-def sni_routes(frontend: str, names: Iterable[str]) -> tuple[Route, ...]:
+def sni_routes(frontend: str, names: Iterable[str]) -> tuple[RouteEntry, ...]:
     """The routes of a service that TLS connections for these names are passed to."""
-    return tuple(sorted({Route(frontend, Match.SNI, name) for name in names}))
+    return tuple(sorted({RouteEntry(frontend, Match.SNI, name) for name in names}))
 
 
 @lru_cache(maxsize=_MAX_TEXTS)
-def routes_in(text: str) -> tuple[Route, ...]:
+def routes_in(text: str) -> tuple[RouteEntry, ...]:
     """The routes in a service's section, or in a whole configuration, in order."""
     if ROUTE_MARK not in text:
         return ()
-    return tuple(Route(found[1], Match(found[2]), found[3]) for found in _LINE.finditer(text))
+    return tuple(RouteEntry(found[1], Match(found[2]), found[3]) for found in _LINE.finditer(text))
 
 
 def without_routes(text: str) -> str:

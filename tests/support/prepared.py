@@ -48,6 +48,7 @@ def prepare(
         declaration.services,
         declaration.fragments,
         answers,
+        frontends=declaration.frontends,
         shrink=shrink,
         memo=memo.plan,
     )
@@ -78,6 +79,7 @@ def newcomers(declaration: Declaration, running: RunningDeclarations) -> frozens
         for kind, mine, theirs in (
             (UnitKind.SERVICE, raw.services, running.services),
             (UnitKind.FRAGMENT, raw.fragments, running.fragments),
+            (UnitKind.FRONTEND, raw.frontends, running.frontends),
         )
         for name, form in mine.items()
         if name not in theirs or theirs[name].value != form.value
