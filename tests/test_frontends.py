@@ -10,7 +10,7 @@ from fc_frontend.config.declare import load
 from fc_frontend.config.loader import read
 from fc_frontend.haproxy.validate import validate
 from fc_frontend.pipeline import Prepared
-from fc_frontend.render.config import maps_in
+from fc_frontend.render.config import config_hash, maps_in
 from tests.support.prepared import prepared, running, withheld
 
 SETTINGS = """
@@ -149,6 +149,18 @@ def test_a_route_moves_from_one_service_to_another_in_one_step(declare: Path) ->
     assert found.config is not None
     maps = maps_in("/etc/haproxy/haproxy.cfg", found.config.text)
     assert "shop.example.org/ store\n" in "".join(maps.values())
+
+
+def test_a_change_of_routes_alone_keeps_the_digest(declare: Path) -> None:
+    before = put(declare, TWO)
+    found = after(declare, before, TWO.replace("paths: [/api/,", "paths: [/v2,"))
+    assert found.config is not None
+    assert before.config is not None
+    assert found.config.text != before.config.text
+    assert found.config.hash == before.config.hash == config_hash(found.config.text)
+    found = after(declare, before, TWO.replace("pod_port: 8080", "pod_port: 8081"))
+    assert found.config is not None
+    assert found.config.hash != before.config.hash
 
 
 def test_a_typo_in_a_renamed_service_keeps_its_routes(declare: Path) -> None:

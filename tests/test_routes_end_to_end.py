@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from fc_frontend.haproxy.runtime import command
 from tests.support.frontend import Frontend
 
 
@@ -78,3 +79,51 @@ def test_a_rollback_brings_the_former_routes_back(frontend: Frontend) -> None:
     frontend.run("rollback")
     frontend.until(lambda: asked(frontend, "old.example.org") == "shop")
     assert asked(frontend, "new.example.org") == 404
+
+
+def test_routes_of_services_that_run_change_without_a_reload(frontend: Frontend) -> None:
+    for name in ("shop", "api"):
+        frontend.scale(name, 1)
+    routed(frontend, "shop", hosts=["shop.example.org", "old.example.org"])
+    routed(frontend, "api", hosts=["api.example.org"])
+    frontend.start()
+    frontend.until(lambda: asked(frontend, "old.example.org") == "shop")
+    reloads = frontend.metric("fc_frontend_reloads_total")
+    # One more, one less, one that goes from one service to another.
+    hostile = ["/a;b", "/it's", "/$HOME", "/%23", "/*", "/a,b"]
+    routed(frontend, "shop", hosts=["new.example.org", "api.example.org"])
+    routed(frontend, "api", hosts=["shop.example.org"], paths=[*hostile, {"exact": "/x"}])
+    frontend.write()
+    frontend.until(lambda: asked(frontend, "new.example.org") == "shop")
+    assert asked(frontend, "api.example.org") == "shop"
+    assert asked(frontend, "old.example.org") == 404
+    assert asked(frontend, "shop.example.org") == 404
+    assert [asked(frontend, "shop.example.org", path) for path in hostile] == ["api"] * 6
+    assert asked(frontend, "shop.example.org", "/x") == "api"
+    # Many at once: the map is exchanged as a whole.
+    many = [f"host{number}.example.org" for number in range(900)]
+    routed(frontend, "shop", hosts=many)
+    frontend.write()
+    frontend.until(lambda: asked(frontend, many[-1]) == "shop")
+    assert {asked(frontend, host) for host in many[::100]} == {"shop"}
+    assert asked(frontend, "new.example.org") == 404
+    frontend.until(lambda: len(frontend.events("config-routed")) == 2)
+    assert frontend.metric("fc_frontend_reloads_total") == reloads
+    # The next worker has them as well.
+    routed(frontend, "more", hosts=["more.example.org"], service="api")
+    frontend.write()
+    frontend.until(lambda: asked(frontend, "more.example.org") == "api")
+    assert asked(frontend, many[7]) == "shop"
+    assert frontend.run("apply").stdout.startswith("good: nothing to do")
+
+
+def test_a_worker_whose_map_was_changed_by_others_is_put_right(frontend: Frontend) -> None:
+    frontend.scale("shop", 1)
+    routed(frontend, "shop", hosts=["shop.example.org"])
+    frontend.start()
+    frontend.until(lambda: asked(frontend, "shop.example.org") == "shop")
+    path = frontend.directory / "fc-frontend-maps" / "web.prefix.map"
+    command(frontend.settings["haproxy"]["runtime_socket"], f"clear map {path}")
+    assert asked(frontend, "shop.example.org") == 404
+    assert "routes changed" in frontend.run("apply").stdout
+    assert asked(frontend, "shop.example.org") == "shop"

@@ -48,7 +48,7 @@ def command(config: str, shape: str, action: str | None, ids: tuple[int, ...]) -
     haproxy.cfg with the running one, `history diff ID ID` two entries. Run it as root or as the
     daemon's user: it needs read access to the state directory.
 
-    `fc-frontend rollback ID` restores an entry that was reloaded, started or installed.
+    `fc-frontend rollback ID` restores an entry that was routed, reloaded, started or installed.
 
     \b
     0  listed

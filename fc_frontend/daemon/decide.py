@@ -65,7 +65,10 @@ def is_settled(state: DaemonState, prepared: Prepared, *, is_suspect: bool) -> b
     # A file that others changed, and that is left so, may be what HAProxy has now.
     if state.is_drift_left and prepared.plan.settings.haproxy.drift == "adopt":
         return True
-    return state.wanted == state.running and not is_suspect
+    base = prepared.base.config
+    # Routes are no part of the digest.
+    has_routes = base is None or base.text == prepared.config.text
+    return state.wanted == state.running and has_routes and not is_suspect
 
 
 def is_amiss(state: DaemonState, *, supervises: bool) -> bool:

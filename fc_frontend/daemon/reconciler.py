@@ -390,7 +390,7 @@ class Reconciler:
             why = (Reason(ReloadCause.RESUMED), *others)
             self._resumes = not deployment.ok
         attempted = Attempted(at=time.time(), reasons=why, deployment=deployment)
-        untried = (Outcome.IN_SYNC, Outcome.REFUSED, Outcome.NEEDS_CONSENT)
+        untried = (Outcome.IN_SYNC, Outcome.ROUTED, Outcome.REFUSED, Outcome.NEEDS_CONSENT)
         if deployment.outcome not in untried:
             self.tracker.become(replace(self.state, last_reload=attempted))
             result = "failed" if deployment.outcome is Outcome.FAILED else "ok"

@@ -20,6 +20,7 @@ from fc_frontend.haproxy import (
     history,
     install,
     kept_files,
+    maps,
     runtime,
     supervise,
     take_over,
@@ -53,6 +54,8 @@ class Outcome(StrEnum):
 
     IN_SYNC = "in-sync"
     """The running worker has it already: nothing was done."""
+    ROUTED = "routed"
+    """The running worker has it but for routes, and got these without a reload."""
     RELOADED = "reloaded"
     STARTED = "started"
     """A supervised HAProxy was started with it."""
@@ -68,7 +71,7 @@ class Outcome(StrEnum):
     """haproxy.cfg is somebody else's, who may be served by it.  Nothing was changed."""
 
 
-_OK = (Outcome.IN_SYNC, Outcome.RELOADED, Outcome.STARTED, Outcome.INSTALLED)
+_OK = (Outcome.IN_SYNC, Outcome.ROUTED, Outcome.RELOADED, Outcome.STARTED, Outcome.INSTALLED)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -220,7 +223,10 @@ def look_for_obstacles(plan: Plan, config: Config, running: Running) -> tuple[Pr
 
 
 def stay(settings: Settings, config: Config, running: Running) -> Deployment:
-    """HAProxy runs `config`: see to it that haproxy.cfg has it as well."""
+    """HAProxy runs `config`, perhaps with other routes: bring these and haproxy.cfg up to date.
+
+    Raises `Unavailable`; haproxy.cfg is as before then.
+    """
     data = config.text.encode("utf-8", "surrogateescape")
     worker = take_over.worker_of(settings, running.hash, (config.hash,))
     in_sync = Deployment(outcome=Outcome.IN_SYNC, hash=config.hash)
@@ -229,6 +235,14 @@ def stay(settings: Settings, config: Config, running: Running) -> Deployment:
     except NeedsConsent as exc:
         warning = replace(exc.problem, severity=Severity.WARNING)
         return replace(in_sync, problems=(warning,), consent=warning)
+    started = time.monotonic()
+    try:
+        if maps.follow(settings, config.text):
+            duration = time.monotonic() - started
+            in_sync = replace(in_sync, outcome=Outcome.ROUTED, duration=duration)
+    except Unavailable:
+        take_over.undo(settings, replaced, data)
+        raise
     return replace(in_sync, replaced=replaced, problems=take_over.finish(settings, data))
 
 

@@ -30,7 +30,7 @@ DIRECTORY = "history"
 MOST_ENTRIES = 50
 MOST_BYTES = 64 * 1024 * 1024
 """Of all entries and texts together."""
-ACCEPTED = frozenset(("reloaded", "started", "installed"))
+ACCEPTED = frozenset(("routed", "reloaded", "started", "installed"))
 """Outcomes of deployments that HAProxy took, or will take when it is started."""
 _KEPT_ACCEPTED = 2
 """The newest accepted entries that are never forgotten: the one that runs and the one before."""

@@ -1,13 +1,37 @@
-"""The maps of frontends as files beside haproxy.cfg.
+"""The maps of frontends: files beside haproxy.cfg, and what the running worker has of them.
 
-They follow from its text alone, and are written before it.
+    haproxy.cfg ─► maps_in ─► files, before haproxy.cfg itself
+                        └───► follow: differences to the worker ─► runtime API ─► read back
+
+Maps follow from the text of haproxy.cfg alone.  A worker reads the files at its start; one that
+runs the same text but for routes is changed without a reload.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Mapping
+from typing import NamedTuple
+
 from fc_frontend import files
+from fc_frontend.errors import Unavailable
+from fc_frontend.haproxy.runtime import TIMEOUT
+from fc_frontend.haproxy.socket import ask
 from fc_frontend.plan.model import Settings
 from fc_frontend.render.config import maps_in
+from fc_frontend.text import whole_number
+
+MAX_PAYLOAD = 15_000
+"""Bytes of a command with its payload: HAProxy 2.6 ignores 16,384 and more without an error."""
+MAX_SINGLE = 200
+"""Changes of a map that are made one by one; for more, the whole map is exchanged."""
+
+
+class MapEntry(NamedTuple):
+    """An entry of a map in the worker; `reference` is its name in commands."""
+
+    reference: str
+    key: str
+    value: str
 
 
 def write(settings: Settings, data: bytes) -> None:
@@ -27,3 +51,106 @@ def write(settings: Settings, data: bytes) -> None:
         found = files.read(name)
         if found is None or found.data != content:
             files.replace(name, content, attributes=config.attributes if config else None)
+
+
+def follow(settings: Settings, text: str) -> bool:
+    """Give the worker, which runs `text` but for its routes, the maps of `text`.
+
+    True if it did not have them.  Reads each map back.  Raises `Unavailable` if the worker does not
+    have them then.
+    """
+    socket, is_changed = settings.haproxy.runtime_socket, False
+    for path, content in maps_in(settings.haproxy.config_file, text).items():
+        wanted = parse_map(content)
+        have = _entries(socket, path)
+        if _is_same(have, wanted):
+            continue
+        is_changed = True
+        _change(socket, path, have, wanted)
+        if not _is_same(_entries(socket, path), wanted):
+            raise Unavailable.of(
+                f"HAProxy does not have the routes of {path} after they were changed",
+                "see whether something else changes its maps; it is tried again",
+            )
+    return is_changed
+
+
+def parse_map(content: str) -> dict[str, str]:
+    """The entries of a map file: key → value."""
+    found: dict[str, str] = {}
+    for line in content.splitlines():
+        key, _, value = line.partition(" ")
+        found[key] = value
+    return found
+
+
+def _is_same(have: list[MapEntry], wanted: Mapping[str, str]) -> bool:
+    return len(have) == len(wanted) and {each.key: each.value for each in have} == wanted
+
+
+def _entries(socket: str, path: str) -> list[MapEntry]:
+    """A map as the worker has it.  Raises `Unavailable`."""
+    found = []
+    for line in ask(socket, f"show map {path}", TIMEOUT).splitlines():
+        words = line.split(" ")
+        if len(words) == 3 and words[0].startswith("0x"):
+            found.append(MapEntry(*words))
+        elif line:
+            raise Unavailable.of(
+                f"HAProxy does not show its map {path}: {line[:80]!r}", "reload HAProxy"
+            )
+    return found
+
+
+def _change(socket: str, path: str, have: list[MapEntry], wanted: Mapping[str, str]) -> None:
+    """Make the worker's map `wanted`.  A key never misses meanwhile."""
+    known = {each.key: each for each in have}
+    added = [f"{key} {value}" for key, value in wanted.items() if key not in known]
+    changed = [each for each in have if each.key in wanted and each.value != wanted[each.key]]
+    removed = [each for each in have if each.key not in wanted]
+    is_doubled = len(known) < len(have)
+    if is_doubled or len(added) + len(changed) + len(removed) > MAX_SINGLE:
+        _exchange(socket, path, wanted)
+        return
+    for payload in _payloads(added):
+        _do(socket, f"add map {path}", payload)
+    for each in changed:
+        _do(socket, f"set map {path} #{each.reference} {wanted[each.key]}")
+    for each in removed:
+        _do(socket, f"del map {path} #{each.reference}")
+
+
+def _exchange(socket: str, path: str, wanted: Mapping[str, str]) -> None:
+    """Fill a new version of a map, and put it in place of the present one at once."""
+    said = ask(socket, f"prepare map {path}", TIMEOUT).strip()
+    version = whole_number(said.rpartition(" ")[2])
+    if version is None:
+        raise _unexpected(f"prepare map {path}", said)
+    for payload in _payloads(f"{key} {value}" for key, value in wanted.items()):
+        _do(socket, f"add map @{version} {path}", payload)
+    _do(socket, f"commit map @{version} {path}")
+
+
+def _payloads(lines: Iterable[str]) -> Iterator[str]:
+    """`lines` joined, as many as fit into a command."""
+    batch: list[str] = []
+    size = 0
+    for line in lines:
+        length = len(line.encode()) + 1
+        if batch and size + length > MAX_PAYLOAD:
+            yield "\n".join(batch)
+            batch, size = [], 0
+        batch.append(line)
+        size += length
+    if batch:
+        yield "\n".join(batch)
+
+
+def _do(socket: str, command: str, payload: str = "") -> None:
+    said = ask(socket, command, TIMEOUT, payload=payload).strip()
+    if said:
+        raise _unexpected(command, said)
+
+
+def _unexpected(command: str, said: str) -> Unavailable:
+    return Unavailable.of(f"HAProxy answers {said[:80]!r} to `{command}`", "it is tried again")

@@ -101,7 +101,9 @@ def choice(
     now = present(entries, digest, held)
     for entry in reversed(entries):
         is_before = now is None or entry.id < now.id
-        if entry.has_served and is_before and entry.hash != digest:
+        # Only routes may differ from what has the same hash.
+        is_other = entry.hash != digest or (now is not None and now.outcome == Outcome.ROUTED)
+        if entry.has_served and is_before and is_other:
             return entry
     raise _none(
         "there is nothing to go back to: the history has nothing from before what HAProxy has now"

@@ -35,20 +35,26 @@ def ask(
     *,
     limit: int = ANSWER_LIMIT,
     patience: float = 0.0,
+    payload: str = "",
 ) -> str:
-    """The answer to `command` at the unix socket `path`.
+    """The answer to `command`, with its `payload` of lines, at the unix socket `path`.
 
     `timeout` bounds the whole, in seconds; for `patience` seconds of it a missing or refusing
     socket is tried again, as HAProxy's are while it reloads.  `limit` bounds the answer, in bytes.
     The writing side is closed after the command: the master socket does not close by itself.
 
     Raises `NoListener`, `NoAnswer`, or a plain `Unavailable` where permission is lacking; and
-    `Refused` for a command that is more than one line.
+    `Refused` for a command that is more than one line, and for a payload with a blank line.
     """
     if any(character in command for character in "\n\r\0"):
         raise Refused.of(
             f"not one command for HAProxy: {command[:80]!r}", "leave line feeds and NUL out of it"
         )
+    if payload:
+        if any(not line or "\r" in line or "\0" in line for line in payload.split("\n")):
+            raise Refused.of("not a payload for HAProxy", "leave blank lines, CR and NUL out of it")
+        # An empty line ends it (Management Guide 9.3).
+        command = f"{command} <<\n{payload}\n"
     started = time.monotonic()
     deadline = started + timeout
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
