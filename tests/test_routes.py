@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import re
 import socket
+import socketserver
+import ssl
+import threading
+from collections.abc import Iterator
 from pathlib import Path as File
 
 import pytest
@@ -284,3 +289,75 @@ def test_haproxy_decides_as_the_model(haproxy: RealHaproxy) -> None:
 @pytest.mark.extended
 def test_haproxy_decides_10_000_requests_as_the_model(haproxy: RealHaproxy) -> None:
     check_decisions(haproxy, tables=100, requests=120)
+
+
+def client_hello(name: str | None) -> bytes:
+    """The first bytes of a TLS client that asks for `name`."""
+    context = ssl.create_default_context()
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    sent = ssl.MemoryBIO()
+    client = context.wrap_bio(ssl.MemoryBIO(), sent, server_hostname=name)
+    with contextlib.suppress(ssl.SSLWantReadError):
+        client.do_handshake()
+    return sent.read()
+
+
+@contextlib.contextmanager
+def answering(name: str) -> Iterator[int]:
+    """The port of a server that sends `name` to whoever sends something."""
+
+    class Answer(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            assert self.request.recv(1)
+            self.request.sendall(name.encode())
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Answer) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
+        thread.start()
+        yield int(server.server_address[1])
+        server.shutdown()
+        thread.join()
+
+
+def test_haproxy_passes_tls_on_by_sni(haproxy: RealHaproxy) -> None:
+    directory = haproxy.directory
+    (directory / "fc-frontend-maps").mkdir()
+    names = {"mail": ["mail.example.org"], "rest": ["*.example.org"], "deep": ["a.b.example.org"]}
+    entries = map_entries(
+        (service, "\n".join(route.line for route in sni_routes("tls", hosts)))
+        for service, hosts in names.items()
+    )
+    File(map_path(str(directory), "tls", Match.SNI)).write_text(map_text(entries["tls", Match.SNI]))
+    with contextlib.ExitStack() as stack:
+        servers = {name: stack.enter_context(answering(name)) for name in names}
+        haproxy.start(
+            f"global\n    stats socket {haproxy.runtime_socket} level admin\n"
+            f"    description fc-frontend:{HASH}\n"
+            "defaults\n    mode tcp\n    timeout client 10s\n    timeout server 10s\n"
+            "    timeout connect 10s\n"
+            + "".join(f"backend {n}\n    server s 127.0.0.1:{p}\n" for n, p in servers.items())
+            + f"frontend tls\n    bind unix@{directory}/tls.sock\n"
+            + "".join(f"    {line}\n" for line in rules(str(directory), "tls", Match.SNI))
+            + "    use_backend %[var(txn.fc_service)]\n"
+        )
+
+        def passed_on(*pieces: bytes) -> str:
+            """Who answers a connection; empty if it is closed."""
+            with opened(directory / "tls.sock") as connection:
+                for piece in pieces:
+                    connection.sendall(piece)
+                with contextlib.suppress(ConnectionResetError):
+                    return connection.recv(100).decode()
+            return ""
+
+        assert passed_on(client_hello("mail.example.org")) == "mail"
+        assert passed_on(client_hello("MAIL.example.org")) == "mail"
+        assert passed_on(client_hello("www.example.org")) == "rest"
+        assert passed_on(client_hello("a.b.example.org")) == "deep"
+        assert passed_on(client_hello("x.b.example.org")) == ""
+        assert passed_on(client_hello("example.org")) == ""
+        assert passed_on(client_hello(None)) == ""
+        assert passed_on(b"GET / HTTP/1.1\r\nHost: mail.example.org\r\n\r\n") == ""
+        hello = client_hello("mail.example.org")
+        assert passed_on(*(hello[at : at + 40] for at in range(0, len(hello), 40))) == "mail"
