@@ -8,6 +8,8 @@ import pytest
 
 from fc_frontend.config.declare import load
 from fc_frontend.config.loader import read
+from fc_frontend.errors import Unavailable
+from fc_frontend.explain.urls import follow
 from fc_frontend.haproxy.validate import validate
 from fc_frontend.pipeline import Prepared
 from fc_frontend.render.config import config_hash, maps_in
@@ -289,3 +291,42 @@ def test_settings_may_declare_frontends(declare: Path) -> None:
     assert [frontend.name for frontend in declared.frontends] == ["web"]
     assert not declared.problems
     assert set(read(str(declare / "config.yaml")).frontends) == {"web"}
+
+
+@pytest.mark.parametrize(
+    ("url", "service", "answer"),
+    [
+        ("https://shop.example.org:8443/api/x?q", "api", "route web shop.example.org/api"),
+        ("https://SHOP.example.org:8443", "shop", "route web shop.example.org/"),
+        ("https://other.example.org:8443/", None, "404"),
+        ("https://shop.example.org/", None, "no frontend listens on port 443"),
+        ("http://shop.example.org:8080/", None, "308"),
+        ("https://shop.example.org:8443/a/../b", None, "400"),
+        ("https://mail.example.org:9443/", "mail", "route tls mail.example.org"),
+        ("https://x.example.org:9443/", None, "the connection is closed"),
+    ],
+)
+def test_a_url_leads_to_its_service(
+    declare: Path, url: str, service: str | None, answer: str
+) -> None:
+    found = put(
+        declare,
+        TWO.replace(
+            "  web:\n", "  web:\n    allow: '0.0.0.0/0'\n    http: {binds: '*:8080'}\n"
+        ).replace("services:", "  tls: {binds: '*:9443', mode: tcp}\nservices:")
+        + "  mail: {frontend: tls, sni: mail.example.org, pod_port: 1}\n",
+    )
+    assert not withheld(found)
+    assert found.config is not None
+    led = follow(url, found.declaration.frontends, found.config)
+    assert led.service == service
+    assert answer in led.answer
+    assert led.service or led.remedy
+
+
+@pytest.mark.parametrize("url", ["ftp://a.org/", "https://", "https://a b/", "https://a:b/"])
+def test_what_is_no_url_is_refused(declare: Path, url: str) -> None:
+    found = put(declare, TWO)
+    assert found.config is not None
+    with pytest.raises(Unavailable):
+        follow(url, found.declaration.frontends, found.config)

@@ -27,6 +27,7 @@ from fc_frontend.syntax.routes import (
     map_text,
     parse_host,
     parse_path,
+    route_of,
     routes_in,
     rules,
     sni_routes,
@@ -256,6 +257,10 @@ def check_decisions(haproxy: RealHaproxy, tables: int, requests: int) -> None:
     kinds = set()
     for number, table in enumerate(made):
         path = haproxy.directory / f"t{number}.sock"
+        entries = map_entries(
+            (name, "\n".join(route.line for route in http_routes("t", hosts, paths)))
+            for name, (hosts, paths) in table.items()
+        )
         connection = opened(path)
         for _ in range(requests):
             host: str | None = chance.choice(ASKED_HOSTS).format(chance.choice(HOSTS).upper())
@@ -269,6 +274,11 @@ def check_decisions(haproxy: RealHaproxy, tables: int, requests: int) -> None:
             is_bad = re.fullmatch(r"[a-z0-9._-]*|\[", plain) is None
             status, service, is_open = asked(connection, host, target)
             expected = decided(table, host, target.partition("?")[0])
+            if not is_bad:
+                found = route_of(
+                    entries, "t", plain if plain != "[" else "", target.partition("?")[0]
+                )
+                assert (found[1] if found else None) == expected, (table, host, target)
             kinds.add(400 if is_bad else 200 if expected else 404)
             if is_bad:
                 assert (status, service) == (400, None), (table, host, target)

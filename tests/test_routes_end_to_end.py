@@ -59,9 +59,12 @@ def test_sites_share_an_address_and_come_and_go(frontend: Frontend) -> None:
     assert asked(frontend, "shop.example.org", "/api/x") == "api"
     text = frontend.run("status").stdout
     assert "shop.example.org" in text
-    steps = json.loads(frontend.run("explain", "api", "--json").stdout)
-    assert steps, steps
-    print(frontend.run("explain", "api").stdout, text)
+    url = "http://shop.example.org:8080/api/x"
+    document = json.loads(frontend.run("explain", url, "-o", "json").stdout)
+    assert document["verdict"] == "ok", document
+    assert document["route"]["route"] == "web shop.example.org/api"
+    text = frontend.run("explain", "http://no.where:8080/", check=False).stdout
+    assert "404" in text
     del frontend.settings["services"]["api"]
     frontend.write()
     frontend.until(lambda: asked(frontend, "shop.example.org", "/api/x") == "shop")

@@ -15,6 +15,7 @@ from fc_frontend.errors import Unavailable
 if TYPE_CHECKING:
     from fc_frontend.explain.facts import Facts
     from fc_frontend.explain.steps import Explanation, StepVerdict
+    from fc_frontend.explain.urls import UrlRoute
 
 _CODES = {"ok": Exit.GOOD, "unknown": Exit.CANNOT_TELL}
 _COLORS = {"ok": "green", "warn": "yellow", "bad": "red", "unknown": "yellow"}
@@ -23,6 +24,7 @@ EPILOG = """\
 \b
 Examples:
   fc-frontend explain shop  why shop is not served, or that it is
+  fc-frontend explain https://shop.example.org/api/x  where a URL leads, and the same
 """
 
 
@@ -36,7 +38,7 @@ def command(config: str, shape: str, service: str) -> None:
     Checks the declaration, cluster DNS, networks, slots, HAProxy's servers and their health
     checks, the bind, and whether HAProxy runs the declared configuration. Queries cluster DNS for
     at most 2 s; works without the daemon and changes nothing. As root it also shows which process
-    uses a bind.
+    uses a bind. With a URL instead of SERVICE, shows the frontend, route and service that answer.
 
     \b
     0  the service is served
@@ -45,21 +47,43 @@ def command(config: str, shape: str, service: str) -> None:
     """
     from fc_frontend.explain.collect import collect
     from fc_frontend.explain.steps import explain
+    from fc_frontend.explain.urls import url_route
 
+    route = None
     try:
+        if "://" in service:
+            route = url_route(config, service)
+            if route.service is None:
+                _print_dead_end(route, shape)
+                sys.exit(Exit.PROBLEMS)
+            service = route.service
         with step("querying cluster DNS, HAProxy and the daemon"):
             facts = collect(config, service)
     except Unavailable as exc:
         fail(exc.problems, Exit.CANNOT_TELL)
     explanation = explain(facts)
     if shape == "json":
-        emit(explanation_document(facts, explanation))
+        emit(explanation_document(facts, explanation, route))
     else:
+        if route is not None and not is_quiet():
+            say(f"{style('ok     ', 'green')} {'route':13} {route.answer}")
         print_explanation(explanation, facts.state.value)
     sys.exit(_CODES.get(explanation.verdict.value, Exit.PROBLEMS))
 
 
-def explanation_document(facts: Facts, explanation: Explanation) -> dict[str, object]:
+def _print_dead_end(route: UrlRoute, shape: str) -> None:
+    """Print that a URL leads to no service."""
+    if shape == "json":
+        emit({"version": 1, "verdict": "bad", "route": route.as_json()})
+        return
+    say(f"{style('bad    ', 'red')} {'route':13} {route.answer}")
+    if route.remedy:
+        say(f"{'':20} → {route.remedy}")
+
+
+def explanation_document(
+    facts: Facts, explanation: Explanation, route: UrlRoute | None = None
+) -> dict[str, object]:
     """What `explain --json` prints."""
     cause = explanation.cause
     return {
@@ -72,6 +96,7 @@ def explanation_document(facts: Facts, explanation: Explanation) -> dict[str, ob
         "cause": cause.as_json() if cause else None,
         "steps": [each.as_json() for each in explanation.steps],
         "facts": facts.as_json(),
+        "route": route.as_json() if route else None,
     }
 
 

@@ -218,6 +218,35 @@ def map_entries(sections: Iterable[tuple[str, str]]) -> Mapping[tuple[str, Match
     return {place: dict(sorted(entries.items())) for place, entries in sorted(found.items())}
 
 
+def route_of(
+    entries: Mapping[tuple[str, Match], Mapping[str, str]],
+    frontend: str,
+    host: str,
+    path: str | None,
+) -> tuple[RouteEntry, str] | None:
+    """The route and service for a request, found as HAProxy does; None for 404.
+
+    `host` is in canonical form, without a port.  Without `path`, it is an SNI name.
+    """
+    label, dot, domain = host.partition(".")
+    hosts = [host, f"*.{domain}"] if label and dot else [host]
+    if path is None:
+        names = entries.get((frontend, Match.SNI), {})
+        key = next((each for each in hosts if each in names), None)
+        return None if key is None else (RouteEntry(frontend, Match.SNI, key), names[key])
+    exact = entries.get((frontend, Match.EXACT), {})
+    prefixes = entries.get((frontend, Match.PREFIX), {})
+    for each in dict.fromkeys((*hosts, "")):
+        if each + path in exact:
+            return RouteEntry(frontend, Match.EXACT, each + path), exact[each + path]
+        key = f"{each}{path}/"
+        while "/" in key:
+            if key in prefixes:
+                return RouteEntry(frontend, Match.PREFIX, key), prefixes[key]
+            key = key[: key.rstrip("/").rfind("/") + 1] if not key.endswith("//") else key[:-1]
+    return None
+
+
 def map_text(entries: Mapping[str, str]) -> str:
     """A map file: a key and a service on each line."""
     return "".join(f"{key} {service}\n" for key, service in sorted(entries.items()))

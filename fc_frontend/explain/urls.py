@@ -1,0 +1,112 @@
+"""Where a URL leads: the frontend that listens on its port, the route, and the service."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+from fc_frontend.errors import Unavailable
+from fc_frontend.explain.collect import declared
+from fc_frontend.model.units import UnitKind
+from fc_frontend.plan.model import FrontendSpec
+from fc_frontend.render.config import Config
+from fc_frontend.syntax.routes import (
+    Match,
+    NotARoute,
+    RouteEntry,
+    is_ambiguous,
+    map_entries,
+    parse_host,
+    route_of,
+)
+
+_PORTS = {"http": 80, "https": 443}
+
+
+@dataclass(frozen=True, slots=True)
+class UrlRoute:
+    """Where a URL leads.  Without `service`, `answer` says what a client gets."""
+
+    url: str
+    frontend: str | None
+    answer: str
+    remedy: str = ""
+    route: RouteEntry | None = None
+    service: str | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """The route in the shape of all JSON output."""
+        return {
+            "url": self.url,
+            "frontend": self.frontend,
+            "route": str(self.route) if self.route else None,
+            "service": self.service,
+            "answer": self.answer,
+            "remedy": self.remedy,
+        }
+
+
+def url_route(settings_file: str, url: str) -> UrlRoute:
+    """Where `url` leads with what HAProxy runs; with what is declared if that is not known.
+
+    Raises `Unavailable`, also for what is no URL of http or https.
+    """
+    known = declared(settings_file, judged=False)
+    config = known.prepared.base.config or known.prepared.config
+    if config is None:
+        raise Unavailable.of("there is no configuration to follow", "see `fc-frontend check`")
+    return follow(url, known.declaration.frontends, config)
+
+
+def follow(url: str, frontends: tuple[FrontendSpec, ...], config: Config) -> UrlRoute:
+    """Where `url` leads in `config`, whose frontends are `frontends`.  Raises `Unavailable`."""
+    parts = urlsplit(url)
+    try:
+        port = parts.port or _PORTS[parts.scheme]
+        host = "" if ":" in (parts.hostname or "") else parse_host(parts.hostname or "")
+    except (ValueError, KeyError) as exc:
+        remedy = exc.remedy if isinstance(exc, NotARoute) else "write https://HOST/PATH"
+        raise Unavailable.of(f"{url[:100]!r} is not a URL of http or https", remedy) from None
+    path = parts.path or "/"
+    entries = map_entries(
+        (section.unit.name, section.text)
+        for section in config.sections
+        if section.unit.kind is UnitKind.SERVICE
+    )
+    listening = [each for each in frontends if port in {bind.port for bind in each.binds}]
+    for frontend in listening:
+        is_tcp = frontend.match is Match.SNI
+        if frontend.allow is not None and not is_tcp and is_ambiguous(path):
+            answer = "400: applications may read the path as another one"
+            return UrlRoute(url, frontend.name, answer, "write the plain path")
+        found = route_of(entries, frontend.name, host, None if is_tcp else path)
+        if found is not None:
+            route, service = found
+            answer = f"frontend {frontend.name}, route {route}, service {service}"
+            return UrlRoute(url, frontend.name, answer, "", route, service)
+    for frontend in frontends:
+        if port in {bind.port for bind in frontend.redirect_binds}:
+            return UrlRoute(
+                url,
+                frontend.name,
+                f"308: frontend {frontend.name} redirects to https",
+                f"look at https://{parts.hostname}{path}",
+            )
+    if not listening:
+        known = ", ".join(each.name for each in frontends) or "none"
+        return UrlRoute(
+            url,
+            None,
+            f"no frontend listens on port {port}",
+            f"name the port in the URL; frontends are: {known}",
+        )
+    names = ", ".join(each.name for each in listening)
+    is_tcp = all(each.match is Match.SNI for each in listening)
+    said = "the connection is closed" if is_tcp else "404"
+    return UrlRoute(
+        url,
+        listening[0].name,
+        f"{said}: no service of {names} has a route for it",
+        "add the host, or the path, to a service",
+    )
