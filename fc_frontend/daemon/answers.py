@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from fc_frontend.config.declare import Declaration, running_specs
 from fc_frontend.daemon import transitions
-from fc_frontend.daemon.servers import Servers
+from fc_frontend.daemon.servers import ServerUpkeep
 from fc_frontend.daemon.tracker import Tracker
 from fc_frontend.discovery.source import PodDiscovery
 from fc_frontend.errors import Problem, Unavailable
@@ -41,7 +41,7 @@ class Answers:
     def __init__(
         self,
         tracker: Tracker,
-        servers: Servers,
+        servers: ServerUpkeep,
         discovery: PodDiscovery,
         log: Log,
         metrics: Metrics,

@@ -16,7 +16,7 @@ from fc_frontend.observe.log import Log
 from fc_frontend.plan.model import Haproxy, Settings
 
 
-class Holding:
+class HoldWatch:
     """Follows the record of a hold, and has HAProxy take what is held."""
 
     def __init__(

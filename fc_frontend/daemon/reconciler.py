@@ -22,11 +22,11 @@ from fc_frontend.daemon.answers import Answers
 from fc_frontend.daemon.cluster_dns import Sweeper, lookup_problems
 from fc_frontend.daemon.consent import ConsentWatch
 from fc_frontend.daemon.drift import DriftWatch
-from fc_frontend.daemon.holding import Holding
+from fc_frontend.daemon.holding import HoldWatch
 from fc_frontend.daemon.pod_sources import PodSources
 from fc_frontend.daemon.records import Records
 from fc_frontend.daemon.removal import RemovalWait
-from fc_frontend.daemon.servers import Servers
+from fc_frontend.daemon.servers import ServerUpkeep
 from fc_frontend.daemon.state import NAMED, Attempted, DaemonState, Trigger
 from fc_frontend.daemon.tracker import Tracker
 from fc_frontend.desired.isolate import Withheld
@@ -87,12 +87,14 @@ class Reconciler:
         self._haproxy = asyncio.Lock()
         self.tracker = Tracker(log, metrics)
         self.consent = ConsentWatch(log, metrics)
-        self.servers = Servers(self.tracker, self._haproxy, self._discovery, log, metrics, clock)
+        self.servers = ServerUpkeep(
+            self.tracker, self._haproxy, self._discovery, log, metrics, clock
+        )
         self.answers = Answers(self.tracker, self.servers, self._discovery, log, metrics, clock)
         self.drift = DriftWatch(
             self.tracker, self._haproxy, self.consent, log, metrics, self.look_at_hold
         )
-        self._holding = Holding(self.tracker, self._haproxy, self.consent, log)
+        self._holding = HoldWatch(self.tracker, self._haproxy, self.consent, log)
         self.records = Records(self.tracker, log, metrics, clock)
         self._removals = RemovalWait()
         self._sources: Sources | None = None

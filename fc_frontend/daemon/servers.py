@@ -23,12 +23,12 @@ from fc_frontend.plan.model import Haproxy, Plan, Resolution, ServicePlan, Setti
 from fc_frontend.render.render import ALIVE_KEY, ALIVE_TABLES
 
 _SAVE_SHARE = 20
-"""Servers that change all the time are kept for 1/20 of the time."""
+"""ServerUpkeep that change all the time are kept for 1/20 of the time."""
 _VERIFIED_AT_ONCE = 16
 """Services whose slots are compared at each look: all 1,000 at once take half a second."""
 
 
-class Servers:
+class ServerUpkeep:
     """Gives HAProxy's servers what is known, while `lock` keeps reloads away."""
 
     def __init__(
