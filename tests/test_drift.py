@@ -45,6 +45,24 @@ def test_a_file_edited_by_hand_is_put_right(frontend: Frontend) -> None:
     assert frontend.metric("fc_frontend_config_drift") == 0
 
 
+@pytest.mark.extended
+def test_what_apply_deploys_is_no_drift(frontend: Frontend) -> None:
+    """The daemon withholds a service, until a command deploys it: that is nobody's edit."""
+    frontend.scale("shop", 2)
+    frontend.settings["services"]["shop"] = frontend.service("shop", 8080)
+    frontend.start()
+    with socket.create_server((frontend.host, 8081)):
+        frontend.drop("late.json", {"late": frontend.service("shop", 8081)})
+        frontend.until(lambda: frontend.status()["withheld"])
+    frontend.run("apply")
+    applied = frontend.haproxy_cfg.read_text()
+    frontend.until(lambda: not frontend.status()["withheld"] and frontend.status()["in_sync"])
+    assert "listen late" in applied
+    assert frontend.haproxy_cfg.read_text() == applied
+    assert not frontend.events("config-drift")
+    assert not frontend.events("config-replaced")
+
+
 def test_haproxy_gets_none_of_our_open_files(frontend: Frontend) -> None:
     frontend.start()
     master = show_proc(frontend.settings["haproxy"]["master_socket"]).master

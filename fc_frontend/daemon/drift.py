@@ -12,13 +12,13 @@ from fc_frontend.daemon.consent import ConsentWatch
 from fc_frontend.daemon.decide import Drift
 from fc_frontend.daemon.tracker import Tracker
 from fc_frontend.errors import Problem, Severity, Unavailable
-from fc_frontend.haproxy import hold, install, take_over
+from fc_frontend.haproxy import history, hold, install, take_over
 from fc_frontend.haproxy.lock import deploying
 from fc_frontend.haproxy.take_over import NeedsConsent, Replaced
 from fc_frontend.observe.log import Log
 from fc_frontend.observe.metrics import Metrics
 from fc_frontend.plan.model import Settings
-from fc_frontend.render.config import Config
+from fc_frontend.render.config import Config, config_hash
 
 
 class DriftWatch:
@@ -86,6 +86,11 @@ class DriftWatch:
 
     async def _mend(self, settings: Settings, config: Config, drift: Drift) -> None:
         file, running = settings.haproxy.config_file, self._tracker.state.running
+        if await asyncio.to_thread(_is_deployed_by_command, settings):
+            # What HAProxy runs now leads to a step, which compares it with what is declared.
+            self._seen = None
+            self._left(False)
+            return
         self._metrics.drift_seen()
         if drift is Drift.LEAVE:
             effect = "left until the configuration changes"
@@ -96,7 +101,7 @@ class DriftWatch:
             effect = "kept, because fc-frontend did not write it"
             self._log.warning("config-drift", file=file, effect=effect)
             raise NeedsConsent(problem)
-        self._log.warning("config-drift", file=file, effect="put right")
+        self._log.warning("config-drift", file=file, effect="restored")
         replaced = await asyncio.to_thread(_restore, settings, config, running)
         self._tracker.tell(transitions.replaced(replaced))
         await self._consent.missing(settings, None)
@@ -120,6 +125,20 @@ def _obstacle(settings: Settings, config: Config, running: str | None) -> Proble
     worker = take_over.worker_of(settings, running, (config.hash,))
     data = config.text.encode("utf-8", "surrogateescape")
     return take_over.obstacle(settings, data, worker, (config.hash,))
+
+
+def _is_deployed_by_command(settings: Settings) -> bool:
+    """True if haproxy.cfg is the last deployment in the history, as `apply` made it just now.
+
+    Waits for a deployment that has begun.  Raises `Unavailable` if the file cannot be read.
+    """
+    haproxy, directory = settings.haproxy, settings.state_directory
+    with deploying(directory, haproxy.check_timeout + haproxy.reload_timeout):
+        installed = install.read(haproxy.config_file)
+        newest = next(iter(reversed(history.deployments(directory))), None)
+    if installed is None or newest is None or not newest.accepted:
+        return False
+    return config_hash(installed.decode("utf-8", "surrogateescape")) == newest.hash
 
 
 def _restore(settings: Settings, config: Config, running: str | None) -> Replaced | None:

@@ -39,6 +39,17 @@ class Server:
     is_backup: bool = False
     traffic: Traffic = NO_TRAFFIC
 
+    @property
+    def place(self) -> str:
+        """ADDRESS:PORT, or ADDRESS where no port is known; empty without an address."""
+        if not self.address or not self.port:
+            return self.address or ""
+        return (
+            f"[{self.address}]:{self.port}"
+            if ":" in self.address
+            else f"{self.address}:{self.port}"
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Proxy:

@@ -188,13 +188,15 @@ def _held_step(held: Held, verdict: StepVerdict) -> Step:
     said = "refused"
     if problem:
         said = (replace(problem, service=None) if is_own else problem).statement
-    subject = "" if is_own else f"{held} "
+    subject = "it is" if is_own else f"the {held} is"
+    if held.is_kept:
+        subject = f"the latest change{'' if is_own else f' of the {held}'} is"
     remedy = problem.remedy if problem else ""
     more = [_words(other) for other in held.problems[1:]]
     return Step(
         name="declaration",
         verdict=verdict,
-        said=f"{subject}withheld ({held.effect}): {one_line(said)}",
+        said=f"{subject} withheld ({held.effect}): {one_line(said)}",
         remedy=remedy,
         details=tuple(more[:_SHOWN]),
     )
@@ -223,7 +225,7 @@ def _dns(facts: Facts, is_served: bool) -> Step:
     step = step or _dns_answered(answer, spec) or _dns_nobody(facts, answer, spec)
     if step.verdict is StepVerdict.BAD and (is_served or _failed_before_dns(facts, answer)):
         # HAProxy keeps what it had, for a while or for a day.
-        kept = f"HAProxy keeps the servers that it has, {_for_how_long(facts, answer)}"
+        kept = f"HAProxy keeps its servers {_for_how_long(facts, answer)}"
         return replace(step, verdict=StepVerdict.WARN, details=(kept, *step.details))
     return step
 
@@ -236,7 +238,7 @@ def _api(facts: Facts, answer: Answer) -> Step:
             name=name,
             verdict=StepVerdict.WARN if facts.before is not None else StepVerdict.BAD,
             said=one_line(answer.error or "the Kubernetes API gives no answer"),
-            remedy="see `fc-frontend doctor`; HAProxy keeps the servers that it has",
+            remedy="see `fc-frontend doctor`; HAProxy keeps its servers",
         )
     if not answer.endpoints:
         return Step(
@@ -434,7 +436,7 @@ def _listed(words: Iterable[Network | str]) -> str:
 def _slots(facts: Facts) -> Step:
     name, planned, have = "slots", facts.planned, slots_of(facts)
     if planned is None or have is None:
-        return Step(name=name, verdict=StepVerdict.UNKNOWN, said="the number of slots is not known")
+        return Step(name=name, verdict=StepVerdict.UNKNOWN, said="number of slots unknown")
     if not planned.has_pods:
         return Step(
             name=name, verdict=StepVerdict.OK, said=f"{counted(have, 'server')}, as declared"
@@ -488,8 +490,7 @@ def _servers(facts: Facts) -> Step:
             said="HAProxy does not run a section of this name",
             remedy=one_line(refused[0].remedy)
             if refused and refused[0].remedy
-            else "see the steps before; once it is good, the daemon or `fc-frontend apply` brings "
-            "it to HAProxy",
+            else "fix the steps above; then the daemon or `fc-frontend apply` deploys it",
             details=tuple(_words(problem) for problem in refused[:_SHOWN]),
         )
     servers = [server for server in facts.proxy.servers if server.health is not Health.FREE]
@@ -561,13 +562,10 @@ def _server_lines(servers: Sequence[Server]) -> tuple[str, ...]:
     worst_first = sorted(servers, key=lambda server: server.health is Health.UP)
     lines = []
     for server in worst_first[:_DETAILS]:
-        host = server.address or "-"
-        where = f"[{host}]" if ":" in host and server.port else host
-        where += f":{server.port}" if server.port else ""
         since = f" for {duration(server.seconds)}" if server.seconds is not None else ""
         check = f": {server.check}" if server.check else ""
         backup = " (backup)" if server.is_backup else ""
-        lines.append(f"{server.name} {where} {server.health}{since}{backup}{check}")
+        lines.append(f"{server.name} {server.place or '-'} {server.health}{since}{backup}{check}")
     more = len(servers) - _DETAILS
     return (*lines, *([f"and {more} more"] if more > 0 else []))
 

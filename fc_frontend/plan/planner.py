@@ -261,7 +261,7 @@ def _notices(planned: ServicePlan, answer: Answer | None, hold: float) -> Iterab
             f"cluster DNS gave no answer: {answer.error}",
             "the last good answer stays in use"
             if answer.freshness is Freshness.STALE
-            else f"it never gave one; see `fc-frontend explain {spec.name}`",
+            else f"see `fc-frontend explain {spec.name}`",
             "discovery",
         )
     if spec.fallback and planned.kind is Kind.HEADLESS:
