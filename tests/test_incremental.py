@@ -204,7 +204,6 @@ EDITS = st.lists(
 
 @settings(
     max_examples=60,
-    deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(edits=EDITS, pods=st.lists(st.integers(0, 5), min_size=1))

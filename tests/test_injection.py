@@ -231,7 +231,6 @@ seen: Counter[str] = Counter()
 
 @settings(
     max_examples=-(-DECLARATIONS // BATCH),
-    deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 @given(names=services(), which=st.sampled_from(["2.6-debian", "2.8-wheel"]))

@@ -17,7 +17,7 @@ from fc_frontend.kubernetes.client import ApiClient
 from fc_frontend.kubernetes.failures import FailureKind
 from fc_frontend.kubernetes.reflector import ApiResource, ObjectChange, Reflector
 from fc_frontend.plan.cluster_objects import ObjectKey, Slice, parse_slice
-from tests.conftest import PATIENCE
+from tests.conftest import until_in_loop
 from tests.support.api_objects import ApiError, Json, Objects
 from tests.support.api_server import ApiServer, Fault
 from tests.support.certificates import Certificates
@@ -69,9 +69,7 @@ class Scene:
 
     async def until(self, found: Callable[[], object]) -> None:
         """Wait until `found` is true."""
-        async with asyncio.timeout(PATIENCE):
-            while not found():  # noqa: ASYNC110
-                await asyncio.sleep(0.002)
+        await until_in_loop(found)
 
     async def synced(self, **wanted: list[str]) -> None:
         """Wait until the copy is `wanted`."""

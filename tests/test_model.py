@@ -184,7 +184,6 @@ def test_histories_end_as_the_model_says(either_binary: str) -> None:
         settings=settings(
             max_examples=HISTORIES,
             stateful_step_count=12,
-            deadline=None,
             derandomize="FC_FRONTEND_HISTORIES" not in os.environ,
             suppress_health_check=list(HealthCheck),
             database=None,

@@ -86,7 +86,7 @@ def test_all_is_well(frontend: Frontend) -> None:
     assert document["last_reload"]["reasons"] == ["start"]
     (dns,) = document["dns"]
     assert dns["ok"]
-    assert 0 < dns["seconds"] < 2
+    assert dns["seconds"] > 0
     text = frontend.run("status").stdout
     assert text.startswith("ok: 1 service, all served, HAProxy in sync\n")
     assert "\x1b" not in text

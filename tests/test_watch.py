@@ -1,6 +1,7 @@
 """Changes of real files are seen by real inotify, whichever way they are made.
 
-A fresh watch has no old events: what must not call back is done on one, and waited for shortly.
+Events of one directory come in order: where nothing must be called back, a later change is, and
+nothing was called back before it.
 """
 
 from __future__ import annotations
@@ -12,39 +13,60 @@ import subprocess
 import sys
 import textwrap
 import threading
-import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
+from watchdog.events import FileSystemEvent
 
 from fc_frontend.daemon.watch import Changes, FileWatch
+from tests.conftest import PATIENCE, until
 
-PATIENCE = 15.0
-SHORTLY = 0.25
+
+class Observed(FileWatch):
+    """A watch of which a test can tell whether an event has come."""
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, on_change: Callable[[Changes], None]
+    ) -> None:
+        super().__init__(loop, on_change)
+        self.events = 0
+
+    def seen(self, event: FileSystemEvent) -> None:
+        super().seen(event)
+        self.events += 1
 
 
 class Watched:
-    """A watch in the running loop, and what it called back."""
+    """A watch in the running loop, and what it called back.
+
+    Next to each path it watches `later` as well, which is changed after all else (`has_all`).
+    """
 
     def __init__(self, files: Iterable[Path] = (), directories: Iterable[Path] = ()) -> None:
-        self.files = [str(path) for path in files]
-        self.directories = [str(path) for path in directories]
+        self.files = [*files]
+        self.directories = [*directories]
         self.calls: list[frozenset[str]] = []
         self.names: list[Changes] = []
+        self._later = {path.parent / "later" for path in (*self.files, *self.directories)}
+        self._seen_later: set[str] = set()
         self._called = asyncio.Event()
 
     async def __aenter__(self) -> Watched:
-        self.watch = FileWatch(asyncio.get_running_loop(), self._on_change)
-        self.watch.watch(self.files, self.directories)
+        self.watch = Observed(asyncio.get_running_loop(), self._on_change)
+        self.watch.watch(map(str, (*self.files, *self._later)), map(str, self.directories))
         return self
 
     async def __aexit__(self, *_exc: object) -> None:
         self.watch.stop()
 
     def _on_change(self, changes: Changes) -> None:
-        self.calls.append(frozenset(changes))
-        self.names.append(changes)
+        later = {str(path) for path in self._later}
+        self._seen_later |= later & changes.keys()
+        own = {path: names for path, names in changes.items() if path not in later}
+        if own:
+            self.calls.append(frozenset(own))
+            self.names.append(own)
         self._called.set()
 
     async def sees(self, path: Path) -> None:
@@ -63,21 +85,25 @@ class Watched:
     def paths(self) -> set[str]:
         return {path for call in self.calls for path in call}
 
+    async def has_all(self) -> None:
+        """Wait until all events of changes that were made have come: a later one has."""
+        changed = {path for path in self._later if path.parent.is_dir()}
+        self._seen_later.clear()
+        for path in changed:
+            if path.exists():
+                path.rmdir()
+            else:
+                path.mkdir()
+        await self.until(lambda: {str(path) for path in changed} <= self._seen_later)
+
     async def settled(self) -> None:
-        seen = -1
-        while seen != len(self.calls):
-            seen = len(self.calls)
-            await asyncio.sleep(0.05)
+        """Forget what was called back, once nothing more of it is to come."""
+        await self.has_all()
         self.calls.clear()
 
     async def sees_nothing(self) -> None:
-        await asyncio.sleep(SHORTLY)
+        await self.has_all()
         assert self.calls == []
-
-
-def idle(seconds: float) -> None:
-    """Wait without the loop."""
-    time.sleep(seconds)
 
 
 def replace(path: Path, text: str, temporary: str) -> None:
@@ -256,7 +282,7 @@ def test_only_what_changed_is_called_back(tmp_path: Path) -> None:
         async with Watched([settings], [services]) as watched:
             (services / "web.yaml").write_text("a")
             await watched.until(lambda: bool(watched.calls))
-            await asyncio.sleep(0.05)
+            await watched.has_all()
             assert set(watched.calls) == {frozenset([str(services)])}
             await watched.settled()
             settings.write_text("b")
@@ -443,9 +469,9 @@ def test_what_is_watched_may_change(tmp_path: Path) -> None:
         async with Watched(directories=[old]) as watched:
             watched.watch.watch([], [str(new)])
             (old / "web.yaml").write_text("a")
-            await watched.sees_nothing()
             (new / "web.yaml").write_text("a")
-            await watched.sees(new)
+            await watched.until(lambda: bool(watched.paths))
+            assert watched.paths == {str(new)}
 
     asyncio.run(scenario())
 
@@ -574,12 +600,15 @@ def test_nothing_is_called_back_after_stop(tmp_path: Path) -> None:
         async with Watched(directories=[tmp_path]) as watched:
             (tmp_path / "web.yaml").write_text("a")
             await watched.sees(tmp_path)
+            before = watched.watch.events
             (tmp_path / "web.yaml").write_text("b")
-            # The event may have come into the loop, but the loop had no turn yet.
-            idle(0.05)
+            # The event came into the loop, but the loop has no turn yet.
+            until(lambda: watched.watch.events > before)
             watched.watch.stop()
-            (tmp_path / "web.yaml").write_text("c")
-            await watched.sees_nothing()
+            async with Watched(directories=[tmp_path]) as another:
+                (tmp_path / "web.yaml").write_text("c")
+                await another.sees(tmp_path)
+            assert watched.calls == []
             watched.watch.stop()
 
     asyncio.run(scenario())
@@ -593,14 +622,14 @@ def test_stop_without_watch_is_nothing() -> None:
 
 
 def test_changes_after_the_end_of_the_loop_do_no_harm(tmp_path: Path) -> None:
-    async def scenario() -> FileWatch:
-        watch = FileWatch(asyncio.get_running_loop(), lambda _paths: None)
+    async def scenario() -> Observed:
+        watch = Observed(asyncio.get_running_loop(), lambda _paths: None)
         watch.watch([], [str(tmp_path)])
         return watch
 
     watch = asyncio.run(scenario())
     (tmp_path / "web.yaml").write_text("a")
-    time.sleep(0.05)
+    until(lambda: watch.events)
     watch.stop()
 
 
@@ -638,10 +667,11 @@ def test_stop_leaves_no_thread_and_no_descriptor(tmp_path: Path) -> None:
 UNPRIVILEGED = """
 import asyncio, os, pathlib, sys
 from fc_frontend.daemon.watch import Changes, FileWatch
+from tests.conftest import PATIENCE
 
 async def main():
-    changed = asyncio.Event()
-    watch = FileWatch(asyncio.get_running_loop(), lambda paths: changed.set())
+    changed = asyncio.Queue()
+    watch = FileWatch(asyncio.get_running_loop(), changed.put_nowait)
     locked = sys.argv[1]
     watch.watch([locked + "/deep/er/frontend.yaml"], [locked, locked + "/deep"])
     for problem in watch.problems:
@@ -677,10 +707,10 @@ def test_a_directory_that_may_not_be_read_is_a_problem_until_it_may(short_direct
             os.chmod(sys.argv[1], 0o755)
             watch.watch([], [sys.argv[1]])
             print("problems:", len(watch.problems))
-            await asyncio.sleep(0.1)
-            changed.clear()
-            pathlib.Path(sys.argv[1], "web.yaml").write_text("a")
-            await asyncio.wait_for(changed.wait(), 20)
+            names = frozenset()
+            while "web.yaml" not in names:
+                pathlib.Path(sys.argv[1], "web.yaml").write_text("a")
+                names = (await asyncio.wait_for(changed.get(), 60))[sys.argv[1]] or ()
             watch.stop()
 
         if os.getuid() == 0:

@@ -15,10 +15,9 @@ from typing import Any
 import pytest
 
 from fc_frontend.haproxy import runtime
-from tests.conftest import BINARIES, binary_of
+from tests.conftest import BINARIES, PATIENCE, binary_of
 from tests.faults.site import EXTRA, SERVICES, Site, Sites, serving
 
-PATIENCE = 60.0
 ABSENT = "203.0.113.7"
 
 

@@ -16,9 +16,9 @@ from pathlib import Path
 
 from fc_frontend.demo.load import Load
 from fc_frontend.haproxy.master import show_proc
+from tests.conftest import PATIENCE
 from tests.support.frontend import Frontend
 
-PATIENCE = 60.0
 ADDRESS = "203.0.113.9"
 NAMESPACE = "fcx"
 HAPROXYS = "fcy"

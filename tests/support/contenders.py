@@ -24,7 +24,7 @@ from fc_frontend.haproxy.master import show_proc
 from fc_frontend.haproxy.reload import reload_by_master
 from fc_frontend.haproxy.version import binary_version
 from fc_frontend.plan.model import Bind
-from tests.conftest import RealHaproxy
+from tests.conftest import RealHaproxy, until
 from tests.support.frontend import Frontend
 from tests.support.load import Loaded
 
@@ -94,14 +94,15 @@ def cluster(binary: str, services: int = 1) -> Iterator[Frontend]:
 
 
 def _await_no_process_of(directory: Path) -> None:
-    deadline = time.monotonic() + 10
-    while left := [
-        process.info["pid"]
-        for process in psutil.process_iter(["pid", "cmdline"])
-        if str(directory) in " ".join(process.info["cmdline"] or ())
-    ]:
-        assert time.monotonic() < deadline, f"processes {left} are left of {directory}"
-        time.sleep(0.05)
+    """Wait until every process that has `directory` on its command line has ended."""
+    until(
+        lambda: (
+            not any(
+                str(directory) in " ".join(process.info["cmdline"] or ())
+                for process in psutil.process_iter(["cmdline"])
+            )
+        )
+    )
 
 
 def takes(host: str, port: int) -> bool:
@@ -158,10 +159,7 @@ class FcFrontend:
         self.frontend.drop("toggle.json", {"toggle": service})
 
     def _await(self, port: int) -> None:
-        deadline = time.monotonic() + 60
-        while not takes(self.frontend.host, port):
-            assert time.monotonic() < deadline, self.frontend.log_text()[-3000:]
-            time.sleep(0.01)
+        self.frontend.until(lambda: takes(self.frontend.host, port))
 
 
 class PlainHaproxy:

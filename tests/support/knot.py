@@ -23,6 +23,8 @@ import dns.query
 import dns.rcode
 import dns.update
 
+from tests.conftest import until
+
 ZONE = "cluster.local"
 PACKAGES = (
     "knot", "libknot13", "libdnssec9", "libzscanner4", "liburcu8", "liblmdb0", "libcap-ng0",
@@ -176,16 +178,16 @@ class Knot:
 
     def _await_answers(self) -> None:
         query = dns.message.make_query(f"ns.{ZONE}", "A")
-        deadline = time.monotonic() + 60
-        while True:
+        host, port = self.address
+
+        def answers() -> bool:
             assert self._process is not None
             assert self._process.poll() is None, self.log.read_text()
-            assert time.monotonic() < deadline, self.log.read_text()
             with contextlib.suppress(dns.exception.DNSException, OSError):
-                host, port = self.address
-                if dns.query.udp(query, host, port=port, timeout=0.5).answer:
-                    return
-            time.sleep(0.02)
+                return bool(dns.query.udp(query, host, port=port, timeout=0.5).answer)
+            return False
+
+        until(answers)
 
 
 def owners(name: str) -> tuple[str, str]:
