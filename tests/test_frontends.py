@@ -92,7 +92,12 @@ frontends:
     allow: 10.0.0.0/8
 services:
   mail: {{frontend: tls, sni: [mail.example.org, "*.mail.example.org"], pod_port: 8443}}
-  shop: {{frontend: web, pod_port: 80}}
+  shop:
+    frontend: web
+    pod_port: 80
+    timeout: 30s
+    request_headers: {{X-A: "%[env(HOME)]'", X-B: null}}
+    response_headers: {{X-A: 'b\\', "X-#": "#"}}
 """,
     )
     assert not withheld(found)
@@ -118,6 +123,27 @@ def test_a_frontend_with_standbys_is_accepted_by_haproxy(
     assert "nbsrv" in found.config.text
     verdict = validate(haproxy_binary, found.config.text, timeout=30)
     assert verdict.accepted, verdict.output
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        ("{pod_port: 1, mode: http, request_headers: {'a b': x}}", "request_headers"),
+        ('{pod_port: 1, mode: http, request_headers: {A: "x\\ny"}}', "request_headers"),
+        ("{pod_port: 1, mode: http, response_headers: {A: é}}", "response_headers"),
+        ("{pod_port: 1, mode: http, response_headers: {A: 1, a: 2}}", "response_headers"),
+        ("{pod_port: 1, mode: http, response_headers: [A]}", "response_headers"),
+        ("{pod_port: 1, request_headers: {A: x}}", "request_headers"),
+        ("{pod_port: 1, timeout: 0}", "timeout"),
+        ("{pod_port: 1, timeout: soon}", "timeout"),
+    ],
+)
+def test_headers_and_timeouts_that_make_no_sense_are_refused(
+    declare: Path, fields: str, field: str
+) -> None:
+    (problem,) = withheld(put(declare, f"services:\n  shop: {fields}\n"))["service shop"]
+    assert problem.field == field
+    assert problem.remedy
 
 
 def test_a_service_needs_a_frontend_that_exists(declare: Path) -> None:

@@ -130,3 +130,23 @@ def test_a_worker_whose_map_was_changed_by_others_is_put_right(frontend: Fronten
     assert asked(frontend, "shop.example.org") == 404
     assert "routes changed" in frontend.run("apply").stdout
     assert asked(frontend, "shop.example.org") == "shop"
+
+
+def test_headers_are_set_literally_and_removed(frontend: Frontend) -> None:
+    frontend.scale("shop", 1)
+    hostile = {
+        "X-Env": "%[env(HOME)] %H %%",
+        "X-Quotes": "it's \"quoted\" 'twice'",
+        "X-Escapes": "a\\b \\n # $HOME ${HOME} {{ x }} ;",
+        "X-Plain": "yes",
+    }
+    routed(frontend, "shop", response_headers={**hostile, "X-Pod": None}, timeout="5s")
+    frontend.start()
+    frontend.until(lambda: frontend.get("/", 8080)[0] == 200)
+    connection = http.client.HTTPConnection(frontend.host, 8080, timeout=10)
+    connection.request("GET", "/")
+    response = connection.getresponse()
+    response.read()
+    connection.close()
+    assert {name: response.headers[name] for name in hostile} == hostile
+    assert response.headers["X-Pod"] is None

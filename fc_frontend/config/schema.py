@@ -99,6 +99,9 @@ _BALANCE = re.compile(
     rf"uri(?: (?:whole|path-only|(?:len|depth) [1-9][0-9]{{0,3}}))*|url_param {_ARGUMENT}|"
     rf"hdr\({_ARGUMENT}\)|rdp-cookie(?:\({_ARGUMENT}\))?"
 )
+_HEADER_NAME = re.compile(r"[A-Za-z0-9!#$&*+.^_|~-]{1,100}")
+_MAX_HEADERS = 50
+_MAX_HEADER_LENGTH = 4000
 MAX_ROUTES = 10_000
 """Of one service: each is an entry in a map of HAProxy."""
 _HTTP_BALANCE = ("uri", "url_param", "hdr(")
@@ -289,10 +292,37 @@ def _path(value: Any) -> Path:
         raise _error(str(exc), exc.remedy) from None
 
 
+def _headers(value: Any) -> tuple[tuple[str, str | None], ...]:
+    remedy = "write `Name: value`, or `Name: null` to remove it"
+    if not isinstance(value, dict):
+        raise _error(f"{_short(value)} is not a mapping", remedy)
+    if len(value) > _MAX_HEADERS:
+        raise _error(f"more than {_MAX_HEADERS} headers", "use fewer headers")
+    found: dict[str, tuple[str, str | None]] = {}
+    for name, text in value.items():
+        if not isinstance(name, str) or not _HEADER_NAME.fullmatch(name):
+            raise _error(f"{_short(name)} is not the name of a header", remedy)
+        if name.lower() in found:
+            raise _error(f"{name} is given twice", "keep one of the two")
+        if text is not None and not isinstance(text, str):
+            raise _error(f"{_short(text)} is not a text", f"put the value of {name} in quotes")
+        if text is not None and not (text.isascii() and text.isprintable()):
+            raise _error(
+                f"the value of {name} has characters that are not printable ASCII", "leave them out"
+            )
+        if text is not None and len(text) > _MAX_HEADER_LENGTH:
+            raise _error(
+                f"the value of {name} is too long", f"use at most {_MAX_HEADER_LENGTH} characters"
+            )
+        found[name.lower()] = name, text
+    return tuple(found.values())
+
+
 def _paths(value: Any) -> Any:
     return _listed([value] if isinstance(value, dict) else value)
 
 
+Headers = Annotated[tuple[tuple[str, str | None], ...], BeforeValidator(_headers)]
 HostName = Annotated[str, BeforeValidator(_host)]
 RoutePath = Annotated[Path, BeforeValidator(_path)]
 ServiceName = Annotated[
@@ -638,6 +668,9 @@ class ServiceDeclaration(_Strict):
     balance: Annotated[str, BeforeValidator(_balance)] = "leastconn"
     check: StrictBool = True
     tls: Annotated[TlsDeclaration | None, BeforeValidator(_tls), BeforeValidator(_optional)] = None
+    timeout: Annotated[float | None, _optional_time(0.001, 7 * 86400)] = None
+    request_headers: Headers = ()
+    response_headers: Headers = ()
     extra_config: ServiceLines = ()
     server_options: Words = ""
     bind_options: Words = ""
@@ -757,6 +790,18 @@ class ServiceDeclaration(_Strict):
                 f"{self.balance} needs mode: http",
                 "use mode: http, or balance: leastconn",
             ),
+            *(
+                (
+                    self.effective_mode == "tcp" and bool(given),
+                    field,
+                    f"{field} needs mode: http",
+                    "use mode: http, or leave it out",
+                )
+                for field, given in (
+                    ("request_headers", self.request_headers),
+                    ("response_headers", self.response_headers),
+                )
+            ),
         )
         return [complaint for applies, *complaint in rules if applies]  # type: ignore[misc]
 
@@ -777,6 +822,9 @@ class ServiceDeclaration(_Strict):
             balance=self.balance,
             check=self.check,
             tls=self.tls.model() if self.tls else None,
+            timeout=self.timeout,
+            request_headers=self.request_headers,
+            response_headers=self.response_headers,
             extra_config=self.extra_config,
             server_options=self.server_options,
             bind_options=self.bind_options,

@@ -314,8 +314,9 @@ class ServiceSpec:
     """One declared service.  `name` is the HAProxy proxy's name, `service` the Kubernetes one's.
 
     With a `frontend`, it has `routes` there, and no binds of its own.  `slots` is None for `auto`,
-    which gives at most `max_slots`.  `origin` takes no part in comparisons: moving a declaration to
-    another file changes nothing.
+    which gives at most `max_slots`.  `timeout`, in seconds, is for an answer of a pod.  Headers are
+    set, or removed where the value is None.  `origin` takes no part in comparisons: moving a
+    declaration to another file changes nothing.
     """
 
     name: str
@@ -332,6 +333,9 @@ class ServiceSpec:
     balance: str = "leastconn"
     check: bool = True
     tls: Tls | None = None
+    timeout: float | None = None
+    request_headers: tuple[tuple[str, str | None], ...] = ()
+    response_headers: tuple[tuple[str, str | None], ...] = ()
     extra_config: tuple[str, ...] = ()
     server_options: str = ""
     bind_options: str = ""

@@ -41,6 +41,7 @@ from fc_frontend.render.config import (
 from fc_frontend.syntax.routes import AMBIGUOUS_PATH, rules
 from fc_frontend.syntax.sections import read_sections
 from fc_frontend.syntax.units import UnitFault, section_faults
+from fc_frontend.syntax.words import quote
 
 MAIN = "haproxy.cfg.j2"
 SERVICE = "service.cfg.j2"
@@ -87,6 +88,7 @@ class ServiceModel:
     binds: tuple[str, ...]
     bind_options: str
     balance: str
+    options: tuple[str, ...]
     servers: tuple[str, ...]
     extra_config: tuple[str, ...]
     standby: StandbyModel | None
@@ -353,10 +355,27 @@ def _service_model(service: ServicePlan, plan: Plan) -> ServiceModel:
         binds=tuple(str(bind) for bind in spec.binds),
         bind_options=spec.bind_options,
         balance=spec.balance,
+        options=tuple(_option_lines(spec)),
         servers=tuple(_servers(service, plan)),
         extra_config=spec.extra_config,
         standby=_standby_model(service),
     )
+
+
+def _option_lines(spec: ServiceSpec) -> Iterator[str]:
+    """The lines of a service's fields about requests and answers; its standby has them as well."""
+    if spec.timeout is not None:
+        yield f"timeout server {haproxy_time(spec.timeout)}"
+    for rule, headers in (
+        ("http-request", spec.request_headers),
+        ("http-response", spec.response_headers),
+    ):
+        for name, value in headers:
+            if value is None:
+                yield f"{rule} del-header {quote(name)}"
+            else:
+                # The value is a log format (manual 8.2.6).
+                yield f"{rule} set-header {quote(name)} {quote(value.replace('%', '%%'))}"
 
 
 def _frontend_model(frontend: FrontendSpec, plan: Plan) -> FrontendModel:
