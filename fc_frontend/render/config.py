@@ -10,6 +10,7 @@ import hashlib
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 from fc_frontend.model.units import SETTINGS, Section, UnitId, UnitKind
@@ -46,18 +47,30 @@ class SectionPlace(NamedTuple):
     end: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Config:
     """The text of haproxy.cfg, its digest, and the sections that it consists of.
 
-    `places` has the lines of each section but the settings'; both are empty where only the text is
-    known.
+    `sections` are empty where only the text is known.
     """
 
     text: str
     hash: str
     sections: tuple[Section, ...] = ()
-    places: tuple[SectionPlace, ...] = ()
+
+    @cached_property
+    def places(self) -> tuple[SectionPlace, ...]:
+        """The lines of each section but the settings'."""
+        if not self.sections:
+            return ()
+        head, *others = self.sections
+        line = head.text.count("\n") + 2
+        places = []
+        for section in others:
+            first = line + 2
+            line = first + section.text.count("\n") + 1
+            places.append(SectionPlace(section.unit, first, line))
+        return tuple(places)
 
     def unit_at(self, line: int) -> UnitId | None:
         """The frontend, service or fragment whose section has `line` (counted from 1)."""
@@ -85,19 +98,14 @@ def assemble(sections: Iterable[Section]) -> Config:
     head, *others = sections
     assert head.unit == SETTINGS
     parts = [head.text, "\n"]
-    line = head.text.count("\n") + 2
-    places: list[SectionPlace] = []
     for section in others:
         parts += ["\n", MARK, section.unit.kind, " ", section.unit.name, "\n", section.text, "\n"]
-        first = line + 2
-        line = first + section.text.count("\n") + 1
-        places.append(SectionPlace(section.unit, first, line))
     text = "".join(parts)
     digest = _digest(text)
     place = _description(text)
     assert place is not None
     text = text[: place.start] + HASH_PREFIX + digest + text[place.stop :]
-    return Config(text, digest, (head, *others), tuple(places))
+    return Config(text, digest, (head, *others))
 
 
 def sections_in(text: str) -> tuple[Section, ...]:

@@ -29,6 +29,15 @@ def name_problems(config: Config, newcomers: Collection[UnitId]) -> tuple[Proble
     """
     if len(_known) > 2 * len(config.sections) + _SPARE:
         _known.clear()
+    found_names: set[Resource] = set()
+    count = 0
+    for section in config.sections:
+        names = _names(section)
+        count += len(names)
+        found_names |= names
+    if len(found_names) == count:
+        # Nearly always: who is a newcomer need not be known then.
+        return ()
     order = sorted(
         config.sections,
         key=lambda section: (
