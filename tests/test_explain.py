@@ -253,7 +253,7 @@ def test_servfail_a_refusal_and_silence_keep_the_servers_and_are_told_apart(
         assert (found["verdict"], document["serves"]) == ("warn", True), found
         assert said in found["said"]
         assert remedy in found["remedy"]
-        assert found["details"][0] == "HAProxy keeps the servers that it has, for a day"
+        assert found["details"][0] == "HAProxy keeps its servers for a day"
         assert "named 3 pods" in found["details"][1]
         assert document["summary"].startswith("shop serves: 3 of 3 pods up")
 
@@ -394,7 +394,7 @@ def test_a_last_good_form_goes_on_and_its_fault_is_told(frontend: Frontend) -> N
     document = explained(frontend, "cart")
     assert (document["verdict"], document["serves"]) == ("warn", True)
     found = step(document, "declaration")
-    assert "withheld, and the last good version keeps running" in found["said"]
+    assert "withheld (the last good version keeps running)" in found["said"]
     assert "cart.json:1:" in found["said"]
     assert "nonsense" in found["remedy"]
     frontend.drop("cart.json", "{")
