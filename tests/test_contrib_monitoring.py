@@ -389,20 +389,21 @@ def nagios_commands() -> list[str]:
     ]
 
 
-@pytest.mark.parametrize(
-    ("services", "code", "word"),
-    [({}, 0, "OK"), ({"bad": {"pod_prt": 1}}, 2, "CRITICAL")],
-)
-def test_the_monitoring_checks_commands(services: dict[str, Any], code: int, word: str) -> None:
-    with Frontend(binary_of("2.6-debian")) as frontend:
-        frontend.settings["services"] = services
-        frontend.start()
+def test_the_monitoring_checks_commands() -> None:
+    def answers(made: Frontend, code: int, word: str) -> None:
         for command in nagios_commands():
             name, *arguments = shlex.split(command)
             assert name == "/opt/fc-frontend/bin/fc-frontend"
-            done = frontend.run(*arguments, check=False)
+            done = made.run(*arguments, check=False)
             assert done.returncode == code, command + done.stdout + done.stderr
             assert done.stdout.startswith(f"FC-FRONTEND {word} - ")
+
+    with Frontend(binary_of("2.6-debian")) as made:
+        made.start()
+        answers(made, 0, "OK")
+        made.drop("bad.json", {"bad": {"pod_prt": 1}})
+        made.until(lambda: made.status()["withheld"])
+        answers(made, 2, "CRITICAL")
 
 
 def test_the_readiness_check_asks_what_is_served(frontend: Frontend) -> None:

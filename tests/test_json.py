@@ -15,7 +15,7 @@ from tests.conftest import binary_of
 from tests.support.api_cluster import ApiFrontend
 from tests.support.certificates import Certificates
 from tests.support.frontend import Frontend
-from tests.test_cli import fc
+from tests.test_cli import fc, help_of
 from tests.test_status import publish
 
 DOCUMENTED = (Path(__file__).parent.parent / "contrib" / "json.rst").read_text()
@@ -161,7 +161,7 @@ def test_every_command_with_a_document_is_documented() -> None:
     commands = set(COMMANDS) - _WITHOUT
     assert commands <= set(TABLES)
     for name in COMMANDS:
-        said = fc(name, "--help").stdout
+        said = help_of(name)
         assert ("--json" in said) == (name in commands), name
         assert ("--format" in said) == (name in commands), name
 

@@ -11,7 +11,7 @@ import pytest
 
 from fc_frontend.cli import COMMANDS
 from fc_frontend.cli.manual import escaped, filled
-from tests.test_cli import fc
+from tests.test_cli import fc, help_of
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +83,7 @@ def test_pages_say_what_help_says(directory: Path) -> None:
 
     for name in COMMANDS:
         page = words(re.sub("[‐-]\n *", "-", shown(directory / f"fc-frontend-{name}.1")))
-        for option in re.findall(r"--[a-z][a-z-]+", fc(name, "--help").stdout):
+        for option in re.findall(r"--[a-z][a-z-]+", help_of(name)):
             assert option in page, (name, option)
         assert COMMANDS[name].replace("`", "").rstrip(".") in page
         assert "DESCRIPTION" in page
