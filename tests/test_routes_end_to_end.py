@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from fc_frontend.haproxy.runtime import command
+from fc_frontend.haproxy.runtime import command, traffic
 from tests.support.frontend import Frontend
 
 
@@ -65,6 +65,10 @@ def test_sites_share_an_address_and_come_and_go(frontend: Frontend) -> None:
     assert document["route"]["route"] == "web shop.example.org/api"
     text = frontend.run("explain", "http://no.where:8080/", check=False).stdout
     assert "404" in text
+    # What passes through a service counts for it, though clients are at the frontend.
+    passed = traffic(frontend.settings["haproxy"]["runtime_socket"], backends=True)
+    assert passed["api"].requests
+    assert passed["web"].requests > passed["api"].requests
     del frontend.settings["services"]["api"]
     frontend.write()
     frontend.until(lambda: asked(frontend, "shop.example.org", "/api/x") == "shop")

@@ -370,7 +370,7 @@ def _proxy(haproxy: Haproxy, name: str, timeout: float) -> Proxy | None:
         status=one_line(front.get("status", "")),
         sessions=whole_number(front.get("scur")) or 0,
         most_sessions=whole_number(front.get("slim")) or 0,
-        traffic=traffic_in(rows).get(name, NO_TRAFFIC),
+        traffic=traffic_in(rows, backends=True).get(name, NO_TRAFFIC),
     )
 
 

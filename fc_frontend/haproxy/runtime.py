@@ -158,11 +158,11 @@ def current_sessions(path: str, proxy: str, timeout: float = TIMEOUT) -> dict[st
     return sessions(ask(path, f"show stat {proxy} 4 -1", timeout))
 
 
-def traffic(path: str, timeout: float = TIMEOUT) -> dict[str, Traffic]:
-    """What passes through each proxy, by its name.  Raises `Unavailable`."""
+def traffic(path: str, timeout: float = TIMEOUT, *, backends: bool = False) -> dict[str, Traffic]:
+    """What passes through each proxy, by its name; see `traffic_in`.  Raises `Unavailable`."""
     # 3: frontends and backends, without their servers.
     answer = ask(path, "show stat -1 3 -1", timeout)
-    found = parse_traffic(answer)
+    found = parse_traffic(answer, backends=backends)
     if found is None:
         raise _strange(path, "show stat", answer)
     return found

@@ -81,28 +81,31 @@ def _of_last_second(one: Traffic) -> Rates:
     return Rates(requests=float(one.rate), errors=None, sessions=one.sessions)
 
 
-def parse_traffic(answer: str) -> dict[str, Traffic] | None:
+def parse_traffic(answer: str, *, backends: bool = False) -> dict[str, Traffic] | None:
     """Each proxy's traffic by its name, None if that is not `show stat`'s answer."""
     rows = _rows(answer)
-    return None if rows is None else traffic_in(rows)
+    return None if rows is None else traffic_in(rows, backends=backends)
 
 
-def traffic_in(rows: Iterable[Mapping[str, str]]) -> dict[str, Traffic]:
-    """Each proxy's traffic by its name.
+def traffic_in(rows: Iterable[Mapping[str, str]], *, backends: bool = False) -> dict[str, Traffic]:
+    """Each proxy's traffic by its name; with `backends`, also of those without a frontend part.
 
     Clients are counted at frontends, and TCP's failures at backends: a frontend does not know them.
     """
+    behind: dict[str, Traffic] = {}
     found: dict[str, Traffic] = {}
     failures: dict[str, int] = {}
     for row in rows:
         if row["svname"] == "FRONTEND":
             found[row["pxname"]] = traffic_of(row)
-        elif row["svname"] == "BACKEND" and not row["hrsp_5xx"]:
-            failures[row["pxname"]] = traffic_of(row).errors
+        elif row["svname"] == "BACKEND":
+            behind[row["pxname"]] = traffic_of(row)
+            if not row["hrsp_5xx"]:
+                failures[row["pxname"]] = traffic_of(row).errors
     for name, errors in failures.items():
         if name in found and errors:
             found[name] = replace(found[name], errors=errors)
-    return found
+    return {**behind, **found} if backends else found
 
 
 def traffic_of(row: Mapping[str, str]) -> Traffic:

@@ -263,7 +263,9 @@ def _ask_haproxy(known: DaemonView) -> tuple[DeclaredView, _Haproxy]:
     )
     seen = seen_of(declared, (), timeout=_TIMEOUT)
     try:
-        traffic = runtime.traffic(known.declaration.settings.haproxy.runtime_socket, _TIMEOUT)
+        traffic = runtime.traffic(
+            known.declaration.settings.haproxy.runtime_socket, _TIMEOUT, backends=True
+        )
     except Unavailable as exc:
         return declared, _Haproxy(seen, problem=exc.problem)
     pid = seen.worker.pid if seen.worker else None
