@@ -84,13 +84,17 @@ frontends:
     hsts: 365d
     allow: {many}
     trusted_proxies: [192.0.2.0/24, "2001:db8::/32"]
+    proxy_protocol_from: [192.0.2.0/24]
     bind_options: alpn h2,http/1.1
     extra_config: ["http-request set-header X-Test yes"]
   tls:
     binds: "127.0.0.1:9443"
     mode: tcp
     allow: 10.0.0.0/8
+    proxy_protocol_from: [192.0.2.0/24]
 services:
+  grpc: {{frontend: web, hosts: a.org, pod_port: 80, protocol: h2c, proxy_protocol: v2}}
+  safe: {{frontend: web, hosts: b.org, pod_port: 80, protocol: h2, tls: true, proxy_protocol: v1}}
   mail: {{frontend: tls, sni: [mail.example.org, "*.mail.example.org"], pod_port: 8443}}
   shop:
     frontend: web
@@ -135,10 +139,13 @@ def test_a_frontend_with_standbys_is_accepted_by_haproxy(
         ("{pod_port: 1, mode: http, response_headers: [A]}", "response_headers"),
         ("{pod_port: 1, request_headers: {A: x}}", "request_headers"),
         ("{pod_port: 1, timeout: 0}", "timeout"),
+        ("{pod_port: 1, mode: http, protocol: h2}", "protocol"),
+        ("{pod_port: 1, mode: http, protocol: h2c, tls: true}", "protocol"),
+        ("{pod_port: 1, protocol: h2c}", "protocol"),
         ("{pod_port: 1, timeout: soon}", "timeout"),
     ],
 )
-def test_headers_and_timeouts_that_make_no_sense_are_refused(
+def test_values_of_fields_that_make_no_sense_are_refused(
     declare: Path, fields: str, field: str
 ) -> None:
     (problem,) = withheld(put(declare, f"services:\n  shop: {fields}\n"))["service shop"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import socket
 from collections.abc import Iterator
 from typing import Any
 
@@ -154,3 +155,22 @@ def test_headers_are_set_literally_and_removed(frontend: Frontend) -> None:
     connection.close()
     assert {name: response.headers[name] for name in hostile} == hostile
     assert response.headers["X-Pod"] is None
+
+
+def test_a_proxy_header_tells_the_client_and_allow_decides_by_it(frontend: Frontend) -> None:
+    frontend.scale("shop", 1)
+    web = frontend.settings["frontends"]["web"]
+    web |= {"proxy_protocol_from": "127.0.0.0/8", "allow": "192.0.2.0/24"}
+    routed(frontend, "shop")
+    frontend.start()
+
+    def status(client: str, path: str = "/") -> int:
+        with socket.create_connection((frontend.host, 8080), 10) as connection:
+            header = f"PROXY TCP4 {client} 127.0.0.1 1000 80\r\n"
+            connection.sendall(f"{header}GET {path} HTTP/1.1\r\nHost: a\r\n\r\n".encode())
+            return int(connection.recv(4096).split()[1])
+
+    frontend.until(lambda: status("192.0.2.7") == 200)
+    assert status("198.51.100.7") == 403
+    assert status("192.0.2.7", "/a/../b") == 400
+    assert status("192.0.2.7", "/%61") == 400

@@ -608,6 +608,9 @@ class FrontendDeclaration(_Strict):
     trusted_proxies: Annotated[
         tuple[NetworkAddress, ...], BeforeValidator(_listed), Field(max_length=1000)
     ] = ()
+    proxy_protocol_from: Annotated[
+        tuple[NetworkAddress, ...], BeforeValidator(_listed), Field(max_length=1000)
+    ] = ()
     bind_options: Words = ""
     extra_config: ServiceLines = ()
 
@@ -635,6 +638,7 @@ class FrontendDeclaration(_Strict):
             hsts=self.hsts,
             allow=self.allow,
             trusted_proxies=self.trusted_proxies,
+            proxy_protocol_from=self.proxy_protocol_from,
             bind_options=self.bind_options,
             extra_config=self.extra_config,
             origin=origin,
@@ -668,6 +672,8 @@ class ServiceDeclaration(_Strict):
     balance: Annotated[str, BeforeValidator(_balance)] = "leastconn"
     check: StrictBool = True
     tls: Annotated[TlsDeclaration | None, BeforeValidator(_tls), BeforeValidator(_optional)] = None
+    protocol: Literal["http1", "h2", "h2c"] | None = None
+    proxy_protocol: Literal["v1", "v2"] | None = None
     timeout: Annotated[float | None, _optional_time(0.001, 7 * 86400)] = None
     request_headers: Headers = ()
     response_headers: Headers = ()
@@ -790,6 +796,18 @@ class ServiceDeclaration(_Strict):
                 f"{self.balance} needs mode: http",
                 "use mode: http, or balance: leastconn",
             ),
+            (
+                self.protocol == "h2" and self.tls is None,
+                "protocol",
+                "h2 needs tls",
+                "add tls, or use h2c for HTTP/2 without TLS",
+            ),
+            (
+                self.protocol == "h2c" and self.tls is not None,
+                "protocol",
+                "h2c is HTTP/2 without TLS",
+                "use h2, or leave tls out",
+            ),
             *(
                 (
                     self.effective_mode == "tcp" and bool(given),
@@ -798,6 +816,7 @@ class ServiceDeclaration(_Strict):
                     "use mode: http, or leave it out",
                 )
                 for field, given in (
+                    ("protocol", self.protocol),
                     ("request_headers", self.request_headers),
                     ("response_headers", self.response_headers),
                 )
@@ -822,6 +841,8 @@ class ServiceDeclaration(_Strict):
             balance=self.balance,
             check=self.check,
             tls=self.tls.model() if self.tls else None,
+            protocol=self.protocol,
+            proxy_protocol=self.proxy_protocol,
             timeout=self.timeout,
             request_headers=self.request_headers,
             response_headers=self.response_headers,

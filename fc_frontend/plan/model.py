@@ -284,7 +284,7 @@ class FrontendSpec:
 
     What comes in at `redirect_binds` is redirected to https.  `hsts` is in seconds.  Clients
     outside of `allow` get 403; None is no limit.  Forwarded headers are believed from
-    `trusted_proxies` only.
+    `trusted_proxies` only.  Connections from `proxy_protocol_from` begin with a PROXY header.
     """
 
     name: str
@@ -294,6 +294,7 @@ class FrontendSpec:
     hsts: float | None = None
     allow: tuple[Network, ...] | None = None
     trusted_proxies: tuple[Network, ...] = ()
+    proxy_protocol_from: tuple[Network, ...] = ()
     bind_options: str = ""
     extra_config: tuple[str, ...] = ()
     origin: Origin | None = field(default=None, compare=False)
@@ -333,6 +334,8 @@ class ServiceSpec:
     balance: str = "leastconn"
     check: bool = True
     tls: Tls | None = None
+    protocol: Literal["http1", "h2", "h2c"] | None = None
+    proxy_protocol: Literal["v1", "v2"] | None = None
     timeout: float | None = None
     request_headers: tuple[tuple[str, str | None], ...] = ()
     response_headers: tuple[tuple[str, str | None], ...] = ()

@@ -192,7 +192,7 @@ def _service(
             planned,
             by_runtime=True,
             draining=draining,
-            is_h2c=answer is not None and answer.is_h2c and spec.mode == "http" and not spec.tls,
+            is_h2c=answer is not None and answer.is_h2c and _may_be_h2c(spec),
             standby=answer.standby if answer else None,
         )
     if answer is None or planned.query is None:
@@ -201,6 +201,11 @@ def _service(
     stays = answer.by_runtime and not (shrink and _is_sure(answer))
     # HAProxy's resolver takes any address that DNS names: it must not see those that are kept out.
     return replace(planned, by_runtime=answer.is_cut or bool(answer.rejected) or stays)
+
+
+def _may_be_h2c(spec: ServiceSpec) -> bool:
+    """True if the API may decide that pods are asked by HTTP/2 without TLS."""
+    return spec.mode == "http" and not spec.tls and spec.protocol is None
 
 
 def _is_sure(answer: Answer) -> bool:

@@ -138,6 +138,8 @@ def maps_in(config_file: str, text: str) -> dict[str, str]:
 
     A frontend has all its maps, even those that are empty.
     """
+    if f"{MARK}{UnitKind.FRONTEND}" not in text:
+        return {}
     directory = config_file.rpartition("/")[0]
     sections = sections_in(text)
     entries = map_entries(

@@ -397,13 +397,17 @@ def _frontend_model(frontend: FrontendSpec, plan: Plan) -> FrontendModel:
 
 
 def _access_rules(frontend: FrontendSpec) -> Iterator[str]:
-    """The lines that reject clients and ambiguous paths."""
+    """The lines that expect PROXY headers, and reject clients and ambiguous paths."""
+    if frontend.proxy_protocol_from:
+        yield from _networks("fc_proxies", frontend.proxy_protocol_from)
+        yield "tcp-request connection expect-proxy layer4 if fc_proxies"
     if frontend.allow is None:
         return
     condition = " unless fc_allowed" if frontend.allow else ""
     yield from _networks("fc_allowed", frontend.allow)
     if frontend.mode == "tcp":
-        yield f"tcp-request connection reject{condition}"
+        # After a PROXY header, which tells the client's address.
+        yield f"tcp-request session reject{condition}"
         return
     yield f"http-request deny{condition}"
     # Applications may read such a path as another one.
@@ -464,10 +468,16 @@ def _check_words(spec: ServiceSpec, *more: str) -> list[str]:
 
 
 def _server_words(service: ServicePlan) -> list[str]:
-    """TLS or HTTP/2 to the pods."""
-    if service.spec.tls:
-        return _tls_words(service.spec.tls)
-    return ["proto", "h2"] if service.is_h2c else []
+    """TLS, HTTP/2 and PROXY headers to the pods."""
+    spec = service.spec
+    words = _tls_words(spec.tls) if spec.tls else []
+    if spec.protocol == "h2":
+        words += ["alpn", "h2"]
+    elif spec.protocol == "h2c" or service.is_h2c:
+        words += ["proto", "h2"]
+    if spec.proxy_protocol is not None:
+        words.append("send-proxy" if spec.proxy_protocol == "v1" else "send-proxy-v2")
+    return words
 
 
 def _fragment_model(fragment: Fragment) -> FragmentModel:
