@@ -11,6 +11,8 @@ from fc_frontend.demo.load import Load
 from tests.support.frontend import Frontend
 
 RELOADS = 6
+LONG = 50.0
+"""Seconds of silence; plain HAProxy gives up what it resolved after `hold` of 30 s."""
 
 
 @pytest.fixture
@@ -57,4 +59,26 @@ def test_a_fragment_serves_while_cluster_dns_is_silent(frontend: Frontend) -> No
         frontend.until(lambda: len(frontend.events("config-reloaded")) == 1)
         before = load.tally()
         frontend.until(lambda: load.tally().since(before).requests > 200)
+        assert not load.stop().failures
+
+
+@pytest.mark.extended
+def test_a_fragment_serves_after_silence_that_plain_haproxy_does_not_survive(
+    frontend: Frontend,
+) -> None:
+    """With a reload after `LONG`: its new worker never had an answer of its own."""
+    frontend.dns.fault = Fault.SILENT
+    with Load(frontend.host, 8080, clients=2, interval=0.05) as load:
+        frontend.until(
+            lambda: frontend.metric("fc_frontend_service_answer_age_seconds") > LONG, 2 * LONG
+        )
+        assert not load.tally().failures
+        frontend.drop("more.json", {"more": frontend.service("shop", 8090)})
+        frontend.until(lambda: len(frontend.events("config-reloaded")) == 1)
+        before = load.tally()
+        frontend.until(lambda: load.tally().since(before).requests > 200)
+        # Pods that came meanwhile are used as soon as there are answers again.
+        frontend.scale("shop", 4)
+        frontend.dns.fault = Fault.NONE
+        frontend.until(lambda: frontend.serves(8080, frontend.pods["shop"]))
         assert not load.stop().failures
