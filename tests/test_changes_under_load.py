@@ -67,6 +67,8 @@ class Changes(RuleBasedStateMachine):
         """The last good fields of each service that is declared or runs."""
         self.files: dict[str, str] = {}
         """The file in which each service is declared, or was."""
+        self.marks: dict[str, str] = {}
+        self.count = 0
         self.withheld: set[str] = set()
         self.gone: set[str] = set()
         """Services that were removed, and are not served."""
@@ -99,8 +101,11 @@ class Changes(RuleBasedStateMachine):
     # Steps
 
     def put(self, name: str, fields: dict[str, Any], file: str = "") -> None:
-        """Declare a service, as its last good form."""
+        """Declare a service, as its last good form, with a line that shows when it is deployed."""
         self.files[name] = file or self.files.get(name, f"{name}.json")
+        self.count += 1
+        self.marks[name] = f"timeout client-fin {1000 + self.count}ms"
+        fields = {**fields, "extra_config": self.marks[name]}
         self.fields[name] = fields
         self.frontend.drop(self.files[name], {name: fields})
 
@@ -130,7 +135,9 @@ class Changes(RuleBasedStateMachine):
                 for h in status["withheld"]
             }
             wanted = self.withheld | ({"settings"} if self.is_settings_wrong else set())
-            return frontend.ready() and found == wanted
+            text = frontend.haproxy_cfg.read_text()
+            is_there = all((mark in text) == (n not in self.gone) for n, mark in self.marks.items())
+            return is_there and frontend.ready() and found == wanted
 
         try:
             frontend.until(is_settled, PATIENCE)
