@@ -35,6 +35,9 @@ def change(frontend: Frontend, mistake: str) -> None:
     match mistake:
         case "domain":
             cluster["domain"] = "cluster.locla"
+        case "nameserver":
+            # Nobody answers there.
+            cluster["nameservers"] = [f"127.{frontend.octet}.255.99:53"]
         case "pod-network":
             cluster["pod_network"] = "10.1.0.0/16"
         case "namespace":
@@ -44,13 +47,13 @@ def change(frontend: Frontend, mistake: str) -> None:
     frontend.write()
 
 
-@pytest.mark.parametrize("mistake", ["domain", "pod-network", "namespace", "service"])
+@pytest.mark.parametrize("mistake", ["domain", "nameserver", "pod-network", "namespace", "service"])
 def test_a_mistake_about_where_pods_are_costs_nothing(frontend: Frontend, mistake: str) -> None:
     before = frontend.running_hash()
     with Load(frontend.host, 8080, clients=4) as load:
         change(frontend, mistake)
         (held,) = frontend.until(lambda: withheld(frontend))
-        by_settings = mistake in ("domain", "pod-network")
+        by_settings = mistake in ("domain", "nameserver", "pod-network")
         assert held["kind"] == ("settings" if by_settings else "service")
         assert held["problems"][0]["cause"] == "no-server-left"
         applied = frontend.run("apply", "--json", check=False)

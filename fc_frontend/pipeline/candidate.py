@@ -16,7 +16,7 @@ from fc_frontend.haproxy.judge import judge
 from fc_frontend.haproxy.patience import Patience
 from fc_frontend.model.units import UnitId, UnitKind
 from fc_frontend.pipeline.base import Base
-from fc_frontend.plan.model import Answer, Plan, Resolution
+from fc_frontend.plan.model import Answer, Kind, Plan, Resolution
 from fc_frontend.render.config import Config
 from fc_frontend.render.names import name_problems
 from fc_frontend.render.routes import route_problems
@@ -98,8 +98,8 @@ class Candidate:
                 has_server
                 and name in self.moved
                 and unit not in self.declaration.forced
-                and answer is not None
-                and not answer.endpoints
+                and planned.kind is not Kind.NODES
+                and (answer is None or not answer.endpoints)
             ):
                 found.append(_no_server_left(unit, answer))
         return tuple(self.declaration.located(problem) for problem in found)
@@ -113,9 +113,12 @@ class Candidate:
         return tuple(self.declaration.located(problem) for problem in found)
 
 
-def _no_server_left(unit: UnitId, answer: Answer) -> Problem:
+def _no_server_left(unit: UnitId, answer: Answer | None) -> Problem:
     said = "would lose all its servers: "
-    if answer.rejected:
+    if answer is None:
+        said += "cluster DNS gives no answer"
+        remedy = "correct cluster.nameservers"
+    elif answer.rejected:
         shown = ", ".join(answer.rejected[:3])
         said += f"cluster DNS names only addresses outside of the networks: {shown}"
         remedy = "correct cluster.pod_network and cluster.service_network"

@@ -386,6 +386,9 @@ class Composer:
         is_same_place = self._running_settings is not None and is_same_cluster(
             self._base, declaration.settings, declaration.settings_file
         )
+        if not is_same_place and SETTINGS in candidate.newcomers:
+            # Other nameservers change no section of a service.
+            return frozenset(spec.name for spec in declaration.services)
         found = set()
         for unit in candidate.newcomers:
             spec = self._running_spec(unit.name)
