@@ -37,7 +37,7 @@ from fc_frontend.plan.model import (
     Transport,
 )
 from tests.conftest import PATIENCE
-from tests.test_discovery_client import Query, damaged, in_loop, scripted
+from tests.support.nameservers import Query, damaged, in_loop, scripted
 
 MESSAGES = int(os.environ.get("FC_FRONTEND_DNS_MESSAGES", "2500"))
 NAME = "web.default.svc.cluster.local"

@@ -18,7 +18,7 @@ from fc_frontend.haproxy import runtime
 from fc_frontend.haproxy.socket import ask
 from fc_frontend.pipeline import Base, prepare_offline
 from tests.conftest import RealHaproxy, binary_of, loopback, until
-from tests.test_import import command, on_path
+from tests.support.imports import command, on_path
 
 FILES = sorted((Path(__file__).parent / "imported").glob("*.cfg"))
 EXPECTED = {

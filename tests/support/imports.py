@@ -1,0 +1,47 @@
+"""The import as users run it, and the platform documentation's configuration."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+DOCUMENTATION = """\
+defaults
+    balance leastconn
+
+listen ingress
+    bind 198.51.100.2:443
+    bind [2a02:238:f030:::1000]:443
+    server-template pod 20 *.ingress.default.svc.cluster.local:443 check resolvers cluster \
+init-addr none
+
+resolvers cluster
+    nameserver coredns 10.43.0.10:53
+    accepted_payload_size 8192 # allow larger DNS payloads
+"""
+
+
+def command(*arguments: str, binary: str | None = None) -> subprocess.CompletedProcess[str]:
+    environ = dict(os.environ)
+    if binary is not None:
+        environ["PATH"] = f"{binary}:{environ['PATH']}"
+    done = subprocess.run(
+        [sys.executable, "-m", "fc_frontend", *arguments],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        env=environ,
+    )
+    assert "Traceback" not in done.stderr, done.stderr
+    return done
+
+
+def on_path(directory: Path, binary: str) -> str:
+    """A directory in which `haproxy` is the given one."""
+    (directory / "bin").mkdir()
+    (directory / "bin" / "haproxy").symlink_to(binary)
+    return str(directory / "bin")
