@@ -75,6 +75,7 @@ def test_sites_share_an_address_and_come_and_go(frontend: Frontend) -> None:
     frontend.until(lambda: asked(frontend, "shop.example.org", "/api/x") == "shop")
 
 
+@pytest.mark.extended
 def test_a_rollback_brings_the_former_routes_back(frontend: Frontend) -> None:
     frontend.scale("shop", 1)
     routed(frontend, "shop", hosts=["old.example.org"])
@@ -125,6 +126,7 @@ def test_routes_of_services_that_run_change_without_a_reload(frontend: Frontend)
     assert frontend.run("apply").stdout.startswith("good: nothing to do")
 
 
+@pytest.mark.extended
 def test_a_worker_whose_map_was_changed_by_others_is_put_right(frontend: Frontend) -> None:
     frontend.scale("shop", 1)
     routed(frontend, "shop", hosts=["shop.example.org"])
@@ -157,6 +159,7 @@ def test_headers_are_set_literally_and_removed(frontend: Frontend) -> None:
     assert response.headers["X-Pod"] is None
 
 
+@pytest.mark.extended
 def test_a_proxy_header_tells_the_client_and_allow_decides_by_it(frontend: Frontend) -> None:
     frontend.scale("shop", 1)
     web = frontend.settings["frontends"]["web"]
