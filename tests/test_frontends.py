@@ -100,6 +100,7 @@ services:
     frontend: web
     pod_port: 80
     timeout: 30s
+    rate_limit: {{requests: 100}}
     request_headers: {{X-A: "%[env(HOME)]'", X-B: null}}
     response_headers: {{X-A: 'b\\', "X-#": "#"}}
 """,
@@ -143,6 +144,7 @@ def test_a_frontend_with_standbys_is_accepted_by_haproxy(
         ("{pod_port: 1, mode: http, protocol: h2c, tls: true}", "protocol"),
         ("{pod_port: 1, protocol: h2c}", "protocol"),
         ("{pod_port: 1, timeout: soon}", "timeout"),
+        ("{pod_port: 1, rate_limit: {requests: 1}}", "rate_limit"),
     ],
 )
 def test_values_of_fields_that_make_no_sense_are_refused(

@@ -211,6 +211,7 @@ def test_the_examples_are_good_and_name_every_field(tmp_path: Path) -> None:
         ApiDeclaration,
         FrontendDeclaration,
         HttpDeclaration,
+        RateLimitDeclaration,
         ServiceDeclaration,
         SettingsDeclaration,
     )
@@ -245,6 +246,7 @@ def test_the_examples_are_good_and_name_every_field(tmp_path: Path) -> None:
         **ServiceDeclaration.model_fields,
         **FrontendDeclaration.model_fields,
         **HttpDeclaration.model_fields,
+        **RateLimitDeclaration.model_fields,
     }
     missing = [field for field in fields if f"{field}:" not in text]
     assert not missing

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import re
 import socket
 from collections.abc import Iterator
 from typing import Any
@@ -177,3 +178,20 @@ def test_a_proxy_header_tells_the_client_and_allow_decides_by_it(frontend: Front
     assert status("198.51.100.7") == 403
     assert status("192.0.2.7", "/a/../b") == 400
     assert status("192.0.2.7", "/%61") == 400
+
+
+@pytest.mark.extended
+def test_a_client_that_asks_too_often_is_refused_for_a_while(frontend: Frontend) -> None:
+    frontend.scale("shop", 1)
+    routed(frontend, "shop", hosts=["a.org"], rate_limit={"requests": 10, "period": "2s"})
+    routed(frontend, "free", hosts=["b.org"], service="shop")
+    frontend.start()
+    frontend.until(lambda: asked(frontend, "b.org") == "shop")
+    answers = [asked(frontend, "a.org") for _ in range(40)]
+    assert answers[0] == "shop"
+    assert answers[-1] == 429
+    assert asked(frontend, "b.org") == "shop"
+    # Refused requests count as well: the client has to pause.
+    path = frontend.settings["haproxy"]["runtime_socket"]
+    frontend.until(lambda: not re.search(r"rate\(2000\)=[^0]", command(path, "show table shop")))
+    assert asked(frontend, "a.org") == "shop"

@@ -47,6 +47,7 @@ from fc_frontend.plan.model import (
     Nameserver,
     Network,
     Origin,
+    RateLimit,
     ServiceSpec,
     Settings,
     Target,
@@ -645,6 +646,16 @@ class FrontendDeclaration(_Strict):
         )
 
 
+class RateLimitDeclaration(_Strict):
+    """`rate_limit:` of a service: requests of one client address in a period."""
+
+    requests: Annotated[int, Field(ge=1, le=1_000_000)]
+    period: Annotated[float, _time(1, 3600)] = 10.0
+
+    def model(self) -> RateLimit:
+        return RateLimit(self.requests, self.period)
+
+
 class ServiceDeclaration(_Strict):
     """One service."""
 
@@ -674,6 +685,7 @@ class ServiceDeclaration(_Strict):
     tls: Annotated[TlsDeclaration | None, BeforeValidator(_tls), BeforeValidator(_optional)] = None
     protocol: Literal["http1", "h2", "h2c"] | None = None
     proxy_protocol: Literal["v1", "v2"] | None = None
+    rate_limit: RateLimitDeclaration | None = None
     timeout: Annotated[float | None, _optional_time(0.001, 7 * 86400)] = None
     request_headers: Headers = ()
     response_headers: Headers = ()
@@ -817,6 +829,7 @@ class ServiceDeclaration(_Strict):
                 )
                 for field, given in (
                     ("protocol", self.protocol),
+                    ("rate_limit", self.rate_limit),
                     ("request_headers", self.request_headers),
                     ("response_headers", self.response_headers),
                 )
@@ -843,6 +856,7 @@ class ServiceDeclaration(_Strict):
             tls=self.tls.model() if self.tls else None,
             protocol=self.protocol,
             proxy_protocol=self.proxy_protocol,
+            rate_limit=self.rate_limit.model() if self.rate_limit else None,
             timeout=self.timeout,
             request_headers=self.request_headers,
             response_headers=self.response_headers,

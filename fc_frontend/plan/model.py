@@ -278,6 +278,14 @@ class Origin:
     column: int | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class RateLimit:
+    """The requests that one client address may send in `period` seconds; more get 429."""
+
+    requests: int
+    period: float
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FrontendSpec:
     """Binds that several services share, by host and path, or by SNI with `mode` tcp.
@@ -336,6 +344,7 @@ class ServiceSpec:
     tls: Tls | None = None
     protocol: Literal["http1", "h2", "h2c"] | None = None
     proxy_protocol: Literal["v1", "v2"] | None = None
+    rate_limit: RateLimit | None = None
     timeout: float | None = None
     request_headers: tuple[tuple[str, str | None], ...] = ()
     response_headers: tuple[tuple[str, str | None], ...] = ()

@@ -366,6 +366,14 @@ def _option_lines(spec: ServiceSpec) -> Iterator[str]:
     """The lines of a service's fields about requests and answers; its standby has them as well."""
     if spec.timeout is not None:
         yield f"timeout server {haproxy_time(spec.timeout)}"
+    if spec.rate_limit is not None:
+        period = haproxy_time(spec.rate_limit.period)
+        yield f"stick-table type ipv6 size 10k expire {period} store http_req_rate({period})"
+        yield "http-request track-sc2 src"
+        yield (
+            "http-request deny deny_status 429 "
+            f"if {{ sc2_http_req_rate gt {spec.rate_limit.requests} }}"
+        )
     for rule, headers in (
         ("http-request", spec.request_headers),
         ("http-response", spec.response_headers),
