@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Iterator
 
 import pytest
 
 from fc_frontend.demo.dns import Fault
 from fc_frontend.demo.load import Load
+from fc_frontend.haproxy.master import show_proc
 from tests.support.frontend import Frontend
 
 RELOADS = 6
@@ -49,6 +52,27 @@ def test_a_reload_costs_a_fragment_no_request(frontend: Frontend) -> None:
         tally = load.stop()
     assert tally.requests > 100
     assert not tally.failures
+
+
+def test_a_reload_by_others_costs_a_fragment_no_request(frontend: Frontend) -> None:
+    frontend.dns.delay = 0.1
+    saved = frontend.directory / "state" / "server-state"
+    pods = frontend.pods["shop"].addresses
+    frontend.until(lambda: all(f" {pod} " in _of_pool(saved.read_text()) for pod in pods))
+    path = frontend.settings["haproxy"]["master_socket"]
+    with Load(frontend.host, 8080, clients=4) as load:
+        for _ in range(3):
+            before = show_proc(path, patience=10)
+            os.kill(before.master, signal.SIGUSR2)
+            frontend.until(lambda n=before.reloads: show_proc(path, patience=10).reloads > n)
+            answered = load.tally()
+            frontend.until(lambda n=answered: load.tally().since(n).requests > 100)
+        assert not load.stop().failures
+
+
+def _of_pool(text: str) -> str:
+    """The lines of a state file that are about the fragment's backend."""
+    return "\n".join(line for line in text.splitlines() if " pool " in line)
 
 
 def test_a_fragment_serves_while_cluster_dns_is_silent(frontend: Frontend) -> None:

@@ -22,6 +22,8 @@ from fc_frontend.observe.metrics import Metrics
 from fc_frontend.plan.model import Haproxy, Plan, Resolution, ServicePlan, Settings
 from fc_frontend.render.render import ALIVE_KEY, ALIVE_TABLES
 
+_OWN_SERVERS = 5.0
+"""Seconds."""
 _SAVE_SHARE = 20
 """ServerUpkeep that change all the time are kept for 1/20 of the time."""
 _VERIFIED_AT_ONCE = 16
@@ -54,6 +56,7 @@ class ServerUpkeep:
         self._saved: Resolution | None = None
         """The answers when the servers were kept last."""
         self._save_due = 0.0
+        self._own_due = 0.0
         self._drain_record: object = None
         self._drains = False
 
@@ -148,11 +151,15 @@ class ServerUpkeep:
     async def save(self) -> None:
         """Keep what HAProxy knows of its servers, if answers have changed, for a start of its own.
 
-        A HAProxy that is started again by others, with cluster DNS away, serves by it at once.
+        A HAProxy that is reloaded or started again by others serves by it at once.  Nobody but
+        HAProxy asks about servers of fragments, so that these are looked at every `_OWN_SERVERS`.
         """
         state, began = self._tracker.state, self._clock()
         deployed, answers = state.deployed, state.resolution
-        if deployed is None or not state.is_in_sync or answers == self._saved:
+        if deployed is None or not state.is_in_sync:
+            return
+        is_own_due = bool(deployed.fragments) and began >= self._own_due
+        if answers == self._saved and not is_own_due:
             return
         if began < self._save_due:
             return
@@ -171,6 +178,7 @@ class ServerUpkeep:
                         files.write_own, deployed.settings.server_state_file, text
                     )
             self._saved = answers
+            self._own_due = began + _OWN_SERVERS
             ended = self._clock()
             self._save_due = ended + _SAVE_SHARE * (ended - began)
         except Unavailable as exc:
