@@ -243,7 +243,7 @@ class PodSources:
         found: dict[str, Answer] = {}
         for name in headless:
             answer = self._stood_in.get(name)
-            if answer is None or answer.kind not in (Kind.HEADLESS, Kind.SRV):
+            if answer is None or not answer.kind.names_pods:
                 continue
             old = now[name]
             known = {endpoint.address for endpoint in (*old.endpoints, *old.draining)}

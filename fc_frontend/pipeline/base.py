@@ -267,7 +267,7 @@ def as_in_text(planned: ServicePlan, text: str) -> ServicePlan:
     kind = planned.kind if planned.has_pods else Kind.HEADLESS
     if kind is Kind.API and not first.is_disabled:
         kind = Kind.HEADLESS
-    kind = Kind.SRV if first.port is None else Kind.HEADLESS if kind is Kind.SRV else kind
+    kind = kind.with_ports_found(first.port is None)
     return replace(
         planned,
         kind=kind,

@@ -57,6 +57,22 @@ class Kind(StrEnum):
     API = "api"
     """EndpointSlices of the Kubernetes API: the pods of any Service, which the daemon sets."""
 
+    @property
+    def names_pods(self) -> bool:
+        """True if cluster DNS names the ready pods under the service's own name."""
+        return self in (Kind.HEADLESS, Kind.SRV)
+
+    @property
+    def finds_ports(self) -> bool:
+        """True if cluster DNS gives the number of the port with each pod."""
+        return self is Kind.SRV
+
+    def with_ports_found(self, are_found: bool) -> Kind:
+        """The kind for pods whose ports are found with them, or are not."""
+        if are_found:
+            return Kind.SRV
+        return Kind.HEADLESS if self.finds_ports else self
+
 
 class Discovery(StrEnum):
     """What the operator may ask for; `auto` takes the API where it is set, else DNS decides."""

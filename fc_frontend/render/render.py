@@ -523,7 +523,7 @@ def _servers(service: ServicePlan, plan: Plan) -> list[str]:
     # if the server state file gives one.  The number itself is replaced by the record's.
     # Slots that the daemon fills get the port of each pod.
     named = isinstance(spec.port, str) or spec.target is Target.SERVICE
-    is_of_pod = service.kind is Kind.SRV or (service.kind is Kind.API and named)
+    is_of_pod = service.kind.finds_ports or (service.kind is Kind.API and named)
     port = 1 if is_of_pod else spec.port
     target = f"{service.query}:{port}"
     if service.kind is Kind.SERVICE:
