@@ -302,6 +302,26 @@ def test_a_template_that_breaks_unchanged_services_is_blamed_itself() -> None:
     assert [each.unit for each in result.withheld] == [TEMPLATES]
 
 
+def test_a_template_that_breaks_every_service_does_not_withhold_a_new_one() -> None:
+    """HAProxy names the new service as well, whose own declaration is good."""
+    old, new = Section(TEMPLATES, "old"), Section(TEMPLATES, "new", declaration="new")
+    running = {**by_unit(section("blog")), TEMPLATES: old}
+    good = by_unit(section("blog"), section("shop"))
+    broken = {
+        each.unit: Section(each.unit, f"{each.text} nonsense", declaration=each.declaration)
+        for each in good.values()
+    }
+
+    def declare(kept: frozenset[UnitId]) -> Declared:
+        return Declared(
+            {**good, TEMPLATES: old} if TEMPLATES in kept else {**broken, TEMPLATES: new}
+        )
+
+    result = isolate(running, declare, all_of(refusing("nonsense")), clock=lambda: 0.0)
+    assert texts(result) == ["old", "blog: first form", "shop: first form"]
+    assert [each.unit for each in result.withheld] == [TEMPLATES]
+
+
 def test_faulty_settings_leave_the_running_ones_and_services_change() -> None:
     old = Section(SETTINGS, "global old")
     running = {**by_unit(section("blog")), SETTINGS: old}

@@ -327,8 +327,10 @@ class _Search:
             if problem.unit is not None and problem.unit in applied:
                 unit = _origin_of(applied[problem.unit], applied)
                 named[unit] = (*named.get(unit, ()), problem)
+        # What is wrong with services may come from settings or templates: they are tried without.
+        environment = {unit: found for unit, found in named.items() if unit in ENVIRONMENT}
         if named:
-            return named
+            return environment or named
         untrusted = self._declare(ENVIRONMENT.intersection(withheld)).untrusted
         for problem in errors:
             if problem.unit in untrusted and problem.unit in composition.sections:
