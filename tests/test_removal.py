@@ -153,7 +153,7 @@ def test_forcing_what_does_not_exist_is_refused(frontend: Frontend) -> None:
     frontend.write()
     done = frontend.run("apply", "--force", "shpo", check=False)
     assert done.returncode == 2
-    assert "there is no service or fragment shpo" in done.stderr
+    assert "there is no service, fragment or frontend shpo" in done.stderr
 
 
 def test_a_mistake_that_is_withheld_already_does_not_block_other_changes(
