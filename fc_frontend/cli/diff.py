@@ -162,6 +162,7 @@ def _installed(
         servers = runtime.servers(settings.haproxy.runtime_socket)
     except Unavailable:
         return Installed(text=text, plan=plan)
+    fresh = {name for name, each in resolution.items() if each.freshness is Freshness.FRESH}
     addresses: dict[str, set[str]] = {}
     free: dict[str, int] = {}
     for server in servers:
@@ -179,7 +180,7 @@ def _installed(
         pods={
             name: Pods(addresses=frozenset(found), free=free[name])
             for name, found in addresses.items()
-            if (found or free[name]) and resolution[name].freshness is Freshness.FRESH
+            if (found or free[name]) and name in fresh
         },
     )
 
