@@ -116,7 +116,8 @@ def test_a_service_that_serves(many: Frontend) -> None:
     assert document["summary"] == f"shop serves: 3 of 3 pods up on {many.host}:8080"
     assert (document["verdict"], document["serves"], document["cause"]) == ("ok", True, None)
     assert set(document) == {
-        *("version", "service", "verdict", "state", "serves", "summary", "cause", "steps", "facts")
+        *("version", "service", "verdict", "state", "serves", "summary", "cause", "steps"),
+        *("facts", "route"),
     }
     assert all(
         set(s) == {"step", "verdict", "said", "remedy", "details"} for s in document["steps"]
