@@ -39,8 +39,8 @@ from tests.support.nameservers import (
 
 SOON = 0.1
 """Seconds for what never comes."""
-SPARE = 0.5
-"""Seconds where one server is silent and the next one answers."""
+SPARE = 2.0
+"""Seconds where one server is silent; on a busy host the next one answers within them."""
 PREFERRED_FOR = 30.0
 """Seconds for which the server that answered last is asked before those ahead of it."""
 
@@ -387,8 +387,7 @@ async def test_a_silent_first_nameserver_delays_a_sweep_of_many_names_only_once(
     services = [KubernetesService(f"s{i}", endpoints=("10.1.0.1",)) for i in range(400)]
     async with ClusterDns() as first, ClusterDns(services) as second:
         first.fault = Fault.SILENT
-        # A second in which the whole host stands still would not be the silence of the first one.
-        async with asking(first, second, timeout=4 * SPARE) as ask:
+        async with asking(first, second, timeout=SPARE) as ask:
             replies = await asyncio.gather(*(ask(f"s{i}.{ZONE}") for i in range(400)))
             assert {reply.outcome for reply in replies} == {ReplyOutcome.ANSWER}
             # No more than may be under way at the same time.

@@ -34,7 +34,7 @@ from fc_frontend.plan.model import (
     Target,
     Transport,
 )
-from tests.conftest import PATIENCE
+from tests.support.nameservers import ANSWER_TIMEOUT
 
 P = ParamSpec("P")
 
@@ -89,7 +89,7 @@ async def frontend(
     *services: KubernetesService,
     pods: tuple[str, ...] = ("10.1.0.0/16",),
     cluster_ips: tuple[str, ...] = ("10.96.0.0/12",),
-    patience: float = PATIENCE,
+    patience: float = ANSWER_TIMEOUT,
     nameserver: Nameserver | None = None,
     **options: Any,
 ) -> AsyncIterator[Frontend]:

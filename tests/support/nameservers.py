@@ -24,10 +24,11 @@ from fc_frontend.discovery.client import (
 )
 from fc_frontend.discovery.scan import RecordType
 from fc_frontend.plan.model import Nameserver, Transport
-from tests.conftest import PATIENCE
 
 P = ParamSpec("P")
 
+ANSWER_TIMEOUT = 10.0
+"""Seconds until a question is asked again: a busy host loses datagrams, and is slow to answer."""
 ZONE = "default.svc.cluster.local"
 WEB = f"web.{ZONE}"
 PODS = ("10.1.0.3", "10.1.0.4", "10.1.0.5", "fd00::3", "fd00::4")
@@ -59,7 +60,7 @@ class Asking:
         self,
         nameservers: Sequence[Nameserver],
         *,
-        timeout: float = PATIENCE,
+        timeout: float = ANSWER_TIMEOUT,
         tries: int = 2,
     ) -> None:
         self.now = 1000.0
