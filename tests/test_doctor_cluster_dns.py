@@ -137,7 +137,7 @@ def test_a_slow_nameserver() -> None:
         server.set_delay(0.25)
         found = transports(at)
     assert result_of(found, "over UDP") == "warning"
-    assert "asks each name once a second" in said(found)
+    assert "queries each name once a second" in said(found)
 
 
 def test_sizes_over_udp() -> None:
@@ -203,7 +203,7 @@ def test_edns_that_gets_lost() -> None:
     with nameserver() as (_, at), lossy(at, edns=False) as lossy_at:
         found = transports(lossy_at, timeout=0.5)
     assert result_of(found, "EDNS size") == "problem"
-    assert "questions with EDNS" in said(found)
+    assert "queries with EDNS" in said(found)
 
 
 @pytest.mark.parametrize("wildcards", [True, False])

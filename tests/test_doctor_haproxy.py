@@ -42,7 +42,7 @@ TODAY = datetime.date(2026, 11, 23)
         ("4.1", "stable branch - will stop receiving fixes around Q3 2026.", "warning", "Q3 2026"),
         ("4.1", "stable branch - will stop receiving fixes around Q4 2026.", "ok", "Q4 2026"),
         ("3.5", "development branch - not safe for use in production.", "warning", "development"),
-        ("9.9", "", "unknown", "nothing is known"),
+        ("9.9", "", "unknown", "branch 9.9 is unknown"),
     ],
 )
 def test_end_of_life(branch: str, status: str, expected: str, words: str) -> None:

@@ -255,7 +255,7 @@ def test_an_api_that_answers_strangely(kubeconfig: KubeConfig, api: ApiServer) -
     # A redirect is not followed: the token would go with it.
     api.redirect = "https://127.0.0.1:1/elsewhere"
     found = kubeconfig.judged()
-    assert "says 302" in said(found)
+    assert "answers 302" in said(found)
 
 
 def test_an_api_that_is_not_trusted_or_not_there(

@@ -131,6 +131,16 @@ def test_of_several_suspects_all_but_one_wait(site: Site) -> None:
     assert site.rejected() == ["service b"]
 
 
+def test_one_suspect_is_tried_while_the_others_are_withheld(site: Site) -> None:
+    site.fails()
+    assert site.rejected() == ["service b", "service c"]
+    withheld = {name: site.sections.pop(name) for name in ("b", "c")}
+    assert site.rejected() == []
+    assert not site.attempt().succeeded()
+    site.sections |= withheld
+    assert site.rejected() == ["service c"]
+
+
 def test_the_last_suspect_is_not_tried_at_all(site: Site) -> None:
     site.fails()
     kept = dict(site.sections)

@@ -394,7 +394,7 @@ def test_a_bind_that_another_process_holds_costs_only_its_service(site: Site, na
         extra, port = EXTRA
         site.frontend.until(lambda: site.frontend.ask(port) == f"{extra}-1")
         (problem,) = site.held()["service", name]["problems"]
-        assert f"{site.frontend.host}:8099 is held by" in problem["message"]
+        assert f"{site.frontend.host}:8099 is in use by" in problem["message"]
         assert f"process {os.getpid()}" in problem["message"]
         site.still_serve()
     # Nothing is mended in the files: the daemon tries again by itself.

@@ -129,10 +129,11 @@ class Attempt:
         if self._is_forced or not self._before:
             return ()
         relevant = [failure for failure in self._before if self._is_same(failure, taker)]
-        suspected = [failure for failure in relevant if failure.is_suspected]
-        if len(suspected) > 1:
+        if sum(failure.is_suspected for failure in self._before) > 1:
             # One at a time shows which one it is; the last one left needs no further attempt.
-            relevant.remove(suspected[0])
+            # Others may be withheld from this text already: that does not make one the last.
+            first = next((failure for failure in relevant if failure.is_suspected), None)
+            relevant = [failure for failure in relevant if failure is not first]
         return tuple(self._problem(failure) for failure in relevant)
 
     def failed(self, taker: Taker, outcome: ReloadOutcome) -> tuple[Problem, ...]:
