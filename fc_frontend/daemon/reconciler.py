@@ -387,6 +387,8 @@ class Reconciler:
         before = prepared.base.config.text if prepared.base.config else ""
         after = prepared.config.text if prepared.config else ""
         why = reasons(self.state.deployed, prepared.plan, changed_files(before, after))
+        if before == after and why == (Reason(ReloadCause.TEMPLATES),):
+            why = (Reason(ReloadCause.HAPROXY),)
         if self._resumes:
             others = (reason for reason in why if reason.cause is not ReloadCause.TEMPLATES)
             why = (Reason(ReloadCause.RESUMED), *others)

@@ -25,6 +25,8 @@ class ReloadCause(StrEnum):
     """The content of a file that the configuration names, such as a certificate."""
     RESUMED = "resumed"
     """What an operator held has ended: normal deployments resume."""
+    HAPROXY = "haproxy"
+    """HAProxy does not run the configuration, which is as it was."""
     START = "start"
     """Nothing is known of the configuration before."""
 
