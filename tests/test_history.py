@@ -449,7 +449,7 @@ def test_an_entry_is_shown_and_compared_with_others(frontend: Frontend) -> None:
     assert first["by"] == second["by"] == ""
     assert [Path(file).name for file in second["files"]] == ["cart.json"]
     text = frontend.run("history", "show", str(first["id"])).stdout
-    assert "by        the daemon" in text
+    assert "by        daemon" in text
     assert "listen shop" in text
     assert "listen cart" not in text
     difference = frontend.run("history", "diff", str(first["id"])).stdout

@@ -146,6 +146,7 @@ def test_reasons_name_what_changed() -> None:
     settings = replace(SETTINGS, state_directory="/elsewhere")
     assert _reasons(before, replace(before, settings=settings)) == ["settings"]
     assert _reasons(before, before) == ["templates"]
+    assert [str(each) for each in reasons(before, before, is_same_text=True)] == ["haproxy"]
 
 
 def test_moving_a_declaration_to_another_file_is_no_reason() -> None:

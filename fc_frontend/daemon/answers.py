@@ -1,4 +1,4 @@
-"""Where the daemon's answers come from: questions of a step, sweeps, and events of the API."""
+"""The daemon's answers about services, from DNS sweeps and from events of the API."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _NOT_DEPLOYED_PAUSE = 1.0
 
 
 class Answers:
-    """Asks `discovery`, and remembers the answers for what is declared but does not run."""
+    """Looks services up, and caches the answers for declared services that do not run."""
 
     def __init__(
         self,
@@ -63,21 +63,21 @@ class Answers:
 
     @property
     def disagreements(self) -> tuple[Problem, ...]:
-        """Where nameservers say different things of a service."""
+        """Services about which nameservers disagree."""
         # The status is computed in a thread.
         return tuple(self._disagreements.values())[:_MOST_DISAGREEMENTS]
 
     def forget_empty(self) -> None:
-        """Ask again where nobody was found: somebody may be by now."""
+        """Drop cached answers without pods, so that these services are looked up again."""
         self._declared = {
             text: answer for text, answer in self._declared.items() if answer.endpoints
         }
 
     async def of(self, declaration: Declaration, base: Base) -> dict[str, Answer]:
-        """The answers for declared services; what was not asked before is asked now."""
+        """The answers for declared services; services without an answer are looked up."""
         specs, settings = declaration.services, declaration.settings
         if self._asked_of is not None and self._asked_of != settings.cluster:
-            # What another cluster, or another name of it, said is worth nothing.
+            # Answers of another cluster are not valid for this one.
             self._discovery.close()
             self._declared = {}
         if self._tracker.state.declaration is None and not self._declared:
@@ -140,7 +140,7 @@ class Answers:
         return {**self._declared, **running}
 
     async def sweep(self) -> bool:
-        """Ask about all services; True if the plan changes by what is said."""
+        """Look all services up; True if the answers change the plan."""
         declaration, before = self._tracker.state.declaration, self._tracker.state.resolution
         if declaration is None:
             return False
@@ -149,8 +149,8 @@ class Answers:
         if found is None:
             return False
         found = self._without_foreign(specs, found)
-        self._tracker.tell(transitions.answers(before, found))
-        # What follows from it for the plan is for the step that ends a hold.
+        self._tracker.log(transitions.answers(before, found))
+        # While something is held, the plan changes with the step that ends the hold.
         state = self._tracker.state
         answers = _updated(state.resolution, before, found)
         self._tracker.become(replace(state, resolution=answers))
@@ -170,14 +170,14 @@ class Answers:
         return _shape(planned.services) != _shape(deployed.services)
 
     async def follow(self) -> bool:
-        """Wait until discovery tells of changed endpoints, and give them to HAProxy's slots.
+        """Wait for changed endpoints, and put them into HAProxy's slots.
 
-        Only the services that changed are touched.  True if a step is due, as for more slots.
+        Only the changed services are touched.  True if a step is due, for example for more slots.
         """
         await self._discovery.changed()
         state = self._tracker.state
         if state.declaration is None or state.deployed is None:
-            # What is deployed first is asked for then; what changes meanwhile is for later.
+            # The first step looks the services up itself.
             await asyncio.sleep(_NOT_DEPLOYED_PAUSE)
             return False
         settings, before = state.declaration.settings, state.resolution
@@ -185,7 +185,7 @@ class Answers:
         if not news.answers:
             return False
         answers = dict(news.answers)
-        self._tracker.tell(transitions.answers(before, answers))
+        self._tracker.log(transitions.answers(before, answers))
         self._tracker.become(replace(state, resolution=_updated(before, before, answers)))
         if state.held is None and _changes_plan(state.declaration, state.deployed, answers):
             self._servers.touch()
@@ -198,7 +198,7 @@ class Answers:
     def _without_foreign(
         self, specs: Iterable[ServiceSpec], answers: Resolution
     ) -> dict[str, Answer]:
-        """`answers` that reject what HAProxy's resolver took from outside of the networks."""
+        """`answers`, with the addresses outside the networks that HAProxy took as rejected."""
         found = dict(answers)
         for spec in specs if self._foreign else ():
             foreign, answer = self._foreign.get(question(spec)), found.get(spec.name)
@@ -208,7 +208,7 @@ class Answers:
         return found
 
     async def look_at_servers(self) -> bool:
-        """True if HAProxy has servers where no pod can be; their slots are filled by us then.
+        """True if HAProxy has servers outside the pod network; we fill their slots then.
 
         Of an SRV record's target with A and AAAA records, HAProxy takes the first additional
         record, whichever network that is in.
@@ -254,7 +254,7 @@ class Answers:
         return bool(found)
 
     async def look_at_nameservers(self) -> None:
-        """Compare what the nameservers say of the next few services."""
+        """Compare the answers of all nameservers for the next few services."""
         declaration = self._tracker.state.declaration
         if declaration is None or len(declaration.settings.cluster.nameservers) < 2:
             self._disagreements = {}
@@ -280,16 +280,16 @@ def _changes_plan(declaration: Declaration, deployed: Plan, answers: Resolution)
 
 
 def _ways_back(base: Base) -> dict[str, ServiceSpec]:
-    """The services that go back to an earlier form, in that form."""
+    """The services that are reverted, in the form that they go back to."""
     ways = base.declarations.ways_back()
     return running_specs(replace(base.declarations, services=ways)) if ways else {}
 
 
 def _updated(now: Resolution, before: Resolution, answers: Resolution) -> dict[str, Answer]:
-    """`now` with what a sweep that began with `before` found to be different.
+    """`now`, updated by the `answers` of a sweep that began with `before`.
 
-    A step may have brought others meanwhile.  What did not change stays the same object: what
-    follows from it is not worked out again.
+    A step may have replaced some in the meantime.  An answer that did not change stays the same
+    object, so that nothing that depends on it is computed again.
     """
     found = dict(now)
     for name, answer in answers.items():
@@ -306,7 +306,7 @@ def _updated(now: Resolution, before: Resolution, answers: Resolution) -> dict[s
 
 
 def _shape(services: Iterable[ServicePlan]) -> list[tuple[object, ...]]:
-    """What of a plan reaches haproxy.cfg by way of discovery."""
+    """The parts of a plan that depend on discovery and are in haproxy.cfg."""
     return [
         (
             s.spec.name,

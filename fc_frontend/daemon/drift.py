@@ -1,4 +1,4 @@
-"""Others change haproxy.cfg: that is put right, or left, as the settings say."""
+"""Detects that others changed haproxy.cfg, and restores or keeps it as `haproxy.drift` says."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from fc_frontend.render.config import Config, config_hash
 
 
 class DriftWatch:
-    """Looks at haproxy.cfg while `lock` keeps deployments away."""
+    """Compares haproxy.cfg with the daemon's configuration.  `lock` prevents deployments."""
 
     def __init__(
         self,
@@ -46,7 +46,7 @@ class DriftWatch:
         self._seen = None
 
     async def look(self) -> None:
-        """See whether others changed haproxy.cfg; put it right, or leave it, as the settings say.
+        """Restore haproxy.cfg if others changed it, or keep the change with `drift: adopt`.
 
         HAProxy keeps its running configuration: a wrong file takes effect at its next start.
         """
@@ -87,7 +87,7 @@ class DriftWatch:
     async def _mend(self, settings: Settings, config: Config, drift: Drift) -> None:
         file, running = settings.haproxy.config_file, self._tracker.state.running
         if await asyncio.to_thread(_is_deployed_by_command, settings):
-            # What HAProxy runs now leads to a step, which compares it with what is declared.
+            # The next look at HAProxy finds another configuration running: that is a step's job.
             self._seen = None
             self._left(False)
             return
@@ -103,7 +103,7 @@ class DriftWatch:
             raise NeedsConsent(problem)
         self._log.warning("config-drift", file=file, effect="restored")
         replaced = await asyncio.to_thread(_restore, settings, config, running)
-        self._tracker.tell(transitions.replaced(replaced))
+        self._tracker.log(transitions.replaced(replaced))
         await self._consent.missing(settings, None)
         # Who edits it again meanwhile is seen at the next look.
         self._seen = None

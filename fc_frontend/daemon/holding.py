@@ -1,4 +1,4 @@
-"""An operator holds a configuration; and a supervised HAProxy that must serve with the last one."""
+"""A hold set by an operator, and restarts of a supervised HAProxy without a new configuration."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fc_frontend.plan.model import Haproxy, Settings
 
 
 class HoldWatch:
-    """Follows the record of a hold, and has HAProxy take what is held."""
+    """Watches the record of a hold, and keeps HAProxy on the held configuration."""
 
     def __init__(
         self, tracker: Tracker, lock: asyncio.Lock, consent: ConsentWatch, log: Log
@@ -28,7 +28,7 @@ class HoldWatch:
         self._log = log
 
     async def look(self, directory: str) -> bool:
-        """See whether an operator holds a configuration, or has ended that; True if it changed."""
+        """Read the record of a hold; True if it changed."""
         found = await asyncio.to_thread(hold.load, directory)
         before = self._tracker.state
         after = decide.after_hold(before, found)
@@ -40,7 +40,7 @@ class HoldWatch:
         return True
 
     async def go_on(self, settings: Settings) -> Deployment | None:
-        """Have HAProxy take what is held, if it has something else."""
+        """Deploy the held configuration if HAProxy runs another one."""
         state = self._tracker.state
         held = state.held
         if held is None or state.running == held.hash:
@@ -64,7 +64,7 @@ class HoldWatch:
         return deployment
 
     async def revive(self) -> Deployment | None:
-        """Nothing new is to be had: a supervised HAProxy must serve with the last good one."""
+        """Start a supervised HAProxy that is down with the last good configuration."""
         state = self._tracker.state
         declaration = state.declaration or state.read
         if declaration is None:

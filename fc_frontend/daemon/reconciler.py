@@ -386,11 +386,11 @@ class Reconciler:
         """Note how a deployment went; returns its reasons."""
         before = prepared.base.config.text if prepared.base.config else ""
         after = prepared.config.text if prepared.config else ""
-        why = reasons(self.state.deployed, prepared.plan, changed_files(before, after))
-        if before == after and why == (Reason(ReloadCause.TEMPLATES),):
-            why = (Reason(ReloadCause.HAPROXY),)
+        files = changed_files(before, after)
+        why = reasons(self.state.deployed, prepared.plan, files, is_same_text=before == after)
         if self._resumes:
-            others = (reason for reason in why if reason.cause is not ReloadCause.TEMPLATES)
+            unexplained = (ReloadCause.TEMPLATES, ReloadCause.HAPROXY)
+            others = (reason for reason in why if reason.cause not in unexplained)
             why = (Reason(ReloadCause.RESUMED), *others)
             self._resumes = not deployment.ok
         attempted = Attempted(at=time.time(), reasons=why, deployment=deployment)
@@ -414,7 +414,7 @@ class Reconciler:
         accepted = self._accepting(replace(prepared, problems=problems))
         self.drift.look_anew()
         self.servers.touch()
-        self.tracker.tell(transitions.replaced(deployment.replaced))
+        self.tracker.log(transitions.replaced(deployment.replaced))
         self.tracker.become(
             replace(
                 accepted,

@@ -1,4 +1,4 @@
-"""What is kept on disk: what HAProxy has, what it had before, and the answers it came from."""
+"""State on disk: what HAProxy runs, its former configurations, and the answers of discovery."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class Records:
             self.running_state = await asyncio.to_thread(RunningState, directory)
 
     async def resume(self, settings: Settings) -> None:
-        """Take up a deployment and a watch that the last daemon did not see the end of."""
+        """Continue a deployment and a watch that the last daemon did not finish."""
         haproxy = settings.haproxy
         running = await asyncio.to_thread(_hash_in_force, haproxy)
         if self.known.pending is not None:
@@ -88,7 +88,7 @@ class Records:
         self.base = find_base(settings, state.confirmed, state.pending, running)
 
     async def save(self) -> None:
-        """Keep the answers for the next start, if they changed since they were last kept."""
+        """Save the answers for the next start, if they changed."""
         known, declaration = self.running_state, self._tracker.state.declaration
         if known is None or declaration is None:
             return
@@ -97,7 +97,7 @@ class Records:
         settings, specs = declaration.settings, declaration.services
         try:
             if self.has_unsaved_answers:
-                # What changes while this is written is for the next time.
+                # Answers that change while this is written are saved the next time.
                 answers = self._tracker.state.resolution
                 await asyncio.to_thread(
                     save_answers, settings, specs, dict(answers), memo=self._written_answers
@@ -111,7 +111,7 @@ class Records:
             )
 
     def attempt(self, prepared: Prepared, sources: Sources) -> None:
-        """Write down what is about to be deployed, with copies of the files that it names."""
+        """Record a deployment before it starts, and copy the files that it names."""
         assert prepared.config is not None
         declaration, state = prepared.declaration, self.known
         settings = declaration.settings
@@ -153,7 +153,7 @@ class Records:
         *,
         is_all: bool,
     ) -> None:
-        """Keep what was done in the history, and what is good now for the next start.
+        """Record a finished deployment in the history and for the next start.
 
         `is_all` if no change was refused.
         """
@@ -183,7 +183,7 @@ class Records:
             )
 
     def promote(self, prepared: Prepared, sources: Sources) -> None:
-        """Note that HAProxy has `prepared`, or will have it when it is started."""
+        """Record that HAProxy runs `prepared`, or will when it is started."""
         assert prepared.config is not None
         self.known.promote(self._declarations(prepared, sources, self.guard.former))
         self.base = base_of(
@@ -193,7 +193,7 @@ class Records:
         )
 
     async def look_at_changed(self, is_busy: Callable[[], bool]) -> bool:
-        """Look at the services that reloads changed; True if one has to be reverted.
+        """Check the services that reloads changed; True if one has to be reverted.
 
         A service that had servers up, and has none since it was changed, goes back to its former
         form, with the evidence.  It does not matter whether the files have a mistake by now.
@@ -223,7 +223,7 @@ class Records:
         return bool(found)
 
     def _take_back(self, revert: Revert) -> None:
-        """Have a service fall back to its former form."""
+        """Revert a service to its former form."""
         watched = replace(self.known.confirmed, former=dict(self.guard.former))
         self.known.promote(watched.after_failure(revert.service, revert.evidence, revert.form))
         self.base = replace(self.base, declarations=self.known.confirmed)

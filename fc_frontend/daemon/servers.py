@@ -1,5 +1,4 @@
-"""What the running worker is told of servers: pods for slots, drains, sessions to end, and a sign
-of life."""
+"""Changes of servers at runtime: pods in slots, drains, ended sessions, and the sign of life."""
 
 from __future__ import annotations
 
@@ -22,16 +21,16 @@ from fc_frontend.observe.metrics import Metrics
 from fc_frontend.plan.model import Haproxy, Plan, Resolution, ServicePlan, Settings
 from fc_frontend.render.render import ALIVE_KEY, ALIVE_TABLES
 
-_OWN_SERVERS = 5.0
-"""Seconds."""
+_FRAGMENT_SERVERS_INTERVAL = 5.0
+"""Seconds between two looks at the servers of fragments."""
 _SAVE_SHARE = 20
-"""ServerUpkeep that change all the time are kept for 1/20 of the time."""
+"""Saving servers that change all the time takes at most 1/20 of the time."""
 _VERIFIED_AT_ONCE = 16
 """Services whose slots are compared at each look: all 1,000 at once take half a second."""
 
 
 class ServerUpkeep:
-    """Gives HAProxy's servers what is known, while `lock` keeps reloads away."""
+    """Brings HAProxy's servers up to date at runtime.  `lock` prevents reloads meanwhile."""
 
     def __init__(
         self,
@@ -56,7 +55,7 @@ class ServerUpkeep:
         self._saved: Resolution | None = None
         """The answers when the servers were kept last."""
         self._save_due = 0.0
-        self._own_due = 0.0
+        self._fragments_due = 0.0
         self._drain_record: object = None
         self._drains = False
 
@@ -149,17 +148,18 @@ class ServerUpkeep:
             )
 
     async def save(self) -> None:
-        """Keep what HAProxy knows of its servers, if answers have changed, for a start of its own.
+        """Save HAProxy's servers with their addresses, if answers have changed.
 
-        A HAProxy that is reloaded or started again by others serves by it at once.  Nobody but
-        HAProxy asks about servers of fragments, so that these are looked at every `_OWN_SERVERS`.
+        A HAProxy that others reload or start has servers at once because of that.  Servers of
+        fragments are resolved by HAProxy alone: with fragments, servers are saved every
+        `_FRAGMENT_SERVERS_INTERVAL`.
         """
         state, began = self._tracker.state, self._clock()
         deployed, answers = state.deployed, state.resolution
         if deployed is None or not state.is_in_sync:
             return
-        is_own_due = bool(deployed.fragments) and began >= self._own_due
-        if answers == self._saved and not is_own_due:
+        are_fragments_due = bool(deployed.fragments) and began >= self._fragments_due
+        if answers == self._saved and not are_fragments_due:
             return
         if began < self._save_due:
             return
@@ -178,7 +178,7 @@ class ServerUpkeep:
                         files.write_own, deployed.settings.server_state_file, text
                     )
             self._saved = answers
-            self._own_due = began + _OWN_SERVERS
+            self._fragments_due = began + _FRAGMENT_SERVERS_INTERVAL
             ended = self._clock()
             self._save_due = ended + _SAVE_SHARE * (ended - began)
         except Unavailable as exc:
@@ -217,7 +217,7 @@ class ServerUpkeep:
             name: found for name in sorted(held.record.names) if (found := held.drained(name))
         }
         self._tracker.become(replace(self._tracker.state, drained=drained))
-        self._tracker.tell(transitions.drains(held))
+        self._tracker.log(transitions.drains(held))
 
     async def shut_left_sessions(self) -> int:
         """End sessions of pods that left in old workers, where services ask for that; how many."""

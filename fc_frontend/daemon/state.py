@@ -1,4 +1,4 @@
-"""What the daemon knows: frozen, and replaced as a whole."""
+"""The daemon's state: frozen, and replaced as a whole."""
 
 from __future__ import annotations
 
@@ -50,21 +50,21 @@ class Attempted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DaemonState:
-    """Everything that log, metrics and status say of the daemon."""
+    """Everything that log, metrics and status show of the daemon."""
 
     declaration: Declaration | None = None
     """The one that HAProxy has."""
     read: Declaration | None = None
     """The last one that was read, with its errors."""
     prepared: Prepared | None = None
-    """What followed last from files and answers, whether HAProxy took it or not."""
+    """The last result of files and answers, deployed or not."""
     resolution: Resolution = field(default_factory=dict)
     """The answers for what HAProxy has."""
     deployed: Plan | None = None
     config: Config | None = None
     """What haproxy.cfg should be; None if that is not known, or while another one is held."""
     wanted: str | None = None
-    """The digest of what is declared or held; None if that is refused or not known yet."""
+    """The digest that HAProxy should run, declared or held; None if refused or not known yet."""
     running: str | None = None
     """The digest that HAProxy's worker reports."""
     held: Hold | None = None
@@ -78,7 +78,7 @@ class DaemonState:
     refusal: Deployment | None = None
     """The last deployment that was not accepted."""
     problems: tuple[Problem, ...] = ()
-    """What is wrong with what is declared."""
+    """The problems of the declarations."""
     withheld: tuple[Withheld, ...] = ()
     waiting: tuple[UnitId, ...] = ()
     """The units that are gone from the files, and that are removed unless they come back."""

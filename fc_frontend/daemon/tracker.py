@@ -1,4 +1,4 @@
-"""The one place where the daemon's state is replaced: log and metrics follow from that."""
+"""Replaces the daemon's state, and updates log and metrics by the difference."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fc_frontend.observe.metrics import Metrics
 
 
 class Tracker:
-    """The daemon's state, and what has been said of it."""
+    """Holds the daemon's state."""
 
     def __init__(self, log: Log, metrics: Metrics) -> None:
         self.state = DaemonState()
@@ -22,7 +22,7 @@ class Tracker:
     def become(self, state: DaemonState) -> None:
         """Replace the state."""
         before, self.state = self.state, state
-        self.tell(transitions(before, state))
+        self.log(transitions(before, state))
         metrics = self._metrics
         metrics.synced(state.wanted, state.running)
         if before.held != state.held:
@@ -38,7 +38,7 @@ class Tracker:
         if before.drained != state.drained:
             metrics.drained({name: len(found) for name, found in state.drained.items()})
 
-    def tell(self, events: Iterable[Event]) -> None:
+    def log(self, events: Iterable[Event]) -> None:
         """Log `events`."""
         for event in events:
             log = self._log

@@ -1,6 +1,6 @@
-"""What is said of each change of the daemon's state.  Pure: events follow from two states.
+"""The log events of a change of the daemon's state.  Pure: two states give the events.
 
-Nothing is said twice, and what many units do is said of a few of them.
+Nothing is logged twice.  Of many units with the same event, a few are logged.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ def _refused(before: DaemonState, after: DaemonState) -> Iterator[Event]:
 
 
 def _problems(before: DaemonState, after: DaemonState) -> Iterator[Event]:
-    """What is wrong with what is declared, as far as it was not said yet."""
+    """Problems of the declarations that were not logged yet."""
     if after.problems == before.problems:
         return
     known = set(before.problems)
@@ -147,7 +147,7 @@ def _problems(before: DaemonState, after: DaemonState) -> Iterator[Event]:
 
 
 def _taken(before: DaemonState, after: DaemonState) -> Iterator[Event]:
-    """What HAProxy was given, and why; that it has it still is said once."""
+    """An accepted deployment with its reasons; that HAProxy is in sync is logged once."""
     taken, known = after.taken, before.taken
     if taken is None or taken is known or after.deployed is None:
         return
@@ -180,7 +180,7 @@ def replaced(found: Replaced | None) -> Iterator[Event]:
 
 
 def answers(before: Mapping[str, Answer], after: Mapping[str, Answer]) -> Iterator[Event]:
-    """What discovery says otherwise than before."""
+    """The answers of discovery that changed."""
     changed = [
         name
         for name, answer in after.items()
@@ -221,7 +221,7 @@ def _answer(name: str, old: Answer | None, new: Answer) -> Iterator[Event]:
 
 
 def drains(held: DrainOutcome) -> Iterator[Event]:
-    """What the worker was told about drained pods."""
+    """Drains that ended, and drains that were sent to a new worker."""
     for problem in held.problems:
         fields = {"error": problem.message, "remedy": problem.remedy}
         yield Event("warning", "drains-unknown", fields, "drains-unknown", burst=1)

@@ -45,7 +45,7 @@ class Disagreement:
 async def disagreements(
     specs: Iterable[ServiceSpec], cluster: Cluster, clients: Sequence[DnsClient]
 ) -> dict[str, Disagreement]:
-    """The services of which nameservers say different things, by name; never raises.
+    """The services about which nameservers disagree, by name; never raises.
 
     `clients` are one for each of the cluster's nameservers, in their order.  One that gives no
     answer disagrees with nobody.

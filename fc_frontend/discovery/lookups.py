@@ -206,7 +206,7 @@ class Lookups:
         return found
 
     def _agreed(self, name: str, answers: Sequence[Answer], now: float, hold: float) -> Answer:
-        """What counts of the answers of all nameservers: the union for `hold` seconds."""
+        """The union of the answers of all nameservers for `hold` seconds, then the first one."""
         first = next((a for a in answers if a.freshness is Freshness.FRESH), answers[0])
         union = united(answers)
         if union is first:
@@ -222,7 +222,7 @@ class Lookups:
 async def _resolved(
     spec: ServiceSpec, cluster: Cluster, clients: Sequence[DnsClient], previous: Answer | None
 ) -> _Answered:
-    """What each of `clients` is told; after a good answer, the others have `_GRACE` to answer."""
+    """The answers to each of `clients`; after a good one, the others have `_GRACE` to answer."""
     tasks = [
         asyncio.create_task(resolve_within_limits(spec, cluster, client, previous))
         for client in clients

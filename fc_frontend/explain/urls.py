@@ -48,7 +48,7 @@ class UrlRoute:
 
 
 def url_route(settings_file: str, url: str) -> UrlRoute:
-    """Where `url` leads with what HAProxy runs; with what is declared if that is not known.
+    """Where `url` leads in the running configuration, or in the declared one if that is unknown.
 
     Raises `Unavailable`, also for what is no URL of http or https.
     """

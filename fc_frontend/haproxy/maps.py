@@ -1,4 +1,4 @@
-"""The maps of frontends: files beside haproxy.cfg, and what the running worker has of them.
+"""The maps of frontends: files beside haproxy.cfg, and their content in the running worker.
 
     haproxy.cfg ─► maps_in ─► files, before haproxy.cfg itself
                         └───► follow: differences to the worker ─► runtime API ─► read back
@@ -54,7 +54,7 @@ def write(settings: Settings, data: bytes) -> None:
 
 
 def follow(settings: Settings, text: str) -> bool:
-    """Give the worker, which runs `text` but for its routes, the maps of `text`.
+    """Update the maps of the worker, which runs `text` except for its routes.
 
     True if it did not have them.  Reads each map back.  Raises `Unavailable` if the worker does not
     have them then.
@@ -103,7 +103,7 @@ def _entries(socket: str, path: str) -> list[MapEntry]:
 
 
 def _change(socket: str, path: str, have: list[MapEntry], wanted: Mapping[str, str]) -> None:
-    """Make the worker's map `wanted`.  A key never misses meanwhile."""
+    """Change the worker's map to `wanted`.  No key is missing meanwhile."""
     known = {each.key: each for each in have}
     added = [f"{key} {value}" for key, value in wanted.items() if key not in known]
     changed = [each for each in have if each.key in wanted and each.value != wanted[each.key]]
@@ -121,7 +121,7 @@ def _change(socket: str, path: str, have: list[MapEntry], wanted: Mapping[str, s
 
 
 def _exchange(socket: str, path: str, wanted: Mapping[str, str]) -> None:
-    """Fill a new version of a map, and put it in place of the present one at once."""
+    """Fill a new version of a map, and commit it at once."""
     said = ask(socket, f"prepare map {path}", TIMEOUT).strip()
     version = whole_number(said.rpartition(" ")[2])
     if version is None:

@@ -79,7 +79,7 @@ class Candidate:
     newcomers: frozenset[UnitId]
     """The units that HAProxy does not have in this form."""
     moved: frozenset[str] = frozenset()
-    """Those services whose pods are looked for elsewhere than HAProxy has them."""
+    """The services whose pods are looked up elsewhere than those that HAProxy has."""
 
     def left_without_server(self, serving: AbstractSet[str]) -> tuple[Problem, ...]:
         """The services that have a server now, and would have none by what DNS says.

@@ -381,7 +381,7 @@ class Composer:
         )
 
     def _moved(self, candidate: Candidate) -> frozenset[str]:
-        """The services whose pods are looked for elsewhere than HAProxy has them."""
+        """The services whose pods are looked up elsewhere than those that HAProxy has."""
         declaration = candidate.declaration
         is_same_place = self._running_settings is not None and is_same_cluster(
             self._base, declaration.settings, declaration.settings_file

@@ -26,7 +26,7 @@ class ReloadCause(StrEnum):
     RESUMED = "resumed"
     """What an operator held has ended: normal deployments resume."""
     HAPROXY = "haproxy"
-    """HAProxy does not run the configuration, which is as it was."""
+    """HAProxy does not run the configuration, which has not changed."""
     START = "start"
     """Nothing is known of the configuration before."""
 
@@ -43,10 +43,13 @@ class Reason:
         return " ".join(part for part in (self.cause, self.subject, self.detail) if part)
 
 
-def reasons(before: Plan | None, after: Plan, files: Iterable[str] = ()) -> tuple[Reason, ...]:
-    """Why `after` gives another text than `before`; `templates` if nothing else explains it.
+def reasons(
+    before: Plan | None, after: Plan, files: Iterable[str] = (), *, is_same_text: bool = False
+) -> tuple[Reason, ...]:
+    """Why `after` is deployed in place of `before`.
 
-    `files` are those whose content has changed.
+    `files` are those whose content has changed.  If nothing else explains it, the reason is
+    `templates`, or `haproxy` if `is_same_text`: then HAProxy does not run what it should.
     """
     if before is None:
         return (Reason(ReloadCause.START),)
@@ -72,7 +75,8 @@ def reasons(before: Plan | None, after: Plan, files: Iterable[str] = ()) -> tupl
     if before.settings != after.settings:
         found.append(Reason(ReloadCause.SETTINGS))
     found += [Reason(ReloadCause.FILE_CHANGED, path) for path in files]
-    return tuple(found) or (Reason(ReloadCause.TEMPLATES),)
+    unexplained = ReloadCause.HAPROXY if is_same_text else ReloadCause.TEMPLATES
+    return tuple(found) or (Reason(unexplained),)
 
 
 def _service_reasons(old: ServicePlan, new: ServicePlan) -> list[Reason]:

@@ -1,4 +1,4 @@
-"""What is wrong between routes and frontends in a rendered configuration, and whose fault it is."""
+"""Conflicts between routes and frontends of a rendered configuration, by the unit at fault."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fc_frontend.syntax.routes import Match, map_path, routes_in
 def route_problems(
     config: Config, newcomers: Collection[UnitId], untrusted: Collection[str] = ()
 ) -> tuple[Problem, ...]:
-    """Routes that two services have, and those of a frontend that is missing or of another mode.
+    """Routes of two services, and routes to a frontend that is missing or has another mode.
 
     Of two services, the one to blame is that of `newcomers`, the units that HAProxy does not have
     in this form; between newcomers, the last by name.  The services `untrusted` are to blame in any

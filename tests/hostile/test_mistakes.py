@@ -209,8 +209,7 @@ def test_evidence_reverts_exactly_the_change_that_it_is_against(site: Site) -> N
         site.declare(NAME, bad, pod_port=9)
 
     def until_reverted(times: int) -> None:
-        # A daemon that is killed may have logged one that the next one logs again.
-        frontend.until(lambda: len(frontend.events("service-reverted")) >= times)
+        frontend.until(lambda: len(frontend.events("service-reverted")) == times)
         frontend.until(lambda: serves(site, good))
 
     with moved(site, good, FIRST_PORT):
