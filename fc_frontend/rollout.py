@@ -135,10 +135,10 @@ def deployed_declarations(
 ) -> RunningDeclarations:
     """What `prepared` is made of, for the next start.
 
-    `confirmed` is what ran before, `copies` are the files that the text names, with their digests,
-    and `former` are the guard's ways back.  A declaration that failed stays recorded until the
-    service runs in another one that its file declares.  So do consents until the files say
-    something else.
+    `confirmed` is what ran before, `copies` are the files that the text names, each with
+    the name of its copy, and `former` are the guard's ways back.  A declaration that failed stays
+    recorded until the service runs in another one that its file declares.  So do consents until
+    the files say something else.
     """
     assert prepared.config is not None
     raw, declared = prepared.declaration.raw, sources.services

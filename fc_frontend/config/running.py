@@ -12,16 +12,16 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from itertools import chain
+from posixpath import basename
 from typing import Any
 
 from fc_frontend import files
 from fc_frontend.config.trust import Level
 from fc_frontend.model.units import UnitId, UnitKind
-from fc_frontend.plan.addresses import SAFE_PATH
 from fc_frontend.text import is_printable
 
 VERSION = 6
-_HASH = re.compile(r"[0-9a-f]{64}")
+_COPY = re.compile(r"[0-9a-f]{64}(\.list)?")
 _MOST_BYTES = 64 * 1024 * 1024
 MAX_FORMER_AGE = 60.0
 """Seconds for which former forms are valid on disk: the guard watches services for less."""
@@ -44,7 +44,7 @@ class RawDeclaration:
 class RunningDeclarations:
     """What the running configuration was made of.
 
-    `files` has the files that its sections name, with the digests of what they held.  `failed` has
+    `files` has the files that its sections name, each with the name of its copy.  `failed` has
     the declarations of services that lost all their servers after a reload; there, `file` is the
     evidence.  `former` has the earlier declarations of services that the guard watches, oldest
     first.  `withheld` has the units whose change is not deployed, and `consents` those that an
@@ -97,7 +97,7 @@ class RunningDeclarations:
         return next((each for each in self.failed.get(name, ()) if each.value == value), None)
 
     def named_files(self) -> dict[str, str]:
-        """The files, with their digests, that these declarations and former ones still name."""
+        """The files, with their copies, whose names are in these declarations and former ones."""
         if not self.files:
             return {}
         forms = chain(
@@ -106,8 +106,8 @@ class RunningDeclarations:
             self.frontends.values(),
             *self.former.values(),
         )
-        named = {path for form in forms for path in SAFE_PATH.findall(_json(form.value))}
-        return {path: digest for path, digest in self.files.items() if path in named}
+        text = "\n".join((_json(self.settings), *(_json(form.value) for form in forms)))
+        return {path: copy for path, copy in self.files.items() if basename(path) in text}
 
 
 def load_running(path: str) -> RunningDeclarations:
@@ -173,7 +173,7 @@ def _parsed(document: Any) -> RunningDeclarations:
     services = _forms(document["services"])
     failed, former = _tuples(document["failed"]), _tuples(document["former"])
     files = document["files"]
-    if not all(_HASH.fullmatch(digest) for digest in files.values()):
+    if not all(_COPY.fullmatch(name) for name in files.values()):
         raise ValueError
     withheld, consents = _units(document["withheld"]), _units(document["consents"])
     hash_ = document["hash"]

@@ -16,6 +16,7 @@ from fc_frontend.daemon.guard import Former, Guard, Revert, former_after, revert
 from fc_frontend.daemon.tracker import Tracker
 from fc_frontend.errors import Unavailable
 from fc_frontend.haproxy import install, kept_files, runtime
+from fc_frontend.haproxy.contents import Contents
 from fc_frontend.haproxy.deploy import Deployment, forget_refused, proxies_up
 from fc_frontend.observe.log import Log
 from fc_frontend.observe.metrics import Metrics
@@ -44,6 +45,7 @@ class Records:
         """The answers that are kept for the next start."""
         self._written_answers = stored.WrittenAnswers()
         self._copies: Mapping[str, str] = {}
+        self._running_contents = Contents()
         self._has_tidied = False
 
     @property
@@ -85,7 +87,9 @@ class Records:
     def _find_base(self, settings: Settings, running: str | None) -> None:
         state = self.known
         state.refresh()
-        self.base = find_base(settings, state.confirmed, state.pending, running)
+        self.base = find_base(
+            settings, state.confirmed, state.pending, running, self._running_contents
+        )
 
     async def save(self) -> None:
         """Save the answers for the next start, if they changed."""
@@ -119,7 +123,7 @@ class Records:
         try:
             self._copies = kept_files.keep(
                 settings.state_directory,
-                kept_files.paths_in(prepared.config.unit_text),
+                kept_files.files_in(prepared.config.text).values(),
                 state.confirmed.named_files(),
             )
         except Unavailable as exc:

@@ -12,20 +12,16 @@ from collections.abc import Callable, Iterator
 from functools import lru_cache
 
 from fc_frontend import files, safe_files
-from fc_frontend.haproxy.kept_files import MOST_BYTES
+from fc_frontend.haproxy.kept_files import MOST_BYTES, files_in
 from fc_frontend.haproxy.named_files import MAX_ENTRIES, MAX_LIST_BYTES, companions_of, is_opened
 from fc_frontend.model.memo import Memo
 from fc_frontend.render.file_marks import FILE_MARK, digests_in
 from fc_frontend.safe_files import FileFault, Unsafe
-from fc_frontend.syntax.files import NamedFile, Use, files_of_crt_list, named_files
+from fc_frontend.syntax.files import NamedFile, files_of_crt_list, named_files
 
 _LENGTH = 16
 _MAX_TEXTS = 65_536
 """Sections of which the named files are remembered: most name none, and never change."""
-_CHANGING = frozenset(
-    ("server-state-file", "server-state-file-name", "stats-file", "namespace", "account-key")
-)
-"""Keywords of files that change while HAProxy runs, and count when it starts."""
 
 
 class Contents:
@@ -96,15 +92,8 @@ class Contents:
 
 @lru_cache(maxsize=_MAX_TEXTS)
 def _named(bases: str, text: str) -> tuple[NamedFile, ...]:
-    found = {
-        named.path: named
-        for named in named_files(f"{bases}\n{text}")
-        if named.path is not None
-        and named.path.isprintable()
-        and named.use in (Use.KEYS, Use.READ, Use.SERVED)
-        and named.keyword not in _CHANGING
-    }
-    return tuple(found.values())
+    named = files_in(f"{bases}\n{text}")
+    return tuple(file for path, file in named.items() if path.isprintable())
 
 
 def _entries(named: NamedFile, directory: str) -> list[str]:

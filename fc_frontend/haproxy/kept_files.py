@@ -2,32 +2,43 @@
 
 A certificate that is replaced by a bad one would make HAProxy refuse its service's last good form
 too.  Copies are readable by nobody else: they may hold private keys.
+
+Each copy is one file, named after the SHA-256 of its content.  A directory of certificates and a
+`crt-list` become a list of copies: HAProxy takes `crt-list LIST` for `crt DIRECTORY`, with the
+certificates in the same order (manual 5.1).  A directory of CA files becomes one file with all of
+them.  What else HAProxy finds beside a certificate (`.ocsp`, `.sctl`, `.issuer`) is not kept.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import posixpath
 import re
-from collections.abc import Iterable, Mapping
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Mapping
 from types import MappingProxyType
 
 from fc_frontend import files, safe_files
 from fc_frontend.errors import Unavailable
+from fc_frontend.haproxy.named_files import KEY_TYPES, MAX_LIST_BYTES, is_certificate, is_opened
 from fc_frontend.plan.addresses import PATH_LETTERS
 from fc_frontend.safe_files import Unsafe
-from fc_frontend.syntax.files import Use, named_files
+from fc_frontend.syntax.files import CHANGING, NamedFile, Use, files_of_crt_list, named_files
 
 DIRECTORY = "kept"
+LIST = ".list"
+"""At the end of the name of a copy that names others."""
 MOST_BYTES = 16 * 1024 * 1024
 """Of one file, as many as HAProxy may read."""
 _LARGE = 1024 * 1024
 _MOST_LARGE_BYTES = 64 * 1024 * 1024
-"""Of all files that are larger than `_LARGE`: each step compares them with their copies."""
+"""Of all files that are larger than `_LARGE`."""
 _MOST_FILES = 2000
+_MOST_ENTRIES = 6000
+"""Of a directory or a list."""
 _CERTIFICATE, _KEY = b"BEGIN CERTIFICATE", b"PRIVATE KEY-----"
 _NOTHING: Mapping[str, str] = MappingProxyType({})
+_LISTED = re.compile(rf"^\S*/{DIRECTORY}/([0-9a-f]{{64}})(?!\S)", re.MULTILINE)
 
 
 def directory(state_directory: str) -> str:
@@ -35,69 +46,130 @@ def directory(state_directory: str) -> str:
     return f"{state_directory}/{DIRECTORY}"
 
 
-def paths_in(text: str) -> frozenset[str]:
-    """The files that sections of a configuration name and HAProxy only reads."""
-    return frozenset(
-        named.path
+def files_in(text: str) -> dict[str, NamedFile]:
+    """The files and directories that a configuration names and HAProxy only reads, by path."""
+    return {
+        named.path: named
         for named in named_files(text)
-        if named.path is not None and named.use in (Use.KEYS, Use.READ, Use.SERVED)
-    )
+        if named.path is not None
+        and named.use in (Use.KEYS, Use.READ, Use.SERVED)
+        and named.keyword not in CHANGING
+    }
 
 
 def keep(
-    state_directory: str, paths: Iterable[str], former: Mapping[str, str] = _NOTHING
+    state_directory: str, named: Iterable[NamedFile], former: Mapping[str, str] = _NOTHING
 ) -> dict[str, str]:
-    """Copy those paths that are regular files; return path → hash of the copy, and `former` ones.
+    """Copy files, directories and lists; return path → name of the copy, and `former` ones.
 
-    A file that cannot be read is left out.  Raises `Unavailable` if a copy cannot be written.
+    What cannot be read is left out.  Raises `Unavailable` if a copy cannot be written.
     """
-    directory = Path(state_directory) / DIRECTORY
+    place = directory(state_directory)
     kept = dict(former)
-    there = files.sizes(str(directory))
+    there = set(files.sizes(place))
     large = 0
-    for path in sorted(paths)[:_MOST_FILES]:
-        content = _content(path)
-        if content is None:
+    for file in list(named)[:_MOST_FILES]:
+        assert file.path is not None
+        copies = _copies(place, file, file.path)
+        large += sum(len(content) for content in copies.values() if len(content) > _LARGE)
+        if large > _MOST_LARGE_BYTES:
             continue
-        if len(content) > _LARGE:
-            large += len(content)
-            if large > _MOST_LARGE_BYTES:
-                continue
-        digest = _digest(content)
-        copy = directory / digest
-        if digest not in there:
-            files.make_directory(str(directory), mode=0o700)
-            files.write_own(str(copy), content, mode=0o600)
-        kept[path] = digest
+        for name, content in copies.items():
+            if name not in there:
+                files.make_directory(place, mode=0o700)
+                files.write_own(f"{place}/{name}", content, mode=0o600)
+                there.add(name)
+            # The last one names the others, if there are any.
+            kept[file.path] = name
     return kept
 
 
 def forget(state_directory: str, kept: Mapping[str, str]) -> None:
-    """Remove the copies that `kept` does not name, as far as they can be removed."""
-    directory = Path(state_directory) / DIRECTORY
-    used = set(kept.values()) | {Path(path).name for path in kept}
-    for name in files.sizes(str(directory)).keys() - used:
+    """Remove the copies that `kept` does not name, as far as they can be removed.
+
+    Those that HAProxy uses already stand for themselves: `kept` has them as paths.
+    """
+    place = directory(state_directory)
+    used = set(kept.values()) | {posixpath.basename(path) for path in kept}
+    for name in [name for name in used if name.endswith(LIST)]:
         with contextlib.suppress(Unavailable):
-            files.remove(str(directory / name))
+            text = files.read_own(f"{place}/{name}", MOST_BYTES) or b""
+            used.update(_LISTED.findall(text.decode("utf-8", "surrogateescape")))
+    for name in files.sizes(place).keys() - used:
+        with contextlib.suppress(Unavailable):
+            files.remove(f"{place}/{name}")
 
 
-def substitutes(state_directory: str, kept: Mapping[str, str]) -> dict[str, str]:
-    """Path → copy, for those that are not any more what was kept."""
-    directory = Path(state_directory) / DIRECTORY
-    found: dict[str, str] = {}
-    for path, digest in kept.items():
+def with_copies(text: str, state_directory: str, kept: Mapping[str, str], bases: str = "") -> str:
+    """The section `text` with those copies that exist in place of the files that it names.
+
+    `bases` are the lines of `global` on which relative names depend.
+    """
+    place = directory(state_directory)
+    there = files.sizes(place)
+    lines = f"{bases}\n{text}".split("\n")
+    for named in named_files("\n".join(lines)):
+        name = kept.get(named.path or "")
+        if name is None or name not in there:
+            continue
+        keyword, word = re.escape(named.keyword), re.escape(named.written)
+        becomes = "crt-list" if name.endswith(LIST) else named.keyword
+        # Options follow their keyword; names of lists and maps stand in conditions and functions.
+        before = rf"(?<!\S){keyword}(?P<gap>\s+[\"']?)" if named.is_option else "(?P<gap>)"
+        found = re.compile(rf"{before}(?<![{PATH_LETTERS}]){word}(?![{PATH_LETTERS}])")
+        copy = rf"{becomes}\g<gap>{place}/{name}" if named.is_option else f"{place}/{name}"
+        lines[named.line - 1] = found.sub(copy, lines[named.line - 1])
+    return "\n".join(lines[bases.count("\n") + 1 :])
+
+
+def _copies(place: str, named: NamedFile, path: str) -> dict[str, bytes]:
+    """The copies that make up what is named, by their names; nothing if it cannot be read."""
+    try:
+        if named.may_be_directory and safe_files.examine(path).is_directory:
+            names = sorted(safe_files.names(path, _MOST_ENTRIES))
+            entries = [f"{path}/{name}" for name in names if is_opened(named, name)]
+            if named.keyword != "crt":
+                content = b"\n".join(found for e in entries if (found := _content(e)) is not None)
+                return {_digest(content): content}
+            return _list(place, [(entry, entry) for entry in entries if is_certificate(entry)])
+        if named.keyword == "crt-list":
+            text = safe_files.read(path, MAX_LIST_BYTES).decode("utf-8", "surrogateescape")
+            return _list(place, list(_lines_of(text, named)))
+    except Unsafe:
+        return {}
+    if (content := _content(path)) is not None:
+        return {_digest(content): content}
+    if named.keyword == "crt":
+        # HAProxy looks for one certificate for each type of key (manual 5.1, `crt`).
+        return _list(place, [(f"{path}{kind}", f"{path}{kind}") for kind in KEY_TYPES])
+    return {}
+
+
+def _lines_of(text: str, named: NamedFile) -> Iterator[tuple[str, str]]:
+    """Each line of a `crt-list` that names a certificate, with the path of that."""
+    lines = text.split("\n")
+    for inner in files_of_crt_list(text, named):
+        if inner.keyword == "crt" and inner.path is not None:
+            yield inner.path, lines[inner.line - 1].strip()
+
+
+def _list(place: str, lines: Iterable[tuple[str, str]]) -> dict[str, bytes]:
+    """Copies of certificates and a `crt-list` of them.
+
+    `lines` are their paths and their lines in the list, which begin with a name.
+    """
+    copies: dict[str, bytes] = {}
+    listed = []
+    for path, line in lines:
         content = _content(path)
-        if (content is None or _digest(content) != digest) and (directory / digest).is_file():
-            found[path] = str(directory / digest)
-    return found
-
-
-def with_copies(text: str, copies: Mapping[str, str]) -> str:
-    """`text` with the paths of copies in place of what they are copies of."""
-    for path, copy in copies.items():
-        if path in text:
-            text = re.sub(rf"{re.escape(path)}(?![{PATH_LETTERS}])", copy, text)
-    return text
+        if content is not None:
+            name = _digest(content)
+            copies[name] = content
+            listed.append(" ".join((f"{place}/{name}", *line.split()[1:])))
+    if not listed:
+        return {}
+    text = "".join(f"{line}\n" for line in listed).encode("utf-8", "surrogateescape")
+    return {**copies, f"{_digest(text)}{LIST}": text}
 
 
 def _content(path: str) -> bytes | None:

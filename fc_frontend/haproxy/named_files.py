@@ -34,8 +34,9 @@ MAX_NAMES = 200_000
 """Of a directory in which a certificate is."""
 MAX_LIST_BYTES = 1024 * 1024
 """Of a file in which other files are named."""
-_ALGORITHMS = ("", ".rsa", ".ecdsa", ".dsa")
-_COMPANIONS = ("", ".key", ".ocsp", ".sctl", ".issuer")
+KEY_TYPES = (".rsa", ".ecdsa", ".dsa")
+"""After the name of a certificate of which there is one for each type of key (manual 5.1)."""
+_COMPANIONS = (".key", ".ocsp", ".sctl", ".issuer")
 """What HAProxy adds to the name of a certificate to find more of it (`ssl-load-extra-files`)."""
 _KINDS = {
     "crt": "the certificate",
@@ -220,7 +221,7 @@ class _Examination:
 def companions_of(path: str) -> tuple[str, ...]:
     """The files that HAProxy looks for beside the certificate `path` (`ssl-load-extra-files`)."""
     stem = path.rpartition(".")[0] or path
-    found = [path + each + more for each in _ALGORITHMS for more in _COMPANIONS]
+    found = [path + each + more for each in ("", *KEY_TYPES) for more in ("", *_COMPANIONS)]
     return tuple(dict.fromkeys(each for each in (*found, f"{stem}.key") if each != path))
 
 
@@ -229,11 +230,14 @@ def is_opened(named: NamedFile, name: str) -> bool:
     return not name.startswith(".") and (not _is_ca(named) or name.endswith(_CA_ENDINGS))
 
 
+def is_certificate(name: str) -> bool:
+    """True if an entry of a directory is a certificate to HAProxy, not what belongs to one."""
+    return not name.endswith(_COMPANIONS)
+
+
 def _is_bundle(named: NamedFile, path: str) -> bool:
     """True if HAProxy finds the certificate `path` by the key types after its name (manual 5.1)."""
-    return named.keyword == "crt" and any(
-        os.path.lexists(path + algorithm) for algorithm in _ALGORITHMS if algorithm
-    )
+    return named.keyword == "crt" and any(os.path.lexists(path + kind) for kind in KEY_TYPES)
 
 
 def _is_ca(named: NamedFile) -> bool:

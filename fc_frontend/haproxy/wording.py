@@ -41,10 +41,12 @@ _SUGGESTED = "did you mean "
 def without_content(text: str, visible: Collection[str] = (), hidden: Collection[str] = ()) -> str:
     """The first line of a message, in which only `visible` words are quoted.
 
-    Further lines repeat the configuration.  Words that HAProxy does not put in quotes stay, unless
-    they are `hidden` and more than letters.
+    If that ends with a colon, the next one belongs to it; further lines repeat the configuration.
+    Words that HAProxy does not put in quotes stay, unless they are `hidden` and more than letters.
     """
-    line = text.split("\n", 1)[0]
+    line, _, more = text.partition("\n")
+    if line.rstrip().endswith(":") and more:
+        line = f"{line.rstrip()} {more.partition(chr(10))[0].strip()}"
     known = _KNOWN.union(visible)
 
     def shown(match: re.Match[str]) -> str:

@@ -24,14 +24,17 @@ from fc_frontend.config.templates import templates
 from fc_frontend.config.trust import Level
 from fc_frontend.errors import Problem, Refused, Unavailable
 from fc_frontend.haproxy import history, install, kept_files, runtime
+from fc_frontend.haproxy.contents import Contents
 from fc_frontend.haproxy.server_state import servers_in
 from fc_frontend.model.units import ENVIRONMENT, SETTINGS, TEMPLATES, Section, UnitId, UnitKind
 from fc_frontend.plan.model import Kind, Plan, Resolution, ServicePlan, Settings
 from fc_frontend.plan.planner import plan
 from fc_frontend.render.config import Config, config_hash, sections_in
+from fc_frontend.render.file_marks import digests_in, without_digests
 from fc_frontend.render.render import render_sections
 from fc_frontend.stored import stored_answers, stored_pending, stored_running
 from fc_frontend.syntax.binds import read_listeners
+from fc_frontend.syntax.files import base_lines
 from fc_frontend.syntax.routes import routes_in
 
 
@@ -81,12 +84,13 @@ def find_base(
     declarations: RunningDeclarations,
     pending: RunningDeclarations | None,
     running: str | None,
+    contents: Contents | None = None,
 ) -> Base:
     """The base of changes, while HAProxy's worker reports the digest `running`.
 
     Without a worker it is haproxy.cfg, if that is ours and unedited.  Otherwise it is what was
     deployed last, as the history has it.  `pending` is what was being deployed when fc-frontend was
-    killed.
+    killed.  `contents` has the digests of named files from the time before, if that is known.
     """
     directory = settings.state_directory
     origin = BaseOrigin.RUNNING if running else BaseOrigin.INSTALLED
@@ -112,14 +116,29 @@ def find_base(
     config = _with_declarations(Config(text, digest, sections_in(text)), declarations)
     by_unit = {section.unit: section for section in config.sections}
     by_unit[TEMPLATES] = templates_section(declarations.templates)
-    copies = kept_files.substitutes(directory, declarations.files)
-    if not copies:
-        return Base(origin, config, declarations, by_unit)
-    substituted = {
-        unit: replace(section, text=kept_files.with_copies(section.text, copies))
-        for unit, section in by_unit.items()
-    }
-    return Base(origin, config, declarations, substituted, is_substituted=True)
+    sections = _with_copies(by_unit, directory, declarations.files, contents or Contents())
+    return Base(origin, config, declarations, sections, is_substituted=sections != by_unit)
+
+
+def _with_copies(
+    sections: Mapping[UnitId, Section],
+    state_directory: str,
+    kept: Mapping[str, str],
+    contents: Contents,
+) -> Mapping[UnitId, Section]:
+    """`sections` with copies of the files in those of which a file is not any more what it was."""
+    bases = base_lines(sections[SETTINGS].text) if SETTINGS in sections else ""
+    found = dict(sections)
+    for unit, section in sections.items():
+        digests = digests_in(section.text)
+        if not digests:
+            continue
+        own = "" if unit == SETTINGS else bases
+        text = without_digests(section.text)
+        if digests_in(contents.marked(text, own, section.text)) != digests:
+            copied = kept_files.with_copies(text, state_directory, kept, own)
+            found[unit] = replace(section, text=contents.marked(copied, own, section.text))
+    return found
 
 
 def stored_base(sources: Sources) -> Base:

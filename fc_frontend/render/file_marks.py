@@ -14,6 +14,11 @@ def digests_in(text: str) -> Mapping[str, str]:
     return {match[2]: match[1] for match in _LINE.finditer(text)} if FILE_MARK in text else {}
 
 
+def without_digests(text: str) -> str:
+    """A section without the comments that have digests: they are its last lines."""
+    return text[: found.start()].rstrip("\n") if (found := _LINE.search(text)) else text
+
+
 def changed_files(before: str, after: str) -> tuple[str, ...]:
     """The files that both texts name, and whose content differs."""
     old, new = digests_in(before), digests_in(after)

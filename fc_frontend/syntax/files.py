@@ -18,6 +18,10 @@ from fc_frontend.syntax.lines import Line, LineKind, read_line
 from fc_frontend.syntax.routes import is_own_map
 from fc_frontend.syntax.words import Word
 
+CHANGING = frozenset(
+    ("server-state-file", "server-state-file-name", "stats-file", "namespace", "account-key")
+)
+"""Keywords of files that change while HAProxy runs, and count when it starts."""
 NETWORK_NAMESPACES = "/var/run/netns"
 """Where HAProxy looks for `namespace NAME`."""
 
@@ -51,6 +55,10 @@ class NamedFile:
     may_be_directory: bool = False
     must_exist: bool = False
     """True if HAProxy refuses a configuration without it; False if it may be missing or unknown."""
+    written: str = ""
+    """The name as it is in the line, without quotes and escapes."""
+    is_option: bool = False
+    """True if it stands in a line of an address, as the word after `keyword`."""
     crt_base: str = "/"
     ca_base: str = "/"
     """The directories to which relative names in a crt-list belong."""
@@ -160,6 +168,8 @@ def named_files(text: str, *, directory: str = "/") -> Iterator[NamedFile]:
                     # Written together with haproxy.cfg, from what that says.
                     continue
                 yield NamedFile(
+                    written=word.text,
+                    is_option=keyword in _OF_ADDRESSES,
                     line=number,
                     keyword=keyword,
                     path=None if word.variable else bases.path(keyword, word.text),

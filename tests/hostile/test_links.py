@@ -133,7 +133,9 @@ def a_writer_meets_a_directory_that_is_a_link(directory: Path) -> None:
     certificate = directory / "cert.pem"
     certificate.write_text("key")
     with pytest.raises(Unavailable, match="symbolic link"):
-        kept_files.keep(str(state), [str(certificate)])
+        kept_files.keep(
+            str(state), kept_files.files_in(f"listen a\n bind :1 ssl crt {certificate}").values()
+        )
     kept_files.forget(str(state), {})
     assert files.remove_leftovers([str(state / "history")]) == 0
     history.prune(str(state))

@@ -9,7 +9,7 @@ from fc_frontend import safe_files
 from fc_frontend.config.trust import Verdict, judge
 from fc_frontend.config.trusted_users import daemon_user
 from fc_frontend.doctor.judge.trust import FileLevel
-from fc_frontend.haproxy.kept_files import paths_in
+from fc_frontend.haproxy.kept_files import files_in
 from fc_frontend.paths.accounts import user_ids
 from fc_frontend.plan.model import Settings
 from fc_frontend.safe_files import Unsafe
@@ -23,7 +23,7 @@ def levels(verdicts: Mapping[str, Verdict]) -> tuple[FileLevel, ...]:
 def observe_named(settings: Settings, text: str) -> tuple[FileLevel, ...]:
     """The levels of the files that `text`, of haproxy.cfg, names and that exist."""
     users = {daemon_user(settings.state_directory), *user_ids(settings.trust.users)}
-    return tuple(_observed(sorted(paths_in(text)), frozenset(users)))
+    return tuple(_observed(sorted(files_in(text)), frozenset(users)))
 
 
 def _observed(paths: Iterable[str], users: frozenset[int]) -> Iterable[FileLevel]:
