@@ -200,7 +200,7 @@ def test_a_program_of_the_settings_that_is_broken_costs_no_request() -> None:
         program = frontend.directory / "answer.lua"
         good = (
             'core.register_service("answer", "http", function(applet)\n'
-            '    applet:set_status(200)\n    applet:start_response()\n'
+            "    applet:set_status(200)\n    applet:start_response()\n"
             '    applet:send("WORD")\nend)\n'
         )
         put(program, good.replace("WORD", "one"))

@@ -88,7 +88,7 @@ def test_pages_say_what_help_says(directory: Path) -> None:
         assert COMMANDS[name].replace("`", "").rstrip(".") in page
         assert "DESCRIPTION" in page
     drain = words(shown(directory / "fc-frontend-drain.1"))
-    assert "EXIT STATUS 0 drained; with --wait, no connection is left 1 no such" in drain
+    assert "EXIT STATUS 0 drained; with --wait, no connection is open 1 no such" in drain
     main = words(shown(directory / "fc-frontend.1"))
     for said_there in ("/etc/fc-frontend/services.d/*.cfg", "FC_FRONTEND_CONFIG", "EXIT STATUS"):
         assert said_there in main
