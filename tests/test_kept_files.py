@@ -145,6 +145,15 @@ def test_a_directory_of_certificates_becomes_a_list_of_copies(tmp_path: Path) ->
     assert not list((tmp_path / "state" / "kept").iterdir())
 
 
+def test_a_certificate_for_each_type_of_key_becomes_a_list_of_copies(tmp_path: Path) -> None:
+    state = str(tmp_path / "state")
+    for kind in ("ecdsa", "rsa"):
+        (tmp_path / f"site.pem.{kind}").write_text(f"{kind} PRIVATE KEY-----")
+    kept = kept_files.keep(state, named(f"    bind :1 ssl crt {tmp_path}/site.pem"))
+    listed = (tmp_path / "state" / "kept" / kept[f"{tmp_path}/site.pem"]).read_text().splitlines()
+    assert {Path(path).read_text().split()[0] for path in listed} == {"ecdsa", "rsa"}
+
+
 def test_a_crt_list_names_copies_with_its_own_options(tmp_path: Path) -> None:
     state = str(tmp_path / "state")
     (tmp_path / "a.pem").write_text("a PRIVATE KEY-----")

@@ -124,25 +124,29 @@ def with_copies(text: str, state_directory: str, kept: Mapping[str, str], bases:
 
 def _copies(place: str, named: NamedFile, path: str) -> dict[str, bytes]:
     """The copies that make up what is named, by their names; nothing if it cannot be read."""
-    try:
-        if named.may_be_directory and safe_files.examine(path).is_directory:
-            names = sorted(safe_files.names(path, _MOST_ENTRIES))
-            entries = [f"{path}/{name}" for name in names if is_opened(named, name)]
-            if named.keyword != "crt":
-                content = b"\n".join(found for e in entries if (found := _content(e)) is not None)
-                return {_digest(content): content}
-            return _list(place, [(entry, entry) for entry in entries if is_certificate(entry)])
-        if named.keyword == "crt-list":
-            text = safe_files.read(path, MAX_LIST_BYTES).decode("utf-8", "surrogateescape")
-            return _list(place, list(_lines_of(text, named)))
-    except Unsafe:
-        return {}
-    if (content := _content(path)) is not None:
+    content = _content(path)
+    if named.keyword == "crt-list":
+        text = (content or b"")[:MAX_LIST_BYTES].decode("utf-8", "surrogateescape")
+        return _list(place, _lines_of(text, named))
+    if content is not None:
         return {_digest(content): content}
-    if named.keyword == "crt":
-        # HAProxy looks for one certificate for each type of key (manual 5.1, `crt`).
-        return _list(place, [(f"{path}{kind}", f"{path}{kind}") for kind in KEY_TYPES])
-    return {}
+    entries = _entries(named, path) if named.may_be_directory else []
+    if named.keyword != "crt":
+        together = b"\n".join(each for each in map(_content, entries) if each is not None)
+        return {_digest(together): together} if together else {}
+    # Without a directory, HAProxy looks for one certificate for each type of key (manual 5.1).
+    certificates = entries or [f"{path}{kind}" for kind in KEY_TYPES]
+    return _list(place, ((each, each) for each in certificates))
+
+
+def _entries(named: NamedFile, path: str) -> list[str]:
+    """What HAProxy opens of a directory; nothing if it is none, or cannot be read."""
+    try:
+        names = safe_files.names(path, _MOST_ENTRIES)
+    except Unsafe:
+        return []
+    opened = (name for name in names if is_opened(named, name))
+    return [f"{path}/{name}" for name in opened if named.keyword != "crt" or is_certificate(name)]
 
 
 def _lines_of(text: str, named: NamedFile) -> Iterator[tuple[str, str]]:
