@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fc_frontend.certificates.pem import not_after
 from fc_frontend.kubernetes.access import Credential
-from fc_frontend.kubernetes.x509 import not_after
 from tests.support.api_cluster import token_until
 from tests.support.certificates import Certificates
 

@@ -10,6 +10,7 @@ python3Packages.buildPythonApplication {
   build-system = [ python3Packages.hatchling ];
   dependencies = with python3Packages; [
     click
+    cryptography
     dnspython
     h11
     jinja2

@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from fc_frontend.certificates.pem import not_after
 from fc_frontend.errors import Unavailable
-from fc_frontend.kubernetes.x509 import not_after
 
 MAX_TOKEN_BYTES = 64 * 1024
 MAX_PEM_BYTES = 1024 * 1024
