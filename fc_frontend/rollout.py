@@ -28,6 +28,7 @@ from fc_frontend.decide import (
 )
 from fc_frontend.errors import Problem, Refused, Unavailable, errors_in
 from fc_frontend.haproxy import consent, hold, install, kept_files, runtime
+from fc_frontend.haproxy.certificates.bring import Keeper
 from fc_frontend.haproxy.consent import Consent
 from fc_frontend.haproxy.deploy import (
     Deployment,
@@ -72,7 +73,8 @@ class Options:
     limits how long checks may take.  If `is_forced`, what failed at a reload before is tried again
     as it is; if `is_strict`, nothing is deployed while a change is withheld.  `given` is recorded
     first: consent to replace haproxy.cfg; so are `consents` to changes.  `advance` is called
-    whenever there is progress, and `checked` with each verdict of HAProxy.
+    whenever there is progress, and `checked` with each verdict of HAProxy.  `keeper` remembers
+    certificates.
     """
 
     output: str | None = None
@@ -83,6 +85,7 @@ class Options:
     consents: Mapping[UnitId, str] = field(default_factory=dict)
     advance: Callable[[], None] = lambda: None
     checked: Callable[[bool], None] = lambda _accepted: None
+    keeper: Keeper | None = None
 
 
 def roll_out(
@@ -280,7 +283,13 @@ def _deploy(
     attempt(prepared)
     options.advance()
     deployment = execute(
-        prepared.plan, config, prepared.resolution, running, trying, output=options.output
+        prepared.plan,
+        config,
+        prepared.resolution,
+        running,
+        trying,
+        output=options.output,
+        keeper=options.keeper,
     )
     return replace(deployment, refused_file=refused_file)
 

@@ -25,6 +25,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from fc_frontend.config.loopback import on_loopback
+from fc_frontend.config.tls import FrontendTlsDeclaration
 from fc_frontend.plan.addresses import (
     SAFE_PATH,
     NotAnAddress,
@@ -600,6 +601,7 @@ class FrontendDeclaration(_Strict):
         tuple[BindAddress, ...], BeforeValidator(_listed), Field(min_length=1, max_length=256)
     ]
     mode: Literal["http", "tcp"] = "http"
+    tls: FrontendTlsDeclaration | None = None
     http: HttpDeclaration | None = None
     hsts: Annotated[float | None, _optional_time(1, 10 * 366 * 86400)] = None
     allow: (
@@ -619,15 +621,21 @@ class FrontendDeclaration(_Strict):
         """Field, message and remedy of what is wrong between the fields of this frontend."""
         is_tcp = self.mode == "tcp"
         given = {
+            "tls": self.tls is not None,
             "http": self.http is not None,
             "hsts": self.hsts is not None,
             "trusted_proxies": bool(self.trusted_proxies),
         }
-        return [
+        found = [
             (field, f"{field} needs mode: http", "use mode: http, or leave it out")
             for field, is_given in given.items()
             if is_given and is_tcp
         ]
+        if self.tls is not None and {"ssl", "crt", "crt-list"} & set(self.bind_options.split()):
+            found.append(
+                ("bind_options", "tls has the certificates already", "leave ssl and crt out")
+            )
+        return found
 
     def model(self, name: str, origin: Origin) -> FrontendSpec:
         """The frontend as a value for all later stages; only after `complaints` found nothing."""
@@ -635,6 +643,7 @@ class FrontendDeclaration(_Strict):
             name=name,
             binds=self.binds,
             mode=self.mode,
+            tls=self.tls.model() if self.tls else None,
             redirect_binds=self.http.binds if self.http else (),
             hsts=self.hsts,
             allow=self.allow,

@@ -19,6 +19,7 @@ from fc_frontend.config.declare import Declaration, declare
 from fc_frontend.config.loader import Sources, is_unchanged, read, state_directory
 from fc_frontend.daemon import decide, transitions
 from fc_frontend.daemon.answers import Answers
+from fc_frontend.daemon.certificates import CertificateUpkeep
 from fc_frontend.daemon.cluster_dns import Sweeper, lookup_problems
 from fc_frontend.daemon.consent import ConsentWatch
 from fc_frontend.daemon.drift import DriftWatch
@@ -91,6 +92,7 @@ class Reconciler:
             self.tracker, self._haproxy, self._discovery, log, metrics, clock
         )
         self.answers = Answers(self.tracker, self.servers, self._discovery, log, metrics, clock)
+        self.certificates = CertificateUpkeep(self.tracker, self._haproxy, log, metrics)
         self.drift = DriftWatch(
             self.tracker, self._haproxy, self.consent, log, metrics, self.look_at_hold
         )
@@ -117,6 +119,7 @@ class Reconciler:
             *state.problems,
             *lookup_problems(dict(state.resolution)),
             *self.answers.disagreements,
+            *self.certificates.problems,
         )
 
     @property
@@ -353,6 +356,7 @@ class Reconciler:
         options = Options(
             patience=self._patience,
             advance=self._advance,
+            keeper=self.certificates.keeper,
             checked=lambda accepted: self._metrics.checked("accepted" if accepted else "refused"),
         )
         return await asyncio.to_thread(

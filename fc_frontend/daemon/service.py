@@ -72,10 +72,14 @@ class Service:
         self._triggers: set[Trigger] = set()
         self._seen = 0.0
         self._watch: FileWatch | None = None
+        self._certificate_watch: FileWatch | None = None
+        self._certificates = asyncio.Event()
+        """Set when certificates may have changed, or HAProxy may have others."""
         self._http: HttpServer | None = None
         self._http_bind: Bind | None = None
         self._changed: frozenset[str] | None = frozenset()
         self._watched: tuple[list[str], list[str]] | None = None
+        self._watched_certificates: frozenset[str] = frozenset()
         self._retry_after = _FIRST_RETRY
         self._retry: asyncio.TimerHandle | None = None
         self._removal: asyncio.TimerHandle | None = None
@@ -89,6 +93,7 @@ class Service:
             loop.add_signal_handler(number, self._stop.set)
         loop.add_signal_handler(signal.SIGHUP, self._on_sighup)
         self._watch = FileWatch(loop, self._on_files)
+        self._certificate_watch = FileWatch(loop, lambda _changes: self._certificates.set())
         # Before the files are read, so that no change falls between the two.
         self._watch.watch([self._settings_file], [services_directory(self._settings_file)])
         self._log.info("starting", config=self._settings_file)
@@ -115,6 +120,7 @@ class Service:
             "sweep": self._sweep_loop(),
             "follow": self._follow_loop(),
             "rescan": self._rescan_loop(),
+            "certificates": self._certificate_loop(),
             "haproxy": self._haproxy_loop(),
             "watchdog": self._watchdog_loop(),
         }
@@ -128,8 +134,9 @@ class Service:
         for timer in (self._retry, self._removal):
             if timer:
                 timer.cancel()
-        if self._watch:
-            self._watch.stop()
+        for watch in (self._watch, self._certificate_watch):
+            if watch:
+                watch.stop()
         await self._reconciler.records.save()
         self._reconciler.close()
         if self._http:
@@ -185,6 +192,7 @@ class Service:
                 if deployment and deployment.outcome in (Outcome.RELOADED, Outcome.STARTED):
                     last_reload = time.monotonic()
                 self._failed = deployment is not None and not deployment.ok
+            self._certificates.set()
             # What was refused may be mended outside of the files, as a certificate is.
             self._plan_retry(self._failed or self._reconciler.refused)
             self._plan_removal()
@@ -330,7 +338,25 @@ class Service:
                     self._trigger(Trigger.RESCAN)
                 elif self._http is None:
                     await self._listen(self._settings.listen)
+                self._certificates.set()
                 await self._reconciler.records.save()
+
+    async def _certificate_loop(self) -> None:
+        while not self._stop.is_set():
+            await self._certificates.wait()
+            self._certificates.clear()
+            with self._enduring("certificates"):
+                await self._reconciler.certificates.bring()
+                self._watch_certificates()
+
+    def _watch_certificates(self) -> None:
+        """Let the watch follow the directories in which certificates are or may appear."""
+        directories = self._reconciler.certificates.brought.directories
+        if self._certificate_watch and directories != self._watched_certificates:
+            self._watched_certificates = directories
+            self._certificate_watch.watch((), directories)
+            # What changed before it was watched.
+            self._certificates.set()
 
     async def _haproxy_loop(self) -> None:
         looks = 0

@@ -26,6 +26,7 @@ from fc_frontend.haproxy import (
     take_over,
 )
 from fc_frontend.haproxy.binary import find_binary
+from fc_frontend.haproxy.certificates.bring import Keeper
 from fc_frontend.haproxy.failed_reloads import Attempt
 from fc_frontend.haproxy.history import own_hash
 from fc_frontend.haproxy.hold import Hold
@@ -196,13 +197,16 @@ def execute(
     attempt: Attempt,
     *,
     output: str | None,
+    keeper: Keeper | None = None,
 ) -> Deployment:
     """Install `config`, which passed all checks, and have HAProxy reload or start with it.
 
     For callers that are `deploying`, and that saw what HAProxy is `running`.  `output` is the file
     that a supervised HAProxy which has to be started writes to; without it, it writes where we do.
-    Raises `Refused` and `Unavailable`.
+    `keeper` remembers certificates.  Raises `Refused` and `Unavailable`.
     """
+    # The new worker loads them; the one that runs judges them before.
+    (keeper or Keeper()).bring(plan.settings, plan.frontends)
     deployment = _install_and_activate(
         plan.settings,
         config,
@@ -361,6 +365,24 @@ def revive(
         return Deployment(outcome=Outcome.FAILED, hash="", problems=exc.problems)
     duration = time.monotonic() - started
     return Deployment(outcome=Outcome.STARTED, hash=digest, duration=duration)
+
+
+def reload_again(settings: Settings, *, output: str | None) -> Deployment:
+    """Let HAProxy load files again that the installed configuration names.
+
+    The configuration stays as it is; a worker that runs another one is left alone.  For callers
+    that are `deploying`.  Raises `Unavailable`.
+    """
+    haproxy = settings.haproxy
+    text = (install.read(haproxy.config_file) or b"").decode("utf-8", "surrogateescape")
+    running, digest = observe(haproxy), config_hash(text)
+    if digest is None or running.hash != digest:
+        raise Unavailable.of(
+            "HAProxy does not run the installed configuration", "see `fc-frontend status`"
+        )
+    said = save_running(settings, text, text, running.servers)
+    deployment = _activate(haproxy, Config(text, digest), running, output)
+    return replace(deployment, problems=(*deployment.problems, *said))
 
 
 def _start(haproxy: Haproxy, digest: str | None, output: str | None) -> None:

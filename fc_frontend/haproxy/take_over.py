@@ -15,6 +15,7 @@ from fc_frontend.errors import Problem, Refused, Severity, Unavailable
 from fc_frontend.files import Attributes, Content
 from fc_frontend.haproxy import consent, history, maps, runtime
 from fc_frontend.haproxy.binary import find_binary
+from fc_frontend.haproxy.certificates import store
 from fc_frontend.haproxy.foreign import (
     NOTHING,
     Decision,
@@ -154,7 +155,7 @@ def install(
         judged = judge(settings, worker, known)
         content, found = judged.content, judged.found
         if content is not None and content.data == data:
-            maps.write(settings, data)
+            _write_companions(settings, data)
             return Replaced(content, found)
         if judged.problem is not None:
             raise NeedsConsent(judged.problem)
@@ -163,7 +164,7 @@ def install(
         def is_same(now: Content | None, before: Content | None = content) -> bool:
             return (now and now.data) == (before and before.data)
 
-        maps.write(settings, data)
+        _write_companions(settings, data)
         if files.replace(path, data, attributes=attributes, expected=is_same):
             return Replaced(content, found, entry)
     raise Unavailable.of(
@@ -171,6 +172,13 @@ def install(
         "stop what else writes it, or set haproxy.config_file to a file of its own",
         file=path,
     )
+
+
+def _write_companions(settings: Settings, data: bytes) -> None:
+    """Write the files that HAProxy needs to start with the configuration `data`."""
+    maps.write(settings, data)
+    text = data.decode("utf-8", "surrogateescape")
+    store.require_lists(settings.state_directory, text)
 
 
 def undo(settings: Settings, replaced: Replaced, data: bytes) -> None:
@@ -183,7 +191,7 @@ def undo(settings: Settings, replaced: Replaced, data: bytes) -> None:
     if now is None or now.data != data or (before is not None and before.data == data):
         return
     if before is not None:
-        maps.write(settings, before.data)
+        _write_companions(settings, before.data)
     if before is None:
         files.remove(path, follow=True)
         return

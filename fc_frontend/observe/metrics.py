@@ -16,6 +16,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 from prometheus_client.process_collector import ProcessCollector
 
 from fc_frontend import __version__
+from fc_frontend.certificates.served import Served
 from fc_frontend.model.api_state import ApiState
 from fc_frontend.model.service_state import Counts, HaproxyState, ServiceState
 from fc_frontend.observe.api import ApiCollector
@@ -113,6 +114,12 @@ class Metrics:
             "fc_frontend_api_event_duration_seconds",
             "From a change that the API told of until HAProxy has it.",
             buckets=_FAST,
+            registry=self.registry,
+        )
+        self._certificates = Gauge(
+            "fc_frontend_certificate_expiry_timestamp_seconds",
+            "When a certificate of a frontend ends.",
+            ("frontend", "certificate", "name"),
             registry=self.registry,
         )
         self._services = Services()
@@ -256,6 +263,14 @@ class Metrics:
     def endpoints_followed(self, seconds: float) -> None:
         """HAProxy has what the API told of; `seconds` is the time since then."""
         self._event_durations.observe(seconds)
+
+    def certificates(self, served: Iterable[Served]) -> None:
+        """The certificates that frontends have."""
+        self._certificates.clear()
+        for each in served:
+            name = each.certificate.names[0] if each.certificate.names else ""
+            gauge = self._certificates.labels(each.frontend, each.path, name)
+            gauge.set(each.certificate.not_after)
 
     def withheld(self, units: Iterable[tuple[str, str]]) -> None:
         """What is withheld, as kind and name."""

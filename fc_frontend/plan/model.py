@@ -295,6 +295,29 @@ class Origin:
 
 
 @dataclass(frozen=True, slots=True)
+class CertificateSource:
+    """Where certificates are: a file, directory or pattern; with a `key`, exactly one file."""
+
+    path: str
+    key: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrontendTls:
+    """TLS that a frontend terminates.
+
+    With `client_ca`, clients need a certificate of it, unless that is optional.  Without a
+    `default`, handshakes for hosts without a certificate fail.
+    """
+
+    certificates: tuple[CertificateSource, ...]
+    default: CertificateSource | None = None
+    client_ca: str | None = None
+    is_client_optional: bool = False
+    profile: Literal["intermediate", "modern"] = "intermediate"
+
+
+@dataclass(frozen=True, slots=True)
 class RateLimit:
     """The requests that one client address may send in `period` seconds; more get 429."""
 
@@ -314,6 +337,7 @@ class FrontendSpec:
     name: str
     binds: tuple[Bind, ...]
     mode: Mode = "http"
+    tls: FrontendTls | None = None
     redirect_binds: tuple[Bind, ...] = ()
     hsts: float | None = None
     allow: tuple[Network, ...] | None = None

@@ -38,6 +38,7 @@ from fc_frontend.render.config import (
     description_of,
     has_unit_mark,
 )
+from fc_frontend.syntax.certificates import bind_words, list_path
 from fc_frontend.syntax.routes import AMBIGUOUS_PATH, rules
 from fc_frontend.syntax.sections import read_sections
 from fc_frontend.syntax.units import UnitFault, section_faults
@@ -105,6 +106,7 @@ class FrontendModel:
     name: str
     defaults: str
     binds: tuple[str, ...]
+    tls: str
     bind_options: str
     redirect_binds: tuple[str, ...]
     access: tuple[str, ...]
@@ -258,8 +260,9 @@ def _unit_sections(
             refused.extend(exc.problems)
 
     for frontend in plan.frontends:
-        haproxy, api = plan.settings.haproxy.config_file, plan.settings.cluster.api
-        source: tuple[object, ...] = (frontend, environment, haproxy, api)
+        settings = plan.settings
+        places = settings.haproxy.config_file, settings.state_directory, settings.cluster.api
+        source: tuple[object, ...] = (frontend, environment, places)
         add(memo.frontends, frontend.name, source, partial(of_frontend, frontend))
     for service in plan.services:
         source = (service, environment, nodes)
@@ -393,6 +396,7 @@ def _frontend_model(frontend: FrontendSpec, plan: Plan) -> FrontendModel:
         name=frontend.name,
         defaults=f"fc-{frontend.mode}",
         binds=tuple(map(str, frontend.binds)),
+        tls=_tls_bind_words(frontend, plan),
         bind_options=frontend.bind_options,
         redirect_binds=tuple(map(str, frontend.redirect_binds)),
         access=tuple(_access_rules(frontend)),
@@ -401,6 +405,20 @@ def _frontend_model(frontend: FrontendSpec, plan: Plan) -> FrontendModel:
         rules=tuple(rules(directory, frontend.name, frontend.match)),
         standby_table="fc-alive-30s" if plan.settings.cluster.api else "",
         extra_config=frontend.extra_config,
+    )
+
+
+def _tls_bind_words(frontend: FrontendSpec, plan: Plan) -> str:
+    """What terminates TLS; empty without it."""
+    tls = frontend.tls
+    if tls is None:
+        return ""
+    return bind_words(
+        list_path(plan.settings.state_directory, frontend.name),
+        has_default=tls.default is not None,
+        client_ca=tls.client_ca,
+        is_client_optional=tls.is_client_optional,
+        profile=tls.profile,
     )
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from itertools import pairwise
 
+from fc_frontend.syntax.certificates import is_own_list
 from fc_frontend.syntax.lines import Line, LineKind, read_line
 from fc_frontend.syntax.routes import is_own_map
 from fc_frontend.syntax.words import Word
@@ -164,8 +165,8 @@ def named_files(text: str, *, directory: str = "/") -> Iterator[NamedFile]:
         elif line.kind is LineKind.STATEMENT:
             bases.read(line)
             for keyword, word, use in _named(line):
-                if is_own_map(word.text):
-                    # Written together with haproxy.cfg, from what that says.
+                if is_own_map(word.text) or (keyword == "crt-list" and is_own_list(word.text)):
+                    # Written together with haproxy.cfg; changed at runtime.
                     continue
                 yield NamedFile(
                     written=word.text,

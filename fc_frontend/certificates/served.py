@@ -1,0 +1,98 @@
+"""The certificates that frontends have: dates, and hosts without a certificate."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from fc_frontend.certificates.pem import Certificate
+from fc_frontend.errors import Problem, Severity
+from fc_frontend.plurals import counted
+
+WARN_SECONDS = 14 * 86400.0
+"""Before the end of a certificate: clients renew it a month before."""
+_MAX_HOSTS = 10
+"""Hosts without a certificate that are named, of one frontend."""
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """A certificate that HAProxy has for a frontend, or gets when it loads the frontend.
+
+    `path` is the original's.
+    """
+
+    frontend: str
+    path: str
+    certificate: Certificate
+    is_default: bool = False
+
+    @property
+    def ends_on(self) -> str:
+        """The day on which it ends, in UTC."""
+        return _day(self.certificate.not_after)
+
+    def as_json(self) -> dict[str, Any]:
+        """The certificate in the shape of all JSON output."""
+        return {
+            "frontend": self.frontend,
+            "file": self.path,
+            "names": list(self.certificate.names),
+            "not_after": self.certificate.not_after,
+            "is_default": self.is_default,
+        }
+
+
+def date_problems(served: Iterable[Served], now: float) -> Iterator[Problem]:
+    """Certificates that have ended, end soon, or are not valid yet, as warnings."""
+    for each in served:
+        begins, ends = each.certificate.not_before, each.certificate.not_after
+        name = each.certificate.names[0] if each.certificate.names else each.path
+        if now >= ends:
+            said = f"the certificate for {name} ended on {_day(ends)}: clients refuse it"
+        elif now < begins:
+            said = f"the certificate for {name} is valid only from {_day(begins)}"
+        elif ends - now < WARN_SECONDS:
+            days = int((ends - now) // 86400)
+            said = f"the certificate for {name} ends in {counted(days, 'day')}, on {_day(ends)}"
+        else:
+            continue
+        remedy = "renew it: see the log of your ACME client"
+        yield Problem(
+            f"{each.path}: {said}",
+            remedy,
+            severity=Severity.WARNING,
+            service=each.frontend,
+            field="tls.certificates",
+        )
+
+
+def uncovered_problems(
+    served: Iterable[Served], hosts: Mapping[str, Mapping[str, str]]
+) -> Iterator[Problem]:
+    """Hosts without a certificate, as warnings; `hosts` are frontend → host → service."""
+    by_frontend: dict[str, list[Certificate]] = {}
+    for each in served:
+        by_frontend.setdefault(each.frontend, []).append(each.certificate)
+    for frontend, services in hosts.items():
+        certificates = by_frontend.get(frontend, [])
+        missing = [
+            (host, service)
+            for host, service in services.items()
+            if not any(each.covers(host) for each in certificates)
+        ]
+        for host, service in missing[:_MAX_HOSTS]:
+            more = f" (and {len(missing) - 1} more hosts)" if len(missing) > _MAX_HOSTS else ""
+            yield Problem(
+                f"frontend {frontend} has no certificate for {host}{more}",
+                "have one issued: the frontend loads it without a reload",
+                severity=Severity.WARNING,
+                service=service,
+                field="hosts",
+            )
+
+
+def _day(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).date().isoformat()
