@@ -51,7 +51,7 @@ _ERRORS = (ValueError, TypeError, UnsupportedAlgorithm, x509.DuplicateExtension,
 """What `cryptography` raises for bytes that are no certificate or key."""
 
 
-class Fault(StrEnum):
+class CertificateFault(StrEnum):
     """Why a certificate cannot be used."""
 
     NO_CERTIFICATE = "no-certificate"
@@ -67,14 +67,21 @@ class Fault(StrEnum):
     TOO_LARGE = "too-large"
 
 
-WAITING = frozenset((Fault.NO_CERTIFICATE, Fault.NO_KEY, Fault.DAMAGED, Fault.MISMATCH))
+WAITING = frozenset(
+    (
+        CertificateFault.NO_CERTIFICATE,
+        CertificateFault.NO_KEY,
+        CertificateFault.DAMAGED,
+        CertificateFault.MISMATCH,
+    )
+)
 """Faults that files have while a client replaces them one by one."""
 
 
 class NotUsable(ValueError):
     """A certificate that HAProxy is not given.  The message continues "the certificate …"."""
 
-    def __init__(self, fault: Fault, message: str, remedy: str) -> None:
+    def __init__(self, fault: CertificateFault, message: str, remedy: str) -> None:
         super().__init__(message)
         self.fault = fault
         self.remedy = remedy
@@ -197,11 +204,15 @@ def _certificates(pem: bytes) -> list[x509.Certificate]:
     texts = [text for kind, text in _blocks(pem) if kind in (b"CERTIFICATE", b"X509 CERTIFICATE")]
     if not texts:
         raise NotUsable(
-            Fault.NO_CERTIFICATE, "has no certificate in PEM form", "give the file with the chain"
+            CertificateFault.NO_CERTIFICATE,
+            "has no certificate in PEM form",
+            "give the file with the chain",
         )
     if len(texts) > MAX_CHAIN:
         raise NotUsable(
-            Fault.TOO_LARGE, f"has a chain of more than {MAX_CHAIN}", "leave the others out"
+            CertificateFault.TOO_LARGE,
+            f"has a chain of more than {MAX_CHAIN}",
+            "leave the others out",
         )
     return [x509.load_pem_x509_certificate(text) for text in texts]
 
@@ -209,13 +220,15 @@ def _certificates(pem: bytes) -> list[x509.Certificate]:
 def _private_key(pem: bytes) -> PrivateKeyTypes:
     keys = [(kind, text) for kind, text in _blocks(pem) if kind.endswith(b"PRIVATE KEY")]
     if not keys:
-        raise NotUsable(Fault.NO_KEY, "has no private key", "put its key beside it")
+        raise NotUsable(CertificateFault.NO_KEY, "has no private key", "put its key beside it")
     if len(keys) > 1:
-        raise NotUsable(Fault.SEVERAL_KEYS, "has several private keys", "keep the one it needs")
+        raise NotUsable(
+            CertificateFault.SEVERAL_KEYS, "has several private keys", "keep the one it needs"
+        )
     kind, text = keys[0]
     if kind.startswith(b"ENCRYPTED") or b"\nProc-Type: 4,ENCRYPTED" in text:
         raise NotUsable(
-            Fault.ENCRYPTED,
+            CertificateFault.ENCRYPTED,
             "has a key with a passphrase",
             "store the key without it (`openssl pkey`)",
         )
@@ -236,12 +249,12 @@ def _require_match(certificates: Sequence[x509.Certificate], key: PublicKeyTypes
         return
     if any(matching):
         raise NotUsable(
-            Fault.ORDER,
+            CertificateFault.ORDER,
             "does not come first in its file",
             "put the site's certificate first, then those that signed it",
         )
     raise NotUsable(
-        Fault.MISMATCH,
+        CertificateFault.MISMATCH,
         "and its private key do not belong together",
         "give the key that it was issued for",
     )
@@ -254,7 +267,7 @@ def _require_order(certificates: Sequence[x509.Certificate]) -> None:
             one.verify_directly_issued_by(signer)
         except (*_ERRORS, InvalidSignature):
             raise NotUsable(
-                Fault.ORDER,
+                CertificateFault.ORDER,
                 f"has a chain that is out of order: number {place} did not sign the one before",
                 "give the site's certificate, then each one that signed the one before",
             ) from None
@@ -270,7 +283,7 @@ def _require_strength(certificates: Sequence[x509.Certificate], key: PublicKeyTy
         is_strong = isinstance(key, ed25519.Ed25519PublicKey | ed448.Ed448PublicKey)
     if not is_strong:
         raise NotUsable(
-            Fault.WEAK,
+            CertificateFault.WEAK,
             f"has a key that OpenSSL or browsers refuse ({_algorithm(key)})",
             f"use RSA of {_MIN_RSA_BITS} bits or more, or EC P-256",
         )
@@ -278,7 +291,9 @@ def _require_strength(certificates: Sequence[x509.Certificate], key: PublicKeyTy
         digest = each.signature_hash_algorithm
         if isinstance(digest, _WEAK_DIGESTS) and each.subject != each.issuer:
             raise NotUsable(
-                Fault.WEAK, f"is signed with {digest.name}", "have it issued with SHA-256"
+                CertificateFault.WEAK,
+                f"is signed with {digest.name}",
+                "have it issued with SHA-256",
             )
 
 
@@ -287,9 +302,13 @@ def _described(
 ) -> Certificate:
     names = _names(certificate)
     if not names and not may_be_nameless:
-        raise NotUsable(Fault.NO_NAME, "has no DNS name", "have it issued for a host name")
+        raise NotUsable(
+            CertificateFault.NO_NAME, "has no DNS name", "have it issued for a host name"
+        )
     if len(names) > MAX_NAMES:
-        raise NotUsable(Fault.TOO_LARGE, f"has more than {MAX_NAMES} names", "use several")
+        raise NotUsable(
+            CertificateFault.TOO_LARGE, f"has more than {MAX_NAMES} names", "use several"
+        )
     return Certificate(
         names=names,
         not_before=certificate.not_valid_before_utc.timestamp(),
@@ -324,7 +343,7 @@ def _algorithm(key: PublicKeyTypes) -> str:
 
 def _too_large() -> NotUsable:
     return NotUsable(
-        Fault.TOO_LARGE,
+        CertificateFault.TOO_LARGE,
         f"and its chain are larger than {MAX_BYTES} bytes",
         "leave out what is not in the chain",
     )
@@ -342,5 +361,7 @@ def _as_damaged() -> Iterator[None]:
         raise
     except _ERRORS:
         raise NotUsable(
-            Fault.DAMAGED, "or its key cannot be read", "see `openssl x509 -in FILE -text`"
+            CertificateFault.DAMAGED,
+            "or its key cannot be read",
+            "see `openssl x509 -in FILE -text`",
         ) from None

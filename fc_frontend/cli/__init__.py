@@ -25,7 +25,7 @@ COMMANDS = {
     "explain": "Trace why a service is not served, and what to do.",
     "drain": "Drain a pod or service: finish open connections, accept no new ones.",
     "undrain": "Send new connections to a drained pod or service again.",
-    "certificates": "Copy renewed certificates to HAProxy, without a reload; or list them.",
+    "certificates": "Bring renewed certificates to HAProxy, or list them.",
     "history": "Show the deployment history.",
     "rollback": "Restore an earlier haproxy.cfg and pause deployments.",
     "resume": "Resume normal deployments after a rollback.",

@@ -25,8 +25,8 @@ from fc_frontend.haproxy.certificates.originals import (
     is_missing,
     warning,
 )
-from fc_frontend.haproxy.certificates.store import Entry
-from fc_frontend.haproxy.certificates.swap import TooLarge, Worker
+from fc_frontend.haproxy.certificates.store import ListEntry
+from fc_frontend.haproxy.certificates.swap import TooLarge, WorkerCertificates
 from fc_frontend.haproxy.socket import NoListener
 from fc_frontend.plan.model import FrontendSpec, Plan, Settings
 from fc_frontend.safe_files import FileFault, Unsafe
@@ -57,7 +57,7 @@ class Brought:
 class _Wanted:
     """What the lists of frontends should have, and new content of copies."""
 
-    lists: dict[str, list[Entry]] = field(default_factory=dict)
+    lists: dict[str, list[ListEntry]] = field(default_factory=dict)
     bundles: dict[str, Bundle] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
@@ -126,22 +126,22 @@ class Keeper:
         for original in found.originals:
             copy = store.copy_of(state, original.path)
             if self._read(frontend.name, original, copy, wanted, is_kept=original.path in former):
-                entries.append(Entry(copy, original.path))
+                entries.append(ListEntry(copy, original.path))
         paths = {original.path for original in found.originals}
         entries += self._gone(former, paths, wanted, entries)
         wanted.lists[path] = list(dict.fromkeys(entries))
 
-    def _first(self, settings: Settings, frontend: FrontendSpec, wanted: _Wanted) -> Entry:
+    def _first(self, settings: Settings, frontend: FrontendSpec, wanted: _Wanted) -> ListEntry:
         """The first entry of a list: the default certificate, or a stand-in."""
         assert frontend.tls is not None
         original = find_default(frontend.tls)
         if original is None:
-            return Entry(store.stand_in(settings.state_directory), "")
+            return ListEntry(store.stand_in(settings.state_directory), "")
         copy = store.default_copy(settings.state_directory, frontend.name)
         wanted.directories.add(original.path.rpartition("/")[0])
         is_kept = self._copy(copy) is not None
         self._read(frontend.name, original, copy, wanted, is_kept=is_kept)
-        return Entry(copy, original.path)
+        return ListEntry(copy, original.path)
 
     def _read(
         self, frontend: str, original: Original, copy: str, wanted: _Wanted, *, is_kept: bool
@@ -168,11 +168,11 @@ class Keeper:
 
     def _gone(
         self,
-        former: Mapping[str, Entry],
+        former: Mapping[str, ListEntry],
         paths: Collection[str],
         wanted: _Wanted,
-        entries: Iterable[Entry],
-    ) -> list[Entry]:
+        entries: Iterable[ListEntry],
+    ) -> list[ListEntry]:
         """Entries that stay although their original is not found.
 
         It may be missing for a moment only.  It stays until it ends or others have its names; not
@@ -250,7 +250,7 @@ class Keeper:
         pid = whole_number(runtime.info(socket)["Pid"])
         if pid != self._worker:
             self._verified, self._worker = {}, pid
-        worker = Worker(socket)
+        worker = WorkerCertificates(socket)
         listed = {path: worker.listed(path) for path in wanted.lists}
         loaded = worker.loaded()
         of_lists = {
@@ -291,7 +291,7 @@ class Keeper:
                 swapped.append(of_lists[copy])
         self._follow_lists(worker, wanted, listed, refused, swapped, unswapped)
 
-    def _verify(self, worker: Worker, paths: Collection[str]) -> None:
+    def _verify(self, worker: WorkerCertificates, paths: Collection[str]) -> None:
         """Ask for the fingerprints that are not known of this worker."""
         unknown = [path for path in paths if path not in self._verified]
         if unknown:
@@ -304,7 +304,7 @@ class Keeper:
 
     def _follow_lists(
         self,
-        worker: Worker,
+        worker: WorkerCertificates,
         wanted: _Wanted,
         listed: Mapping[str, tuple[str, ...] | None],
         refused: Collection[str],
@@ -330,7 +330,7 @@ class Keeper:
                     self._verified.pop(copy, None)
                     swapped.append(copy)
 
-    def _has(self, entry: Entry) -> bool:
+    def _has(self, entry: ListEntry) -> bool:
         """True if a refused copy has its former content again."""
         known = self._certificate(entry.copy)
         return known is not None and self._verified.get(entry.copy) == known.fingerprint

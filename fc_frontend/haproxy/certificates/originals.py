@@ -38,7 +38,7 @@ class Original:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class FoundCertificates:
     """What `tls.certificates` leads to: certificates, directories to watch, and what is wrong."""
 
     originals: tuple[Original, ...]
@@ -46,12 +46,12 @@ class Found:
     problems: tuple[Problem, ...]
 
 
-def find(frontend: str, tls: FrontendTls) -> Found:
+def find(frontend: str, tls: FrontendTls) -> FoundCertificates:
     """The certificates of a frontend, in a fixed order.  Problems are warnings."""
     search = _Search(frontend)
     for number, source in enumerate(tls.certificates):
         search.add(source, f"tls.certificates.{number}")
-    return Found(
+    return FoundCertificates(
         tuple(dict.fromkeys(search.originals)),
         frozenset(search.directories),
         tuple(search.problems),

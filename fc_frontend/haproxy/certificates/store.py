@@ -26,7 +26,7 @@ _MODE = 0o600
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class ListEntry:
     """A line of a list: the copy, and the original that it is of; empty for a stand-in."""
 
     copy: str
@@ -63,7 +63,7 @@ def write_copy(path: str, pem: bytes) -> None:
     files.write_own(path, pem, mode=_MODE)
 
 
-def read_list(path: str) -> tuple[Entry, ...] | None:
+def read_list(path: str) -> tuple[ListEntry, ...] | None:
     """The entries of a list; None if there is none.  Raises `Unavailable`."""
     with files.reported("read", path):
         content = files.read_own(path, _MAX_LIST_BYTES)
@@ -74,12 +74,12 @@ def read_list(path: str) -> tuple[Entry, ...] | None:
         if line.startswith(_ORIGIN):
             original = line.removeprefix(_ORIGIN)
         elif line.startswith("/"):
-            found.append(Entry(line, original))
+            found.append(ListEntry(line, original))
             original = ""
     return tuple(found)
 
 
-def list_text(entries: Iterable[Entry]) -> str:
+def list_text(entries: Iterable[ListEntry]) -> str:
     """A list file."""
     lines = []
     for entry in entries:
@@ -88,7 +88,7 @@ def list_text(entries: Iterable[Entry]) -> str:
     return "".join(lines)
 
 
-def write_list(path: str, entries: Iterable[Entry]) -> bool:
+def write_list(path: str, entries: Iterable[ListEntry]) -> bool:
     """Make `entries` a list's content; True if it was another one.  Raises `Unavailable`."""
     content = list_text(entries).encode("utf-8", "surrogateescape")
     with files.reported("read", path):
@@ -122,7 +122,7 @@ def require_lists(state_directory: str, text: str) -> None:
         if path.rpartition("/")[0] != directory_in(state_directory) or read_list(path) is not None:
             continue
         prepare(state_directory)
-        write_list(path, (Entry(stand_in(state_directory), ""),))
+        write_list(path, (ListEntry(stand_in(state_directory), ""),))
 
 
 def remove_unlisted(state_directory: str) -> None:
@@ -138,7 +138,7 @@ def remove_unlisted(state_directory: str) -> None:
             files.remove(f"{directory}/{name}")
 
 
-def entries_of(state_directory: str, frontend: str) -> tuple[Entry, ...]:
+def entries_of(state_directory: str, frontend: str) -> tuple[ListEntry, ...]:
     """What a frontend's list has; nothing if it cannot be read."""
     try:
         return read_list(list_path(state_directory, frontend)) or ()

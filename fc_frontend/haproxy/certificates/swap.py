@@ -26,7 +26,7 @@ class TooLarge(Exception):
     """A certificate that cannot be swapped at runtime: it takes a reload."""
 
 
-class Worker:
+class WorkerCertificates:
     """The certificates of the worker behind a runtime socket."""
 
     def __init__(self, socket: str) -> None:
