@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from fc_frontend.certificates.layouts import FilePair, key_beside, pairs_in
 from fc_frontend.certificates.pem import (
-    CertificateFault,
     NotUsable,
+    PemFault,
     bundle,
     certificate_in,
     has_key,
@@ -39,7 +39,7 @@ def openssl(pem: bytes, *options: str) -> str:
     return done.stdout.decode().strip()
 
 
-def fault(chain: bytes, key: bytes | None = None) -> CertificateFault:
+def fault(chain: bytes, key: bytes | None = None) -> PemFault:
     with pytest.raises(NotUsable) as caught:
         bundle(chain, key)
     assert caught.value.remedy
@@ -84,25 +84,25 @@ def test_a_wildcard_stands_for_one_label(site: Issued, host: str, is_covered: bo
 def test_what_is_incomplete_or_out_of_order_is_refused(site: Issued, authority: Authority) -> None:
     other = authority.issue("other.example.org")
     leaf, signer = site.leaf, authority.intermediate
-    assert fault(b"") is CertificateFault.NO_CERTIFICATE
-    assert fault(site.key) is CertificateFault.NO_CERTIFICATE
-    assert fault(site.chain) is CertificateFault.NO_KEY
-    assert fault(site.chain, b"") is CertificateFault.NO_KEY
-    assert fault(site.chain, other.key) is CertificateFault.MISMATCH
-    assert fault(signer + leaf, site.key) is CertificateFault.ORDER
-    assert fault(leaf + other.leaf, site.key) is CertificateFault.ORDER
-    assert fault(leaf + leaf, site.key) is CertificateFault.ORDER
-    assert fault(site.chain, site.key + other.key) is CertificateFault.SEVERAL_KEYS
-    assert fault(site.chain[:200] + site.chain[260:], site.key) is CertificateFault.DAMAGED
-    assert fault(leaf + signer * 10, site.key) is CertificateFault.TOO_LARGE
-    assert fault(site.chain + b"x" * 300_000, site.key) is CertificateFault.TOO_LARGE
+    assert fault(b"") is PemFault.NO_CERTIFICATE
+    assert fault(site.key) is PemFault.NO_CERTIFICATE
+    assert fault(site.chain) is PemFault.NO_KEY
+    assert fault(site.chain, b"") is PemFault.NO_KEY
+    assert fault(site.chain, other.key) is PemFault.MISMATCH
+    assert fault(signer + leaf, site.key) is PemFault.ORDER
+    assert fault(leaf + other.leaf, site.key) is PemFault.ORDER
+    assert fault(leaf + leaf, site.key) is PemFault.ORDER
+    assert fault(site.chain, site.key + other.key) is PemFault.SEVERAL_KEYS
+    assert fault(site.chain[:200] + site.chain[260:], site.key) is PemFault.DAMAGED
+    assert fault(leaf + signer * 10, site.key) is PemFault.TOO_LARGE
+    assert fault(site.chain + b"x" * 300_000, site.key) is PemFault.TOO_LARGE
     assert bundle(leaf, site.key).certificate.names
 
 
 def test_keys_that_openssl_refuses_are_refused(authority: Authority) -> None:
     for key, digest in (("rsa:1024", "sha256"), ("rsa:2048", "sha1"), ("secp256k1", "sha256")):
         weak = authority.issue("weak.example.org", key=key, digest=digest)
-        assert fault(weak.chain, weak.key) is CertificateFault.WEAK
+        assert fault(weak.chain, weak.key) is PemFault.WEAK
     for key in ("rsa:2048", "secp384r1", "ed25519"):
         strong = authority.issue("strong.example.org", key=key)
         assert bundle(strong.chain, strong.key).certificate.algorithm
@@ -114,12 +114,12 @@ def test_a_key_with_a_passphrase_is_refused(site: Issued, tmp_path: Path) -> Non
         done = subprocess.run(
             ["openssl", *options], input=site.key, capture_output=True, check=True
         )
-        assert fault(site.chain, done.stdout) is CertificateFault.ENCRYPTED
+        assert fault(site.chain, done.stdout) is PemFault.ENCRYPTED
 
 
 def test_a_certificate_for_no_host_is_refused(authority: Authority) -> None:
     nameless = authority.issue("", common_name="A Person")
-    assert fault(nameless.chain, nameless.key) is CertificateFault.NO_NAME
+    assert fault(nameless.chain, nameless.key) is PemFault.NO_NAME
     # HAProxy uses the common name where there is no other.
     old = authority.issue("", common_name="old.example.org")
     assert bundle(old.chain, old.key).certificate.names == ("old.example.org",)

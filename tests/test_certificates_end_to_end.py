@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import os
 import shutil
 import socket
@@ -311,3 +312,33 @@ def test_protocols_before_tls_1_2_are_refused(frontend: Frontend, authority: Aut
     assert succeeds("-tls1_2")
     assert not succeeds("-tls1_1", "-cipher", "DEFAULT@SECLEVEL=0")
     assert not succeeds("-tls1_2", "-cipher", "AES128-SHA")
+
+
+def test_acme_challenges_of_all_hosts_reach_the_client(frontend: Frontend) -> None:
+    """Before redirects, and from addresses that are not allowed."""
+    frontend.scale("client", 1)
+    client = f"{frontend.pods['client'].addresses[0]}:8080"
+    web = frontend.settings["frontends"]["web"]
+    web |= {
+        "acme": {"challenges": client},
+        "http": {"binds": f"{frontend.host}:8080"},
+        "allow": "192.0.2.0/24",
+    }
+    frontend.start()
+
+    def asked(path: str) -> tuple[int, str]:
+        connection = http.client.HTTPConnection(frontend.host, 8080, timeout=10)
+        try:
+            connection.request("GET", path, headers={"Host": "any.example.org"})
+            response = connection.getresponse()
+            response.read()
+            return response.status, response.headers.get("X-Pod", "")
+        finally:
+            connection.close()
+
+    challenge = "/.well-known/acme-challenge/token"
+    frontend.until(lambda: asked(challenge) == (200, "client-1"))
+    assert asked("/")[0] == 403
+    assert asked("/.well-known/acme")[0] == 403
+    text = frontend.run("explain", f"http://a.org:8080{challenge}", check=False).stdout
+    assert f"ACME challenges to {client}" in text

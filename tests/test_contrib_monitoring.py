@@ -71,9 +71,17 @@ def frontend(certificates: Certificates) -> Iterator[Frontend]:
         made.ready_endpoints("web", pods.addresses)
         made.settings["services"]["shop"] = made.service("shop", 8080, discovery="headless")
         made.settings["services"]["web"] = made.service("web", 8081)
+        pair = {
+            "certificate": str(certificates.path("server.crt")),
+            "key": str(certificates.path("server.key")),
+        }
+        made.settings["frontends"] = {
+            "tls": {"binds": f"{made.host}:8443", "tls": {"certificates": [pair]}}
+        }
         made.start()
         made.until(lambda: made.serves(8080, pods))
         made.until(lambda: made.metric("fc_frontend_api_watching") == 1)
+        made.until(lambda: made.metric("fc_frontend_certificate_expiry_timestamp_seconds"))
         yield made
 
 

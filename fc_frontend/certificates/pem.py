@@ -30,6 +30,8 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509.oid import NameOID
 
+from fc_frontend.certificates.served import Certificate
+
 MAX_BYTES = 64 * 1024
 """Of a bundle.  With more, it is no certificate for a website."""
 MAX_CHAIN = 10
@@ -51,7 +53,7 @@ _ERRORS = (ValueError, TypeError, UnsupportedAlgorithm, x509.DuplicateExtension,
 """What `cryptography` raises for bytes that are no certificate or key."""
 
 
-class CertificateFault(StrEnum):
+class PemFault(StrEnum):
     """Why a certificate cannot be used."""
 
     NO_CERTIFICATE = "no-certificate"
@@ -69,10 +71,10 @@ class CertificateFault(StrEnum):
 
 WAITING = frozenset(
     (
-        CertificateFault.NO_CERTIFICATE,
-        CertificateFault.NO_KEY,
-        CertificateFault.DAMAGED,
-        CertificateFault.MISMATCH,
+        PemFault.NO_CERTIFICATE,
+        PemFault.NO_KEY,
+        PemFault.DAMAGED,
+        PemFault.MISMATCH,
     )
 )
 """Faults that files have while a client replaces them one by one."""
@@ -81,34 +83,10 @@ WAITING = frozenset(
 class NotUsable(ValueError):
     """A certificate that HAProxy is not given.  The message continues "the certificate …"."""
 
-    def __init__(self, fault: CertificateFault, message: str, remedy: str) -> None:
+    def __init__(self, fault: PemFault, message: str, remedy: str) -> None:
         super().__init__(message)
         self.fault = fault
         self.remedy = remedy
-
-
-@dataclass(frozen=True, slots=True)
-class Certificate:
-    """What is known of a certificate.  Times are Unix times.
-
-    `names` are its DNS names in lower case.  `fingerprint` is the SHA-1 digest of the certificate
-    and `serial` its serial number, both in capital hexadecimal digits as HAProxy shows them.
-    """
-
-    names: tuple[str, ...]
-    not_before: float
-    not_after: float
-    serial: str
-    fingerprint: str
-    algorithm: str
-
-    def covers(self, host: str) -> bool:
-        """True if clients accept it for `host` (RFC 9525, 6.3): a wildcard is one label.
-
-        `host` may be a wildcard, which only the same wildcard covers.
-        """
-        _, _, domain = host.partition(".")
-        return host in self.names or bool(domain and f"*.{domain}" in self.names)
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,13 +182,13 @@ def _certificates(pem: bytes) -> list[x509.Certificate]:
     texts = [text for kind, text in _blocks(pem) if kind in (b"CERTIFICATE", b"X509 CERTIFICATE")]
     if not texts:
         raise NotUsable(
-            CertificateFault.NO_CERTIFICATE,
+            PemFault.NO_CERTIFICATE,
             "has no certificate in PEM form",
             "give the file with the chain",
         )
     if len(texts) > MAX_CHAIN:
         raise NotUsable(
-            CertificateFault.TOO_LARGE,
+            PemFault.TOO_LARGE,
             f"has a chain of more than {MAX_CHAIN}",
             "leave the others out",
         )
@@ -220,15 +198,13 @@ def _certificates(pem: bytes) -> list[x509.Certificate]:
 def _private_key(pem: bytes) -> PrivateKeyTypes:
     keys = [(kind, text) for kind, text in _blocks(pem) if kind.endswith(b"PRIVATE KEY")]
     if not keys:
-        raise NotUsable(CertificateFault.NO_KEY, "has no private key", "put its key beside it")
+        raise NotUsable(PemFault.NO_KEY, "has no private key", "put its key beside it")
     if len(keys) > 1:
-        raise NotUsable(
-            CertificateFault.SEVERAL_KEYS, "has several private keys", "keep the one it needs"
-        )
+        raise NotUsable(PemFault.SEVERAL_KEYS, "has several private keys", "keep the one it needs")
     kind, text = keys[0]
     if kind.startswith(b"ENCRYPTED") or b"\nProc-Type: 4,ENCRYPTED" in text:
         raise NotUsable(
-            CertificateFault.ENCRYPTED,
+            PemFault.ENCRYPTED,
             "has a key with a passphrase",
             "store the key without it (`openssl pkey`)",
         )
@@ -249,12 +225,12 @@ def _require_match(certificates: Sequence[x509.Certificate], key: PublicKeyTypes
         return
     if any(matching):
         raise NotUsable(
-            CertificateFault.ORDER,
+            PemFault.ORDER,
             "does not come first in its file",
             "put the site's certificate first, then those that signed it",
         )
     raise NotUsable(
-        CertificateFault.MISMATCH,
+        PemFault.MISMATCH,
         "and its private key do not belong together",
         "give the key that it was issued for",
     )
@@ -267,7 +243,7 @@ def _require_order(certificates: Sequence[x509.Certificate]) -> None:
             one.verify_directly_issued_by(signer)
         except (*_ERRORS, InvalidSignature):
             raise NotUsable(
-                CertificateFault.ORDER,
+                PemFault.ORDER,
                 f"has a chain that is out of order: number {place} did not sign the one before",
                 "give the site's certificate, then each one that signed the one before",
             ) from None
@@ -283,7 +259,7 @@ def _require_strength(certificates: Sequence[x509.Certificate], key: PublicKeyTy
         is_strong = isinstance(key, ed25519.Ed25519PublicKey | ed448.Ed448PublicKey)
     if not is_strong:
         raise NotUsable(
-            CertificateFault.WEAK,
+            PemFault.WEAK,
             f"has a key that OpenSSL or browsers refuse ({_algorithm(key)})",
             f"use RSA of {_MIN_RSA_BITS} bits or more, or EC P-256",
         )
@@ -291,7 +267,7 @@ def _require_strength(certificates: Sequence[x509.Certificate], key: PublicKeyTy
         digest = each.signature_hash_algorithm
         if isinstance(digest, _WEAK_DIGESTS) and each.subject != each.issuer:
             raise NotUsable(
-                CertificateFault.WEAK,
+                PemFault.WEAK,
                 f"is signed with {digest.name}",
                 "have it issued with SHA-256",
             )
@@ -302,13 +278,9 @@ def _described(
 ) -> Certificate:
     names = _names(certificate)
     if not names and not may_be_nameless:
-        raise NotUsable(
-            CertificateFault.NO_NAME, "has no DNS name", "have it issued for a host name"
-        )
+        raise NotUsable(PemFault.NO_NAME, "has no DNS name", "have it issued for a host name")
     if len(names) > MAX_NAMES:
-        raise NotUsable(
-            CertificateFault.TOO_LARGE, f"has more than {MAX_NAMES} names", "use several"
-        )
+        raise NotUsable(PemFault.TOO_LARGE, f"has more than {MAX_NAMES} names", "use several")
     return Certificate(
         names=names,
         not_before=certificate.not_valid_before_utc.timestamp(),
@@ -343,7 +315,7 @@ def _algorithm(key: PublicKeyTypes) -> str:
 
 def _too_large() -> NotUsable:
     return NotUsable(
-        CertificateFault.TOO_LARGE,
+        PemFault.TOO_LARGE,
         f"and its chain are larger than {MAX_BYTES} bytes",
         "leave out what is not in the chain",
     )
@@ -361,7 +333,7 @@ def _as_damaged() -> Iterator[None]:
         raise
     except _ERRORS:
         raise NotUsable(
-            CertificateFault.DAMAGED,
+            PemFault.DAMAGED,
             "or its key cannot be read",
             "see `openssl x509 -in FILE -text`",
         ) from None

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from fc_frontend.certificates.pem import Certificate
 from fc_frontend.errors import Problem, Severity
 from fc_frontend.plurals import counted
 
@@ -15,6 +14,30 @@ WARN_SECONDS = 14 * 86400.0
 """Before the end of a certificate: clients renew it a month before."""
 _MAX_HOSTS = 10
 """Hosts without a certificate that are named, of one frontend."""
+
+
+@dataclass(frozen=True, slots=True)
+class Certificate:
+    """What is known of a certificate.  Times are Unix times.
+
+    `names` are its DNS names in lower case.  `fingerprint` is the SHA-1 digest of the certificate
+    and `serial` its serial number, both in capital hexadecimal digits as HAProxy shows them.
+    """
+
+    names: tuple[str, ...]
+    not_before: float
+    not_after: float
+    serial: str
+    fingerprint: str
+    algorithm: str
+
+    def covers(self, host: str) -> bool:
+        """True if clients accept it for `host` (RFC 9525, 6.3): a wildcard is one label.
+
+        `host` may be a wildcard, which only the same wildcard covers.
+        """
+        _, _, domain = host.partition(".")
+        return host in self.names or bool(domain and f"*.{domain}" in self.names)
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from fc_frontend.config.loopback import on_loopback
-from fc_frontend.config.tls import FrontendTlsDeclaration
+from fc_frontend.config.tls import AcmeDeclaration, FrontendTlsDeclaration
 from fc_frontend.plan.addresses import (
     SAFE_PATH,
     NotAnAddress,
@@ -602,6 +602,7 @@ class FrontendDeclaration(_Strict):
     ]
     mode: Literal["http", "tcp"] = "http"
     tls: FrontendTlsDeclaration | None = None
+    acme: AcmeDeclaration | None = None
     http: HttpDeclaration | None = None
     hsts: Annotated[float | None, _optional_time(1, 10 * 366 * 86400)] = None
     allow: (
@@ -622,6 +623,7 @@ class FrontendDeclaration(_Strict):
         is_tcp = self.mode == "tcp"
         given = {
             "tls": self.tls is not None,
+            "acme": self.acme is not None,
             "http": self.http is not None,
             "hsts": self.hsts is not None,
             "trusted_proxies": bool(self.trusted_proxies),
@@ -644,6 +646,7 @@ class FrontendDeclaration(_Strict):
             binds=self.binds,
             mode=self.mode,
             tls=self.tls.model() if self.tls else None,
+            acme=self.acme.challenges if self.acme else None,
             redirect_binds=self.http.binds if self.http else (),
             hsts=self.hsts,
             allow=self.allow,

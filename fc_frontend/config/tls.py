@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from fc_frontend.plan.addresses import PATH_LETTERS, SAFE_PATH
-from fc_frontend.plan.model import CertificateSource, FrontendTls
+from fc_frontend.plan.addresses import PATH_LETTERS, SAFE_PATH, NotAnAddress, parse_bind
+from fc_frontend.plan.model import Bind, CertificateSource, FrontendTls
 
 _PATTERN = re.compile(rf"/[*?!\[\]{PATH_LETTERS}]+")
 _MAX_LENGTH = 4000
@@ -58,6 +58,26 @@ def _default(value: Any) -> Any:
     if not SAFE_PATH.fullmatch(source.path):
         raise _error(f"{source.path} is a pattern", "give one file")
     return source
+
+
+def _place(value: Any) -> Bind:
+    try:
+        bind = parse_bind(value) if isinstance(value, str) else None
+    except NotAnAddress as exc:
+        raise _error(str(exc), exc.remedy) from None
+    if bind is None or bind.kind != "ip" or bind.host == "*":
+        raise _error(f"{value} is not an IP address with a port", "write 127.0.0.1:8402")
+    return bind
+
+
+class AcmeDeclaration(BaseModel):
+    """`acme:` of a frontend."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, arbitrary_types_allowed=True, defer_build=True
+    )
+
+    challenges: Annotated[Bind, BeforeValidator(_place)]
 
 
 class FrontendTlsDeclaration(BaseModel):

@@ -21,6 +21,7 @@ from fc_frontend.syntax.routes import (
     route_of,
 )
 
+_ACME = "/.well-known/acme-challenge/"
 _PORTS = {"http": 80, "https": 443}
 
 
@@ -74,6 +75,8 @@ def follow(url: str, frontends: tuple[FrontendSpec, ...], config: Config) -> Url
         for section in config.sections
         if section.unit.kind is UnitKind.SERVICE
     )
+    if path.startswith(_ACME) and (answer := _challenge(url, port, frontends)):
+        return answer
     listening = [each for each in frontends if port in {bind.port for bind in each.binds}]
     for frontend in listening:
         is_tcp = frontend.match is Match.SNI
@@ -110,3 +113,13 @@ def follow(url: str, frontends: tuple[FrontendSpec, ...], config: Config) -> Url
         f"{said}: no service of {names} has a route for it",
         "add the host, or the path, to a service",
     )
+
+
+def _challenge(url: str, port: int, frontends: tuple[FrontendSpec, ...]) -> UrlRoute | None:
+    """Where an ACME challenge goes, if a frontend at `port` forwards these."""
+    for frontend in frontends:
+        if frontend.acme and port in {bind.port for bind in frontend.all_binds}:
+            answer = f"frontend {frontend.name} passes ACME challenges to {frontend.acme}"
+            remedy = "see the ACME client that listens there"
+            return UrlRoute(url, frontend.name, answer, remedy)
+    return None

@@ -329,8 +329,8 @@ class RateLimit:
 class FrontendSpec:
     """Binds that several services share, by host and path, or by SNI with `mode` tcp.
 
-    What comes in at `redirect_binds` is redirected to https.  `hsts` is in seconds.  Clients
-    outside of `allow` get 403; None is no limit.  Forwarded headers are believed from
+    ACME challenges of all hosts go to `acme`.  What comes in at `redirect_binds` is redirected to
+    https.  `hsts` is in seconds.  Clients outside of `allow` get 403; None is no limit.  Forwarded headers are believed from
     `trusted_proxies` only.  Connections from `proxy_protocol_from` begin with a PROXY header.
     """
 
@@ -338,6 +338,7 @@ class FrontendSpec:
     binds: tuple[Bind, ...]
     mode: Mode = "http"
     tls: FrontendTls | None = None
+    acme: Bind | None = None
     redirect_binds: tuple[Bind, ...] = ()
     hsts: float | None = None
     allow: tuple[Network, ...] | None = None

@@ -108,6 +108,7 @@ class FrontendModel:
     binds: tuple[str, ...]
     tls: str
     bind_options: str
+    acme: str
     redirect_binds: tuple[str, ...]
     access: tuple[str, ...]
     headers: tuple[str, ...]
@@ -398,6 +399,7 @@ def _frontend_model(frontend: FrontendSpec, plan: Plan) -> FrontendModel:
         binds=tuple(map(str, frontend.binds)),
         tls=_tls_bind_words(frontend, plan),
         bind_options=frontend.bind_options,
+        acme=str(frontend.acme or ""),
         redirect_binds=tuple(map(str, frontend.redirect_binds)),
         access=tuple(_access_rules(frontend)),
         headers=tuple(_header_rules(frontend)) if is_http else (),

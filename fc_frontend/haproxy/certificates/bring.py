@@ -12,8 +12,8 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from fc_frontend import files
-from fc_frontend.certificates.pem import WAITING, Bundle, Certificate, NotUsable, certificate_in
-from fc_frontend.certificates.served import Served, date_problems
+from fc_frontend.certificates.pem import WAITING, Bundle, NotUsable, certificate_in
+from fc_frontend.certificates.served import Certificate, Served, date_problems
 from fc_frontend.errors import Cause, Problem, Refused, Severity, Unavailable
 from fc_frontend.haproxy import runtime
 from fc_frontend.haproxy.certificates import store
