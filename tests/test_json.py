@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from tests.test_status import publish
 
 DOCUMENTED = (Path(__file__).parent.parent / "contrib" / "json.rst").read_text()
 _ROW = re.compile(
-    r"^(\S+) +((?:string|integer|number|boolean|list|object|problem|change|hold|step)"
+    r"^(\S+) +((?:string|integer|number|boolean|list|object|problem|change|hold|step|certificate)"
     r"(?: or null)?) +(\S.*)$"
 )
 _PYTHON = {
@@ -153,6 +154,22 @@ def frontend(certificates: Certificates) -> Iterator[Frontend]:
     with ApiFrontend(binary_of("2.6-debian"), certificates) as made:
         made.scale("shop", 3)
         made.settings["services"]["shop"] = made.service("shop", 8080, discovery="headless")
+        pair = {
+            "certificate": str(made.directory / "live.crt"),
+            "key": str(made.directory / "live.key"),
+        }
+        for path in pair.values():
+            shutil.copy(certificates.path(f"server.{path[-3:]}"), path)
+        made.settings["frontends"] = {
+            "web": {"binds": f"{made.host}:8443", "tls": {"certificates": [pair]}}
+        }
+        made.settings["services"]["site"] = {
+            "frontend": "web",
+            "hosts": "kubernetes",
+            "pod_port": 8080,
+            "service": "shop",
+            "discovery": "headless",
+        }
         made.settings["intervals"].update(hold="1s")
         yield made
 
@@ -167,7 +184,9 @@ def test_every_command_with_a_document_is_documented() -> None:
 
 
 @pytest.mark.extended
-def test_documents_are_as_documented(frontend: Frontend, tmp_path: Path) -> None:
+def test_documents_are_as_documented(
+    frontend: Frontend, tmp_path: Path, certificates: Certificates
+) -> None:
     seen = Seen()
 
     def take(command: str, *arguments: str, title: str = "") -> dict[str, Any]:
@@ -186,6 +205,11 @@ def test_documents_are_as_documented(frontend: Frontend, tmp_path: Path) -> None
     take("status")
     take("explain", "shop")
     take("apply")
+    frontend.until(lambda: frontend.status()["certificates"])
+    seen.take("/status.json", frontend.status())
+    take("status")
+    assert take("explain", "https://kubernetes:8443/")["route"]["certificate"]
+    take("certificates", "list")
     take("doctor")
     # Something is drained, declared anew, wrong, and outside of the cluster.
     pod = frontend.pods["shop"].addresses[0]
@@ -240,6 +264,9 @@ def test_documents_are_as_documented(frontend: Frontend, tmp_path: Path) -> None
     frontend.haproxy_cfg.write_text(ours)
     frontend.until(lambda: frontend.status()["take_over"] is None)
     frontend.stop_daemon()
+    for ending in ("crt", "key"):
+        shutil.copy(certificates.path(f"client.{ending}"), frontend.directory / f"live.{ending}")
+    assert take("certificates", "sync")["swapped"]
     frontend.drop("more.json", {"more": frontend.service("shop", 8082)})
     frontend.settings["services"]["shop"].update(balance="source", binds=f"{frontend.host}:8084")
     frontend.write()

@@ -63,7 +63,11 @@ class Served:
             "frontend": self.frontend,
             "file": self.path,
             "names": list(self.certificate.names),
+            "not_before": self.certificate.not_before,
             "not_after": self.certificate.not_after,
+            "serial": self.certificate.serial,
+            "fingerprint": self.certificate.fingerprint,
+            "algorithm": self.certificate.algorithm,
             "is_default": self.is_default,
         }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import click
@@ -22,7 +23,6 @@ from fc_frontend.errors import Unavailable
 from fc_frontend.plurals import counted
 
 if TYPE_CHECKING:
-    from fc_frontend.certificates.served import Served
     from fc_frontend.haproxy.certificates.bring import Brought
     from fc_frontend.plan.model import Settings
 
@@ -58,9 +58,6 @@ def command(config: str, shape: str, action: str) -> None:
 
     plan = prepare_offline(config).plan
     settings, keeper = plan.settings, Keeper()
-    if not any(frontend.tls for frontend in plan.frontends):
-        _show(shape, (), "no frontend has `tls`")
-        return
     try:
         if action == "list":
             brought = keeper.look(settings, plan.frontends)
@@ -74,12 +71,10 @@ def command(config: str, shape: str, action: str) -> None:
                 _reload(settings, brought)
     except Unavailable as exc:
         fail(exc.problems, Exit.CANNOT_TELL)
-    print_problems((*brought.problems, *uncovered_problems(brought.served, tls_hosts(plan))))
-    if action == "list":
-        _show(shape, brought.served, "there is no certificate")
-    else:
-        said = f"{counted(len(brought.served), 'certificate')}, {len(brought.swapped)} swapped"
-        _show(shape, brought.served, said, swapped=brought.swapped, is_sync=True)
+    uncovered = uncovered_problems(brought.served, tls_hosts(plan))
+    brought = replace(brought, problems=(*brought.problems, *uncovered))
+    print_problems(brought.problems)
+    _show(shape, brought, is_sync=action == "sync")
     sys.exit(Exit.PROBLEMS if brought.failed else Exit.GOOD)
 
 
@@ -94,28 +89,25 @@ def _reload(settings: Settings, brought: Brought) -> None:
         echo_unless_quiet(f"reloaded: too large to be swapped: {', '.join(brought.unswapped)}")
 
 
-def _show(
-    shape: str,
-    served: tuple[Served, ...],
-    said: str,
-    *,
-    swapped: tuple[str, ...] = (),
-    is_sync: bool = False,
-) -> None:
+def _show(shape: str, brought: Brought, *, is_sync: bool) -> None:
     if shape == "json":
         emit(
             {
                 "version": 1,
                 "status": "good",
-                "certificates": [each.as_json() for each in served],
-                "swapped": list(swapped),
+                "certificates": [each.as_json() for each in brought.served],
+                "swapped": list(brought.swapped),
+                "problems": [each.as_json() for each in brought.problems],
             }
         )
-    elif is_sync or not served:
-        echo_unless_quiet(said)
-    else:
+    elif is_sync:
+        count = counted(len(brought.served), "certificate")
+        echo_unless_quiet(f"{count}, {len(brought.swapped)} swapped")
+    elif brought.served:
         rows = [
             (each.frontend, each.ends_on, ", ".join(each.certificate.names), each.path)
-            for each in served
+            for each in brought.served
         ]
         table(("FRONTEND", "ENDS", "NAMES", "FILE"), rows)
+    else:
+        echo_unless_quiet("there is no certificate")

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 _CODES = {"ok": Exit.GOOD, "unknown": Exit.CANNOT_TELL}
 _COLORS = {"ok": "green", "warn": "yellow", "bad": "red", "unknown": "yellow"}
 
+_MAX_NAMES = 5
 EPILOG = """\
 \b
 Examples:
@@ -67,6 +68,7 @@ def command(config: str, shape: str, service: str) -> None:
     else:
         if route is not None and not is_quiet():
             say(f"{style('ok     ', 'green')} {'route':13} {route.answer}")
+            _print_certificate(route)
         print_explanation(explanation, facts.state.value)
     sys.exit(_CODES.get(explanation.verdict.value, Exit.PROBLEMS))
 
@@ -77,8 +79,18 @@ def _print_dead_end(route: UrlRoute, shape: str) -> None:
         emit({"version": 1, "verdict": "bad", "route": route.as_json()})
         return
     say(f"{style('bad    ', 'red')} {'route':13} {route.answer}")
+    _print_certificate(route)
     if route.remedy:
         say(f"{'':20} → {route.remedy}")
+
+
+def _print_certificate(route: UrlRoute) -> None:
+    """Print the certificate that clients are served, if the daemon says which one it is."""
+    if route.certificate is not None:
+        served = route.certificate
+        names = ", ".join(served.certificate.names[:_MAX_NAMES])
+        said = f"{names}, until {served.ends_on} ({served.path})"
+        say(f"{style('ok     ', 'green')} {'certificate':13} {said}")
 
 
 def explanation_document(

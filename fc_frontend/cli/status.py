@@ -227,6 +227,11 @@ def _about(found: Overview) -> list[tuple[str, str]]:
         left = None if api.expires is None else max(0.0, api.expires - time.time())
         valid = "" if left is None else f", credentials valid for {duration(left)}"
         lines.append(("Kubernetes API", f"{state}, {heard}{valid}"))
+    if seen.daemon and (certificates := seen.daemon.certificates):
+        first = min(certificates, key=lambda each: each.certificate.not_after)
+        name = next(iter(first.certificate.names), first.path)
+        ends = f"the first to end is {name} on {first.ends_on}"
+        lines.append(("certificates", f"{len(certificates)}, {ends}"))
     for nameserver in seen.nameservers:
         said = nameserver.said or f"answers in {nameserver.seconds * 1000:.0f} ms"
         lines.append(("cluster DNS", f"{nameserver.name}: {said}"))

@@ -254,6 +254,7 @@ def status_document(
         "problems": [problem.as_json() for problem in reconciler.problems],
         "withheld": [each.as_json() for each in held.values()],
         "api": reconciler.api.as_json() if reconciler.api else None,
+        "certificates": [each.as_json() for each in reconciler.certificates.brought.served],
         "last_reload": {
             "at": last.at,
             "reasons": [str(reason) for reason in last.reasons],

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from fc_frontend.certificates.served import Certificate, Served
 from fc_frontend.errors import Cause, Problem, Severity, Unavailable
 from fc_frontend.explain.facts import Daemon, DaemonService, Held, LastReload
 from fc_frontend.model.api_state import ApiState
@@ -121,6 +122,7 @@ def parse_status(document: Any) -> Daemon:
         held_by=_text(hold["by"]) if hold else "",
         held_hash=_text(hold["hash"]) if hold else "",
         take_over=_problem(document["take_over"]) if document.get("take_over") else None,
+        certificates=tuple(_certificate(entry) for entry in document["certificates"]),
         api=_api(document["api"]) if document.get("api") else None,
     )
 
@@ -133,6 +135,22 @@ def _api(entry: Mapping[str, Any]) -> ApiState:
         failure=_optional(entry["failure"]),
         held=frozenset(_text(name) for name in entry["held"]),
         expires=None if entry["expires"] is None else float(entry["expires"]),
+    )
+
+
+def _certificate(entry: Mapping[str, Any]) -> Served:
+    return Served(
+        frontend=_text(entry["frontend"]),
+        path=_text(entry["file"]),
+        certificate=Certificate(
+            names=tuple(_text(name) for name in entry["names"]),
+            not_before=_moment(entry["not_before"]),
+            not_after=_moment(entry["not_after"]),
+            serial=_text(entry["serial"]),
+            fingerprint=_text(entry["fingerprint"]),
+            algorithm=_text(entry["algorithm"]),
+        ),
+        is_default=entry["is_default"] is True,
     )
 
 

@@ -189,7 +189,7 @@ def _head_sections(text: str, services: set[str]) -> dict[Key, tuple[str, ...]]:
 
 
 def _order(key: Key) -> tuple[int, str]:
-    return ("settings", "service", "fragment").index(key[0]), key[1]
+    return ("settings", "frontend", "service", "fragment").index(key[0]), key[1]
 
 
 def _reasons(before: Plan | None, after: Plan) -> dict[str, Reason]:

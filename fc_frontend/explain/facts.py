@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from fc_frontend.certificates.served import Served
 from fc_frontend.errors import Problem
 from fc_frontend.haproxy.traffic import NO_TRAFFIC, Traffic
 from fc_frontend.model.api_state import ApiState
@@ -150,6 +151,8 @@ class Daemon:
     held_id: int | None = None
     held_by: str = ""
     held_hash: str = ""
+    certificates: tuple[Served, ...] = ()
+    """Those of frontends."""
     api: ApiState | None = None
     """How the watch of the Kubernetes API is doing; None where no API is set."""
     take_over: Problem | None = None

@@ -206,6 +206,9 @@ class Overview:
             if seen.worker
             else None,
             "api": seen.daemon.api.as_json() if seen.daemon and seen.daemon.api else None,
+            "certificates": [
+                each.as_json() for each in (seen.daemon.certificates if seen.daemon else ())
+            ],
             "held": {"id": seen.held_id, "by": seen.held_by} if seen.held_id is not None else None,
             "last_reload": {
                 "at": last.at,

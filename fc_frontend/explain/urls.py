@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import urlsplit
 
+from fc_frontend.certificates.served import Served
 from fc_frontend.errors import Unavailable
 from fc_frontend.explain.collect import declared
 from fc_frontend.model.units import UnitKind
@@ -35,6 +37,7 @@ class UrlRoute:
     remedy: str = ""
     route: RouteEntry | None = None
     service: str | None = None
+    certificate: Served | None = None
 
     def as_json(self) -> dict[str, Any]:
         """The route in the shape of all JSON output."""
@@ -45,6 +48,7 @@ class UrlRoute:
             "service": self.service,
             "answer": self.answer,
             "remedy": self.remedy,
+            "certificate": self.certificate.as_json() if self.certificate else None,
         }
 
 
@@ -57,7 +61,23 @@ def url_route(settings_file: str, url: str) -> UrlRoute:
     config = known.prepared.base.config or known.prepared.config
     if config is None:
         raise Unavailable.of("there is no configuration to follow", "see `fc-frontend check`")
-    return follow(url, known.declaration.frontends, config)
+    found = follow(url, known.declaration.frontends, config)
+    served = known.daemon.certificates if known.daemon else ()
+    return replace(found, certificate=certificate_of(found, served))
+
+
+def certificate_of(route: UrlRoute, served: Iterable[Served]) -> Served | None:
+    """The certificate that a client which asks for `route.url` gets; None if none is known."""
+    parts = urlsplit(route.url)
+    if parts.scheme != "https" or route.frontend is None:
+        return None
+    host = (parts.hostname or "").lower().removesuffix(".")
+    those = [each for each in served if each.frontend == route.frontend]
+    covering = [each for each in those if each.certificate.covers(host)]
+    defaults = [each for each in those if each.is_default]
+    # HAProxy takes the exact name before a wildcard.
+    covering.sort(key=lambda each: host not in each.certificate.names)
+    return next(iter((*covering, *defaults)), None)
 
 
 def follow(url: str, frontends: tuple[FrontendSpec, ...], config: Config) -> UrlRoute:
@@ -75,8 +95,8 @@ def follow(url: str, frontends: tuple[FrontendSpec, ...], config: Config) -> Url
         for section in config.sections
         if section.unit.kind is UnitKind.SERVICE
     )
-    if path.startswith(_ACME) and (answer := _challenge(url, port, frontends)):
-        return answer
+    if path.startswith(_ACME) and (challenge := _challenge(url, port, frontends)):
+        return challenge
     listening = [each for each in frontends if port in {bind.port for bind in each.binds}]
     for frontend in listening:
         is_tcp = frontend.match is Match.SNI

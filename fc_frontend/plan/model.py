@@ -330,8 +330,9 @@ class FrontendSpec:
     """Binds that several services share, by host and path, or by SNI with `mode` tcp.
 
     ACME challenges of all hosts go to `acme`.  What comes in at `redirect_binds` is redirected to
-    https.  `hsts` is in seconds.  Clients outside of `allow` get 403; None is no limit.  Forwarded headers are believed from
-    `trusted_proxies` only.  Connections from `proxy_protocol_from` begin with a PROXY header.
+    https.  `hsts` is in seconds.  Clients outside of `allow` get 403; None is no limit.  Forwarded
+    headers are believed from `trusted_proxies` only.  Connections from `proxy_protocol_from` begin
+    with a PROXY header.
     """
 
     name: str
