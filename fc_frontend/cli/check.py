@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from fc_frontend.config.trust import Verdict
+    from fc_frontend.plan.model import Plan
 
 _MAX_SHOWN = 20
 """Untrusted files."""
@@ -85,7 +86,7 @@ def command(config: str, is_strict: bool, shape: str) -> None:
         for each in held
         for problem in each.problems
     )
-    problems = tuple(dict.fromkeys((*found, *prepared.problems)))
+    problems = tuple(dict.fromkeys((*found, *prepared.problems, *_of_certificates(prepared.plan))))
     settings = prepared.declaration.settings
     problems = (*problems, *take_over.missing_consent(settings, asks_haproxy=False))
     refused = bool(errors_in(problems))
@@ -130,6 +131,17 @@ def command(config: str, is_strict: bool, shape: str) -> None:
         say(f"cannot tell: {unknown[0].message}", err=True)
     _tell_levels(verdicts)
     sys.exit(code)
+
+
+def _of_certificates(plan: Plan) -> tuple[Problem, ...]:
+    """Warnings about certificates, and about hosts without one."""
+    if not any(frontend.tls for frontend in plan.frontends):
+        return ()
+    from fc_frontend.certificates.served import uncovered_problems
+    from fc_frontend.haproxy.certificates.bring import Keeper, tls_hosts
+
+    found = Keeper().look(plan.settings, plan.frontends)
+    return (*found.problems, *uncovered_problems(found.served, tls_hosts(plan)))
 
 
 def _tell_levels(verdicts: Mapping[str, Verdict]) -> None:

@@ -139,6 +139,8 @@ def probes(
         Probe("files", "trust", lambda: _trust(settings, verdicts or {}, text)),
         Probe("clock", "time", lambda: _clock(settings)),
     ]
+    if any(frontend.tls for frontend in plan.frontends):
+        found.append(Probe("files", "certificates", lambda: _certificates(plan)))
     if settings.cluster.api is not None:
         found.append(
             Probe(
@@ -159,6 +161,13 @@ def _network(settings: Settings, timeout: float) -> Iterable[Finding]:
     from fc_frontend.doctor.observe.network import observe_network
 
     return judge_networks(settings.cluster, observe_network(settings.cluster, timeout))
+
+
+def _certificates(plan: Plan) -> Iterable[Finding]:
+    from fc_frontend.doctor.judge.certificates import judge_certificates
+    from fc_frontend.doctor.observe.certificates import observe_certificates
+
+    return judge_certificates(*observe_certificates(plan.settings, plan.frontends))
 
 
 def _nameserver(plan: Plan, nameserver: Nameserver, timeout: float) -> Iterable[Finding]:

@@ -102,6 +102,14 @@ class Keeper:
         wanted = self._wanted(settings, listed)
         return self._brought(settings, listed, wanted, (), ())
 
+    def is_copied(self, settings: Settings, original: Original) -> bool:
+        """True if our copy of a certificate is up to date, as far as this user may see."""
+        try:
+            bundle = self._originals.bundle(original)
+        except (Unsafe, NotUsable):
+            return False
+        return self._copy(store.copy_of(settings.state_directory, original.path)) == bundle.pem
+
     # Files
 
     def _wanted(self, settings: Settings, frontends: Collection[FrontendSpec]) -> _Wanted:

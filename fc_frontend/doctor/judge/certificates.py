@@ -1,0 +1,44 @@
+"""Whether the certificates of frontends reach HAProxy, by the daemon or by root."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from fc_frontend.doctor.findings import Finding, Group
+from fc_frontend.errors import Problem
+from fc_frontend.plurals import counted
+
+_FILES = Group("files")
+_MAX_SHOWN = 5
+
+
+@dataclass(frozen=True, slots=True)
+class CertificateAccess:
+    """A file of a certificate; `is_copied` tells that our copy of it is up to date."""
+
+    path: str
+    is_readable: bool
+    is_copied: bool
+
+
+def judge_certificates(
+    files: Sequence[CertificateAccess], problems: Sequence[Problem], user: str
+) -> Iterator[Finding]:
+    """Findings about the certificates that `user`, the daemon's, may read or not."""
+    for problem in problems[:_MAX_SHOWN]:
+        yield _FILES.warning("certificates", problem.message, problem.remedy)
+    denied = [file for file in files if not file.is_readable]
+    for file in denied[:_MAX_SHOWN]:
+        said = f"user {user} may not read {file.path}"
+        remedy = (
+            "run `fc-frontend certificates sync` as root in the client's deploy hook, or let a "
+            f"group of {user} read it"
+        )
+        if file.is_copied:
+            yield _FILES.ok("certificates", f"{said}; root has copied it")
+        else:
+            yield _FILES.problem("certificates", f"{said}, and its copy is not up to date", remedy)
+    if files and not denied:
+        number = counted(len(files), "file")
+        yield _FILES.ok("certificates", f"{number} of certificates, all readable for user {user}")
