@@ -215,6 +215,12 @@ def test_the_examples_are_good_and_name_every_field(tmp_path: Path) -> None:
         ServiceDeclaration,
         SettingsDeclaration,
     )
+    from fc_frontend.config.sites import (
+        BasicAuthDeclaration,
+        RedirectDeclaration,
+        RewriteDeclaration,
+        StickyDeclaration,
+    )
     from fc_frontend.plan.checks import settings_problems
 
     assert not errors_in(load(str(EXAMPLES / "config.yaml")).problems)
@@ -247,6 +253,10 @@ def test_the_examples_are_good_and_name_every_field(tmp_path: Path) -> None:
         **FrontendDeclaration.model_fields,
         **HttpDeclaration.model_fields,
         **RateLimitDeclaration.model_fields,
+        **BasicAuthDeclaration.model_fields,
+        **StickyDeclaration.model_fields,
+        **RedirectDeclaration.model_fields,
+        **RewriteDeclaration.model_fields,
     }
     missing = [field for field in fields if f"{field}:" not in text]
     assert not missing

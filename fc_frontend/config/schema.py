@@ -15,9 +15,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     StrictBool,
     model_validator,
@@ -25,7 +23,20 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from fc_frontend.config.loopback import on_loopback
+from fc_frontend.config.sites import (
+    BasicAuthField,
+    RedirectsField,
+    RewriteField,
+    StickyField,
+    site_complaints,
+)
 from fc_frontend.config.tls import AcmeDeclaration, FrontendTlsDeclaration
+from fc_frontend.config.values import RoutePath, SafePath
+from fc_frontend.config.values import Strict as _Strict
+from fc_frontend.config.values import error as _error
+from fc_frontend.config.values import listed as _listed
+from fc_frontend.config.values import matching as _matching
+from fc_frontend.config.values import short as _short
 from fc_frontend.plan.addresses import (
     SAFE_PATH,
     NotAnAddress,
@@ -60,11 +71,9 @@ from fc_frontend.plan.slots import MOST as MOST_SLOTS
 from fc_frontend.render.config import MARK, has_mark
 from fc_frontend.syntax.routes import (
     NotARoute,
-    Path,
     RouteEntry,
     http_routes,
     parse_host,
-    parse_path,
     sni_routes,
 )
 from fc_frontend.syntax.units import Owner, UnitFault, clean_line, option_fault, raw_line_faults
@@ -90,8 +99,6 @@ _DNS_NAME = re.compile(
     r"(?:\.[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?)*"
 )
 _ACCOUNT = re.compile(r"[a-z_][a-z0-9_-]{0,30}")
-_MAX_ITEMS = 1000
-"""Of a list.  Each of its items is judged for itself."""
 _USER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@-]{0,63}")
 _TIME = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,6})?)(ms|s|m|h|d)?")
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, None: 1.0}
@@ -111,10 +118,6 @@ _HTTP_BALANCE = ("uri", "url_param", "hdr(")
 T = TypeVar("T")
 
 
-def _error(message: str, remedy: str) -> PydanticCustomError:
-    return PydanticCustomError("fc_frontend", "{text}", {"text": message, "remedy": remedy})
-
-
 def _parsed(parse: Callable[[str], T]) -> Callable[[Any], T]:
     def validate(value: Any) -> T:
         if not isinstance(value, str):
@@ -125,22 +128,6 @@ def _parsed(parse: Callable[[str], T]) -> Callable[[Any], T]:
             raise _error(str(exc), exc.remedy) from None
 
     return validate
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "…"
-
-
-def _matching(pattern: re.Pattern[str], what: str, remedy: str) -> Any:
-    def validate(value: Any) -> str:
-        if not isinstance(value, str):
-            raise _error(f"{_short(value)} is not a text", f"put it in quotes: {remedy}")
-        if not pattern.fullmatch(value):
-            raise _error(f"{_short(value)} is not {what}", remedy)
-        return value
-
-    return BeforeValidator(validate)
 
 
 def _seconds(value: Any, least: float, most: float) -> float:
@@ -164,12 +151,6 @@ def _optional_time(least: float, most: float) -> Any:
         return None if value is None else _seconds(value, least, most)
 
     return BeforeValidator(validate)
-
-
-def _listed(value: Any) -> Any:
-    if isinstance(value, list) and len(value) > _MAX_ITEMS:
-        raise _error(f"more than {_MAX_ITEMS} items", "use fewer items")
-    return [value] if isinstance(value, str) else value
 
 
 def _require_printable(text: str) -> None:
@@ -282,18 +263,6 @@ def _host(value: Any) -> str:
         raise _error(str(exc), exc.remedy) from None
 
 
-def _path(value: Any) -> Path:
-    is_exact = isinstance(value, dict)
-    if isinstance(value, dict):
-        if value.keys() != {"exact"}:
-            raise _error(f"{_short(value)} is not a path", "write /prefix, or {exact: /path}")
-        value = value["exact"]
-    try:
-        return parse_path(value, is_exact=is_exact)
-    except NotARoute as exc:
-        raise _error(str(exc), exc.remedy) from None
-
-
 def _headers(value: Any) -> tuple[tuple[str, str | None], ...]:
     remedy = "write `Name: value`, or `Name: null` to remove it"
     if not isinstance(value, dict):
@@ -326,16 +295,11 @@ def _paths(value: Any) -> Any:
 
 Headers = Annotated[tuple[tuple[str, str | None], ...], BeforeValidator(_headers)]
 HostName = Annotated[str, BeforeValidator(_host)]
-RoutePath = Annotated[Path, BeforeValidator(_path)]
 ServiceName = Annotated[
     str, _matching(DNS_LABEL, "a DNS-1123 label", "use lower-case letters, digits and inner dashes")
 ]
 Domain = Annotated[
     str, _matching(_DNS_NAME, "a domain name", "write it as cluster.local, without a final dot")
-]
-SafePath = Annotated[
-    str,
-    _matching(SAFE_PATH, "a usable path", "give an absolute path of letters, digits and ._+@=~/-"),
 ]
 AccountName = Annotated[
     str, _matching(_ACCOUNT, "an account's name", "give a name as in /etc/passwd or /etc/group")
@@ -350,12 +314,6 @@ ServiceLines = Annotated[tuple[str, ...], _haproxy_lines(Owner.SERVICE)]
 GlobalLines = Annotated[tuple[str, ...], _haproxy_lines(Owner.GLOBAL)]
 DefaultsLines = Annotated[tuple[str, ...], _haproxy_lines(Owner.DEFAULTS)]
 Words = Annotated[str, BeforeValidator(_haproxy_words)]
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, arbitrary_types_allowed=True, defer_build=True
-    )
 
 
 def _ip_only(bind: Bind | None) -> Bind | None:
@@ -698,6 +656,11 @@ class ServiceDeclaration(_Strict):
     protocol: Literal["http1", "h2", "h2c"] | None = None
     proxy_protocol: Literal["v1", "v2"] | None = None
     rate_limit: RateLimitDeclaration | None = None
+    basic_auth: BasicAuthField = None
+    sticky: StickyField = None
+    redirects: RedirectsField = ()
+    rewrite: RewriteField = ()
+    unavailable_page: SafePath | None = None
     timeout: Annotated[float | None, _optional_time(0.001, 7 * 86400)] = None
     request_headers: Headers = ()
     response_headers: Headers = ()
@@ -842,12 +805,20 @@ class ServiceDeclaration(_Strict):
                 for field, given in (
                     ("protocol", self.protocol),
                     ("rate_limit", self.rate_limit),
+                    ("basic_auth", self.basic_auth),
+                    ("sticky", self.sticky),
+                    ("redirects", self.redirects),
+                    ("rewrite", self.rewrite),
+                    ("unavailable_page", self.unavailable_page),
                     ("request_headers", self.request_headers),
                     ("response_headers", self.response_headers),
                 )
             ),
         )
-        return [complaint for applies, *complaint in rules if applies]  # type: ignore[misc]
+        return [
+            *((field, message, remedy) for applies, field, message, remedy in rules if applies),
+            *site_complaints(self.basic_auth, self.redirects, self.rewrite),
+        ]
 
     def model(self, name: str, origin: Origin) -> ServiceSpec:
         """The service as a value for all later stages; only after `complaints` found nothing."""
@@ -869,6 +840,11 @@ class ServiceDeclaration(_Strict):
             protocol=self.protocol,
             proxy_protocol=self.proxy_protocol,
             rate_limit=self.rate_limit.model() if self.rate_limit else None,
+            basic_auth=self.basic_auth.model() if self.basic_auth else None,
+            sticky=self.sticky.model() if self.sticky else None,
+            redirects=tuple(each.model() for each in self.redirects),
+            rewrite=tuple(each.model() for each in self.rewrite),
+            unavailable_page=self.unavailable_page,
             timeout=self.timeout,
             request_headers=self.request_headers,
             response_headers=self.response_headers,

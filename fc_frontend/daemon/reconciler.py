@@ -277,7 +277,10 @@ class Reconciler:
 
     async def look_at_contents(self) -> bool:
         """True if a file that the configuration names is another one than when it was read."""
-        return await asyncio.to_thread(self._memo.contents.has_changed)
+        memo = self._memo
+        return await asyncio.to_thread(
+            lambda: memo.contents.has_changed() or memo.site_files.has_changed()
+        )
 
     async def _propose(self, check: Check) -> Prepared:
         """Apply what can be had of the files to what HAProxy runs.

@@ -19,8 +19,8 @@ from fc_frontend.render.config import BLANK_DESCRIPTION, Config, sections_in
 from fc_frontend.render.file_marks import FILE_MARK, changed_files
 from fc_frontend.syntax.lines import LineKind, read_line, read_lines
 
-_SECRETS = frozenset(("password", "insecure-password"))
-"""Words that a secret follows, in a userlist."""
+_SECRETS = frozenset(("password", "insecure-password", "dynamic-cookie-key"))
+"""Words that a secret follows."""
 Key = tuple[str, str]
 """What a section is of, `service`, `fragment` or `settings`, and its name."""
 

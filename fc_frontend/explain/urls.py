@@ -14,6 +14,7 @@ from fc_frontend.model.units import UnitKind
 from fc_frontend.plan.model import FrontendSpec
 from fc_frontend.render.config import Config
 from fc_frontend.syntax.routes import (
+    AMBIGUOUS_PATH,
     Match,
     NotARoute,
     RouteEntry,
@@ -100,13 +101,15 @@ def follow(url: str, frontends: tuple[FrontendSpec, ...], config: Config) -> Url
     listening = [each for each in frontends if port in {bind.port for bind in each.binds}]
     for frontend in listening:
         is_tcp = frontend.match is Match.SNI
-        if frontend.allow is not None and not is_tcp and is_ambiguous(path):
+        if AMBIGUOUS_PATH in config.section_text(frontend.name) and is_ambiguous(path):
             answer = "400: applications may read the path as another one"
             return UrlRoute(url, frontend.name, answer, "write the plain path")
         found = route_of(entries, frontend.name, host, None if is_tcp else path)
         if found is not None:
             route, service = found
             answer = f"frontend {frontend.name}, route {route}, service {service}"
+            if "http_auth" in config.section_text(service):
+                answer += ", with a password"
             return UrlRoute(url, frontend.name, answer, "", route, service)
     for frontend in frontends:
         if port in {bind.port for bind in frontend.redirect_binds}:

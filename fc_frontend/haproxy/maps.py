@@ -1,10 +1,10 @@
-"""The maps of frontends: files beside haproxy.cfg, and their content in the running worker.
+"""The maps and lists of frontends: files beside haproxy.cfg, and their content in the worker.
 
     haproxy.cfg ─► maps_in ─► files, before haproxy.cfg itself
                         └───► follow: differences to the worker ─► runtime API ─► read back
 
-Maps follow from the text of haproxy.cfg alone.  A worker reads the files at its start; one that
-runs the same text but for routes is changed without a reload.
+Maps of routes, and lists of allowed addresses, follow from the text of haproxy.cfg alone.  A worker
+reads the files at its start; one that runs the same text but for these is changed without a reload.
 """
 
 from __future__ import annotations
@@ -18,20 +18,26 @@ from fc_frontend.haproxy.runtime import TIMEOUT
 from fc_frontend.haproxy.socket import ask
 from fc_frontend.plan.model import Settings
 from fc_frontend.render.config import maps_in
+from fc_frontend.syntax.routes import ALLOW_ENDING
 from fc_frontend.text import whole_number
 
 MAX_PAYLOAD = 15_000
 """Bytes of a command with its payload: HAProxy 2.6 ignores 16,384 and more without an error."""
 MAX_SINGLE = 200
 """Changes of a map that are made one by one; for more, the whole map is exchanged."""
+_WORDS = {"map": 3, "acl": 2}
+"""In each line that HAProxy shows."""
 
 
 class MapEntry(NamedTuple):
-    """An entry of a map in the worker; `reference` is its name in commands."""
+    """An entry of a map in the worker; `reference` is its name in commands.
+
+    One of a list has no value.
+    """
 
     reference: str
     key: str
-    value: str
+    value: str = ""
 
 
 def write(settings: Settings, data: bytes) -> None:
@@ -69,7 +75,7 @@ def follow(settings: Settings, text: str) -> bool:
         _change(socket, path, have, wanted)
         if not _is_same(_entries(socket, path), wanted):
             raise Unavailable.of(
-                f"HAProxy does not have the routes of {path} after they were changed",
+                f"HAProxy does not have what is in {path} after it was changed",
                 "see whether something else changes its maps; it is tried again",
             )
     return is_changed
@@ -91,13 +97,14 @@ def _is_same(have: list[MapEntry], wanted: Mapping[str, str]) -> bool:
 def _entries(socket: str, path: str) -> list[MapEntry]:
     """A map as the worker has it.  Raises `Unavailable`."""
     found = []
-    for line in ask(socket, f"show map {path}", TIMEOUT).splitlines():
+    kind = _kind(path)
+    for line in ask(socket, f"show {kind} {path}", TIMEOUT).splitlines():
         words = line.split(" ")
-        if len(words) == 3 and words[0].startswith("0x"):
+        if len(words) == _WORDS[kind] and words[0].startswith("0x"):
             found.append(MapEntry(*words))
         elif line:
             raise Unavailable.of(
-                f"HAProxy does not show its map {path}: {line[:80]!r}", "reload HAProxy"
+                f"HAProxy does not show its {kind} {path}: {line[:80]!r}", "reload HAProxy"
             )
     return found
 
@@ -112,23 +119,38 @@ def _change(socket: str, path: str, have: list[MapEntry], wanted: Mapping[str, s
     if is_doubled or len(added) + len(changed) + len(removed) > MAX_SINGLE:
         _exchange(socket, path, wanted)
         return
-    for payload in _payloads(added):
-        _do(socket, f"add map {path}", payload)
+    _add(socket, path, added)
     for each in changed:
         _do(socket, f"set map {path} #{each.reference} {wanted[each.key]}")
     for each in removed:
-        _do(socket, f"del map {path} #{each.reference}")
+        _do(socket, f"del {_kind(path)} {path} #{each.reference}")
+
+
+def _add(socket: str, path: str, lines: Iterable[str], version: str = "") -> None:
+    """Add lines, to a `version` such as `@1 ` that is prepared."""
+    if _kind(path) == "map":
+        for payload in _payloads(lines):
+            _do(socket, f"add map {version}{path}", payload)
+        return
+    # A list takes no payload.
+    for line in lines:
+        _do(socket, f"add acl {version}{path} {line.strip()}")
 
 
 def _exchange(socket: str, path: str, wanted: Mapping[str, str]) -> None:
     """Fill a new version of a map, and commit it at once."""
-    said = ask(socket, f"prepare map {path}", TIMEOUT).strip()
+    kind = _kind(path)
+    said = ask(socket, f"prepare {kind} {path}", TIMEOUT).strip()
     version = whole_number(said.rpartition(" ")[2])
     if version is None:
-        raise _unexpected(f"prepare map {path}", said)
-    for payload in _payloads(f"{key} {value}" for key, value in wanted.items()):
-        _do(socket, f"add map @{version} {path}", payload)
-    _do(socket, f"commit map @{version} {path}")
+        raise _unexpected(f"prepare {kind} {path}", said)
+    _add(socket, path, (f"{key} {value}" for key, value in wanted.items()), f"@{version} ")
+    _do(socket, f"commit {kind} @{version} {path}")
+
+
+def _kind(path: str) -> str:
+    """What HAProxy calls it: a map, or a list of addresses."""
+    return "acl" if path.endswith(ALLOW_ENDING) else "map"
 
 
 def _payloads(lines: Iterable[str]) -> Iterator[str]:

@@ -34,6 +34,7 @@ from fc_frontend.haproxy.traffic import parse_traffic
 from fc_frontend.haproxy.validate import validate
 from fc_frontend.plan.model import Haproxy, Settings
 from fc_frontend.plurals import counted
+from fc_frontend.render.sites import has_secrets
 
 _SHOWN = 5
 _MAX_ATTEMPTS = 5
@@ -147,7 +148,8 @@ def install(
     """Make `data` the content of haproxy.cfg, after keeping what nobody else has.
 
     What is kept is what is replaced: a file that changes meanwhile is judged again.  It keeps its
-    permissions and owner unless `attributes` are given.  For callers that are `deploying`.  Raises
+    permissions and owner unless `attributes` are given; with secrets in it, others may not read it.
+    For callers that are `deploying`.  Raises
     `NeedsConsent` and `Unavailable`; nothing has changed then.
     """
     path = settings.haproxy.config_file
@@ -165,7 +167,10 @@ def install(
             return (now and now.data) == (before and before.data)
 
         _write_companions(settings, data)
-        if files.replace(path, data, attributes=attributes, expected=is_same):
+        given = attributes or (content.attributes if content else None)
+        if given is not None and has_secrets(data):
+            given = replace(given, mode=given.mode & ~0o007)
+        if files.replace(path, data, attributes=given, expected=is_same):
             return Replaced(content, found, entry)
     raise Unavailable.of(
         f"{path} changes all the time",

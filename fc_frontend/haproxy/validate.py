@@ -19,7 +19,7 @@ from typing import Literal, cast
 from fc_frontend.errors import Unavailable
 from fc_frontend.haproxy.process import Finished, run
 from fc_frontend.syntax.certificates import own_lists, with_certificate
-from fc_frontend.syntax.routes import MAPS_DIRECTORY
+from fc_frontend.syntax.routes import ALLOW_ENDING, MAPS_DIRECTORY
 
 Level = Literal["alert", "warning", "notice"]
 
@@ -33,6 +33,7 @@ _READ = 8 * 1024 * 1024
 _SHOWN = 256 * 1024
 """An alert may stand behind thousands of warnings: more is judged than is kept, in bytes."""
 
+_OWN_LIST = re.compile(rf"/[^\s,()]*/{MAPS_DIRECTORY}/[^\s,()]+{re.escape(ALLOW_ENDING)}(?!\S)")
 _OWN_MAP = re.compile(rf"/[^\s,()]*/{MAPS_DIRECTORY}/[^\s,()]+")
 _SHOWN_NAME = "haproxy.cfg"
 _HEAD = re.compile(r"^\[(ALERT|WARNING|NOTICE|DIAG)\]\s+(?:\S+\s+)?\((\d+)\) : (.*)$")
@@ -108,7 +109,9 @@ def validate(binary: str, text: str, *, timeout: float) -> CheckVerdict:
     refuses the configuration as well: `ending` tells.  Raises `Unavailable` if `binary` cannot be
     run at all.
     """
-    # Our maps are written with the configuration, and any content is good.
+    # Our maps and lists are written with the configuration, and any content is good.  HAProxy does
+    # not take one name for a map and for a list.
+    text = _OWN_LIST.sub("/dev/./null", text)
     text = _OWN_MAP.sub("/dev/null", text)
     with contextlib.ExitStack() as opened:
         passed = []

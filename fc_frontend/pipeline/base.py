@@ -27,6 +27,7 @@ from fc_frontend.haproxy import history, install, kept_files, runtime
 from fc_frontend.haproxy.contents import Contents
 from fc_frontend.haproxy.server_state import servers_in
 from fc_frontend.model.units import ENVIRONMENT, SETTINGS, TEMPLATES, Section, UnitId, UnitKind
+from fc_frontend.pipeline.site_files import SiteFileReader
 from fc_frontend.plan.model import Kind, Plan, Resolution, ServicePlan, Settings
 from fc_frontend.plan.planner import plan
 from fc_frontend.render.config import Config, config_hash, sections_in
@@ -171,7 +172,9 @@ def with_ways_back(base: Base, settings_file: str, answers: Resolution) -> Base:
     planned = plan(settings, specs.values(), (), answers)
     refused: list[Problem] = []
     sections = dict(base.sections)
-    for section in render_sections(planned, templates(running.templates), refused):
+    site_files, _ = SiteFileReader().of(specs.values())
+    texts = templates(running.templates)
+    for section in render_sections(planned, texts, refused, files=site_files):
         if section.unit.kind is UnitKind.SERVICE:
             form = back[section.unit.name]
             sections[section.unit] = replace(

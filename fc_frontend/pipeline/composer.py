@@ -42,6 +42,7 @@ from fc_frontend.pipeline.base import (
     with_ways_back,
 )
 from fc_frontend.pipeline.candidate import Candidate, Prepared
+from fc_frontend.pipeline.site_files import SiteFileReader
 from fc_frontend.plan import planner
 from fc_frontend.plan.model import (
     Fragment,
@@ -66,6 +67,7 @@ class ProposalMemo:
 
     plan: planner.PlanMemo = field(default_factory=planner.PlanMemo)
     contents: Contents = field(default_factory=Contents)
+    site_files: SiteFileReader = field(default_factory=SiteFileReader)
     render: renderer.RenderMemo = field(default_factory=renderer.RenderMemo)
 
 
@@ -220,14 +222,20 @@ class Composer:
         faults = dict(declaration.faults)
         sections: tuple[Section, ...] = ()
         refused: list[Problem] = []
+        site_files, unusable = self._memo.site_files.of(declaration.services)
         try:
             sections = render_sections(
-                planned, templates(declaration.templates), refused, memo=self._memo.render
+                planned,
+                templates(declaration.templates),
+                refused,
+                memo=self._memo.render,
+                files=site_files,
             )
         except Refused as exc:
             refused += exc.problems
-        for problem in refused:
-            unit = self._at_fault(problem, declaration, kept)
+        blamed = [(self._at_fault(problem, declaration, kept), problem) for problem in refused]
+        blamed += [(p.unit, declaration.located(p)) for p in unusable if p.unit is not None]
+        for unit, problem in blamed:
             faults[unit] = (*faults.get(unit, ()), replace(problem, unit=unit))
         bases = base_lines(sections[0].text) if sections else ""
         by_unit = {

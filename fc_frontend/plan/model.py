@@ -16,6 +16,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_add
 from typing import Literal
 
 from fc_frontend.errors import Cause, Problem
+from fc_frontend.plan.sites import BasicAuth, Redirect, Rewrite, Sticky
 from fc_frontend.plan.slots import MOST as MAX_SLOTS
 from fc_frontend.syntax.routes import Match, RouteEntry
 
@@ -366,8 +367,8 @@ class ServiceSpec:
 
     With a `frontend`, it has `routes` there, and no binds of its own.  `slots` is None for `auto`,
     which gives at most `max_slots`.  `timeout`, in seconds, is for an answer of a pod.  Headers are
-    set, or removed where the value is None.  `origin` takes no part in comparisons: moving a
-    declaration to another file changes nothing.
+    set, or removed where the value is None.  `unavailable_page` is an HTML file for 503.  `origin`
+    takes no part in comparisons: moving a declaration to another file changes nothing.
     """
 
     name: str
@@ -387,6 +388,11 @@ class ServiceSpec:
     protocol: Literal["http1", "h2", "h2c"] | None = None
     proxy_protocol: Literal["v1", "v2"] | None = None
     rate_limit: RateLimit | None = None
+    basic_auth: BasicAuth | None = None
+    sticky: Sticky | None = None
+    redirects: tuple[Redirect, ...] = ()
+    rewrite: tuple[Rewrite, ...] = ()
+    unavailable_page: str | None = None
     timeout: float | None = None
     request_headers: tuple[tuple[str, str | None], ...] = ()
     response_headers: tuple[tuple[str, str | None], ...] = ()

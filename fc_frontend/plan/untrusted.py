@@ -57,8 +57,9 @@ TOO_MANY = Violation(
 def violations(spec: ServiceSpec, limits: Untrusted) -> Iterator[Violation]:
     """What `spec` declares beyond values, and beyond `limits`."""
     yield from _raw_violations(spec, limits)
-    if spec.tls and spec.tls.ca_file:
-        yield Violation("tls.ca_file", "a path needs a trusted file", "", Needs.TRUST)
+    for field, path in _paths(spec):
+        if path is not None:
+            yield Violation(field, "a path needs a trusted file", "", Needs.TRUST)
     for number, bind in enumerate(spec.binds):
         if bind.kind != "ip":
             yield Violation(
@@ -83,6 +84,14 @@ def violations(spec: ServiceSpec, limits: Untrusted) -> Iterator[Violation]:
             f"untrusted files may not set more than {MAX_SLOTS} slots",
             "use slots: auto, which follows the number of pods",
         )
+
+
+def _paths(spec: ServiceSpec) -> Iterator[tuple[str, str | None]]:
+    """The fields that name files."""
+    yield "tls.ca_file", spec.tls.ca_file if spec.tls else None
+    yield "basic_auth.users", spec.basic_auth.users if spec.basic_auth else None
+    yield "basic_auth.groups", spec.basic_auth.groups if spec.basic_auth else None
+    yield "unavailable_page", spec.unavailable_page
 
 
 def _raw_violations(spec: ServiceSpec, limits: Untrusted) -> Iterator[Violation]:

@@ -16,8 +16,11 @@ from typing import NamedTuple
 from fc_frontend.model.units import SETTINGS, Section, UnitId, UnitKind
 from fc_frontend.syntax.keywords import SECTIONS
 from fc_frontend.syntax.routes import (
+    ALLOW_MARK,
     ROUTE_MARK,
     Match,
+    allow_path,
+    allowed_in,
     map_entries,
     map_path,
     map_text,
@@ -30,7 +33,9 @@ BLANK_DESCRIPTION = HASH_PREFIX + "0" * HASH_LENGTH
 """The placeholder in the text while its digest is computed."""
 MARK = "# fc-frontend unit: "
 _MARK_LINE = re.compile(rf"^{MARK}(frontend|service|fragment) (\S+)$", re.MULTILINE)
-_ANY_MARK = re.compile(rf"^[ \t]*(?:{MARK.strip()}|{ROUTE_MARK.strip()})", re.MULTILINE)
+_ANY_MARK = re.compile(
+    rf"^[ \t]*(?:{MARK.strip()}|{ROUTE_MARK.strip()}|{ALLOW_MARK.strip()})", re.MULTILINE
+)
 _UNIT_MARK = re.compile(rf"^[ \t]*{MARK.strip()}", re.MULTILINE)
 _HEADER_OR_DESCRIPTION = re.compile(
     rf"^[ \t]*(?:({'|'.join(sorted(SECTIONS))})(?![^ \t\n#])"
@@ -136,7 +141,7 @@ def has_unit_mark(text: str) -> bool:
 def maps_in(config_file: str, text: str) -> dict[str, str]:
     """The maps that the configuration `text` needs beside `config_file`: path → content.
 
-    A frontend has all its maps, even those that are empty.
+    A frontend has all its maps, even those that are empty, and its list of allowed addresses.
     """
     if f"{MARK}{UnitKind.FRONTEND}" not in text:
         return {}
@@ -147,15 +152,19 @@ def maps_in(config_file: str, text: str) -> dict[str, str]:
         for section in sections
         if section.unit.kind is UnitKind.SERVICE
     )
-    return {
-        map_path(directory, section.unit.name, match): map_text(
-            entries.get((section.unit.name, match), {})
-        )
-        for section in sections
-        if section.unit.kind is UnitKind.FRONTEND
-        for match in Match
-        if map_path(directory, section.unit.name, match) in section.text
-    }
+    found: dict[str, str] = {}
+    for section in sections:
+        if section.unit.kind is not UnitKind.FRONTEND:
+            continue
+        name = section.unit.name
+        for match in Match:
+            if (path := map_path(directory, name, match)) in section.text:
+                found[path] = map_text(entries.get((name, match), {}))
+        if (path := allow_path(directory, name)) in section.text:
+            found[path] = "".join(
+                f"{network}\n" for network in dict.fromkeys(allowed_in(section.text))
+            )
+    return found
 
 
 def description_of(text: str) -> str | None:
@@ -193,5 +202,5 @@ def _description(text: str) -> slice | None:
 
 
 def _digest(text: str) -> str:
-    # Routes change at runtime, and are proved by reading maps back.
+    # Routes and allowed addresses change at runtime, and are proved by reading them back.
     return hashlib.sha256(without_routes(text).encode()).hexdigest()[:HASH_LENGTH]

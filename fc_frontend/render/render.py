@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
+from types import MappingProxyType
 from typing import Any
 
 import jinja2
@@ -17,6 +18,7 @@ import jinja2
 from fc_frontend.errors import Problem, Refused
 from fc_frontend.model.memo import Memo
 from fc_frontend.model.units import SETTINGS, Section, UnitId, UnitKind
+from fc_frontend.plan import sites
 from fc_frontend.plan.model import (
     FREE_ADDRESS,
     Fragment,
@@ -38,8 +40,16 @@ from fc_frontend.render.config import (
     description_of,
     has_unit_mark,
 )
+from fc_frontend.render.sites import (
+    DENY_AMBIGUOUS,
+    cookie_lines,
+    login_lines,
+    page_lines,
+    path_lines,
+    userlist_lines,
+)
 from fc_frontend.syntax.certificates import bind_words, list_path
-from fc_frontend.syntax.routes import AMBIGUOUS_PATH, rules
+from fc_frontend.syntax.routes import allow_lines, allow_path, rules
 from fc_frontend.syntax.sections import read_sections
 from fc_frontend.syntax.units import UnitFault, section_faults
 from fc_frontend.syntax.words import quote
@@ -56,6 +66,7 @@ ALIVE_TABLES = {"fc-alive-10s": 10, "fc-alive-30s": 30}
 A headless Service's standby has the same pods, so it may serve soon; a cluster IP adds a hop.
 """
 ALIVE_KEY = "daemon"
+_NO_SITES: Mapping[str, sites.SiteFiles] = MappingProxyType({})
 _MAX_NETWORKS = 50
 """In one line."""
 
@@ -63,7 +74,7 @@ _FOR_STANDBY = (
     "option httpchk", "option tcp-check", "http-check", "tcp-check", "timeout server",
     "timeout tunnel", "timeout connect", "timeout queue", "timeout check", "retries", "retry-on",
     "http-reuse", "http-send-name-header", "no option", "option http-server-close",
-    "option prefer-last-server",
+    "option prefer-last-server", "dynamic-cookie-key",
 )  # fmt: skip
 """What of a service's own lines is about its servers alone, and goes for its standby as well."""
 
@@ -93,14 +104,16 @@ class ServiceModel:
     servers: tuple[str, ...]
     extra_config: tuple[str, ...]
     standby: StandbyModel | None
+    userlist: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class FrontendModel:
     """What frontend.cfg.j2 prints.
 
-    `access` are the lines that reject requests, `headers` set headers, and `rules` find the
-    service, with the keyword `request`.  `standby_table` has the sign of life for standbys.
+    `allowed` are the comments with the addresses of clients, `access` the lines that reject
+    requests, `headers` set headers, and `rules` find the service, with the keyword `request`.
+    `standby_table` has the sign of life for standbys.
     """
 
     name: str
@@ -110,6 +123,7 @@ class FrontendModel:
     bind_options: str
     acme: str
     redirect_binds: tuple[str, ...]
+    allowed: tuple[str, ...]
     access: tuple[str, ...]
     headers: tuple[str, ...]
     request: str
@@ -169,9 +183,11 @@ def render_sections(
     refused: list[Problem],
     *,
     memo: RenderMemo | None = None,
+    files: Mapping[str, sites.SiteFiles] = _NO_SITES,
 ) -> tuple[Section, ...]:
     """The sections of haproxy.cfg for `plan`, as `render`; the first is the settings' one.
 
+    `files` are what files of this host say for services, by name; without it, nobody can log in.
     Units that cannot be rendered are left out, and `refused` gets the problems with their units.
     Raises Refused if the settings' section cannot be rendered.
     """
@@ -188,7 +204,7 @@ def render_sections(
     _require_own_sections(head, MAIN)
     return (
         Section(SETTINGS, head),
-        *_unit_sections(plan, environment, refused, memo or RenderMemo()),
+        *_unit_sections(plan, environment, refused, memo or RenderMemo(), files),
     )
 
 
@@ -226,9 +242,14 @@ def _faults(head: str) -> tuple[UnitFault, ...]:
 
 
 def _unit_sections(
-    plan: Plan, environment: jinja2.Environment, refused: list[Problem], memo: RenderMemo
+    plan: Plan,
+    environment: jinja2.Environment,
+    refused: list[Problem],
+    memo: RenderMemo,
+    files: Mapping[str, sites.SiteFiles],
 ) -> list[Section]:
     nodes = plan.settings.cluster.nodes
+    guarded = {each.spec.frontend for each in plan.services if each.spec.basic_auth is not None}
     sections: list[Section] = []
 
     def section(kind: UnitKind, name: str, template: str, **model: object) -> Section:
@@ -241,7 +262,7 @@ def _unit_sections(
         return Section(unit, text)
 
     def of_service(service: ServicePlan) -> Section:
-        model = _service_model(service, plan)
+        model = _service_model(service, plan, files.get(service.spec.name, sites.NO_FILES))
         return section(UnitKind.SERVICE, service.spec.name, SERVICE, service=model)
 
     def of_fragment(fragment: Fragment) -> Section:
@@ -249,7 +270,7 @@ def _unit_sections(
         return section(UnitKind.FRAGMENT, fragment.name, FRAGMENT, fragment=model)
 
     def of_frontend(frontend: FrontendSpec) -> Section:
-        model = _frontend_model(frontend, plan)
+        model = _frontend_model(frontend, plan, is_guarded=frontend.name in guarded)
         return section(UnitKind.FRONTEND, frontend.name, FRONTEND, frontend=model)
 
     def add(
@@ -263,10 +284,11 @@ def _unit_sections(
     for frontend in plan.frontends:
         settings = plan.settings
         places = settings.haproxy.config_file, settings.state_directory, settings.cluster.api
-        source: tuple[object, ...] = (frontend, environment, places)
+        is_guarded = frontend.name in guarded
+        source: tuple[object, ...] = (frontend, environment, places, is_guarded)
         add(memo.frontends, frontend.name, source, partial(of_frontend, frontend))
     for service in plan.services:
-        source = (service, environment, nodes)
+        source = (service, environment, nodes, files.get(service.spec.name))
         add(memo.services, service.spec.name, source, partial(of_service, service))
     for fragment in plan.fragments:
         source = (fragment, environment)
@@ -349,8 +371,9 @@ def _nameservers(nameservers: tuple[Nameserver, ...]) -> list[NameserverModel]:
     return models
 
 
-def _service_model(service: ServicePlan, plan: Plan) -> ServiceModel:
+def _service_model(service: ServicePlan, plan: Plan, files: sites.SiteFiles) -> ServiceModel:
     spec = service.spec
+    options = tuple(_option_lines(spec, files))
     return ServiceModel(
         name=spec.name,
         section="backend" if spec.frontend else "listen",
@@ -359,14 +382,15 @@ def _service_model(service: ServicePlan, plan: Plan) -> ServiceModel:
         binds=tuple(str(bind) for bind in spec.binds),
         bind_options=spec.bind_options,
         balance=spec.balance,
-        options=tuple(_option_lines(spec)),
+        options=options,
         servers=tuple(_servers(service, plan)),
         extra_config=spec.extra_config,
         standby=_standby_model(service),
+        userlist=tuple(userlist_lines(spec, files)),
     )
 
 
-def _option_lines(spec: ServiceSpec) -> Iterator[str]:
+def _option_lines(spec: ServiceSpec, files: sites.SiteFiles) -> Iterator[str]:
     """The lines of a service's fields about requests and answers; its standby has them as well."""
     if spec.timeout is not None:
         yield f"timeout server {haproxy_time(spec.timeout)}"
@@ -378,6 +402,10 @@ def _option_lines(spec: ServiceSpec) -> Iterator[str]:
             "http-request deny deny_status 429 "
             f"if {{ sc2_http_req_rate gt {spec.rate_limit.requests} }}"
         )
+    yield from login_lines(spec)
+    yield from path_lines(spec)
+    yield from cookie_lines(spec, files)
+    yield from page_lines(spec)
     for rule, headers in (
         ("http-request", spec.request_headers),
         ("http-response", spec.response_headers),
@@ -390,7 +418,7 @@ def _option_lines(spec: ServiceSpec) -> Iterator[str]:
                 yield f"{rule} set-header {quote(name)} {quote(value.replace('%', '%%'))}"
 
 
-def _frontend_model(frontend: FrontendSpec, plan: Plan) -> FrontendModel:
+def _frontend_model(frontend: FrontendSpec, plan: Plan, *, is_guarded: bool) -> FrontendModel:
     is_http = frontend.mode == "http"
     directory = plan.settings.haproxy.config_file.rpartition("/")[0]
     return FrontendModel(
@@ -401,7 +429,8 @@ def _frontend_model(frontend: FrontendSpec, plan: Plan) -> FrontendModel:
         bind_options=frontend.bind_options,
         acme=str(frontend.acme or ""),
         redirect_binds=tuple(map(str, frontend.redirect_binds)),
-        access=tuple(_access_rules(frontend)),
+        allowed=tuple(allow_lines(frontend.allow or ())),
+        access=tuple(_access_rules(frontend, directory, is_guarded=is_guarded)),
         headers=tuple(_header_rules(frontend)) if is_http else (),
         request="http-request" if is_http else "tcp-request content",
         rules=tuple(rules(directory, frontend.name, frontend.match)),
@@ -424,22 +453,24 @@ def _tls_bind_words(frontend: FrontendSpec, plan: Plan) -> str:
     )
 
 
-def _access_rules(frontend: FrontendSpec) -> Iterator[str]:
-    """The lines that expect PROXY headers, and reject clients and ambiguous paths."""
+def _access_rules(frontend: FrontendSpec, directory: str, *, is_guarded: bool) -> Iterator[str]:
+    """The lines that expect PROXY headers, and reject clients and ambiguous paths.
+
+    Paths matter where access does: with `allow`, and if services of it ask for passwords.
+    """
     if frontend.proxy_protocol_from:
         yield from _networks("fc_proxies", frontend.proxy_protocol_from)
         yield "tcp-request connection expect-proxy layer4 if fc_proxies"
-    if frontend.allow is None:
-        return
-    condition = " unless fc_allowed" if frontend.allow else ""
-    yield from _networks("fc_allowed", frontend.allow)
-    if frontend.mode == "tcp":
-        # After a PROXY header, which tells the client's address.
-        yield f"tcp-request session reject{condition}"
-        return
-    yield f"http-request deny{condition}"
-    # Applications may read such a path as another one.
-    yield f"http-request deny deny_status 400 if {{ path -m reg {AMBIGUOUS_PATH} }}"
+    if frontend.allow is not None:
+        # The file changes at runtime.
+        yield f"acl fc_allowed src -f {allow_path(directory, frontend.name)}"
+        if frontend.mode == "tcp":
+            # After a PROXY header, which tells the client's address.
+            yield "tcp-request session reject unless fc_allowed"
+            return
+        yield "http-request deny unless fc_allowed"
+    if frontend.allow is not None or is_guarded:
+        yield DENY_AMBIGUOUS
 
 
 def _header_rules(frontend: FrontendSpec) -> Iterator[str]:

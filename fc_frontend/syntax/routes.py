@@ -5,7 +5,8 @@
 Hosts and paths mean what they mean in Kubernetes Ingress: an exact path wins over a prefix, a
 longer prefix over a shorter one, prefixes end at path elements, a host wins over a wildcard, which
 stands for one label, and that wins over routes without a host.  The routes of a service are
-comments in its section of haproxy.cfg, so that the maps follow from the text alone.
+comments in its section of haproxy.cfg, so that the maps follow from the text alone.  So are the
+addresses of clients that a frontend allows.
 """
 
 from __future__ import annotations
@@ -23,9 +24,12 @@ MAPS_DIRECTORY = "fc-frontend-maps"
 MAX_HOST = 253
 MAX_PATH = 1024
 """Characters.  HAProxy joins host and path in a buffer of 16 KiB."""
+ALLOW_ENDING = ".allow.acl"
 ROUTE_MARK = "# fc-frontend route: "
 _LINE = re.compile(rf"^[ \t]*{ROUTE_MARK}(\S+) (exact|prefix|sni) (\S+)$", re.MULTILINE)
-_WHOLE_LINE = re.compile(rf"^[ \t]*{ROUTE_MARK}.*\n?", re.MULTILINE)
+ALLOW_MARK = "# fc-frontend allow: "
+_ALLOWED = re.compile(rf"^[ \t]*{ALLOW_MARK}(\S+)$", re.MULTILINE)
+_WHOLE_LINE = re.compile(rf"^[ \t]*(?:{ROUTE_MARK}|{ALLOW_MARK}).*\n?", re.MULTILINE)
 _LABEL = r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"
 _HOST = re.compile(rf"(?:\*\.)?{_LABEL}(?:\.{_LABEL})*")
 _PATH = re.compile(r"/(?:[A-Za-z0-9._~!$&'()*+,;=:@/-]|%[0-9A-Fa-f]{2})*")
@@ -192,8 +196,23 @@ def routes_in(text: str) -> tuple[RouteEntry, ...]:
 
 
 def without_routes(text: str) -> str:
-    """`text` without the comments that name routes."""
-    return _WHOLE_LINE.sub("", text) if ROUTE_MARK in text else text
+    """`text` without the comments that name routes and allowed addresses."""
+    return _WHOLE_LINE.sub("", text) if ROUTE_MARK in text or ALLOW_MARK in text else text
+
+
+def allow_lines(networks: Iterable[object]) -> Iterator[str]:
+    """The comments in a frontend's section that name the addresses of clients."""
+    return (f"{ALLOW_MARK}{network}" for network in networks)
+
+
+def allowed_in(text: str) -> tuple[str, ...]:
+    """The addresses of clients in a frontend's section."""
+    return tuple(_ALLOWED.findall(text)) if ALLOW_MARK in text else ()
+
+
+def allow_path(directory: str, frontend: str) -> str:
+    """Where the list of allowed addresses is, if haproxy.cfg is in `directory`."""
+    return f"{directory}/{MAPS_DIRECTORY}/{frontend}{ALLOW_ENDING}"
 
 
 def map_path(directory: str, frontend: str, match: Match) -> str:
