@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import socket
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
+from fc_frontend.config.loader import read
 from fc_frontend.errors import Problem
+from fc_frontend.haproxy import maps
+from fc_frontend.haproxy.runtime import command
 from fc_frontend.haproxy.validate import validate
-from fc_frontend.pipeline import Prepared
+from fc_frontend.pipeline import Base, Prepared, no_check, propose
+from fc_frontend.plan.model import Answer, Freshness, Kind, Standby
 from fc_frontend.render.config import maps_in
 from fc_frontend.syntax.htpasswd import (
     MAX_LOGINS,
@@ -22,6 +28,7 @@ from fc_frontend.syntax.htpasswd import (
 )
 from fc_frontend.syntax.routes import is_ambiguous
 from tests.conftest import HASH, RealHaproxy
+from tests.support.echo_pods import echo_pod
 from tests.support.prepared import prepared, running, withheld
 
 SECRET = {
@@ -437,3 +444,79 @@ def test_haproxy_redirects_and_rewrites_as_the_model(
             assert answer(connection, target) == (status, place), target
         seen.add(status)
     assert seen == {200, 308, 400}
+
+
+@pytest.mark.extended
+def test_a_cookie_follows_a_pod_through_slots_that_are_set_at_runtime(
+    declare: Path, haproxy: RealHaproxy
+) -> None:
+    directory = haproxy.directory
+    directory.chmod(0o755)
+    settings = {
+        "cluster": {"nameservers": ["127.0.0.1:53"], "api": {"kubeconfig": "/root/kubeconfig"}},
+        "haproxy": {
+            "config_file": haproxy.config_file,
+            "runtime_socket": haproxy.runtime_socket,
+            "log": None,
+            "stats": None,
+        },
+        "state_directory": str(directory),
+        "listen": None,
+    }
+    (declare / "config.yaml").write_text(json.dumps(settings))
+    bind = f"unix@{directory}/shop.sock"
+    service = {"mode": "http", "pod_port": 8080, "binds": bind, "sticky": True, "check": False}
+    put(declare, {"shop": {**service, "slots": 4}})
+    answer = Answer(
+        kind=Kind.API,
+        reason="the API lists them",
+        freshness=Freshness.FRESH,
+        standby=Standby("shop.default.svc.cluster.local", 8080),
+    )
+    sources = read(str(declare / "config.yaml"))
+    found = propose(sources, Base(), {"shop": answer}, {}, no_check)
+    text = text_of(found)
+    assert "disabled init-addr last" in text
+    maps.write(found.plan.settings, text.encode())
+    haproxy.start(text)
+    # The daemon's sign of life, without which the standby would serve.
+    command(haproxy.runtime_socket, "set table fc-alive-10s key daemon data.gpc0 1")
+
+    def put_pod(slot: int, address: str) -> None:
+        name = f"shop/pod{slot}"
+        command(haproxy.runtime_socket, f"set server {name} addr {address} port 8080")
+        command(haproxy.runtime_socket, f"set server {name} state ready")
+
+    def asked(cookie: str = "") -> tuple[str, str]:
+        """The pod that answers, and the cookie that the client has then."""
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(20)
+            connection.connect(bind.removeprefix("unix@"))
+            header = f"Cookie: {cookie}\r\n" if cookie else ""
+            connection.sendall(
+                f"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n{header}\r\n".encode()
+            )
+            data = b""
+            while more := connection.recv(65536):
+                data += more
+        head, _, body = data.decode().partition("\r\n\r\n")
+        fields = dict(line.lower().split(": ", 1) for line in head.split("\r\n")[1:])
+        given = fields.get("set-cookie", cookie).partition(";")[0]
+        return json.loads(body)["pod"], given.replace("fcserver", "FCSERVER")
+
+    addresses = [f"127.77.{os.getpid() % 250}.{number}" for number in range(1, 5)]
+    with ExitStack() as stack:
+        for address in addresses:
+            stack.enter_context(echo_pod(address))
+        for number, address in enumerate(addresses[:3], start=1):
+            put_pod(number, address)
+        clients = dict(asked() for _ in range(20))
+        assert clients.keys() == set(addresses[:3])
+        assert len(set(clients.values())) == 3
+        for pod, cookie in clients.items():
+            assert {asked(cookie) for _ in range(5)} == {(pod, cookie)}
+        # Another pod in the first slot, whose former pod comes back in the last one.
+        put_pod(1, addresses[3])
+        put_pod(4, addresses[0])
+        for pod, cookie in clients.items():
+            assert {asked(cookie) for _ in range(5)} == {(pod, cookie)}
