@@ -198,6 +198,32 @@ def test_fragments_settings_and_templates(frontend: Frontend) -> None:
     applied(frontend, reloads=True)
 
 
+@pytest.mark.extended
+def test_frontends_and_what_of_them_changes_at_runtime(frontend: Frontend) -> None:
+    web: dict[str, Any] = {"binds": f"{frontend.host}:8082", "allow": "127.0.0.0/8"}
+    frontend.settings["frontends"] = {"web": web}
+    site = {"frontend": "web", "pod_port": 8080, "service": "shop", "hosts": ["a.org"]}
+    frontend.settings["services"]["site"] = site
+    frontend.write()
+    changes = diff(frontend)["changes"]
+    assert {(each["what"], each["name"], each["effect"]) for each in changes} == {
+        ("frontend", "web", "reload"),
+        ("service", "site", "reload"),
+    }
+    applied(frontend, reloads=True)
+    for section, name, declared, fields in (
+        ("frontend", "web", web, {"allow": ["127.0.0.0/8", "192.0.2.0/24"]}),
+        ("service", "site", site, {"hosts": ["a.org", "b.org"]}),
+    ):
+        declared.update(fields)
+        frontend.write()
+        document = diff(frontend)
+        change = only(document, section, name)
+        assert (change["how"], change["effect"]) == ("changed", "runtime only")
+        assert document["reload"] is False
+        applied(frontend, reloads=False)
+
+
 def test_text_is_what_a_patch_is_and_secrets_are_shown_there_alone(frontend: Frontend) -> None:
     text = "userlist them\n  user me insecure-password hunter2\n"
     frontend.drop("users.cfg", text)

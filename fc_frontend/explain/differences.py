@@ -18,6 +18,7 @@ from fc_frontend.plan.reasons import Reason, ReloadCause, reasons
 from fc_frontend.render.config import BLANK_DESCRIPTION, Config, sections_in
 from fc_frontend.render.file_marks import FILE_MARK, changed_files
 from fc_frontend.syntax.lines import LineKind, read_line, read_lines
+from fc_frontend.syntax.routes import without_routes
 
 _SECRETS = frozenset(("password", "insecure-password", "dynamic-cookie-key"))
 """Words that a secret follows."""
@@ -214,14 +215,16 @@ def _change(
         reason = why.get(name) or Reason(ReloadCause(f"service-{how}"), name)
         if how == "changed" and name not in why and old is not None:
             reason = Reason(ReloadCause.TEMPLATES, name)
-    elif what == "fragment":
-        reason = Reason(ReloadCause.FRAGMENT, name, how)
+    elif what in ("fragment", "frontend"):
+        reason = Reason(ReloadCause(what), name, how)
     else:
         is_settings = old is None or old.settings != new.settings
         reason = Reason(ReloadCause.SETTINGS if is_settings else ReloadCause.TEMPLATES, name)
     changed = changed_files("\n".join(before or ()), "\n".join(after or ()))
     if changed and all(FILE_MARK in line for line in lines):
         reason = Reason(ReloadCause.FILE_CHANGED, ", ".join(changed))
+    if effect is not Effect.START and lines and not any(without_routes(line[1:]) for line in lines):
+        effect = Effect.RUNTIME
     return Difference(
         what=what,
         name=name,
