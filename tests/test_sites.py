@@ -333,6 +333,40 @@ def test_cookies_do_not_tell_addresses_and_keys_are_not_shown(declare: Path) -> 
     assert all(len(key) == 64 for key in keys)
 
 
+def test_services_have_lists_of_allowed_addresses_of_their_own(
+    declare: Path, haproxy_binary: str
+) -> None:
+    services: dict[str, object] = {
+        "admin": site(paths="/admin", allow=["10.0.0.0/8"]),
+        "rest": site(),
+        "raw": {"pod_port": 81, "allow": "::1"},
+    }
+    before = put(declare, services)
+    text = text_of(before)
+    verdict = validate(haproxy_binary, text, timeout=30)
+    assert verdict.accepted, verdict.output
+    assert not [each for each in verdict.warnings if "server state file" not in each.text]
+    maps = maps_in("/etc/haproxy/haproxy.cfg", text)
+    lists = {path.rpartition("/")[2]: maps[path] for path in maps if path.endswith(".acl")}
+    assert lists == {"admin.allow.acl": "10.0.0.0/8\n", "raw.allow.acl": "::1/128\n"}
+    # Applications may take another path for /admin.
+    frontend = text[text.index("frontend web ") : text.index("# fc-frontend unit: service")]
+    assert "deny_status 400 if { path -m reg" in frontend
+    services["raw"] = {"pod_port": 81, "allow": []}
+    (declare / "services.d" / "a.yaml").write_text(
+        json.dumps({"frontends": {"web": {"binds": "127.0.0.1:8443"}}, "services": services})
+    )
+    after = prepared(declare / "config.yaml", running(before))
+    assert after.config and before.config
+    assert after.config.hash == before.config.hash
+    assert (
+        maps_in("/etc/haproxy/haproxy.cfg", text_of(after))[
+            "/etc/haproxy/fc-frontend-maps/raw.allow.acl"
+        ]
+        == ""
+    )
+
+
 def test_a_changed_list_of_allowed_addresses_keeps_the_digest(declare: Path) -> None:
     def put_allow(allow: list[str] | None, before: Prepared | None = None) -> Prepared:
         web = {"binds": "127.0.0.1:8443", "allow": allow}

@@ -201,8 +201,15 @@ def test_allowed_addresses_change_without_a_reload(frontend: Frontend) -> None:
     assert get(frontend).status == 403
     frontend.run("apply")
     assert get(frontend).status == 200
+    # A service has a list of its own.
+    declare(frontend, allow=["192.0.2.0/24"])
+    frontend.until(lambda: get(frontend).status == 403)
+    before = reloads(frontend)
+    declare(frontend, allow=["127.0.0.1"])
+    frontend.until(lambda: get(frontend).status == 200)
+    assert reloads(frontend) == before
     # The next worker has them as well, and a rollback brings former ones back.
-    declare(frontend, timeout="9s")
+    declare(frontend, timeout="9s", allow=["127.0.0.1"])
     frontend.until(lambda: reloads(frontend) > before)
     assert get(frontend).status == 200
     become("192.0.2.0/24")

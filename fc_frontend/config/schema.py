@@ -656,6 +656,10 @@ class ServiceDeclaration(_Strict):
     protocol: Literal["http1", "h2", "h2c"] | None = None
     proxy_protocol: Literal["v1", "v2"] | None = None
     rate_limit: RateLimitDeclaration | None = None
+    allow: (
+        Annotated[tuple[NetworkAddress, ...], BeforeValidator(_listed), Field(max_length=1000)]
+        | None
+    ) = None
     basic_auth: BasicAuthField = None
     sticky: StickyField = None
     redirects: RedirectsField = ()
@@ -840,6 +844,7 @@ class ServiceDeclaration(_Strict):
             protocol=self.protocol,
             proxy_protocol=self.proxy_protocol,
             rate_limit=self.rate_limit.model() if self.rate_limit else None,
+            allow=self.allow,
             basic_auth=self.basic_auth.model() if self.basic_auth else None,
             sticky=self.sticky.model() if self.sticky else None,
             redirects=tuple(each.model() for each in self.redirects),

@@ -366,9 +366,10 @@ class ServiceSpec:
     """One declared service.  `name` is the HAProxy proxy's name, `service` the Kubernetes one's.
 
     With a `frontend`, it has `routes` there, and no binds of its own.  `slots` is None for `auto`,
-    which gives at most `max_slots`.  `timeout`, in seconds, is for an answer of a pod.  Headers are
-    set, or removed where the value is None.  `unavailable_page` is an HTML file for 503.  `origin`
-    takes no part in comparisons: moving a declaration to another file changes nothing.
+    which gives at most `max_slots`.  Clients outside of `allow` are rejected; None is no limit.
+    `timeout`, in seconds, is for an answer of a pod.  Headers are set, or removed where the value
+    is None.  `unavailable_page` is an HTML file for 503.  `origin` takes no part in comparisons:
+    moving a declaration to another file changes nothing.
     """
 
     name: str
@@ -388,6 +389,7 @@ class ServiceSpec:
     protocol: Literal["http1", "h2", "h2c"] | None = None
     proxy_protocol: Literal["v1", "v2"] | None = None
     rate_limit: RateLimit | None = None
+    allow: tuple[Network, ...] | None = None
     basic_auth: BasicAuth | None = None
     sticky: Sticky | None = None
     redirects: tuple[Redirect, ...] = ()

@@ -16,6 +16,7 @@ from typing import NamedTuple
 from fc_frontend.model.units import SETTINGS, Section, UnitId, UnitKind
 from fc_frontend.syntax.keywords import SECTIONS
 from fc_frontend.syntax.routes import (
+    ALLOW_ENDING,
     ALLOW_MARK,
     ROUTE_MARK,
     Match,
@@ -141,9 +142,10 @@ def has_unit_mark(text: str) -> bool:
 def maps_in(config_file: str, text: str) -> dict[str, str]:
     """The maps that the configuration `text` needs beside `config_file`: path → content.
 
-    A frontend has all its maps, even those that are empty, and its list of allowed addresses.
+    A frontend has all its maps, even those that are empty.  Lists of allowed addresses are those of
+    frontends and of services.
     """
-    if f"{MARK}{UnitKind.FRONTEND}" not in text:
+    if f"{MARK}{UnitKind.FRONTEND}" not in text and ALLOW_ENDING not in text:
         return {}
     directory = config_file.rpartition("/")[0]
     sections = sections_in(text)
@@ -154,16 +156,16 @@ def maps_in(config_file: str, text: str) -> dict[str, str]:
     )
     found: dict[str, str] = {}
     for section in sections:
-        if section.unit.kind is not UnitKind.FRONTEND:
-            continue
         name = section.unit.name
-        for match in Match:
-            if (path := map_path(directory, name, match)) in section.text:
-                found[path] = map_text(entries.get((name, match), {}))
-        if (path := allow_path(directory, name)) in section.text:
-            found[path] = "".join(
-                f"{network}\n" for network in dict.fromkeys(allowed_in(section.text))
-            )
+        if section.unit.kind is UnitKind.FRONTEND:
+            for match in Match:
+                if (path := map_path(directory, name, match)) in section.text:
+                    found[path] = map_text(entries.get((name, match), {}))
+        elif section.unit.kind is not UnitKind.SERVICE:
+            continue
+        if ALLOW_ENDING in section.text and (path := allow_path(directory, name)) in section.text:
+            networks = dict.fromkeys(allowed_in(section.text))
+            found[path] = "".join(f"{network}\n" for network in networks)
     return found
 
 

@@ -91,11 +91,14 @@ class StandbyModel:
 
 @dataclass(frozen=True, slots=True)
 class ServiceModel:
-    """What service.cfg.j2 prints."""
+    """What service.cfg.j2 prints.
+
+    `comments` name what changes at runtime: routes, and the addresses of clients.
+    """
 
     name: str
     section: str
-    routes: tuple[str, ...]
+    comments: tuple[str, ...]
     defaults: str
     binds: tuple[str, ...]
     bind_options: str
@@ -249,7 +252,12 @@ def _unit_sections(
     files: Mapping[str, sites.SiteFiles],
 ) -> list[Section]:
     nodes = plan.settings.cluster.nodes
-    guarded = {each.spec.frontend for each in plan.services if each.spec.basic_auth is not None}
+    directory = plan.settings.haproxy.config_file.rpartition("/")[0]
+    guarded = {
+        each.spec.frontend
+        for each in plan.services
+        if each.spec.basic_auth is not None or each.spec.allow is not None
+    }
     sections: list[Section] = []
 
     def section(kind: UnitKind, name: str, template: str, **model: object) -> Section:
@@ -288,7 +296,7 @@ def _unit_sections(
         source: tuple[object, ...] = (frontend, environment, places, is_guarded)
         add(memo.frontends, frontend.name, source, partial(of_frontend, frontend))
     for service in plan.services:
-        source = (service, environment, nodes, files.get(service.spec.name))
+        source = (service, environment, nodes, directory, files.get(service.spec.name))
         add(memo.services, service.spec.name, source, partial(of_service, service))
     for fragment in plan.fragments:
         source = (fragment, environment)
@@ -373,11 +381,12 @@ def _nameservers(nameservers: tuple[Nameserver, ...]) -> list[NameserverModel]:
 
 def _service_model(service: ServicePlan, plan: Plan, files: sites.SiteFiles) -> ServiceModel:
     spec = service.spec
-    options = tuple(_option_lines(spec, files))
+    directory = plan.settings.haproxy.config_file.rpartition("/")[0]
+    options = tuple(_option_lines(spec, files, directory))
     return ServiceModel(
         name=spec.name,
         section="backend" if spec.frontend else "listen",
-        routes=tuple(route.line for route in spec.routes),
+        comments=(*(route.line for route in spec.routes), *allow_lines(spec.allow or ())),
         defaults=f"fc-{spec.mode}",
         binds=tuple(str(bind) for bind in spec.binds),
         bind_options=spec.bind_options,
@@ -390,7 +399,7 @@ def _service_model(service: ServicePlan, plan: Plan, files: sites.SiteFiles) -> 
     )
 
 
-def _option_lines(spec: ServiceSpec, files: sites.SiteFiles) -> Iterator[str]:
+def _option_lines(spec: ServiceSpec, files: sites.SiteFiles, directory: str) -> Iterator[str]:
     """The lines of a service's fields about requests and answers; its standby has them as well."""
     if spec.timeout is not None:
         yield f"timeout server {haproxy_time(spec.timeout)}"
@@ -402,6 +411,10 @@ def _option_lines(spec: ServiceSpec, files: sites.SiteFiles) -> Iterator[str]:
             "http-request deny deny_status 429 "
             f"if {{ sc2_http_req_rate gt {spec.rate_limit.requests} }}"
         )
+    if spec.allow is not None:
+        yield _allow_acl(directory, spec.name)
+        rule = "http-request deny" if spec.mode == "http" else "tcp-request content reject"
+        yield f"{rule} unless fc_allowed"
     yield from login_lines(spec)
     yield from path_lines(spec)
     yield from cookie_lines(spec, files)
@@ -456,14 +469,14 @@ def _tls_bind_words(frontend: FrontendSpec, plan: Plan) -> str:
 def _access_rules(frontend: FrontendSpec, directory: str, *, is_guarded: bool) -> Iterator[str]:
     """The lines that expect PROXY headers, and reject clients and ambiguous paths.
 
-    Paths matter where access does: with `allow`, and if services of it ask for passwords.
+    Paths matter where access does: with `allow`, also of its services, and if these ask for
+    passwords.
     """
     if frontend.proxy_protocol_from:
         yield from _networks("fc_proxies", frontend.proxy_protocol_from)
         yield "tcp-request connection expect-proxy layer4 if fc_proxies"
     if frontend.allow is not None:
-        # The file changes at runtime.
-        yield f"acl fc_allowed src -f {allow_path(directory, frontend.name)}"
+        yield _allow_acl(directory, frontend.name)
         if frontend.mode == "tcp":
             # After a PROXY header, which tells the client's address.
             yield "tcp-request session reject unless fc_allowed"
@@ -471,6 +484,11 @@ def _access_rules(frontend: FrontendSpec, directory: str, *, is_guarded: bool) -
         yield "http-request deny unless fc_allowed"
     if frontend.allow is not None or is_guarded:
         yield DENY_AMBIGUOUS
+
+
+def _allow_acl(directory: str, unit: str) -> str:
+    """The condition that a client is allowed; the file changes at runtime."""
+    return f"acl fc_allowed src -f {allow_path(directory, unit)}"
 
 
 def _header_rules(frontend: FrontendSpec) -> Iterator[str]:

@@ -6,7 +6,7 @@ Hosts and paths mean what they mean in Kubernetes Ingress: an exact path wins ov
 longer prefix over a shorter one, prefixes end at path elements, a host wins over a wildcard, which
 stands for one label, and that wins over routes without a host.  The routes of a service are
 comments in its section of haproxy.cfg, so that the maps follow from the text alone.  So are the
-addresses of clients that a frontend allows.
+addresses of clients that a frontend or service allows.
 """
 
 from __future__ import annotations
@@ -201,18 +201,21 @@ def without_routes(text: str) -> str:
 
 
 def allow_lines(networks: Iterable[object]) -> Iterator[str]:
-    """The comments in a frontend's section that name the addresses of clients."""
+    """The comments in a frontend's or service's section that name the addresses of clients."""
     return (f"{ALLOW_MARK}{network}" for network in networks)
 
 
 def allowed_in(text: str) -> tuple[str, ...]:
-    """The addresses of clients in a frontend's section."""
+    """The addresses of clients in a frontend's or service's section."""
     return tuple(_ALLOWED.findall(text)) if ALLOW_MARK in text else ()
 
 
-def allow_path(directory: str, frontend: str) -> str:
-    """Where the list of allowed addresses is, if haproxy.cfg is in `directory`."""
-    return f"{directory}/{MAPS_DIRECTORY}/{frontend}{ALLOW_ENDING}"
+def allow_path(directory: str, unit: str) -> str:
+    """Where the list of allowed addresses of a frontend or service is.
+
+    haproxy.cfg is in `directory`.
+    """
+    return f"{directory}/{MAPS_DIRECTORY}/{unit}{ALLOW_ENDING}"
 
 
 def map_path(directory: str, frontend: str, match: Match) -> str:
