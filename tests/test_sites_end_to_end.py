@@ -106,6 +106,8 @@ def test_users_of_a_file_may_log_in_and_its_changes_are_reloads(frontend: Fronte
 
 
 def test_a_client_stays_with_its_pod_through_scaling_and_reloads(frontend: Frontend) -> None:
+    fields = {"frontend": "web", "pod_port": 8080, "service": "shop", "paths": "/other"}
+    frontend.settings["services"]["other"] = {**fields, "sticky": True}
     declare(frontend, sticky=True)
     frontend.start()
     frontend.until(lambda: len({get(frontend).content["pod"] for _ in range(12)}) == 3)
@@ -127,6 +129,10 @@ def test_a_client_stays_with_its_pod_through_scaling_and_reloads(frontend: Front
         return {cookie: each.content["pod"] for cookie, each in answers.items()}
 
     assert followed() == clients
+    # Another service of the same host has another cookie.
+    other = get(frontend, "/other").headers["Set-Cookie"].partition(";")[0]
+    both = {cookie: get(frontend, Cookie=f"{other}; {cookie}") for cookie in clients}
+    assert {cookie: each.content["pod"] for cookie, each in both.items()} == clients
     before = reloads(frontend)
     declare(frontend, sticky=True, timeout="9s")
     frontend.until(lambda: reloads(frontend) > before)

@@ -84,9 +84,12 @@ class BasicAuthDeclaration(Strict):
 class StickyDeclaration(Strict):
     """`sticky:` as a mapping; `true` means all defaults."""
 
-    cookie: Annotated[
-        str, matching(_COOKIE, "a cookie's name", "use letters, digits, underscores and dashes")
-    ] = "FCSERVER"
+    cookie: (
+        Annotated[
+            str, matching(_COOKIE, "a cookie's name", "use letters, digits, underscores and dashes")
+        ]
+        | None
+    ) = None
     same_site: Literal["lax", "strict", "none"] = "lax"
 
     def model(self) -> Sticky:

@@ -28,9 +28,12 @@ class BasicAuth:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sticky:
-    """A client stays with its pod by a cookie, as long as the pod takes requests."""
+    """A client stays with its pod by a cookie, as long as the pod takes requests.
 
-    cookie: str = "FCSERVER"
+    Without a name, each service has a cookie of its own: several may share a host.
+    """
+
+    cookie: str | None = None
     same_site: Literal["Lax", "Strict", "None"] = "Lax"
 
 

@@ -6,17 +6,19 @@ Values of these fields are literal text; what is a log format for HAProxy (manua
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterator
 
 from fc_frontend.plan.model import ServiceSpec
-from fc_frontend.plan.sites import BasicAuth, Redirect, Rewrite, SiteFiles, Sticky
+from fc_frontend.plan.sites import BasicAuth, Redirect, Rewrite, SiteFiles
 from fc_frontend.render.file_marks import FILE_MARK
 from fc_frontend.syntax.routes import AMBIGUOUS_PATH, Path
 from fc_frontend.syntax.words import quote
 
 DENY_AMBIGUOUS = f"http-request deny deny_status 400 if {{ path -m reg {AMBIGUOUS_PATH} }}"
 """Applications may read such a path as another one."""
+_NAME_LENGTH = 8
 
 
 def login_lines(spec: ServiceSpec) -> Iterator[str]:
@@ -69,10 +71,14 @@ def cookie_lines(spec: ServiceSpec, files: SiteFiles) -> Iterator[str]:
     """Keep a client on its pod.  The cookie has a digest of the pod's address, not the address."""
     if (sticky := spec.sticky) is None:
         return
+    name = sticky.cookie or "FC" + hashlib.sha256(spec.name.encode()).hexdigest()[:_NAME_LENGTH]
     attributes = f'attr "SameSite={sticky.same_site}"'
-    yield f"cookie {sticky.cookie} insert indirect nocache httponly {attributes} dynamic"
+    yield f"cookie {name} insert indirect nocache httponly {attributes} dynamic"
     yield f"dynamic-cookie-key {quote(files.cookie_key or spec.name)}"
-    yield from _secure(sticky)
+    yield (
+        f"http-after-response replace-header Set-Cookie '^({name}=.*)' "
+        "'\\1; Secure' if { ssl_fc }"
+    )
 
 
 def page_lines(spec: ServiceSpec) -> Iterator[str]:
@@ -91,13 +97,6 @@ def _userlist(service: str) -> str:
 def _groups(auth: BasicAuth, files: SiteFiles) -> list[str]:
     named = {group for login in files.logins for group in login.groups}
     return sorted(named.union(auth.allow_groups))
-
-
-def _secure(sticky: Sticky) -> Iterator[str]:
-    yield (
-        f"http-after-response replace-header Set-Cookie '^({sticky.cookie}=.*)' "
-        "'\\1; Secure' if { ssl_fc }"
-    )
 
 
 def _redirect_lines(redirect: Redirect) -> Iterator[str]:
