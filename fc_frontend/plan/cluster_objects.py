@@ -9,9 +9,12 @@ from __future__ import annotations
 
 from enum import IntEnum
 from sys import intern
-from typing import Any, Literal, NamedTuple, TypeGuard
+from typing import Any, Literal, NamedTuple
 
+from fc_frontend.model.load_balancers import LoadBalancerRequest
+from fc_frontend.plan.load_balancer_objects import parse_load_balancer
 from fc_frontend.plan.model import Family
+from fc_frontend.plan.untyped import as_list, as_mapping, as_text, is_port, is_text
 
 SERVICE_LABEL = "kubernetes.io/service-name"
 """The label of a slice that names its Service, whoever manages the slice (discovery.k8s.io/v1)."""
@@ -74,13 +77,17 @@ class ServicePort(NamedTuple):
 
 
 class KubeService(NamedTuple):
-    """A Service.  `cluster_ips` is empty for one that is headless or has no address yet."""
+    """A Service.  `cluster_ips` is empty for one that is headless or has no address yet.
+
+    `load_balancer` is None unless it is of type LoadBalancer.
+    """
 
     key: ObjectKey
     type: Literal["ClusterIP", "NodePort", "LoadBalancer", "ExternalName"]
     is_headless: bool
     cluster_ips: tuple[str, ...]
     ports: tuple[ServicePort, ...]
+    load_balancer: LoadBalancerRequest | None = None
 
 
 class KubeNode(NamedTuple):
@@ -92,11 +99,11 @@ class KubeNode(NamedTuple):
 
 def parse_key(item: Any) -> ObjectKey | None:
     """Namespace and name of any object; None if it has none."""
-    metadata = _mapping(_mapping(item).get("metadata"))
+    metadata = as_mapping(as_mapping(item).get("metadata"))
     name = metadata.get("name")
-    if not _is_text(name) or not name:
+    if not is_text(name) or not name:
         return None
-    return ObjectKey(intern(_text(metadata.get("namespace"))), name)
+    return ObjectKey(intern(as_text(metadata.get("namespace"))), name)
 
 
 def parse_slice(item: Any) -> Slice | None:
@@ -104,7 +111,7 @@ def parse_slice(item: Any) -> Slice | None:
     key = parse_key(item)
     if key is None:
         return None
-    service = _text(_mapping(item["metadata"].get("labels")).get(SERVICE_LABEL))
+    service = as_text(as_mapping(item["metadata"].get("labels")).get(SERVICE_LABEL))
     family: Family
     match item.get("addressType"):
         case "IPv4":
@@ -115,11 +122,13 @@ def parse_slice(item: Any) -> Slice | None:
             return None
     if not service:
         return None
-    ports = [port for entry in _list(item.get("ports")) if (port := _slice_port(_mapping(entry)))]
+    ports = [
+        port for entry in as_list(item.get("ports")) if (port := _slice_port(as_mapping(entry)))
+    ]
     endpoints = [
         endpoint
-        for entry in _list(item.get("endpoints"))
-        if (endpoint := _endpoint(_mapping(entry)))
+        for entry in as_list(item.get("endpoints"))
+        if (endpoint := _endpoint(as_mapping(entry)))
     ]
     return Slice(key, intern(service), family, tuple(ports), tuple(endpoints))
 
@@ -129,32 +138,33 @@ def parse_service(item: Any) -> KubeService | None:
     key = parse_key(item)
     if key is None:
         return None
-    spec = _mapping(item.get("spec"))
+    spec = as_mapping(item.get("spec"))
     kind = spec.get("type", "ClusterIP")
     if kind not in ("ClusterIP", "NodePort", "LoadBalancer", "ExternalName"):
         return None
-    first = _text(spec.get("clusterIP"))
-    addresses = [text for text in _list(spec.get("clusterIPs")) or [first] if _is_text(text)]
-    ports = [port for entry in _list(spec.get("ports")) if (port := _port(_mapping(entry)))]
+    first = as_text(spec.get("clusterIP"))
+    addresses = [text for text in as_list(spec.get("clusterIPs")) or [first] if is_text(text)]
+    ports = [port for entry in as_list(spec.get("ports")) if (port := _port(as_mapping(entry)))]
     return KubeService(
         key,
         kind,
         first == HEADLESS,
         tuple(text for text in addresses if text and text != HEADLESS),
         tuple(ports),
+        parse_load_balancer(item) if kind == "LoadBalancer" else None,
     )
 
 
 def parse_node(item: Any) -> KubeNode | None:
     """The node in `item`; None if it is kept out of load balancers (KEP-1143)."""
     key = parse_key(item)
-    if key is None or NOT_BALANCED in _mapping(item["metadata"].get("labels")):
+    if key is None or NOT_BALANCED in as_mapping(item["metadata"].get("labels")):
         return None
     found = [
         address
-        for entry in _list(_mapping(item.get("status")).get("addresses"))
-        if (known := _mapping(entry)).get("type") == "InternalIP"
-        and _is_text(address := known.get("address"))
+        for entry in as_list(as_mapping(item.get("status")).get("addresses"))
+        if (known := as_mapping(entry)).get("type") == "InternalIP"
+        and is_text(address := known.get("address"))
     ]
     return KubeNode(key.name, tuple(found))
 
@@ -162,21 +172,21 @@ def parse_node(item: Any) -> KubeNode | None:
 def _slice_port(entry: dict[str, Any]) -> SlicePort | None:
     """None for another protocol, and for `port: null`, which means all ports."""
     number = entry.get("port")
-    if entry.get("protocol", "TCP") not in ("TCP", None) or not _is_port(number):
+    if entry.get("protocol", "TCP") not in ("TCP", None) or not is_port(number):
         return None
     return SlicePort(
-        intern(_text(entry.get("name"))), number, intern(_text(entry.get("appProtocol")))
+        intern(as_text(entry.get("name"))), number, intern(as_text(entry.get("appProtocol")))
     )
 
 
 def _endpoint(entry: dict[str, Any]) -> SliceEndpoint | None:
     """Only the first address counts: the others are not used by any consumer (discovery/v1)."""
-    addresses = _list(entry.get("addresses"))
-    if not addresses or not _is_text(addresses[0]):
+    addresses = as_list(entry.get("addresses"))
+    if not addresses or not is_text(addresses[0]):
         return None
-    target = _mapping(entry.get("targetRef"))
-    pod = _text(target.get("name")) if target.get("kind") == "Pod" else ""
-    return SliceEndpoint(addresses[0], _condition(_mapping(entry.get("conditions"))), pod)
+    target = as_mapping(entry.get("targetRef"))
+    pod = as_text(target.get("name")) if target.get("kind") == "Pod" else ""
+    return SliceEndpoint(addresses[0], _condition(as_mapping(entry.get("conditions"))), pod)
 
 
 def _condition(conditions: dict[str, Any]) -> Condition:
@@ -191,29 +201,9 @@ def _condition(conditions: dict[str, Any]) -> Condition:
 
 def _port(entry: dict[str, Any]) -> ServicePort | None:
     number = entry.get("port")
-    if entry.get("protocol", "TCP") not in ("TCP", None) or not _is_port(number):
+    if entry.get("protocol", "TCP") not in ("TCP", None) or not is_port(number):
         return None
     target = entry.get("targetPort")
-    if not _is_port(target):
-        target = _text(target) or number
-    return ServicePort(_text(entry.get("name")), number, target)
-
-
-def _is_port(value: Any) -> TypeGuard[int]:
-    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 65535
-
-
-def _is_text(value: Any) -> TypeGuard[str]:
-    return isinstance(value, str)
-
-
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else ""
-
-
-def _mapping(value: Any) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
-
-
-def _list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else []
+    if not is_port(target):
+        target = as_text(target) or number
+    return ServicePort(as_text(entry.get("name")), number, target)

@@ -1,0 +1,1 @@
+"""Services of type LoadBalancer: which address each gets, and what HAProxy serves there.  Pure."""

@@ -1,0 +1,154 @@
+"""Address pools, and what a Service of type LoadBalancer asks for.
+
+Imports nothing of ours.  Texts of a Service are as its author wrote them: they are hostile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from ipaddress import IPv4Address, IPv6Address
+from typing import Literal, NamedTuple
+
+IpAddress = IPv4Address | IPv6Address
+IpFamily = Literal["ipv4", "ipv6"]
+
+DEFAULT_CLASS = "fc-frontend.io/haproxy"
+"""The `loadBalancerClass` of Services that get their address here, unless the settings differ."""
+
+
+def family_of(address: IpAddress) -> IpFamily:
+    """The family of an address."""
+    return "ipv4" if address.version == 4 else "ipv6"
+
+
+@dataclass(frozen=True, slots=True)
+class AddressRange:
+    """The addresses from `first` to `last`, both of one family.  It may be too large to list."""
+
+    first: IpAddress
+    last: IpAddress
+
+    @property
+    def family(self) -> IpFamily:
+        """The family of its addresses."""
+        return family_of(self.first)
+
+    @property
+    def size(self) -> int:
+        """How many addresses it has."""
+        return int(self.last) - int(self.first) + 1
+
+    def __contains__(self, address: IpAddress) -> bool:
+        return address.version == self.first.version and int(self.first) <= int(address) <= int(
+            self.last
+        )
+
+    def __iter__(self) -> Iterator[IpAddress]:
+        kind = type(self.first)
+        return (kind(number) for number in range(int(self.first), int(self.last) + 1))
+
+    def __str__(self) -> str:
+        return str(self.first) if self.first == self.last else f"{self.first}-{self.last}"
+
+    def overlaps(self, other: AddressRange) -> bool:
+        """True if some address is in both."""
+        return self.first in other or other.first in self
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AddressPool:
+    """Addresses for Services of type LoadBalancer.
+
+    A pool with `is_default` serves Services that name no pool.  `namespaces` are those whose
+    Services may use it, None for all.
+    """
+
+    name: str
+    ranges: tuple[AddressRange, ...]
+    is_default: bool = False
+    namespaces: tuple[str, ...] | None = None
+
+    def has(self, address: IpAddress) -> bool:
+        """True if `address` is in one of its ranges."""
+        return any(address in each for each in self.ranges)
+
+    def admits(self, namespace: str) -> bool:
+        """True if Services of `namespace` may use it."""
+        return self.namespaces is None or namespace in self.namespaces
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadBalancerSettings:
+    """Which Services of type LoadBalancer get an address here, and from which pools.
+
+    With `is_default`, Services without `loadBalancerClass` get one as well.
+    """
+
+    class_name: str = DEFAULT_CLASS
+    is_default: bool = False
+    pools: tuple[AddressPool, ...] = ()
+
+    def owns(self, service: LoadBalancerRequest) -> bool:
+        """True if the Service's load balancer is this one (KEP-1959)."""
+        if service.class_name is None:
+            return self.is_default
+        return service.class_name == self.class_name
+
+
+class FamilyPolicy(StrEnum):
+    """`ipFamilyPolicy` of a Service (KEP-563)."""
+
+    SINGLE = "SingleStack"
+    PREFER_DUAL = "PreferDualStack"
+    REQUIRE_DUAL = "RequireDualStack"
+
+
+class BalancedPort(NamedTuple):
+    """A port of a Service, of any protocol."""
+
+    number: int
+    protocol: str
+    name: str
+
+    @property
+    def is_served(self) -> bool:
+        """True if HAProxy can serve it: it has no UDP or SCTP load balancing."""
+        return self.protocol == "TCP"
+
+
+class IngressAddress(NamedTuple):
+    """An entry of `status.loadBalancer.ingress`.  `mode` is its `ipMode`, empty without one."""
+
+    address: str
+    mode: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadBalancerRequest:
+    """What a Service of type LoadBalancer asks for, and what its status says.
+
+    `created` is its creationTimestamp, which sorts as text.  `requested` are the addresses of the
+    annotation, and `load_balancer_ip` the deprecated field for one.  `affinity` is how many seconds
+    a client stays with its pod, None without sessionAffinity.
+    """
+
+    created: str = ""
+    class_name: str | None = None
+    ports: tuple[BalancedPort, ...] = ()
+    families: tuple[IpFamily, ...] = ("ipv4",)
+    policy: FamilyPolicy = FamilyPolicy.SINGLE
+    requested: str = ""
+    load_balancer_ip: str = ""
+    pool: str = ""
+    sharing_key: str = ""
+    source_ranges: tuple[str, ...] = ()
+    affinity: int | None = None
+    proxy_protocol: str = ""
+    ingress: tuple[IngressAddress, ...] = ()
+
+    @property
+    def served_ports(self) -> tuple[int, ...]:
+        """The numbers of the ports that HAProxy can serve."""
+        return tuple(dict.fromkeys(port.number for port in self.ports if port.is_served))

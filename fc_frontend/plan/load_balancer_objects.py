@@ -1,0 +1,119 @@
+"""The load balancer's part of a Service, read from an object of the API.
+
+What is not what it should be counts as absent.  The exception is what limits access: source ranges
+that make no sense are kept, so that they are refused later instead of ignored.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fc_frontend.model.load_balancers import (
+    BalancedPort,
+    FamilyPolicy,
+    IngressAddress,
+    IpFamily,
+    LoadBalancerRequest,
+)
+from fc_frontend.plan.untyped import as_list, as_mapping, as_text, is_port
+
+ADDRESSES_ANNOTATION = "fc-frontend.io/addresses"
+POOL_ANNOTATION = "fc-frontend.io/pool"
+SHARING_ANNOTATION = "fc-frontend.io/sharing-key"
+PROXY_PROTOCOL_ANNOTATION = "fc-frontend.io/proxy-protocol"
+RANGES_ANNOTATION = "service.beta.kubernetes.io/load-balancer-source-ranges"
+DEFAULT_AFFINITY = 10800
+"""Seconds, if `sessionAffinityConfig` does not give any (core/v1, ClientIPConfig)."""
+MAX_AFFINITY = 86400
+MAX_TEXT = 1000
+"""Characters of an annotation that count; more is not meant seriously."""
+
+_FAMILIES: dict[str, IpFamily] = {"IPv4": "ipv4", "IPv6": "ipv6"}
+
+
+def parse_load_balancer(item: Any) -> LoadBalancerRequest:
+    """What the Service in `item`, which is of type LoadBalancer, asks for."""
+    metadata, spec = as_mapping(item.get("metadata")), as_mapping(item.get("spec"))
+    annotations = as_mapping(metadata.get("annotations"))
+    class_name = spec.get("loadBalancerClass")
+    return LoadBalancerRequest(
+        created=as_text(metadata.get("creationTimestamp")),
+        class_name=class_name if isinstance(class_name, str) else None,
+        ports=tuple(_ports(spec)),
+        families=_families(spec),
+        policy=_policy(spec),
+        requested=_annotation(annotations, ADDRESSES_ANNOTATION),
+        load_balancer_ip=as_text(spec.get("loadBalancerIP")).strip()[:MAX_TEXT],
+        pool=_annotation(annotations, POOL_ANNOTATION),
+        sharing_key=_annotation(annotations, SHARING_ANNOTATION),
+        source_ranges=_source_ranges(spec, annotations),
+        affinity=_affinity(spec),
+        proxy_protocol=_annotation(annotations, PROXY_PROTOCOL_ANNOTATION),
+        ingress=tuple(_ingress(item)),
+    )
+
+
+def _annotation(annotations: dict[str, Any], name: str) -> str:
+    return as_text(annotations.get(name)).strip()[:MAX_TEXT]
+
+
+def _ports(spec: dict[str, Any]) -> list[BalancedPort]:
+    found = []
+    for entry in map(as_mapping, as_list(spec.get("ports"))):
+        number, protocol = entry.get("port"), entry.get("protocol")
+        if is_port(number):
+            found.append(
+                BalancedPort(number, as_text(protocol) or "TCP", as_text(entry.get("name")))
+            )
+    return found
+
+
+def _families(spec: dict[str, Any]) -> tuple[IpFamily, ...]:
+    """In the Service's order; without `ipFamilies`, those of its cluster IPs, else IPv4."""
+    given = [_FAMILIES.get(as_text(entry)) for entry in as_list(spec.get("ipFamilies"))]
+    found = [family for family in given if family is not None]
+    if not found:
+        addresses = as_list(spec.get("clusterIPs")) or [spec.get("clusterIP")]
+        texts = [as_text(entry) for entry in addresses]
+        found = ["ipv6" if ":" in text else "ipv4" for text in texts if ":" in text or "." in text]
+    return tuple(dict.fromkeys(found)) or ("ipv4",)
+
+
+def _policy(spec: dict[str, Any]) -> FamilyPolicy:
+    try:
+        return FamilyPolicy(as_text(spec.get("ipFamilyPolicy")))
+    except ValueError:
+        return FamilyPolicy.SINGLE
+
+
+def _source_ranges(spec: dict[str, Any], annotations: dict[str, Any]) -> tuple[str, ...]:
+    """Those of the spec, else those of the annotation; empty if there is no limit."""
+    given = spec.get("loadBalancerSourceRanges")
+    if given:
+        return tuple(
+            str(entry).strip() for entry in (given if isinstance(given, list) else [given])
+        )
+    written = annotations.get(RANGES_ANNOTATION)
+    if not isinstance(written, str) or not written.strip():
+        return ()
+    return tuple(part.strip() for part in written.split(","))
+
+
+def _affinity(spec: dict[str, Any]) -> int | None:
+    if spec.get("sessionAffinity") != "ClientIP":
+        return None
+    config = as_mapping(as_mapping(spec.get("sessionAffinityConfig")).get("clientIP"))
+    seconds = config.get("timeoutSeconds")
+    if isinstance(seconds, int) and not isinstance(seconds, bool) and 0 < seconds <= MAX_AFFINITY:
+        return seconds
+    return DEFAULT_AFFINITY
+
+
+def _ingress(item: dict[str, Any]) -> list[IngressAddress]:
+    status = as_mapping(as_mapping(item.get("status")).get("loadBalancer"))
+    entries = map(as_mapping, as_list(status.get("ingress")))
+    return [
+        IngressAddress(address, as_text(entry.get("ipMode")))
+        for entry in entries
+        if (address := as_text(entry.get("ip")))
+    ]
