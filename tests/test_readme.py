@@ -208,9 +208,11 @@ def test_there_is_an_example_for_each_situation() -> None:
 
 def test_the_examples_are_good_and_name_every_field(tmp_path: Path) -> None:
     from fc_frontend.config.schema import (
+        AddressPoolDeclaration,
         ApiDeclaration,
         FrontendDeclaration,
         HttpDeclaration,
+        LoadBalancerDeclaration,
         RateLimitDeclaration,
         ServiceDeclaration,
         SettingsDeclaration,
@@ -247,6 +249,15 @@ def test_the_examples_are_good_and_name_every_field(tmp_path: Path) -> None:
         written["cluster"] |= access
         assert not settings_problems(SettingsDeclaration.model_validate(written).model())
     assert named == set(ApiDeclaration.model_fields)
+    (form,) = re.findall(
+        r"^(?:# load_balancer:\n)(?:#   .*\n)+", settings.read_text(), re.MULTILINE
+    )
+    balancer = yaml.safe_load(form.replace("# ", "", 1).replace("\n# ", "\n"))
+    balancing = SettingsDeclaration.model_validate(written | balancer)
+    assert not settings_problems(balancing.model())
+    assert len(balancer["load_balancer"]) == len(LoadBalancerDeclaration.model_fields)
+    (pool,) = balancer["load_balancer"]["pools"].values()
+    assert set(pool) == set(AddressPoolDeclaration.model_fields)
     text = (EXAMPLES / "all-fields.yaml").read_text()
     fields = {
         **ServiceDeclaration.model_fields,

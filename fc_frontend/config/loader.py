@@ -781,7 +781,7 @@ def _known_fields(model: type[BaseModel], place: Iterable[str | int]) -> tuple[s
         for candidate in candidates:
             if isinstance(candidate, type) and issubclass(candidate, BaseModel):
                 known = dict(candidate.model_fields)
-    names = tuple(known)
+    names = tuple(field.alias or name for name, field in known.items())
     if model is ServiceDeclaration:
         names += tuple(CAMEL_CASE)
     return (*names, *_UNITS) if model is SettingsDeclaration and not tuple(place) else names

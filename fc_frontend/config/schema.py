@@ -37,6 +37,13 @@ from fc_frontend.config.values import error as _error
 from fc_frontend.config.values import listed as _listed
 from fc_frontend.config.values import matching as _matching
 from fc_frontend.config.values import short as _short
+from fc_frontend.model.load_balancers import (
+    DEFAULT_CLASS,
+    AddressPool,
+    AddressRange,
+    LoadBalancerSettings,
+)
+from fc_frontend.plan.address_ranges import parse_address_range, shared_ranges
 from fc_frontend.plan.addresses import (
     SAFE_PATH,
     NotAnAddress,
@@ -99,6 +106,9 @@ _DNS_NAME = re.compile(
     r"(?:\.[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?)*"
 )
 _ACCOUNT = re.compile(r"[a-z_][a-z0-9_-]{0,30}")
+_QUALIFIED_NAME = re.compile(
+    r"(?=.{1,253}/)[a-z0-9](?:[a-z0-9.-]*[a-z0-9])?/[A-Za-z0-9](?:[A-Za-z0-9._-]{0,61}[A-Za-z0-9])?"
+)
 _USER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@-]{0,63}")
 _TIME = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,6})?)(ms|s|m|h|d)?")
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, None: 1.0}
@@ -308,6 +318,7 @@ UserName = Annotated[str, BeforeValidator(_user)]
 BindAddresses = Annotated[BindRange, BeforeValidator(_parsed(parse_bind_range))]
 BindAddress = Annotated[Bind, BeforeValidator(_parsed(parse_bind))]
 NetworkAddress = Annotated[Network, BeforeValidator(_parsed(parse_network))]
+PoolRange = Annotated[AddressRange, BeforeValidator(_parsed(parse_address_range))]
 NameserverAddress = Annotated[Nameserver, BeforeValidator(_parsed(parse_nameserver))]
 HostAddress = Annotated[Address, BeforeValidator(_parsed(parse_address))]
 ServiceLines = Annotated[tuple[str, ...], _haproxy_lines(Owner.SERVICE)]
@@ -497,6 +508,71 @@ class UntrustedDeclaration(_Strict):
         return Untrusted(**dict(self))
 
 
+class AddressPoolDeclaration(_Strict):
+    """One of `load_balancer.pools:`."""
+
+    addresses: Annotated[
+        tuple[PoolRange, ...], BeforeValidator(_listed), Field(min_length=1, max_length=1000)
+    ]
+    default: StrictBool = False
+    namespaces: (
+        Annotated[tuple[ServiceName, ...], BeforeValidator(_listed), Field(max_length=1000)] | None
+    ) = None
+
+    def model(self, name: str) -> AddressPool:
+        return AddressPool(
+            name=name,
+            ranges=self.addresses,
+            is_default=self.default,
+            namespaces=self.namespaces,
+        )
+
+
+PoolName = Annotated[
+    str, _matching(DNS_LABEL, "a pool's name", "use lower-case letters, digits and inner dashes")
+]
+
+
+class LoadBalancerDeclaration(_Strict):
+    """`load_balancer:`, for Services of type LoadBalancer."""
+
+    class_name: Annotated[
+        str,
+        _matching(
+            _QUALIFIED_NAME, "a loadBalancerClass", "write a domain, a slash and a name, as "
+            f"{DEFAULT_CLASS}",
+        ),
+        Field(alias="class"),
+    ] = DEFAULT_CLASS  # fmt: skip
+    default: StrictBool = False
+    pools: Annotated[dict[PoolName, AddressPoolDeclaration], Field(max_length=100)] = Field(
+        default_factory=dict
+    )
+
+    @model_validator(mode="after")
+    def _has_disjoint_pools(self) -> LoadBalancerDeclaration:
+        if not self.pools:
+            raise _error(
+                "there is no pool of addresses",
+                "add pools: {public: {addresses: [198.51.100.2], default: true}}",
+            )
+        shared = shared_ranges(self.model().pools)
+        if shared is not None:
+            (one, first), (other, second) = shared
+            which = f"pools {one} and {other}" if one != other else f"pool {one}"
+            raise _error(
+                f"{which}: {first} and {second} overlap", "give each address to one pool, once"
+            )
+        return self
+
+    def model(self) -> LoadBalancerSettings:
+        return LoadBalancerSettings(
+            class_name=self.class_name,
+            is_default=self.default,
+            pools=tuple(pool.model(name) for name, pool in sorted(self.pools.items())),
+        )
+
+
 class SettingsDeclaration(_Strict):
     """The settings file, but for its services."""
 
@@ -509,6 +585,7 @@ class SettingsDeclaration(_Strict):
     intervals: IntervalsDeclaration = Field(default_factory=IntervalsDeclaration)
     trust: TrustDeclaration = Field(default_factory=TrustDeclaration)
     untrusted: UntrustedDeclaration = Field(default_factory=UntrustedDeclaration)
+    load_balancer: LoadBalancerDeclaration | None = None
 
     def model(self) -> Settings:
         """The settings as a value for all later stages."""
@@ -520,6 +597,7 @@ class SettingsDeclaration(_Strict):
             intervals=self.intervals.model(),
             trust=Trust(users=self.trust.users),
             untrusted=self.untrusted.model(),
+            load_balancer=self.load_balancer.model() if self.load_balancer else None,
         )
 
 

@@ -59,6 +59,14 @@ def settings_problems(settings: Settings, host: Sequence[Address] = ()) -> tuple
                 field="haproxy.reload_command",
             )
         )
+    if settings.load_balancer is not None and cluster.api is None:
+        found.append(
+            Problem(
+                "load_balancer needs access to the Kubernetes API, and there is none",
+                "set cluster.api, or leave load_balancer out",
+                field="load_balancer",
+            )
+        )
     own = _own_binds(settings)
     found += [
         Problem(

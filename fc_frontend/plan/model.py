@@ -16,6 +16,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_add
 from typing import Literal
 
 from fc_frontend.errors import Cause, Problem
+from fc_frontend.model.load_balancers import LoadBalancerSettings
 from fc_frontend.plan.sites import BasicAuth, Redirect, Rewrite, Sticky
 from fc_frontend.plan.slots import MOST as MAX_SLOTS
 from fc_frontend.syntax.routes import Match, RouteEntry
@@ -271,6 +272,7 @@ class Settings:
     intervals: Intervals = field(default_factory=Intervals)
     trust: Trust = field(default_factory=Trust)
     untrusted: Untrusted = field(default_factory=Untrusted)
+    load_balancer: LoadBalancerSettings | None = None
 
     @property
     def server_state_file(self) -> str:
