@@ -743,6 +743,7 @@ class ServiceDeclaration(_Strict):
     redirects: RedirectsField = ()
     rewrite: RewriteField = ()
     unavailable_page: SafePath | None = None
+    session_affinity: Annotated[float | None, _optional_time(1, 86400)] = None
     timeout: Annotated[float | None, _optional_time(0.001, 7 * 86400)] = None
     request_headers: Headers = ()
     response_headers: Headers = ()
@@ -866,6 +867,12 @@ class ServiceDeclaration(_Strict):
                 "use mode: http, or balance: leastconn",
             ),
             (
+                self.session_affinity is not None and self.rate_limit is not None,
+                "session_affinity",
+                "session_affinity and rate_limit each need the section's stick-table",
+                "keep one of the two",
+            ),
+            (
                 self.protocol == "h2" and self.tls is None,
                 "protocol",
                 "h2 needs tls",
@@ -928,6 +935,7 @@ class ServiceDeclaration(_Strict):
             redirects=tuple(each.model() for each in self.redirects),
             rewrite=tuple(each.model() for each in self.rewrite),
             unavailable_page=self.unavailable_page,
+            session_affinity=self.session_affinity,
             timeout=self.timeout,
             request_headers=self.request_headers,
             response_headers=self.response_headers,

@@ -368,10 +368,11 @@ class ServiceSpec:
     """One declared service.  `name` is the HAProxy proxy's name, `service` the Kubernetes one's.
 
     With a `frontend`, it has `routes` there, and no binds of its own.  `slots` is None for `auto`,
-    which gives at most `max_slots`.  Clients outside of `allow` are rejected; None is no limit.
-    `timeout`, in seconds, is for an answer of a pod.  Headers are set, or removed where the value
-    is None.  `unavailable_page` is an HTML file for 503.  `origin` takes no part in comparisons:
-    moving a declaration to another file changes nothing.
+    which gives at most `max_slots`.  Clients outside of `allow` are rejected; None is no limit.  A
+    client stays with its pod for `session_affinity` seconds after its last connection; None is not
+    at all.  `timeout`, in seconds, is for an answer of a pod.  Headers are set, or removed where
+    the value is None.  `unavailable_page` is an HTML file for 503.  `origin` takes no part in
+    comparisons: moving a declaration to another file changes nothing.
     """
 
     name: str
@@ -397,6 +398,7 @@ class ServiceSpec:
     redirects: tuple[Redirect, ...] = ()
     rewrite: tuple[Rewrite, ...] = ()
     unavailable_page: str | None = None
+    session_affinity: float | None = None
     timeout: float | None = None
     request_headers: tuple[tuple[str, str | None], ...] = ()
     response_headers: tuple[tuple[str, str | None], ...] = ()

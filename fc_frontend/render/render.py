@@ -103,6 +103,7 @@ class ServiceModel:
     binds: tuple[str, ...]
     bind_options: str
     balance: str
+    affinity: tuple[str, ...]
     options: tuple[str, ...]
     servers: tuple[str, ...]
     extra_config: tuple[str, ...]
@@ -391,6 +392,7 @@ def _service_model(service: ServicePlan, plan: Plan, files: sites.SiteFiles) -> 
         binds=tuple(str(bind) for bind in spec.binds),
         bind_options=spec.bind_options,
         balance=spec.balance,
+        affinity=tuple(_affinity_lines(spec)),
         options=options,
         servers=tuple(_servers(service, plan)),
         extra_config=spec.extra_config,
@@ -489,6 +491,17 @@ def _access_rules(frontend: FrontendSpec, directory: str, *, is_guarded: bool) -
 def _allow_acl(directory: str, unit: str) -> str:
     """The condition that a client is allowed; the file changes at runtime."""
     return f"acl fc_allowed src -f {allow_path(directory, unit)}"
+
+
+def _affinity_lines(spec: ServiceSpec) -> Iterator[str]:
+    """The lines that send a client to its last pod (manual 4.2, `stick on`).
+
+    Pods are known by their addresses: a slot may have another pod by the next connection.
+    """
+    if spec.session_affinity is not None:
+        expire = haproxy_time(spec.session_affinity)
+        yield f"stick-table type ipv6 size 100k expire {expire} srvkey addr"
+        yield "stick on src"
 
 
 def _header_rules(frontend: FrontendSpec) -> Iterator[str]:
