@@ -40,6 +40,17 @@ Served = Mapping[ObjectKey, frozenset[tuple[IpAddress, int]]]
 
 
 @dataclass(frozen=True, slots=True)
+class LoadBalancers:
+    """All Services of type LoadBalancer, whoever serves them.
+
+    `version` is another one after each change.
+    """
+
+    version: int
+    services: Mapping[ObjectKey, LoadBalancerRequest]
+
+
+@dataclass(frozen=True, slots=True)
 class HostAddresses:
     """The addresses that this host can bind: its own, and all of the families in `nonlocal_bind`.
 

@@ -14,7 +14,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from fc_frontend.balancer.declare import is_of_cluster
 from fc_frontend.config import claims, trusted_users
+from fc_frontend.config.cluster_source import as_raw, merged, running_raws
 from fc_frontend.config.document import Document
 from fc_frontend.config.fingerprint import consented
 from fc_frontend.config.fragments import fragment_of
@@ -102,6 +104,8 @@ class Declaration:
         spec = self.services[at] if at < len(self.services) else None
         if spec and spec.name == problem.service and spec.origin:
             file = spec.origin.file
+            if is_of_cluster(file):
+                return replace(problem, file=file)
             return placed(problem, file, self._document(file))
         for fragment in self.fragments:
             if fragment.name == problem.service:
@@ -169,10 +173,14 @@ class _Declarer:
         settings = self._settings()
         self._overfull()
         self._emptied(settings)
-        raws = self._services()
+        raws = self._with_cluster(self._services(), settings)
         specs, doubtful, forms = self._specs(raws)
         fragments = self._fragments()
-        for name, violation in _violations(settings, doubtful, fragments, self._running.services):
+        of_cluster = [spec for name, spec in specs.items() if is_of_cluster(raws[name].file)]
+        for name, violation in (
+            *_violations(settings, doubtful, fragments, self._running.services),
+            *untrusted.name_violations(of_cluster, fragments).items(),
+        ):
             problem = _violation_problem(raws[name], violation, self._verdicts)
             self._blame(self._faulty_unit(raws[name]), problem)
             specs.pop(name, None)
@@ -351,6 +359,19 @@ class _Declarer:
                 self._blame(unit, *problems)
         return {name: raw for name, raw in found.items() if raw.file not in self._unreadable}
 
+    def _with_cluster(self, services: Mapping[str, Raw], settings: Settings) -> Mapping[str, Raw]:
+        """`services`, and those of the cluster; as they run, while the cluster is not known."""
+        if settings.load_balancer is None:
+            return services
+        cluster = self._sources.cluster
+        if cluster is None:
+            cluster = running_raws(self._running)
+        self._warnings += self._sources.cluster_problems
+        found, faults = merged(services, cluster, self._running)
+        for unit, problem in faults.items():
+            self._blame(unit, problem)
+        return found
+
     def _specs(
         self, raws: Mapping[str, Raw]
     ) -> tuple[dict[str, ServiceSpec], dict[str, ServiceSpec], dict[str, RawDeclaration]]:
@@ -372,7 +393,7 @@ class _Declarer:
             if spec is None:
                 continue
             forms[name] = form
-            if level is Level.UNTRUSTED:
+            if level is Level.UNTRUSTED and not is_of_cluster(raw.file):
                 doubtful[name] = spec
             if not self._faults or UnitId(UnitKind.SERVICE, name) not in self._faults:
                 specs[name] = spec
@@ -478,11 +499,6 @@ class _Declarer:
         return {} if found else self._sources.templates or {}
 
 
-def kept_raw(name: str, form: RawDeclaration) -> Raw:
-    """A declaration that HAProxy runs, to be judged as one that was just read."""
-    return Raw(name, form.value, form.file, NO_DOCUMENT, form.level)
-
-
 def running_specs(running: RunningDeclarations) -> dict[str, ServiceSpec]:
     """The services that run, by name, as far as their declarations are still valid."""
     return {name: spec for name in running.services if (spec := running_spec(running, name))}
@@ -491,7 +507,7 @@ def running_specs(running: RunningDeclarations) -> dict[str, ServiceSpec]:
 def running_spec(running: RunningDeclarations, name: str) -> ServiceSpec | None:
     """A service that runs; None if there is none, or if its declaration is not valid any more."""
     form = running.services.get(name)
-    return None if form is None else kept_raw(name, form).judged(form.level)[0]
+    return None if form is None else as_raw(name, form).judged(form.level)[0]
 
 
 def running_fragments(running: RunningDeclarations) -> dict[str, Fragment]:

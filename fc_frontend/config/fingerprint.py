@@ -39,7 +39,7 @@ def fingerprint(sources: Sources, unit: UnitId) -> str:
         case UnitKind.SERVICE if unit.name in sources.duplicates:
             return digest([raw.value for raw in sources.duplicates[unit.name]])
         case UnitKind.SERVICE:
-            raw = sources.services.get(unit.name)
+            raw = sources.services.get(unit.name) or (sources.cluster or {}).get(unit.name)
             return digest(raw.value) if raw else _GONE
         case UnitKind.DUPLICATE:
             name, _, file = unit.name.partition(" in ")

@@ -1,12 +1,25 @@
-"""What this host adds to a declaration: its resolv.conf and its own addresses."""
+"""What this host adds to a declaration: its resolv.conf, and the addresses that it can bind."""
 
 from __future__ import annotations
 
-from ipaddress import IPv6Address
+import socket
+from collections.abc import Iterable
+from ipaddress import IPv6Address, ip_address
+from itertools import chain, islice
 from pathlib import Path
 
+from fc_frontend.balancer.assign import HostAddresses
+from fc_frontend.model.load_balancers import AddressRange, IpAddress, IpFamily
 from fc_frontend.plan.addresses import NotAnAddress, parse_address
 from fc_frontend.plan.model import Address, Nameserver
+
+MAX_PROBED = 4096
+"""Addresses of pools that are tried one by one; each takes about 5 µs."""
+_NOBODYS: dict[IpFamily, IpAddress] = {
+    "ipv4": ip_address("192.0.2.1"),
+    "ipv6": ip_address("2001:db8::1"),
+}
+"""Addresses for documentation, which no host has (RFC 5737, RFC 3849)."""
 
 
 def system_nameservers(resolv_conf: str = "/etc/resolv.conf") -> tuple[Nameserver, ...]:
@@ -40,3 +53,30 @@ def host_addresses() -> tuple[Address, ...]:
             if not (address.is_loopback or address.is_link_local):
                 found[address] = None
     return tuple(sorted(found, key=lambda a: (isinstance(a, IPv6Address), int(a))))
+
+
+def bindable_addresses(ranges: Iterable[AddressRange], own: Iterable[Address]) -> HostAddresses:
+    """Which addresses of `ranges` this host can bind, whose interfaces have the addresses `own`.
+
+    The first `MAX_PROBED` are tried, as there are other ways than an interface to have an address:
+    `ip route add local` and the sysctl ip_nonlocal_bind.
+    """
+    listed = list(ranges)
+    nonlocal_bind = frozenset(family for family, each in _NOBODYS.items() if _can_bind(each))
+    probed = islice(
+        chain.from_iterable(each for each in listed if each.family not in nonlocal_bind),
+        MAX_PROBED,
+    )
+    found = {address for address in own if any(address in each for each in listed)}
+    found.update(address for address in probed if _can_bind(address))
+    return HostAddresses(frozenset(found), nonlocal_bind)
+
+
+def _can_bind(address: IpAddress) -> bool:
+    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+    try:
+        with socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as probe:
+            probe.bind((str(address), 0))
+    except OSError:
+        return False
+    return True

@@ -109,6 +109,10 @@ class Sources:
     has_directory: bool
     problems: tuple[Problem, ...]
     host: tuple[Address, ...]
+    cluster: Mapping[str, Raw] | None = None
+    """What Services of type LoadBalancer declare, by name; None while that is not known."""
+    cluster_problems: tuple[Problem, ...] = ()
+    """Warnings about such Services."""
     believes_empty: bool = False
     """True if a services.d that is suddenly empty was meant to be emptied."""
     files: Mapping[str, _File] = field(default_factory=dict, compare=False, repr=False)

@@ -88,6 +88,11 @@ class Sweeper:
         return None
 
     @property
+    def load_balancers(self) -> None:
+        """None: cluster DNS does not tell."""
+        return None
+
+    @property
     def may_fill(self) -> bool:
         """False: no slot that it fills has a standby."""
         return False

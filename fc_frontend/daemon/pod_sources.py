@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
+from fc_frontend.balancer.assign import LoadBalancers
 from fc_frontend.discovery.slices import MassEmptying
 from fc_frontend.discovery.source import News, PodDiscovery
 from fc_frontend.errors import Problem
@@ -54,6 +55,11 @@ class PodSources:
     def is_current(self) -> bool:
         """True unless there is an API whose watches are not open."""
         return self._watch is None or self._watch.is_current
+
+    @property
+    def load_balancers(self) -> LoadBalancers | None:
+        """The cluster's Services of type LoadBalancer; None while they are not known."""
+        return self._watch.load_balancers if self._watch is not None else None
 
     @property
     def may_fill(self) -> bool:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import replace
 
 from fc_frontend.config.declare import Declaration, declare
+from fc_frontend.config.host import host_addresses
 from fc_frontend.config.loader import Sources, is_unchanged, read, state_directory
 from fc_frontend.daemon import decide, transitions
 from fc_frontend.daemon.answers import Answers
@@ -24,6 +25,7 @@ from fc_frontend.daemon.cluster_dns import Sweeper, lookup_problems
 from fc_frontend.daemon.consent import ConsentWatch
 from fc_frontend.daemon.drift import DriftWatch
 from fc_frontend.daemon.holding import HoldWatch
+from fc_frontend.daemon.load_balancers import LoadBalancerSource
 from fc_frontend.daemon.pod_sources import PodSources
 from fc_frontend.daemon.records import Records
 from fc_frontend.daemon.removal import RemovalWait
@@ -98,6 +100,7 @@ class Reconciler:
         )
         self._holding = HoldWatch(self.tracker, self._haproxy, self.consent, log)
         self.records = Records(self.tracker, log, metrics, clock)
+        self.load_balancers = LoadBalancerSource(self._discovery)
         self._removals = RemovalWait()
         self._sources: Sources | None = None
         self._refused: dict[UnitId, Withheld] = {}
@@ -130,7 +133,8 @@ class Reconciler:
     @property
     def names(self) -> frozenset[str]:
         """All services that are declared, withheld or not."""
-        return frozenset(self._sources.services if self._sources else ())
+        sources = self._sources
+        return frozenset((*sources.services, *(sources.cluster or ())) if sources else ())
 
     @property
     def refused(self) -> bool:
@@ -217,6 +221,11 @@ class Reconciler:
         if self.state.prepared is None or self.state.prepared.is_complete:
             self._refused.clear()
         is_first = self._sources is None
+        if self._sources is not None:
+            known = self._sources
+            sources = replace(
+                sources, cluster=known.cluster, cluster_problems=known.cluster_problems
+            )
         self._sources = sources
         self.answers.forget_empty()
         await self.records.open(state_directory(sources))
@@ -275,6 +284,17 @@ class Reconciler:
         sources = self._sources
         return sources is None or not await asyncio.to_thread(is_unchanged, sources)
 
+    async def look_at_load_balancers(self) -> bool:
+        """True if this host's addresses give Services of type LoadBalancer another assignment."""
+        sources, read_ = self._sources, self.state.read
+        if sources is None or read_ is None:
+            return False
+        now = replace(sources, host=await asyncio.to_thread(host_addresses))
+        found = await self.load_balancers.applied(
+            now, read_.settings, self.records.base.declarations
+        )
+        return found is not now
+
     async def look_at_contents(self) -> bool:
         """True if a file that the configuration names is another one than when it was read."""
         memo = self._memo
@@ -292,6 +312,13 @@ class Reconciler:
         declaration = await asyncio.to_thread(declare, self._sources, base.declarations)
         if SETTINGS in declaration.faults:
             declaration = declare(self._sources, base.declarations, ENVIRONMENT)
+        balanced = await self.load_balancers.applied(
+            self._sources, declaration.settings, base.declarations
+        )
+        if balanced is not self._sources:
+            self._sources = balanced
+            kept = ENVIRONMENT if SETTINGS in declaration.faults else frozenset[UnitId]()
+            declaration = declare(self._sources, base.declarations, kept)
         declaration = self._without_emptied(declaration, base)
         self.tracker.become(replace(self.state, read=declaration))
         proposed = await self._proposer(declaration, shrink=False)

@@ -315,7 +315,8 @@ class Service:
             if not await self._sleep(next_sweep - time.monotonic()):
                 return
             with self._enduring("sweep"), self._progress.of(Work.SWEEP):
-                if await self._reconciler.answers.sweep():
+                is_due = await self._reconciler.answers.sweep()
+                if is_due or self._reconciler.load_balancers.has_changed:
                     self._trigger(Trigger.DNS)
                 else:
                     await self._reconciler.servers.assign()
@@ -325,7 +326,8 @@ class Service:
             pass
         while not self._stop.is_set():
             with self._enduring("follow"):
-                if await self._reconciler.answers.follow():
+                is_due = await self._reconciler.answers.follow()
+                if is_due or self._reconciler.load_balancers.has_changed:
                     self._trigger(Trigger.DNS)
 
     async def _rescan_loop(self) -> None:
@@ -334,7 +336,11 @@ class Service:
             pass
         while await self._sleep(self._settings.intervals.rescan):
             with self._enduring("rescan"), self._progress.of(Work.RESCAN):
-                if await self._reconciler.look_at_files() or not self._reconciler.state.is_in_sync:
+                if (
+                    await self._reconciler.look_at_files()
+                    or not self._reconciler.state.is_in_sync
+                    or await self._reconciler.look_at_load_balancers()
+                ):
                     self._trigger(Trigger.RESCAN)
                 elif self._http is None:
                     await self._listen(self._settings.listen)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from fc_frontend.balancer.assign import LoadBalancers
 from fc_frontend.errors import Problem
 from fc_frontend.model.api_state import ApiState
 from fc_frontend.plan.model import Answer, Resolution, ServiceSpec, Settings
@@ -37,6 +38,10 @@ class PodDiscovery(Protocol):
 
     def news(self, specs: Sequence[ServiceSpec], settings: Settings, before: Resolution) -> News:
         """What changed since the last call, without a wait."""
+
+    @property
+    def load_balancers(self) -> LoadBalancers | None:
+        """The cluster's Services of type LoadBalancer; None while they are not known."""
 
     @property
     def state(self) -> ApiState | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Collection, Iterator, Mapping
 
+from fc_frontend.balancer.declare import is_of_cluster
 from fc_frontend.errors import Problem, Severity
 from fc_frontend.haproxy.holders import place
 from fc_frontend.haproxy.listener_places import ListenerPlaces
@@ -40,9 +41,9 @@ def listener_problems(
     """Listeners that take connections or paths from each other, or that cannot be known.
 
     Of two that want the same, the one to blame is that of `newcomers`, the units that HAProxy does
-    not have in this form.  Between newcomers, a bind that is declared as such comes before raw
-    text.  The services `untrusted` are to blame in any case, and must not even overlap with others
-    that are not of the same file.  Each problem has its unit.
+    not have in this form.  Between newcomers, files come before Services of the cluster, and a bind
+    that is declared as such before raw text.  The services `untrusted` are to blame in any case,
+    and must not even overlap with others that are not of the same file.  Each problem has its unit.
     """
     found, flaws = listeners_of(config, socket.gethostname())
     ordered = _ordered([*_outside(plan.settings), *found], plan, newcomers)
@@ -85,11 +86,17 @@ def _ordered(claims: list[Owned], plan: Plan, newcomers: Collection[UnitId]) -> 
         if frontend.name in names
         for bind in frontend.all_binds
     }
+    of_cluster = {
+        service.spec.name
+        for service in plan.services
+        if service.spec.origin is not None and is_of_cluster(service.spec.origin.file)
+    }
     fresh = [claim for claim in claims if claim.owner in fresh_units]
     fresh.sort(
         key=lambda claim: (
+            _is_of(claim, of_cluster),
             claim.owner != SETTINGS
-            and (claim.owner.name, str(claim.listener.endpoint)) not in declared
+            and (claim.owner.name, str(claim.listener.endpoint)) not in declared,
         )
     )
     return [claim for claim in claims if claim.owner not in fresh_units] + fresh

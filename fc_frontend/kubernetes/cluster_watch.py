@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from fc_frontend.balancer.assign import LoadBalancers
 from fc_frontend.errors import Unavailable
 from fc_frontend.kubernetes.access import ApiAccess
 from fc_frontend.kubernetes.client import ApiClient
@@ -19,6 +20,7 @@ from fc_frontend.kubernetes.reflector import (
     Reflector,
     ReflectorStatus,
 )
+from fc_frontend.model.load_balancers import LoadBalancerRequest
 from fc_frontend.plan.cluster_objects import (
     SERVICE_LABEL,
     KubeNode,
@@ -78,6 +80,8 @@ class ClusterWatch:
         self._wants_nodes = asyncio.Event()
         self._by_service: dict[ObjectKey, dict[ObjectKey, Slice]] = {}
         self._changed: set[ObjectKey] = set()
+        self._balanced: dict[ObjectKey, LoadBalancerRequest] = {}
+        self._balanced_version = 0
         self._since: float | None = None
         self._event = event or asyncio.Event()
         self._synced = asyncio.Event()
@@ -137,7 +141,23 @@ class ClusterWatch:
         return tuple(self._nodes.store.values())
 
     def _services_changed(self, changes: Sequence[ObjectChange[KubeService]]) -> None:
+        for key, _, service in changes:
+            request = service.load_balancer if service is not None else None
+            if request == self._balanced.get(key):
+                continue
+            self._balanced_version += 1
+            if request is None:
+                del self._balanced[key]
+            else:
+                self._balanced[key] = request
         self._note(change.key for change in changes)
+
+    @property
+    def load_balancers(self) -> LoadBalancers | None:
+        """The Services of type LoadBalancer; None until there was a complete list of Services."""
+        if not self.is_synced:
+            return None
+        return LoadBalancers(self._balanced_version, self._balanced)
 
     def _slices_changed(self, changes: Sequence[ObjectChange[Slice]]) -> None:
         keys: list[ObjectKey] = []

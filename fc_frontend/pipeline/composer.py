@@ -8,6 +8,7 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
+from fc_frontend.balancer.declare import is_of_cluster
 from fc_frontend.config.declare import (
     Declaration,
     declare,
@@ -367,7 +368,9 @@ class Composer:
         untrusted = {
             section.unit.name
             for section in sections
-            if section.unit.kind is UnitKind.SERVICE and not section.is_trusted
+            if section.unit.kind is UnitKind.SERVICE
+            and not section.is_trusted
+            and not is_of_cluster(section.file)
         }
         return replace(
             candidate,

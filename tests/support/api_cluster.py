@@ -6,7 +6,7 @@ import base64
 import contextlib
 import json
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Self
 
 from fc_frontend.demo.pods import PodSet
@@ -98,6 +98,53 @@ class ApiFrontend(Frontend):
         }
         self._put("services", item)
 
+    def balanced_service(
+        self,
+        name: str,
+        ports: Mapping[int, str] | None = None,
+        *,
+        annotations: Mapping[str, str] | None = None,
+        **spec: Any,
+    ) -> None:
+        """Create or replace a Service of type LoadBalancer; `ports` have protocols."""
+        item = {
+            "metadata": {
+                "name": name,
+                "namespace": "default",
+                "creationTimestamp": "2026-01-01T00:00:00Z",
+                "annotations": dict(annotations or {}),
+            },
+            "spec": {
+                "type": "LoadBalancer",
+                "clusterIP": "None",
+                "clusterIPs": ["None"],
+                "ipFamilies": ["IPv4"],
+                "ipFamilyPolicy": "SingleStack",
+                "allocateLoadBalancerNodePorts": False,
+                "loadBalancerClass": "fc-frontend.io/haproxy",
+                "ports": [
+                    {
+                        "name": f"{protocol}-{port}".lower(),
+                        "port": port,
+                        "protocol": protocol,
+                        "targetPort": 8080,
+                    }
+                    for port, protocol in (ports or {80: "TCP"}).items()
+                ],
+                **spec,
+            },
+            "status": {"loadBalancer": {}},
+        }
+        self._put("services", item)
+
+    def delete_service(self, name: str) -> None:
+        """Delete a Service."""
+
+        async def delete() -> None:
+            self.api.objects.delete(("services", "default", name))
+
+        self.call(delete())
+
     def kube_node(self, name: str, address: str, labels: dict[str, str] | None = None) -> None:
         """Create or replace a Node with this address within the cluster's network."""
         item = {
@@ -122,7 +169,12 @@ class ApiFrontend(Frontend):
         self.api.kill()
 
     def endpoints(
-        self, name: str, states: dict[str, dict[str, bool]], *, port: int = 8080
+        self,
+        name: str,
+        states: dict[str, dict[str, bool]],
+        *,
+        port: int = 8080,
+        port_names: Iterable[str] = ("http",),
     ) -> float:
         """Create or replace the EndpointSlice of a Service; when it was done.
 
@@ -135,7 +187,7 @@ class ApiFrontend(Frontend):
                 "labels": {"kubernetes.io/service-name": name},
             },
             "addressType": "IPv4",
-            "ports": [{"name": "http", "port": port, "protocol": "TCP"}],
+            "ports": [{"name": each, "port": port, "protocol": "TCP"} for each in port_names],
             "endpoints": [
                 {
                     "addresses": [address],

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fc_frontend.balancer.assign import LoadBalancers
 from fc_frontend.config.document import Document
 from fc_frontend.config.loader import NO_DOCUMENT, Raw, Sources
 from fc_frontend.config.trust import Level
@@ -52,6 +53,7 @@ class KnownPods:
     def __init__(self, **pods: Sequence[str]) -> None:
         self.pods = dict(pods)
         self.asked: list[str] = []
+        self.balanced: LoadBalancers | None = None
 
     def answers(self, specs: Sequence[ServiceSpec], before: Resolution) -> dict[str, Answer]:
         """An answer for each service that has pods."""
@@ -90,6 +92,10 @@ class KnownPods:
     @property
     def state(self) -> ApiState | None:
         return None
+
+    @property
+    def load_balancers(self) -> LoadBalancers | None:
+        return self.balanced
 
     @property
     def may_fill(self) -> bool:
