@@ -90,7 +90,8 @@ def filled() -> Objects:
     """About what the recorded server had, and versions that the recorded requests can name."""
     objects = Objects()
     for name in ("api", "lb", "web"):
-        objects.create("services", named(name, spec={}))
+        kind = "LoadBalancer" if name == "lb" else "ClusterIP"
+        objects.create("services", named(name, spec={"type": kind}))
     objects.create("endpointslices", slice_of("manual", "manual-1"))
     for number in (4, 6):
         objects.create("endpointslices", slice_of("dual", f"dual-{number}"))
@@ -105,6 +106,7 @@ STATUSES = (
     "not-found-namespace-service", "forbidden-list", "forbidden-watch", "unauthorized",
     "watch-unauthorized", "watch-initial-events-invalid", "bad-resource-version",
     "bad-request-limit", "future-resource-version", "lease-missing",
+    "lb-status-invalid", "cluster-ip-status-patch", "forbidden-status-patch",
 )  # fmt: skip
 
 
@@ -114,7 +116,10 @@ def test_errors_are_those_of_a_real_server(name: str) -> None:
         server = ApiServer(filled())
         server.objects.oldest = 10
         if name.startswith("forbidden"):
-            server.denied = {("list", "services"), ("watch", "endpointslices")}
+            server.denied = {
+                ("list", "services"), ("watch", "endpointslices"), ("patch", "services/status"),
+            }  # fmt: skip
+            server.user = "frontend" if name == "forbidden-status-patch" else server.user
         if "unauthorized" in name:
             server.token = "another"
         async with server.serving():
@@ -128,6 +133,78 @@ def test_errors_are_those_of_a_real_server(name: str) -> None:
     exact = {"list-continue-malformed", "future-resource-version", "bad-request-limit"}
     if name not in exact:
         assert ours.object["message"] == real.object["message"]
+
+
+def without_times(item: Json) -> Json:
+    """An object without what depends on when and by whom it was written."""
+    metadata = {"name": item["metadata"]["name"], "namespace": item["metadata"]["namespace"]}
+    return {**item, "metadata": metadata}
+
+
+def test_the_status_of_a_service_is_patched_as_a_real_server_does() -> None:
+    names = ("lb-before", "lb-status-merge-patch", "lb-status-merge-patch-unchanged", "lb-after")
+
+    async def scene() -> list[Answer]:
+        objects = Objects()
+        before = recorded("lb-before").object
+        objects.create("services", {name: before[name] for name in ("metadata", "spec", "status")})
+        async with ApiServer(objects).serving() as server:
+            answers = [await replay(server, name) for name in names]
+            answers.append(await replay(server, "lb-status-cleared"))
+        return answers
+
+    answers = asyncio.run(scene())
+    for name, ours in zip(names, answers, strict=False):
+        assert ours.status == recorded(name).status == 200
+        assert without_times(ours.object) == without_times(recorded(name).object), name
+    versions = [each.object["metadata"]["resourceVersion"] for each in answers]
+    assert versions[1] == versions[2] == versions[3], "nothing changed"
+    cleared = recorded("lb-status-cleared").object["status"]
+    assert answers[-1].object["status"]["loadBalancer"] == cleared["loadBalancer"] == {}
+
+
+def test_a_lease_changes_hands_as_on_a_real_server() -> None:
+    names = ("lease-missing", "lease-create", "lease-exists", "lease-update", "lease-conflict",
+             "lease-bad-time")  # fmt: skip
+
+    async def scene() -> list[Answer]:
+        objects = Objects(version=1256)
+        async with ApiServer(objects).serving() as server:
+            return [await replay(server, name) for name in names]
+
+    for name, ours in zip(names, asyncio.run(scene()), strict=True):
+        real = recorded(name)
+        assert ours.status == real.status, name
+        for field in ("kind", "apiVersion", "spec", "reason"):
+            assert ours.object.get(field) == real.object.get(field), (name, field)
+
+
+def test_an_event_gets_a_name() -> None:
+    async def scene() -> Answer:
+        async with ApiServer().serving() as server:
+            return await replay(server, "event-create")
+
+    real, ours = recorded("event-create"), asyncio.run(scene())
+    assert ours.status == real.status == 201
+    assert ours.object["metadata"]["name"].startswith("lb-")
+    of_metadata = ("metadata",)
+    for field in ours.object.keys() - set(of_metadata):
+        assert ours.object[field] == real.object[field]
+
+
+def test_a_patch_needs_a_type_of_its_own() -> None:
+    async def scene() -> Answer:
+        async with ApiServer(filled()).serving() as server:
+            reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+            writer.write(
+                b"PATCH /api/v1/namespaces/shop/services/lb/status HTTP/1.1\r\n"
+                b"Content-Type: application/json\r\nContent-Length: 2\r\n\r\n{}"
+            )
+            raw = await reader.readuntil(b"}\n")
+            writer.close()
+            return Answer(raw)
+
+    assert asyncio.run(scene()).status == 415
 
 
 def test_a_path_of_no_api_has_no_json() -> None:

@@ -19,9 +19,11 @@ from fc_frontend.kubernetes.cluster_watch import NODES, SERVICES, SLICES
 from fc_frontend.kubernetes.kubeconfig import read_kubeconfig
 from tests.support.api_cluster import ApiFrontend
 from tests.support.certificates import Certificates
+from tests.test_load_balancers import Balanced
 
 CONTRIB = Path(__file__).parent.parent / "contrib" / "kubernetes"
 MANIFEST = list(yaml.safe_load_all((CONTRIB / "rbac.yaml").read_text()))
+BALANCER = list(yaml.safe_load_all((CONTRIB / "rbac-load-balancer.yaml").read_text()))
 
 
 def of_kind(kind: str) -> dict[str, Any]:
@@ -61,6 +63,52 @@ def test_the_binding_is_of_the_service_account() -> None:
     assert annotations == {"kubernetes.io/service-account.name": account["name"]}
 
 
+def test_the_rights_for_statuses_are_those_that_are_used_and_no_others(
+    either_binary: str, certificates: Certificates
+) -> None:
+    with Balanced(either_binary, certificates) as frontend:
+        frontend.start()
+        frontend.balanced_service("web")
+        frontend.until(lambda: any("/events" in each for each in frontend.api.requests))
+        renewal = "PUT /apis/coordination.k8s.io/v1/namespaces/fc-frontend/leases/"
+        frontend.until(lambda: any(each.startswith(renewal) for each in frontend.api.requests))
+        used = {right_of(each) for each in frontend.api.requests}
+    granted = {
+        (verb, resource)
+        for item in BALANCER
+        for rule in item.get("rules", ())
+        for resource in rule["resources"]
+        for verb in rule["verbs"]
+    }
+    read = {(verb, resource) for _, resource in RESOURCES for verb in VERBS}
+    assert used - read == granted
+    assert granted <= used
+
+
+def right_of(request: str) -> tuple[str, str]:
+    """Verb and resource of a request: all of them are in a namespace, or for all namespaces."""
+    method, target = request.split(" ")
+    path, _, query = target.partition("?")
+    parts = path.split("/")
+    parts = parts[3:] if parts[1] == "api" else parts[4:]
+    if parts[0] == "namespaces":
+        parts = parts[2:]
+    verbs = {"POST": "create", "PUT": "update", "PATCH": "patch"}
+    read = "get" if len(parts) > 1 else "watch" if "watch=true" in query else "list"
+    return verbs.get(method, read), "/".join((parts[0], *parts[2:]))
+
+
+def test_all_rights_are_those_of_the_same_account() -> None:
+    account = of_kind("ServiceAccount")["metadata"]
+    roles = {(item["kind"], item["metadata"]["name"]) for item in BALANCER if "rules" in item}
+    for item in BALANCER:
+        assert item["metadata"].get("namespace", account["namespace"]) == account["namespace"]
+        if "subjects" in item:
+            assert item["subjects"] == [{"kind": "ServiceAccount", **account}]
+            roles.remove((item["roleRef"]["kind"], item["roleRef"]["name"]))
+    assert not roles, "each role is bound"
+
+
 @pytest.fixture(scope="module")
 def kubectl(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The real program, from PyPI."""
@@ -89,10 +137,11 @@ def ran(frontend: ApiFrontend, kubectl: Path, *argv: str) -> subprocess.Complete
 def test_kubectl_applies_the_manifest_as_it_is_written(
     frontend: ApiFrontend, kubectl: Path
 ) -> None:
-    # The server has no OpenAPI document to validate by.
-    manifest = str(CONTRIB / "rbac.yaml")
-    done = ran(frontend, kubectl, "kubectl", "apply", "--validate=false", "-f", manifest)
-    assert done.returncode == 0, done.stderr
+    for name in ("rbac.yaml", "rbac-load-balancer.yaml"):
+        # The server has no OpenAPI document to validate by.
+        manifest = str(CONTRIB / name)
+        done = ran(frontend, kubectl, "kubectl", "apply", "--validate=false", "-f", manifest)
+        assert done.returncode == 0, done.stderr
     stored = []
     for item in frontend.api.objects.now.values():
         metadata = item["metadata"]
@@ -102,9 +151,24 @@ def test_kubectl_applies_the_manifest_as_it_is_written(
             del metadata["annotations"]
         del metadata["resourceVersion"]
         stored.append(item)
-    assert sorted(stored, key=lambda item: str(item["kind"])) == sorted(
-        MANIFEST, key=lambda item: str(item["kind"])
-    )
+
+    def rank(item: dict[str, Any]) -> tuple[str, str]:
+        return str(item["kind"]), str(item["metadata"]["name"])
+
+    assert sorted(stored, key=rank) == sorted([*MANIFEST, *BALANCER], key=rank)
+
+
+@pytest.mark.extended
+def test_kubectl_applies_the_example_of_a_load_balancer(
+    either_binary: str, certificates: Certificates, kubectl: Path
+) -> None:
+    with Balanced(either_binary, certificates) as frontend:
+        frontend.start()
+        example = str(CONTRIB.parent / "examples" / "load-balancer.yaml")
+        done = ran(frontend, kubectl, "kubectl", "apply", "--validate=false", "-f", example)
+        assert done.returncode == 0, done.stderr
+        services = frontend.api.objects.now
+        frontend.until(lambda: services["services", "default", "web"]["status"]["loadBalancer"])
 
 
 @pytest.mark.extended

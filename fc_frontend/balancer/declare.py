@@ -109,6 +109,16 @@ def _network(text: str) -> str:
         return text
 
 
+def place_of(text: Any) -> tuple[IpAddress, int] | None:
+    """Address and port of a bind; None for any other text."""
+    try:
+        bind = parse_bind(text)
+        address = parse_address(bind.host)
+    except (NotAnAddress, AttributeError):
+        return None
+    return None if bind.port is None else (address, bind.port)
+
+
 def served_at(
     declared: Iterable[tuple[str, Any]],
 ) -> dict[ObjectKey, frozenset[tuple[IpAddress, int]]]:
@@ -122,12 +132,6 @@ def served_at(
         binds = fields.get("binds") if isinstance(fields, dict) else None
         if key is None or not isinstance(binds, list):
             continue
-        for text in binds:
-            try:
-                bind = parse_bind(text)
-                address = parse_address(bind.host)
-            except (NotAnAddress, AttributeError):
-                continue
-            if bind.port is not None:
-                found.setdefault(key, set()).add((address, bind.port))
+        places = {place for text in binds if (place := place_of(text)) is not None}
+        found.setdefault(key, set()).update(places)
     return {key: frozenset(places) for key, places in found.items()}

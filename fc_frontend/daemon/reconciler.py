@@ -30,6 +30,7 @@ from fc_frontend.daemon.pod_sources import PodSources
 from fc_frontend.daemon.records import Records
 from fc_frontend.daemon.removal import RemovalWait
 from fc_frontend.daemon.servers import ServerUpkeep
+from fc_frontend.daemon.service_status import StatusWriter
 from fc_frontend.daemon.state import NAMED, Attempted, DaemonState, Trigger
 from fc_frontend.daemon.tracker import Tracker
 from fc_frontend.desired.isolate import Withheld
@@ -101,6 +102,7 @@ class Reconciler:
         self._holding = HoldWatch(self.tracker, self._haproxy, self.consent, log)
         self.records = Records(self.tracker, log, metrics, clock)
         self.load_balancers = LoadBalancerSource(self._discovery)
+        self.statuses = StatusWriter(self.load_balancers, self._discovery, log, clock)
         self._removals = RemovalWait()
         self._sources: Sources | None = None
         self._refused: dict[UnitId, Withheld] = {}
@@ -294,6 +296,12 @@ class Reconciler:
             now, read_.settings, self.records.base.declarations
         )
         return found is not now
+
+    async def write_statuses(self) -> None:
+        """Write the statuses of Services of type LoadBalancer that are due."""
+        read_ = self.state.read
+        if read_ is not None:
+            await self.statuses.look(read_.settings, self.state, self.records.base)
 
     async def look_at_contents(self) -> bool:
         """True if a file that the configuration names is another one than when it was read."""

@@ -36,6 +36,7 @@ from fc_frontend.plurals import counted
 from fc_frontend.text import printable
 
 _HAPROXY_INTERVAL = 1.0
+_STATUS_INTERVAL = 0.5
 _WORKERS_EVERY = 5
 """Old workers are counted at each fifth look at HAProxy."""
 _PROGRESS_INTERVAL = 5.0
@@ -122,6 +123,7 @@ class Service:
             "rescan": self._rescan_loop(),
             "certificates": self._certificate_loop(),
             "haproxy": self._haproxy_loop(),
+            "statuses": self._status_loop(),
             "watchdog": self._watchdog_loop(),
         }
 
@@ -138,6 +140,7 @@ class Service:
             if watch:
                 watch.stop()
         await self._reconciler.records.save()
+        await self._reconciler.statuses.release()
         self._reconciler.close()
         if self._http:
             await self._http.stop()
@@ -329,6 +332,11 @@ class Service:
                 is_due = await self._reconciler.answers.follow()
                 if is_due or self._reconciler.load_balancers.has_changed:
                     self._trigger(Trigger.DNS)
+
+    async def _status_loop(self) -> None:
+        while await self._sleep(_STATUS_INTERVAL):
+            with self._enduring("statuses"):
+                await self._reconciler.write_statuses()
 
     async def _rescan_loop(self) -> None:
         # Only then is known how often.

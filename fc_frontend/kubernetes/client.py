@@ -30,6 +30,7 @@ MAX_BODY_BYTES = 256 * 1024 * 1024
 """A page of 500 slices with 100 endpoints each has some 20 MB."""
 MAX_LINE_BYTES = 16 * 1024 * 1024
 """An event of a watch; etcd takes objects of 1.5 MB by default."""
+MERGE_PATCH = "application/merge-patch+json"
 _MAX_HEAD_BYTES = 64 * 1024
 _READ_BYTES = 256 * 1024
 _MAX_RETRY_AFTER = 300.0
@@ -145,10 +146,15 @@ class ApiConnection:
         return tls.get("notAfter") if tls else None
 
     async def request(
-        self, method: str, path: str, query: Mapping[str, str] | None = None, body: Any = None
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, str] | None = None,
+        body: Any = None,
+        content_type: str = "application/json",
     ) -> ApiReply:
         """Any answer.  `path` begins with a slash; `body` is sent as JSON."""
-        response = await self._send(method, path, query, body)
+        response = await self._send(method, path, query, body, content_type)
         parts, size = [], 0
         async for part in self._body():
             size += len(part)
@@ -166,6 +172,14 @@ class ApiConnection:
     async def post(self, path: str, body: Any) -> dict[str, Any]:
         """The object in an answer with status 200 or 201; any other status is a failure."""
         return _object(await self.request("POST", path, None, body))
+
+    async def put(self, path: str, body: Any) -> dict[str, Any]:
+        """The object in an answer with status 200 or 201; any other status is a failure."""
+        return _object(await self.request("PUT", path, None, body))
+
+    async def patch(self, path: str, change: Any) -> dict[str, Any]:
+        """The object after a merge patch (RFC 7396); any status but 200 is a failure."""
+        return _object(await self.request("PATCH", path, None, change, MERGE_PATCH))
 
     async def watch(
         self, path: str, query: Mapping[str, str], silence: Callable[[], float]
@@ -193,7 +207,12 @@ class ApiConnection:
             raise ApiFailure(FailureKind.CLOSED, "the stream ended in the middle of an event")
 
     async def _send(
-        self, method: str, path: str, query: Mapping[str, str] | None, body: Any
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, str] | None,
+        body: Any,
+        content_type: str = "application/json",
     ) -> h11.Response:
         if self._http.our_state is not h11.IDLE:
             raise ApiFailure(FailureKind.CLOSED, "the server closed the connection")
@@ -201,7 +220,7 @@ class ApiConnection:
         data = b"" if body is None else json.dumps(body).encode()
         headers = list(self._headers)
         if data:
-            headers += [("Content-Type", "application/json"), ("Content-Length", str(len(data)))]
+            headers += [("Content-Type", content_type), ("Content-Length", str(len(data)))]
         out = self._http.send(h11.Request(method=method, target=target, headers=headers)) or b""
         if data:
             out += self._http.send(h11.Data(data)) or b""
@@ -294,8 +313,9 @@ _KINDS = {
     400: FailureKind.UNSUPPORTED,
     401: FailureKind.UNAUTHORIZED,
     403: FailureKind.FORBIDDEN,
-    404: FailureKind.UNSUPPORTED,
+    404: FailureKind.MISSING,
     405: FailureKind.UNSUPPORTED,
+    409: FailureKind.CONFLICT,
     410: FailureKind.EXPIRED,
     422: FailureKind.UNSUPPORTED,
     429: FailureKind.THROTTLED,

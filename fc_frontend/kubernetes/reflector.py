@@ -141,7 +141,7 @@ class Reflector(Generic[T]):
             if kind in _LISTS_AGAIN:
                 self._version, self._reason = None, kind
                 return True
-        elif self._can_stream and kind in (FailureKind.UNSUPPORTED, FailureKind.SILENT):
+        elif self._can_stream and kind in _REFUSES_STREAM:
             # Servers before 1.32 refuse to stream a list, or ignore that and never mark its end.
             self._can_stream = False
             return True
@@ -289,6 +289,8 @@ class Reflector(Generic[T]):
 
 _LISTS_AGAIN = (FailureKind.EXPIRED, FailureKind.FUTURE, FailureKind.SILENT)
 """What shows that a watch from the version of the copy would miss something."""
+_REFUSES_STREAM = (FailureKind.UNSUPPORTED, FailureKind.MISSING, FailureKind.SILENT)
+"""What a server may do that does not know `sendInitialEvents`."""
 _RENEW = (FailureKind.UNAUTHORIZED, FailureKind.TLS, FailureKind.CREDENTIALS)
 """What other credentials may help against."""
 

@@ -14,6 +14,8 @@ from typing import Literal, NamedTuple
 IpAddress = IPv4Address | IPv6Address
 IpFamily = Literal["ipv4", "ipv6"]
 
+SERVED = "fc-frontend.io/Served"
+"""The type of the condition in the status of Services."""
 DEFAULT_CLASS = "fc-frontend.io/haproxy"
 """The `loadBalancerClass` of Services that get their address here, unless the settings differ."""
 
@@ -92,6 +94,8 @@ class LoadBalancerSettings:
 
     def owns(self, service: LoadBalancerRequest) -> bool:
         """True if the Service's load balancer is this one (KEP-1959)."""
+        if service.has_left:
+            return False
         if service.class_name is None:
             return self.is_default
         return service.class_name == self.class_name
@@ -118,11 +122,28 @@ class BalancedPort(NamedTuple):
         return self.protocol == "TCP"
 
 
+class PortStatus(NamedTuple):
+    """A port in the status of a Service.  `error` is a reason, empty if it is served."""
+
+    number: int
+    protocol: str
+    error: str
+
+
 class IngressAddress(NamedTuple):
     """An entry of `status.loadBalancer.ingress`.  `mode` is its `ipMode`, empty without one."""
 
     address: str
     mode: str
+    ports: tuple[PortStatus, ...] = ()
+
+
+class ServedCondition(NamedTuple):
+    """The condition `SERVED` of a Service: whether anything of it is served, and why not all is."""
+
+    is_served: bool
+    reason: str
+    message: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,7 +152,8 @@ class LoadBalancerRequest:
 
     `created` is its creationTimestamp, which sorts as text.  `requested` are the addresses of the
     annotation, and `load_balancer_ip` the deprecated field for one.  `affinity` is how many seconds
-    a client stays with its pod, None without sessionAffinity.
+    a client stays with its pod, None without sessionAffinity.  With `has_left`, it is of another
+    type by now, and has the status of a load balancer still.
     """
 
     created: str = ""
@@ -147,6 +169,8 @@ class LoadBalancerRequest:
     affinity: int | None = None
     proxy_protocol: str = ""
     ingress: tuple[IngressAddress, ...] = ()
+    condition: ServedCondition | None = None
+    has_left: bool = False
 
     @property
     def served_ports(self) -> tuple[int, ...]:

@@ -79,7 +79,7 @@ class ServicePort(NamedTuple):
 class KubeService(NamedTuple):
     """A Service.  `cluster_ips` is empty for one that is headless or has no address yet.
 
-    `load_balancer` is None unless it is of type LoadBalancer.
+    `load_balancer` is None unless it is of type LoadBalancer, or has a status as if it were.
     """
 
     key: ObjectKey
@@ -151,7 +151,7 @@ def parse_service(item: Any) -> KubeService | None:
         first == HEADLESS,
         tuple(text for text in addresses if text and text != HEADLESS),
         tuple(ports),
-        parse_load_balancer(item) if kind == "LoadBalancer" else None,
+        parse_load_balancer(item),
     )
 
 

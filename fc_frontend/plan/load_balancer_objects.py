@@ -9,11 +9,14 @@ from __future__ import annotations
 from typing import Any
 
 from fc_frontend.model.load_balancers import (
+    SERVED,
     BalancedPort,
     FamilyPolicy,
     IngressAddress,
     IpFamily,
     LoadBalancerRequest,
+    PortStatus,
+    ServedCondition,
 )
 from fc_frontend.plan.untyped import as_list, as_mapping, as_text, is_port
 
@@ -31,11 +34,15 @@ MAX_TEXT = 1000
 _FAMILIES: dict[str, IpFamily] = {"IPv4": "ipv4", "IPv6": "ipv6"}
 
 
-def parse_load_balancer(item: Any) -> LoadBalancerRequest:
-    """What the Service in `item`, which is of type LoadBalancer, asks for."""
+def parse_load_balancer(item: Any) -> LoadBalancerRequest | None:
+    """What the Service in `item` asks for; None if that and its status have no load balancer."""
     metadata, spec = as_mapping(item.get("metadata")), as_mapping(item.get("spec"))
     annotations = as_mapping(metadata.get("annotations"))
     class_name = spec.get("loadBalancerClass")
+    ingress = tuple(_ingress(item))
+    has_left = spec.get("type") != "LoadBalancer"
+    if has_left and not ingress:
+        return None
     return LoadBalancerRequest(
         created=as_text(metadata.get("creationTimestamp")),
         class_name=class_name if isinstance(class_name, str) else None,
@@ -49,7 +56,9 @@ def parse_load_balancer(item: Any) -> LoadBalancerRequest:
         source_ranges=_source_ranges(spec, annotations),
         affinity=_affinity(spec),
         proxy_protocol=_annotation(annotations, PROXY_PROTOCOL_ANNOTATION),
-        ingress=tuple(_ingress(item)),
+        ingress=ingress,
+        condition=_condition(item),
+        has_left=has_left,
     )
 
 
@@ -113,7 +122,23 @@ def _ingress(item: dict[str, Any]) -> list[IngressAddress]:
     status = as_mapping(as_mapping(item.get("status")).get("loadBalancer"))
     entries = map(as_mapping, as_list(status.get("ingress")))
     return [
-        IngressAddress(address, as_text(entry.get("ipMode")))
+        IngressAddress(address, as_text(entry.get("ipMode")), tuple(_port_statuses(entry)))
         for entry in entries
         if (address := as_text(entry.get("ip")))
     ]
+
+
+def _port_statuses(entry: dict[str, Any]) -> list[PortStatus]:
+    return [
+        PortStatus(number, as_text(port.get("protocol")), as_text(port.get("error")))
+        for port in map(as_mapping, as_list(entry.get("ports")))
+        if is_port(number := port.get("port"))
+    ]
+
+
+def _condition(item: dict[str, Any]) -> ServedCondition | None:
+    for entry in map(as_mapping, as_list(as_mapping(item.get("status")).get("conditions"))):
+        if entry.get("type") == SERVED:
+            reason, message = as_text(entry.get("reason")), as_text(entry.get("message"))
+            return ServedCondition(entry.get("status") == "True", reason, message)
+    return None

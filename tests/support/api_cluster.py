@@ -135,6 +135,10 @@ class ApiFrontend(Frontend):
             },
             "status": {"loadBalancer": {}},
         }
+        known = self.api.objects.now.get(("services", "default", name))
+        if known is not None and "status" in known:
+            # Who writes an object leaves its status alone.
+            item["status"] = known["status"]
         self._put("services", item)
 
     def delete_service(self, name: str) -> None:

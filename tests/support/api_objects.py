@@ -5,8 +5,10 @@ from __future__ import annotations
 import base64
 import copy
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from ipaddress import ip_address
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -22,6 +24,9 @@ RESOURCES = {
     "services": ("", "v1", "Service"),
     "endpointslices": ("discovery.k8s.io", "v1", "EndpointSlice"),
     "leases": ("coordination.k8s.io", "v1", "Lease"),
+    "events": ("events.k8s.io", "v1", "Event"),
+    "roles": ("rbac.authorization.k8s.io", "v1", "Role"),
+    "rolebindings": ("rbac.authorization.k8s.io", "v1", "RoleBinding"),
     "clusterroles": ("rbac.authorization.k8s.io", "v1", "ClusterRole"),
     "clusterrolebindings": ("rbac.authorization.k8s.io", "v1", "ClusterRoleBinding"),
 }
@@ -114,6 +119,10 @@ class Objects:
     def create(self, resource: str, item: Json) -> Json:
         """409 if it exists."""
         namespace = item["metadata"].get("namespace", "")
+        prefix = item["metadata"].get("generateName")
+        if prefix and not item["metadata"].get("name"):
+            item["metadata"]["name"] = f"{prefix}{self.version:05x}"
+        check_times(resource, item)
         key = (resource, namespace, item["metadata"]["name"])
         if key in self.now:
             raise ApiError(
@@ -136,6 +145,7 @@ class Objects:
                 "been modified; please apply your changes to the latest version and try again",
                 details=_details(key[0], key[2]),
             )
+        check_times(key[0], item)
         if _without_version(item) == _without_version(current):
             return current
         return self._store(key, item)
@@ -148,6 +158,7 @@ class Objects:
             kept = {**copy.deepcopy(current), subresource: merged.get(subresource)}
             kept["metadata"]["resourceVersion"] = merged["metadata"]["resourceVersion"]
             merged = kept
+            check_ingress(key, merged)
         elif "status" in current:
             merged["status"] = current["status"]
         return self.update(key, merged)
@@ -302,6 +313,49 @@ class Query:
             yield ("MODIFIED" if had else "ADDED"), typed(event.key[0], event.last)
         elif had:
             yield "DELETED", typed(event.key[0], event.last)
+
+
+_MICRO_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}(Z|[+-]\d\d:\d\d)")
+
+
+def check_times(resource: str, item: Json) -> None:
+    """422 for a Lease with times that are no MicroTime."""
+    if resource != "leases":
+        return
+    for name in ("acquireTime", "renewTime"):
+        text = item.get("spec", {}).get(name)
+        if text is not None and not _MICRO_TIME.fullmatch(text):
+            message = f'parsing time "{text}" as "2006-01-02T15:04:05.000000Z07:00"'
+            raise ApiError(422, "Invalid", message)
+
+
+def check_ingress(key: Key, item: Json) -> None:
+    """422 for the status of a Service whose addresses are none, or that can have none."""
+    ingress = item.get("status", {}).get("loadBalancer", {}).get("ingress") or []
+    if key[0] != "services" or not ingress:
+        return
+    if item["spec"].get("type") != "LoadBalancer":
+        rule = "may only be used when `spec.type` is 'LoadBalancer'"
+        raise _invalid(key, "status.loadBalancer.ingress", "Forbidden", f"Forbidden: {rule}")
+    for number, entry in enumerate(ingress):
+        try:
+            ip_address(entry["ip"])
+        except ValueError:
+            rule = "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)"
+            message = f'Invalid value: "{entry["ip"]}": {rule}'
+            where = f"status.loadBalancer.ingress[{number}].ip"
+            raise _invalid(key, where, "Invalid", message) from None
+
+
+def _invalid(key: Key, where: str, kind: str, message: str) -> ApiError:
+    cause = {"reason": f"FieldValue{kind}", "message": message, "field": where}
+    of_kind = RESOURCES[key[0]][2]
+    return ApiError(
+        422,
+        "Invalid",
+        f'{of_kind} "{key[2]}" is invalid: {where}: {message}',
+        details={"name": key[2], "kind": of_kind, "causes": [cause]},
+    )
 
 
 def typed(resource: str, item: Json) -> Json:

@@ -46,7 +46,8 @@ class ApiServer:
     """Serves `objects`.  `errors` are given to the next requests, one each.
 
     `token` is the only one that is accepted; None accepts everybody.  `denied` has verbs and
-    resources, such as ("watch", "endpointslices").  `streams_lists` is false for a server before
+    resources, such as ("watch", "endpointslices"), which are denied to `user`.  `keeps_ip_mode` is
+    false for a server before 1.29.  `streams_lists` is false for a server before
     1.32, `bookmark_seconds` is the time between bookmarks.  `requests` has what was asked.
     """
 
@@ -54,6 +55,8 @@ class ApiServer:
     token: str | None = None
     denied: set[tuple[str, str]] = field(default_factory=set)
     fault: Fault | None = None
+    user: str = "nobody"
+    keeps_ip_mode: bool = True
     errors: list[ApiError] = field(default_factory=list)
     streams_lists: bool = True
     marks_initial_end: bool = True
@@ -131,6 +134,9 @@ class ApiServer:
         try:
             if self.errors:
                 raise self.errors.pop(0)
+            if method == "PATCH" and headers.get("content-type") == "application/json":
+                message = "the body of the request was in an unknown format"
+                raise ApiError(415, "UnsupportedMediaType", message)
             return await self._answer(writer, method, target, token, body)
         except ApiError as error:
             _reply(writer, error.code, error.status, retry_after=error.retry_after)
@@ -186,31 +192,43 @@ class ApiServer:
                 self._allow("get", resource, key[1])
                 return 200, typed(resource, self.objects.get(key))
             case "POST":
+                self._allow("create", resource, key[1])
                 if key[1]:
                     item["metadata"].setdefault("namespace", key[1])
                 return 201, typed(resource, self.objects.create(resource, item))
             case "PUT":
+                self._allow("update", resource, key[1], key[2])
                 return 200, typed(resource, self.objects.update(key, item))
             case "PATCH":
-                self._allow("patch", f"{resource}/{subresource}".rstrip("/"), key[1])
+                self._allow("patch", f"{resource}/{subresource}".rstrip("/"), key[1], key[2])
+                if not self.keeps_ip_mode:
+                    balanced = item.get("status", {}).get("loadBalancer", {})
+                    for entry in balanced.get("ingress") or ():
+                        entry.pop("ipMode", None)
                 return 200, typed(resource, self.objects.patch(key, item, subresource))
             case "DELETE":
                 self.objects.delete(key)
                 return 200, {"kind": "Status", "apiVersion": "v1", "status": "Success"}
         raise ApiError(405, "MethodNotAllowed", "the server does not allow this method")
 
-    def _allow(self, verb: str, resource: str, namespace: str) -> None:
+    def _allow(self, verb: str, resource: str, namespace: str, name: str = "") -> None:
         if (verb, resource) not in self.denied:
             return
         plain = resource.partition("/")[0]
         group = RESOURCES[plain][0]
+        named = f'"{name}" ' if name else ""
         where = f' in the namespace "{namespace}"' if namespace else " at the cluster scope"
         raise ApiError(
             403,
             "Forbidden",
-            f'{qualified(plain)} is forbidden: User "system:serviceaccount:shop:nobody" cannot '
-            f'{verb} resource "{resource}" in API group "{group}"{where}',
-            details={**({"group": group} if group else {}), "kind": plain},
+            f"{qualified(plain)} {named}is forbidden: User "
+            f'"system:serviceaccount:shop:{self.user}" cannot {verb} resource "{resource}" '
+            f'in API group "{group}"{where}',
+            details={
+                **({"name": name} if name else {}),
+                **({"group": group} if group else {}),
+                "kind": plain,
+            },
         )
 
     def _review(self, review: Json) -> Json:

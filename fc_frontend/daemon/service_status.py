@@ -1,0 +1,382 @@
+"""Write the status of Services of type LoadBalancer: one frontend does, which holds the Lease.
+
+An address is written after the running HAProxy has confirmed that it is bound.  A status that
+others overwrite is written again, later each time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import socket
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+from fc_frontend.balancer.assign import PROXY_MODE
+from fc_frontend.balancer.declare import key_of_origin, place_of, unit_name
+from fc_frontend.balancer.status import (
+    NO_LOAD_BALANCER,
+    ServedReason,
+    ServiceStatus,
+    desired_status,
+)
+from fc_frontend.daemon.load_balancers import LoadBalancerSource
+from fc_frontend.daemon.state import DaemonState
+from fc_frontend.discovery.source import PodDiscovery
+from fc_frontend.errors import Unavailable
+from fc_frontend.kubernetes.client import ApiClient, ApiConnection
+from fc_frontend.kubernetes.cluster_watch import read_access
+from fc_frontend.kubernetes.failures import ApiFailure, FailureKind
+from fc_frontend.kubernetes.lease import LeaseHolder
+from fc_frontend.kubernetes.service_status import (
+    EventReason,
+    Written,
+    write_event,
+    write_status,
+)
+from fc_frontend.model.load_balancers import (
+    IpAddress,
+    LoadBalancerRequest,
+    LoadBalancerSettings,
+)
+from fc_frontend.model.units import UnitKind
+from fc_frontend.observe.log import Log
+from fc_frontend.pipeline import Base, served_binds
+from fc_frontend.plan.addresses import NotAnAddress, parse_address
+from fc_frontend.plan.cluster_objects import ObjectKey
+from fc_frontend.plan.model import ApiSettings, Settings
+from fc_frontend.text import printable
+
+LEASE_NAMESPACE = "fc-frontend"
+"""As in contrib/kubernetes/rbac.yaml."""
+_RELEASE_SECONDS = 2.0
+_ENDS_THE_PASS = (
+    FailureKind.CONNECT,
+    FailureKind.TLS,
+    FailureKind.TIMEOUT,
+    FailureKind.CLOSED,
+    FailureKind.PROTOCOL,
+    FailureKind.UNAUTHORIZED,
+    FailureKind.CREDENTIALS,
+    FailureKind.THROTTLED,
+)
+"""Failures that are none of a single Service."""
+_FIRST_PAUSE = 1.0
+_LONGEST_PAUSE = 300.0
+"""Seconds until a status that others overwrite, or that is refused, is written again."""
+_WATCH_SECONDS = 10.0
+"""For which the watch may not have shown a status that was written."""
+
+
+@dataclass(slots=True)
+class _Record:
+    """What was written for a Service, over what, and when it may be written again."""
+
+    status: ServiceStatus
+    before: LoadBalancerRequest | None
+    at: float
+    is_seen: bool = False
+    pause: float = _FIRST_PAUSE
+    not_before: float = 0.0
+
+
+@dataclass(slots=True)
+class StatusCounts:
+    """How many statuses were written, and how many others had overwritten."""
+
+    writes: int = 0
+    overwritten: int = 0
+    failures: int = 0
+
+
+class StatusWriter:
+    """Keeps the statuses of Services as `desired_status` says, while it holds the Lease."""
+
+    def __init__(
+        self,
+        source: LoadBalancerSource,
+        discovery: PodDiscovery,
+        log: Log,
+        clock: Callable[[], float],
+    ) -> None:
+        self._source = source
+        self._discovery = discovery
+        self._log = log
+        self._clock = clock
+        self._host = printable(socket.gethostname())
+        self._identity = f"{self._host}_{secrets.token_hex(8)}"
+        self._made_for: tuple[ApiSettings, str] | None = None
+        self._client: ApiClient | None = None
+        self._lease: LeaseHolder | None = None
+        self._was_leader = False
+        self._records: dict[ObjectKey, _Record] = {}
+        self._keeps_mode = True
+        self._postponed: dict[ObjectKey, tuple[float, float]] = {}
+        """Until when a Service is left alone, and for how long that was."""
+        self._settled: tuple[object, ...] | None = None
+        """What was looked at when nothing was left to write."""
+        self._waits = False
+        self._bound: tuple[str, Mapping[str, frozenset[tuple[IpAddress, int]]]] | None = None
+        self.counts = StatusCounts()
+
+    @property
+    def is_leader(self) -> bool:
+        """True while this frontend writes statuses."""
+        return self._lease is not None and self._lease.is_held
+
+    async def look(self, settings: Settings, state: DaemonState, base: Base) -> None:
+        """Write what is due.  Failures are logged, and tried again by the next call."""
+        balancer, api = settings.load_balancer, settings.cluster.api
+        known = self._discovery.load_balancers
+        if balancer is None or api is None or known is None:
+            await self.release()
+            return
+        try:
+            client, lease = self._opened(api, balancer)
+            assignments = self._source.assignments
+            looked_at = (known.version, base.hash, state.running, state.withheld, assignments)
+            due = {}
+            if looked_at != self._settled:
+                self._waits = False
+                due = dict(self._due(balancer, known.services, state, base))
+                self._settled = None if due or self._waits else looked_at
+            if not lease.is_due and not (due and lease.is_held):
+                return
+            async with client.connect() as connection:
+                await self._write_all(connection, lease, due)
+        except ApiFailure as exc:
+            self._note_failure(exc.message)
+        except Unavailable as exc:
+            self._note_failure(exc.problem.message)
+        self._report()
+
+    async def _write_all(
+        self,
+        connection: ApiConnection,
+        lease: LeaseHolder,
+        due: Mapping[ObjectKey, tuple[LoadBalancerRequest, ServiceStatus]],
+    ) -> None:
+        """Raises `ApiFailure` if the API server cannot be asked."""
+        if lease.is_due:
+            await lease.renew(connection)
+        for key, (expected, status) in due.items():
+            if lease.is_due:
+                await lease.renew(connection)
+            if not lease.is_held:
+                return
+            try:
+                await self._write(connection, key, expected, status)
+            except ApiFailure as exc:
+                if exc.kind in _ENDS_THE_PASS:
+                    raise
+                # One Service must not keep others from being written.
+                self._postpone(key)
+                self._note_failure(exc.message)
+
+    def _postpone(self, key: ObjectKey) -> None:
+        """Leave a Service alone for a while, longer each time."""
+        _, pause = self._postponed.get(key, (0.0, _FIRST_PAUSE / 2))
+        pause = min(pause * 2, _LONGEST_PAUSE)
+        self._postponed[key] = self._clock() + pause, pause
+
+    def _note_failure(self, reason: str) -> None:
+        self.counts.failures += 1
+        self._log.limited("service-status").warning(
+            "service-status-not-written",
+            reason=reason,
+            remedy="apply contrib/kubernetes/rbac-load-balancer.yaml if a right is missing",
+            effect="Services are served; their status is out of date",
+        )
+
+    async def release(self) -> None:
+        """Let another frontend write at once."""
+        if self._client is None or self._lease is None or not self._lease.is_held:
+            return
+        try:
+            async with asyncio.timeout(_RELEASE_SECONDS), self._client.connect() as connection:
+                await self._lease.release(connection)
+        except (ApiFailure, TimeoutError):
+            # It ends by itself.
+            self._log.info("lease-not-released", effect="others wait until it expires")
+
+    def _opened(
+        self, api: ApiSettings, balancer: LoadBalancerSettings
+    ) -> tuple[ApiClient, LeaseHolder]:
+        """Raises `Unavailable`."""
+        if self._made_for != (api, balancer.class_name) or not (self._client and self._lease):
+            self._client = ApiClient(lambda: read_access(api))
+            name = balancer.class_name.replace("/", ".").lower()
+            self._lease = LeaseHolder(LEASE_NAMESPACE, name, self._identity, self._clock)
+            self._made_for = api, balancer.class_name
+        return self._client, self._lease
+
+    def _report(self) -> None:
+        lease = self._lease
+        if lease is not None and lease.is_held != self._was_leader:
+            self._was_leader = lease.is_held
+            event = "service-status-leader" if lease.is_held else "service-status-follower"
+            self._log.info(event, holder=lease.holder)
+
+    def _due(
+        self,
+        balancer: LoadBalancerSettings,
+        services: Mapping[ObjectKey, LoadBalancerRequest],
+        state: DaemonState,
+        base: Base,
+    ) -> Iterator[tuple[ObjectKey, tuple[LoadBalancerRequest, ServiceStatus]]]:
+        """The Services whose status has to be written, with what they are and should be."""
+        bound = self._bound_by(base) if base.hash == state.running else {}
+        withheld = _withheld(state)
+        now = self._clock()
+        for key in self._records.keys() - services.keys():
+            del self._records[key]
+        for key in self._postponed.keys() - services.keys():
+            del self._postponed[key]
+        for key, request in services.items():
+            status = self._desired(balancer, key, request, bound, withheld)
+            if status is None:
+                continue
+            record = self._records.get(key)
+            if not status.differs_from(request, with_mode=self._keeps_mode):
+                self._postponed.pop(key, None)
+                if record is not None and record.status == status:
+                    record.is_seen = True
+                continue
+            self._waits = True
+            if now < self._postponed.get(key, (0.0, 0.0))[0]:
+                continue
+            if record is not None and record.status == status:
+                if record.is_seen or request != record.before:
+                    self._note_overwritten(key, record, request, now)
+                elif now - record.at < _WATCH_SECONDS:
+                    continue
+            if record is None or now >= record.not_before:
+                yield key, (request, status)
+
+    def _bound_by(self, base: Base) -> Mapping[str, frozenset[tuple[IpAddress, int]]]:
+        """What `base` binds, by service; read once for each text."""
+        if base.hash is None:
+            return {}
+        if self._bound is None or self._bound[0] != base.hash:
+            self._bound = base.hash, _bound(base)
+        return self._bound[1]
+
+    def _desired(
+        self,
+        balancer: LoadBalancerSettings,
+        key: ObjectKey,
+        request: LoadBalancerRequest,
+        bound: Mapping[str, frozenset[tuple[IpAddress, int]]],
+        withheld: Mapping[ObjectKey, Mapping[str, str]],
+    ) -> ServiceStatus | None:
+        """The status that a Service should have; None if that is not known, or no concern."""
+        if request.has_left:
+            return NO_LOAD_BALANCER if _was_ours(balancer, request) else None
+        assignment = self._source.assignments.get(key)
+        if assignment is None or not balancer.owns(request):
+            # It is new, and will be assigned by the next step; or it belongs to others.
+            return None
+        names = {unit_name(key, port): port for port in request.served_ports}
+        places = frozenset(place for name in names for place in bound.get(name, ()))
+        refused = {names[name]: why for name, why in withheld.get(key, {}).items() if name in names}
+        return desired_status(request, assignment, places, refused)
+
+    def _note_overwritten(
+        self, key: ObjectKey, record: _Record, request: LoadBalancerRequest, now: float
+    ) -> None:
+        record.is_seen, record.before, record.at = False, request, float("-inf")
+        record.not_before = now + record.pause
+        record.pause = min(record.pause * 2, _LONGEST_PAUSE)
+        self.counts.overwritten += 1
+        self._log.limited(f"service-status {key}").warning(
+            "service-status-overwritten",
+            service=f"{key.namespace}/{key.name}",
+            effect="it is written again",
+            remedy="stop the other controller, such as ServiceLB: `k3s server --disable servicelb`",
+        )
+
+    async def _write(
+        self,
+        connection: ApiConnection,
+        key: ObjectKey,
+        expected: LoadBalancerRequest,
+        status: ServiceStatus,
+    ) -> None:
+        """Raises `ApiFailure`."""
+        written = await write_status(connection, key, status, expected)
+        if written is None:
+            # It was changed meanwhile, as the watch will show.
+            self._postpone(key)
+            return
+        self.counts.writes += 1
+        record = self._records.get(key)
+        pause = record.pause if record is not None and record.status == status else _FIRST_PAUSE
+        self._records[key] = _Record(status, written.before, self._clock(), pause=pause)
+        after = written.after
+        if after is not None and after.ingress and not any(each.mode for each in after.ingress):
+            self._note_dropped_mode()
+        for reason, note in _events(written, status):
+            await write_event(connection, key, reason, note, self._host)
+
+    def _note_dropped_mode(self) -> None:
+        if self._keeps_mode:
+            self._keeps_mode = False
+            self._log.warning(
+                "ip-mode-dropped",
+                effect="pods reach the address past HAProxy: without TLS and PROXY protocol",
+                remedy="Kubernetes 1.29 and later keep `ipMode: Proxy`",
+            )
+
+
+def _bound(base: Base) -> dict[str, frozenset[tuple[IpAddress, int]]]:
+    """Address and port of each bind in the text that HAProxy runs, by service."""
+    return {
+        name: frozenset(place for text in binds if (place := place_of(text)) is not None)
+        for name, binds in served_binds(base).items()
+    }
+
+
+def _withheld(state: DaemonState) -> dict[ObjectKey, dict[str, str]]:
+    """The changes of Services that are not deployed: the reason of each unit, by Service."""
+    found: dict[ObjectKey, dict[str, str]] = {}
+    for each in state.withheld:
+        if each.unit.kind is not UnitKind.SERVICE or not each.problems:
+            continue
+        problem = each.problems[0]
+        key = key_of_origin(problem.file or "")
+        if key is not None:
+            field = f"{problem.field}: " if problem.field else ""
+            found.setdefault(key, {})[each.unit.name] = f"{field}{problem.message}"
+    return found
+
+
+def _was_ours(balancer: LoadBalancerSettings, request: LoadBalancerRequest) -> bool:
+    """True if all of the addresses are of our pools, and have the mode that is written here."""
+    for entry in request.ingress:
+        try:
+            address = parse_address(entry.address)
+        except NotAnAddress:
+            return False
+        if entry.mode != PROXY_MODE or not any(pool.has(address) for pool in balancer.pools):
+            return False
+    return True
+
+
+def _events(written: Written, status: ServiceStatus) -> Iterator[tuple[EventReason, str]]:
+    """The events of a transition."""
+    before = written.before
+    known = {entry.address for entry in before.ingress} if before else set()
+    new = [entry.address for entry in status.ingress if entry.address not in known]
+    if new:
+        yield EventReason.ALLOCATED, ", ".join(new)
+    was, now = before.condition if before else None, status.condition
+    if now is None or (was is not None and was[:2] == now[:2]):
+        return
+    if now.is_served:
+        yield EventReason.ENSURED, now.message
+    elif now.reason == ServedReason.WITHHELD:
+        yield EventReason.FAILED, now.message
+    elif was is not None and was.is_served:
+        yield EventReason.UNAVAILABLE, now.message
+    else:
+        yield EventReason.NO_ADDRESS, now.message
