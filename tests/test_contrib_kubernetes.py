@@ -167,8 +167,8 @@ def test_kubectl_applies_the_example_of_a_load_balancer(
         example = str(CONTRIB.parent / "examples" / "load-balancer.yaml")
         done = ran(frontend, kubectl, "kubectl", "apply", "--validate=false", "-f", example)
         assert done.returncode == 0, done.stderr
-        services = frontend.api.objects.now
-        frontend.until(lambda: services["services", "default", "web"]["status"]["loadBalancer"])
+        key = ("services", "default", "web")
+        frontend.until(lambda: frontend.api.objects.now[key].get("status", {}).get("loadBalancer"))
 
 
 @pytest.mark.extended

@@ -157,7 +157,7 @@ def test_rows_03_04_17_and_18_a_service_is_told_its_address(frontend: Balanced) 
     frontend.call(change())
     frontend.until(lambda: not ingress(frontend))
     assert condition(frontend) == ("", "")
-    assert not frontend.ask_at(frontend.address(1))
+    frontend.until(lambda: not frontend.ask_at(frontend.address(1)))
 
 
 def test_rows_05_and_17_what_is_not_served_is_told_once(frontend: Balanced) -> None:
