@@ -78,10 +78,14 @@ def frontend(certificates: Certificates) -> Iterator[Frontend]:
         made.settings["frontends"] = {
             "tls": {"binds": f"{made.host}:8443", "tls": {"certificates": [pair]}}
         }
+        pool = {"addresses": f"127.{made.octet}.201.1", "default": True}
+        made.settings["load_balancer"] = {"pools": {"public": pool}}
+        made.balanced_service("shop-outside")
         made.start()
         made.until(lambda: made.serves(8080, pods))
         made.until(lambda: made.metric("fc_frontend_api_watching") == 1)
         made.until(lambda: made.metric("fc_frontend_certificate_expiry_timestamp_seconds"))
+        made.until(lambda: made.metric("fc_frontend_load_balancer_status_writes_total") == 1)
         yield made
 
 
@@ -146,7 +150,9 @@ def test_the_events_in_the_operations_guide_are_logged() -> None:
 
 
 def test_every_command_in_the_guides_exists() -> None:
-    names = ("operations.rst", "trust.rst", "limits.rst", "prometheus/alerts.rst")
+    names = (
+        "operations.rst", "trust.rst", "limits.rst", "load-balancers.rst", "prometheus/alerts.rst",
+    )  # fmt: skip
     guide = "".join((PROMETHEUS.parent / name).read_text() for name in names)
     named = set(re.findall(r"``fc-frontend ([a-z]+)", guide))
     assert named

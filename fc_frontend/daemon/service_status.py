@@ -9,11 +9,13 @@ from __future__ import annotations
 import asyncio
 import secrets
 import socket
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fc_frontend.balancer.assign import PROXY_MODE
 from fc_frontend.balancer.declare import key_of_origin, place_of, unit_name
+from fc_frontend.balancer.requests import AddressGap
 from fc_frontend.balancer.status import (
     NO_LOAD_BALANCER,
     ServedReason,
@@ -34,6 +36,7 @@ from fc_frontend.kubernetes.service_status import (
     write_event,
     write_status,
 )
+from fc_frontend.model.load_balancer_state import LoadBalancerState
 from fc_frontend.model.load_balancers import (
     IpAddress,
     LoadBalancerRequest,
@@ -41,6 +44,7 @@ from fc_frontend.model.load_balancers import (
 )
 from fc_frontend.model.units import UnitKind
 from fc_frontend.observe.log import Log
+from fc_frontend.observe.metrics import Metrics
 from fc_frontend.pipeline import Base, served_binds
 from fc_frontend.plan.addresses import NotAnAddress, parse_address
 from fc_frontend.plan.cluster_objects import ObjectKey
@@ -49,6 +53,8 @@ from fc_frontend.text import printable
 
 LEASE_NAMESPACE = "fc-frontend"
 """As in contrib/kubernetes/rbac.yaml."""
+_PENDING = "Pending"
+"""Of a Service of which nothing is said yet."""
 _RELEASE_SECONDS = 2.0
 _ENDS_THE_PASS = (
     FailureKind.CONNECT,
@@ -80,15 +86,6 @@ class _Record:
     not_before: float = 0.0
 
 
-@dataclass(slots=True)
-class StatusCounts:
-    """How many statuses were written, and how many others had overwritten."""
-
-    writes: int = 0
-    overwritten: int = 0
-    failures: int = 0
-
-
 class StatusWriter:
     """Keeps the statuses of Services as `desired_status` says, while it holds the Lease."""
 
@@ -97,11 +94,13 @@ class StatusWriter:
         source: LoadBalancerSource,
         discovery: PodDiscovery,
         log: Log,
+        metrics: Metrics,
         clock: Callable[[], float],
     ) -> None:
         self._source = source
         self._discovery = discovery
         self._log = log
+        self._metrics = metrics
         self._clock = clock
         self._host = printable(socket.gethostname())
         self._identity = f"{self._host}_{secrets.token_hex(8)}"
@@ -117,7 +116,7 @@ class StatusWriter:
         """What was looked at when nothing was left to write."""
         self._waits = False
         self._bound: tuple[str, Mapping[str, frozenset[tuple[IpAddress, int]]]] | None = None
-        self.counts = StatusCounts()
+        self._state = LoadBalancerState()
 
     @property
     def is_leader(self) -> bool:
@@ -129,6 +128,8 @@ class StatusWriter:
         balancer, api = settings.load_balancer, settings.cluster.api
         known = self._discovery.load_balancers
         if balancer is None or api is None or known is None:
+            if balancer is None:
+                self._metrics.load_balancers(None)
             await self.release()
             return
         try:
@@ -139,6 +140,7 @@ class StatusWriter:
             if looked_at != self._settled:
                 self._waits = False
                 due = dict(self._due(balancer, known.services, state, base))
+                self._count(balancer)
                 self._settled = None if due or self._waits else looked_at
             if not lease.is_due and not (due and lease.is_held):
                 return
@@ -180,7 +182,7 @@ class StatusWriter:
         self._postponed[key] = self._clock() + pause, pause
 
     def _note_failure(self, reason: str) -> None:
-        self.counts.failures += 1
+        self._state = replace(self._state, failures=self._state.failures + 1)
         self._log.limited("service-status").warning(
             "service-status-not-written",
             reason=reason,
@@ -216,6 +218,27 @@ class StatusWriter:
             self._was_leader = lease.is_held
             event = "service-status-leader" if lease.is_held else "service-status-follower"
             self._log.info(event, holder=lease.holder)
+        self._state = replace(self._state, is_leader=self.is_leader)
+        self._metrics.load_balancers(self._state)
+
+    def _count(self, balancer: LoadBalancerSettings) -> None:
+        """Count Services by what is said of them, and the addresses of pools."""
+        # Of alerts, a series has to be there before the first case.
+        services = Counter({ServedReason.SERVED.value: 0, AddressGap.OUT_OF_ADDRESSES.value: 0})
+        used: set[IpAddress] = set()
+        for key, assignment in self._source.assignments.items():
+            condition = self._source.services[key].condition
+            if assignment.problems and not assignment.addresses:
+                services[assignment.problems[0].gap.value] += 1
+            else:
+                services[condition.cause if condition is not None else _PENDING] += 1
+            used.update(each.address for each in assignment.addresses)
+        self._state = replace(
+            self._state,
+            services=dict(services),
+            pool_sizes={p.name: sum(each.size for each in p.ranges) for p in balancer.pools},
+            pool_used={p.name: sum(p.has(address) for address in used) for p in balancer.pools},
+        )
 
     def _due(
         self,
@@ -287,7 +310,7 @@ class StatusWriter:
         record.is_seen, record.before, record.at = False, request, float("-inf")
         record.not_before = now + record.pause
         record.pause = min(record.pause * 2, _LONGEST_PAUSE)
-        self.counts.overwritten += 1
+        self._state = replace(self._state, overwritten=self._state.overwritten + 1)
         self._log.limited(f"service-status {key}").warning(
             "service-status-overwritten",
             service=f"{key.namespace}/{key.name}",
@@ -308,7 +331,7 @@ class StatusWriter:
             # It was changed meanwhile, as the watch will show.
             self._postpone(key)
             return
-        self.counts.writes += 1
+        self._state = replace(self._state, writes=self._state.writes + 1)
         record = self._records.get(key)
         pause = record.pause if record is not None and record.status == status else _FIRST_PAUSE
         self._records[key] = _Record(status, written.before, self._clock(), pause=pause)
@@ -374,7 +397,7 @@ def _events(written: Written, status: ServiceStatus) -> Iterator[tuple[EventReas
         return
     if now.is_served:
         yield EventReason.ENSURED, now.message
-    elif now.reason == ServedReason.WITHHELD:
+    elif now.cause == ServedReason.WITHHELD:
         yield EventReason.FAILED, now.message
     elif was is not None and was.is_served:
         yield EventReason.UNAVAILABLE, now.message

@@ -114,7 +114,7 @@ def _condition_entries(
         {
             "type": SERVED,
             "status": state,
-            "reason": condition.reason,
+            "reason": condition.cause,
             "message": condition.message,
             "lastTransitionTime": since,
         }

@@ -139,10 +139,13 @@ class IngressAddress(NamedTuple):
 
 
 class ServedCondition(NamedTuple):
-    """The condition `SERVED` of a Service: whether anything of it is served, and why not all is."""
+    """The condition `SERVED` of a Service: whether anything of it is served, and why not all is.
+
+    `cause` is its `reason`, one word.
+    """
 
     is_served: bool
-    reason: str
+    cause: str
     message: str
 
 

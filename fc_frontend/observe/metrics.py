@@ -18,9 +18,11 @@ from prometheus_client.process_collector import ProcessCollector
 from fc_frontend import __version__
 from fc_frontend.certificates.served import Served
 from fc_frontend.model.api_state import ApiState
+from fc_frontend.model.load_balancer_state import LoadBalancerState
 from fc_frontend.model.service_state import Counts, HaproxyState, ServiceState
 from fc_frontend.observe.api import ApiCollector
 from fc_frontend.observe.durations import DurationCounts, Durations
+from fc_frontend.observe.load_balancers import LoadBalancerCollector
 from fc_frontend.observe.services import Services
 from fc_frontend.plan.model import Freshness, Plan, Resolution, ServicePlan
 
@@ -110,6 +112,8 @@ class Metrics:
         self.registry.register(self._query_durations)
         self._api = ApiCollector()
         self.registry.register(self._api)
+        self._load_balancers = LoadBalancerCollector()
+        self.registry.register(self._load_balancers)
         self._event_durations = Histogram(
             "fc_frontend_api_event_duration_seconds",
             "From a change that the API told of until HAProxy has it.",
@@ -259,6 +263,10 @@ class Metrics:
     def api(self, state: ApiState | None) -> None:
         """The watch of the API was looked at; None where no API is set."""
         self._api.state = state
+
+    def load_balancers(self, state: LoadBalancerState | None) -> None:
+        """Services of type LoadBalancer were looked at; None if the settings have none."""
+        self._load_balancers.state = state
 
     def endpoints_followed(self, seconds: float) -> None:
         """HAProxy has what the API told of; `seconds` is the time since then."""
