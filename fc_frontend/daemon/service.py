@@ -70,6 +70,7 @@ class Service:
         )
         self._stop = asyncio.Event()
         self._due = asyncio.Event()
+        self._stepped = asyncio.Event()
         self._triggers: set[Trigger] = set()
         self._seen = 0.0
         self._watch: FileWatch | None = None
@@ -196,6 +197,7 @@ class Service:
                     last_reload = time.monotonic()
                 self._failed = deployment is not None and not deployment.ok
             self._certificates.set()
+            self._stepped.set()
             # What was refused may be mended outside of the files, as a certificate is.
             self._plan_retry(self._failed or self._reconciler.refused)
             self._plan_removal()
@@ -334,7 +336,10 @@ class Service:
                     self._trigger(Trigger.DNS)
 
     async def _status_loop(self) -> None:
-        while await self._sleep(_STATUS_INTERVAL):
+        while not self._stop.is_set():
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stepped.wait(), _STATUS_INTERVAL)
+            self._stepped.clear()
             with self._enduring("statuses"):
                 await self._reconciler.write_statuses()
 
