@@ -13,6 +13,7 @@ import pytest
 from fc_frontend.haproxy.master import show_proc
 from tests.conftest import binary_of
 from tests.faults.site import EXTRA, SERVICES, Site, put, serving
+from tests.support.contenders import takes
 from tests.support.frontend import Frontend
 
 KEPT = "the last good version keeps running"
@@ -75,6 +76,30 @@ def test_while_rolled_back_nothing_that_is_declared_reaches_haproxy(either_binar
         assert "nonsense" in problems["service", "docs"][0]["message"]
         assert text_has(site, "pod 12 ")
         site.declare("docs", SERVICES["docs"])
+        site.is_mended()
+
+
+def test_a_removal_while_rolled_back_waits_until_deployments_are_resumed(
+    either_binary: str,
+) -> None:
+    name, port = EXTRA
+    with serving(either_binary) as site:
+        frontend = site.frontend
+        site.declare(name, port)
+        extra_is_served(site)
+        rolled_back(site)
+        site.file(name).unlink()
+        site.declare("docs", SERVICES["docs"], extra_config=WRONG)
+        frontend.stop_daemon(signal.SIGKILL)
+        frontend.start(wait=False)
+        frontend.until(lambda: frontend.status()["held"])
+        site.still_serve()
+        assert frontend.ask(port) == f"{name}-1"
+        # The mistake keeps nothing but its own service; the removal waits for it at most.
+        site.declare("docs", SERVICES["docs"])
+        frontend.run("resume")
+        frontend.until(lambda: not takes(frontend.host, port))
+        assert text_has(site, "pod 12 ")
         site.is_mended()
 
 
@@ -192,3 +217,21 @@ def test_what_an_upgraded_haproxy_refuses_keeps_running_and_is_named(is_restarte
         site.declare("cart", SERVICES["cart"], slots=12)
         extra_is_served(site)
         site.is_mended()
+
+
+def test_what_an_upgraded_haproxy_refuses_is_left_out_by_consent() -> None:
+    with upgradable() as site:
+        frontend = site.frontend
+        site.declare("cart-too", 8099, service="cart", extra_config="bind-process all")
+        frontend.until(lambda: takes(frontend.host, 8099))
+        frontend.until(frontend.ready)
+        upgrade(frontend)
+        site.declare(*EXTRA)
+        frontend.until(lambda: frontend.run("check", check=False).returncode == 1)
+        done = frontend.run("apply", "--drop", "cart-too", check=False)
+        assert done.returncode in (0, 1), done.stderr
+        extra_is_served(site)
+        frontend.until(lambda: not takes(frontend.host, 8099))
+        # Its file still declares it, and that is withheld.
+        site.until_held({("service", "cart-too"): "not deployed"})
+        site.still_serve()
