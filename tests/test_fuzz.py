@@ -279,6 +279,9 @@ STATUS = json.dumps(
         "version": 1, "fc_frontend": "0.1", "in_sync": False, "drifted": False, "held": None,
         "wanted_hash": "0" * 16, "running_hash": None, "take_over": None,
         "haproxy": "running",
+        "certificates": [{"frontend": "web", "file": "/etc/x.pem", "names": ["shop.example.org"],
+                          "not_before": 1.0, "not_after": 2e9, "serial": "1f", "algorithm": "RSA",
+                          "fingerprint": "0" * 40, "is_default": False}],
         "problems": [{"message": "no such field", "remedy": "remove it", "severity": "error",
                       "file": "/etc/x.yaml", "line": 3, "column": 1, "service": "shop",
                       "field": "binds", "cause": "forbidden"}],
@@ -311,6 +314,7 @@ def test_every_output_format() -> None:
         document["problems"][0].update(message=text, remedy=text, file=text, service=text)
         document["withheld"][0].update(name=text, effect=text)
         document["last_reload"]["reasons"] = [text]
+        document["certificates"][0].update(file=text, names=[text])
         daemon = parse_status(document)
         found = overview(
             Seen(

@@ -18,9 +18,13 @@ from typing import Any
 from fc_frontend import files
 from fc_frontend.config.trust import Level
 from fc_frontend.model.units import UnitId, UnitKind
+from fc_frontend.plan.addresses import PATH_LETTERS
 from fc_frontend.text import is_printable
 
 VERSION = 6
+_NAME = re.compile(rf"[{PATH_LETTERS.replace('/', '')}]+")
+_BLANK = re.compile(r"\\[nrt]")
+"""As JSON writes a line's end or a tab."""
 _COPY = re.compile(r"[0-9a-f]{64}(\.list)?")
 _MOST_BYTES = 64 * 1024 * 1024
 MAX_FORMER_AGE = 60.0
@@ -107,7 +111,8 @@ class RunningDeclarations:
             *self.former.values(),
         )
         text = "\n".join((_json(self.settings), *(_json(form.value) for form in forms)))
-        return {path: copy for path, copy in self.files.items() if basename(path) in text}
+        names = set(_NAME.findall(_BLANK.sub(" ", text)))
+        return {path: copy for path, copy in self.files.items() if basename(path) in names}
 
 
 def load_running(path: str) -> RunningDeclarations:
