@@ -36,6 +36,8 @@ def pairs_in(names: Collection[str]) -> tuple[FilePair, ...]:
 
     A key that should be beside a certificate may be missing: it may not be there yet.
     """
+    # A directory may have thousands.
+    names = frozenset(names)
     for chain, key in _PAIRS:
         if chain in names and key in names:
             return (FilePair(chain, key),)

@@ -46,8 +46,9 @@ class CertificateUpkeep:
         except Unavailable as exc:
             self._report(exc.problems)
             return
+        if brought.served != self.brought.served:
+            self._metrics.certificates(brought.served)
         self.brought = brought
-        self._metrics.certificates(brought.served)
         if brought.swapped:
             names = ", ".join(brought.swapped[:_MAX_LOGGED])
             self._log.info("certificates-swapped", count=len(brought.swapped), certificates=names)
