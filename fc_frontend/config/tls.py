@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, model_validator
 from pydantic_core import PydanticCustomError
 
 from fc_frontend.plan.addresses import PATH_LETTERS, SAFE_PATH, NotAnAddress, parse_bind
@@ -96,6 +96,7 @@ class FrontendTlsDeclaration(BaseModel):
     client_ca: Annotated[str, BeforeValidator(_path)] | None = None
     client_certificates: Literal["required", "optional"] | None = None
     profile: Literal["intermediate", "modern"] = "intermediate"
+    passthrough: StrictBool = False
 
     @model_validator(mode="after")
     def _has_authority(self) -> FrontendTlsDeclaration:
@@ -113,4 +114,5 @@ class FrontendTlsDeclaration(BaseModel):
             client_ca=self.client_ca,
             is_client_optional=self.client_certificates == "optional",
             profile=self.profile,
+            passthrough=self.passthrough,
         )

@@ -101,6 +101,12 @@ def follow(url: str, frontends: tuple[FrontendSpec, ...], config: Config) -> Url
     listening = [each for each in frontends if port in {bind.port for bind in each.binds}]
     for frontend in listening:
         is_tcp = frontend.match is Match.SNI
+        if frontend.passes_through and parts.scheme == "https":
+            passed = route_of(entries, frontend.name, host, None)
+            if passed is not None:
+                route, service = passed
+                answer = f"frontend {frontend.name}, route {route}, TLS passed to service {service}"
+                return UrlRoute(url, frontend.name, answer, "", route, service)
         if AMBIGUOUS_PATH in config.section_text(frontend.name) and is_ambiguous(path):
             answer = "400: applications may read the path as another one"
             return UrlRoute(url, frontend.name, answer, "write the plain path")

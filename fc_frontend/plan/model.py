@@ -310,7 +310,8 @@ class FrontendTls:
     """TLS that a frontend terminates.
 
     With `client_ca`, clients need a certificate of it, unless that is optional.  Without a
-    `default`, handshakes for hosts without a certificate fail.
+    `default`, handshakes for hosts without a certificate fail.  With `passthrough`, services may
+    have routes by SNI as well, and get TLS as it is.
     """
 
     certificates: tuple[CertificateSource, ...]
@@ -318,6 +319,7 @@ class FrontendTls:
     client_ca: str | None = None
     is_client_optional: bool = False
     profile: Literal["intermediate", "modern"] = "intermediate"
+    passthrough: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -356,6 +358,11 @@ class FrontendSpec:
     def match(self) -> Match:
         """How services are found, but for exact paths."""
         return Match.SNI if self.mode == "tcp" else Match.PREFIX
+
+    @property
+    def passes_through(self) -> bool:
+        """True if TLS for the names of some services is terminated, and for others passed on."""
+        return self.tls is not None and self.tls.passthrough
 
     @property
     def all_binds(self) -> tuple[Bind, ...]:

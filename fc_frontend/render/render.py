@@ -49,7 +49,7 @@ from fc_frontend.render.sites import (
     userlist_lines,
 )
 from fc_frontend.syntax.certificates import bind_words, list_path
-from fc_frontend.syntax.routes import allow_lines, allow_path, rules
+from fc_frontend.syntax.routes import allow_lines, allow_path, rules, sni_rules
 from fc_frontend.syntax.sections import read_sections
 from fc_frontend.syntax.units import UnitFault, section_faults
 from fc_frontend.syntax.words import quote
@@ -112,6 +112,19 @@ class ServiceModel:
 
 
 @dataclass(frozen=True, slots=True)
+class PassthroughModel:
+    """The part of a frontend that passes TLS on before the rest terminates it.
+
+    `bind` is the `socket` between the two, with its words, `access` tells whom the rules may limit.
+    """
+
+    socket: str
+    bind: str
+    access: tuple[str, ...]
+    rules: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class FrontendModel:
     """What frontend.cfg.j2 prints.
 
@@ -124,6 +137,7 @@ class FrontendModel:
     defaults: str
     binds: tuple[str, ...]
     tls: str
+    passthrough: PassthroughModel | None
     bind_options: str
     acme: str
     redirect_binds: tuple[str, ...]
@@ -441,6 +455,7 @@ def _frontend_model(frontend: FrontendSpec, plan: Plan, *, is_guarded: bool) -> 
         defaults=f"fc-{frontend.mode}",
         binds=tuple(map(str, frontend.binds)),
         tls=_tls_bind_words(frontend, plan),
+        passthrough=_passthrough_model(frontend, plan) if frontend.passes_through else None,
         bind_options=frontend.bind_options,
         acme=str(frontend.acme or ""),
         redirect_binds=tuple(map(str, frontend.redirect_binds)),
@@ -468,15 +483,39 @@ def _tls_bind_words(frontend: FrontendSpec, plan: Plan) -> str:
     )
 
 
+def _passthrough_model(frontend: FrontendSpec, plan: Plan) -> PassthroughModel:
+    haproxy = plan.settings.haproxy
+    directory = haproxy.config_file.rpartition("/")[0]
+    socket = f"unix@{haproxy.runtime_socket.rpartition('/')[0]}/fc-frontend-{frontend.name}.sock"
+    # HAProxy connects to it as its own user.  Nobody else may: its PROXY headers are believed.
+    owner = f" user {haproxy.user}" if haproxy.user else ""
+    access, limits = list(_expected_proxies(frontend)), []
+    if frontend.allow is not None:
+        access.append(_allow_acl(directory, frontend.name))
+        limits = ["tcp-request content reject if { var(txn.fc_service) -m found } !fc_allowed"]
+    return PassthroughModel(
+        socket=socket,
+        bind=f"{socket} mode 600{owner} accept-proxy",
+        access=tuple(access),
+        rules=(*sni_rules(directory, frontend.name), *limits),
+    )
+
+
+def _expected_proxies(frontend: FrontendSpec) -> Iterator[str]:
+    """The lines that expect PROXY headers."""
+    if frontend.proxy_protocol_from:
+        yield from _networks("fc_proxies", frontend.proxy_protocol_from)
+        yield "tcp-request connection expect-proxy layer4 if fc_proxies"
+
+
 def _access_rules(frontend: FrontendSpec, directory: str, *, is_guarded: bool) -> Iterator[str]:
     """The lines that expect PROXY headers, and reject clients and ambiguous paths.
 
     Paths matter where access does: with `allow`, also of its services, and if these ask for
     passwords.
     """
-    if frontend.proxy_protocol_from:
-        yield from _networks("fc_proxies", frontend.proxy_protocol_from)
-        yield "tcp-request connection expect-proxy layer4 if fc_proxies"
+    if not frontend.passes_through:
+        yield from _expected_proxies(frontend)
     if frontend.allow is not None:
         yield _allow_acl(directory, frontend.name)
         if frontend.mode == "tcp":

@@ -54,7 +54,9 @@ def route_problems(
                 )
                 found.setdefault((unit, "frontend"), problem)
                 break
-            if (route.match is Match.SNI) is not (_SNI_MAP in frontend.text):
+            # With passthrough, a frontend has the maps of both.
+            wanted = Match.SNI if route.match is Match.SNI else Match.PREFIX
+            if _MAPS[wanted] not in frontend.text:
                 problem = _wrong_mode(unit, frontend.unit, newcomers, field)
                 found.setdefault((problem.unit or unit, "mode"), problem)
                 break
@@ -71,14 +73,14 @@ def route_problems(
     return tuple(found.values())
 
 
-_SNI_MAP = map_path("", "", Match.SNI).rpartition("/")[2]
+_MAPS = {match: map_path("", "", match).rpartition("/")[2] for match in Match}
 
 
 def _wrong_mode(
     service: UnitId, frontend: UnitId, newcomers: Collection[UnitId], field: str
 ) -> Problem:
     """The problem that a service routes by SNI on a frontend in HTTP mode, or the reverse."""
-    mode = "tcp" if field == "sni" else "http"
+    mode = "tcp, or tls with passthrough: true" if field == "sni" else "http"
     if frontend in newcomers and service not in newcomers:
         return Problem(
             f"{service} has routes by {field}, which need mode: {mode}",

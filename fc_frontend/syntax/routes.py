@@ -274,23 +274,29 @@ def map_text(entries: Mapping[str, str]) -> str:
     return "".join(f"{key} {service}\n" for key, service in sorted(entries.items()))
 
 
+def sni_rules(directory: str, frontend: str) -> Iterator[str]:
+    """The lines of a frontend in TCP mode that set `txn.fc_service` where the SNI has a route."""
+    path = map_path(directory, frontend, Match.SNI)
+    found, wildcard = "{ var(txn.fc_service) -m found }", "{ var(txn.fc_host) -m reg ^[^.]+[.] }"
+    # The condition waits for the whole ClientHello.
+    yield (
+        "tcp-request content set-var(txn.fc_host) req.ssl_sni,lower,rtrim(.) "
+        "if { req.ssl_sni -m found }"
+    )
+    yield f"tcp-request content set-var(txn.fc_service) var(txn.fc_host),map_str({path})"
+    yield (
+        "tcp-request content set-var(txn.fc_service) "
+        f"var(txn.fc_host),regsub(^[^.]+,*),map_str({path}) if !{found} {wildcard}"
+    )
+
+
 def rules(directory: str, frontend: str, match: Match) -> Iterator[str]:
     """The lines of a frontend that set `txn.fc_service`; for HTTP, `match` is PREFIX."""
     if match is Match.SNI:
-        path = map_path(directory, frontend, Match.SNI)
-        found, wildcard = (
-            "{ var(txn.fc_service) -m found }",
-            "{ var(txn.fc_host) -m reg ^[^.]+[.] }",
-        )
         yield "tcp-request inspect-delay 5s"
         yield "tcp-request content reject unless { req.ssl_sni -m found }"
-        yield "tcp-request content set-var(txn.fc_host) req.ssl_sni,lower,rtrim(.)"
-        yield f"tcp-request content set-var(txn.fc_service) var(txn.fc_host),map_str({path})"
-        yield (
-            "tcp-request content set-var(txn.fc_service) "
-            f"var(txn.fc_host),regsub(^[^.]+,*),map_str({path}) if !{found} {wildcard}"
-        )
-        yield f"tcp-request content reject unless {found}"
+        yield from sni_rules(directory, frontend)
+        yield "tcp-request content reject unless { var(txn.fc_service) -m found }"
         return
     exact, prefix = (map_path(directory, frontend, each) for each in (Match.EXACT, Match.PREFIX))
     service = "http-request set-var(txn.fc_service)"
@@ -313,6 +319,13 @@ def rules(directory: str, frontend: str, match: Match) -> Iterator[str]:
     yield f"{service} var(txn.fc_path),map_str({exact}) if {missing}"
     yield f"{service} var(txn.fc_path),concat(/),map_beg({prefix}) if {missing}"
     yield f"{service} str(/),map_beg({prefix}) if {missing} !{{ var(txn.fc_path) -m found }}"
+    # A browser uses a connection for all names of its certificate (RFC 9113, 9.1.1): on one of its
+    # own, another name may have a route.
+    yield f"http-request set-var(txn.fc_sni) ssl_fc_sni,lower if {missing}"
+    yield (
+        f"http-request return status 421 if {missing} {{ var(txn.fc_sni) -m found }} "
+        "!{ var(txn.fc_sni),strcmp(txn.fc_host) eq 0 }"
+    )
     yield f"http-request return status 404 if {missing}"
 
 
