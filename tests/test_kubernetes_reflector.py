@@ -45,6 +45,12 @@ class Scene:
     reflector: Reflector[Slice]
     backoff: NoWait
     changes: list[ObjectChange[Slice]] = field(default_factory=list)
+    changes_seen: Callable[[], object] = lambda: None
+
+    def changed(self, changes: Sequence[ObjectChange[Slice]]) -> None:
+        """Keep what the reflector reports."""
+        self.changes.extend(changes)
+        self.changes_seen()
 
     @property
     def objects(self) -> Objects:
@@ -101,19 +107,23 @@ async def scene(
             ca=certificates.path("ca.crt").read_bytes(),
             credentials=FixedCredentials(Credential(token="secret")),
         )
-        changes: list[ObjectChange[Slice]] = []
         backoff = NoWait()
+
+        def changed(changes: Sequence[ObjectChange[Slice]]) -> None:
+            stage.changed(changes)
+
         reflector = Reflector(
             ApiClient(lambda: access),
             SLICES,
-            changes.extend,
+            changed,
             backoff=backoff,
             silence=silence,
             sync_silence=sync_silence,
         )
+        stage = Scene(server, reflector, backoff)
         task = asyncio.create_task(reflector.run())
         try:
-            yield Scene(server, reflector, backoff, changes)
+            yield stage
         finally:
             task.cancel()
             (result,) = await asyncio.gather(task, return_exceptions=True)
@@ -160,6 +170,43 @@ def test_a_first_list_is_reported_once_when_it_is_complete(
             assert len(stage.reflector.store) == len(stage.changes) == 1203
             pages = [line for line in stage.server.requests if "watch=" not in line]
             assert len(pages) == (0 if streams_lists else 3)
+
+    asyncio.run(played())
+
+
+def test_a_refused_stream_is_no_failure_while_pages_are_listed(certificates: Certificates) -> None:
+    async def played() -> None:
+        async with scene(certificates, streams_lists=False) as stage:
+            status = stage.reflector.status
+            await stage.until(lambda: status.failures[FailureKind.UNSUPPORTED])
+            assert status.failure is None
+            await stage.until(lambda: status.is_watching)
+
+    asyncio.run(played())
+
+
+def test_a_failure_ends_when_a_watch_is_open_and_not_with_a_list(
+    certificates: Certificates,
+) -> None:
+    async def played() -> None:
+        async with scene(certificates, streams_lists=False) as stage:
+            status = stage.reflector.status
+            await stage.until(lambda: status.is_watching)
+            stage.put("a", "10.1.0.1")
+            await stage.synced(a=["10.1.0.1"])
+            stage.server.fault = Fault.KILL
+            stage.server.kill()
+            await stage.until(lambda: status.failure is not None)
+            stage.put("a", "10.1.0.2")
+            stage.server.errors.append(ApiError(410, "Expired", "too old"))
+            seen: list[bool] = []
+            stage.changes_seen = lambda: seen.append(status.failure is not None)
+            stage.server.fault = None
+            await stage.synced(a=["10.1.0.2"])
+            assert seen == [True]
+            assert status.lists == {None: 1, FailureKind.EXPIRED: 1}
+            await stage.until(lambda: status.is_watching)
+            assert status.failure is None
 
     asyncio.run(played())
 

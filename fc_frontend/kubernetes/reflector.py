@@ -65,7 +65,8 @@ class ReflectorStatus:
     `is_synced` once there was a complete list.  `is_watching` while a watch is open and good.
     `current_at` is when the server last sent something: while it is silent or away, the copy is at
     least as old as that.  `lists` counts complete lists by what made them necessary, `failures`
-    what went wrong, both by kind.  `failure` is None while all is well.
+    what went wrong, both by kind.  `failure` is the last failure that had to be waited for, until
+    a watch is open again: a complete list alone does not end it.
     """
 
     is_synced: bool = False
@@ -126,9 +127,9 @@ class Reflector(Generic[T]):
             except ApiFailure as failure:
                 has_failed = True
                 renew = failure.kind in _RENEW
-                self.status.failure = failure
                 self.status.failures[failure.kind] += 1
                 if not self._has_other_way(failure.kind):
+                    self.status.failure = failure
                     lasted = time.monotonic() - began
                     await asyncio.sleep(self._backoff.failed(lasted, failure.retry_after))
             finally:
@@ -280,7 +281,6 @@ class Reflector(Generic[T]):
                 changes.append(ObjectChange(key, old, new))
         self._store, self._version, self._filling = store, version, None
         self.status.is_synced = True
-        self.status.failure = None
         self.status.lists[self._reason] += 1
         self._reason = None
         if changes:
