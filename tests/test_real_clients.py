@@ -73,11 +73,11 @@ def frontend(either_binary: str, certificates: Certificates) -> Iterator[Fronten
 
 def reload(frontend: Frontend) -> None:
     """Reload, by a change of the service `shop`."""
-    before = frontend.metric("fc_frontend_reloads_total")
+    before = frontend.reloads()
     shop = frontend.settings["services"]["shop"]
     shop["timeout"] = f"{int(shop.get('timeout', '60s')[:-1]) + 1}s"
     frontend.write()
-    frontend.until(lambda: frontend.metric("fc_frontend_reloads_total") > before)
+    frontend.until(lambda: frontend.reloads() > before)
 
 
 def program(name: str, package: str) -> str:

@@ -63,10 +63,6 @@ def get(frontend: Frontend, path: str = "/", login: str = "", **headers: str) ->
         connection.close()
 
 
-def reloads(frontend: Frontend) -> float:
-    return frontend.metric("fc_frontend_reloads_total")
-
-
 def test_users_of_a_file_may_log_in_and_its_changes_are_reloads(frontend: Frontend) -> None:
     users, groups = frontend.directory / "users", frontend.directory / "groups"
     users.write_text(f"alice:{SECRET}\nbob:{SECRET}\n")
@@ -89,12 +85,12 @@ def test_users_of_a_file_may_log_in_and_its_changes_are_reloads(frontend: Fronte
     assert SECRET not in frontend.run("diff", check=False).stdout
     assert b"secret" not in frontend.get("/status.json")[1]
     # A change is a reload, with the file as its reason.
-    before = reloads(frontend)
+    before = frontend.reloads()
     groups.write_text("staff: bob\n")
     frontend.until(lambda: get(frontend, login="bob:secret").status == 200)
     assert get(frontend, login="alice:secret").status == 401
-    frontend.until(lambda: reloads(frontend) == before + 1)
-    assert f"file-changed {groups}" in frontend.log_text()
+    frontend.until(lambda: frontend.reloads() == before + 1)
+    frontend.until(lambda: f"file-changed {groups}" in frontend.log_text())
     # What HAProxy cannot check is refused, and the last good users stay.
     users.write_text(f"bob:{APR1}\n")
     frontend.until(lambda: "htpasswd -B" in frontend.log_text())
@@ -133,9 +129,9 @@ def test_a_client_stays_with_its_pod_through_scaling_and_reloads(frontend: Front
     other = get(frontend, "/other").headers["Set-Cookie"].partition(";")[0]
     both = {cookie: get(frontend, Cookie=f"{other}; {cookie}") for cookie in clients}
     assert {cookie: each.content["pod"] for cookie, each in both.items()} == clients
-    before = reloads(frontend)
+    before = frontend.reloads()
     declare(frontend, sticky=True, timeout="9s")
-    frontend.until(lambda: reloads(frontend) > before)
+    frontend.until(lambda: frontend.reloads() > before)
     assert followed() == clients
     # A pod that is gone takes its clients along; the others stay where they are.
     gone, *stay = sorted(clients.items(), key=lambda each: each[1])
@@ -181,7 +177,7 @@ def test_allowed_addresses_change_without_a_reload(frontend: Frontend) -> None:
     declare(frontend)
     frontend.start()
     frontend.until(lambda: get(frontend).status == 403)
-    before = reloads(frontend)
+    before = frontend.reloads()
 
     def become(*networks: str) -> None:
         web["allow"] = list(networks)
@@ -197,7 +193,7 @@ def test_allowed_addresses_change_without_a_reload(frontend: Frontend) -> None:
     ):
         become(*allowed)
         frontend.until(lambda status=status: get(frontend).status == status)
-    assert reloads(frontend) == before
+    assert frontend.reloads() == before
     path = frontend.directory / "fc-frontend-maps" / "web.allow.acl"
     assert path.read_text().splitlines() == ["127.0.0.0/8", *many[:9]]
     assert frontend.run("apply").stdout.startswith("good: nothing to do")
@@ -210,13 +206,13 @@ def test_allowed_addresses_change_without_a_reload(frontend: Frontend) -> None:
     # A service has a list of its own.
     declare(frontend, allow=["192.0.2.0/24"])
     frontend.until(lambda: get(frontend).status == 403)
-    before = reloads(frontend)
+    before = frontend.reloads()
     declare(frontend, allow=["127.0.0.1"])
     frontend.until(lambda: get(frontend).status == 200)
-    assert reloads(frontend) == before
+    assert frontend.reloads() == before
     # The next worker has them as well, and a rollback brings former ones back.
     declare(frontend, timeout="9s", allow=["127.0.0.1"])
-    frontend.until(lambda: reloads(frontend) > before)
+    frontend.until(lambda: frontend.reloads() > before)
     assert get(frontend).status == 200
     become("192.0.2.0/24")
     frontend.until(lambda: get(frontend).status == 403)

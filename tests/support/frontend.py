@@ -322,6 +322,10 @@ class Frontend:
         """True if all of `pods` answer on `port`, and nobody else."""
         return set(self.answers(port, 6 * len(pods.pods))) == {pod.name for pod in pods.pods}
 
+    def reloads(self) -> int:
+        """How often HAProxy's master was reloaded."""
+        return show_proc(self.settings["haproxy"]["master_socket"], patience=PATIENCE).reloads
+
     def running_hash(self) -> str | None:
         """The hash of the configuration that HAProxy's worker has."""
         haproxy = self.settings["haproxy"]
