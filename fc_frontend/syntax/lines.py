@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from fc_frontend.syntax.keywords import PREFIXES, PREPROCESSOR, SECTIONS
-from fc_frontend.syntax.words import MAX_WORDS, NotWords, Word, WordFlaw, split
+from fc_frontend.syntax.words import MAX_WORDS, QUOTED_WORDS, NotWords, Word, WordFlaw, split
 
 MAX_LINE = 65_536
 """Characters in a line of ours.  HAProxy itself has no limit but memory."""
@@ -20,8 +20,7 @@ _INDENT = " \t\v\f\r"
 _PLAIN = re.compile(
     # The keyword, without anything that could give it another meaning.
     r"[ \t\v\f]*([^ \t\v\f.\['\"\\#\r\n\0][^ \t\v\f'\"\\#\r\n\0]*)"
-    # Then words and closed quotes, without escapes, variables and comments.
-    r"(?![^ \t\v\f])(?:[^'\"\\#\r\n\0]++|'[^'\r\n\0]*'|\"[^\"\\$\r\n\0]*\")*+"
+    r"(?![^ \t\v\f])" + QUOTED_WORDS
 )
 _NOT_PLAIN = SECTIONS | PREPROCESSOR | frozenset(PREFIXES)
 _ANY_FIRST_WORD = re.compile(r"[ \t\v\f\r]*([^ \t\v\f\r]*)")

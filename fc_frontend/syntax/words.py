@@ -20,8 +20,19 @@ _SPACE = _BLANKS.encode()
 _LINE_END = b"\0\n\r"
 _SPECIAL = re.compile("[\"'\\\\#\r\n\0]")
 _PLAIN_WORD = re.compile("[^ \t\v\f]+")
-_QUOTED_WORDS = re.compile(r"(?:[^'\"\\#\r\n\0]++|'[^'\r\n\0]*'|\"[^\"\\$\r\n\0]*\")*+")
-_QUOTED_WORD = re.compile(r"(?:[^ \t\v\f'\"]++|'[^']*'|\"[^\"]*\")++")
+_QUOTED = r"(?:'[^'\r\n\0]*'|\"[^\"\\$\r\n\0]*\")"
+"""A closed quote without escapes and variables."""
+QUOTED_WORDS = rf"[^'\"\\#\r\n\0]*(?:{_QUOTED}[^'\"\\#\r\n\0]*)*"
+"""Words and closed quotes, without escapes, variables and comments.
+
+Not with possessive quantifiers: `fullmatch` accepts an open quote with these before Python 3.11.5
+(CPython issue 106052), which Debian 12 has.  Each part begins with another letter, so that nothing
+is tried twice.
+"""
+_QUOTED_WORDS = re.compile(QUOTED_WORDS)
+_QUOTED_WORD = re.compile(
+    rf"[^ \t\v\f'\"]+(?:{_QUOTED}[^ \t\v\f'\"]*)*|(?:{_QUOTED}[^ \t\v\f'\"]*)+"
+)
 _QUOTES = re.compile(r"'([^']*)'|\"([^\"]*)\"")
 _PLAIN_ESCAPES = {0x74: b"\t", 0x6E: b"\n", 0x72: b"\r"}
 _ESCAPED_ALWAYS = b" \\#'\""
