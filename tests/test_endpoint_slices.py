@@ -191,7 +191,7 @@ def test_an_api_server_that_is_gone_leaves_everything_as_it_is(frontend: ApiFron
         frontend.ready_endpoints("shop", frontend.pods["shop"].addresses)
         frontend.until(lambda: frontend.serves(PORT, frontend.pods["shop"]))
         frontend.until(lambda: frontend.metric("fc_frontend_api_watching") == 1)
-    assert not load.tally().failures
+    assert not load.tally().failures, frontend.log_text()[-4000:]
 
 
 def test_pods_are_followed_with_other_credentials_than_at_the_start(frontend: ApiFrontend) -> None:
@@ -206,6 +206,29 @@ def test_pods_are_followed_with_other_credentials_than_at_the_start(frontend: Ap
     pods = frontend.scale("shop", 4, publish=False)
     frontend.ready_endpoints("shop", pods.addresses)
     frontend.until(lambda: frontend.serves(PORT, pods))
+
+
+@pytest.mark.extended
+def test_a_service_that_was_just_deployed_outlives_daemon_and_api(frontend: ApiFrontend) -> None:
+    """The daemon is killed as soon as HAProxy runs a new service, and the API is gone then."""
+    deploy(frontend, 2)
+    pods = frontend.scale("more", 2, publish=False)
+    address, _vip = frontend.cluster_ip("more")
+    frontend.kube_service("more", cluster_ip=address)
+    frontend.ready_endpoints("more", pods.addresses)
+    before = frontend.running_hash()
+    frontend.drop("more.json", {"more": frontend.service("more", PORT + 1)})
+    # Without a pause: what is written after the reload must not be there yet.
+    assert next(seen for _ in range(100_000) if (seen := frontend.running_hash()) != before)
+    frontend.stop_daemon(signal.SIGKILL)
+    frontend.stop_api()
+    frontend.until(lambda: frontend.ask(PORT + 1).startswith("more-"))
+    with Load(frontend.host, PORT + 1, clients=2) as load:
+        frontend.start()
+        done = load.tally().requests + 100
+        frontend.until(lambda: load.tally().requests > done)
+    assert not load.tally().failures, frontend.log_text()[-4000:]
+    frontend.start_api()
 
 
 @pytest.mark.extended
@@ -232,7 +255,7 @@ def test_without_any_api_server_cluster_dns_is_asked(frontend: ApiFrontend) -> N
         frontend.start_api()
         frontend.until(lambda: frontend.status()["services"][0]["discovery"] == "api", 90)
         frontend.until(lambda: frontend.serves(PORT, pods))
-    assert not load.tally().failures
+    assert not load.tally().failures, frontend.log_text()[-4000:]
 
 
 @pytest.mark.extended
@@ -250,7 +273,7 @@ def test_more_pods_than_slots_take_one_reload_a_doubling(frontend: ApiFrontend) 
                     {each for each, _ in frontend.slots("shop").values()} == set(chosen)
                 )
             )
-    assert not load.tally().failures
+    assert not load.tally().failures, frontend.log_text()[-4000:]
     assert frontend.metric("fc_frontend_reloads_total", reason="slots") <= 3
 
 
@@ -278,7 +301,7 @@ def test_most_services_that_lose_all_pods_at_once_keep_them(frontend: ApiFronten
             frontend.ready_endpoints(name, frontend.pods[name].addresses[:1])
         frontend.until(lambda: frontend.metric("fc_frontend_api_held_services") == 0)
         frontend.until(lambda: len(names_of(frontend)) == 1)
-    assert not load.tally().failures
+    assert not load.tally().failures, frontend.log_text()[-4000:]
 
 
 @pytest.mark.extended
@@ -364,4 +387,4 @@ def test_no_fault_of_the_api_server_costs_a_request_or_empties_anything(
         frontend.api.token = TOKEN
         frontend.ready_endpoints("shop", addresses[:2])
         frontend.until(lambda: len(names_of(frontend)) == 2, 90)
-    assert not load.tally().failures
+    assert not load.tally().failures, frontend.log_text()[-4000:]

@@ -115,10 +115,15 @@ class Records:
             )
 
     def attempt(self, prepared: Prepared, sources: Sources) -> None:
-        """Record a deployment before it starts, and copy the files that it names."""
+        """Record a deployment before it starts, and copy the files that it names.
+
+        Answers are saved, too: after a kill, the next daemon may get none from anybody.
+        """
         assert prepared.config is not None
         declaration, state = prepared.declaration, self.known
         settings = declaration.settings
+        with contextlib.suppress(Unavailable):
+            save_answers(settings, declaration.services, prepared.resolution)
         self._copies = dict(state.confirmed.files)
         try:
             self._copies = kept_files.keep(
