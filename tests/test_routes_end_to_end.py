@@ -136,7 +136,7 @@ def test_a_worker_whose_map_was_changed_by_others_is_put_right(frontend: Fronten
     path = frontend.directory / "fc-frontend-maps" / "web.prefix.map"
     command(frontend.settings["haproxy"]["runtime_socket"], f"clear map {path}")
     assert asked(frontend, "shop.example.org") == 404
-    assert "routes changed" in frontend.run("apply").stdout
+    assert "changed at runtime" in frontend.run("apply").stdout
     assert asked(frontend, "shop.example.org") == "shop"
 
 

@@ -199,7 +199,7 @@ def _report(
     print_problems(problems)
     words = {
         Outcome.IN_SYNC: "nothing to do: HAProxy has this configuration",
-        Outcome.ROUTED: f"routes changed in {deployment.duration:.2f} s, without a reload",
+        Outcome.ROUTED: f"changed at runtime in {deployment.duration:.2f} s, without a reload",
         Outcome.RELOADED: f"reloaded in {deployment.duration:.2f} s",
         Outcome.STARTED: f"HAProxy started in {deployment.duration:.2f} s",
         Outcome.INSTALLED: "installed; HAProxy is not running and loads it when it starts",

@@ -78,7 +78,7 @@ def command(config: str, shape: str, entry_id: int | None) -> None:
     print_problems(deployment.problems)
     words = {
         Outcome.IN_SYNC: "HAProxy has this configuration already",
-        Outcome.ROUTED: f"routes changed in {deployment.duration:.2f} s, without a reload",
+        Outcome.ROUTED: f"changed at runtime in {deployment.duration:.2f} s, without a reload",
         Outcome.RELOADED: f"reloaded in {deployment.duration:.2f} s",
         Outcome.STARTED: f"HAProxy started in {deployment.duration:.2f} s",
         Outcome.INSTALLED: "installed; HAProxy is not running and loads it when it starts",

@@ -56,7 +56,7 @@ class Outcome(StrEnum):
     IN_SYNC = "in-sync"
     """The running worker has it already: nothing was done."""
     ROUTED = "routed"
-    """The running worker has it but for routes, and got these without a reload."""
+    """The running worker has it but for routes and addresses, and got these without a reload."""
     RELOADED = "reloaded"
     STARTED = "started"
     """A supervised HAProxy was started with it."""
