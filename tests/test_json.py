@@ -234,14 +234,6 @@ def test_documents_are_as_documented(
     gone = frontend.service("gone", 8083, discovery="headless")
     frontend.drop("gone.json", {"gone": gone})
     assert take("explain", "gone")["cause"]["details"]
-    web = {"frontends": {"web": {"binds": f"{frontend.host}:8085"}}}
-    frontend.drop("web.json", json.dumps(web))
-    site = {"frontend": "web", "hosts": ["site.example.org"], "pod_port": 8080, "service": "shop"}
-    frontend.drop("site.json", {"site": site})
-    frontend.until(lambda: frontend.get("/", 8085)[0] == 404)
-    assert take("explain", "http://site.example.org:8085/")["route"]["service"] == "site"
-    (frontend.services_d / "web.json").unlink()
-    (frontend.services_d / "site.json").unlink()
     (frontend.services_d / "gone.json").unlink()
     (frontend.services_d / "bad.json").unlink()
     (frontend.services_d / "more.json").unlink()
