@@ -13,6 +13,7 @@ from fc_frontend.syntax.keywords import PREPROCESSOR, SECTIONS
 
 HIDDEN = "…"
 _QUOTED = re.compile(r"\b[A-Za-z]+n't\b|'([^']*)'|`([^`']*)[`']|\"([^\"]*)\"|<([^<>]*)>")
+_NAMES_A_SECTION = re.compile(r"' in section '[^']*' ?:\s*$")
 _TOKEN = re.compile(r"\S+")
 _PUNCTUATION = "'`\"<>()[]{},.;:"
 _HARMLESS = re.compile(r"[A-Za-z-]+|[0-9]+|\[?haproxy\.cfg:\d+\]?")
@@ -41,12 +42,15 @@ _SUGGESTED = "did you mean "
 def without_content(text: str, visible: Collection[str] = (), hidden: Collection[str] = ()) -> str:
     """The first line of a message, in which only `visible` words are quoted.
 
-    If that ends with a colon, the next one belongs to it; further lines repeat the configuration.
-    Words that HAProxy does not put in quotes stay, unless they are `hidden` and more than letters.
+    Further lines repeat the configuration, as after "unmatched quote at position 23:".  Only where
+    the first line ends with a section ("'bind :443' in section 'listen' :", if a certificate cannot
+    be loaded) does the second give the reason.
+
+    Words that HAProxy does not quote stay, unless they are `hidden` and more than letters.
     """
-    line, _, more = text.partition("\n")
-    if line.rstrip().endswith(":") and more:
-        line = f"{line.rstrip()} {more.partition(chr(10))[0].strip()}"
+    line, *more = text.split("\n")
+    if more and _NAMES_A_SECTION.search(line):
+        line = f"{line.rstrip()} {more[0].strip()}"
     known = _KNOWN.union(visible)
 
     def shown(match: re.Match[str]) -> str:
