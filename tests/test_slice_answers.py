@@ -253,5 +253,15 @@ def test_a_service_that_comes_back_is_held_no_longer() -> None:
     assert emptying.held == {"a", "b"}
     emptying.looked(full("a"), 2.0)
     assert emptying.held == {"b"}
-    emptying.forget(["b"])
-    assert not emptying.held
+
+
+def test_services_that_are_not_declared_any_more_are_forgotten_once_they_are_not_held() -> None:
+    emptying = seen("a", "b", "c", "d")
+    emptying.looked(empty("a", "b", "c"), 1.0)
+    emptying.keep(["a"], 2.0)
+    assert emptying.held == {"a", "b", "c"}
+    emptying.keep(["a"], 2.0 + MASS_HELD)
+    assert emptying.held == {"a"}
+    # Of "a" alone, as "d" is not declared, nothing is most.
+    emptying.looked(full("a"), 3.0 + MASS_HELD)
+    assert not emptying.looked(empty("a"), 4.0 + MASS_HELD)["a"].endpoints

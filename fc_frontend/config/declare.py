@@ -7,10 +7,10 @@ Pure but for the look at users of this host.  A unit's fault never hides the oth
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +54,7 @@ from fc_frontend.model.units import (
 from fc_frontend.paths.accounts import user_id
 from fc_frontend.plan import untrusted
 from fc_frontend.plan.checks import service_problems, settings_problems
-from fc_frontend.plan.model import Fragment, FrontendSpec, ServiceSpec, Settings
+from fc_frontend.plan.model import Fragment, FrontendSpec, ServiceSpec, Settings, by_name
 from fc_frontend.plurals import counted
 from fc_frontend.syntax.endpoints import ListenOptions, read_endpoints
 from fc_frontend.syntax.links import service_resource
@@ -94,16 +94,19 @@ class Declaration:
     _documents: dict[str, Document] = field(default_factory=dict, compare=False, repr=False)
     """What was read to locate problems: in an outage of DNS each service may have one."""
 
+    def named(self, names: Iterable[str]) -> list[ServiceSpec]:
+        """The services of these names, sorted by name."""
+        return by_name(self.services, names, attrgetter("name"))
+
     def located(self, problem: Problem) -> Problem:
         """`problem` with the place where its service or setting is declared, if it is found."""
         if problem.file or not (problem.service or problem.field):
             return problem
         if not problem.service:
             return self._located_setting(problem)
-        at = bisect_left(self.services, problem.service, key=lambda spec: spec.name)
-        spec = self.services[at] if at < len(self.services) else None
-        if spec and spec.name == problem.service and spec.origin:
-            file = spec.origin.file
+        origins = [spec.origin for spec in self.named((problem.service,)) if spec.origin]
+        if origins:
+            file = origins[0].file
             if is_of_cluster(file):
                 return replace(problem, file=file)
             return placed(problem, file, self._document(file))

@@ -273,10 +273,8 @@ class Answers:
 
 def _changes_plan(declaration: Declaration, deployed: Plan, answers: Resolution) -> bool:
     """True if haproxy.cfg needs another text for services with these answers."""
-    names = answers.keys()
-    specs = [spec for spec in declaration.services if spec.name in names]
-    planned = plan(declaration.settings, specs, (), answers).services
-    return _shape(planned) != _shape(s for s in deployed.services if s.spec.name in names)
+    planned = plan(declaration.settings, declaration.named(answers), (), answers).services
+    return _shape(planned) != _shape(deployed.named(answers))
 
 
 def _ways_back(base: Base) -> dict[str, ServiceSpec]:

@@ -6,6 +6,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from operator import attrgetter
 
 from fc_frontend.balancer.assign import LoadBalancers
 from fc_frontend.discovery.slices import MassEmptying
@@ -15,8 +16,10 @@ from fc_frontend.kubernetes.answers import LOOK_SECONDS, answers_from, is_of_api
 from fc_frontend.kubernetes.cluster_watch import ClusterWatch
 from fc_frontend.kubernetes.failures import FailureKind
 from fc_frontend.model.api_state import ApiState
+from fc_frontend.model.memo import Memo
 from fc_frontend.observe.log import Log
 from fc_frontend.observe.metrics import Metrics
+from fc_frontend.plan.cluster_objects import ObjectKey
 from fc_frontend.plan.model import (
     Answer,
     ApiSettings,
@@ -26,6 +29,7 @@ from fc_frontend.plan.model import (
     ServiceSpec,
     Settings,
     Target,
+    by_name,
 )
 from fc_frontend.plan.planner import uses_api
 
@@ -48,6 +52,8 @@ class PodSources:
         self._emptying: MassEmptying | None = None
         self._said: str | None = None
         self._stood_in: dict[str, Answer] = {}
+        self._names_by_key: Memo[dict[ObjectKey, list[str]]] = Memo()
+        """The names of declared services by what their endpoints depend on."""
         self.state: ApiState | None = None
         """The watch of the API as it was last seen; None where no API is set."""
 
@@ -89,6 +95,8 @@ class PodSources:
         self._follow(settings, specs)
         found: dict[str, Answer] = {}
         watch = self._watch
+        if self._emptying is not None:
+            self._emptying.keep((spec.name for spec in specs), self._clock())
         if watch is not None:
             self._look_at(watch)
             is_current = watch.is_current
@@ -122,13 +130,13 @@ class PodSources:
         overdue = self._emptying.overdue(self._clock()) if self._emptying else frozenset()
         if (not keys and not overdue) or not watch.is_synced:
             return News({}, since)
-        concerned = [spec for spec in specs if key_of(spec) in keys or spec.name in overdue]
-        answers = self._from_api(concerned, settings, before)
-        held = self._held - answers.keys()
+        by_key = self._names_by_key.of("specs", tuple(specs), lambda: _names_by_key(specs))
+        changed = overdue.union(*(by_key.get(key, ()) for key in keys))
+        answers = self._from_api(_named(specs, changed), settings, before)
         late = [
             spec
-            for spec in specs
-            if spec.name in held and (old := before.get(spec.name)) and old.lost_at is None
+            for spec in _named(specs, self._held - answers.keys())
+            if (old := before.get(spec.name)) and old.lost_at is None
         ]
         answers |= self._from_api(late, settings, before)
         different = {name: each for name, each in answers.items() if before.get(name) != each}
@@ -259,6 +267,17 @@ class PodSources:
             if more:
                 found[name] = replace(old, endpoints=tuple(sorted((*old.endpoints, *more))))
         return found
+
+
+def _named(specs: Sequence[ServiceSpec], names: Iterable[str]) -> list[ServiceSpec]:
+    return by_name(specs, names, attrgetter("name"))
+
+
+def _names_by_key(specs: Iterable[ServiceSpec]) -> dict[ObjectKey, list[str]]:
+    found: dict[ObjectKey, list[str]] = {}
+    for spec in specs:
+        found.setdefault(key_of(spec), []).append(spec.name)
+    return found
 
 
 def _by_dns(spec: ServiceSpec) -> ServiceSpec:

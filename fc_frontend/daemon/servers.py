@@ -240,14 +240,10 @@ def _slots_to_fill(
     deployed: Plan, answers: Resolution, only: Collection[str] | None
 ) -> list[ServicePlan]:
     """The services whose slots are filled here, with their newest endpoints."""
-    if only is not None and not only:
-        return []
     return [
         replace(service, endpoints=answer.endpoints, draining=answer.draining)
-        for service in deployed.services
-        if service.by_runtime
-        and (only is None or service.spec.name in only)
-        and (answer := answers.get(service.spec.name)) is not None
+        for service in (deployed.services if only is None else deployed.named(only))
+        if service.by_runtime and (answer := answers.get(service.spec.name)) is not None
     ]
 
 

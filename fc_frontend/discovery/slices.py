@@ -188,9 +188,13 @@ class MassEmptying:
         """The services whose last pods were kept for long enough."""
         return frozenset(name for name, at in self._held.items() if now - at > MASS_HELD)
 
-    def forget(self, names: Iterable[str]) -> None:
-        """Forget services that are not declared any more."""
-        for name in names:
-            self._last.pop(name, None)
+    def keep(self, names: Iterable[str], now: float) -> None:
+        """Forget all services but those of `names`, which are declared, and those still held.
+
+        The file of a held service may be broken for a moment.
+        """
+        held = self._held.keys() - self.overdue(now)
+        for name in self._last.keys() - set(names) - held:
+            del self._last[name]
             self._emptied.pop(name, None)
             self._held.pop(name, None)

@@ -37,7 +37,7 @@ class PodDiscovery(Protocol):
         """Return once there is news that no sweep has to look for; never where there is none."""
 
     def news(self, specs: Sequence[ServiceSpec], settings: Settings, before: Resolution) -> News:
-        """What changed since the last call, without a wait."""
+        """What changed since the last call, without a wait.  `specs` are sorted by name."""
 
     @property
     def load_balancers(self) -> LoadBalancers | None:

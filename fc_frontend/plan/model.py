@@ -9,11 +9,12 @@ All are frozen: a stage takes values and gives new ones.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
-from typing import Literal
+from typing import Literal, TypeVar
 
 from fc_frontend.errors import Cause, Problem
 from fc_frontend.model.load_balancers import LoadBalancerSettings
@@ -25,6 +26,7 @@ Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
 Family = Literal["ipv4", "ipv6"]
 Mode = Literal["tcp", "http"]
+S = TypeVar("S")
 
 
 FREE_ADDRESS = "127.0.0.255"
@@ -546,15 +548,35 @@ class ServicePlan:
         return self.kind not in (Kind.SERVICE, Kind.NODES)
 
 
+def by_name(services: Sequence[S], names: Iterable[str], name_of: Callable[[S], str]) -> list[S]:
+    """Those of `services`, which are sorted by name, that have one of `names`, in order.
+
+    An event concerns one of 1,000 services: looking at all of them took a third of its time.
+    """
+    found = []
+    for name in sorted(names):
+        at = bisect_left(services, name, key=name_of)
+        if at < len(services) and name_of(services[at]) == name:
+            found.append(services[at])
+    return found
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What HAProxy should do, all of it, and what the operator should know about it."""
+    """What HAProxy should do, all of it, and what the operator should know about it.
+
+    `services`, `fragments` and `frontends` are sorted by name.
+    """
 
     settings: Settings
     services: tuple[ServicePlan, ...]
     fragments: tuple[Fragment, ...] = ()
     frontends: tuple[FrontendSpec, ...] = ()
     problems: tuple[Problem, ...] = ()
+
+    def named(self, names: Iterable[str]) -> list[ServicePlan]:
+        """The services of these names, sorted by name."""
+        return by_name(self.services, names, lambda service: service.spec.name)
 
     @property
     def slot_count(self) -> int:
