@@ -16,10 +16,9 @@ from fc_frontend.demo.dns import ClusterDns, KubernetesService
 from fc_frontend.demo.pods import PodSet
 from fc_frontend.haproxy import runtime
 from fc_frontend.haproxy.socket import ask
-from fc_frontend.pipeline import Base, prepare_offline
 from tests.conftest import RealHaproxy, until
 from tests.support.frontend import Frontend
-from tests.support.imports import DOCUMENTATION, command, on_path
+from tests.support.imports import DOCUMENTATION, command, on_path, text_for
 
 # The command
 
@@ -284,12 +283,8 @@ def test_haproxy_serves_from_the_import_what_it_served_from_the_original(
         "routed.cfg",
         "stats.cfg",
     ]
-    with (new / "config.yaml").open("a") as settings_file:
-        settings_file.write(f"state_directory: {tmp_path}/state\n")
-    prepared = prepare_offline(str(new / "config.yaml"), base=Base())
-    assert prepared.config is not None
     # fc-frontend's own page is one listener more than before.
-    after, answered_after = observed(prepared.config.text)
+    after, answered_after = observed(text_for(new, haproxy.directory))
     after["listening"] -= {("127.0.0.1", 8000)}
     assert after == before
     for port, name in PORTS.items():

@@ -16,15 +16,14 @@ import pytest
 
 from fc_frontend.haproxy import runtime
 from fc_frontend.haproxy.socket import ask
-from fc_frontend.pipeline import Base, prepare_offline
 from tests.conftest import RealHaproxy, binary_of, loopback, until
-from tests.support.imports import command, on_path
+from tests.support.imports import command, on_path, text_for
 
 FILES = sorted((Path(__file__).parent / "imported").glob("*.cfg"))
 EXPECTED = {
     "01": (["ingress"], []),
     "02": (["api", "web", "admin", "metrics"], []),
-    "03": (["grafana"], ["main"]),
+    "03": (["grafana", "api", "site"], []),
     "04": (["postgres", "redis"], []),
     "05": (["ingress-https"], ["ldap"]),
     "06": (["status"], ["hosts"]),
@@ -106,11 +105,7 @@ def test_haproxy_does_the_same_from_the_import(
     assert done.returncode == 0, done.stderr
     assert f": {', '.join(services)}\n" in done.stderr
     assert sorted(each.stem for each in (new / "services.d").glob("*.cfg")) == fragments
-    with (new / "config.yaml").open("a") as settings_file:
-        settings_file.write(f"state_directory: {tmp_path}/state\n")
-    prepared = prepare_offline(str(new / "config.yaml"), base=Base())
-    assert prepared.config is not None
-    after = observed(prepared.config.text)
+    after = observed(text_for(new, haproxy.directory))
     assert isinstance(after["listening"], set)
     # fc-frontend's own page of statistics, where the file had none.
     after["listening"] -= {("127.0.0.1", 8000)}
@@ -122,10 +117,13 @@ def test_there_are_ten_files() -> None:
 
 
 def test_each_section_of_a_fragment_has_its_own_reason(tmp_path: Path) -> None:
-    path = next(path for path in FILES if path.stem.startswith("03"))
+    path = tmp_path / "haproxy.cfg"
+    text = next(path for path in FILES if path.stem.startswith("03")).read_text()
+    text = text.replace("@HOST@:@PORT1@", "127.0.0.1:8080").replace("path_beg", "path_sub")
+    path.write_text(text)
     binary = binary_of("2.6-debian")
     done = command("import", str(path), binary=on_path(tmp_path, binary))
-    assert "frontend main: it chooses between backends (use_backend)" in done.stderr
+    assert "frontend main: line 10: it chooses by path_sub" in done.stderr
     assert "backend api: it is a backend of frontend main" in done.stderr
     assert "resolvers k8s: it is used by backend api, backend site" in done.stderr
 

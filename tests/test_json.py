@@ -44,6 +44,13 @@ frontend other
   default_backend other
 backend other
   server a 192.0.2.1:80
+frontend sites
+  mode http
+  bind 127.0.0.1:82
+  use_backend blog if { hdr(host) blog.example.org }
+backend blog
+  mode http
+  server-template pod 5 blog.default.svc.cluster.local:80 check resolvers cluster init-addr none
 """
 _WITHOUT = {"render", "run", "demo", "completion", "man"}
 """Commands whose output is no document: text that something else reads, or a story."""

@@ -58,12 +58,13 @@ Example:
 @volume_options
 @format_options("text", "json")
 def command(files: tuple[str, ...], output: str | None, force: bool, shape: str) -> None:
-    """Convert existing haproxy.cfg files to services and fragments.
+    """Convert existing haproxy.cfg files to services, frontends and fragments.
 
     Reads the files in the order given, as `haproxy -f A -f B` does. Writes a config.yaml and
-    services.d: a service for each section whose pods can be found by cluster DNS, and a raw
-    fragment for each other section, so that HAProxy behaves as before. Lists what was not
-    converted, with file, line and what to do. Executes nothing, and writes only to DIRECTORY.
+    services.d: a service for each section whose pods can be found by cluster DNS, a frontend with
+    services where a frontend chooses between backends by host, path or SNI, and a raw fragment for
+    each other section, so that HAProxy behaves as before. Lists what was not converted and what
+    differs, with file, line and what to do. Executes nothing, and writes only to DIRECTORY.
 
     \b
     0  everything was converted, and HAProxy accepts the result
@@ -122,6 +123,7 @@ def _document(
         "directory": output,
         "files": [{"name": name, "text": text} for name, text in texts.items()],
         "services": [service.name for service in imported.services],
+        "frontends": [frontend.name for frontend in imported.frontends],
         "fragments": [
             {
                 "name": each.name,
@@ -221,6 +223,9 @@ def _tell(imported: Imported, output: str | None) -> None:
 def _tell_what(imported: Imported) -> None:
     names = ", ".join(service.name for service in imported.services) or "none"
     say(f"{counted(len(imported.services), 'service')}: {names}", err=True)
+    if imported.frontends:
+        names = ", ".join(frontend.name for frontend in imported.frontends)
+        say(f"{counted(len(imported.frontends), 'frontend')}: {names}", err=True)
     for each in imported.fragments:
         say(f"fragment services.d/{each.name}.cfg:", err=True)
         for section in each.sections:

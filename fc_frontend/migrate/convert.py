@@ -8,6 +8,9 @@ defaults                                 defaults_extra, or a service's extra_co
 a page like fc-frontend's own statistics haproxy.stats
 listen, or frontend with one backend,    a service
   with pods found by cluster DNS
+frontend that chooses by host, path or   a frontend, and a service for each backend
+  SNI between such backends
+frontend that redirects to https         that of the frontend with TLS
 all others                               a fragment, with all that it refers to
 """
 
@@ -20,9 +23,17 @@ from typing import Any
 
 from fc_frontend.errors import Problem, Severity
 from fc_frontend.migrate.fragments import References, fragment_name, fragment_text, together
+from fc_frontend.migrate.frontends import (
+    RoutedFrontend,
+    has_tls,
+    is_routed,
+    only_redirects,
+    routed,
+)
 from fc_frontend.migrate.proxies import (
     ConvertedSection,
     NotAService,
+    Role,
     accepted,
     declared,
     hoisted,
@@ -47,8 +58,8 @@ _OWN_LISTEN = Bind("ip", "127.0.0.1", 9484)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ImportedService:
-    """A service's fields, and the section that it was."""
+class ImportedProxy:
+    """The fields of a service or frontend, and the section that it was."""
 
     name: str
     fields: dict[str, Any]
@@ -86,7 +97,8 @@ class Imported:
     """
 
     settings: dict[str, Any]
-    services: tuple[ImportedService, ...] = ()
+    services: tuple[ImportedProxy, ...] = ()
+    frontends: tuple[ImportedProxy, ...] = ()
     fragments: tuple[ImportedFragment, ...] = ()
     problems: tuple[Problem, ...] = ()
 
@@ -125,8 +137,10 @@ class _Conversion:
         usable = [s for s in self.sections if not s.broken and s.kind not in ("global", "defaults")]
         self.references = References(usable)
         candidates = self._candidates(usable)
+        routed = self._routed(usable)
+        candidates += [member for each in routed for member in each.members]
         resolvers = self._choose_resolvers(usable, candidates)
-        candidates = self._settled(usable, candidates, resolvers)
+        candidates = self._whole(self._settled(usable, candidates, resolvers), routed)
         taken = {id(part) for service in candidates for part in service.sections}
         rest = [s for s in usable if id(s) not in taken]
         rest = self._take_stats(rest)
@@ -137,13 +151,14 @@ class _Conversion:
                 id(user) in kept for user in self.references.users(resolvers)
             )
             rest = [s for s in rest if s is not resolvers or is_needed]
-        services = self._services(candidates)
+        services, frontends = self._declarations(candidates)
         fragments = self._fragments(rest, [service.name for service in candidates])
         self._own_listeners()
         self.problems += self.found.problems
         return Imported(
             settings=self._settings(candidates),
             services=tuple(services),
+            frontends=tuple(frontends),
             fragments=tuple(fragments),
             problems=tuple(self.problems),
         )
@@ -213,6 +228,52 @@ class _Conversion:
                 self.reasons[id(section)] = "a declaration has no fields for what it sets"
         return found
 
+    def _routed(self, usable: Sequence[OldSection]) -> list[RoutedFrontend]:
+        """The frontends that choose between backends, with these, looked at one by one."""
+        own = own_defaults(self.own_sections)
+        backends = {s.name: s for s in usable if s.kind == "backend"}
+        redirecting = [section for section in usable if only_redirects(section)]
+        sections = [s for s in usable if is_routed(s) and not only_redirects(s)]
+        with_tls = [section for section in sections if has_tls(section)]
+        found: list[RoutedFrontend] = []
+        for section in sections:
+            # Where several frontends have TLS, nothing says to which of them one redirects.
+            others = redirecting if with_tls == [section] else []
+            try:
+                made = routed(section, backends, others, own, self._crt_base())
+            except NotAService as exc:
+                self.reasons[id(section)] = str(exc)
+                continue
+            found.append(made)
+            for unreached in made.unreached:
+                self.reasons[id(unreached)] = f"no rule of {_title(section)} reaches it"
+        return found
+
+    def _crt_base(self) -> str:
+        lines = [s.statements for s in self.sections if s.kind == "global" and not s.broken]
+        found = [
+            line.arguments[0]
+            for each in lines
+            for line in each
+            if line.keyword == "crt-base" and line.arguments
+        ]
+        return found[-1] if found else ""
+
+    def _whole(
+        self, candidates: Sequence[ConvertedSection], routed: Sequence[RoutedFrontend]
+    ) -> list[ConvertedSection]:
+        """The candidates without frontends of which a part is missing."""
+        kept = {id(candidate) for candidate in candidates}
+        for each in routed:
+            missing = [member for member in each.members if id(member) not in kept]
+            if missing:
+                kept -= {id(member) for member in each.members}
+                first, frontend = missing[0], each.frontend
+                if first is not frontend:
+                    reason = self.reasons[id(first.section)]
+                    self.reasons[id(frontend.section)] = f"of its backend {first.name}, {reason}"
+        return [candidate for candidate in candidates if id(candidate) in kept]
+
     def _only_backend(self, section: OldSection, backends: dict[str, OldSection]) -> OldSection:
         """The backend of a frontend that has no other way to go.  Raises NotAService."""
         if any(line.keyword == "use_backend" for line in section.statements):
@@ -257,7 +318,9 @@ class _Conversion:
         kept: list[ConvertedSection] = []
         for candidate in candidates:
             reason = ""
-            if candidate.nodes:
+            if candidate.role is Role.FRONTEND:
+                pass
+            elif candidate.nodes:
                 reason = "" if candidate.nodes == node_set else "its servers are not the nodes"
             elif candidate.resolvers != name:
                 reason = f"it is resolved by `resolvers {candidate.resolvers}`"
@@ -281,7 +344,7 @@ class _Conversion:
                 proxies.setdefault(section.name, []).append(section)
         kept: list[ConvertedSection] = []
         for candidate in candidates:
-            parts = candidate.sections
+            parts = candidate.group or candidate.sections
 
             def is_outside(section: OldSection, parts: tuple[OldSection, ...] = parts) -> bool:
                 return section is not resolvers and not any(section is part for part in parts)
@@ -289,7 +352,7 @@ class _Conversion:
             named = [s for part in parts for s in self.references.named(part) if is_outside(s)]
             users = [s for part in parts for s in self.references.users(part) if is_outside(s)]
             users += [s for part in parts for s in self.references.possible_users(part)]
-            same = [s for s in proxies[candidate.name] if is_outside(s)]
+            same = [s for s in proxies.get(candidate.name, ()) if is_outside(s)]
             if named:
                 reason = f"it refers to {_titles(named)}"
             elif users:
@@ -326,16 +389,20 @@ class _Conversion:
             return [s for s in rest if s is not section]
         return rest
 
-    def _services(self, candidates: list[ConvertedSection]) -> list[ImportedService]:
+    def _declarations(
+        self, candidates: list[ConvertedSection]
+    ) -> tuple[list[ImportedProxy], list[ImportedProxy]]:
+        """The services and the frontends."""
         shared = hoisted(candidates)
         self.found.haproxy["defaults_extra"] = [line.source for line in shared]
         logs = [_logs(c, self.found.has_log) for c in candidates]
         if candidates and not any(logs) and not self.found.has_log:
             # Nothing is logged: not by any service, and there is no target in `global`.
             self.found.haproxy["log"] = None
-        services = []
+        services: list[ImportedProxy] = []
+        frontends: list[ImportedProxy] = []
         for candidate, said in zip(candidates, logs, strict=True):
-            extra = [line.source for _, line in candidate.carried]
+            extra = candidate.own_lines
             if "log" not in self.found.haproxy and said != [("global",)]:
                 kept = said[1:] if said[:1] == [("global",)] else said
                 extra += [] if kept != said else ["no log"]
@@ -345,8 +412,8 @@ class _Conversion:
             if extra:
                 fields["extra_config"] = extra
             self.problems += candidate.problems
-            services.append(
-                ImportedService(
+            (frontends if candidate.role is Role.FRONTEND else services).append(
+                ImportedProxy(
                     name=candidate.name,
                     fields=fields,
                     file=candidate.section.file,
@@ -354,7 +421,7 @@ class _Conversion:
                     comment=_comment(candidate),
                 )
             )
-        return services
+        return services, frontends
 
     def _fragments(self, rest: list[OldSection], taken: list[str]) -> list[ImportedFragment]:
         fragments: list[ImportedFragment] = []
@@ -444,7 +511,7 @@ class _Conversion:
             settings["haproxy"] = haproxy
         if found.intervals:
             settings["intervals"] = found.intervals
-        unset = [(c.fields.get("mode", "tcp"), c.unset) for c in candidates]
+        unset = [(c.mode, c.unset) for c in candidates]
         found_notice = unset_notice(unset, has_fragments=bool(self.reasons))
         self.problems += found_notice
         return settings

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from fc_frontend.migrate.convert import Imported, ImportedFragment, ImportedService
+from fc_frontend.migrate.convert import Imported, ImportedFragment, ImportedProxy
 from fc_frontend.text import json_text, one_line
 
 _PLAIN = re.compile(r"[A-Za-z][A-Za-z0-9_./-]*(?: [A-Za-z0-9_./()-]+)*")
@@ -20,13 +20,15 @@ _CLUSTER_NOTE = (
 
 def files(imported: Imported) -> dict[str, str]:
     """The text of each file, by its path below the directory of the settings file."""
+    proxies = {"frontends": imported.frontends, "services": imported.services}
     sources = sorted(
-        {service.file for service in imported.services}
+        {each.file for several in proxies.values() for each in several}
         | {section.file for each in imported.fragments for section in each.sections}
         | {problem.file for problem in imported.problems if problem.file}
     )
     found = {"config.yaml": _settings(imported.settings, sources)}
-    found |= {f"services.d/{s.name}.yaml": _service(s) for s in imported.services}
+    for kind, several in proxies.items():
+        found |= {f"services.d/{each.name}.yaml": _proxy(kind, each) for each in several}
     found |= {f"services.d/{f.name}.cfg": _fragment(f) for f in imported.fragments}
     return found
 
@@ -43,11 +45,11 @@ def _settings(settings: dict[str, Any], sources: list[str]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _service(service: ImportedService) -> str:
-    lines = [f"# {one_line(service.file)}, line {service.line}"]
-    lines += [one_line(comment) for comment in service.comment]
-    lines += ["services:", f"  {_scalar(service.name)}:"]
-    for name, value in service.fields.items():
+def _proxy(kind: str, proxy: ImportedProxy) -> str:
+    lines = [f"# {one_line(proxy.file)}, line {proxy.line}"]
+    lines += [one_line(comment) for comment in proxy.comment]
+    lines += [f"{kind}:", f"  {_scalar(proxy.name)}:"]
+    for name, value in proxy.fields.items():
         lines += _entry(name, value, "    ")
     return "\n".join(lines) + "\n"
 
@@ -72,6 +74,8 @@ def _entry(name: str, value: Any, indent: str) -> list[str]:
 
 
 def _scalar(value: Any) -> str:
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{key}: {_scalar(each)}' for key, each in value.items())}}}"
     if value is None:
         return "null"
     if isinstance(value, bool):

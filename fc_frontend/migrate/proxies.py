@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 from ipaddress import ip_address
 from typing import Any
 
@@ -49,8 +50,55 @@ _HOSTNAME = re.compile(
 _STR = re.compile(r"str\(([A-Za-z0-9.-]{1,253})\)")
 
 
+def _subjects(keywords: str, options: str, timeouts: str) -> frozenset[str]:
+    return frozenset(
+        (
+            *keywords.split(),
+            *(f"option {name}" for name in options.split()),
+            *(f"timeout {name}" for name in timeouts.split()),
+        )
+    )
+
+
+_CLIENT_SIDE = _subjects(
+    """
+    backlog capture log-format log-format-sd maxconn monitor-uri unique-id-format unique-id-
+    header
+    """,
+    """
+    clitcpka contstats dontlog-normal dontlognull http-ignore-probes httplog log-separate-
+    errors logasap socket-stats tcp-smart-accept tcplog
+    """,
+    """client client-fin client-hs""",
+)
+"""What a backend cannot have (manual 4.1)."""
+_SERVER_SIDE = _subjects(
+    """
+    cookie external-check fullconn hash-type http-check http-reuse http-send-name-header
+    retries retry-on source tcp-check
+    """,
+    """
+    abortonclose allbackups checkcache external-check httpchk ldap-check log-health-checks
+    mysql-check pgsql-check prefer-last-server persist redis-check redispatch smtpchk spop-
+    check srvtcpka ssl-hello-chk tcp-check tcp-smart-connect transparent
+    """,
+    """check connect queue server server-fin tunnel""",
+)
+"""What a frontend cannot have."""
+
+
 class NotAService(Exception):
     """Why a section cannot be said as a declaration; it becomes a fragment instead."""
+
+
+class Role(StrEnum):
+    """What a section becomes."""
+
+    SERVICE = "service"
+    """A service with binds of its own."""
+    FRONTEND = "frontend"
+    ROUTED = "routed"
+    """A service of a frontend."""
 
 
 @dataclass(slots=True)
@@ -73,11 +121,21 @@ class ConvertedSection:
     extra: list[str] = field(default_factory=list)
     unset: tuple[str, ...] = ()
     problems: list[Problem] = field(default_factory=list)
+    role: Role = Role.SERVICE
+    mode: str = "tcp"
+    group: tuple[OldSection, ...] = ()
+    """The sections that can only be declared together with it."""
 
     @property
     def section(self) -> OldSection:
         """The one that its place is told by."""
         return self.sections[0]
+
+    @property
+    def own_lines(self) -> list[str]:
+        """Lines for `extra_config`: those of `defaults` that a section of this role can have."""
+        others = {Role.FRONTEND: _SERVER_SIDE, Role.ROUTED: _CLIENT_SIDE}.get(self.role, ())
+        return [line.source for _, line in self.carried if _subject(line) not in others]
 
 
 def key_of(line: Line) -> Key:
@@ -117,15 +175,39 @@ def declared(
     return _Proxy(section, backend).declaration(own)
 
 
+def declared_backend(
+    backend: OldSection, own: Mapping[str, Mapping[Key, Meaning]]
+) -> ConvertedSection:
+    """The declaration of a backend as a service of a frontend, without its routes.
+
+    Raises NotAService.
+    """
+    return _Proxy(backend, None).routed(own)
+
+
+def declared_frontend(
+    section: OldSection, own: Mapping[str, Mapping[Key, Meaning]], *, skip: Collection[int]
+) -> ConvertedSection:
+    """A frontend without fields: what its `defaults` and its own lines set.
+
+    Lines whose ids are in `skip` are left out.  Raises NotAService.
+    """
+    return _Proxy(section, None, skip=skip).frontend(own)
+
+
 class _Proxy:
     """Gathers what holds for a proxy."""
 
-    def __init__(self, section: OldSection, backend: OldSection | None) -> None:
+    def __init__(
+        self, section: OldSection, backend: OldSection | None, *, skip: Collection[int] = ()
+    ) -> None:
         self.section = section
         self.sections = (section, backend) if backend else (section,)
         _require_usable(self.sections)
         self.inherited = [line for base in section.lineage() for line in base.statements]
-        self.own = [line for part in self.sections for line in part.statements]
+        self.own = [
+            line for part in self.sections for line in part.statements if id(line) not in skip
+        ]
         if backend:
             _require_mergeable(section, backend)
             self.own = [line for line in self.own if line.keyword != "default_backend"]
@@ -138,23 +220,46 @@ class _Proxy:
         self.problems: list[Problem] = []
 
     def declaration(self, own: Mapping[str, Mapping[Key, Meaning]]) -> ConvertedSection:
+        result = self._begun(Role.SERVICE, own)
+        servers = self._servers(result)
+        result.fields["binds"] = self._binds(result)
+        result.fields["mode"] = self.mode
+        result.fields.update(servers)
+        self._balance(result)
+        self._end(result, own)
+        _simplify(result)
+        return result
+
+    def routed(self, own: Mapping[str, Mapping[Key, Meaning]]) -> ConvertedSection:
+        result = self._begun(Role.ROUTED, own)
+        servers = self._servers(result)
+        result.fields["mode"] = self.mode
+        result.fields.update(servers)
+        self._balance(result)
+        self._end(result, own)
+        _simplify(result)
+        return result
+
+    def frontend(self, own: Mapping[str, Mapping[Key, Meaning]]) -> ConvertedSection:
+        result = self._begun(Role.FRONTEND, own)
+        self._end(result, own)
+        return result
+
+    def _begun(self, role: Role, own: Mapping[str, Mapping[Key, Meaning]]) -> ConvertedSection:
         name = self.section.name
         if not SERVICE_NAME.fullmatch(name):
             raise NotAService("its name is not one that a service may have")
         self._gather()
         if self.mode not in own:
             raise NotAService(f"mode {self.mode}")
-        result = ConvertedSection(name, self.sections, {}, problems=self.problems)
-        servers = self._servers(result)
-        result.fields["binds"] = self._binds(result)
-        result.fields["mode"] = self.mode
-        result.fields.update(servers)
-        self._balance(result)
+        return ConvertedSection(
+            name, self.sections, {}, problems=self.problems, role=role, mode=self.mode
+        )
+
+    def _end(self, result: ConvertedSection, own: Mapping[str, Mapping[Key, Meaning]]) -> None:
         self._defaults(result, own[self.mode])
         result.logs = tuple(self.logs)
         result.extra += [line.source for line in self.rest]
-        _simplify(result)
-        return result
 
     def _gather(self) -> None:
         defaults: list[Option] = []
@@ -317,7 +422,7 @@ class _Proxy:
             )
         number = "1" if name == "pod" else ""
         self.problems.append(
-            _notice(
+            notice(
                 self.section,
                 line.number,
                 f"its servers are called {name}{number} instead of {said}{number}",
@@ -437,6 +542,13 @@ def hoisted(services: Sequence[ConvertedSection]) -> list[Line]:
             (key, line) for key, line in service.carried if meaning_of(line) not in taken
         ]
     return found
+
+
+def _subject(line: Line) -> str:
+    """A keyword, with the name of the option or timeout."""
+    if line.keyword in ("option", "timeout"):
+        return " ".join((line.keyword, *line.arguments[:1]))
+    return line.keyword
 
 
 def _kind_of(line: Line) -> str:
@@ -597,7 +709,8 @@ def _simplify(result: ConvertedSection) -> None:
     }
 
 
-def _notice(section: OldSection, line: int, message: str, remedy: str) -> Problem:
+def notice(section: OldSection, line: int, message: str, remedy: str) -> Problem:
+    """A warning about what a section becomes."""
     return Problem(
         f"{section.kind} {section.name}: {message}",
         remedy,

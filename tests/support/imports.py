@@ -7,6 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import yaml
+
+from fc_frontend.pipeline import Base, prepare_offline
+from fc_frontend.render.config import maps_in
+
 DOCUMENTATION = """\
 defaults
     balance leastconn
@@ -45,3 +50,19 @@ def on_path(directory: Path, binary: str) -> str:
     (directory / "bin").mkdir()
     (directory / "bin" / "haproxy").symlink_to(binary)
     return str(directory / "bin")
+
+
+def text_for(new: Path, directory: Path) -> str:
+    """The haproxy.cfg of an import in `new` for a HAProxy in `directory`, which gets its maps."""
+    config = new / "config.yaml"
+    settings = yaml.safe_load(config.read_text())
+    settings["state_directory"] = f"{new}/state"
+    settings.setdefault("haproxy", {})["config_file"] = f"{directory}/haproxy.cfg"
+    config.write_text(yaml.safe_dump(settings))
+    prepared = prepare_offline(str(config), base=Base())
+    assert prepared.config is not None
+    assert not prepared.withheld
+    for path, content in maps_in(f"{directory}/haproxy.cfg", prepared.config.text).items():
+        Path(path).parent.mkdir(exist_ok=True)
+        Path(path).write_text(content)
+    return prepared.config.text
