@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography import x509
 
+from tests.conftest import until_in_loop
+from tests.support.api_identities import Identities, stamped
 from tests.support.api_objects import Json, Objects
 from tests.support.api_server import ApiServer
+from tests.support.certificates import Certificates
 
 RECORDED = Path(__file__).parent / "recorded" / "kubernetes"
 
@@ -45,12 +50,19 @@ def recorded(name: str) -> Answer:
     return Answer((RECORDED / f"{name}.http").read_bytes())
 
 
-async def replay(server: ApiServer, name: str, *, faster: bool = True) -> Answer:
-    """The answer of `server` to the recorded request."""
+async def replay(
+    server: ApiServer, name: str, *, faster: bool = True, token: str | None = None
+) -> Answer:
+    """The answer of `server` to the recorded request, with another token if one is given."""
     request = (RECORDED / f"{name}.request").read_bytes()
     if b"\r\n" not in request:
         head, _, body = request.partition(b"\n\n")
         request = head.strip().replace(b"\n", b"\r\n") + b"\r\n\r\n" + body.strip()
+    if token is not None:
+        head, _, body = request.partition(b"\r\n\r\n")
+        lines = [each for each in head.split(b"\r\n") if not each.startswith(b"Authorization:")]
+        lines.append(b"Authorization: Bearer " + token.encode())
+        request = b"\r\n".join(lines) + b"\r\n\r\n" + body
     if faster:
         for seconds in (b"12", b"8", b"6", b"4", b"3"):
             request = request.replace(b"timeoutSeconds=" + seconds + b"&", b"timeoutSeconds=0.3&")
@@ -324,3 +336,120 @@ def test_an_access_review_says_what_is_allowed(name: str) -> None:
     assert ours.status == real.status
     assert ours.object["status"]["allowed"] is real.object["status"]["allowed"]
     assert ours.object["spec"] == real.object["spec"]
+
+
+ADMIN_TOKEN = "dummy." * 2
+
+
+def answers(certificates: Certificates, *names: str) -> list[Answer]:
+    """The answers of a server with identities to recorded requests, sent by an administrator."""
+
+    async def scene() -> list[Answer]:
+        objects = Objects()
+        server = ApiServer(objects, identities=Identities(objects, certificates, ADMIN_TOKEN))
+        item = {"metadata": {"name": "frontend", "namespace": "shop"}}
+        objects.create("serviceaccounts", stamped(item))
+        # The recorded approval names the version of the recorded request.
+        objects.version = 1259
+        key = ("certificatesigningrequests", "", "frontend-vm1")
+        async with server.serving():
+            found = []
+            for name in names:
+                if name == "csr-signed":
+                    await until_in_loop(lambda: "certificate" in objects.now[key]["status"])
+                found.append(await replay(server, name, token=ADMIN_TOKEN))
+            return found
+
+    return asyncio.run(scene())
+
+
+@pytest.mark.parametrize("name", ["csr-bad", "token-request-too-short", "token-request-no-account"])
+def test_what_is_not_issued_is_refused_as_by_a_real_server(
+    name: str, certificates: Certificates
+) -> None:
+    (ours,) = answers(certificates, name)
+    real = recorded(name)
+    assert (ours.status, ours.object) == (real.status, real.object)
+
+
+def test_a_token_is_issued_as_by_a_real_server(certificates: Certificates) -> None:
+    (ours,) = answers(certificates, "token-request")
+    real = recorded("token-request")
+    assert ours.status == real.status
+    assert shape(ours.object) == shape(without(real.object, "managedFields", "uid"))
+    assert ours.object["spec"] == real.object["spec"]
+
+
+def test_a_certificate_is_requested_approved_and_signed_as_by_a_real_server(
+    certificates: Certificates,
+) -> None:
+    names = ("csr-create", "csr-approve", "csr-signed")
+    for name, ours in zip(names, answers(certificates, *names), strict=True):
+        real = recorded(name)
+        assert ours.status == real.status
+        assert shape(ours.object) == shape(without(real.object, "extra"))
+        given, had = (
+            each["status"].pop("certificate", None) for each in (ours.object, real.object)
+        )
+        assert (given is None) == (had is None) == (name != "csr-signed")
+        if given is not None:
+            one, other = (
+                x509.load_pem_x509_certificate(base64.b64decode(pem)) for pem in (given, had)
+            )
+            lifetimes = [c.not_valid_after_utc - c.not_valid_before_utc for c in (one, other)]
+            assert one.subject == other.subject
+            assert lifetimes[0] == lifetimes[1]
+            usages = [
+                c.extensions.get_extension_for_class(x509.ExtendedKeyUsage) for c in (one, other)
+            ]
+            assert usages[0] == usages[1]
+
+
+def test_a_token_says_who_has_it_and_ends_with_its_account(certificates: Certificates) -> None:
+    async def scene() -> list[Answer]:
+        objects = Objects()
+        identities = Identities(objects, certificates, ADMIN_TOKEN)
+        server = ApiServer(objects, identities=identities)
+        key = ("serviceaccounts", "shop", "frontend")
+        item = stamped({"metadata": {"name": "frontend", "namespace": "shop"}})
+        objects.create("serviceaccounts", item)
+        token = identities.token(key, {"spec": {}})["status"]["token"]
+        async with server.serving():
+            known = await replay(server, "self-subject-review", token=token)
+            objects.delete(key)
+            gone = await replay(server, "unauthorized-deleted-account", token=token)
+            return [known, gone]
+
+    known, gone = asyncio.run(scene())
+    real = recorded("self-subject-review")
+    assert known.status == real.status
+    assert shape(known.object) == shape(without(real.object, "extra"))
+    infos = [each.object["status"]["userInfo"] for each in (known, real)]
+    assert all(infos[0][field] == infos[1][field] for field in ("username", "groups"))
+    assert (gone.status, gone.object) == (401, recorded("unauthorized-deleted-account").object)
+
+
+def test_a_deletion_is_answered_as_by_a_real_server(certificates: Certificates) -> None:
+    async def scene() -> Answer:
+        objects = Objects()
+        objects.create("leases", stamped(named("frontend", spec={})))
+        async with ApiServer(objects).serving() as server:
+            return await replay(server, "lease-delete")
+
+    ours, real = asyncio.run(scene()), recorded("lease-delete")
+    assert ours.status == real.status
+    assert shape(ours.object) == shape(real.object)
+
+
+def without(item: Any, *names: str) -> Any:
+    """A document without these fields, wherever they are."""
+    if isinstance(item, dict):
+        return {name: without(each, *names) for name, each in item.items() if name not in names}
+    return [without(each, *names) for each in item] if isinstance(item, list) else item
+
+
+def shape(item: Any) -> Any:
+    """The fields of a document, with the types of their values."""
+    if isinstance(item, dict):
+        return {name: shape(each) for name, each in item.items()}
+    return [shape(each) for each in item] if isinstance(item, list) else type(item).__name__

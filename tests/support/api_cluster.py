@@ -29,6 +29,24 @@ def token_until(seconds: int) -> str:
     return ".".join([*(part.decode().rstrip("=") for part in encoded), "c2lnbmF0dXJl"])
 
 
+def kubeconfig_of(
+    port: int, certificates: Certificates, user: Mapping[str, Any], **cluster: Any
+) -> Json:
+    """A kubeconfig for the API server on that port of 127.0.0.1."""
+    server = {
+        "server": f"https://127.0.0.1:{port}",
+        "certificate-authority-data": certificates.data("ca.crt"),
+    }
+    return {
+        "apiVersion": "v1",
+        "kind": "Config",
+        "current-context": "frontend",
+        "contexts": [{"name": "frontend", "context": {"cluster": "c", "user": "u"}}],
+        "clusters": [{"name": "c", "cluster": {**server, **cluster}}],
+        "users": [{"name": "u", "user": dict(user)}],
+    }
+
+
 class ApiFrontend(Frontend):
     """`api` is its cluster's API server, which `kubeconfig` reaches."""
 
@@ -64,22 +82,7 @@ class ApiFrontend(Frontend):
     def write_kubeconfig(self, token: str = TOKEN) -> None:
         """The access of a ServiceAccount's token, the only one that the server takes."""
         self.api.token = token
-        document = {
-            "apiVersion": "v1",
-            "kind": "Config",
-            "current-context": "frontend",
-            "contexts": [{"name": "frontend", "context": {"cluster": "c", "user": "u"}}],
-            "clusters": [
-                {
-                    "name": "c",
-                    "cluster": {
-                        "server": f"https://127.0.0.1:{self.api.port}",
-                        "certificate-authority-data": self.certificates.data("ca.crt"),
-                    },
-                }
-            ],
-            "users": [{"name": "u", "user": {"token": token}}],
-        }
+        document = kubeconfig_of(self.api.port, self.certificates, {"token": token})
         self.kubeconfig.write_text(json.dumps(document))
         self.kubeconfig.chmod(0o600)
 

@@ -29,9 +29,11 @@ RESOURCES = {
     "rolebindings": ("rbac.authorization.k8s.io", "v1", "RoleBinding"),
     "clusterroles": ("rbac.authorization.k8s.io", "v1", "ClusterRole"),
     "clusterrolebindings": ("rbac.authorization.k8s.io", "v1", "ClusterRoleBinding"),
+    "certificatesigningrequests": ("certificates.k8s.io", "v1", "CertificateSigningRequest"),
 }
 """Resource → API group, version and kind."""
-_WITHOUT_NAMESPACE = ("namespaces", "nodes", "clusterroles", "clusterrolebindings")
+_WITHOUT_NAMESPACE = ("namespaces", "nodes", "clusterroles", "clusterrolebindings",
+                      "certificatesigningrequests")  # fmt: skip
 
 
 def described(path: str) -> Json | None:
@@ -348,13 +350,23 @@ def check_ingress(key: Key, item: Json) -> None:
 
 
 def _invalid(key: Key, where: str, kind: str, message: str) -> ApiError:
+    return invalid(RESOURCES[key[0]][2], "", key[2], where, kind, message)
+
+
+def invalid(of_kind: str, group: str, name: str, where: str, kind: str, message: str) -> ApiError:
+    """422 for the field `where` of an object; `message` says what is wrong with its value."""
     cause = {"reason": f"FieldValue{kind}", "message": message, "field": where}
-    of_kind = RESOURCES[key[0]][2]
+    qualified_kind = f"{of_kind}.{group}" if group else of_kind
     return ApiError(
         422,
         "Invalid",
-        f'{of_kind} "{key[2]}" is invalid: {where}: {message}',
-        details={"name": key[2], "kind": of_kind, "causes": [cause]},
+        f'{qualified_kind} "{name}" is invalid: {where}: {message}',
+        details={
+            **({"name": name} if name else {}),
+            **({"group": group} if group else {}),
+            "kind": of_kind,
+            "causes": [cause],
+        },
     )
 
 
@@ -362,6 +374,19 @@ def typed(resource: str, item: Json) -> Json:
     """The object with its kind, which a list leaves out and a watch has."""
     group, version, kind = RESOURCES[resource]
     return {"kind": kind, "apiVersion": f"{group}/{version}" if group else version, **item}
+
+
+def deleted(key: Key, item: Json) -> Json:
+    """The Status that answers a deletion."""
+    uid = item["metadata"].get("uid")
+    details = {**_details(key[0], key[2]), **({"uid": uid} if uid else {})}
+    return {
+        "kind": "Status",
+        "apiVersion": "v1",
+        "metadata": {},
+        "status": "Success",
+        "details": details,
+    }
 
 
 def bookmark(resource: str, version: int, *, is_end: bool = False) -> Json:

@@ -11,14 +11,18 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 from http import HTTPStatus
 from typing import Any
+from urllib.parse import unquote
 
+from tests.support.api_identities import Identities, Identity, self_review, stamped
 from tests.support.api_objects import (
     RESOURCES,
     ApiError,
     Json,
+    Key,
     Objects,
     Query,
     bookmark,
+    deleted,
     described,
     expired,
     qualified,
@@ -45,7 +49,8 @@ class Fault(Enum):
 class ApiServer:
     """Serves `objects`.  `errors` are given to the next requests, one each.
 
-    `token` is the only one that is accepted; None accepts everybody.  `denied` has verbs and
+    `token` is the only one that is accepted; None accepts everybody.  With `identities`, these
+    judge tokens, certificates and rights, and objects get a uid.  `denied` has verbs and
     resources, such as ("watch", "endpointslices"), which are denied to `user`.  `keeps_ip_mode` is
     false for a server before 1.29.  `streams_lists` is false for a server before
     1.32, `bookmark_seconds` is the time between bookmarks.  `requests` has what was asked.
@@ -53,6 +58,7 @@ class ApiServer:
 
     objects: Objects = field(default_factory=Objects)
     token: str | None = None
+    identities: Identities | None = None
     denied: set[tuple[str, str]] = field(default_factory=set)
     fault: Fault | None = None
     user: str = "nobody"
@@ -137,20 +143,27 @@ class ApiServer:
             if method == "PATCH" and headers.get("content-type") == "application/json":
                 message = "the body of the request was in an unknown format"
                 raise ApiError(415, "UnsupportedMediaType", message)
-            return await self._answer(writer, method, target, token, body)
+            who = self._identity(token, writer.get_extra_info("peercert"))
+            return await self._answer(writer, method, target, who, body)
         except ApiError as error:
             _reply(writer, error.code, error.status, retry_after=error.retry_after)
             await writer.drain()
             return True
 
     async def _answer(
-        self, writer: asyncio.StreamWriter, method: str, target: str, token: str | None, body: bytes
+        self,
+        writer: asyncio.StreamWriter,
+        method: str,
+        target: str,
+        who: Identity,
+        body: bytes,
     ) -> bool:
-        if self.token is not None and token != self.token:
-            raise ApiError(401, "Unauthorized", "Unauthorized")
         path, _, query_text = target.partition("?")
+        if path == "/apis/authentication.k8s.io/v1/selfsubjectreviews" and method == "POST":
+            _reply(writer, 201, self_review(who))
+            return True
         if path == "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews" and method == "POST":
-            _reply(writer, 201, self._review(json.loads(body)))
+            _reply(writer, 201, self._review(who, json.loads(body)))
             return True
         if path == "/readyz" and method == "GET":
             _reply(writer, 200, b"ok")
@@ -165,7 +178,7 @@ class ApiServer:
         resource, namespace, name, subresource = found
         if method == "GET" and not name:
             query = Query(resource, namespace, query_text)
-            self._allow("watch" if query.is_watch else "list", resource, namespace)
+            self._allow(who, "watch" if query.is_watch else "list", resource, namespace)
             if query.is_watch:
                 await self._watch(writer, query)
                 return True
@@ -178,41 +191,69 @@ class ApiServer:
                 return False
             _reply(writer, 200, page)
         else:
-            _reply(writer, *self._single(method, (resource, namespace, name), subresource, body))
+            key = (resource, namespace, name)
+            _reply(writer, *self._single(who, method, key, subresource, body))
         await writer.drain()
         return True
 
+    def _identity(self, token: str | None, peer: Any) -> Identity:
+        if self.identities is not None:
+            return self.identities.identity(token, peer)
+        if self.token is not None and token != self.token:
+            raise ApiError(401, "Unauthorized", "Unauthorized")
+        return Identity(f"system:serviceaccount:shop:{self.user}", ())
+
     def _single(
-        self, method: str, key: tuple[str, str, str], subresource: str, body: bytes
+        self, who: Identity, method: str, key: Key, subresource: str, body: bytes
     ) -> tuple[int, Json]:
         resource = key[0]
         item = json.loads(body) if body else {}
+        whole = f"{resource}/{subresource}".rstrip("/")
         match method:
             case "GET":
-                self._allow("get", resource, key[1])
+                self._allow(who, "get", resource, key[1])
                 return 200, typed(resource, self.objects.get(key))
             case "POST":
-                self._allow("create", resource, key[1])
-                if key[1]:
-                    item["metadata"].setdefault("namespace", key[1])
-                return 201, typed(resource, self.objects.create(resource, item))
+                self._allow(who, "create", whole, key[1])
+                if self.identities is not None and whole == "serviceaccounts/token":
+                    return 201, self.identities.token(key, item)
+                return 201, typed(resource, self._created(who, key, item))
             case "PUT":
-                self._allow("update", resource, key[1], key[2])
+                self._allow(who, "update", whole, key[1], key[2])
+                if self.identities is not None and subresource == "approval":
+                    return 200, typed(resource, self.identities.approve(key, item))
                 return 200, typed(resource, self.objects.update(key, item))
             case "PATCH":
-                self._allow("patch", f"{resource}/{subresource}".rstrip("/"), key[1], key[2])
+                self._allow(who, "patch", whole, key[1], key[2])
                 if not self.keeps_ip_mode:
                     balanced = item.get("status", {}).get("loadBalancer", {})
                     for entry in balanced.get("ingress") or ():
                         entry.pop("ipMode", None)
                 return 200, typed(resource, self.objects.patch(key, item, subresource))
             case "DELETE":
-                self.objects.delete(key)
-                return 200, {"kind": "Status", "apiVersion": "v1", "status": "Success"}
+                self._allow(who, "delete", resource, key[1], key[2])
+                return 200, deleted(key, self.objects.delete(key))
         raise ApiError(405, "MethodNotAllowed", "the server does not allow this method")
 
-    def _allow(self, verb: str, resource: str, namespace: str, name: str = "") -> None:
-        if (verb, resource) not in self.denied:
+    def _created(self, who: Identity, key: Key, item: Json) -> Json:
+        resource, namespace, _ = key
+        if namespace:
+            item["metadata"].setdefault("namespace", namespace)
+        if self.identities is not None:
+            if namespace:
+                self.objects.get(("namespaces", "", namespace))
+            if resource == "certificatesigningrequests":
+                self.identities.check_request(item, who)
+            item = stamped(item)
+        return self.objects.create(resource, item)
+
+    def _allow(
+        self, who: Identity, verb: str, resource: str, namespace: str, name: str = ""
+    ) -> None:
+        is_denied = (verb, resource) in self.denied
+        if self.identities is not None:
+            is_denied |= not self.identities.may(who, verb, resource, namespace)
+        if not is_denied:
             return
         plain = resource.partition("/")[0]
         group = RESOURCES[plain][0]
@@ -221,9 +262,8 @@ class ApiServer:
         raise ApiError(
             403,
             "Forbidden",
-            f"{qualified(plain)} {named}is forbidden: User "
-            f'"system:serviceaccount:shop:{self.user}" cannot {verb} resource "{resource}" '
-            f'in API group "{group}"{where}',
+            f'{qualified(plain)} {named}is forbidden: User "{who.name}" cannot {verb} '
+            f'resource "{resource}" in API group "{group}"{where}',
             details={
                 **({"name": name} if name else {}),
                 **({"group": group} if group else {}),
@@ -231,10 +271,13 @@ class ApiServer:
             },
         )
 
-    def _review(self, review: Json) -> Json:
+    def _review(self, who: Identity, review: Json) -> Json:
         asked = review["spec"]["resourceAttributes"]
         resource = "/".join(filter(None, [asked["resource"], asked.get("subresource")]))
         is_denied = (asked["verb"], resource) in self.denied
+        if self.identities is not None:
+            namespace = asked.get("namespace", "")
+            is_denied |= not self.identities.may(who, asked["verb"], resource, namespace)
         status: Json = {"allowed": False} if is_denied else {"allowed": True, "reason": "allowed"}
         given = {name: value for name, value in asked.items() if value}
         spec = {"resourceAttributes": given}
@@ -292,7 +335,7 @@ class ApiServer:
 
 def _parsed(path: str) -> tuple[str, str, str, str] | None:
     """Resource, namespace, name and subresource of a path; None if it is none of the API."""
-    parts = path.strip("/").split("/")
+    parts = [unquote(part) for part in path.strip("/").split("/")]
     match parts:
         case ["api", version, *rest]:
             group = ""
