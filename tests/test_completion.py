@@ -161,6 +161,11 @@ def test_pods_and_entries_are_completed_from_what_is_stored(environ: dict[str, s
         assert asked(environ, *words) == ["mail"]
 
 
+def test_words_of_kubeconfig_are_completed(environ: dict[str, str]) -> None:
+    assert asked(environ, "kubeconfig", "") == ["list", "revoke"]
+    assert asked(environ, "kubeconfig", "revoke", "") == []
+
+
 def test_what_cannot_be_read_completes_to_nothing(environ: dict[str, str], tmp_path: Path) -> None:
     broken = tmp_path / "broken.json"
     broken.write_text(json.dumps({"services": {"a b\n$(x)": {"pod_port": 1}, "ok": 5}}))

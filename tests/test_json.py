@@ -13,6 +13,7 @@ import pytest
 
 from fc_frontend.cli import COMMANDS
 from tests.conftest import binary_of
+from tests.support.access_cluster import AccessCluster
 from tests.support.api_cluster import ApiFrontend
 from tests.support.certificates import Certificates
 from tests.support.frontend import Frontend
@@ -274,6 +275,11 @@ def test_documents_are_as_documented(
     installed.write_text(OLD)
     done = fc("import", "--json", str(installed), "--output", str(tmp_path / "new"))
     seen.take("import", json.loads(done.stdout))
+    (tmp_path / "users").mkdir()
+    with AccessCluster(tmp_path / "users", certificates) as cluster:
+        for arguments in (("alice", "--server", cluster.server), ("list",)):
+            done = cluster.run(*arguments, "--json")
+            assert seen.take("kubeconfig", json.loads(done.stdout))["kubeconfigs"]
     missing = {
         title: sorted(expanded(title).keys() - seen.paths.get(title, set()))
         for title in TABLES

@@ -144,6 +144,16 @@ def not_after(pem: bytes) -> float | None:
     return found.not_after if found else None
 
 
+def is_for_key(pem: bytes, key: bytes) -> bool:
+    """True if the first certificate in `pem` is for the private key in `key`."""
+    try:
+        with _as_damaged():
+            public = _private_key(key).public_key()
+            return _same(_certificates(pem)[0].public_key(), public)
+    except NotUsable:
+        return False
+
+
 def has_key(pem: bytes) -> bool:
     """True if a PEM text has a private key."""
     return any(kind.endswith(b"PRIVATE KEY") for kind, _ in _blocks(pem))

@@ -30,6 +30,7 @@ COMMANDS = {
     "rollback": "Restore an earlier haproxy.cfg and pause deployments.",
     "resume": "Resume normal deployments after a rollback.",
     "doctor": "Check this host's prerequisites: networks, DNS, HAProxy, permissions, clock.",
+    "kubeconfig": "Give people access to the cluster: make, list and revoke kubeconfigs.",
     "import": "Convert an existing haproxy.cfg to services and fragments.",
     "demo": "See it work on loopback, without any setup.",
     "completion": "Print the completion script for bash, zsh or fish.",

@@ -145,6 +145,12 @@ class ApiConnection:
         tls = self._writer.get_extra_info("peercert")
         return tls.get("notAfter") if tls else None
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """DNS names and addresses in the server's certificate; none if it was not verified."""
+        tls = self._writer.get_extra_info("peercert") or {}
+        return tuple(name for _, name in tls.get("subjectAltName", ()))
+
     async def request(
         self,
         method: str,
@@ -180,6 +186,10 @@ class ApiConnection:
     async def patch(self, path: str, change: Any) -> dict[str, Any]:
         """The object after a merge patch (RFC 7396); any status but 200 is a failure."""
         return _object(await self.request("PATCH", path, None, change, MERGE_PATCH))
+
+    async def delete(self, path: str) -> dict[str, Any]:
+        """The object or Status in an answer with status 200; any other status is a failure."""
+        return _object(await self.request("DELETE", path))
 
     async def watch(
         self, path: str, query: Mapping[str, str], silence: Callable[[], float]
