@@ -127,3 +127,15 @@ def test_the_documented_command_works(cluster: AccessCluster, kubectl: Path) -> 
     assert done.returncode == 1
     assert "reserved by Kubernetes" in done.stderr
     assert not (cluster.directory / "refused.kubeconfig").read_text()
+
+
+def test_kubectl_applies_the_dashboard(cluster: AccessCluster, kubectl: Path) -> None:
+    manifest = str(CONTRIB / "kubernetes" / "dashboard.yaml")
+    path = cluster.kubeconfig
+    said(kubectl, path, "apply", "--validate=false", "-f", manifest)
+    assert cluster.names("deployments") == cluster.names("networkpolicies") == ["headlamp"]
+    # Its ServiceAccount reads nothing.
+    account = ("serviceaccounts", "headlamp", "headlamp")
+    token = cluster.identities.token(account, {"spec": {}})["status"]["token"]
+    cluster.write_kubeconfig({"token": token})
+    assert "cannot list" in refused(kubectl, path, "get", "services", "-n", "headlamp")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
@@ -18,13 +17,12 @@ from selenium.webdriver.remote.webelement import WebElement
 
 from fc_frontend.haproxy.binary import bundled_binary
 from tests.conftest import until
+from tests.support.browser import chromium_with
 from tests.support.frontend import Frontend
 
 pytestmark = pytest.mark.extended
 
 T = TypeVar("T")
-CHROMIUM = "/usr/bin/chromium"
-DRIVER = "/usr/bin/chromedriver"
 HOSTILE = "<script>document.title='owned'</script>"
 PHONE = 360
 PATHS = {
@@ -62,34 +60,9 @@ def frontend() -> Iterator[Frontend]:
 
 @pytest.fixture(scope="module")
 def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
-    """A browser of its own, which may reach nothing but loopback addresses."""
-    for program, package in ((CHROMIUM, "chromium"), (DRIVER, "chromium-driver")):
-        assert Path(program).exists(), f"apt install {package}"
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    profile = tmp_path_factory.mktemp("chromium")
-    for argument in (
-        "--headless",
-        "--no-sandbox",  # it runs as root where tests do
-        "--disable-gpu",
-        "--disable-dev-shm-usage",
-        "--disable-background-networking",
-        "--no-first-run",
-        "--proxy-server=127.0.0.1:9",
-        "--proxy-bypass-list=127.0.0.0/8",
-        f"--user-data-dir={profile}",
-        "--window-size=1200,900",
-    ):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    service = webdriver.ChromeService(executable_path=DRIVER)
-    driver = webdriver.Chrome(options=options, service=service)
-    driver.set_page_load_timeout(60)
-    driver.set_script_timeout(60)
-    try:
-        yield driver
-    finally:
-        driver.quit()
+    arguments = ("--proxy-bypass-list=127.0.0.0/8", "--window-size=1200,900")
+    with chromium_with(tmp_path_factory.mktemp("chromium"), *arguments, logs=True) as browser:
+        yield browser
 
 
 Opens = Callable[..., webdriver.Chrome]

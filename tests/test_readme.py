@@ -25,6 +25,7 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.rst").read_text()
 EXAMPLES = ROOT / "contrib" / "examples"
 SITUATIONS = EXAMPLES / "situations"
+PASSWORD = "$2y$05$abcdefghijklmnopqrstuuOQiyCxlgf/oeuTqixKmWdcYUh4Hjl0a"
 
 
 def commands(prompt: str) -> list[str]:
@@ -175,11 +176,17 @@ def test_the_readmes_service_is_the_example() -> None:
 
 
 @pytest.mark.parametrize("path", sorted(SITUATIONS.glob("*")), ids=lambda path: path.stem)
-def test_the_example_of_each_situation_is_good(path: Path, either_binary: str) -> None:
+def test_the_example_of_each_situation_is_good(
+    path: Path, either_binary: str, tmp_path: Path
+) -> None:
     """HAProxy of both versions accepts it, and a newcomer reads it in a minute."""
     program = Path(either_binary).parent
+    (tmp_path / "dashboard.users").write_text(f"alice:{PASSWORD}\n")
+    (tmp_path / "dashboard.groups").write_text("login: alice\n")
+    settings = tmp_path / "config.yaml"
+    settings.write_text(path.read_text().replace("/etc/fc-frontend/", f"{tmp_path}/"))
     done = subprocess.run(
-        [sys.executable, "-m", "fc_frontend", "check", "--config", str(path)],
+        [sys.executable, "-m", "fc_frontend", "check", "--config", str(settings)],
         env={**os.environ, "PATH": f"{program}:{os.environ['PATH']}"},
         capture_output=True,
         text=True,
@@ -196,6 +203,7 @@ def test_the_example_of_each_situation_is_good(path: Path, either_binary: str) -
 def test_there_is_an_example_for_each_situation() -> None:
     assert {path.name for path in SITUATIONS.iterdir()} == {
         "cluster-ip.yaml",
+        "dashboard.yaml",
         "dual-stack.yaml",
         "http-named-port.yaml",
         "load-balancer-nodes.yaml",

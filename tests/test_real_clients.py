@@ -22,6 +22,7 @@ from websockets.sync.client import connect as websocket
 
 from fc_frontend.haproxy.runtime import servers_with_address, serving
 from tests.conftest import until
+from tests.support.browser import chromium_with
 from tests.support.certificates import Certificates
 from tests.support.client_pods import CALL, RPC_SERVICE, STREAM, grpc_pod, websocket_pod
 from tests.support.echo_pods import echo_pod
@@ -253,29 +254,8 @@ def test_websockets_live_through_reloads(frontend: Frontend, certificates: Certi
 
 @pytest.fixture
 def chromium(tmp_path: Path) -> Iterator[webdriver.Chrome]:
-    """A browser that may reach nothing but loopback addresses."""
-    options = webdriver.ChromeOptions()
-    options.binary_location = program("chromium", "chromium")
-    for argument in (
-        "--headless",
-        "--no-sandbox",  # it runs as root where tests do
-        "--disable-gpu",
-        "--disable-dev-shm-usage",
-        "--disable-background-networking",
-        "--no-first-run",
-        "--proxy-server=127.0.0.1:9",
-        "--proxy-bypass-list=127.0.0.0/8",
-        f"--user-data-dir={tmp_path}",
-    ):
-        options.add_argument(argument)
-    service = webdriver.ChromeService(executable_path=program("chromedriver", "chromium-driver"))
-    driver = webdriver.Chrome(options=options, service=service)
-    driver.set_page_load_timeout(60)
-    driver.set_script_timeout(60)
-    try:
-        yield driver
-    finally:
-        driver.quit()
+    with chromium_with(tmp_path) as browser:
+        yield browser
 
 
 def test_chromium_logs_in_and_stays_on_its_pod_through_reloads(

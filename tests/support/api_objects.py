@@ -22,6 +22,8 @@ RESOURCES = {
     "secrets": ("", "v1", "Secret"),
     "serviceaccounts": ("", "v1", "ServiceAccount"),
     "services": ("", "v1", "Service"),
+    "deployments": ("apps", "v1", "Deployment"),
+    "networkpolicies": ("networking.k8s.io", "v1", "NetworkPolicy"),
     "endpointslices": ("discovery.k8s.io", "v1", "EndpointSlice"),
     "leases": ("coordination.k8s.io", "v1", "Lease"),
     "events": ("events.k8s.io", "v1", "Event"),
