@@ -125,9 +125,8 @@ def test_kubectl_applies_the_manifest_as_it_is_written(
     frontend: ApiFrontend, kubectl: Path
 ) -> None:
     for name in ("rbac.yaml", "rbac-load-balancer.yaml"):
-        # The server has no OpenAPI document to validate by.
         manifest = str(CONTRIB / name)
-        done = ran(frontend, kubectl, "kubectl", "apply", "--validate=false", "-f", manifest)
+        done = ran(frontend, kubectl, "kubectl", "apply", "-f", manifest)
         assert done.returncode == 0, done.stderr
     stored = []
     for item in frontend.api.objects.now.values():
@@ -152,7 +151,7 @@ def test_kubectl_applies_the_example_of_a_load_balancer(
     with Balanced(either_binary, certificates) as frontend:
         frontend.start()
         example = str(CONTRIB.parent / "examples" / "load-balancer.yaml")
-        done = ran(frontend, kubectl, "kubectl", "apply", "--validate=false", "-f", example)
+        done = ran(frontend, kubectl, "kubectl", "apply", "-f", example)
         assert done.returncode == 0, done.stderr
         key = ("services", "default", "web")
         frontend.until(lambda: frontend.api.objects.now[key].get("status", {}).get("loadBalancer"))

@@ -37,10 +37,6 @@ def refused(kubectl: Path, kubeconfig: Path, *arguments: str) -> str:
     return done.stderr
 
 
-CREATE = ("create", "--validate=false", "-f")
-"""The server has no OpenAPI document to validate by."""
-
-
 def account(directory: Path) -> str:
     """A manifest of a ServiceAccount."""
     path = directory / "account.yaml"
@@ -57,14 +53,14 @@ def test_view_reads_its_namespace_and_nothing_else(
     # The namespace of the context is the one that was named.
     said(kubectl, path, "get", "serviceaccounts")
     assert "cannot list" in refused(kubectl, path, "get", "services", "-n", "default")
-    assert "cannot create" in refused(kubectl, path, *CREATE, account(cluster.directory))
+    assert "cannot create" in refused(kubectl, path, "create", "-f", account(cluster.directory))
 
 
 def test_edit_changes_its_namespace_until_it_is_revoked(
     cluster: AccessCluster, kubectl: Path
 ) -> None:
     path = cluster.made("ci", "--role", "edit", "-n", "shop")
-    said(kubectl, path, *CREATE, account(cluster.directory))
+    said(kubectl, path, "create", "-f", account(cluster.directory))
     assert "more" in said(kubectl, path, "get", "serviceaccounts", "-o", "name")
     assert cluster.run("revoke", "ci").returncode == 0
     assert "Unauthorized" in refused(kubectl, path, "get", "serviceaccounts")
@@ -132,7 +128,7 @@ def test_the_documented_command_works(cluster: AccessCluster, kubectl: Path) -> 
 def test_kubectl_applies_the_dashboard(cluster: AccessCluster, kubectl: Path) -> None:
     manifest = str(CONTRIB / "kubernetes" / "dashboard.yaml")
     path = cluster.kubeconfig
-    said(kubectl, path, "apply", "--validate=false", "-f", manifest)
+    said(kubectl, path, "apply", "-f", manifest)
     assert cluster.names("deployments") == cluster.names("networkpolicies") == ["headlamp"]
     # Its ServiceAccount reads nothing.
     account = ("serviceaccounts", "headlamp", "headlamp")

@@ -51,7 +51,36 @@ def described(path: str) -> Json | None:
             return _resources("", "v1")
         case ["apis", group, version]:
             return _resources(group, version)
+        case ["openapi", "v3"]:
+            places = {_place(group, version) for group, version, _ in RESOURCES.values()}
+            paths = {each: {"serverRelativeURL": f"/openapi/v3/{each}"} for each in sorted(places)}
+            return {"paths": paths}
+        case ["openapi", "v3", *parts]:
+            return _openapi("/".join(parts))
     return None
+
+
+def _place(group: str, version: str) -> str:
+    return f"apis/{group}/{version}" if group else f"api/{version}"
+
+
+def _openapi(place: str) -> Json | None:
+    """What kubectl looks for before it leaves the validation of manifests to the server."""
+    paths = {}
+    for name, (group, version, kind) in RESOURCES.items():
+        if _place(group, version) == place:
+            named = {"group": group, "version": version, "kind": kind}
+            paths[f"/{place}/{name}/{{name}}"] = {
+                "patch": {
+                    "parameters": [{"name": "fieldValidation", "in": "query"}],
+                    "responses": {},
+                    "x-kubernetes-group-version-kind": named,
+                }
+            }
+    if not paths:
+        return None
+    info = {"title": "Kubernetes", "version": "v1.36.0"}
+    return {"openapi": "3.0.0", "info": info, "paths": paths}
 
 
 def _group(group: str, version: str) -> Json:
