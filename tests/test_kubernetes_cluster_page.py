@@ -66,7 +66,7 @@ def test_every_block_is_read() -> None:
     assert all(
         line.startswith("$ ") for block in blocks("console") for line in block.split("\n") if line
     )
-    assert len(COMMANDS) == 19
+    assert len(COMMANDS) == 20
     # Each unchanged part of the platform ends.
     marks = re.findall(r"^\.\. (unchanged|changed)$", PAGE, re.MULTILINE)
     assert marks == ["unchanged", "changed"] * (len(marks) // 2)
