@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import stat
 import time
@@ -17,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fc_frontend.cli import cli
+from fc_frontend.config.schema import SettingsDeclaration
 from fc_frontend.errors import FrontendError, Refused, Unavailable
 from fc_frontend.kubeconfigs import grants, issue
 from fc_frontend.kubeconfigs.grants import (
@@ -470,6 +472,89 @@ def test_a_token_that_could_not_be_revoked_is_not_handed_out(cluster: AccessClus
     assert left(cluster) == []
 
 
+ISSUED: dict[str, Any] = {
+    "spec": {"boundObjectRef": {"uid": "UID"}},
+    "status": {"token": "a.b.c", "expirationTimestamp": "2099-01-01T00:00:00Z"},
+}
+
+
+@pytest.mark.parametrize(
+    ("part", "value"),
+    [
+        ("spec", None),
+        ("spec", {"boundObjectRef": []}),
+        ("spec", {"boundObjectRef": {"uid": "another"}}),
+        ("status", "odd"),
+        ("status", {**ISSUED["status"], "token": None}),
+        ("status", {**ISSUED["status"], "token": "two\r\nlines"}),
+        ("status", {**ISSUED["status"], "token": "x" * 10 + "\u202e"}),
+        ("status", {**ISSUED["status"], "expirationTimestamp": None}),
+        ("status", {**ISSUED["status"], "expirationTimestamp": "2099-01-01"}),
+        ("status", {**ISSUED["status"], "expirationTimestamp": 10**30}),
+        ("status", {**ISSUED["status"], "expirationTimestamp": "2020-01-01T00:00:00Z"}),
+    ],
+)
+def test_odd_answers_to_the_request_for_a_token_are_refused(
+    cluster: AccessCluster, monkeypatch: pytest.MonkeyPatch, part: str, value: Any
+) -> None:
+    def answer(key: Any, request: Any) -> Any:
+        bound = request["spec"]["boundObjectRef"]
+        return json.loads(json.dumps({**ISSUED, part: value}).replace("UID", bound["uid"]))
+
+    monkeypatch.setattr(cluster.identities, "token", answer)
+    with pytest.raises(Unavailable):
+        make(cluster, GRANT)
+    assert left(cluster) == []
+
+
+@pytest.mark.parametrize("ends", ["-1e300", "1e300", "NaN", "[]", '"x"'])
+def test_what_a_token_says_of_itself_need_not_be_a_time(
+    cluster: AccessCluster, monkeypatch: pytest.MonkeyPatch, ends: str
+) -> None:
+    claims = base64.urlsafe_b64encode(f'{{"exp": {ends}}}'.encode()).decode()
+
+    def answer(key: Any, request: Any) -> Any:
+        status = {**ISSUED["status"], "token": f"a.{claims}.c"}
+        return {"spec": request["spec"], "status": status}
+
+    monkeypatch.setattr(cluster.identities, "token", answer)
+    assert grants.shown_time(make(cluster, GRANT).expires) == "2099-01-01T00:00:00Z"
+
+
+@pytest.mark.parametrize(
+    "status",
+    [
+        {"certificate": 1},
+        {"certificate": "no base64!"},
+        {"certificate": "bm8gUEVN"},
+        {"certificate": "OTHER"},
+        {"conditions": [{"type": "Denied", "message": "not \x1b[31m here"}]},
+        {"conditions": 5},
+        {"conditions": [None, 1]},
+        [],
+    ],
+)
+def test_odd_answers_to_the_request_for_a_certificate_are_refused(
+    cluster: AccessCluster,
+    certificates: Certificates,
+    monkeypatch: pytest.MonkeyPatch,
+    status: Any,
+) -> None:
+    if isinstance(status, dict) and status.get("certificate") == "OTHER":
+        status = {"certificate": certificates.data("client.crt")}
+    monkeypatch.setattr(issue, "SIGNING_SECONDS", 0.3)
+    objects = cluster.api.objects
+
+    def approve(key: Any, item: Any) -> Any:
+        return objects.update(key, {**objects.get(key), "status": status})
+
+    monkeypatch.setattr(cluster.identities, "approve", approve)
+    with pytest.raises(FrontendError) as failed:
+        make(cluster, CERTIFICATE)
+    assert "\x1b" not in str(failed.value)
+    assert left(cluster) == []
+
+
 def test_without_a_signer_the_request_is_withdrawn(
     cluster: AccessCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -603,3 +688,33 @@ def test_other_words_are_wrong_usage(words: tuple[str, ...]) -> None:
     done = CliRunner().invoke(cli, ["kubeconfig", *words])
     assert done.exit_code == 2
     assert "give a USER, or list, or revoke and a USER" in done.output
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\x00\xff", b"[]", b"users: [{name: 1}]", b"{a: &x [*x]}"]
+)
+def test_a_kubeconfig_of_the_caller_that_is_none_is_unknown(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "odd"
+    path.write_bytes(content)
+    done = CliRunner().invoke(cli, ["kubeconfig", "list", "--kubeconfig", str(path)])
+    assert done.exit_code == 3
+    assert f"no access to the API by {path}" in done.output
+
+
+@pytest.mark.xfail(
+    "api_access" not in SettingsDeclaration.model_fields,
+    reason="the setting api_access is not built yet",
+    strict=True,
+)
+@pytest.mark.extended
+def test_the_address_is_that_of_the_frontend_for_the_api(
+    cluster: AccessCluster, tmp_path: Path
+) -> None:
+    settings = tmp_path / "config.yaml"
+    settings.write_text(
+        "cluster: {nameservers: ['127.0.0.1:53']}\n"
+        "api_access: {binds: ['10.0.0.5:6443', '198.51.100.2:6443']}\n"
+    )
+    done = cluster.run("alice", "--output", "-", "-c", str(settings))
+    (entry,) = yaml.safe_load(done.stdout)["clusters"]
+    assert entry["cluster"]["server"] == "https://198.51.100.2:6443"

@@ -301,7 +301,7 @@ def signing_request(grant: Grant, request: bytes) -> Json:
     return {
         "apiVersion": "certificates.k8s.io/v1",
         "kind": "CertificateSigningRequest",
-        "metadata": {**_metadata(grant), "name": f"fc-frontend:{grant.id}"},
+        "metadata": {**_metadata(grant), "name": f"fc-frontend-{grant.id}"},
         "spec": {
             "request": base64.b64encode(request).decode("ascii"),
             "signerName": SIGNER,

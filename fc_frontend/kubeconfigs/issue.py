@@ -7,6 +7,7 @@ import base64
 import contextlib
 import os
 import socket
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -174,7 +175,18 @@ async def _token(api: ApiConnection, grant: Grant, record: dict[str, Any]) -> Is
     until = grants.time_in(status.get("expirationTimestamp"))
     if until is None:
         raise _unexpected("a token without the time when it expires")
-    return Issued(until if says is None else min(until, says), token=token)
+    # What a token says of itself is what counts, but nothing makes sure that it is a time.
+    ends = says if says is not None and 0 < says < until else until
+    return _require_time_left(Issued(ends, token=token))
+
+
+def _require_time_left(issued: Issued) -> Issued:
+    if issued.expires <= time.time():
+        raise Unavailable.of(
+            f"what the API server issued ended at {grants.shown_time(issued.expires)}",
+            "compare the clocks of this machine and of the API server",
+        )
+    return issued
 
 
 async def _certificate(api: ApiConnection, grant: Grant, _record: dict[str, Any]) -> Issued:
@@ -196,7 +208,7 @@ async def _certificate(api: ApiConnection, grant: Grant, _record: dict[str, Any]
     until = not_after(pem)
     if until is None or not is_for_key(pem, key):
         raise _unexpected("a certificate that is not for the key")
-    return Issued(until, certificate=pem, key=key)
+    return _require_time_left(Issued(until, certificate=pem, key=key))
 
 
 async def _signed(api: ApiConnection, path: str) -> bytes:
@@ -209,7 +221,8 @@ async def _signed(api: ApiConnection, path: str) -> bytes:
                 status = status if isinstance(status, dict) else {}
                 if text := status.get("certificate"):
                     return _decoded(text)
-                for condition in status.get("conditions") or ():
+                conditions = status.get("conditions")
+                for condition in conditions if isinstance(conditions, list) else ():
                     if isinstance(condition, dict) and condition.get("type") in _ENDS:
                         raise Refused.of(
                             f"no certificate is issued: {condition.get('message')}",
