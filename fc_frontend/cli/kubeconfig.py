@@ -136,7 +136,7 @@ def command(
     \b
     0  done
     1  refused, by the API server or for the names or times that were given
-    3  no answer of the API server, or no usable kubeconfig
+    3  no answer of the API server, no usable kubeconfig, or the file cannot be written
     """
     from fc_frontend.kubernetes.kubeconfig import read_kubeconfig
 
