@@ -8,6 +8,7 @@ import json
 import stat
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -600,6 +601,23 @@ def test_revoking_can_be_repeated_after_a_failure(cluster: AccessCluster) -> Non
     again = cluster.run("revoke", "alice")
     assert again.returncode == 1
     assert "there is no kubeconfig for alice" in again.stderr
+
+
+def test_what_is_left_of_kubeconfigs_that_ended_is_removed(cluster: AccessCluster) -> None:
+    def ended(ago: int, user: str) -> None:
+        """A kubeconfig that ended so many seconds ago."""
+        make(cluster, replace(GRANT, user=user, id=f"{user}-{ago}"))
+        item = cluster.item("secrets", NAMESPACE, f"{user}-{ago}")
+        notes = item["metadata"]["annotations"]
+        notes["fc-frontend.io/expires"] = grants.shown_time(time.time() - ago)
+
+    for ago, user in ((7200, "alice"), (60, "alice"), (7200, "bob")):
+        ended(ago, user)
+    make(cluster, GRANT)
+    assert cluster.names("serviceaccounts") == ["alice-60", GRANT.id, "bob-7200"]
+    assert cluster.names("secrets") == ["alice-60", GRANT.id, "bob-7200"]
+    cluster.api.denied = {("list", "secrets")}
+    make(cluster, replace(GRANT, id="alice-more"))
 
 
 @pytest.mark.extended

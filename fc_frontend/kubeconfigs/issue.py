@@ -27,6 +27,8 @@ from fc_frontend.kubernetes.failures import ApiFailure, FailureKind
 
 SIGNING_SECONDS = 30.0
 """For which an approved request may wait for its certificate; kube-controller-manager takes one."""
+ENDED_SECONDS = 3600.0
+"""After this time, no clock doubts that a kubeconfig has ended."""
 _BETWEEN_LOOKS = 0.1
 """Seconds."""
 _K3S_KUBECONFIG = "/etc/rancher/k3s/k3s.yaml"
@@ -75,6 +77,8 @@ async def make(
             where = _address(client.access, api, server)
             issued = await _make(api, grant, created)
             save(issued, where)
+            created.clear()
+            await _remove_ended(api, grant.user)
             return issued, where
     except BaseException:
         await _undo(client, created)
@@ -252,6 +256,14 @@ async def _records(api: ApiConnection, user: str | None) -> list[GrantRecord]:
         answer = await api.get(grants.RECORDS, {"labelSelector": grants.selector(user)})
     items = answer.get("items")
     return grants.records_in(items if isinstance(items, list) else ())
+
+
+async def _remove_ended(api: ApiConnection, user: str) -> None:
+    """Delete what is left of kubeconfigs of `user` that have ended; what cannot be deleted stays."""
+    with contextlib.suppress(Refused, Unavailable, ApiFailure):
+        for record in await _records(api, user):
+            if record.expires is not None and record.expires < time.time() - ENDED_SECONDS:
+                await _delete(api, *grants.made_for(record))
 
 
 async def _delete(api: ApiConnection, *paths: str) -> None:
