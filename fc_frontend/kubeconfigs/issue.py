@@ -259,7 +259,7 @@ async def _records(api: ApiConnection, user: str | None) -> list[GrantRecord]:
 
 
 async def _remove_ended(api: ApiConnection, user: str) -> None:
-    """Delete what is left of kubeconfigs of `user` that have ended; what cannot be deleted stays."""
+    """Delete what is left of kubeconfigs of `user` that have ended, as far as that is allowed."""
     with contextlib.suppress(Refused, Unavailable, ApiFailure):
         for record in await _records(api, user):
             if record.expires is not None and record.expires < time.time() - ENDED_SECONDS:
