@@ -709,6 +709,22 @@ def test_other_words_are_wrong_usage(words: tuple[str, ...]) -> None:
 
 
 @pytest.mark.parametrize(
+    ("words", "option"),
+    [
+        (("list", "--output", "-"), "--output"),
+        (("revoke", "alice", "-n", "shop"), "--namespace"),
+        (("list", "--cluster-admin"), "--cluster-admin"),
+    ],
+)
+def test_options_for_making_are_no_options_of_other_words(
+    words: tuple[str, ...], option: str
+) -> None:
+    done = CliRunner().invoke(cli, ["kubeconfig", *words])
+    assert done.exit_code == 2
+    assert f"{words[0]} does not take {option}" in done.output
+
+
+@pytest.mark.parametrize(
     "content", [b"", b"\x00\xff", b"[]", b"users: [{name: 1}]", b"{a: &x [*x]}"]
 )
 def test_a_kubeconfig_of_the_caller_that_is_none_is_unknown(tmp_path: Path, content: bytes) -> None:

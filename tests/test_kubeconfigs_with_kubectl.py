@@ -118,8 +118,7 @@ def test_the_documented_command_works(cluster: AccessCluster, kubectl: Path) -> 
     listed = cluster.run("list").stdout
     assert listed.count("max-m-") == 2
     # A user that is refused leaves no kubeconfig behind that looks like one.
-    environ["USER"] = "default"
-    done = shell("kubernetes-make-kubeconfig > refused.kubeconfig")
+    done = shell("kubernetes-make-kubeconfig default > refused.kubeconfig")
     assert done.returncode == 1
     assert "reserved by Kubernetes" in done.stderr
     assert not (cluster.directory / "refused.kubeconfig").read_text()

@@ -8,7 +8,7 @@ import secrets
 import socket
 import sys
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -145,6 +145,8 @@ def command(
 
         return read_kubeconfig(own or callers_kubeconfig(), context)
 
+    if words[:1] in (("list",), ("revoke",)):
+        _require_no_options(words[0], options)
     try:
         match words:
             case ["list"]:
@@ -159,6 +161,16 @@ def command(
         fail(exc.problems, Exit.PROBLEMS)
     except Unavailable as exc:
         fail(exc.problems, Exit.CANNOT_TELL)
+
+
+def _require_no_options(word: str, options: Iterable[str]) -> None:
+    """Raise a usage error for options that say what to make."""
+    context = click.get_current_context()
+    commandline = click.core.ParameterSource.COMMANDLINE
+    given = {name for name in options if context.get_parameter_source(name) is commandline}
+    for parameter in context.command.params:
+        if parameter.name in given:
+            raise click.UsageError(f"{word} does not take {parameter.opts[-1]}")
 
 
 def _make(access: Any, config: str, user: str, shape: str, options: dict[str, Any]) -> None:
