@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import itertools
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,7 @@ from fc_frontend.certificates.pem import (
     has_key,
     self_signed,
 )
+from fc_frontend.certificates.served import Served, doubled_problems
 from tests.support.issued import Authority, Issued
 
 
@@ -194,3 +197,36 @@ def test_a_part_that_is_missing_is_awaited() -> None:
     assert key_beside("a.org.crt", ["a.org.crt", "a.org.issuer.crt"]) == "a.org.key"
     assert key_beside("a.pem", ["a.pem", "a.pem.key"]) == "a.pem.key"
     assert key_beside("a.pem", ["a.pem"]) is None
+
+
+def test_of_two_certificates_for_a_name_one_is_hidden(authority: Authority) -> None:
+    def served(path: str, *names: str, key: str = "prime256v1", default: bool = False) -> Served:
+        issued = authority.issue(*names, key=key)
+        return Served("web", path, bundle(issued.chain + issued.key).certificate, default)
+
+    found = [
+        served("/c/a.pem", "a.test", "www.a.test"),
+        served("/c/old.pem", "www.a.test"),
+        # Clients that cannot use one kind of key get the other.
+        served("/c/rsa.pem", "a.test", key="rsa:2048"),
+        served("/c/default.pem", "a.test", default=True),
+        served("/c/wild.pem", "*.a.test"),
+    ]
+    (problem,) = doubled_problems(found)
+    assert problem.message == (
+        "/c/old.pem: /c/a.pem is for www.a.test as well, and HAProxy serves the one that it loaded "
+        "first"
+    )
+    assert not list(doubled_problems([found[0], replace(found[1], frontend="other")]))
+
+
+def test_what_cryptography_cannot_read_is_refused(site: Issued) -> None:
+    """A version that does not exist: neither ValueError nor any other common error."""
+    body = base64.b64decode(b"".join(site.leaf.splitlines()[1:-1]))
+    at = body.index(b"\xa0\x03\x02\x01\x02")
+    damaged = base64.encodebytes(body[: at + 4] + b"\x07" + body[at + 5 :])
+    pem = b"-----BEGIN CERTIFICATE-----\n" + damaged + b"-----END CERTIFICATE-----\n"
+    with pytest.raises(NotUsable) as found:
+        bundle(pem + site.key)
+    assert found.value.fault is PemFault.DAMAGED
+    assert certificate_in(pem) is None

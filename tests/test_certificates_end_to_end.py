@@ -201,6 +201,25 @@ def test_the_default_certificate_is_served_for_other_names(
     assert serial(frontend, authority) == of(site)
 
 
+@pytest.mark.extended
+def test_of_two_certificates_for_a_name_the_first_is_served(
+    frontend: Frontend, authority: Authority
+) -> None:
+    old, new = (authority.issue("shop.example.org") for _ in range(2))
+    put(frontend, old, "a-old")
+    put(frontend, new, "b-new")
+    frontend.start()
+    frontend.until(lambda: serial(frontend, authority) == of(old))
+    assert "and HAProxy serves the one that it loaded first" in str(frontend.status()["problems"])
+    assert "loaded first" in frontend.run("check").stderr
+    shutil.rmtree(frontend.directory / "live" / "a-old")
+    frontend.until(lambda: serial(frontend, authority) == of(new))
+    # One that comes later at runtime hides nothing, whatever its place in the list.
+    put(frontend, old, "a-old")
+    frontend.until(lambda: "loaded first" in str(frontend.status()["problems"]))
+    assert serial(frontend, authority) == of(new)
+
+
 def test_a_certificate_that_is_too_large_takes_a_reload(
     frontend: Frontend, authority: Authority
 ) -> None:

@@ -282,6 +282,8 @@ STATUS = json.dumps(
         "certificates": [{"frontend": "web", "file": "/etc/x.pem", "names": ["shop.example.org"],
                           "not_before": 1.0, "not_after": 2e9, "serial": "1f", "algorithm": "RSA",
                           "fingerprint": "0" * 40, "is_default": False}],
+        "frontends": [{"name": "web", "binds": ["127.0.0.1:443"], "redirect_binds": [], "tls": True,
+                       "services": [{"service": "shop", "routes": ["a.test/"], "route_count": 1}]}],
         "problems": [{"message": "no such field", "remedy": "remove it", "severity": "error",
                       "file": "/etc/x.yaml", "line": 3, "column": 1, "service": "shop",
                       "field": "binds", "cause": "forbidden"}],
@@ -315,6 +317,8 @@ def test_every_output_format() -> None:
         document["withheld"][0].update(name=text, effect=text)
         document["last_reload"]["reasons"] = [text]
         document["certificates"][0].update(file=text, names=[text])
+        document["frontends"][0].update(name=text, binds=[text])
+        document["frontends"][0]["services"][0].update(service=text, routes=[text])
         daemon = parse_status(document)
         found = overview(
             Seen(

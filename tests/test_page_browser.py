@@ -19,12 +19,16 @@ from fc_frontend.haproxy.binary import bundled_binary
 from tests.conftest import until
 from tests.support.browser import chromium_with
 from tests.support.frontend import Frontend
+from tests.support.issued import Authority
 
 pytestmark = pytest.mark.extended
 
 T = TypeVar("T")
 HOSTILE = "<script>document.title='owned'</script>"
 PHONE = 360
+SITES: dict[str, dict[str, Any]] = {"valid": {}, "soon": {"days": 5}, "late": {"ended": True}}
+"""Host → how its certificate is issued."""
+SITES_BY_END = ("late", "soon", "valid")
 PATHS = {
     "overview": "/",
     "filtered": "/?q=shop",
@@ -37,11 +41,20 @@ PATHS = {
 
 
 @pytest.fixture(scope="module")
-def frontend() -> Iterator[Frontend]:
-    """Services that are well, empty, degraded, withheld, and enough for a filter."""
+def frontend(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Frontend]:
+    """Services that are well, empty, degraded, withheld, enough for a filter, and some sites."""
     binary = bundled_binary()
     assert binary is not None
+    authority = Authority(tmp_path_factory.mktemp("authority"))
     with Frontend(str(binary)) as made:
+        certificates = made.directory / "certificates"
+        certificates.mkdir()
+        for name, more in SITES.items():
+            issued = authority.issue(f"{name}.example.org", **more)
+            (certificates / f"{name}.pem").write_bytes(issued.chain + issued.key)
+        made.settings["frontends"] = {
+            "web": {"binds": f"{made.host}:8443", "tls": {"certificates": str(certificates)}}
+        }
         for name, pods in (("shop", 3), ("api", 2)):
             made.scale(name, pods)
         services = made.settings["services"]
@@ -49,6 +62,13 @@ def frontend() -> Iterator[Frontend]:
             services[name] = made.service(name, 10000 + number)
         for number in range(10):
             services[f"other{number}"] = made.service("shop", 10010 + number)
+        services["site"] = {
+            "frontend": "web",
+            "service": "shop",
+            "hosts": [f"{name}.example.org" for name in SITES],
+            "paths": ["/app"],
+            "pod_port": 8080,
+        }
         made.start()
         services["bad"] = made.service("shop", 10003, extra_config=f"{HOSTILE} keyword")
         made.write()
@@ -147,6 +167,21 @@ def test_a_phone_shows_all_without_moving_sideways(opens: Opens, path: str) -> N
         """
     )
     assert not outside
+
+
+def test_frontends_are_shown_with_their_routes_and_certificates(opens: Opens) -> None:
+    browser = opens("/")
+    shown = browser.find_element(By.ID, "frontends").text
+    assert "web" in shown
+    assert ":8443, TLS" in shown
+    assert "late.example.org/app, soon.example.org/app, valid.example.org/app → site" in shown
+    browser.find_element(By.ID, "frontends").find_element(By.LINK_TEXT, "site")
+    lines = browser.find_element(By.ID, "certificates").text.splitlines()
+    states = [line for line in lines if ".example.org" in line and "until" in line]
+    assert len(states) == 3
+    for line, word, name in zip(states, ("ended", "ends soon", "valid"), SITES_BY_END, strict=True):
+        assert word in line
+        assert f"{name}.example.org frontend web, until 20" in line
 
 
 def test_keys_are_enough(opens: Opens) -> None:

@@ -17,7 +17,7 @@ from enum import StrEnum
 from itertools import pairwise
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import InternalError, InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
 from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes, PublicKeyTypes
@@ -48,8 +48,8 @@ _BLOCK = re.compile(
     rb"-----BEGIN ([A-Z0-9 ]{1,40})-----[ \t]*\r?\n(?:[^-]|-(?!----))*-----END \1-----", re.ASCII
 )
 _DNS_NAME = re.compile(r"(?:\*\.)?[a-z0-9_](?:[a-z0-9_-]*[a-z0-9_])?(?:\.[a-z0-9_-]+)*")
-_ERRORS = (ValueError, TypeError, UnsupportedAlgorithm, x509.DuplicateExtension,
-           x509.UnsupportedGeneralNameType, OverflowError)  # fmt: skip
+_ERRORS = (ValueError, TypeError, UnsupportedAlgorithm, InternalError, x509.DuplicateExtension,
+           x509.InvalidVersion, x509.UnsupportedGeneralNameType, OverflowError)  # fmt: skip
 """What `cryptography` raises for bytes that are no certificate or key."""
 
 

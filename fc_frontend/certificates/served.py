@@ -96,6 +96,32 @@ def date_problems(served: Iterable[Served], now: float) -> Iterator[Problem]:
         )
 
 
+def doubled_problems(served: Iterable[Served]) -> Iterator[Problem]:
+    """Certificates of a frontend of which another one has a name with the same kind of key.
+
+    HAProxy serves the one that comes first in its list, or that it was given first at runtime
+    (measured on 2.6, 2.8 and 3.0): a former certificate may hide its successor.  A default
+    certificate is for names that no other one has.
+    """
+    first: dict[tuple[str, str, str], Served] = {}
+    for each in served:
+        if each.is_default:
+            continue
+        kind = each.certificate.algorithm.partition(" ")[0]
+        for name in each.certificate.names:
+            former = first.setdefault((each.frontend, kind, name), each)
+            if former is not each:
+                yield Problem(
+                    f"{each.path}: {former.path} is for {name} as well, and HAProxy serves the one "
+                    "that it loaded first",
+                    "remove one of them",
+                    severity=Severity.WARNING,
+                    service=each.frontend,
+                    field="tls.certificates",
+                )
+                break
+
+
 def uncovered_problems(
     served: Iterable[Served], hosts: Mapping[str, Mapping[str, str]]
 ) -> Iterator[Problem]:

@@ -24,12 +24,14 @@ from fc_frontend.cli.common import (
 )
 from fc_frontend.cli.progress import is_quiet, step
 from fc_frontend.errors import Unavailable
+from fc_frontend.plurals import counted
 
 if TYPE_CHECKING:
     from fc_frontend.explain.overview import Overview, Row
 
 _COLORS = {"OK": "green", "WARNING": "yellow", "CRITICAL": "red", "UNKNOWN": "yellow"}
 _SHOWN = 50
+_MOST_FRONTENDS = 20
 _WATCH_EVERY = 2.0
 """Seconds between two looks of --watch."""
 _NARROWEST = 40
@@ -227,6 +229,12 @@ def _about(found: Overview) -> list[tuple[str, str]]:
         left = None if api.expires is None else max(0.0, api.expires - time.time())
         valid = "" if left is None else f", credentials valid for {duration(left)}"
         lines.append(("Kubernetes API", f"{state}, {heard}{valid}"))
+    for frontend in seen.daemon.frontends[:_MOST_FRONTENDS] if seen.daemon else ():
+        routes = counted(frontend.route_count, "route")
+        services = counted(len(frontend.services), "service")
+        tls = " (TLS)" if frontend.has_tls else ""
+        said = f"{frontend.name}, {', '.join(frontend.binds)}{tls}: {routes} to {services}"
+        lines.append(("frontend", said))
     if seen.daemon and (certificates := seen.daemon.certificates):
         first = min(certificates, key=lambda each: each.certificate.not_after)
         name = next(iter(first.certificate.names), first.path)

@@ -23,6 +23,7 @@ from fc_frontend.observe.shared import EVERY, Shared
 from fc_frontend.page import render
 from fc_frontend.page.look import DaemonView, PageCache
 from fc_frontend.pipeline import served_binds
+from fc_frontend.plan.frontend_views import frontend_views
 from fc_frontend.plan.model import ServicePlan
 from fc_frontend.text import json_text
 
@@ -255,6 +256,12 @@ def status_document(
         "withheld": [each.as_json() for each in held.values()],
         "api": reconciler.api.as_json() if reconciler.api else None,
         "certificates": [each.as_json() for each in reconciler.certificates.brought.served],
+        "frontends": [
+            each.as_json()
+            for each in frontend_views(state.deployed.frontends, state.deployed.services)
+        ]
+        if state.deployed
+        else [],
         "last_reload": {
             "at": last.at,
             "reasons": [str(reason) for reason in last.reasons],

@@ -19,6 +19,7 @@ from fc_frontend.errors import Cause, Problem, Severity, Unavailable
 from fc_frontend.explain.facts import Daemon, DaemonService, Held, LastReload
 from fc_frontend.model.api_state import ApiState
 from fc_frontend.model.service_state import Counts, HaproxyState
+from fc_frontend.plan.frontend_views import FrontendView, ServiceRoutes
 from fc_frontend.plan.model import Bind, Freshness, Kind
 from fc_frontend.text import one_line
 
@@ -123,6 +124,7 @@ def parse_status(document: Any) -> Daemon:
         held_hash=_text(hold["hash"]) if hold else "",
         take_over=_problem(document["take_over"]) if document.get("take_over") else None,
         certificates=tuple(_certificate(entry) for entry in document["certificates"]),
+        frontends=tuple(_frontend(entry) for entry in document["frontends"]),
         api=_api(document["api"]) if document.get("api") else None,
     )
 
@@ -135,6 +137,23 @@ def _api(entry: Mapping[str, Any]) -> ApiState:
         failure=_optional(entry["failure"]),
         held=frozenset(_text(name) for name in entry["held"]),
         expires=None if entry["expires"] is None else float(entry["expires"]),
+    )
+
+
+def _frontend(entry: Mapping[str, Any]) -> FrontendView:
+    return FrontendView(
+        name=_text(entry["name"]),
+        binds=tuple(_text(bind) for bind in entry["binds"]),
+        redirect_binds=tuple(_text(bind) for bind in entry["redirect_binds"]),
+        has_tls=entry["tls"] is True,
+        services=tuple(
+            ServiceRoutes(
+                service=_text(each["service"]),
+                routes=tuple(_text(route) for route in each["routes"]),
+                count=int(each["route_count"]),
+            )
+            for each in entry["services"]
+        ),
     )
 
 

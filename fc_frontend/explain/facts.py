@@ -19,6 +19,7 @@ from fc_frontend.errors import Problem
 from fc_frontend.haproxy.traffic import NO_TRAFFIC, Traffic
 from fc_frontend.model.api_state import ApiState
 from fc_frontend.model.service_state import Counts, HaproxyState, Health, ServiceState
+from fc_frontend.plan.frontend_views import FrontendView
 from fc_frontend.plan.model import Answer, Cluster, ServicePlan, ServiceSpec
 
 
@@ -151,6 +152,7 @@ class Daemon:
     held_id: int | None = None
     held_by: str = ""
     held_hash: str = ""
+    frontends: tuple[FrontendView, ...] = ()
     certificates: tuple[Served, ...] = ()
     """Those of frontends."""
     api: ApiState | None = None

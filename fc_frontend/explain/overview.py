@@ -206,6 +206,9 @@ class Overview:
             if seen.worker
             else None,
             "api": seen.daemon.api.as_json() if seen.daemon and seen.daemon.api else None,
+            "frontends": [
+                each.as_json() for each in (seen.daemon.frontends if seen.daemon else ())
+            ],
             "certificates": [
                 each.as_json() for each in (seen.daemon.certificates if seen.daemon else ())
             ],

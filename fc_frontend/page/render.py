@@ -18,6 +18,7 @@ import jinja2
 from markupsafe import Markup, escape
 
 from fc_frontend import __version__
+from fc_frontend.certificates.served import WARN_SECONDS
 from fc_frontend.errors import Problem
 from fc_frontend.explain.overview import StatusLevel
 from fc_frontend.explain.steps import StepVerdict, duration
@@ -163,6 +164,7 @@ def _environment() -> jinja2.Environment:
         version=__version__,
         level_of_all=StatusLevel,
         most_held=MOST_HELD,
+        warn_seconds=WARN_SECONDS,
         style=Markup(_inlined("page.css")),  # noqa: S704 - our own file
         script=Markup(_inlined("page.js")),  # noqa: S704 - our own file
     )

@@ -81,12 +81,16 @@ class RouteEntry:
         """What a service with this route holds."""
         return Resource("route", f"{self.frontend} {self.match} {self.key}")
 
-    def __str__(self) -> str:
+    @property
+    def shown(self) -> str:
+        """Host and path for people: `shop.example.org/api`, `*/api (exact)`."""
         host, slash, path = self.key.partition("/")
         if self.match is Match.PREFIX:
             path = path.removesuffix("/")
-        shown = f"{host or '*'}{slash}{path}" + (" (exact)" if self.match is Match.EXACT else "")
-        return f"{self.frontend} {shown}"
+        return f"{host or '*'}{slash}{path}" + (" (exact)" if self.match is Match.EXACT else "")
+
+    def __str__(self) -> str:
+        return f"{self.frontend} {self.shown}"
 
 
 def parse_host(text: str) -> str:

@@ -13,7 +13,12 @@ from dataclasses import dataclass, field, replace
 
 from fc_frontend import files
 from fc_frontend.certificates.pem import WAITING, Bundle, NotUsable, certificate_in
-from fc_frontend.certificates.served import Certificate, Served, date_problems
+from fc_frontend.certificates.served import (
+    Certificate,
+    Served,
+    date_problems,
+    doubled_problems,
+)
 from fc_frontend.errors import Cause, Problem, Refused, Severity, Unavailable
 from fc_frontend.haproxy import runtime
 from fc_frontend.haproxy.certificates import store
@@ -361,7 +366,11 @@ class Keeper:
                     served.append(Served(frontend.name, entry.original, certificate, is_default))
         return Brought(
             served=tuple(served),
-            problems=(*wanted.problems, *date_problems(served, time.time())),
+            problems=(
+                *wanted.problems,
+                *date_problems(served, time.time()),
+                *doubled_problems(served),
+            ),
             swapped=tuple(dict.fromkeys(swapped)),
             unswapped=tuple(dict.fromkeys(unswapped)),
             failed=tuple(dict.fromkeys(wanted.failed)),
