@@ -1,4 +1,4 @@
-"""A certificate from a real ACME server (Pebble) by a real client (lego), through real HAProxy."""
+"""A certificate from a real ACME server (Pebble) by real clients, through real HAProxy."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import socket
 import ssl
 import subprocess
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -29,7 +29,7 @@ def program(name: str) -> str:
     """The path of a program; the test fails if it is missing."""
     found = shutil.which(name)
     if found is None:
-        pytest.fail(f"{name} is missing: apt install pebble lego")
+        pytest.fail(f"{name} is missing: apt install pebble lego certbot")
     return found
 
 
@@ -39,7 +39,7 @@ def frontend(either_binary: str) -> Iterator[Frontend]:
         made.settings["frontends"] = {
             "web": {
                 "binds": f"{made.host}:{PORT}",
-                "tls": {"certificates": f"{made.directory}/lego/certificates"},
+                "tls": {},
                 "acme": {"challenges": f"{made.host}:{_CLIENT}"},
                 "http": {"binds": f"{made.host}:{_HTTP}"},
             }
@@ -114,29 +114,62 @@ def _serial(frontend: Frontend, root: str) -> str:
         return str(found["serialNumber"])
 
 
-def _lego(frontend: Frontend, server: str, ca: Path, *command: str) -> None:
+Client = Callable[[Frontend, str, bool], list[str]]
+
+
+def lego(frontend: Frontend, server: str, renews: bool) -> list[str]:
+    """The command that gets or renews the certificate."""
+    command = ("renew", "--days", "36500", "--no-random-sleep") if renews else ("run",)
+    return [
+        program("lego"), "--server", server, "--accept-tos", "--email", "admin@example.org",
+        "--domains", _HOST, "--path", str(frontend.directory / "lego"), "--http", "--http.port",
+        f"{frontend.host}:{_CLIENT}", *command,
+    ]  # fmt: skip
+
+
+def certbot(frontend: Frontend, server: str, renews: bool) -> list[str]:
+    """The command that gets or renews the certificate."""
+    directory = frontend.directory / "certbot"
+    directories = [
+        "--config-dir", str(directory), "--work-dir", f"{directory}/work", "--logs-dir",
+        f"{directory}/logs", "--server", server, "--no-verify-ssl", "--non-interactive",
+    ]  # fmt: skip
+    if renews:
+        more = ["renew", "--force-renewal", "--no-random-sleep-on-renew"]
+        return [program("certbot"), *more, *directories]
+    return [
+        program("certbot"), "certonly", "--standalone", "--http-01-address", frontend.host,
+        "--http-01-port", str(_CLIENT), "-d", _HOST, "--agree-tos", "--email",
+        "admin@example.org", "--no-eff-email", *directories,
+    ]  # fmt: skip
+
+
+def _run(frontend: Frontend, command: list[str], ca: Path) -> None:
     done = subprocess.run(
-        [program("lego"), "--server", server, "--accept-tos", "--email", "admin@example.org",
-         "--domains", _HOST, "--path", str(frontend.directory / "lego"), "--http", "--http.port",
-         f"{frontend.host}:{_CLIENT}", *command],
-        capture_output=True, text=True, timeout=120, check=False,
+        command, capture_output=True, text=True, timeout=120, check=False,
         env={**os.environ, "LEGO_CA_CERTIFICATES": str(ca), "LEGO_CA_SERVER_NAME": "kubernetes"},
     )  # fmt: skip
     log = (frontend.directory / "pebble.log").read_text(errors="replace")
-    assert done.returncode == 0, done.stderr + log[-3000:]
+    assert done.returncode == 0, done.stdout + done.stderr + log[-3000:]
 
 
+@pytest.mark.parametrize(
+    ("client", "place"), [(lego, "lego/certificates"), (certbot, "certbot/live/*/")]
+)
 def test_a_client_gets_and_renews_a_certificate(
-    frontend: Frontend, pebble: str, certificates: Certificates
+    frontend: Frontend, pebble: str, certificates: Certificates, client: Client, place: str
 ) -> None:
+    tls = frontend.settings["frontends"]["web"]["tls"]
+    tls["certificates"] = f"{frontend.directory}/{place}"
     frontend.start()
+    assert "HAProxy says" not in str(frontend.status()["problems"])
     frontend.until(lambda: "certificates" in str(frontend.status()["problems"]))
     reloads = frontend.metric("fc_frontend_reloads_total")
     ca = certificates.path("ca.crt")
-    _lego(frontend, pebble, ca, "run")
+    _run(frontend, client(frontend, pebble, False), ca)
     root = _root(frontend)
     first = frontend.until(lambda: _serial(frontend, root))
-    _lego(frontend, pebble, ca, "renew", "--days", "36500", "--no-random-sleep")
+    _run(frontend, client(frontend, pebble, True), ca)
     frontend.until(lambda: _serial(frontend, root) != first)
     frontend.until(lambda: not frontend.status()["problems"])
     assert frontend.metric("fc_frontend_reloads_total") == reloads

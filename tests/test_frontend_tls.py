@@ -20,9 +20,9 @@ services: {shop: {frontend: web, hosts: shop.example.org, pod_port: 80}}
 """
 
 
-def with_tls(directory: Path, tls: str, more: str = "") -> Prepared:
+def with_tls(directory: Path, tls: str, more: str = "", settings: str = SETTINGS) -> Prepared:
     (directory / "config.yaml").write_text(
-        f"{SETTINGS}\nfrontends:\n  web:\n    binds: 127.0.0.1:8443\n    tls: {tls}\n{more}"
+        f"{settings}\nfrontends:\n  web:\n    binds: 127.0.0.1:8443\n    tls: {tls}\n{more}"
     )
     return prepared(directory / "config.yaml")
 
@@ -50,6 +50,26 @@ def test_haproxy_accepts_it_without_a_certificate(
     assert ("verify required" in text) is ("client_ca: CA}" in tls)
     assert list(own_lists(text)) == ["/var/lib/fc-frontend/fc-frontend-certificates/web.list"]
     verdict = validate(either_binary, text, timeout=30)
+    assert verdict.accepted, verdict.output
+    assert not [each for each in verdict.warnings if "server state file" not in each.text]
+
+
+@pytest.mark.parametrize("passes", ["true", "false"])
+def test_haproxy_warns_of_nothing_where_challenges_are_forwarded(
+    tmp_path: Path, either_binary: str, passes: str
+) -> None:
+    """Rules before and after `use_backend`, with standbys and without."""
+    token = tmp_path / "token"
+    token.write_text("token")
+    more = "    acme: {challenges: '127.0.0.1:8402'}\n    http: {binds: '127.0.0.1:8080'}\n"
+    more += "    allow: 127.0.0.0/8\n    extra_config: 'http-request deny if { path /x }'\n"
+    tls = f"{{certificates: /c/a.pem, passthrough: {passes}}}"
+    api = f'], api: {{server: "https://127.0.0.1:6443", token_file: "{token}"}}}}'
+    found = with_tls(tmp_path, tls, more, settings=SETTINGS.replace("]}", api, 1))
+    assert not withheld(found)
+    assert found.config is not None
+    assert "fc_standby" in found.config.text
+    verdict = validate(either_binary, found.config.text, timeout=30)
     assert verdict.accepted, verdict.output
     assert not [each for each in verdict.warnings if "server state file" not in each.text]
 

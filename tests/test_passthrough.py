@@ -155,6 +155,8 @@ def test_names_decide_who_terminates_tls(frontend: Frontend) -> None:
     told = frontend.run("explain", f"https://{MAIL}:{PORT}/").stdout
     assert "TLS passed to service mail" in told
     assert not frontend.status()["withheld"]
+    # What is passed through needs no certificate here.
+    assert MAIL not in str(frontend.status()["problems"])
 
 
 def test_both_serve_through_reloads_and_renewals(frontend: Frontend, authority: Authority) -> None:

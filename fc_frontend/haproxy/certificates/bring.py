@@ -36,6 +36,7 @@ from fc_frontend.haproxy.socket import NoListener
 from fc_frontend.plan.model import FrontendSpec, Plan, Settings
 from fc_frontend.safe_files import FileFault, Unsafe
 from fc_frontend.syntax.certificates import list_path
+from fc_frontend.syntax.routes import Match
 from fc_frontend.text import whole_number
 
 _MAX_JUDGED = 500
@@ -386,7 +387,8 @@ def tls_hosts(plan: Plan) -> Mapping[str, Mapping[str, str]]:
     for service in plan.services:
         for route in service.spec.routes:
             host = route.key.partition("/")[0]
-            if host and route.frontend in found:
+            # What is passed through by SNI needs no certificate here.
+            if host and route.frontend in found and route.match is not Match.SNI:
                 found[route.frontend].setdefault(host, service.spec.name)
     return found
 
