@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from fc_frontend.config.declare import load
-from fc_frontend.config.schema import CAMEL_CASE
+from fc_frontend.config.schema import CAMEL_CASE, ServiceDeclaration
 from fc_frontend.errors import errors_in
 from fc_frontend.plan.model import Tls
 from tests.conftest import binary_of
@@ -176,6 +176,17 @@ def test_every_name_of_the_predecessor_is_an_option(tmp_path: Path) -> None:
     assert set(CAMEL_CASE) <= used
 
 
+def test_each_field_of_a_service_is_an_option(tmp_path: Path) -> None:
+    fields = ServiceDeclaration.model_fields.keys() - set(CAMEL_CASE.values())
+    value = {"binds": ["127.0.0.1:80"], "mode": "tcp", "namespace": "default"}
+    services = {
+        f"s{number}": {"podPort": 80, name: value.get(name, True)}
+        for number, name in enumerate(sorted(fields))
+    }
+    done = evaluated(tmp_path, services, SETTINGS)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize(
     ("service", "said"),
     [
@@ -198,3 +209,31 @@ def test_no_text_ends_its_field(tmp_path: Path, text: str) -> None:
     directory = written(tmp_path, services, SETTINGS)
     document = json.loads((directory / "services.d" / "nixos.json").read_text())
     assert document["services"]["shop"]["extraPodTemplateOptions"] == text
+
+
+def test_the_module_for_acme_declares_a_frontend(tmp_path: Path) -> None:
+    """contrib/acme/security-acme.nix, and what NixOS's own module gets from it."""
+    program = shutil.which("nix-instantiate")
+    if program is None:
+        pytest.fail("nix-instantiate is missing: apt install nix-bin")
+    module = Path(__file__).parent.parent / "contrib" / "acme" / "security-acme.nix"
+    done = subprocess.run(
+        [program, "--store", "dummy://", "--eval", "--strict", "--json", "--expr",
+         f"import {module} {{ config = {{ }}; }}"],
+        capture_output=True, text=True, timeout=60, check=False,
+        env={**os.environ, "HOME": str(tmp_path)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    frontends = found["services"]["fc-frontend"]["settings"]["frontends"]
+    assert (
+        found["security"]["acme"]["defaults"]["listenHTTP"]
+        == (frontends["web"]["acme"]["challenges"])
+    )
+    services = {"shop": {"frontend": "web", "hosts": ["shop.example.org"], "podPort": 80}}
+    directory = written(tmp_path, services, {**SETTINGS, "frontends": frontends})
+    declaration = load(str(directory / "config.json"))
+    assert not errors_in(declaration.problems)
+    (frontend,) = declaration.frontends
+    assert frontend.tls is not None
+    assert [each.path for each in frontend.tls.certificates] == ["/var/lib/acme/*/"]

@@ -89,8 +89,20 @@ let
         default = "";
         description = "Words added to each server.";
       };
-    };
+    } // fields;
   };
+  # Under fc-frontend's own names, which checks their values: `hosts`, `basic_auth`…
+  fields = builtins.listToAttrs (map
+    (name: {
+      inherit name;
+      value = optional lib.types.anything
+        "The field `${name}` of a service: see contrib/examples/all-settings.yaml.";
+    })
+    [
+      "allow" "balance" "basic_auth" "bind_options" "check" "discovery" "fallback" "frontend" "hosts"
+      "paths" "protocol" "proxy_protocol" "rate_limit" "redirects" "request_headers"
+      "response_headers" "rewrite" "session_affinity" "sni" "sticky" "timeout" "unavailable_page"
+    ]);
 in
 {
   options.services.fc-frontend = {

@@ -12,8 +12,8 @@ from tests.conftest import BINARIES
 
 NAMES = (
     "startup", "changes", "sweep", "footprint", "growth", "convergence", "soak", "reaction",
-    "reloads", "scaling", "faults", "endpoints", "api_scale", "routes", "certificates",
-    "load_balancers",
+    "reloads", "scaling", "faults", "endpoints", "api_scale", "routes", "route_changes",
+    "certificates", "load_balancers",
 )  # fmt: skip
 LONG = ("soak",)
 """Run only by name."""
