@@ -124,7 +124,7 @@ MISTAKES: list[tuple[str, str, str, str]] = [
     ("{pod_port: https}", "binds", "no default for binds", "add binds"),
     ("{pod_port: 1, namespace: My_NS}", "namespace", "DNS-1123", "lower-case"),
     ("{pod_port: 1, service: -shop}", "service", "DNS-1123", "lower-case"),
-    ("{pod_port: 1, service: 12}", "service", "not a text", "quotes"),
+    ("{pod_port: 1, service: 12}", "service", "not a string", "quotes"),
     ("{pod_port: 1, slots: 0}", "slots", "not a number of slots", "auto"),
     ("{pod_port: 1, slots: many}", "slots", "not a number of slots", "auto"),
     ("{pod_port: 1, mode: udp}", "mode", "should be 'tcp' or 'http'", ""),

@@ -391,7 +391,7 @@ class _YamlReader:
         if len(self._levels) >= MAX_DEPTH:
             raise self._fatal(*_TOO_DEEP, event)
         if self._levels and self._levels[-1].at_key:
-            raise self._fatal("a key must be a text", "put it in quotes", event)
+            raise self._fatal("a key must be a string", "put it in quotes", event)
         value: Any = {} if isinstance(event, yaml.MappingStartEvent) else []
         if not event.implicit:
             self._unknown_tag(event)
@@ -463,7 +463,7 @@ class _YamlReader:
             return
         level = self._levels[-1]
         if level.at_key:
-            raise self._fatal("a key must be a text", "put it in quotes", event)
+            raise self._fatal("a key must be a string", "put it in quotes", event)
         if isinstance(level.value, list):
             if self.places is not None:
                 self.places.setdefault(level.next_path, _mark(event))

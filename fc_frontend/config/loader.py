@@ -743,7 +743,7 @@ def _from_pydantic(
 
 
 class _Inside(NamedTuple):
-    """Where in a field's text an error is: the item, if it is a list of texts, and the line."""
+    """Where in a field's text an error is: the item, if it is a list of strings, and the line."""
 
     item: int | None
     line: int
@@ -771,7 +771,7 @@ def _locate(
 
 def _plain_words(message: str, kind: str) -> str:
     """pydantic's message in the words of a configuration file."""
-    said = message.replace("Input should be", "should be").replace("a valid string", "a text")
+    said = message.replace("Input should be", "should be").replace("a valid string", "a string")
     said = said.replace("valid dictionary or instance of", "mapping for").replace("tuple", "list")
     said = re.sub(r"mapping for \w+Declaration", "mapping", said)
     return said[:1].lower() + said[1:] if kind != "fc_frontend" else said

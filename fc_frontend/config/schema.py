@@ -31,12 +31,15 @@ from fc_frontend.config.sites import (
     site_complaints,
 )
 from fc_frontend.config.tls import AcmeDeclaration, FrontendTlsDeclaration
-from fc_frontend.config.values import RoutePath, SafePath
-from fc_frontend.config.values import Strict as _Strict
-from fc_frontend.config.values import error as _error
-from fc_frontend.config.values import listed as _listed
-from fc_frontend.config.values import matching as _matching
-from fc_frontend.config.values import short as _short
+from fc_frontend.config.values import (
+    RoutePath,
+    SafePath,
+    Strict,
+    error,
+    listed,
+    matching,
+    short,
+)
 from fc_frontend.model.load_balancers import (
     DEFAULT_CLASS,
     AddressPool,
@@ -131,24 +134,24 @@ T = TypeVar("T")
 def _parsed(parse: Callable[[str], T]) -> Callable[[Any], T]:
     def validate(value: Any) -> T:
         if not isinstance(value, str):
-            raise _error(f"{_short(value)} is not a text", "put it in quotes")
+            raise error(f"{short(value)} is not a string", "put it in quotes")
         try:
             return parse(value)
         except NotAnAddress as exc:
-            raise _error(str(exc), exc.remedy) from None
+            raise error(str(exc), exc.remedy) from None
 
     return validate
 
 
 def _seconds(value: Any, least: float, most: float) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float | str):
-        raise _error(f"{_short(value)} is not a time", "write 200ms, 5s, 2m, 1h or 1d")
+        raise error(f"{short(value)} is not a time", "write 200ms, 5s, 2m, 1h or 1d")
     match = _TIME.fullmatch(str(value))
     if not match:
-        raise _error(f"{_short(value)} is not a time", "write 200ms, 5s, 2m, 1h or 1d")
+        raise error(f"{short(value)} is not a time", "write 200ms, 5s, 2m, 1h or 1d")
     seconds = float(match[1]) * _UNITS[match[2]]
     if not least <= seconds <= most:
-        raise _error(f"{value} is out of range", f"give a time from {least:g} s to {most:g} s")
+        raise error(f"{value} is out of range", f"give a time from {least:g} s to {most:g} s")
     return seconds
 
 
@@ -165,19 +168,19 @@ def _optional_time(least: float, most: float) -> Any:
 
 def _require_printable(text: str) -> None:
     if not text.replace("\t", "").isprintable():
-        raise _error(f"{_short(text)} has a control character", "leave it out")
+        raise error(f"{short(text)} has a control character", "leave it out")
 
 
 def _haproxy_lines(owner: Owner) -> Any:
     def validate(value: Any) -> tuple[str, ...]:
         texts = [value] if isinstance(value, str) else value
         if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-            raise _error(f"{_short(value)} is not a text", "write lines of HAProxy configuration")
+            raise error(f"{short(value)} is not a string", "write lines of HAProxy configuration")
         for index, text in enumerate(texts):
             item = None if texts is not value else index
             _require_printable(text.replace("\n", ""))
             if has_mark(text):
-                raise _error(f"a comment begins with `{MARK.strip()}`", "write it in another way")
+                raise error(f"a comment begins with `{MARK.strip()}`", "write it in another way")
             for fault in raw_line_faults(text, owner):
                 raise _error_in(fault, text, item)
         lines = [line for text in texts for line in text.split("\n")]
@@ -188,13 +191,13 @@ def _haproxy_lines(owner: Owner) -> Any:
 
 def _haproxy_words(value: Any) -> str:
     if not isinstance(value, str):
-        raise _error(f"{_short(value)} is not a text", "write words as after HAProxy's `server`")
+        raise error(f"{short(value)} is not a string", "write words as after HAProxy's `server`")
     # The predecessor's NixOS option has a line for each word or so.
     text = value.replace("\n", " ").strip(" \t")
     _require_printable(text)
     fault = option_fault(text)
     if fault is not None:
-        raise _error(fault.message, fault.remedy)
+        raise error(fault.message, fault.remedy)
     return " ".join(word.source for word in split(text).words)
 
 
@@ -214,11 +217,11 @@ def _port(value: Any) -> int | str:
     if isinstance(value, int) and not isinstance(value, bool):
         if 1 <= value <= 65535:
             return value
-        raise _error(f"{_short(value)} is not a port", "give a number from 1 to 65535")
+        raise error(f"{short(value)} is not a port", "give a number from 1 to 65535")
     if isinstance(value, str) and _PORT_NAME.fullmatch(value):
         return value
-    raise _error(
-        f"{_short(value)} is not a port",
+    raise error(
+        f"{short(value)} is not a port",
         "give a number from 1 to 65535, or a port's name as in the Service's spec.ports",
     )
 
@@ -226,8 +229,8 @@ def _port(value: Any) -> int | str:
 def _port_number(value: Any) -> int:
     port = _port(value)
     if isinstance(port, str):
-        raise _error(
-            f"{_short(value)} is not a number", "a port's name is known only for pod_port (SRV)"
+        raise error(
+            f"{short(value)} is not a number", "a port's name is known only for pod_port (SRV)"
         )
     return port
 
@@ -237,13 +240,13 @@ def _slots(value: Any) -> int | None:
         return None
     if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MOST_SLOTS:
         return value
-    raise _error(f"{_short(value)} is not a number of slots", f"give auto, or 1 to {MOST_SLOTS}")
+    raise error(f"{short(value)} is not a number of slots", f"give auto, or 1 to {MOST_SLOTS}")
 
 
 def _user(value: Any) -> str:
     text = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
     if not isinstance(text, str) or not _USER.fullmatch(text):
-        raise _error(f"{_short(value)} is not a user", "give a user's name or number")
+        raise error(f"{short(value)} is not a user", "give a user's name or number")
     return text
 
 
@@ -258,8 +261,8 @@ def _optional(value: Any) -> Any:
 def _balance(value: Any) -> str:
     text = " ".join(value.split()) if isinstance(value, str) else value
     if not isinstance(text, str) or not _BALANCE.fullmatch(text):
-        raise _error(
-            f"{_short(value)} is not a balance algorithm",
+        raise error(
+            f"{short(value)} is not a balance algorithm",
             "give leastconn, roundrobin, source, first, random, uri, hdr(NAME)…; others as a line "
             "`balance …` in extra_config",
         )
@@ -270,29 +273,29 @@ def _host(value: Any) -> str:
     try:
         return parse_host(value)
     except NotARoute as exc:
-        raise _error(str(exc), exc.remedy) from None
+        raise error(str(exc), exc.remedy) from None
 
 
 def _headers(value: Any) -> tuple[tuple[str, str | None], ...]:
     remedy = "write `Name: value`, or `Name: null` to remove it"
     if not isinstance(value, dict):
-        raise _error(f"{_short(value)} is not a mapping", remedy)
+        raise error(f"{short(value)} is not a mapping", remedy)
     if len(value) > _MAX_HEADERS:
-        raise _error(f"more than {_MAX_HEADERS} headers", "use fewer headers")
+        raise error(f"more than {_MAX_HEADERS} headers", "use fewer headers")
     found: dict[str, tuple[str, str | None]] = {}
     for name, text in value.items():
         if not isinstance(name, str) or not _HEADER_NAME.fullmatch(name):
-            raise _error(f"{_short(name)} is not the name of a header", remedy)
+            raise error(f"{short(name)} is not the name of a header", remedy)
         if name.lower() in found:
-            raise _error(f"{name} is given twice", "keep one of the two")
+            raise error(f"{name} is given twice", "keep one of the two")
         if text is not None and not isinstance(text, str):
-            raise _error(f"{_short(text)} is not a text", f"put the value of {name} in quotes")
+            raise error(f"{short(text)} is not a string", f"put the value of {name} in quotes")
         if text is not None and not (text.isascii() and text.isprintable()):
-            raise _error(
+            raise error(
                 f"the value of {name} has characters that are not printable ASCII", "leave them out"
             )
         if text is not None and len(text) > _MAX_HEADER_LENGTH:
-            raise _error(
+            raise error(
                 f"the value of {name} is too long", f"use at most {_MAX_HEADER_LENGTH} characters"
             )
         found[name.lower()] = name, text
@@ -300,19 +303,19 @@ def _headers(value: Any) -> tuple[tuple[str, str | None], ...]:
 
 
 def _paths(value: Any) -> Any:
-    return _listed([value] if isinstance(value, dict) else value)
+    return listed([value] if isinstance(value, dict) else value)
 
 
 Headers = Annotated[tuple[tuple[str, str | None], ...], BeforeValidator(_headers)]
 HostName = Annotated[str, BeforeValidator(_host)]
 ServiceName = Annotated[
-    str, _matching(DNS_LABEL, "a DNS-1123 label", "use lower-case letters, digits and inner dashes")
+    str, matching(DNS_LABEL, "a DNS-1123 label", "use lower-case letters, digits and inner dashes")
 ]
 Domain = Annotated[
-    str, _matching(_DNS_NAME, "a domain name", "write it as cluster.local, without a final dot")
+    str, matching(_DNS_NAME, "a domain name", "write it as cluster.local, without a final dot")
 ]
 AccountName = Annotated[
-    str, _matching(_ACCOUNT, "an account's name", "give a name as in /etc/passwd or /etc/group")
+    str, matching(_ACCOUNT, "an account's name", "give a name as in /etc/passwd or /etc/group")
 ]
 UserName = Annotated[str, BeforeValidator(_user)]
 BindAddresses = Annotated[BindRange, BeforeValidator(_parsed(parse_bind_range))]
@@ -329,7 +332,7 @@ Words = Annotated[str, BeforeValidator(_haproxy_words)]
 
 def _ip_only(bind: Bind | None) -> Bind | None:
     if bind is not None and bind.kind != "ip":
-        raise _error(f"{bind} is not an IP address with a port", "write 127.0.0.1:9484")
+        raise error(f"{bind} is not an IP address with a port", "write 127.0.0.1:9484")
     return bind
 
 
@@ -338,7 +341,7 @@ _HTTP_URL = re.compile(r"http://[A-Za-z0-9._:\[\]-]{1,253}/?")
 _LOG_TARGET = re.compile(rf"/dev/log|stdout|stderr|{SAFE_PATH.pattern}|[0-9.]+:[0-9]{{1,5}}")
 
 
-class ApiDeclaration(_Strict):
+class ApiDeclaration(Strict):
     """`cluster.api:`, the access to the Kubernetes API."""
 
     kubeconfig: SafePath | None = None
@@ -346,9 +349,7 @@ class ApiDeclaration(_Strict):
     server: (
         Annotated[
             str,
-            _matching(
-                _HTTPS_URL, "the URL of an API server", "write it as https://192.0.2.10:6443"
-            ),
+            matching(_HTTPS_URL, "the URL of an API server", "write it as https://192.0.2.10:6443"),
         ]
         | None
     ) = None
@@ -359,7 +360,7 @@ class ApiDeclaration(_Strict):
     proxy_url: (
         Annotated[
             str,
-            _matching(_HTTP_URL, "the URL of an HTTP proxy", "write it as http://192.0.2.1:3128"),
+            matching(_HTTP_URL, "the URL of an HTTP proxy", "write it as http://192.0.2.1:3128"),
         ]
         | None
     ) = None
@@ -374,46 +375,46 @@ class ApiDeclaration(_Strict):
             if getattr(self, name) is not None
         ]  # fmt: skip
         if (self.kubeconfig is None) == (self.server is None):
-            raise _error(
+            raise error(
                 "either kubeconfig or server is needed",
                 "give `kubeconfig: FILE`, or `server: https://…` with ca_file and token_file",
             )
         if self.kubeconfig is not None and files:
-            raise _error(
+            raise error(
                 f"{files[0]} has no meaning with kubeconfig", "leave it out: the kubeconfig has it"
             )
         if self.server is not None and self.context is not None:
-            raise _error("context has no meaning with server", "leave it out, or use kubeconfig")
+            raise error("context has no meaning with server", "leave it out, or use kubeconfig")
         is_token = self.token_file is not None
         if self.server is not None and is_token == (self.client_certificate is not None):
-            raise _error(
+            raise error(
                 "either token_file or client_certificate is needed",
                 "give the file of a ServiceAccount's token, or a certificate with its client_key",
             )
         if self.client_key is not None and self.client_certificate is None:
-            raise _error("client_key needs client_certificate", "give both files")
+            raise error("client_key needs client_certificate", "give both files")
         return self
 
     def model(self) -> ApiSettings:
         return ApiSettings(**dict(self))
 
 
-class ClusterDeclaration(_Strict):
+class ClusterDeclaration(Strict):
     """`cluster:`."""
 
     domain: Domain = "cluster.local"
     nameservers: Annotated[
-        tuple[NameserverAddress, ...], BeforeValidator(_listed), Field(max_length=8)
+        tuple[NameserverAddress, ...], BeforeValidator(listed), Field(max_length=8)
     ] = ()
     service_network: Annotated[
-        tuple[NetworkAddress, ...], BeforeValidator(_listed), Field(min_length=1, max_length=16)
+        tuple[NetworkAddress, ...], BeforeValidator(listed), Field(min_length=1, max_length=16)
     ] = (IPv4Network("10.0.0.0/24"),)
     pod_network: Annotated[
-        tuple[NetworkAddress, ...], BeforeValidator(_listed), Field(min_length=1, max_length=16)
+        tuple[NetworkAddress, ...], BeforeValidator(listed), Field(min_length=1, max_length=16)
     ] = (IPv4Network("10.1.0.0/16"),)
     nodes: dict[
         Annotated[
-            str, _matching(SERVICE_NAME, "a node's name", "use letters, digits and inner ._-")
+            str, matching(SERVICE_NAME, "a node's name", "use letters, digits and inner ._-")
         ],
         HostAddress,
     ] = Field(default_factory=dict)
@@ -432,7 +433,7 @@ class ClusterDeclaration(_Strict):
         )
 
 
-class HaproxyDeclaration(_Strict):
+class HaproxyDeclaration(Strict):
     """`haproxy:`."""
 
     binary: Annotated[str, Field(min_length=1)] = "haproxy"
@@ -449,7 +450,7 @@ class HaproxyDeclaration(_Strict):
     log: (
         Annotated[
             str,
-            _matching(
+            matching(
                 _LOG_TARGET, "a log target", "give /dev/log, stdout, stderr, a socket or ip:port"
             ),
         ]
@@ -469,7 +470,7 @@ class HaproxyDeclaration(_Strict):
         return Haproxy(**dict(self))
 
 
-class IntervalsDeclaration(_Strict):
+class IntervalsDeclaration(Strict):
     """`intervals:`."""
 
     resolve: Annotated[float, _time(0.1, 3600)] = 1.0
@@ -483,24 +484,23 @@ class IntervalsDeclaration(_Strict):
         return Intervals(**dict(self))
 
 
-class TrustDeclaration(_Strict):
+class TrustDeclaration(Strict):
     """`trust:`."""
 
-    users: Annotated[tuple[UserName, ...], BeforeValidator(_listed), Field(max_length=100)] = ()
+    users: Annotated[tuple[UserName, ...], BeforeValidator(listed), Field(max_length=100)] = ()
 
 
-class UntrustedDeclaration(_Strict):
+class UntrustedDeclaration(Strict):
     """`untrusted:`, the limits of files that are not trusted."""
 
     namespaces: (
-        Annotated[tuple[ServiceName, ...], BeforeValidator(_listed), Field(max_length=1000)] | None
+        Annotated[tuple[ServiceName, ...], BeforeValidator(listed), Field(max_length=1000)] | None
     ) = None
     binds: (
-        Annotated[tuple[BindAddresses, ...], BeforeValidator(_listed), Field(max_length=1000)]
-        | None
+        Annotated[tuple[BindAddresses, ...], BeforeValidator(listed), Field(max_length=1000)] | None
     ) = None
     hosts: (
-        Annotated[tuple[HostName, ...], BeforeValidator(_listed), Field(max_length=1000)] | None
+        Annotated[tuple[HostName, ...], BeforeValidator(listed), Field(max_length=1000)] | None
     ) = None
     raw_lines: Literal["none", "safe"] = "none"
 
@@ -508,15 +508,15 @@ class UntrustedDeclaration(_Strict):
         return Untrusted(**dict(self))
 
 
-class AddressPoolDeclaration(_Strict):
+class AddressPoolDeclaration(Strict):
     """One of `load_balancer.pools:`."""
 
     addresses: Annotated[
-        tuple[PoolRange, ...], BeforeValidator(_listed), Field(min_length=1, max_length=1000)
+        tuple[PoolRange, ...], BeforeValidator(listed), Field(min_length=1, max_length=1000)
     ]
     default: StrictBool = False
     namespaces: (
-        Annotated[tuple[ServiceName, ...], BeforeValidator(_listed), Field(max_length=1000)] | None
+        Annotated[tuple[ServiceName, ...], BeforeValidator(listed), Field(max_length=1000)] | None
     ) = None
 
     def model(self, name: str) -> AddressPool:
@@ -529,16 +529,16 @@ class AddressPoolDeclaration(_Strict):
 
 
 PoolName = Annotated[
-    str, _matching(DNS_LABEL, "a pool's name", "use lower-case letters, digits and inner dashes")
+    str, matching(DNS_LABEL, "a pool's name", "use lower-case letters, digits and inner dashes")
 ]
 
 
-class LoadBalancerDeclaration(_Strict):
+class LoadBalancerDeclaration(Strict):
     """`load_balancer:`, for Services of type LoadBalancer."""
 
     class_name: Annotated[
         str,
-        _matching(
+        matching(
             _QUALIFIED_NAME, "a loadBalancerClass", "write a domain, a slash and a name, as "
             f"{DEFAULT_CLASS}",
         ),
@@ -552,7 +552,7 @@ class LoadBalancerDeclaration(_Strict):
     @model_validator(mode="after")
     def _has_disjoint_pools(self) -> LoadBalancerDeclaration:
         if not self.pools:
-            raise _error(
+            raise error(
                 "there is no pool of addresses",
                 "add pools: {public: {addresses: [198.51.100.2], default: true}}",
             )
@@ -560,7 +560,7 @@ class LoadBalancerDeclaration(_Strict):
         if shared is not None:
             (one, first), (other, second) = shared
             which = f"pools {one} and {other}" if one != other else f"pool {one}"
-            raise _error(
+            raise error(
                 f"{which}: {first} and {second} overlap", "give each address to one pool, once"
             )
         return self
@@ -573,7 +573,7 @@ class LoadBalancerDeclaration(_Strict):
         )
 
 
-class SettingsDeclaration(_Strict):
+class SettingsDeclaration(Strict):
     """The settings file, but for its services."""
 
     cluster: ClusterDeclaration = Field(default_factory=ClusterDeclaration)
@@ -601,7 +601,7 @@ class SettingsDeclaration(_Strict):
         )
 
 
-class TlsDeclaration(_Strict):
+class TlsDeclaration(Strict):
     """`tls:` as a mapping; `true` means no verification, as the predecessor's sslBackend."""
 
     verify: Literal["required", "none"] = "required"
@@ -611,7 +611,7 @@ class TlsDeclaration(_Strict):
     @model_validator(mode="after")
     def _verifiable(self) -> TlsDeclaration:
         if (self.verify == "required") != (self.ca_file is not None):
-            raise _error(
+            raise error(
                 f"verify: {self.verify} and {'no ' if self.ca_file is None else ''}ca_file",
                 "give ca_file: /path/to/ca.pem to verify the pods' certificates, or verify: none",
             )
@@ -621,20 +621,20 @@ class TlsDeclaration(_Strict):
         return Tls(ca_file=self.ca_file, sni=self.sni)
 
 
-class HttpDeclaration(_Strict):
+class HttpDeclaration(Strict):
     """`http:` of a frontend: where plain HTTP is redirected to https."""
 
     binds: Annotated[
-        tuple[BindAddress, ...], BeforeValidator(_listed), Field(min_length=1, max_length=256)
+        tuple[BindAddress, ...], BeforeValidator(listed), Field(min_length=1, max_length=256)
     ]
     redirect: Literal["https"] = "https"
 
 
-class FrontendDeclaration(_Strict):
+class FrontendDeclaration(Strict):
     """One frontend."""
 
     binds: Annotated[
-        tuple[BindAddress, ...], BeforeValidator(_listed), Field(min_length=1, max_length=256)
+        tuple[BindAddress, ...], BeforeValidator(listed), Field(min_length=1, max_length=256)
     ]
     mode: Literal["http", "tcp"] = "http"
     tls: FrontendTlsDeclaration | None = None
@@ -642,14 +642,14 @@ class FrontendDeclaration(_Strict):
     http: HttpDeclaration | None = None
     hsts: Annotated[float | None, _optional_time(1, 10 * 366 * 86400)] = None
     allow: (
-        Annotated[tuple[NetworkAddress, ...], BeforeValidator(_listed), Field(max_length=1000)]
+        Annotated[tuple[NetworkAddress, ...], BeforeValidator(listed), Field(max_length=1000)]
         | None
     ) = None
     trusted_proxies: Annotated[
-        tuple[NetworkAddress, ...], BeforeValidator(_listed), Field(max_length=1000)
+        tuple[NetworkAddress, ...], BeforeValidator(listed), Field(max_length=1000)
     ] = ()
     proxy_protocol_from: Annotated[
-        tuple[NetworkAddress, ...], BeforeValidator(_listed), Field(max_length=1000)
+        tuple[NetworkAddress, ...], BeforeValidator(listed), Field(max_length=1000)
     ] = ()
     bind_options: Words = ""
     extra_config: ServiceLines = ()
@@ -694,7 +694,7 @@ class FrontendDeclaration(_Strict):
         )
 
 
-class RateLimitDeclaration(_Strict):
+class RateLimitDeclaration(Strict):
     """`rate_limit:` of a service: requests of one client address in a period."""
 
     requests: Annotated[int, Field(ge=1, le=1_000_000)]
@@ -704,23 +704,23 @@ class RateLimitDeclaration(_Strict):
         return RateLimit(self.requests, self.period)
 
 
-class ServiceDeclaration(_Strict):
+class ServiceDeclaration(Strict):
     """One service."""
 
     service: ServiceName | None = None
     namespace: ServiceName = "default"
     binds: (
-        Annotated[tuple[BindAddress, ...], BeforeValidator(_listed), Field(max_length=256)] | None
+        Annotated[tuple[BindAddress, ...], BeforeValidator(listed), Field(max_length=256)] | None
     ) = None
     frontend: (
         Annotated[
-            str, _matching(SERVICE_NAME, "a frontend's name", "give a name below `frontends:`")
+            str, matching(SERVICE_NAME, "a frontend's name", "give a name below `frontends:`")
         ]
         | None
     ) = None
-    hosts: Annotated[tuple[HostName, ...], BeforeValidator(_listed)] = ()
+    hosts: Annotated[tuple[HostName, ...], BeforeValidator(listed)] = ()
     paths: Annotated[tuple[RoutePath, ...], BeforeValidator(_paths)] = ()
-    sni: Annotated[tuple[HostName, ...], BeforeValidator(_listed)] = ()
+    sni: Annotated[tuple[HostName, ...], BeforeValidator(listed)] = ()
     mode: Literal["tcp", "http"] | None = None
     pod_port: Annotated[int | str, BeforeValidator(_port)] | None = None
     service_port: Annotated[int, BeforeValidator(_port_number)] | None = None
@@ -735,7 +735,7 @@ class ServiceDeclaration(_Strict):
     proxy_protocol: Literal["v1", "v2"] | None = None
     rate_limit: RateLimitDeclaration | None = None
     allow: (
-        Annotated[tuple[NetworkAddress, ...], BeforeValidator(_listed), Field(max_length=1000)]
+        Annotated[tuple[NetworkAddress, ...], BeforeValidator(listed), Field(max_length=1000)]
         | None
     ) = None
     basic_auth: BasicAuthField = None

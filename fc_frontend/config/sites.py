@@ -26,7 +26,7 @@ Complaints = list[tuple[str, str, str]]
 def _target(value: Any) -> str:
     """A path, or a URL of http or https with a host."""
     if not isinstance(value, str):
-        raise error(f"{short(value)} is not a text", "put it in quotes")
+        raise error(f"{short(value)} is not a string", "put it in quotes")
     try:
         if value.startswith("/"):
             return parse_path(value, is_exact=True).text

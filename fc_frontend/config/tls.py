@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import BeforeValidator, Field, StrictBool, model_validator
 
+from fc_frontend.config.values import Strict, error, short
 from fc_frontend.plan.addresses import PATH_LETTERS, SAFE_PATH, NotAnAddress, parse_bind
 from fc_frontend.plan.model import Bind, CertificateSource, FrontendTls
 
@@ -16,20 +16,15 @@ _MAX_LENGTH = 4000
 _MAX_SOURCES = 1000
 
 
-def _error(message: str, remedy: str) -> PydanticCustomError:
-    return PydanticCustomError("fc_frontend", "{text}", {"text": message, "remedy": remedy})
-
-
 def _path(value: Any, pattern: re.Pattern[str] = SAFE_PATH) -> str:
     if not isinstance(value, str) or not pattern.fullmatch(value) or len(value) > _MAX_LENGTH:
-        shown = repr(value) if len(repr(value)) <= 60 else f"{value!r:.57}…"
         more = ", or a pattern with * and ?" if pattern is _PATTERN else ""
-        raise _error(
-            f"{shown} is not a usable path",
+        raise error(
+            f"{short(value)} is not a usable path",
             f"give an absolute path of letters, digits and ._+@=~/-{more}",
         )
     if ".." in value.split("/"):
-        raise _error(f"{value!r} has a component `..`", "write the path without it")
+        raise error(f"{value!r} has a component `..`", "write the path without it")
     return value
 
 
@@ -39,7 +34,7 @@ def _source(value: Any) -> CertificateSource:
     if not isinstance(value, dict):
         return CertificateSource(_path(value, _PATTERN))
     if value.keys() != {"certificate", "key"}:
-        raise _error(
+        raise error(
             "a certificate with a separate key needs two files",
             "write {certificate: FILE, key: FILE}, or a path alone",
         )
@@ -49,14 +44,14 @@ def _source(value: Any) -> CertificateSource:
 def _sources(value: Any) -> Any:
     listed = value if isinstance(value, list) else [value]
     if len(listed) > _MAX_SOURCES:
-        raise _error(f"more than {_MAX_SOURCES} items", "use a directory or a pattern")
+        raise error(f"more than {_MAX_SOURCES} items", "use a directory or a pattern")
     return listed
 
 
 def _default(value: Any) -> Any:
     source = _source(value)
     if not SAFE_PATH.fullmatch(source.path):
-        raise _error(f"{source.path} is a pattern", "give one file")
+        raise error(f"{source.path} is a pattern", "give one file")
     return source
 
 
@@ -64,28 +59,20 @@ def _place(value: Any) -> Bind:
     try:
         bind = parse_bind(value) if isinstance(value, str) else None
     except NotAnAddress as exc:
-        raise _error(str(exc), exc.remedy) from None
+        raise error(str(exc), exc.remedy) from None
     if bind is None or bind.kind != "ip" or bind.host == "*":
-        raise _error(f"{value} is not an IP address with a port", "write 127.0.0.1:8402")
+        raise error(f"{value} is not an IP address with a port", "write 127.0.0.1:8402")
     return bind
 
 
-class AcmeDeclaration(BaseModel):
+class AcmeDeclaration(Strict):
     """`acme:` of a frontend."""
-
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, arbitrary_types_allowed=True, defer_build=True
-    )
 
     challenges: Annotated[Bind, BeforeValidator(_place)]
 
 
-class FrontendTlsDeclaration(BaseModel):
+class FrontendTlsDeclaration(Strict):
     """`tls:` of a frontend, which terminates TLS."""
-
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, arbitrary_types_allowed=True, defer_build=True
-    )
 
     certificates: Annotated[
         tuple[Annotated[CertificateSource, BeforeValidator(_source)], ...],
@@ -101,7 +88,7 @@ class FrontendTlsDeclaration(BaseModel):
     @model_validator(mode="after")
     def _has_authority(self) -> FrontendTlsDeclaration:
         if self.client_certificates is not None and self.client_ca is None:
-            raise _error(
+            raise error(
                 "client_certificates needs client_ca",
                 "give client_ca: FILE, which verifies the certificates of clients",
             )

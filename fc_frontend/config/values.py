@@ -27,11 +27,11 @@ def short(value: Any) -> str:
 
 
 def matching(pattern: re.Pattern[str], what: str, remedy: str) -> Any:
-    """A validator of texts that match as a whole."""
+    """A validator of strings that match as a whole."""
 
     def validate(value: Any) -> str:
         if not isinstance(value, str):
-            raise error(f"{short(value)} is not a text", f"put it in quotes: {remedy}")
+            raise error(f"{short(value)} is not a string", f"put it in quotes: {remedy}")
         if not pattern.fullmatch(value):
             raise error(f"{short(value)} is not {what}", remedy)
         return value
@@ -40,7 +40,7 @@ def matching(pattern: re.Pattern[str], what: str, remedy: str) -> Any:
 
 
 def listed(value: Any) -> Any:
-    """A list, as which a single text may be written."""
+    """A list; a single string may be written in its place."""
     if isinstance(value, list) and len(value) > _MAX_ITEMS:
         raise error(f"more than {_MAX_ITEMS} items", "use fewer items")
     return [value] if isinstance(value, str) else value

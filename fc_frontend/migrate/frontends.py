@@ -151,7 +151,7 @@ class _Frontend:
         self.crt_base = crt_base
         self.acls = Acls(section.statements)
         self.fields: dict[str, Any] = {}
-        self.problems: list[Problem] = []
+        self.problems: dict[str, Problem] = {}
         self.handled: set[int] = set()
         self.challenges: dict[str, OldSection] = {}
         self.has_redirect = False
@@ -192,7 +192,7 @@ class _Frontend:
             *unreached,
         )
         frontend.sections = (section, *self.redirecting, *self.challenges.values())
-        frontend.problems = self.problems
+        frontend.problems = list(self.problems.values())
         for each in (frontend, *services):
             each.group = group
         return RoutedFrontend(frontend, tuple(services), tuple(unreached))
@@ -465,9 +465,8 @@ class _Frontend:
             raise NotAService(found[0][1])
 
     def _notice(self, line: int, message: str, remedy: str) -> None:
-        found = notice(self.section, line, message, remedy)
-        if found.message not in {problem.message for problem in self.problems}:
-            self.problems.append(found)
+        """Warn of a difference, once, at the first line that makes it."""
+        self.problems.setdefault(message, notice(self.section, line, message, remedy))
 
 
 def _is_kept(line: Line) -> bool:

@@ -96,7 +96,7 @@ class RouteEntry:
 def parse_host(text: str) -> str:
     """A host in canonical form: lower case, IDNA, no final dot.  Raises NotARoute."""
     if not isinstance(text, str):
-        raise NotARoute(f"{text!r} is not a text", "put it in quotes")
+        raise NotARoute(f"{text!r} is not a string", "put it in quotes")
     shown = _short(text)
     host = text.lower().removesuffix(".")
     if not host.isascii():
@@ -126,7 +126,7 @@ def parse_host(text: str) -> str:
 def parse_path(text: str, *, is_exact: bool = False) -> Path:
     """A path as it is matched.  Raises NotARoute."""
     if not isinstance(text, str):
-        raise NotARoute(f"{text!r} is not a text", "put it in quotes")
+        raise NotARoute(f"{text!r} is not a string", "put it in quotes")
     shown = _short(text)
     if not text.startswith("/"):
         raise NotARoute(f"{shown} is not a path", "begin it with /")
