@@ -152,7 +152,7 @@ def test_the_events_in_the_operations_guide_are_logged() -> None:
 def test_every_command_in_the_guides_exists() -> None:
     names = (
         "operations.rst", "sites.rst", "tls.rst", "trust.rst", "limits.rst", "load-balancers.rst",
-        "prometheus/alerts.rst",
+        "access.rst", "import.rst", "prometheus/alerts.rst",
     )  # fmt: skip
     guide = "".join((PROMETHEUS.parent / name).read_text() for name in names)
     named = set(re.findall(r"``fc-frontend ([a-z]+)", guide))
