@@ -19,7 +19,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fc_frontend.cli import cli
-from fc_frontend.config.schema import SettingsDeclaration
 from fc_frontend.errors import FrontendError, Refused, Unavailable
 from fc_frontend.kubeconfigs import grants, issue
 from fc_frontend.kubeconfigs.grants import (
@@ -735,11 +734,6 @@ def test_a_kubeconfig_of_the_caller_that_is_none_is_unknown(tmp_path: Path, cont
     assert f"no access to the API by {path}" in done.output
 
 
-@pytest.mark.xfail(
-    "api_access" not in SettingsDeclaration.model_fields,
-    reason="the setting api_access is not built yet",
-    strict=True,
-)
 @pytest.mark.extended
 def test_the_address_is_that_of_the_frontend_for_the_api(
     cluster: AccessCluster, tmp_path: Path
@@ -747,7 +741,7 @@ def test_the_address_is_that_of_the_frontend_for_the_api(
     settings = tmp_path / "config.yaml"
     settings.write_text(
         "cluster: {nameservers: ['127.0.0.1:53']}\n"
-        "api_access: {binds: ['10.0.0.5:6443', '198.51.100.2:6443']}\n"
+        "api_access: {binds: ['10.0.0.5:6443', '198.51.100.2:6443'], nodes: {a: 192.0.2.1}}\n"
     )
     done = cluster.run("alice", "--output", "-", "-c", str(settings))
     (entry,) = yaml.safe_load(done.stdout)["clusters"]

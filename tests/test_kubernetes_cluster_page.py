@@ -20,7 +20,6 @@ import pytest
 import yaml
 
 from fc_frontend.config.declare import load
-from fc_frontend.config.schema import SettingsDeclaration
 from fc_frontend.demo.dns import KubernetesService
 from fc_frontend.errors import errors_in
 from fc_frontend.haproxy.runtime import servers_with_address, serving
@@ -84,11 +83,6 @@ def test_its_settings_are_accepted(tmp_path: Path, key: str) -> None:
             accepted(tmp_path, settings)
 
 
-@pytest.mark.xfail(
-    "api_access" not in SettingsDeclaration.model_fields,
-    reason="the setting api_access is not built yet",
-    strict=True,
-)
 def test_its_access_to_the_api_is_accepted(tmp_path: Path) -> None:
     accepted(tmp_path, with_key("api_access"))
 

@@ -217,6 +217,7 @@ def test_there_is_an_example_for_each_situation() -> None:
 def test_the_examples_are_good_and_name_every_field(tmp_path: Path) -> None:
     from fc_frontend.config.schema import (
         AddressPoolDeclaration,
+        ApiAccessDeclaration,
         ApiDeclaration,
         FrontendDeclaration,
         HttpDeclaration,
@@ -266,6 +267,10 @@ def test_the_examples_are_good_and_name_every_field(tmp_path: Path) -> None:
     assert len(balancer["load_balancer"]) == len(LoadBalancerDeclaration.model_fields)
     (pool,) = balancer["load_balancer"]["pools"].values()
     assert set(pool) == set(AddressPoolDeclaration.model_fields)
+    (form,) = re.findall(r"^(?:# api_access:\n)(?:#   .*\n)+", settings.read_text(), re.MULTILINE)
+    access = yaml.safe_load(form.replace("# ", "", 1).replace("\n# ", "\n"))
+    SettingsDeclaration.model_validate(written | access)
+    assert set(access["api_access"]) == set(ApiAccessDeclaration.model_fields)
     text = (EXAMPLES / "all-fields.yaml").read_text()
     fields = {
         **ServiceDeclaration.model_fields,

@@ -99,7 +99,7 @@ let
         "The field `${name}` of a service: see contrib/examples/all-settings.yaml.";
     })
     [
-      "allow" "balance" "basic_auth" "bind_options" "check" "discovery" "fallback" "frontend" "hosts"
+      "allow" "balance" "basic_auth" "bind_options" "check" "discovery" "fallback" "frontend" "hosts" "nodes"
       "paths" "protocol" "proxy_protocol" "rate_limit" "redirects" "request_headers"
       "response_headers" "rewrite" "session_affinity" "sni" "sticky" "timeout" "unavailable_page"
     ]);

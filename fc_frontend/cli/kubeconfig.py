@@ -267,7 +267,7 @@ def _server(given: str | None, config: str) -> str | None:
         return given
     if not Path(config).is_file():
         return None
-    api_access = getattr(load(config).settings, "api_access", None)
+    api_access = load(config).settings.api_access
     return public_server(api_access.binds) if api_access is not None else None
 
 

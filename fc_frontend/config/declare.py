@@ -16,6 +16,7 @@ from typing import Any
 
 from fc_frontend.balancer.declare import is_of_cluster
 from fc_frontend.config import claims, trusted_users
+from fc_frontend.config.api_access import with_api_access
 from fc_frontend.config.cluster_source import as_raw, merged, running_raws
 from fc_frontend.config.document import Document
 from fc_frontend.config.fingerprint import consented
@@ -176,7 +177,7 @@ class _Declarer:
         settings = self._settings()
         self._overfull()
         self._emptied(settings)
-        raws = self._with_cluster(self._services(), settings)
+        raws = self._with_cluster(self._with_api_access(settings), settings)
         specs, doubtful, forms = self._specs(raws)
         fragments = self._fragments()
         of_cluster = [spec for name, spec in specs.items() if is_of_cluster(raws[name].file)]
@@ -361,6 +362,13 @@ class _Declarer:
             for unit, problems in said.items():
                 self._blame(unit, *problems)
         return {name: raw for name, raw in found.items() if raw.file not in self._unreadable}
+
+    def _with_api_access(self, settings: Settings) -> Mapping[str, Raw]:
+        file = self._sources.settings_file
+        found, faults = with_api_access(self._services(), settings.api_access, file)
+        for unit, problem in faults.items():
+            self._blame(unit, problem)
+        return found
 
     def _with_cluster(self, services: Mapping[str, Raw], settings: Settings) -> Mapping[str, Raw]:
         """`services`, and those of the cluster; as they run, while the cluster is not known."""

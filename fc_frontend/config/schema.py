@@ -58,6 +58,7 @@ from fc_frontend.plan.addresses import (
 )
 from fc_frontend.plan.model import (
     Address,
+    ApiAccessSettings,
     ApiSettings,
     Bind,
     BindRange,
@@ -324,6 +325,10 @@ NetworkAddress = Annotated[Network, BeforeValidator(_parsed(parse_network))]
 PoolRange = Annotated[AddressRange, BeforeValidator(_parsed(parse_address_range))]
 NameserverAddress = Annotated[Nameserver, BeforeValidator(_parsed(parse_nameserver))]
 HostAddress = Annotated[Address, BeforeValidator(_parsed(parse_address))]
+NodeAddresses = dict[
+    Annotated[str, matching(SERVICE_NAME, "a node's name", "use letters, digits and inner ._-")],
+    HostAddress,
+]
 ServiceLines = Annotated[tuple[str, ...], _haproxy_lines(Owner.SERVICE)]
 GlobalLines = Annotated[tuple[str, ...], _haproxy_lines(Owner.GLOBAL)]
 DefaultsLines = Annotated[tuple[str, ...], _haproxy_lines(Owner.DEFAULTS)]
@@ -412,12 +417,7 @@ class ClusterDeclaration(Strict):
     pod_network: Annotated[
         tuple[NetworkAddress, ...], BeforeValidator(listed), Field(min_length=1, max_length=16)
     ] = (IPv4Network("10.1.0.0/16"),)
-    nodes: dict[
-        Annotated[
-            str, matching(SERVICE_NAME, "a node's name", "use letters, digits and inner ._-")
-        ],
-        HostAddress,
-    ] = Field(default_factory=dict)
+    nodes: NodeAddresses = Field(default_factory=dict)
     sudden_loss: Annotated[float, Field(gt=0, le=1)] = 0.5
     api: ApiDeclaration | None = None
 
@@ -573,6 +573,28 @@ class LoadBalancerDeclaration(Strict):
         )
 
 
+class ApiAccessDeclaration(Strict):
+    """`api_access:`, the Kubernetes API at an address of the frontend."""
+
+    binds: Annotated[
+        tuple[BindAddress, ...], BeforeValidator(listed), Field(min_length=1, max_length=16)
+    ]
+    allow: (
+        Annotated[tuple[NetworkAddress, ...], BeforeValidator(listed), Field(max_length=1000)]
+        | None
+    ) = None
+    nodes: NodeAddresses = Field(default_factory=dict)
+    port: Annotated[int, BeforeValidator(_port_number)] = 6443
+
+    def model(self) -> ApiAccessSettings:
+        return ApiAccessSettings(
+            binds=self.binds,
+            allow=self.allow,
+            nodes=dict(sorted(self.nodes.items())),
+            port=self.port,
+        )
+
+
 class SettingsDeclaration(Strict):
     """The settings file, but for its services."""
 
@@ -586,6 +608,17 @@ class SettingsDeclaration(Strict):
     trust: TrustDeclaration = Field(default_factory=TrustDeclaration)
     untrusted: UntrustedDeclaration = Field(default_factory=UntrustedDeclaration)
     load_balancer: LoadBalancerDeclaration | None = None
+    api_access: ApiAccessDeclaration | None = None
+
+    @model_validator(mode="after")
+    def _knows_api_servers(self) -> SettingsDeclaration:
+        access = self.api_access
+        if access is not None and not access.nodes and self.cluster.api is None:
+            raise error(
+                "api_access knows no API server",
+                "set cluster.api, or api_access.nodes: {NAME: ADDRESS} of the control plane",
+            )
+        return self
 
     def model(self) -> Settings:
         """The settings as a value for all later stages."""
@@ -598,6 +631,7 @@ class SettingsDeclaration(Strict):
             trust=Trust(users=self.trust.users),
             untrusted=self.untrusted.model(),
             load_balancer=self.load_balancer.model() if self.load_balancer else None,
+            api_access=self.api_access.model() if self.api_access else None,
         )
 
 
@@ -725,6 +759,7 @@ class ServiceDeclaration(Strict):
     pod_port: Annotated[int | str, BeforeValidator(_port)] | None = None
     service_port: Annotated[int, BeforeValidator(_port_number)] | None = None
     lb_service_port: Annotated[int, BeforeValidator(_port_number)] | None = None
+    nodes: NodeAddresses = Field(default_factory=dict)
     discovery: Literal["auto", "api", "wildcard", "headless", "srv"] = "auto"
     slots: Annotated[int | None, BeforeValidator(_slots)] = None
     fallback: Literal["none", "service"] = "none"
@@ -828,6 +863,12 @@ class ServiceDeclaration(Strict):
                 "binds",
                 "a named port gives no default for binds",
                 'add binds: ["127.0.0.1:8080"]',
+            ),
+            (
+                bool(self.nodes) and target is not Target.NODE,
+                "nodes",
+                f"nodes have no meaning with {target}",
+                "leave them out, or use lb_service_port",
             ),
             (
                 self.binds == (),
@@ -944,6 +985,7 @@ class ServiceDeclaration(Strict):
             bind_options=self.bind_options,
             frontend=self.frontend,
             routes=self._routes(),
+            nodes=tuple(sorted(self.nodes.items())),
             origin=origin,
         )
 

@@ -44,6 +44,7 @@ from fc_frontend.plan.model import (
     Resolution,
     ServiceSpec,
     Target,
+    nodes_of,
 )
 from fc_frontend.plan.names import headless_name, srv_name, wildcard_name
 from fc_frontend.plan.planner import assumed_kind
@@ -281,12 +282,13 @@ def srv_answer(said: LookupResult, cluster: Cluster, previous: Answer | None) ->
 
 
 def nodes_answer(spec: ServiceSpec, cluster: Cluster) -> Answer:
-    """The answer for lb_service_port: the cluster's nodes, as declared."""
+    """The answer for lb_service_port: the nodes, as declared."""
     assert isinstance(spec.port, int)
-    endpoints = tuple(sorted(Endpoint(str(a), spec.port) for a in cluster.nodes.values()))
+    nodes = nodes_of(spec, cluster).values()
+    endpoints = tuple(sorted(Endpoint(str(address), spec.port) for address in nodes))
     return Answer(
         kind=Kind.NODES,
-        reason="the cluster's nodes, as declared",
+        reason="the nodes, as declared",
         endpoints=endpoints,
         freshness=Freshness.FRESH,
     )

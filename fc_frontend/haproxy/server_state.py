@@ -25,6 +25,7 @@ from fc_frontend.plan.model import (
     Resolution,
     ServicePlan,
     Standby,
+    nodes_of,
     standby_name,
 )
 from fc_frontend.syntax.lines import Line, LineKind, notable_lines
@@ -79,7 +80,7 @@ def server_state(
             answer = resolution.get(service.spec.name)
             lines += _service_lines(service, answer, known.get(service.spec.name, []), drained)
         else:
-            nodes = plan.settings.cluster.nodes
+            nodes = nodes_of(service.spec, plan.settings.cluster)
             lines += _node_lines(service, nodes, known.get(service.spec.name, []), drained)
         if service.standby is not None and service.standby.address is None:
             others = known.get(standby_name(service.spec.name), [])

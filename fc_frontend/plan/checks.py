@@ -112,7 +112,7 @@ def _without_nodes(settings: Settings, specs: Iterable[ServiceSpec]) -> tuple[Pr
             field="lb_service_port",
         )
         for spec in specs
-        if spec.target is Target.NODE
+        if spec.target is Target.NODE and not spec.nodes
     )
 
 

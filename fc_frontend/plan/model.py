@@ -264,6 +264,19 @@ class Untrusted:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ApiAccessSettings:
+    """The Kubernetes API through the frontend, for clients in `allow`; None is for all.
+
+    The API servers are `nodes`, by name, at `port`; without nodes, those that the API names.
+    """
+
+    binds: tuple[Bind, ...]
+    allow: tuple[Network, ...] | None = None
+    nodes: Mapping[str, Address] = field(default_factory=dict)
+    port: int = 6443
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """All that is not a service."""
 
@@ -275,6 +288,7 @@ class Settings:
     trust: Trust = field(default_factory=Trust)
     untrusted: Untrusted = field(default_factory=Untrusted)
     load_balancer: LoadBalancerSettings | None = None
+    api_access: ApiAccessSettings | None = None
 
     @property
     def server_state_file(self) -> str:
@@ -380,8 +394,9 @@ class ServiceSpec:
     which gives at most `max_slots`.  Clients outside of `allow` are rejected; None is no limit.  A
     client stays with its pod for `session_affinity` seconds after its last connection; None is not
     at all.  `timeout`, in seconds, is for an answer of a pod.  Headers are set, or removed where
-    the value is None.  `unavailable_page` is an HTML file for 503.  `origin` takes no part in
-    comparisons: moving a declaration to another file changes nothing.
+    the value is None.  `unavailable_page` is an HTML file for 503.  `nodes` are those behind its
+    `lb_service_port`, if these are not the cluster's.  `origin` takes no part in comparisons:
+    moving a declaration to another file changes nothing.
     """
 
     name: str
@@ -416,12 +431,18 @@ class ServiceSpec:
     bind_options: str = ""
     frontend: str | None = None
     routes: tuple[RouteEntry, ...] = ()
+    nodes: tuple[tuple[str, Address], ...] = ()
     origin: Origin | None = field(default=None, compare=False)
 
     @property
     def places(self) -> tuple[str, ...]:
         """Where clients reach it, for people: its binds, or its routes with their frontend."""
         return tuple(map(str, self.binds)) + tuple(map(str, self.routes))
+
+
+def nodes_of(spec: ServiceSpec, cluster: Cluster) -> Mapping[str, Address]:
+    """The nodes that serve `lb_service_port` of `spec`, by name: its own, else the cluster's."""
+    return dict(spec.nodes) if spec.nodes else cluster.nodes
 
 
 @dataclass(frozen=True, slots=True)

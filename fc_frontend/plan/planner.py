@@ -36,6 +36,7 @@ from fc_frontend.plan.model import (
     ServiceSpec,
     Settings,
     Target,
+    nodes_of,
 )
 from fc_frontend.plan.names import headless_name, query_name
 from fc_frontend.plurals import counted
@@ -133,7 +134,7 @@ def _services(
 
 def uses_api(spec: ServiceSpec, cluster: Cluster) -> bool:
     """True if the pods of `spec` are found by the Kubernetes API, once that has answered."""
-    if spec.target is Target.NODE and cluster.nodes:
+    if spec.target is Target.NODE and nodes_of(spec, cluster):
         return False
     return cluster.api is not None and spec.discovery in (Discovery.AUTO, Discovery.API)
 
@@ -164,7 +165,7 @@ def _service(
     endpoints = answer.endpoints if answer else ()
     draining = answer.draining if answer else ()
     if kind is Kind.NODES:
-        count = len(cluster.nodes)
+        count = len(nodes_of(spec, cluster))
     elif kind is Kind.SERVICE:
         count = 1
     elif spec.slots is not None:

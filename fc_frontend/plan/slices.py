@@ -61,6 +61,15 @@ class SliceAnswer:
     gap: SliceGap | None = None
 
 
+API_NAMESPACE, API_SERVICE = "default", "kubernetes"
+"""The Service whose endpoints are the API servers, which write them themselves."""
+
+
+def is_of_api_servers(spec: ServiceSpec) -> bool:
+    """True if the endpoints of `spec` are API servers: on nodes, not in the pod networks."""
+    return (spec.namespace, spec.service) == (API_NAMESPACE, API_SERVICE)
+
+
 def endpoints_from_slices(
     spec: ServiceSpec,
     service: KubeService | None,
@@ -70,7 +79,8 @@ def endpoints_from_slices(
 ) -> SliceAnswer:
     """The servers of `spec`, whose Kubernetes Service is `service`, with these `slices`.
 
-    `networks` are where pods may be.  A pod with addresses in several families counts once, with
+    `networks` are where pods may be; API servers may be at any unicast address that is not of this
+    host or link alone.  A pod with addresses in several families counts once, with
     the address of the first of `families` that it has.
     """
     if service is None:
@@ -112,6 +122,8 @@ def _states(
             continue
         for entry in item.endpoints:
             address = _accepted(entry.address, networks)
+            if address is None and is_of_api_servers(spec):
+                address = _of_another_host(entry.address)
             if address is None:
                 rejected.add(entry.address)
                 continue
@@ -150,6 +162,16 @@ def _ports(spec: ServiceSpec, service: KubeService, item: Slice) -> tuple[SliceP
             return ()
         name = names[0]
     return tuple(port for port in item.ports if port.name == name)[:1]
+
+
+def _of_another_host(text: str) -> str | None:
+    """The canonical form of a unicast address that is not of this host or link alone, else None."""
+    try:
+        address = parse_address(text)
+    except NotAnAddress:
+        return None
+    is_odd = address.is_loopback or address.is_link_local or address.is_multicast
+    return None if is_odd or address.is_unspecified else str(address)
 
 
 def _accepted(text: str, networks: tuple[Network, ...]) -> str | None:

@@ -11,6 +11,7 @@ from enum import Enum
 from typing import NamedTuple
 
 from fc_frontend.plan.model import Fragment, ServiceSpec, Target, Untrusted
+from fc_frontend.plan.slices import is_of_api_servers
 from fc_frontend.syntax import safe
 from fc_frontend.syntax.names import defined_names
 from fc_frontend.syntax.routes import covers_host
@@ -76,6 +77,11 @@ def violations(spec: ServiceSpec, limits: Untrusted) -> Iterator[Violation]:
         yield Violation(
             "binds", f"untrusted files set at most {MAX_BINDS} binds", "use fewer binds"
         )
+    if is_of_api_servers(spec) and spec.target is Target.POD:
+        yield Violation("service", "the API servers need a trusted file", "", Needs.TRUST)
+    if spec.nodes:
+        message = "addresses of nodes need a trusted file"
+        yield Violation("nodes", message, "", Needs.TRUST)
     yield from _target_violations(spec, limits)
     yield from _route_violations(spec, limits)
     if spec.slots is not None and spec.slots > MAX_SLOTS:

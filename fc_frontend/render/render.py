@@ -31,6 +31,7 @@ from fc_frontend.plan.model import (
     ServiceSpec,
     Target,
     Tls,
+    nodes_of,
 )
 from fc_frontend.render.config import (
     BLANK_DESCRIPTION,
@@ -641,7 +642,7 @@ def _servers(service: ServicePlan, plan: Plan) -> list[str]:
     if service.query is None:
         return [
             _line("server", name, _host_port(str(address), spec.port), *common, *options)
-            for name, address in plan.settings.cluster.nodes.items()
+            for name, address in nodes_of(spec, plan.settings.cluster).items()
         ]
     own = ["resolvers", "cluster", "resolve-prefer", service.prefer]
     resolved = own

@@ -87,7 +87,13 @@ class ApiFrontend(Frontend):
         self.kubeconfig.chmod(0o600)
 
     def kube_service(
-        self, name: str, *, cluster_ip: str | None = None, port: int = 80, target: Any = 8080
+        self,
+        name: str,
+        *,
+        cluster_ip: str | None = None,
+        port: int = 80,
+        target: Any = 8080,
+        port_name: str = "http",
     ) -> None:
         """Create or replace a Service: headless, unless it has a `cluster_ip`."""
         item = {
@@ -96,7 +102,9 @@ class ApiFrontend(Frontend):
                 "type": "ClusterIP",
                 "clusterIP": cluster_ip or "None",
                 "clusterIPs": [cluster_ip or "None"],
-                "ports": [{"name": "http", "port": port, "protocol": "TCP", "targetPort": target}],
+                "ports": [
+                    {"name": port_name, "port": port, "protocol": "TCP", "targetPort": target}
+                ],
             },
         }
         self._put("services", item)

@@ -75,10 +75,10 @@ class ApiServer:
 
     @contextlib.asynccontextmanager
     async def serving(
-        self, context: ssl.SSLContext | None = None, port: int = 0
+        self, context: ssl.SSLContext | None = None, port: int = 0, host: str = "127.0.0.1"
     ) -> AsyncIterator[ApiServer]:
-        """Accept connections on 127.0.0.1 within the block."""
-        server = await asyncio.start_server(self._accept, "127.0.0.1", port, ssl=context)
+        """Accept connections within the block."""
+        server = await asyncio.start_server(self._accept, host, port, ssl=context)
         self.port = server.sockets[0].getsockname()[1]
         try:
             yield self
