@@ -24,7 +24,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from fc_frontend.cli import COMMANDS
 from tests.conftest import binary_of
-from tests.support.api_cluster import ApiFrontend, token_until
+from tests.support.api_cluster import READY, ApiFrontend, token_until
 from tests.support.certificates import Certificates
 from tests.support.frontend import Frontend, patiently
 
@@ -81,6 +81,8 @@ def frontend(certificates: Certificates) -> Iterator[Frontend]:
         pool = {"addresses": f"127.{made.octet}.201.1", "default": True}
         made.settings["load_balancer"] = {"pools": {"public": pool}}
         made.balanced_service("shop-outside")
+        outside = dict.fromkeys(pods.addresses, READY)
+        made.endpoints("shop-outside", outside, port_names=("tcp-80",))
         made.start()
         made.until(lambda: made.serves(8080, pods))
         made.until(lambda: made.metric("fc_frontend_api_watching") == 1)
