@@ -12,11 +12,14 @@ from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from ipaddress import IPv4Network
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from fc_frontend.config.declare import load
 from fc_frontend.discovery.slices import answer_of
+from fc_frontend.doctor.findings import Result
+from fc_frontend.doctor.judge.api_access import PublishedFacts, judge_published
 from fc_frontend.errors import errors_in
 from fc_frontend.haproxy import runtime
 from fc_frontend.haproxy.validate import validate
@@ -128,6 +131,28 @@ def test_api_servers_are_nodes_and_never_this_host() -> None:
     # Pods of other Services are where pods are.
     other = ServiceSpec(name="a", service="a", binds=(), port="https", discovery=Discovery.API)
     assert not answer_of(other, service, [listed], cluster, None).endpoints
+
+
+def published(**facts: Any) -> list[tuple[Result, str]]:
+    made = PublishedFacts(**{"bind": "192.0.2.1:6443", "host": "192.0.2.1", "status": 200, **facts})
+    return [(each.result, each.message) for each in judge_published(made)]
+
+
+def test_what_doctor_says_of_the_way_to_the_api() -> None:
+    ok = [(Result.OK, "192.0.2.1:6443 leads to an API server")]
+    assert published() == ok
+    assert published(status=401, names=frozenset(("192.0.2.1", "kubernetes"))) == ok
+    missing = (Result.WARNING, "the API server's certificate does not have 192.0.2.1")
+    assert published(names=frozenset(("kubernetes",))) == [*ok, missing]
+    assert published(names=frozenset(), host=None) == ok
+    ((result, message),) = published(status=None, said="Connection refused")
+    assert (result, message) == (
+        Result.PROBLEM,
+        "no API server answers through 192.0.2.1:6443: Connection refused",
+    )
+    assert published(status=502)[0][0] is Result.PROBLEM
+    ((result, message),) = published(status=None, is_allowed=False)
+    assert (result, "does not have this host" in message) == (Result.UNKNOWN, True)
 
 
 @contextlib.contextmanager
@@ -279,6 +304,9 @@ def test_kubectl_through_the_frontend(plane: ControlPlane, admin: Path, kubectl:
     assert plane.metric("fc_frontend_reloads_total") == reloads
     shown = plane.run("explain", "kubernetes-api", check=False).stdout
     assert f"{plane.host}:{PORT}" in shown
+    said = plane.run("doctor", check=False).stdout
+    assert f"{plane.host}:{PORT} leads to an API server" in said
+    assert f"the API server's certificate does not have {plane.host}" in said
     # Addresses that are not allowed are rejected, from then on.
     for allowed, code in (("192.0.2.0/24", 1), (f"127.{plane.octet}.0.0/16, 127.0.0.0/8", 0)):
         plane.settings["api_access"]["allow"] = allowed.split(", ")

@@ -15,7 +15,15 @@ from typing import TYPE_CHECKING
 
 from fc_frontend.doctor.findings import Finding, Group, Result
 from fc_frontend.errors import FrontendError
-from fc_frontend.plan.model import ApiSettings, Nameserver, Plan, Settings, Untrusted
+from fc_frontend.plan.model import (
+    ApiAccessSettings,
+    ApiSettings,
+    Bind,
+    Nameserver,
+    Plan,
+    Settings,
+    Untrusted,
+)
 from fc_frontend.plan.planner import uses_api
 
 MOST_COMPARED = 50
@@ -147,6 +155,14 @@ def probes(
                 "Kubernetes API", "cluster.api", partial(_api, plan, settings.cluster.api, timeout)
             )
         )
+    if (access := settings.api_access) is not None:
+        found += [
+            Probe(
+                "Kubernetes API", f"api_access {bind}", partial(_published, access, bind, timeout)
+            )
+            for bind in access.binds
+            if bind.kind == "ip"
+        ]
     if kubeconfig is not None:
         found.append(
             Probe(
@@ -300,6 +316,13 @@ def _kubernetes(settings: Settings, path: str, timeout: float) -> Iterable[Findi
 
     facts = observe_kubernetes(ApiSettings(kubeconfig=path), timeout)
     return judge_kubernetes(settings.cluster, facts)
+
+
+def _published(access: ApiAccessSettings, bind: Bind, timeout: float) -> Iterable[Finding]:
+    from fc_frontend.doctor.judge.api_access import judge_published
+    from fc_frontend.doctor.observe.api_access import observe_published
+
+    return judge_published(observe_published(access, bind, timeout))
 
 
 def _api(plan: Plan, api: ApiSettings, timeout: float) -> Iterable[Finding]:
