@@ -304,6 +304,7 @@ def test_kubectl_through_the_frontend(plane: ControlPlane, admin: Path, kubectl:
     assert plane.metric("fc_frontend_reloads_total") == reloads
     shown = plane.run("explain", "kubernetes-api", check=False).stdout
     assert f"{plane.host}:{PORT}" in shown
+    assert "nodes need not be in the cluster's networks" in shown
     said = plane.run("doctor", check=False).stdout
     assert f"{plane.host}:{PORT} leads to an API server" in said
     assert f"the API server's certificate does not have {plane.host}" in said

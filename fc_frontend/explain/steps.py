@@ -24,7 +24,8 @@ from fc_frontend.explain.facts import (
 )
 from fc_frontend.model.service_state import Health
 from fc_frontend.plan import slots
-from fc_frontend.plan.model import Answer, Freshness, Kind, Network, ServiceSpec
+from fc_frontend.plan.model import Answer, Freshness, Kind, Network, ServiceSpec, Target
+from fc_frontend.plan.slices import is_of_api_servers
 from fc_frontend.plurals import counted
 from fc_frontend.text import one_line
 
@@ -401,10 +402,9 @@ def _networks(facts: Facts) -> Step:
     name, answer, spec = "networks", facts.now, facts.spec
     if answer is None or spec is None or not (answer.endpoints or answer.rejected):
         return Step(name=name, verdict=StepVerdict.UNKNOWN, said="no addresses to check")
-    if answer.kind is Kind.NODES:
-        return Step(
-            name=name, verdict=StepVerdict.OK, said="nodes need not be in the cluster's networks"
-        )
+    if (spec.target is Target.NODE or is_of_api_servers(spec)) and not answer.rejected:
+        said = "nodes need not be in the cluster's networks"
+        return Step(name=name, verdict=StepVerdict.OK, said=said)
     is_service = answer.kind is Kind.SERVICE
     networks = facts.cluster.service_networks if is_service else facts.cluster.pod_networks
     which = "service network" if is_service else "pod network"
