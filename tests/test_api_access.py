@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterator
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from ipaddress import IPv4Network
+from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ import pytest
 from fc_frontend.config.declare import load
 from fc_frontend.discovery.slices import answer_of
 from fc_frontend.doctor.findings import Result
-from fc_frontend.doctor.judge.api_access import PublishedFacts, judge_published
+from fc_frontend.doctor.judge.api_access import ApiAccessFacts, judge_api_access
 from fc_frontend.errors import errors_in
 from fc_frontend.haproxy import runtime
 from fc_frontend.haproxy.validate import validate
@@ -32,7 +32,8 @@ from fc_frontend.plan.cluster_objects import (
     SliceEndpoint,
     SlicePort,
 )
-from fc_frontend.plan.model import Cluster, Discovery, ServiceSpec
+from fc_frontend.plan.model import Cluster, Discovery, ServiceSpec, Target, Untrusted
+from fc_frontend.plan.untrusted import Needs, violations
 from tests.conftest import RealHaproxy, loopback, until
 from tests.support.access_cluster import kubectl_with
 from tests.support.api_cluster import READY, TOKEN, ApiFrontend
@@ -133,9 +134,24 @@ def test_api_servers_are_nodes_and_never_this_host() -> None:
     assert not answer_of(other, service, [listed], cluster, None).endpoints
 
 
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        ({"service": "kubernetes", "port": "https"}, "service"),
+        ({"target": Target.NODE, "nodes": (("a", IPv4Address("192.0.2.1")),)}, "nodes"),
+    ],
+)
+def test_untrusted_files_name_no_addresses_and_publish_no_api_servers(
+    fields: dict[str, Any], field: str
+) -> None:
+    spec = ServiceSpec(**{"name": "a", "service": "a", "binds": (), "port": 80, **fields})
+    found = [(each.field, each.needs) for each in violations(spec, Untrusted())]
+    assert found == [(field, Needs.TRUST)]
+
+
 def published(**facts: Any) -> list[tuple[Result, str]]:
-    made = PublishedFacts(**{"bind": "192.0.2.1:6443", "host": "192.0.2.1", "status": 200, **facts})
-    return [(each.result, each.message) for each in judge_published(made)]
+    made = ApiAccessFacts(**{"bind": "192.0.2.1:6443", "host": "192.0.2.1", "status": 200, **facts})
+    return [(each.result, each.message) for each in judge_api_access(made)]
 
 
 def test_what_doctor_says_of_the_way_to_the_api() -> None:
@@ -152,7 +168,7 @@ def test_what_doctor_says_of_the_way_to_the_api() -> None:
     )
     assert published(status=502)[0][0] is Result.PROBLEM
     ((result, message),) = published(status=None, is_allowed=False)
-    assert (result, "does not have this host" in message) == (Result.UNKNOWN, True)
+    assert (result, "does not include this host" in message) == (Result.UNKNOWN, True)
 
 
 @contextlib.contextmanager

@@ -21,7 +21,7 @@ from fc_frontend.certificates.pem import (
     has_key,
     self_signed,
 )
-from fc_frontend.certificates.served import Served, doubled_problems
+from fc_frontend.certificates.served import Served, hidden_problems
 from tests.support.issued import Authority, Issued
 
 
@@ -212,12 +212,12 @@ def test_of_two_certificates_for_a_name_one_is_hidden(authority: Authority) -> N
         served("/c/default.pem", "a.test", default=True),
         served("/c/wild.pem", "*.a.test"),
     ]
-    (problem,) = doubled_problems(found)
+    (problem,) = hidden_problems(found)
     assert problem.message == (
         "/c/old.pem: /c/a.pem is for www.a.test as well, and HAProxy serves the one that it loaded "
         "first"
     )
-    assert not list(doubled_problems([found[0], replace(found[1], frontend="other")]))
+    assert not list(hidden_problems([found[0], replace(found[1], frontend="other")]))
 
 
 def test_what_cryptography_cannot_read_is_refused(site: Issued) -> None:

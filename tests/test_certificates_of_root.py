@@ -18,6 +18,7 @@ from fc_frontend.haproxy.certificates.bring import Keeper
 from fc_frontend.haproxy.certificates.originals import Original, find
 from fc_frontend.plan.model import Bind, CertificateSource, FrontendSpec, FrontendTls, Settings
 from tests.conftest import binary_of
+from tests.hostile.as_root import again_as_root
 from tests.support.frontend import Frontend
 from tests.support.issued import Authority, Issued
 from tests.test_certificates_end_to_end import PORT, of, put, serial
@@ -51,10 +52,11 @@ def frontend() -> Iterator[Frontend]:
         yield made
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 def test_root_copies_what_the_daemon_may_not_read(
-    frontend: Frontend, authority: Authority, issued: Issued
+    request: pytest.FixtureRequest, frontend: Frontend, authority: Authority, issued: Issued
 ) -> None:
+    if again_as_root(request):
+        return
     renewed = authority.issue("shop.example.org")
     put(frontend, issued)
     for name in ("live", "archive"):
@@ -76,8 +78,11 @@ def test_root_copies_what_the_daemon_may_not_read(
     assert serial(frontend, authority) == of(renewed)
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
-def test_doctor_sees_what_the_daemons_user_may_read(tmp_path: Path, issued: Issued) -> None:
+def test_doctor_sees_what_the_daemons_user_may_read(
+    request: pytest.FixtureRequest, tmp_path: Path, issued: Issued
+) -> None:
+    if again_as_root(request):
+        return
     state = tmp_path / "state"
     state.mkdir()
     os.chown(state, 65534, 65534)

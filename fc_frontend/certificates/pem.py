@@ -144,6 +144,20 @@ def not_after(pem: bytes) -> float | None:
     return found.not_after if found else None
 
 
+def subject_names(der: bytes) -> frozenset[str] | None:
+    """DNS names and addresses in a certificate (RFC 5280, 4.2.1.6); None if it cannot be read."""
+    try:
+        with _as_damaged():
+            extensions = x509.load_der_x509_certificate(der).extensions
+            found = extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+            addresses = map(str, found.get_values_for_type(x509.IPAddress))
+            return frozenset((*found.get_values_for_type(x509.DNSName), *addresses))
+    except x509.ExtensionNotFound:
+        return frozenset()
+    except NotUsable:
+        return None
+
+
 def is_for_key(pem: bytes, key: bytes) -> bool:
     """True if the first certificate in `pem` is for the private key in `key`."""
     try:

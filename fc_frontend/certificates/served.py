@@ -96,7 +96,7 @@ def date_problems(served: Iterable[Served], now: float) -> Iterator[Problem]:
         )
 
 
-def doubled_problems(served: Iterable[Served]) -> Iterator[Problem]:
+def hidden_problems(served: Iterable[Served]) -> Iterator[Problem]:
     """Certificates of a frontend of which another one has a name with the same kind of key.
 
     HAProxy serves the one that comes first in its list, or that it was given first at runtime

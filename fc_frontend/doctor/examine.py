@@ -158,7 +158,7 @@ def probes(
     if (access := settings.api_access) is not None:
         found += [
             Probe(
-                "Kubernetes API", f"api_access {bind}", partial(_published, access, bind, timeout)
+                "Kubernetes API", f"api_access {bind}", partial(_api_access, access, bind, timeout)
             )
             for bind in access.binds
             if bind.kind == "ip"
@@ -318,11 +318,11 @@ def _kubernetes(settings: Settings, path: str, timeout: float) -> Iterable[Findi
     return judge_kubernetes(settings.cluster, facts)
 
 
-def _published(access: ApiAccessSettings, bind: Bind, timeout: float) -> Iterable[Finding]:
-    from fc_frontend.doctor.judge.api_access import judge_published
-    from fc_frontend.doctor.observe.api_access import observe_published
+def _api_access(access: ApiAccessSettings, bind: Bind, timeout: float) -> Iterable[Finding]:
+    from fc_frontend.doctor.judge.api_access import judge_api_access
+    from fc_frontend.doctor.observe.api_access import observe_api_access
 
-    return judge_published(observe_published(access, bind, timeout))
+    return judge_api_access(observe_api_access(access, bind, timeout))
 
 
 def _api(plan: Plan, api: ApiSettings, timeout: float) -> Iterable[Finding]:

@@ -29,7 +29,6 @@ _MOST_BYTES = 64 * 1024 * 1024
 _LAST_MOMENT = 1e11
 _STATES = ("up", "down", "drained", "maintenance", "free", "standby")
 _CAUSES = {cause.value: cause for cause in Cause}
-_ANY = {"*": "127.0.0.1", "::": "::1"}
 
 
 def ask_daemon(listen: Bind | None, timeout: float = TIMEOUT) -> Daemon:
@@ -41,7 +40,7 @@ def ask_daemon(listen: Bind | None, timeout: float = TIMEOUT) -> Daemon:
             field="listen",
         )
     try:
-        content = _get(_ANY.get(listen.host, listen.host), listen.port, timeout)
+        content = _get(listen.local_host, listen.port, timeout)
     except (OSError, http.client.HTTPException) as exc:
         reason = "no answer in time" if isinstance(exc, TimeoutError) else _reason(exc)
         raise Unavailable.of(

@@ -15,6 +15,7 @@ from typing import Any
 
 from fc_frontend.config.schema import SERVICE_NAME, FrontendDeclaration
 from fc_frontend.errors import Problem
+from fc_frontend.migrate.options import options_in
 from fc_frontend.migrate.proxies import (
     ConvertedSection,
     Key,
@@ -43,12 +44,10 @@ from fc_frontend.syntax.routes import Path
 
 Own = Mapping[str, Mapping[Key, Meaning]]
 
-_WITH_ARGUMENT = frozenset(
-    "crt alpn ssl-min-ver ssl-max-ver ciphers ciphersuites curves ecdhe ca-file verify".split()
-)
-_ALONE = frozenset(
+_TLS_OPTIONS = frozenset(
     """
-    ssl strict-sni no-sslv3 no-tlsv10 no-tlsv11 no-tls-tickets prefer-client-ciphers
+    alpn ca-file ciphers ciphersuites crt curves ecdhe no-sslv3 no-tls-tickets no-tlsv10 no-tlsv11
+    prefer-client-ciphers ssl ssl-max-ver ssl-min-ver strict-sni verify
     """.split()
 )
 _OF_PROFILE = ("ciphers", "ciphersuites", "curves", "ecdhe", "ssl-min-ver", "ssl-max-ver")
@@ -72,7 +71,7 @@ _FORWARDED = re.compile(r"hdr[a-z_]*\((?:x-forwarded|forwarded)", re.IGNORECASE)
 
 @dataclass(frozen=True, slots=True)
 class RoutedFrontend:
-    """A frontend with what it routes to; all become declarations, or none."""
+    """A frontend with the services that it routes to; all become declarations, or none."""
 
     frontend: ConvertedSection
     services: tuple[ConvertedSection, ...]
@@ -218,22 +217,22 @@ class _Frontend:
         plain: list[str] = []
         tls: list[str] = []
         options: set[tuple[str, ...]] = set()
-        crypto: list[dict[str, list[str]]] = []
+        tls_options: list[dict[str, list[str]]] = []
         for line in self.section.statements:
             if line.keyword != "bind":
                 continue
             self.handled.add(id(line))
             addresses = _addresses(line)
-            said, rest = _crypto(line)
+            said, rest = _tls_options(line)
             if said is None:
                 plain += addresses
             else:
                 tls += addresses
-                crypto.append(said)
+                tls_options.append(said)
             options.add(tuple(rest))
         if not plain and not tls:
             raise NotAService("it has no bind")
-        if len(options) > 1 or any(each != crypto[0] for each in crypto):
+        if len(options) > 1 or any(each != tls_options[0] for each in tls_options):
             raise NotAService("its binds differ in their options")
         if plain and tls:
             if not self.has_redirect:
@@ -246,8 +245,8 @@ class _Frontend:
             self.fields["binds"] = tls or plain
             if self.has_redirect and plain:
                 raise NotAService("it redirects to https, and serves no TLS itself")
-        if crypto:
-            self.fields["tls"] = self._tls(crypto[0])
+        if tls_options:
+            self.fields["tls"] = self._tls(tls_options[0])
         if options and any(options):
             self.fields["bind_options"] = " ".join(options.pop())
 
@@ -291,7 +290,7 @@ class _Frontend:
         return f"{self.crt_base.rstrip('/')}/{path}"
 
     def _companion(self, other: OldSection) -> None:
-        """Take over what a frontend that only redirects has."""
+        """Add the binds of a frontend that only redirects."""
         if "tls" not in self.fields:
             raise NotAService("another frontend redirects to it, and it serves no TLS")
         acls = Acls(other.statements)
@@ -470,7 +469,7 @@ class _Frontend:
 
 
 def _is_kept(line: Line) -> bool:
-    """True for lines that mean the same before our routes as beside `use_backend`."""
+    """True for lines that have the same effect in `extra_config` of a declared frontend."""
     if line.keyword == "redirect":
         return True
     if line.keyword == "http-request":
@@ -569,26 +568,19 @@ def _addresses(line: Line) -> list[str]:
     return found
 
 
-def _crypto(line: Line) -> tuple[dict[str, list[str]] | None, list[str]]:
-    """The options of TLS of a bind, None without `ssl`, and its other options."""
-    words = list(line.words[2:])
+def _tls_options(line: Line) -> tuple[dict[str, list[str]] | None, list[str]]:
+    """A bind's TLS options with their arguments, None without `ssl`; and its other options."""
     said: dict[str, list[str]] = {}
     rest: list[str] = []
-    at = 0
-    while at < len(words):
-        word = words[at].text
-        at += 1
-        if word in _ALONE:
-            said[word] = []
-        elif word in _WITH_ARGUMENT and at < len(words):
-            if words[at].variable:
-                raise NotAService(f"line {line.number}: a variable, {words[at].source}")
-            said.setdefault(word, []).append(words[at].text)
-            at += 1
-        elif word == "crt-list":
+    for option in options_in(line.words[2:]):
+        if option.keyword == "crt-list":
             raise NotAService(f"line {line.number}: its certificates are in a crt-list")
-        else:
-            rest.append(words[at - 1].source)
+        if option.keyword not in _TLS_OPTIONS:
+            rest.append(option.source)
+            continue
+        if any(word.variable for word in option.words):
+            raise NotAService(f"line {line.number}: a variable, {option.source}")
+        said.setdefault(option.keyword, []).append(option.argument)
     if "ssl" in said:
         return said, rest
     if said:

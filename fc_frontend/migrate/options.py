@@ -9,19 +9,21 @@ from fc_frontend.syntax.words import Word
 
 _WITHOUT_ARGUMENT = frozenset(
     """
-    agent-check allow-0rtt backup check check-send-proxy check-ssl check-via-socks4 disabled enabled
-    force-sslv3 force-tlsv10 force-tlsv11 force-tlsv12 force-tlsv13 no-agent-check no-backup
-    no-check no-check-send-proxy no-check-ssl no-send-proxy no-send-proxy-v2 no-send-proxy-v2-ssl
-    no-send-proxy-v2-ssl-cn no-ssl no-ssl-reuse no-sslv3 no-tfo no-tls-tickets no-tlsv10 no-tlsv11
-    no-tlsv12 no-tlsv13 no-verifyhost non-stick send-proxy send-proxy-v2 send-proxy-v2-ssl
-    send-proxy-v2-ssl-cn ssl ssl-reuse stick tfo tls-tickets
+    accept-proxy agent-check allow-0rtt backup check check-send-proxy check-ssl check-via-socks4
+    defer-accept disabled enabled force-sslv3 force-tlsv10 force-tlsv11 force-tlsv12 force-tlsv13
+    generate-certificates no-agent-check no-backup no-ca-names no-check no-check-send-proxy
+    no-check-ssl no-send-proxy no-send-proxy-v2 no-send-proxy-v2-ssl no-send-proxy-v2-ssl-cn
+    no-ssl no-ssl-reuse no-sslv3 no-strict-sni no-tfo no-tls-tickets no-tlsv10 no-tlsv11 no-tlsv12
+    no-tlsv13 no-verifyhost non-stick prefer-client-ciphers send-proxy send-proxy-v2
+    send-proxy-v2-ssl send-proxy-v2-ssl-cn ssl ssl-reuse stick strict-sni tfo tls-tickets
+    transparent v4v6 v6only
     """.split()
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """A keyword of a server with its argument, if it takes one."""
+    """A keyword of a server or bind with its argument, if it takes one."""
 
     keyword: str
     words: tuple[Word, ...]
@@ -37,7 +39,7 @@ class Option:
         return " ".join(word.source for word in self.words)
 
 
-def server_options(words: Sequence[Word]) -> list[Option]:
+def options_in(words: Sequence[Word]) -> list[Option]:
     """The options that `words` are."""
     found: list[Option] = []
     at = 0

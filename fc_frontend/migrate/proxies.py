@@ -16,7 +16,7 @@ from typing import Any
 
 from fc_frontend.config.schema import DNS_LABEL, SERVICE_NAME, ServiceDeclaration
 from fc_frontend.errors import Problem, Severity
-from fc_frontend.migrate.options import Option, effective, server_options
+from fc_frontend.migrate.options import Option, effective, options_in
 from fc_frontend.migrate.sections import OldSection
 from fc_frontend.plan.addresses import NotAnAddress, normal_bind, parse_bind
 from fc_frontend.plan.model import Bind
@@ -182,7 +182,7 @@ def declared_backend(
 
     Raises NotAService.
     """
-    return _Proxy(backend, None).routed(own)
+    return _Proxy(backend, None).declaration(own, Role.ROUTED)
 
 
 def declared_frontend(
@@ -219,20 +219,13 @@ class _Proxy:
         self.rest: list[Line] = []
         self.problems: list[Problem] = []
 
-    def declaration(self, own: Mapping[str, Mapping[Key, Meaning]]) -> ConvertedSection:
-        result = self._begun(Role.SERVICE, own)
+    def declaration(
+        self, own: Mapping[str, Mapping[Key, Meaning]], role: Role = Role.SERVICE
+    ) -> ConvertedSection:
+        result = self._begun(role, own)
         servers = self._servers(result)
-        result.fields["binds"] = self._binds(result)
-        result.fields["mode"] = self.mode
-        result.fields.update(servers)
-        self._balance(result)
-        self._end(result, own)
-        _simplify(result)
-        return result
-
-    def routed(self, own: Mapping[str, Mapping[Key, Meaning]]) -> ConvertedSection:
-        result = self._begun(Role.ROUTED, own)
-        servers = self._servers(result)
+        if role is Role.SERVICE:
+            result.fields["binds"] = self._binds(result)
         result.fields["mode"] = self.mode
         result.fields.update(servers)
         self._balance(result)
@@ -281,10 +274,10 @@ class _Proxy:
             elif keyword == "log":
                 self._log(line)
             elif keyword == "default-server":
-                defaults += server_options(line.words[1:])
+                defaults += options_in(line.words[1:])
             elif keyword in ("server", "server-template") and is_own:
                 start = 3 if keyword == "server" else 4
-                options = [*defaults, *server_options(line.words[start:])]
+                options = [*defaults, *options_in(line.words[start:])]
                 self.servers.append((line, options))
             elif is_own:
                 self.rest.append(line)

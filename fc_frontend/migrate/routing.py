@@ -36,7 +36,7 @@ _PATHS = {"path": "str", "path_beg": "beg", "path_str": "str"}
 
 
 class Fetch(StrEnum):
-    """What a condition looks at, of what routes can say."""
+    """What a condition looks at, as far as routes can express it."""
 
     HOST = "host"
     PATH = "path"
@@ -54,7 +54,7 @@ class Test:
     fetch: Fetch
     values: frozenset[str] | frozenset[Path] = frozenset()
     differences: tuple[str, ...] = ()
-    """What a route says differently, for people."""
+    """How a route matches otherwise, for people."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +107,7 @@ class Acls:
         return [line for name in self._lines if name in words for line in self._lines[name]]
 
     def condition(self, words: Sequence[str], line: Line) -> Condition:
-        """What follows `if`.  Raises NotAService for what routes cannot say."""
+        """The words after `if`.  Raises NotAService for what routes cannot express."""
         found: list[tuple[Term, ...]] = []
         terms: list[Term] = []
         is_negated, at = False, 0
@@ -141,7 +141,7 @@ class Acls:
 def rules(
     backend: str, condition: Condition, line: Line, *, is_tls: bool, is_sni: bool
 ) -> tuple[list[Rule], list[str]]:
-    """What one `use_backend` means, and what routes say differently.
+    """The rules of one `use_backend`, and how routes match otherwise.
 
     `is_tls` tells whether the frontend terminates TLS; with `is_sni`, TLS is passed through, and
     hosts are the names in Client Hellos.  Raises NotAService.

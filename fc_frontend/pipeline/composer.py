@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
@@ -406,17 +405,11 @@ class Composer:
             is_same = (
                 spec is not None
                 and is_same_place
-                and question(spec) in {question(each) for each in self._spec(candidate, unit.name)}
+                and question(spec) in {question(each) for each in declaration.named((unit.name,))}
             )
             if unit.kind is UnitKind.SERVICE and not is_same:
                 found.add(unit.name)
         return frozenset(found)
-
-    @staticmethod
-    def _spec(candidate: Candidate, name: str) -> tuple[ServiceSpec, ...]:
-        services = candidate.declaration.services
-        at = bisect_left(services, name, key=lambda spec: spec.name)
-        return services[at : at + 1] if at < len(services) and services[at].name == name else ()
 
     @cached_property
     def _running_settings(self) -> Settings | None:

@@ -119,6 +119,11 @@ class Bind:
             return f"{self.kind}@{self.host}"
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
+    @property
+    def local_host(self) -> str:
+        """The address at which this host itself connects to it."""
+        return {"*": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
+
     def overlaps(self, other: Bind) -> bool:
         """True if both would take some connection: the same place, or a wildcard over it.
 

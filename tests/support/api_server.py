@@ -47,13 +47,13 @@ class Fault(Enum):
 
 @dataclass
 class ApiServer:
-    """Serves `objects`.  `errors` are given to the next requests, one each.
+    """Serves `objects`.  Each of `errors` answers one of the next requests.
 
     `token` is the only one that is accepted; None accepts everybody.  With `identities`, these
-    judge tokens, certificates and rights, and objects get a uid.  `denied` has verbs and
-    resources, such as ("watch", "endpointslices"), which are denied to `user`.  `keeps_ip_mode` is
-    false for a server before 1.29.  `streams_lists` is false for a server before
-    1.32, `bookmark_seconds` is the time between bookmarks.  `requests` has what was asked.
+    decide on tokens, certificates and rights, and objects get a uid.  `user` may not use the verbs
+    and resources in `denied`, such as ("watch", "endpointslices").  `keeps_ip_mode` is False for a
+    server before 1.29, `streams_lists` for one before 1.32.  `bookmark_seconds` is the time between
+    bookmarks, `requests` the requests so far.
     """
 
     objects: Objects = field(default_factory=Objects)

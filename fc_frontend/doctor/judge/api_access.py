@@ -13,12 +13,12 @@ _ANSWERS = (200, 401, 403)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PublishedFacts:
-    """What a connection to a bind of `api_access` came to.
+class ApiAccessFacts:
+    """The result of a connection to a bind of `api_access`.
 
-    `status` is that of `/readyz`, None if there was none, and `said` why.  `names` are those in the
-    certificate that was presented, None if there was none.  `is_allowed` is False if `allow` does
-    not have this host.
+    `status` is that of `/readyz`; None if there was no answer, and `said` has the reason.  `names`
+    are in the server's certificate; None if there was none.  `is_allowed` is False if `allow` does
+    not include this host.
     """
 
     bind: str
@@ -30,13 +30,13 @@ class PublishedFacts:
     is_allowed: bool = True
 
 
-def judge_published(facts: PublishedFacts) -> Iterator[Finding]:
+def judge_api_access(facts: ApiAccessFacts) -> Iterator[Finding]:
     """Whether clients reach the API at a bind, and by its address."""
     check = f"api_access {facts.bind}"
     if facts.status is None and not facts.is_allowed:
         yield _GROUP.unknown(
             check,
-            f"{facts.bind} cannot be tried: api_access.allow does not have this host",
+            f"{facts.bind} cannot be tried: api_access.allow does not include this host",
             "try it from a host in api_access.allow: `curl -k https://ADDRESS:PORT/readyz`",
         )
     elif facts.status is None:

@@ -2,58 +2,39 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
-import socket
 import ssl
-from ipaddress import ip_address
 
-from cryptography import x509
-
-from fc_frontend.doctor.judge.api_access import PublishedFacts
+from fc_frontend.certificates.pem import subject_names
+from fc_frontend.doctor.judge.api_access import ApiAccessFacts
 from fc_frontend.plan.addresses import is_within
 from fc_frontend.plan.model import ApiAccessSettings, Bind
 from fc_frontend.text import one_line
 
-_ANY = {"*": "127.0.0.1", "::": "::1"}
 
-
-def observe_published(access: ApiAccessSettings, bind: Bind, timeout: float) -> PublishedFacts:
+def observe_api_access(access: ApiAccessSettings, bind: Bind, timeout: float) -> ApiAccessFacts:
     """What `/readyz` through `bind` gives, within `timeout` seconds for each step."""
-    address = _ANY.get(bind.host, bind.host)
-    host = None if bind.host in _ANY else bind.host
-    networks = access.allow
-    is_allowed = networks is None or is_within(address, networks)
+    address, networks = bind.local_host, access.allow
     status, said, names = None, "", None
-    # Who it is does not matter here: clients verify it.
+    # Clients verify the server.  Here it only matters that one answers.
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    client = http.client.HTTPSConnection(address, bind.port, timeout=timeout, context=context)
     try:
-        with (
-            socket.create_connection((address, bind.port or 0), timeout) as connection,
-            context.wrap_socket(connection) as tls,
-        ):
-            names = _names(tls.getpeercert(binary_form=True) or b"")
-            tls.sendall(b"GET /readyz HTTP/1.1\r\nHost: kubernetes\r\nConnection: close\r\n\r\n")
-            response = http.client.HTTPResponse(tls)
-            response.begin()
-            status = response.status
+        with contextlib.closing(client):
+            client.connect()
+            assert isinstance(client.sock, ssl.SSLSocket)
+            names = subject_names(client.sock.getpeercert(binary_form=True) or b"")
+            client.request("GET", "/readyz", headers={"Host": "kubernetes"})
+            status = client.getresponse().status
     except (OSError, http.client.HTTPException) as exc:
         said = one_line(getattr(exc, "strerror", None) or exc or type(exc).__name__)[:200]
-    return PublishedFacts(
-        bind=str(bind), host=host, status=status, said=said, names=names, is_allowed=is_allowed
-    )
-
-
-def _names(certificate: bytes) -> frozenset[str] | None:
-    """The names and addresses in a certificate; None if it cannot be read."""
-    try:
-        extensions = x509.load_der_x509_certificate(certificate).extensions
-        found = extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except x509.ExtensionNotFound:
-        return frozenset()
-    except (ValueError, x509.InvalidVersion):
-        return None
-    addresses = found.get_values_for_type(x509.IPAddress)
-    return frozenset(
-        (*found.get_values_for_type(x509.DNSName), *(str(ip_address(str(a))) for a in addresses))
+    return ApiAccessFacts(
+        bind=str(bind),
+        host=bind.host if address == bind.host else None,
+        status=status,
+        said=said,
+        names=names,
+        is_allowed=networks is None or is_within(address, networks),
     )

@@ -107,8 +107,7 @@ def answers_health(listen: Bind, timeout: float) -> bool:
     """True if a daemon of ours listens there."""
     import http.client
 
-    host = {"*": "127.0.0.1", "::": "::1"}.get(listen.host, listen.host)
-    connection = http.client.HTTPConnection(host, listen.port, timeout=timeout)
+    connection = http.client.HTTPConnection(listen.local_host, listen.port, timeout=timeout)
     try:
         connection.request("GET", "/metrics", headers={"Host": "localhost"})
         return b"fc_frontend_build_info" in connection.getresponse().read(1024 * 1024)

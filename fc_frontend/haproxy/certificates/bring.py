@@ -17,7 +17,7 @@ from fc_frontend.certificates.served import (
     Certificate,
     Served,
     date_problems,
-    doubled_problems,
+    hidden_problems,
 )
 from fc_frontend.errors import Cause, Problem, Refused, Severity, Unavailable
 from fc_frontend.haproxy import runtime
@@ -370,7 +370,7 @@ class Keeper:
             problems=(
                 *wanted.problems,
                 *date_problems(served, time.time()),
-                *doubled_problems(served),
+                *hidden_problems(served),
             ),
             swapped=tuple(dict.fromkeys(swapped)),
             unswapped=tuple(dict.fromkeys(unswapped)),
