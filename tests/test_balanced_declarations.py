@@ -26,9 +26,9 @@ from fc_frontend.balancer.declare import (
 from fc_frontend.balancer.requests import AddressGap, AddressProblem
 from fc_frontend.balancer.wording import problems_of, words_of
 from fc_frontend.config.cluster_source import cluster_raws
+from fc_frontend.config.fields import SERVICE_NAME
 from fc_frontend.config.host import bindable_addresses
 from fc_frontend.config.loader import Sources, read
-from fc_frontend.config.schema import SERVICE_NAME
 from fc_frontend.model.load_balancers import AddressRange, BalancedPort, LoadBalancerRequest
 from fc_frontend.pipeline import Base, Prepared, base_of, no_check, propose
 from fc_frontend.plan.cluster_objects import ObjectKey

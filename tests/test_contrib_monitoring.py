@@ -201,7 +201,7 @@ def test_the_metrics_follow_prometheus_conventions(frontend: Frontend) -> None:
 
 
 def test_the_scrape_jobs_are_the_default_listeners() -> None:
-    from fc_frontend.config.schema import SettingsDeclaration
+    from fc_frontend.config.settings import SettingsDeclaration
 
     defaults = SettingsDeclaration().model()
     document = yaml.safe_load((PROMETHEUS / "prometheus.yml").read_text())

@@ -216,14 +216,16 @@ def test_there_is_an_example_for_each_situation() -> None:
 
 def test_the_examples_are_good_and_name_every_field(tmp_path: Path) -> None:
     from fc_frontend.config.schema import (
+        FrontendDeclaration,
+        HttpDeclaration,
+        RateLimitDeclaration,
+        ServiceDeclaration,
+    )
+    from fc_frontend.config.settings import (
         AddressPoolDeclaration,
         ApiAccessDeclaration,
         ApiDeclaration,
-        FrontendDeclaration,
-        HttpDeclaration,
         LoadBalancerDeclaration,
-        RateLimitDeclaration,
-        ServiceDeclaration,
         SettingsDeclaration,
     )
     from fc_frontend.config.sites import (

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from fc_frontend.config.loader import NO_DOCUMENT, Raw
+from fc_frontend.config.raw import NO_DOCUMENT, Raw
 from fc_frontend.config.trust import Level
 from fc_frontend.errors import Problem
 from fc_frontend.model.units import UnitId, UnitKind

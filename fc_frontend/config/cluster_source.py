@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from fc_frontend.balancer.declare import BalancedDeclaration, is_of_cluster, origin_of
-from fc_frontend.config.loader import NO_DOCUMENT, Raw
+from fc_frontend.config.raw import NO_DOCUMENT, Raw
 from fc_frontend.config.running import RawDeclaration, RunningDeclarations
 from fc_frontend.config.trust import Level
 from fc_frontend.errors import Problem

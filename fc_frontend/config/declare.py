@@ -21,17 +21,14 @@ from fc_frontend.config.cluster_source import as_raw, merged, running_raws
 from fc_frontend.config.document import Document
 from fc_frontend.config.fingerprint import consented
 from fc_frontend.config.fragments import fragment_of
-from fc_frontend.config.loader import (
+from fc_frontend.config.loader import Sources, read, read_document_of, template_directory
+from fc_frontend.config.raw import (
     NO_DOCUMENT,
     Raw,
-    Sources,
     frontend_of,
     place_between,
     placed,
-    read,
-    read_document_of,
     settings_in,
-    template_directory,
     untrusted_file,
 )
 from fc_frontend.config.running import RawDeclaration, RunningDeclarations

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from fc_frontend.config.values import RoutePath, SafePath, Strict, error, listed, matching, short
+from fc_frontend.config.fields import RoutePath, SafePath, Strict, error, listed, matching, short
 from fc_frontend.plan.sites import BasicAuth, Redirect, Rewrite, Sticky
 from fc_frontend.syntax.routes import NotARoute, Path, parse_host, parse_path
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, StrictBool, model_validator
 
-from fc_frontend.config.values import Strict, error, short
+from fc_frontend.config.fields import Strict, error, short
 from fc_frontend.plan.addresses import PATH_LETTERS, SAFE_PATH, NotAnAddress, parse_bind
 from fc_frontend.plan.model import Bind, CertificateSource, FrontendTls
 

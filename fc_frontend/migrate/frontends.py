@@ -13,7 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fc_frontend.config.schema import SERVICE_NAME, FrontendDeclaration
+from fc_frontend.config.fields import SERVICE_NAME
+from fc_frontend.config.schema import FrontendDeclaration
 from fc_frontend.errors import Problem
 from fc_frontend.migrate.options import options_in
 from fc_frontend.migrate.proxies import (

@@ -14,7 +14,8 @@ from enum import StrEnum
 from ipaddress import ip_address
 from typing import Any
 
-from fc_frontend.config.schema import DNS_LABEL, SERVICE_NAME, ServiceDeclaration
+from fc_frontend.config.fields import DNS_LABEL, SERVICE_NAME
+from fc_frontend.config.schema import ServiceDeclaration
 from fc_frontend.errors import Problem, Severity
 from fc_frontend.migrate.options import Option, effective, options_in
 from fc_frontend.migrate.sections import OldSection

@@ -8,7 +8,8 @@ from typing import Any
 
 from fc_frontend.balancer.assign import LoadBalancers
 from fc_frontend.config.document import Document
-from fc_frontend.config.loader import NO_DOCUMENT, Raw, Sources
+from fc_frontend.config.loader import Sources
+from fc_frontend.config.raw import NO_DOCUMENT, Raw
 from fc_frontend.config.trust import Level
 from fc_frontend.discovery.source import News
 from fc_frontend.errors import Problem
