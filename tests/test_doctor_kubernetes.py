@@ -25,17 +25,15 @@ from hypothesis import strategies as st
 
 from fc_frontend.doctor.findings import Finding, Result, worst
 from fc_frontend.doctor.judge.kubernetes import (
-    ApiResponse,
     DaemonAccess,
     KubernetesFacts,
-    Node,
     ServiceFacts,
     judge_kubernetes,
-    parse_nodes,
 )
 from fc_frontend.doctor.observe.kubernetes import observe_kubernetes
 from fc_frontend.errors import Unavailable
 from fc_frontend.kubernetes.kubeconfig import read_kubeconfig
+from fc_frontend.plan.cluster_health import ApiResponse, ClusterHealth, Node, parse_nodes
 from fc_frontend.plan.model import (
     ApiSettings,
     Cluster,
@@ -291,11 +289,13 @@ def test_an_api_that_is_not_trusted_or_not_there(
 
 def test_a_certificate_that_ends_soon() -> None:
     seen = KubernetesFacts(
-        server="https://api",
-        ready=ApiResponse(200),
-        listed=ApiResponse(200),
-        nodes=(Node("n", True),),
-        certificate_days=3.0,
+        health=ClusterHealth(
+            server="https://api",
+            ready=ApiResponse(200),
+            listed=ApiResponse(200),
+            nodes=(Node("n", True),),
+            certificate_days=3.0,
+        )
     )
     assert result_of(judge_kubernetes(CLUSTER, seen), "certificate") == "warning"
 
@@ -428,10 +428,12 @@ def test_a_cluster_ip_that_is_not_reached_is_a_warning() -> None:
     standby = Standby("shop", 80, "10.0.0.9")
     services = (ServiceFacts("shop", standby=standby, is_reached=False),)
     facts = KubernetesFacts(
-        server="https://api",
-        ready=ApiResponse(200),
-        listed=ApiResponse(200),
-        nodes=(Node("n", True),),
+        health=ClusterHealth(
+            server="https://api",
+            ready=ApiResponse(200),
+            listed=ApiResponse(200),
+            nodes=(Node("n", True),),
+        ),
         daemon=DaemonAccess("root", services=services),
     )
     found = judge_kubernetes(CLUSTER, facts)
@@ -511,9 +513,9 @@ _ANY = st.recursive(
 )
 
 
-@given(_ANY)
-def test_any_list_of_nodes_can_be_judged(document: Any) -> None:
-    facts = KubernetesFacts(
-        server="s", ready=ApiResponse(200), listed=ApiResponse(200), nodes=parse_nodes(document)
+@given(st.lists(_ANY))
+def test_any_list_of_nodes_can_be_judged(items: list[Any]) -> None:
+    health = ClusterHealth(
+        server="s", ready=ApiResponse(200), listed=ApiResponse(200), nodes=parse_nodes(items)
     )
-    assert judge_kubernetes(CLUSTER, facts)
+    assert judge_kubernetes(CLUSTER, KubernetesFacts(health=health))

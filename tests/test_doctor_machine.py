@@ -12,9 +12,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from fc_frontend.doctor.findings import Result, worst
-from fc_frontend.doctor.judge.kubernetes import (
-    ahead,
-)
 from fc_frontend.doctor.judge.machine import (
     Clock,
     DirectoryFacts,
@@ -24,6 +21,7 @@ from fc_frontend.doctor.judge.machine import (
     judge_serial,
 )
 from fc_frontend.doctor.observe.machine import observe_clock, observe_place
+from fc_frontend.kubernetes.health import ahead
 from tests.support.doctor import result_of, said
 
 ROOT = Path(__file__).parent.parent

@@ -24,7 +24,7 @@ def status(frontend: Frontend) -> dict[str, Any]:
     assert done.returncode == EXITS[document["status"]]
     assert set(document) == {
         *("version", "status", "summary", "in_sync", "wanted_hash", "running_hash", "daemon"),
-        *("haproxy_state", "api", "certificates", "frontends"),
+        *("haproxy_state", "api", "cluster", "certificates", "frontends"),
         *("haproxy", "held", "last_reload", "dns", "services", "withheld", "findings"),
     }
     return document

@@ -23,11 +23,12 @@ from fc_frontend.cli.common import (
     table,
 )
 from fc_frontend.cli.progress import is_quiet, step
-from fc_frontend.errors import Unavailable
+from fc_frontend.errors import Problem, Unavailable
 from fc_frontend.plurals import counted
 
 if TYPE_CHECKING:
     from fc_frontend.explain.overview import Overview, Row
+    from fc_frontend.plan.cluster_health import ClusterHealth
 
 _COLORS = {"OK": "green", "WARNING": "yellow", "CRITICAL": "red", "UNKNOWN": "yellow"}
 _SHOWN = 50
@@ -53,11 +54,12 @@ Examples:
 @click.option("-w", "--watch", "is_watching", is_flag=True, help="Refresh every 2 s.")
 @format_options("table", "wide", "json", "nagios")
 def command(config: str, is_watching: bool, shape: str) -> None:
-    """Show the overall status: HAProxy, services, withheld changes, the last reload, cluster DNS.
+    """Show the overall status: HAProxy, services, withheld changes, the last reload, the cluster.
 
-    Queries the daemon, HAProxy and each nameserver. Without the daemon it uses the files, the
-    stored answers of cluster DNS, and HAProxy. The most urgent comes first: HAProxy down, services
-    that are down, degraded services, withheld changes.
+    Queries the daemon, HAProxy, each nameserver and, with cluster.api, the API server for its
+    readiness and its nodes. Without the daemon it uses the files, the stored answers of cluster
+    DNS, and HAProxy. The most urgent comes first: HAProxy down, services that are down, degraded
+    services, withheld changes.
 
     \b
     The state of a service is the first of these that applies:
@@ -120,6 +122,10 @@ def print_nagios(found: Overview) -> None:
         "drained": sum(count.drained for count in counts),
         "withheld": len(found.seen.withheld),
     }
+    cluster = found.seen.cluster
+    if cluster is not None and not isinstance(cluster, Problem) and cluster.nodes is not None:
+        figures["nodes"] = len(cluster.nodes)
+        figures["nodes_ready"] = len(cluster.ready_nodes)
     performance = " ".join(f"{name}={value}" for name, value in figures.items())
     lines = [
         f"{finding.level.name}: {finding}{f' → {finding.remedy}' if finding.remedy else ''}"
@@ -229,6 +235,7 @@ def _about(found: Overview) -> list[tuple[str, str]]:
         left = None if api.expires is None else max(0.0, api.expires - time.time())
         valid = "" if left is None else f", credentials valid for {duration(left)}"
         lines.append(("Kubernetes API", f"{state}, {heard}{valid}"))
+    lines += _cluster(seen.cluster)
     for frontend in seen.daemon.frontends[:_MOST_FRONTENDS] if seen.daemon else ():
         routes = counted(frontend.route_count, "route")
         services = counted(len(frontend.services), "service")
@@ -243,6 +250,24 @@ def _about(found: Overview) -> list[tuple[str, str]]:
     for nameserver in seen.nameservers:
         said = nameserver.said or f"answers in {nameserver.seconds * 1000:.0f} ms"
         lines.append(("cluster DNS", f"{nameserver.name}: {said}"))
+    return lines
+
+
+def _cluster(cluster: ClusterHealth | Problem | None) -> list[tuple[str, str]]:
+    """The basic health of the cluster: `kubectl cluster-info` and `kubectl get nodes`."""
+    from fc_frontend.explain.overview import unready_reason
+
+    if cluster is None:
+        return []
+    if isinstance(cluster, Problem):
+        return [("API server", f"not asked: {cluster.message}")]
+    state = "is ready" if cluster.is_ready else "answers; /readyz may not be asked (403)"
+    lines = [("API server", unready_reason(cluster) or f"{cluster.server} {state}")]
+    if cluster.nodes is not None:
+        lines.append(("nodes", f"{len(cluster.ready_nodes)} of {len(cluster.nodes)} ready"))
+    elif cluster.ready.status is not None:
+        reason = cluster.listed.status or cluster.listed.said
+        lines.append(("nodes", f"cannot be listed ({reason})"))
     return lines
 
 

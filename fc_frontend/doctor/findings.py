@@ -70,10 +70,3 @@ def worst(findings: Iterable[Finding]) -> Result:
     """The worst result of all; unknown if nothing was found at all."""
     found = [finding.result for finding in findings]
     return max(found, key=_ORDER.index) if found else Result.UNKNOWN
-
-
-def some(names: Iterable[object], most: int = 4) -> str:
-    """The first of `names`, and how many more there are."""
-    every = [str(name) for name in names]
-    more = f" and {len(every) - most} more" if len(every) > most else ""
-    return ", ".join(every[:most]) + more

@@ -42,6 +42,7 @@ from fc_frontend.haproxy.runtime import ServerState
 from fc_frontend.haproxy.take_over import missing_consent
 from fc_frontend.haproxy.traffic import NO_TRAFFIC, traffic_in, traffic_of
 from fc_frontend.kubernetes.answers import ask_api
+from fc_frontend.kubernetes.health import cluster_health
 from fc_frontend.model.service_state import (
     Counts,
     HaproxyState,
@@ -61,8 +62,10 @@ from fc_frontend.pipeline import (
     stored_base,
 )
 from fc_frontend.plan import slots
+from fc_frontend.plan.cluster_health import ClusterHealth
 from fc_frontend.plan.model import (
     Answer,
+    ApiSettings,
     Cluster,
     FrontendSpec,
     Haproxy,
@@ -75,6 +78,9 @@ from fc_frontend.plan.planner import plan
 from fc_frontend.syntax.binds import read_listeners
 from fc_frontend.syntax.endpoints import ListenEndpoint
 from fc_frontend.text import one_line, whole_number
+
+_API_SECONDS = 2.0
+"""For each request to the API server."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -447,13 +453,31 @@ def _on_hold(settings: Settings, daemon: Daemon | None) -> hold.Hold | None:
 def look(settings_file: str) -> Seen:
     """All that is to be known of the frontend now; at most some seconds.  Raises `Unavailable`."""
     known = declared(settings_file, judged=False)
-    cluster = known.declaration.settings.cluster
-    return seen_of(known, asyncio.run(ask_nameservers(cluster)))
+    nameservers, health = asyncio.run(_ask_cluster(known.declaration.settings.cluster))
+    return seen_of(known, nameservers, health)
+
+
+async def _ask_cluster(
+    cluster: Cluster,
+) -> tuple[tuple[NameserverAnswer, ...], ClusterHealth | Problem | None]:
+    """What nameservers and, where there is one, API server say, asked at once."""
+    if cluster.api is None:
+        return await ask_nameservers(cluster), None
+    return await asyncio.gather(ask_nameservers(cluster), _ask_health(cluster.api))
+
+
+async def _ask_health(api: ApiSettings) -> ClusterHealth | Problem:
+    """What the API server says, or why it cannot be asked."""
+    try:
+        return await cluster_health(api, _API_SECONDS)
+    except Unavailable as exc:
+        return exc.problem
 
 
 def seen_of(
     known: DeclaredView,
     nameservers: tuple[NameserverAnswer, ...],
+    cluster: ClusterHealth | Problem | None = None,
     *,
     timeout: float = runtime.TIMEOUT,
 ) -> Seen:
@@ -489,6 +513,7 @@ def seen_of(
         counts=counts,
         last_reload=last,
         nameservers=nameservers,
+        cluster=cluster,
         services=services,
         withheld=known.withheld,
         problems=problems,

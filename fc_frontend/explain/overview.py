@@ -28,6 +28,7 @@ from fc_frontend.model.service_state import (
     ServiceView,
     service_state,
 )
+from fc_frontend.plan.cluster_health import ClusterHealth
 from fc_frontend.plurals import counted
 from fc_frontend.text import one_line
 
@@ -65,6 +66,8 @@ class Seen:
     """The servers that HAProxy has, by proxy."""
     last_reload: LastReload | None = None
     nameservers: tuple[NameserverAnswer, ...] = ()
+    cluster: ClusterHealth | Problem | None = None
+    """What the API server says, or why it cannot be asked; None where no API is set."""
     services: tuple[DaemonService, ...] = ()
     withheld: tuple[Held, ...] = ()
     problems: tuple[Problem, ...] = ()
@@ -206,6 +209,7 @@ class Overview:
             if seen.worker
             else None,
             "api": seen.daemon.api.as_json() if seen.daemon and seen.daemon.api else None,
+            "cluster": _cluster_json(seen.cluster),
             "frontends": [
                 each.as_json() for each in (seen.daemon.frontends if seen.daemon else ())
             ],
@@ -239,6 +243,32 @@ class Overview:
             ],
             "findings": [finding.as_json() for finding in self.findings],
         }
+
+
+def _cluster_json(cluster: ClusterHealth | Problem | None) -> dict[str, Any] | None:
+    """The basic health of the cluster; `said` is why it is not ready or cannot be asked."""
+    if cluster is None:
+        return None
+    if isinstance(cluster, Problem):
+        return {"server": None, "ready": None, "said": cluster.message, "nodes": None}
+    return {
+        "server": cluster.server,
+        "ready": cluster.is_ready,
+        "said": unready_reason(cluster),
+        "nodes": None if cluster.nodes is None else [node.as_json() for node in cluster.nodes],
+    }
+
+
+def unready_reason(cluster: ClusterHealth) -> str:
+    """Why the API server is not ready; empty if it is, or if that may not be asked."""
+    status, said = cluster.ready.status, cluster.ready.said
+    if cluster.is_ready is not False:
+        return ""
+    if status is None:
+        return f"no answer from {cluster.server}: {said}"
+    if status == 401:
+        return f"{cluster.server} does not accept the credentials (401)"
+    return f"{cluster.server} is not ready ({status}): {said}"
 
 
 _ORDER = {state: number for number, state in enumerate(ServiceState)}
@@ -325,12 +355,8 @@ def _findings(seen: Seen) -> Iterator[StatusFinding]:
         yield from _of_service(seen, service)
     api = seen.daemon.api if seen.daemon else None
     if api is not None and not api.is_current:
-        yield StatusFinding(
-            level=StatusLevel.WARNING,
-            subject="Kubernetes API",
-            message=f"cannot be watched: {api.failure or 'no answer yet'}",
-            remedy="the last known pods stay; see `fc-frontend doctor`",
-        )
+        said = f"cannot be watched: {api.failure or 'no answer yet'}"
+        yield _api_finding(said, "the last known pods stay; see `fc-frontend doctor`")
     if api is not None and api.held:
         yield StatusFinding(
             level=StatusLevel.CRITICAL,
@@ -348,6 +374,7 @@ def _findings(seen: Seen) -> Iterator[StatusFinding]:
                 remedy=problem.remedy,
                 service=problem.service,
             )
+    yield from _of_cluster(seen)
     yield from _of_credentials(seen)
 
 
@@ -355,6 +382,40 @@ def _whose(held: Held, problem: Problem) -> str:
     """The service whose problem withholds a change of something else, as of the settings."""
     is_other = problem.service is not None and held.kind != "service"
     return f"service {problem.service}: " if is_other else ""
+
+
+def _of_cluster(seen: Seen) -> Iterator[StatusFinding]:
+    """Readiness of API server and nodes (`kubectl cluster-info`, `kubectl get nodes`)."""
+    is_watched = seen.daemon is None or seen.daemon.api is None or seen.daemon.api.is_current
+    if isinstance(seen.cluster, Problem):
+        # The daemon has its own access, which this user need not have.
+        if seen.daemon is None and seen.cluster.cause is not Cause.FORBIDDEN:
+            yield _api_finding(seen.cluster.message, seen.cluster.remedy)
+    elif seen.cluster is not None:
+        said = unready_reason(seen.cluster)
+        if said and is_watched:
+            yield _api_finding(said, "HAProxy keeps its servers; see `fc-frontend doctor`")
+        if seen.cluster.nodes is not None:
+            yield from _of_nodes(seen.cluster)
+
+
+def _of_nodes(cluster: ClusterHealth) -> Iterator[StatusFinding]:
+    unready, ready = cluster.unready_nodes, cluster.ready_nodes
+    if unready or not ready:
+        count = len(cluster.nodes or ())
+        said = f"not ready: {unready}" if unready else "the cluster has none"
+        yield StatusFinding(
+            level=StatusLevel.WARNING if ready else StatusLevel.CRITICAL,
+            subject="nodes",
+            message=f"{len(ready)} of {count} ready; {said}" if ready else said,
+            remedy="`kubectl describe node` says why; their pods leave within minutes",
+        )
+
+
+def _api_finding(message: str, remedy: str) -> StatusFinding:
+    return StatusFinding(
+        level=StatusLevel.WARNING, subject="Kubernetes API", message=message, remedy=remedy
+    )
 
 
 def _of_credentials(seen: Seen) -> Iterator[StatusFinding]:

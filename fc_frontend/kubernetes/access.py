@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Protocol
 
 from fc_frontend.certificates.pem import not_after
-from fc_frontend.errors import Unavailable
+from fc_frontend.errors import Cause, Unavailable
 
 MAX_TOKEN_BYTES = 64 * 1024
 MAX_PEM_BYTES = 1024 * 1024
@@ -169,6 +169,7 @@ def read_bounded(path: Path, limit: int) -> bytes:
             f"{path} cannot be read: {exc.strerror}",
             "let fc-frontend's user read it",
             file=str(path),
+            cause=Cause.FORBIDDEN if isinstance(exc, PermissionError) else None,
         ) from None
     if len(data) > limit:
         raise Unavailable.of(

@@ -160,11 +160,17 @@ class ApiFrontend(Frontend):
 
         self.call(delete())
 
-    def kube_node(self, name: str, address: str, labels: dict[str, str] | None = None) -> None:
+    def kube_node(
+        self, name: str, address: str, labels: dict[str, str] | None = None, *, ready: bool = True
+    ) -> None:
         """Create or replace a Node with this address within the cluster's network."""
+        reason = "KubeletReady" if ready else "KubeletNotReady"
         item = {
             "metadata": {"name": name, "labels": labels or {}},
-            "status": {"addresses": [{"type": "InternalIP", "address": address}]},
+            "status": {
+                "addresses": [{"type": "InternalIP", "address": address}],
+                "conditions": [{"type": "Ready", "status": str(ready), "reason": reason}],
+            },
         }
         self._put("nodes", item)
 

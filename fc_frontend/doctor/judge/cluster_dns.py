@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from ipaddress import ip_address
 
-from fc_frontend.doctor.findings import Finding, Group, some
+from fc_frontend.doctor.findings import Finding, Group
 from fc_frontend.doctor.judge.network import contained
 from fc_frontend.plan.model import Cluster, Discovery, Nameserver, ServiceSpec, Target, Transport
+from fc_frontend.plurals import some
 
 _GROUP = Group("cluster DNS")
 SLOW = 0.2

@@ -7,9 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 
-from fc_frontend.doctor.findings import Finding, Group, some
+from fc_frontend.doctor.findings import Finding, Group
 from fc_frontend.errors import Problem
 from fc_frontend.plan.model import Haproxy
+from fc_frontend.plurals import some
 from fc_frontend.syntax.endpoints import ListenEndpoint
 
 _GROUP = Group("HAProxy")

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from ipaddress import ip_network
-from typing import Any
 
-from fc_frontend.doctor.findings import Finding, Group, some
+from fc_frontend.doctor.findings import Finding, Group
 from fc_frontend.doctor.judge.machine import judge_date
 from fc_frontend.model.api_state import EXPIRY_WARNING
+from fc_frontend.plan.cluster_health import ApiResponse, ClusterHealth, Node
 from fc_frontend.plan.model import Cluster, Standby
 from fc_frontend.plan.slices import SliceGap
-from fc_frontend.plurals import counted
+from fc_frontend.plurals import counted, some
 
 _GROUP = Group("Kubernetes API")
 _RBAC = "kubectl apply -f contrib/kubernetes/rbac.yaml"
@@ -21,27 +21,6 @@ _MAX_SHOWN = 5
 """Findings about services of one kind; the others are counted."""
 _PASSES = (SliceGap.NO_ENDPOINTS, SliceGap.NOT_READY)
 """What is not for want of a declaration, and may change by itself."""
-
-
-@dataclass(frozen=True, slots=True)
-class ApiResponse:
-    """What the API server said to one request: `status` is None if nothing, and `said` why."""
-
-    status: int | None
-    said: str = ""
-    ahead: float | None = None
-    """Seconds that its clock is ahead of ours."""
-
-
-@dataclass(frozen=True, slots=True)
-class Node:
-    """A node, as far as it tells."""
-
-    name: str
-    ready: bool
-    reason: str = ""
-    addresses: tuple[str, ...] = ()
-    pod_networks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,60 +70,15 @@ class DaemonAccess:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KubernetesFacts:
-    """What the API server said.  `nodes` is None if they were not told."""
+    """What the API server said, and what its access is like."""
 
-    server: str
-    ready: ApiResponse
-    listed: ApiResponse
-    nodes: tuple[Node, ...] | None = None
+    health: ClusterHealth
     readable_by_others: bool = False
     verified: bool = True
-    certificate_days: float | None = None
-    """How long the server's certificate is still good for, in days."""
     credential_days: float | None = None
     """How long token or client certificate are still good for, in days, where that is known."""
     daemon: DaemonAccess | None = None
     """None if the access is not the daemon's."""
-
-
-def parse_nodes(document: Any) -> tuple[Node, ...]:
-    """The nodes in the API's list of them; what is not as expected is left out."""
-    nodes = []
-    for item in _list(_get(document, "items")):
-        name = _get(item, "metadata", "name")
-        if not isinstance(name, str):
-            continue
-        status = [
-            entry
-            for entry in _list(_get(item, "status", "conditions"))
-            if _get(entry, "type") == "Ready"
-        ]
-        reason = _get(status[0], "reason") if status else "no Ready condition"
-        networks = _list(_get(item, "spec", "podCIDRs")) or [_get(item, "spec", "podCIDR")]
-        nodes.append(
-            Node(
-                name,
-                bool(status) and _get(status[0], "status") == "True",
-                str(reason or ""),
-                tuple(
-                    str(_get(entry, "address"))
-                    for entry in _list(_get(item, "status", "addresses"))
-                    if _get(entry, "type") == "InternalIP"
-                ),
-                tuple(text for text in networks if isinstance(text, str) and text),
-            )
-        )
-    return tuple(nodes)
-
-
-def _get(value: Any, *path: str) -> Any:
-    for key in path:
-        value = value.get(key) if isinstance(value, dict) else None
-    return value
-
-
-def _list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else []
 
 
 def judge_kubernetes(cluster: Cluster, facts: KubernetesFacts) -> tuple[Finding, ...]:
@@ -166,7 +100,7 @@ def _kubernetes(cluster: Cluster, facts: KubernetesFacts) -> Iterator[Finding]:
             f"change the owner: chown {facts.daemon.user}",
         )
     yield _ready(facts)
-    if facts.ready.status is None:
+    if facts.health.ready.status is None:
         return
     if not facts.verified:
         yield _GROUP.warning(
@@ -174,14 +108,14 @@ def _kubernetes(cluster: Cluster, facts: KubernetesFacts) -> Iterator[Finding]:
             "not verified (insecure-skip-tls-verify): anybody could pose as the API",
             "use a kubeconfig with the cluster's certificate-authority-data",
         )
-    elif facts.certificate_days is not None and facts.certificate_days < 14:
+    elif (left := facts.health.certificate_days) is not None and left < 14:
         yield _GROUP.warning(
             "certificate",
-            f"the API's certificate expires in {counted(round(facts.certificate_days), 'day')}",
+            f"the API's certificate expires in {counted(round(left), 'day')}",
             "renew it on the control plane",
         )
-    if facts.ready.ahead is not None:
-        yield judge_date("the API server", facts.ready.ahead)
+    if facts.health.ready.ahead is not None:
+        yield judge_date("the API server", facts.health.ready.ahead)
     if (days := facts.credential_days) is not None and days * 86400 < EXPIRY_WARNING:
         ends = "has expired" if days <= 0 else f"expires in {counted(round(days), 'day')}"
         result = _GROUP.problem if days <= 0 else _GROUP.warning
@@ -189,11 +123,11 @@ def _kubernetes(cluster: Cluster, facts: KubernetesFacts) -> Iterator[Finding]:
     if facts.daemon is not None:
         yield from _rights(facts.daemon.rights)
         yield from _watched(facts.daemon)
-    if facts.nodes is not None:
-        yield _nodes(facts.nodes)
-        yield from _networks(cluster, facts.nodes)
-    elif facts.daemon is None or facts.listed.status not in (401, 403):
-        yield _refusal("nodes", facts.listed)
+    if facts.health.nodes is not None:
+        yield _nodes(facts.health)
+        yield from _networks(cluster, facts.health.nodes)
+    elif facts.daemon is None or facts.health.listed.status not in (401, 403):
+        yield _refusal("nodes", facts.health.listed)
 
 
 def _rights(rights: tuple[Right, ...]) -> Iterator[Finding]:
@@ -265,25 +199,25 @@ def _standbys(services: tuple[ServiceFacts, ...]) -> Iterator[Finding]:
 
 
 def _ready(facts: KubernetesFacts) -> Finding:
-    status = facts.ready.status
+    status = facts.health.ready.status
     if status == 200:
-        return _GROUP.ok("readyz", f"{facts.server} is ready")
+        return _GROUP.ok("readyz", f"{facts.health.server} is ready")
     if status is None:
         return _GROUP.problem(
             "readyz",
-            f"{facts.server} cannot be reached: {facts.ready.said}",
+            f"{facts.health.server} cannot be reached: {facts.health.ready.said}",
             "check its address, the route to it and its certificates; HAProxy "
             "keeps serving without the API, but does not follow changes of the cluster",
         )
     if status == 401 and facts.daemon is not None:
         return _GROUP.problem(
-            "readyz", f"{facts.server} does not accept the daemon's credentials (401)", _NEW
+            "readyz", f"{facts.health.server} does not accept the daemon's credentials (401)", _NEW
         )
     if status in (401, 403):
-        return _refusal("readyz", facts.ready)
+        return _refusal("readyz", facts.health.ready)
     return _GROUP.problem(
         "readyz",
-        f"{facts.server} answers {status}: {facts.ready.said}",
+        f"{facts.health.server} answers {status}: {facts.health.ready.said}",
         "`kubectl get --raw '/readyz?verbose'` names the check that fails",
     )
 
@@ -305,22 +239,21 @@ def _refusal(check: str, response: ApiResponse) -> Finding:
     return _GROUP.unknown(check, said or "no valid answer", "try `kubectl get nodes`")
 
 
-def _nodes(nodes: tuple[Node, ...]) -> Finding:
-    unready = [f"{node.name} ({node.reason})" for node in nodes if not node.ready]
-    ready = [node.name for node in nodes if node.ready]
+def _nodes(health: ClusterHealth) -> Finding:
+    ready, unready = health.ready_nodes, health.unready_nodes
     if not ready:
         return _GROUP.problem(
             "nodes",
-            f"none is ready: {some(unready)}" if nodes else "the cluster has none",
+            f"none is ready: {unready}" if health.nodes else "the cluster has none",
             "see `kubectl describe node`",
         )
     if unready:
         return _GROUP.warning(
             "nodes",
-            f"{len(ready)} of {len(nodes)} are ready; not ready: {some(unready)}",
+            f"{len(ready)} of {len(health.nodes or ())} are ready; not ready: {unready}",
             "see `kubectl describe node`",
         )
-    return _GROUP.ok("nodes", f"{len(nodes)} are ready: {some(ready)}")
+    return _GROUP.ok("nodes", f"{len(ready)} are ready: {some(ready)}")
 
 
 def _networks(cluster: Cluster, nodes: tuple[Node, ...]) -> Iterator[Finding]:
@@ -364,13 +297,3 @@ def _inside(text: str, cluster: Cluster) -> bool:
         and network.prefixlen >= own.prefixlen
         for own in cluster.pod_networks
     )
-
-
-def ahead(date_header: float, sent: float, received: float) -> float:
-    """How far a server's clock is ahead, given its answer's date and our times around it.
-
-    Within the time the answer took, and the second that the date is cut to, it counts as none.
-    """
-    if sent - 1 <= date_header <= received:
-        return 0.0
-    return date_header - (sent + received) / 2

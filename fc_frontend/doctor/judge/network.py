@@ -12,8 +12,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface, ip_network
 
-from fc_frontend.doctor.findings import Finding, Group, some
+from fc_frontend.doctor.findings import Finding, Group
 from fc_frontend.plan.model import Address, Cluster, Nameserver, Network
+from fc_frontend.plurals import some
 
 _GROUP = Group("network")
 _UP, _GATEWAY, _REJECT = 0x1, 0x2, 0x200

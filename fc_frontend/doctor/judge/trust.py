@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from fc_frontend.doctor.findings import Finding, Group, some
-from fc_frontend.plurals import counted
+from fc_frontend.doctor.findings import Finding, Group
+from fc_frontend.plurals import counted, some
 
 _FILES = Group("files")
 _MAX_SHOWN = 5

@@ -6,41 +6,35 @@ Nothing is followed elsewhere: no redirects.
 from __future__ import annotations
 
 import asyncio
-import email.utils
-import json
 import os
 import pwd
 import shutil
-import ssl
 import stat
 import subprocess
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from fc_frontend.config.trusted_users import daemon_user
 from fc_frontend.discovery.slices import answer_of
 from fc_frontend.doctor.judge.kubernetes import (
-    ApiResponse,
     DaemonAccess,
     KubernetesFacts,
-    Node,
     Right,
     ServiceFacts,
-    ahead,
-    parse_nodes,
 )
 from fc_frontend.haproxy.process import minimal_environment
 from fc_frontend.kubernetes.access import ApiAccess, FileCredentials
 from fc_frontend.kubernetes.answers import LOOK_SECONDS, key_of
-from fc_frontend.kubernetes.client import ApiClient, ApiReply
+from fc_frontend.kubernetes.client import ApiClient
 from fc_frontend.kubernetes.cluster_watch import ClusterWatch, read_access
 from fc_frontend.kubernetes.failures import ApiFailure
+from fc_frontend.kubernetes.health import ask_health
 from fc_frontend.paths.accounts import user_name
+from fc_frontend.plan.cluster_health import ApiResponse
 from fc_frontend.plan.model import ApiSettings, ServiceSpec, Settings, Target
 from fc_frontend.plan.slices import endpoints_from_slices
-from fc_frontend.text import one_line
 
 RESOURCES = (("", "services"), ("discovery.k8s.io", "endpointslices"), ("", "nodes"))
 VERBS = ("get", "list", "watch")
@@ -48,13 +42,6 @@ _USED_VERBS = ("list", "watch")
 _REVIEWS = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
 _MOST_STANDBYS = 20
 """Cluster IPs that are tried."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Response:
-    response: ApiResponse
-    body: bytes = b""
-    days: float | None = None
 
 
 def observe_kubernetes(api: ApiSettings, timeout: float) -> KubernetesFacts:
@@ -80,24 +67,15 @@ async def _observe(
 ) -> KubernetesFacts:
     client = ApiClient(lambda: read_access(api))
     access = client.access
+    health = await ask_health(client, seconds)
     credential = await access.credentials.get()
-    # Credentials that do not fit are said as such, and not as a failed connection.
-    access.tls(credential)
-    ready = await _get(client, "/readyz", seconds)
-    listed, nodes, daemon = ready.response, None, None
-    if ready.response.status is not None:
-        said = await _get(client, "/api/v1/nodes?limit=500", seconds)
-        listed, nodes = _nodes(said.response, said.body)
+    daemon = None
     if settings is not None:
-        daemon = await _daemon_access(client, api, settings, specs, seconds, ready.response)
+        daemon = await _daemon_access(client, api, settings, specs, seconds, health.ready)
     return KubernetesFacts(
-        server=access.server,
-        ready=ready.response,
-        listed=listed,
-        nodes=nodes,
+        health=health,
         readable_by_others=any(map(_is_readable_by_others, _secret_files(api, access))),
         verified=access.is_verified,
-        certificate_days=ready.days,
         credential_days=_days(credential.until),
         daemon=daemon,
     )
@@ -122,42 +100,6 @@ def _is_readable_by_others(path: str) -> bool:
 
 def _days(until: float | None) -> float | None:
     return None if until is None else (until - time.time()) / 86400
-
-
-def _nodes(listed: ApiResponse, body: bytes) -> tuple[ApiResponse, tuple[Node, ...] | None]:
-    if listed.status != 200:
-        return listed, None
-    try:
-        return listed, parse_nodes(json.loads(body))
-    except (ValueError, RecursionError):
-        return ApiResponse(200, "it is not JSON"), None
-
-
-async def _get(client: ApiClient, path: str, seconds: float) -> _Response:
-    """The response to GET `path`, and how many days the server's certificate is good for."""
-    sent = time.time()
-    days = None
-    try:
-        async with asyncio.timeout(seconds), client.connect() as connection:
-            until = connection.expires
-            days = _days(ssl.cert_time_to_seconds(until)) if until else None
-            reply = await connection.request("GET", path)
-    except TimeoutError:
-        return _Response(ApiResponse(None, "it timed out"), days=days)
-    except ApiFailure as failure:
-        return _Response(ApiResponse(None, failure.message), days=days)
-    received = time.time()
-    there = _date(reply)
-    difference = ahead(there, sent, received) if there is not None else None
-    text = one_line(reply.body[:200].decode("utf-8", "replace")) if reply.status != 200 else ""
-    return _Response(ApiResponse(reply.status, text, difference), reply.body, days)
-
-
-def _date(reply: ApiReply) -> float | None:
-    try:
-        return email.utils.parsedate_to_datetime(reply.headers.get("date", "")).timestamp()
-    except ValueError:
-        return None
 
 
 async def _daemon_access(

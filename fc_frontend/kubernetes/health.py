@@ -1,0 +1,114 @@
+"""Ask the API server whether it is ready, and for the nodes."""
+
+from __future__ import annotations
+
+import asyncio
+import email.utils
+import json
+import ssl
+import time
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlencode
+
+from fc_frontend.kubernetes.client import ApiClient, ApiReply
+from fc_frontend.kubernetes.cluster_watch import read_access
+from fc_frontend.kubernetes.failures import ApiFailure
+from fc_frontend.plan.cluster_health import ApiResponse, ClusterHealth, Node, parse_nodes
+from fc_frontend.plan.model import ApiSettings
+from fc_frontend.plan.untyped import as_list, as_mapping, as_text
+from fc_frontend.text import one_line
+
+_PAGE = 500
+"""Nodes in one answer: each is some 10 KB."""
+_MOST_PAGES = 20
+"""Twice what Kubernetes is made for, 5,000 nodes."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    response: ApiResponse
+    body: bytes = b""
+    certificate_days: float | None = None
+
+
+async def cluster_health(api: ApiSettings, seconds: float) -> ClusterHealth:
+    """Readiness and nodes, by the credentials of `api`; `seconds` for each request.
+
+    Raises `Unavailable` if the credentials cannot be used.
+    """
+    return await ask_health(ApiClient(lambda: read_access(api)), seconds)
+
+
+async def ask_health(client: ApiClient, seconds: float) -> ClusterHealth:
+    """As `cluster_health`, by a client whose access was read."""
+    access = client.access
+    # Credentials that do not fit are said as such, and not as a failed connection.
+    access.tls(await access.credentials.get())
+    ready = await _get(client, "/readyz", seconds)
+    listed, nodes = ready.response, None
+    if ready.response.status is not None:
+        listed, nodes = await _nodes(client, seconds)
+    return ClusterHealth(
+        server=access.server,
+        ready=ready.response,
+        listed=listed,
+        nodes=nodes,
+        certificate_days=ready.certificate_days,
+    )
+
+
+async def _nodes(client: ApiClient, seconds: float) -> tuple[ApiResponse, tuple[Node, ...] | None]:
+    items: list[Any] = []
+    query = {"limit": str(_PAGE)}
+    for _ in range(_MOST_PAGES):
+        asked = await _get(client, f"/api/v1/nodes?{urlencode(query)}", seconds)
+        if asked.response.status != 200:
+            return asked.response, None
+        try:
+            document = as_mapping(json.loads(asked.body))
+        except (ValueError, RecursionError):
+            return ApiResponse(200, "it is not JSON"), None
+        items += as_list(document.get("items"))
+        query["continue"] = as_text(as_mapping(document.get("metadata")).get("continue"))
+        if not query["continue"]:
+            break
+    return asked.response, parse_nodes(items)
+
+
+async def _get(client: ApiClient, path: str, seconds: float) -> _Asked:
+    """The response to GET `path`, and how many days the server's certificate is good for."""
+    sent = time.time()
+    days = None
+    try:
+        async with asyncio.timeout(seconds), client.connect() as connection:
+            until = connection.expires
+            if until:
+                days = (ssl.cert_time_to_seconds(until) - sent) / 86400
+            reply = await connection.request("GET", path)
+    except TimeoutError:
+        return _Asked(ApiResponse(None, "it timed out"), certificate_days=days)
+    except ApiFailure as failure:
+        return _Asked(ApiResponse(None, failure.message), certificate_days=days)
+    received = time.time()
+    there = _date(reply)
+    difference = ahead(there, sent, received) if there is not None else None
+    text = one_line(reply.body[:200].decode("utf-8", "replace")) if reply.status != 200 else ""
+    return _Asked(ApiResponse(reply.status, text, difference), reply.body, days)
+
+
+def _date(reply: ApiReply) -> float | None:
+    try:
+        return email.utils.parsedate_to_datetime(reply.headers.get("date", "")).timestamp()
+    except ValueError:
+        return None
+
+
+def ahead(date_header: float, sent: float, received: float) -> float:
+    """How far a server's clock is ahead, given its answer's date and our times around it.
+
+    Within the time the answer took, and the second that the date is cut to, it counts as none.
+    """
+    if sent - 1 <= date_header <= received:
+        return 0.0
+    return date_header - (sent + received) / 2

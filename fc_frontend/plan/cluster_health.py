@@ -1,0 +1,95 @@
+"""The basic health of a cluster: what its API server says of itself and of the nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from fc_frontend.plan.untyped import as_list, as_mapping, as_text
+from fc_frontend.plurals import some
+from fc_frontend.text import one_line
+
+
+@dataclass(frozen=True, slots=True)
+class ApiResponse:
+    """What the API server said to one request: `status` is None if nothing, and `said` why."""
+
+    status: int | None
+    said: str = ""
+    ahead: float | None = None
+    """Seconds that its clock is ahead of ours."""
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A node, as far as it tells; `reason` is that of its Ready condition."""
+
+    name: str
+    ready: bool
+    reason: str = ""
+    addresses: tuple[str, ...] = ()
+    pod_networks: tuple[str, ...] = ()
+
+    def as_json(self) -> dict[str, Any]:
+        """The node in the shape of the JSON output."""
+        return {"name": self.name, "ready": self.ready, "reason": self.reason}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterHealth:
+    """What the API server answered: `ready` to GET /readyz, `listed` to the list of nodes.
+
+    `nodes` is None if they were not listed.
+    """
+
+    server: str
+    ready: ApiResponse
+    listed: ApiResponse
+    nodes: tuple[Node, ...] | None = None
+    certificate_days: float | None = None
+    """How long the server's certificate is still good for, in days."""
+
+    @property
+    def is_ready(self) -> bool | None:
+        """Whether the API server is ready; None if these credentials may not ask (403)."""
+        return None if self.ready.status == 403 else self.ready.status == 200
+
+    @property
+    def ready_nodes(self) -> tuple[str, ...]:
+        """The names of the nodes that are ready."""
+        return tuple(node.name for node in self.nodes or () if node.ready)
+
+    @property
+    def unready_nodes(self) -> str:
+        """The first nodes that are not ready, with their reasons; empty if all are."""
+        return some(f"{node.name} ({node.reason})" for node in self.nodes or () if not node.ready)
+
+
+def parse_nodes(items: Iterable[Any]) -> tuple[Node, ...]:
+    """The nodes in the items of lists; what is not as expected is left out."""
+    return tuple(node for item in items if (node := _node(item)) is not None)
+
+
+def _node(item: Any) -> Node | None:
+    document = as_mapping(item)
+    name = one_line(as_text(as_mapping(document.get("metadata")).get("name")))
+    if not name:
+        return None
+    spec, status = as_mapping(document.get("spec")), as_mapping(document.get("status"))
+    conditions = map(as_mapping, as_list(status.get("conditions")))
+    ready = next((each for each in conditions if each.get("type") == "Ready"), None)
+    reason = "no Ready condition" if ready is None else as_text(ready.get("reason"))
+    networks = as_list(spec.get("podCIDRs")) or [spec.get("podCIDR")]
+    addresses = [
+        as_text(each.get("address"))
+        for each in map(as_mapping, as_list(status.get("addresses")))
+        if each.get("type") == "InternalIP"
+    ]
+    return Node(
+        name,
+        ready is not None and ready.get("status") == "True",
+        one_line(reason),
+        tuple(addresses),
+        tuple(text for each in networks if (text := as_text(each))),
+    )
