@@ -62,16 +62,17 @@ def listening(
 
 
 @contextmanager
-def foreign_process(bind: Bind) -> Iterator[int]:
-    """The number of another process that listens on `bind`."""
+def foreign_process(bind: Bind, name: str = "python3") -> Iterator[int]:
+    """The number of another process, which is called `name` and listens on `bind`."""
     script = (
         "import socket, sys\n"
+        "open('/proc/self/comm', 'w').write(sys.argv[3])\n"
         "s = socket.create_server((sys.argv[1], int(sys.argv[2])))\n"
         "print('ready', flush=True)\n"
         "sys.stdin.read()\n"
     )
     with subprocess.Popen(
-        [sys.executable, "-c", script, bind.host, str(bind.port)],
+        [sys.executable, "-c", script, bind.host, str(bind.port), name],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     ) as process:
@@ -162,6 +163,15 @@ def test_the_holder_is_named() -> None:
         name = Path(f"/proc/{pid}/comm").read_text().strip()
     assert problem.message == f"{bind} is in use by {name} (process {pid})"
     assert problem.remedy.startswith(f"stop {name} (process {pid})")
+
+
+@pytest.mark.parametrize("name", ["kube-proxy", "k3s-server", "kube-controller", "traefik"])
+def test_nobody_is_told_to_stop_a_part_of_the_cluster(name: str) -> None:
+    bind = free_bind()
+    with foreign_process(bind, name) as pid:
+        (problem,) = check_binds([bind], owned_by=NONE)
+    assert problem.message == f"{bind} is in use by {name} (process {pid})"
+    assert problem.remedy.startswith("use another address or port")
 
 
 def test_a_wildcard_is_held_by_one_address(haproxy: RealHaproxy) -> None:

@@ -66,7 +66,8 @@ def command(config: str, kubeconfig: str | None, shape: str) -> None:
     Checks all of this at once, within 15 seconds, and changes nothing:
 
     \b
-    network         overlaps of the cluster's networks with this host's, routes to them
+    network         overlaps of the cluster's networks with this host's, routes to them,
+                    rules of nftables and iptables that take connections to binds
     cluster DNS     each nameserver over UDP and TCP, response time, sizes, software,
                     kinds of record, the names of declared services
     HAProxy         version and end of life, features, sockets, binds, low ports,
@@ -78,6 +79,7 @@ def command(config: str, kubeconfig: str | None, shape: str) -> None:
                     declared services, and what serves them while the daemon is gone
 
     Run it as the user of fc-frontend, because it checks the permissions of the user who runs it.
+    Only root may read the rules of nftables and iptables.
     Each finding that is not ok has a fix.
 
     \b

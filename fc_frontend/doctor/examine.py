@@ -147,6 +147,8 @@ def probes(
         Probe("files", "trust", lambda: _trust(settings, verdicts or {}, text)),
         Probe("clock", "time", lambda: _clock(settings)),
     ]
+    if text is not None:
+        found.append(Probe("network", "packet filter", partial(_packets, text, timeout)))
     if any(frontend.tls for frontend in plan.frontends):
         found.append(Probe("files", "certificates", lambda: _certificates(plan)))
     if settings.cluster.api is not None:
@@ -177,6 +179,14 @@ def _network(settings: Settings, timeout: float) -> Iterable[Finding]:
     from fc_frontend.doctor.observe.network import observe_network
 
     return judge_networks(settings.cluster, observe_network(settings.cluster, timeout))
+
+
+def _packets(text: str, timeout: float) -> Iterable[Finding]:
+    from fc_frontend.doctor.judge.packets import judge_packets
+    from fc_frontend.doctor.observe.packets import observe_connections, observe_packets
+
+    connections = observe_connections(text)
+    return judge_packets(connections, observe_packets(timeout)) if connections else ()
 
 
 def _certificates(plan: Plan) -> Iterable[Finding]:

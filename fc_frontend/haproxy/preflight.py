@@ -129,6 +129,15 @@ def _missing_interface(endpoint: ListenEndpoint) -> Obstacle | None:
     return None
 
 
+CLUSTER_PROGRAMS = frozenset(
+    """
+    cilium-agent etcd k3s k3s-agent k3s-server kube-apiserver kube-controller kube-proxy
+    kube-scheduler kubelet node-cache rke2 traefik
+    """.split()
+)
+"""Names of processes (15 characters at most) that run on nodes and on the control plane."""
+
+
 class _Trial:
     """Tries endpoints one by one."""
 
@@ -193,12 +202,14 @@ class _Trial:
 
     def _held(self, endpoint: ListenEndpoint, sockets: Iterable[BoundSocket]) -> Obstacle:
         pids = sorted({pid for held in sockets for pid in self._holders.pids(held)})
-        who = ", ".join(f"{process_name(pid)} (process {pid})" for pid in pids[:3])
-        remedy = (
-            f"stop {who}, or use another address or port"
-            if pids
-            else "find it with `ss -tanpx` as root and stop it, or use another address or port"
-        )
+        names = {pid: process_name(pid) for pid in pids[:3]}
+        who = ", ".join(f"{name} (process {pid})" for pid, name in names.items())
+        if not pids:
+            remedy = "find it with `ss -tanpx` as root and stop it, or use another address or port"
+        elif CLUSTER_PROGRAMS.issuperset(names.values()):
+            remedy = "use another address or port: it is part of the Kubernetes roles of this host"
+        else:
+            remedy = f"stop {who}, or use another address or port"
         said = f"{endpoint} is in use by {who or 'another process'}"
         return Obstacle(endpoint, said, remedy, is_hidden=not pids)
 

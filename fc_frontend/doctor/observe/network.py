@@ -25,14 +25,15 @@ def observe_network(cluster: Cluster, timeout: float) -> NetworkFacts:
     """The facts about the networks of `cluster`; raises OSError if the kernel tells nothing."""
     networks = (*cluster.service_networks, *cluster.pod_networks)
     return NetworkFacts(
-        addresses=_addresses(),
+        addresses=observe_addresses(),
         routes=_routes(),
         sources={network: _source(network) for network in networks},
         kube_proxy=_kube_proxy(timeout),
     )
 
 
-def _addresses() -> tuple[HostAddress, ...]:
+def observe_addresses() -> tuple[HostAddress, ...]:
+    """This host's addresses but for those of the loopback interface and of single links."""
     import psutil
 
     found = []

@@ -1,0 +1,306 @@
+"""Do packet filter rules take connections before HAProxy gets them, and whose are they?
+
+kube-proxy, CNI plugins, container engines and firewalls write such rules.  A connection is followed
+through the chains as the kernel does (nft(8), iptables(8)): `prerouting`, where addresses are
+rewritten, then `input`, where connections are refused.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum, auto
+
+from fc_frontend.doctor.findings import Finding, Group
+from fc_frontend.errors import Problem
+from fc_frontend.plan.model import Address
+from fc_frontend.plurals import counted
+from fc_frontend.text import one_line
+
+_GROUP = Group("network")
+_CHECK = "packet filter"
+_MOST_SHOWN = 5
+_HOOKS = ("prerouting", "input")
+"""In the order in which the kernel enters them."""
+_DEEPEST = 64
+"""Chains within chains: kube-proxy needs four."""
+_SERVICE = re.compile(r"(?:(?:service|external)-[A-Z0-9]{8}-)?([a-z0-9.-]+/[a-z0-9.-]+)")
+"""The Service in what kube-proxy writes: in comments of iptables, such as `default/web:http`, and
+in names of nftables' chains, such as `external-ULMVA6XW-default/web/tcp/http`."""
+_POLICY = "policy drop"
+INSIDE = re.compile(r"lo|(docker|br-|cni|podman|lxdbr|virbr)[A-Za-z0-9_.-]*\+?")
+"""Interfaces by which no connection from outside comes: `lo`, and bridges of containers."""
+IPVS_INTERFACE = "kube-ipvs0"
+"""The interface on which kube-proxy has the addresses of all Services in its mode `ipvs`."""
+
+
+class Applies(Enum):
+    """Whether a rule applies to a connection."""
+
+    NO = auto()
+    MAYBE = auto()
+    """That depends on more than address and port, such as the source."""
+    YES = auto()
+
+
+class Action(Enum):
+    """What a rule does with what it applies to."""
+
+    CONTINUE = auto()
+    ACCEPT = auto()
+    RETURN = auto()
+    JUMP = auto()
+    GOTO = auto()
+    TAKE = auto()
+    """Another address or program gets it."""
+    REFUSE = auto()
+
+
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """A new connection from another host; `protocol` is tcp or udp."""
+
+    address: Address
+    port: int
+    protocol: str = "tcp"
+
+    def __str__(self) -> str:
+        host = str(self.address) if self.address.version == 4 else f"[{self.address}]"
+        return f"{'udp@' if self.protocol == 'udp' else ''}{host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class RuleEffect:
+    """What a rule does with a connection to which it applies, surely unless `is_sure` is False."""
+
+    action: Action
+    target: str = ""
+    """The chain of JUMP and GOTO."""
+    is_sure: bool = True
+    by: str = ""
+    """The named map that had the verdict."""
+
+
+@dataclass(frozen=True, slots=True)
+class PacketRule:
+    """A rule: `effects` gives what it does with a connection, nothing if it does not apply."""
+
+    effects: Callable[[Connection], Sequence[RuleEffect]]
+    comment: str = ""
+
+
+@dataclass(slots=True)
+class Chain:
+    """A chain; `hook` and `priority` are of those that the kernel enters by itself."""
+
+    name: str
+    rules: list[PacketRule] = field(default_factory=list)
+    hook: str = ""
+    priority: int = 0
+    refuses: bool = False
+    """True if its policy refuses what no rule decides on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """The chains of a table, by name; `versions` are the IP versions that it sees."""
+
+    name: str
+    chains: Mapping[str, Chain]
+    versions: frozenset[int]
+
+
+@dataclass(frozen=True, slots=True)
+class PacketFacts:
+    """The tables of this host.
+
+    `unread` is why rules cannot be read, None if all were.  `is_shared` is whether something runs
+    here that is known to write rules.  `ipvs` are the addresses on kube-proxy's interface.
+    """
+
+    tables: tuple[Table, ...] = ()
+    unread: Problem | None = None
+    is_shared: bool = False
+    ipvs: frozenset[Address] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """A rule that takes or refuses a connection; `chains` lead to it."""
+
+    action: Action
+    table: str
+    chains: tuple[str, ...]
+    comments: tuple[str, ...]
+    is_sure: bool
+
+
+class _End(Enum):
+    """How a chain ended."""
+
+    RETURNED = auto()
+    ACCEPTED = auto()
+    ENDED = auto()
+    """The connection is taken or refused."""
+
+
+@dataclass(slots=True)
+class _Way:
+    """A connection on its way through one table; what it meets is added to `hits`."""
+
+    connection: Connection
+    table: Table
+    hits: list[Hit]
+    may_have_ended: bool = False
+    """True once a rule that may apply would have accepted the connection."""
+
+    def through(
+        self, chain: Chain, chains: tuple[str, ...], comments: tuple[str, ...], *, is_sure: bool
+    ) -> _End:
+        """How a chain ends; `is_sure` is whether the connection surely gets here."""
+        path = (*chains, chain.name)
+        for rule in chain.rules:
+            said = (*comments, rule.comment) if rule.comment else comments
+            for effect in rule.effects(self.connection):
+                applies = is_sure and effect.is_sure
+                way = (*path, effect.by) if effect.by else path
+                end = self._end_of(effect, way, said, is_sure=applies)
+                if end is not None and effect.is_sure:
+                    return end
+                if end is _End.ACCEPTED:
+                    self.may_have_ended = True
+                elif end is _End.RETURNED:
+                    is_sure = False
+        return _End.RETURNED
+
+    def _end_of(
+        self, effect: RuleEffect, path: tuple[str, ...], comments: tuple[str, ...], *, is_sure: bool
+    ) -> _End | None:
+        """How the chain ends by an effect if it applies; None if it goes on."""
+        match effect.action:
+            case Action.TAKE | Action.REFUSE:
+                surely = is_sure and not self.may_have_ended
+                self.hits.append(Hit(effect.action, self.table.name, path, comments, surely))
+                return _End.ENDED
+            case Action.ACCEPT:
+                return _End.ACCEPTED
+            case Action.RETURN:
+                return _End.RETURNED
+            case Action.JUMP | Action.GOTO:
+                chain = self.table.chains.get(effect.target)
+                if chain is None or len(path) >= _DEEPEST:
+                    return None
+                end = self.through(chain, path, comments, is_sure=is_sure)
+                is_back = end is _End.RETURNED and effect.action is Action.JUMP
+                return None if is_back else end
+        return None
+
+
+def follow(connection: Connection, tables: Iterable[Table]) -> list[Hit]:
+    """The rules that take or refuse a connection, in the order in which it meets them."""
+    entered = [
+        (_HOOKS.index(chain.hook), chain.priority, table, chain)
+        for table in tables
+        if connection.address.version in table.versions
+        for chain in table.chains.values()
+        if chain.hook in _HOOKS
+    ]
+    hits: list[Hit] = []
+    for _, _, table, chain in sorted(entered, key=lambda each: each[:2]):
+        way = _Way(connection, table, hits)
+        end = way.through(chain, (), (), is_sure=True)
+        if end is _End.RETURNED and chain.refuses:
+            is_sure = not way.may_have_ended
+            hits.append(Hit(Action.REFUSE, table.name, (chain.name,), (_POLICY,), is_sure))
+            end = _End.ENDED
+        if end is _End.ENDED:
+            break
+    return hits
+
+
+def judge_packets(connections: Iterable[Connection], facts: PacketFacts) -> tuple[Finding, ...]:
+    """Which of the connections do not reach HAProxy, by whose rules, and what helps."""
+    return tuple(_judged(tuple(connections), facts))
+
+
+def _judged(connections: tuple[Connection, ...], facts: PacketFacts) -> Iterator[Finding]:
+    if facts.unread is not None:
+        if facts.is_shared:
+            said = f"the rules cannot be read: {facts.unread.message}"
+            yield _GROUP.unknown(_CHECK, said, facts.unread.remedy)
+        return
+    found = [finding for each in connections for finding in _of_connection(each, facts)]
+    yield from found[:_MOST_SHOWN]
+    if len(found) > _MOST_SHOWN:
+        more = counted(len(found) - _MOST_SHOWN, "more bind")
+        yield _GROUP.problem(_CHECK, f"{more} like these", "see `nft list ruleset`")
+    if not found:
+        checked = counted(len(connections), "bind")
+        yield _GROUP.ok(_CHECK, f"no rule of this host takes connections to {checked}")
+
+
+def _of_connection(connection: Connection, facts: PacketFacts) -> Iterator[Finding]:
+    hits = follow(connection, facts.tables)
+    sure = [hit for hit in hits if hit.is_sure]
+    # A firewall that lets some sources through is somebody's intention.
+    unsure = [hit for hit in hits if hit.action is Action.TAKE]
+    if sure or unsure:
+        hit = (sure or unsure)[0]
+        owner, remedy = _owner(hit, connection)
+        how = "redirected" if hit.action is Action.TAKE else "refused"
+        part = "" if sure else "some "
+        say = _GROUP.problem if sure else _GROUP.warning
+        chains = " → ".join(hit.chains[:1] + hit.chains[1:][-2:])
+        yield say(
+            _CHECK,
+            f"{part}connections to {connection} are {how} before HAProxy gets them, by {owner} "
+            f"(table {hit.table}, {chains})",
+            remedy,
+        )
+    elif connection.address in facts.ipvs:
+        yield _GROUP.warning(
+            _CHECK,
+            f"{connection.address} is on {IPVS_INTERFACE}: kube-proxy (IPVS) takes connections to "
+            "the ports that a Service has there",
+            "use an address that no Service has as its own, or see `ipvsadm -Ln`",
+        )
+
+
+def _owner(hit: Hit, connection: Connection) -> tuple[str, str]:
+    """Who made the rule, by the names that it gives chains and tables, and what helps."""
+    names = (hit.table, *hit.chains)
+    service = _service(hit)
+    if hit.table == "kube-proxy" or any(name.startswith("KUBE-") for name in names):
+        owner = f"kube-proxy for Service {service}" if service else "kube-proxy"
+        if hit.action is Action.REFUSE:
+            return owner, "use another port, or see why the Service has no endpoints"
+        if any("nodeport" in name.lower() for name in names):
+            return owner, (
+                f"{connection.port} is its node port: use another port, or give the Service another"
+            )
+        return owner, (
+            "the Service has this address as its own: give one of the two another address; k3s "
+            "assigns node addresses unless it is started with --disable=servicelb,traefik"
+        )
+    if any(name.startswith(("CNI-HOSTPORT", "CNI-DN-", "CNI-HOSTPORT-DNAT")) for name in names):
+        return "a pod's hostPort", (
+            "use another port, or remove the pod, such as one of k3s ServiceLB "
+            "(svclb-…): `kubectl get pods -A | grep svclb`"
+        )
+    if any(name.startswith("DOCKER") for name in names):
+        return "Docker", f"stop the container that publishes port {connection.port}: `docker ps`"
+    if hit.action is Action.REFUSE:
+        rule = "the policy" if hit.comments == (_POLICY,) else "a rule"
+        return f"{rule} of the firewall", "accept connections to this port there"
+    said = one_line(next(iter(hit.comments[-1:]), ""))
+    owner = f"a rule with the comment “{said}”" if said else "a rule without a comment"
+    return owner, "remove the rule, or use another address or port"
+
+
+def _service(hit: Hit) -> str:
+    """The Service for which kube-proxy made the rules; empty if they do not tell."""
+    for text in (*hit.comments, *hit.chains):
+        if found := _SERVICE.match(text):
+            return found[1]
+    return ""
