@@ -32,7 +32,7 @@ from fc_frontend.plan.cluster_objects import (
     SliceEndpoint,
     SlicePort,
 )
-from fc_frontend.plan.model import Cluster, Discovery, ServiceSpec, Target, Untrusted
+from fc_frontend.plan.model import Answer, Bind, Cluster, Discovery, ServiceSpec, Target, Untrusted
 from fc_frontend.plan.untrusted import Needs, violations
 from tests.conftest import RealHaproxy, loopback, until
 from tests.support.access_cluster import kubectl_with
@@ -81,6 +81,10 @@ def test_control_plane_nodes_as_declared(tmp_path: Path, haproxy_binary: str) ->
         ("api_access: {binds: [], nodes: {a: 192.0.2.1}}", "binds"),
         ("api_access: {binds: '127.0.0.1:7443', nodes: {a: name}}", "nodes.a"),
         ("api_access: {binds: '127.0.0.1:7443', nodes: {a: 192.0.2.1}, port: 0}", "port"),
+        (
+            "api_access: {binds: '192.0.2.1:6443', nodes: {a: 192.0.2.1}}",
+            "node a has the address and port of the bind 192.0.2.1:6443",
+        ),
         (
             ACCESS + "services: {kubernetes-api: {pod_port: 80}}",
             "makes a service of this name",
@@ -132,6 +136,32 @@ def test_api_servers_are_nodes_and_never_this_host() -> None:
     # Pods of other Services are where pods are.
     other = ServiceSpec(name="a", service="a", binds=(), port="https", discovery=Discovery.API)
     assert not answer_of(other, service, [listed], cluster, None).endpoints
+
+
+def test_api_servers_at_the_bind_itself_are_never_used() -> None:
+    """HAProxy would connect to itself where API servers advertise the frontend's address."""
+    spec = ServiceSpec(
+        name="kubernetes-api",
+        service="kubernetes",
+        binds=(Bind("ip", "198.51.100.2", PORT),),
+        port="https",
+        discovery=Discovery.API,
+    )
+    key = ObjectKey("default", "kubernetes")
+    ports = (ServicePort("https", 443, PORT),)
+    service = KubeService(key, "ClusterIP", False, ("10.0.0.1",), ports)
+
+    def found(*addresses: str) -> Answer:
+        endpoints = tuple(SliceEndpoint(each, Condition.READY, "") for each in addresses)
+        listed = Slice(key, "kubernetes", "ipv4", (SlicePort("https", PORT, ""),), endpoints)
+        return answer_of(spec, service, [listed], cluster, None)
+
+    cluster = Cluster(pod_networks=(IPv4Network("10.1.0.0/16"),))
+    both = found("198.51.100.2", "192.0.2.1")
+    assert [each.address for each in both.endpoints] == ["192.0.2.1"]
+    alone = found("198.51.100.2")
+    assert not alone.endpoints
+    assert alone.error == "all endpoints of the Service kubernetes are this service's own binds"
 
 
 @pytest.mark.parametrize(

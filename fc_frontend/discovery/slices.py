@@ -51,6 +51,11 @@ _GAPS = {
         "all pods of the Service {service} are outside of the pod networks",
         "add their network to cluster.pod_network",
     ),
+    SliceGap.LOOP: (
+        "all endpoints of the Service {service} are this service's own binds",
+        "bind another address or port than the endpoints have: `kubectl -n {namespace} get "
+        "endpointslices`",
+    ),
 }
 
 

@@ -17,6 +17,7 @@ from fc_frontend.plan.model import (
     ServiceSpec,
     Settings,
     Target,
+    nodes_of,
 )
 
 
@@ -81,9 +82,31 @@ def settings_problems(settings: Settings, host: Sequence[Address] = ()) -> tuple
 
 
 def service_problems(settings: Settings, specs: Iterable[ServiceSpec]) -> tuple[Problem, ...]:
-    """Services that need nodes when none is known, or the API without access to it."""
+    """Services that need nodes or the API and have none, or whose nodes are their own binds."""
     listed = tuple(specs)
-    return (*_without_nodes(settings, listed), *_without_api(settings, listed))
+    return (
+        *_without_nodes(settings, listed),
+        *_without_api(settings, listed),
+        *_loops(settings, listed),
+    )
+
+
+def _loops(settings: Settings, specs: Iterable[ServiceSpec]) -> tuple[Problem, ...]:
+    """Nodes at which HAProxy would connect to itself, again and again."""
+    return tuple(
+        Problem(
+            f"node {name} has the address and port of the bind {bind}: HAProxy would connect to "
+            "itself",
+            "bind another address or port, or correct the node's address",
+            service=spec.name,
+            field="nodes" if spec.nodes else "binds",
+        )
+        for spec in specs
+        if spec.target is Target.NODE
+        for name, address in nodes_of(spec, settings.cluster).items()
+        for bind in spec.binds
+        if isinstance(spec.port, int) and bind.is_at(str(address), spec.port)
+    )
 
 
 def _without_api(settings: Settings, specs: Iterable[ServiceSpec]) -> tuple[Problem, ...]:

@@ -124,6 +124,10 @@ class Bind:
         """The address at which this host itself connects to it."""
         return {"*": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
 
+    def is_at(self, address: str, port: int) -> bool:
+        """True if connections to a canonical address and port surely come here."""
+        return (self.kind, self.host, self.port) == ("ip", address, port)
+
     def overlaps(self, other: Bind) -> bool:
         """True if both would take some connection: the same place, or a wildcard over it.
 

@@ -6,7 +6,7 @@ kubernetes#93374 and #135266 (an endpoint may be in several slices, in different
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -42,6 +42,8 @@ class SliceGap(StrEnum):
     """All endpoints are not ready."""
     FOREIGN_NETWORK = "foreign-network"
     """All endpoints are outside of the networks where pods are expected."""
+    LOOP = "loop"
+    """All endpoints are the service's own binds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +94,12 @@ def endpoints_from_slices(
         return SliceAnswer(gap=SliceGap.NO_ENDPOINTS)
     relevant.sort(key=lambda item: families.index(item.family))
     states, rejected, protocols = _states(spec, service, relevant, networks)
+    own = [each for each in states if any(b.is_at(each.address, each.port) for b in spec.binds)]
+    if own and len(own) == len(states):
+        return SliceAnswer(rejected=rejected, gap=SliceGap.LOOP)
+    for endpoint in own:
+        # HAProxy would connect to itself: an API server that advertises the frontend's address.
+        del states[endpoint]
     if not states:
         gap = SliceGap.FOREIGN_NETWORK if rejected else SliceGap.NO_PORT
         return SliceAnswer(rejected=rejected, gap=gap)
@@ -110,7 +118,7 @@ def _states(
     service: KubeService,
     slices: list[Slice],
     networks: tuple[Network, ...],
-) -> tuple[Mapping[Endpoint, Condition], tuple[str, ...], set[str]]:
+) -> tuple[dict[Endpoint, Condition], tuple[str, ...], set[str]]:
     """The best condition of each endpoint, the addresses outside, and the protocols spoken."""
     states: dict[Endpoint, Condition] = {}
     rejected: set[str] = set()
