@@ -22,7 +22,8 @@ from tests.test_status import publish
 
 DOCUMENTED = (Path(__file__).parent.parent / "contrib" / "json.rst").read_text()
 _ROW = re.compile(
-    r"^(\S+) +((?:string|integer|number|boolean|list|object|problem|change|hold|step|certificate)"
+    r"^(\S+) +((?:string|integer|number|boolean|list|object|problem|change|hold|step|certificate"
+    r"|frontend|balancer|explain)"
     r"(?: or null)?) +(\S.*)$"
 )
 _PYTHON = {
@@ -169,7 +170,11 @@ def frontend(certificates: Certificates) -> Iterator[Frontend]:
         for path in pair.values():
             shutil.copy(certificates.path(f"server.{path[-3:]}"), path)
         made.settings["frontends"] = {
-            "web": {"binds": f"{made.host}:8443", "tls": {"certificates": [pair]}}
+            "web": {
+                "binds": f"{made.host}:8443",
+                "http": {"binds": f"{made.host}:8490"},
+                "tls": {"certificates": [pair]},
+            }
         }
         made.settings["services"]["site"] = {
             "frontend": "web",
@@ -179,6 +184,11 @@ def frontend(certificates: Certificates) -> Iterator[Frontend]:
             "discovery": "headless",
         }
         made.settings["intervals"].update(hold="1s")
+        pool = {"addresses": f"127.{made.octet}.201.1", "default": True}
+        made.settings["load_balancer"] = {"pools": {"public": pool}}
+        for name in ("first", "second"):
+            made.balanced_service(name)
+        made.kube_node("node1", "192.0.2.1")
         yield made
 
 
@@ -217,6 +227,7 @@ def test_documents_are_as_documented(
     seen.take("/status.json", frontend.status())
     take("status")
     assert take("explain", "https://kubernetes:8443/")["route"]["certificate"]
+    assert take("explain", "svc/default/first", title="explain svc/NAMESPACE/NAME")["services"]
     take("certificates", "list")
     take("doctor")
     # Something is drained, declared anew, wrong, and outside of the cluster.
@@ -287,6 +298,8 @@ def test_documents_are_as_documented(
     }
     # Containers that were empty all the time: what could stand in them is documented with others.
     excused = {"problems[]", "withheld[]", "api.held[]"}
+    # `explain` of a service has these.
+    missing["explain svc/NAMESPACE/NAME"] = []
     left = {
         title: [path for path in paths if not any(path.startswith(e) for e in excused)]
         for title, paths in missing.items()

@@ -24,7 +24,7 @@ def status(frontend: Frontend) -> dict[str, Any]:
     assert done.returncode == EXITS[document["status"]]
     assert set(document) == {
         *("version", "status", "summary", "in_sync", "wanted_hash", "running_hash", "daemon"),
-        *("haproxy_state", "api", "cluster", "certificates", "frontends"),
+        *("haproxy_state", "api", "cluster", "load_balancers", "certificates", "frontends"),
         *("haproxy", "held", "last_reload", "dns", "services", "withheld", "findings"),
     }
     return document
@@ -78,6 +78,7 @@ def test_all_is_well(frontend: Frontend) -> None:
         "drained": 0,
         "maintenance": 0,
         "binds": [f"{frontend.host}:8080"],
+        "source": str(frontend.config),
         "why": "shop.default.svc.cluster.local answers with pods: a headless service",
     }
     assert document["in_sync"]
@@ -96,7 +97,7 @@ def test_all_is_well(frontend: Frontend) -> None:
     wide = frontend.run("status", "-o", "wide").stdout
     header, row = (line for line in wide.splitlines() if line.startswith(("SERVICE", "shop ")))
     assert header.split() == (
-        "SERVICE NAMESPACE STATE PODS SLOTS UP DOWN DRAINED BINDS WHY".split()
+        "SERVICE NAMESPACE STATE PODS SLOTS UP DOWN DRAINED BINDS SOURCE WHY".split()
     )
     assert row.split()[:6] == ["shop", "default", "ok", "3", "10", "3"]
     assert yaml.safe_load(frontend.run("status", "-o", "yaml").stdout)["services"] == [shop]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import click
@@ -14,7 +15,7 @@ from fc_frontend.errors import Unavailable
 
 if TYPE_CHECKING:
     from fc_frontend.explain.facts import Facts
-    from fc_frontend.explain.steps import Explanation, StepVerdict
+    from fc_frontend.explain.steps import Explanation, Step, StepVerdict
     from fc_frontend.explain.urls import UrlRoute
 
 _CODES = {"ok": Exit.GOOD, "unknown": Exit.CANNOT_TELL}
@@ -26,6 +27,7 @@ EPILOG = """\
 Examples:
   fc-frontend explain shop  why shop is not served, or that it is
   fc-frontend explain https://shop.example.org/api/x  where a URL leads, and the same
+  fc-frontend explain svc/shop/web  a Service of the cluster: its address, status and ports
 """
 
 
@@ -40,6 +42,8 @@ def command(config: str, shape: str, service: str) -> None:
     checks, the bind, and whether HAProxy runs the declared configuration. Queries cluster DNS for
     at most 2 s; works without the daemon and changes nothing. As root it also shows which process
     uses a bind. With a URL instead of SERVICE, shows the frontend, route and service that answer.
+    With svc/NAMESPACE/NAME, shows whether a Service of type LoadBalancer has an address, and all
+    services here that lead to its pods.
 
     \b
     0  the service is served
@@ -47,9 +51,12 @@ def command(config: str, shape: str, service: str) -> None:
     3  unknown
     """
     from fc_frontend.explain.collect import collect
+    from fc_frontend.explain.kubernetes_service import PREFIX
     from fc_frontend.explain.steps import explain
     from fc_frontend.explain.urls import url_route
 
+    if service.startswith(PREFIX):
+        sys.exit(_explain_kubernetes_service(config, service, shape))
     route = None
     try:
         if "://" in service:
@@ -71,6 +78,31 @@ def command(config: str, shape: str, service: str) -> None:
             _print_certificate(route)
         print_explanation(explanation, facts.state.value)
     sys.exit(_CODES.get(explanation.verdict.value, Exit.PROBLEMS))
+
+
+def _explain_kubernetes_service(config: str, name: str, shape: str) -> int:
+    """Explain a Service of the cluster and all that leads to it; gives the exit code."""
+    from fc_frontend.explain.kubernetes_service import collect_service
+    from fc_frontend.explain.steps import explain, worst
+
+    try:
+        with step("querying the API, cluster DNS, HAProxy and the daemon"):
+            found = collect_service(config, name)
+    except Unavailable as exc:
+        fail(exc.problems, Exit.CANNOT_TELL)
+    explanations = [explain(facts) for facts in found.services]
+    verdict = worst([*(s.verdict for s in found.steps), *(e.verdict for e in explanations)])
+    if shape == "json":
+        pairs = zip(found.services, explanations, strict=True)
+        documents = [explanation_document(facts, each) for facts, each in pairs]
+        emit({"version": 1, "verdict": verdict.value, **found.as_json(), "services": documents})
+    else:
+        _print_steps(found.steps, None)
+        for facts, each in zip(found.services, explanations, strict=True):
+            say()
+            say(style(facts.name))
+            print_explanation(each, facts.state.value)
+    return _CODES.get(verdict.value, Exit.PROBLEMS)
 
 
 def _print_dead_end(route: UrlRoute, shape: str) -> None:
@@ -115,15 +147,7 @@ def explanation_document(
 def print_explanation(explanation: Explanation, state: str) -> None:
     """Print each step, and the cause."""
     cause = explanation.cause
-    for each in explanation.steps:
-        if is_quiet() and each.verdict.value in ("ok", "unknown"):
-            continue
-        word = _word(each.verdict)
-        say(f"{word} {each.name:13} {each.said}")
-        if each.remedy and each is not cause:
-            say(f"{'':20} → {each.remedy}")
-        for line in each.details:
-            say(f"{'':22}{line}".rstrip())
+    _print_steps(explanation.steps, cause)
     if is_quiet() and explanation.verdict.value == "ok":
         return
     say()
@@ -133,6 +157,19 @@ def print_explanation(explanation: Explanation, state: str) -> None:
     say(f"{style(word, color)}: {explanation.summary}")
     if cause is not None and cause.remedy:
         say(f"    → {cause.remedy}")
+
+
+def _print_steps(steps: Iterable[Step], cause: Step | None) -> None:
+    """Print steps; the remedy of `cause` comes later."""
+    for each in steps:
+        if is_quiet() and each.verdict.value in ("ok", "unknown"):
+            continue
+        word = _word(each.verdict)
+        say(f"{word} {each.name:13} {each.said}")
+        if each.remedy and each is not cause:
+            say(f"{'':20} → {each.remedy}")
+        for line in each.details:
+            say(f"{'':22}{line}".rstrip())
 
 
 def _word(verdict: StepVerdict) -> str:

@@ -146,7 +146,7 @@ def print_status(found: Overview, *, is_wide: bool) -> None:
     if found.rows and is_wide:
         say()
         header = ("SERVICE", "NAMESPACE", "STATE", "PODS", "SLOTS", "UP", "DOWN", "DRAINED")
-        table((*header, "BINDS", "WHY"), [_wide_cells(row) for row in found.rows])
+        table((*header, "BINDS", "SOURCE", "WHY"), [_wide_cells(row) for row in found.rows])
     elif found.rows:
         say()
         _narrow_table(found.rows)
@@ -236,6 +236,11 @@ def _about(found: Overview) -> list[tuple[str, str]]:
         valid = "" if left is None else f", credentials valid for {duration(left)}"
         lines.append(("Kubernetes API", f"{state}, {heard}{valid}"))
     lines += _cluster(seen.cluster)
+    if seen.daemon and (balancers := seen.daemon.load_balancers):
+        writer = "this frontend" if balancers.is_leader else balancers.holder or "nobody yet"
+        with_address = sum(bool(each.addresses) for each in balancers.services)
+        said = f"{with_address} of {len(balancers.services)} Services have an address"
+        lines.append(("LoadBalancer", f"{said}; {writer} writes their status"))
     for frontend in seen.daemon.frontends[:_MOST_FRONTENDS] if seen.daemon else ():
         routes = counted(frontend.route_count, "route")
         services = counted(len(frontend.services), "service")
@@ -291,6 +296,7 @@ def _wide_cells(row: Row) -> tuple[str, ...]:
         _number(counts.down if counts else None),
         _number(counts.drained if counts else None),
         ", ".join(row.binds) or "-",
+        row.source or "-",
         row.why,
     )
 

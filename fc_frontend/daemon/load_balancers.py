@@ -29,7 +29,8 @@ class LoadBalancerSource:
 
     def __init__(self, discovery: PodDiscovery) -> None:
         self._discovery = discovery
-        self._is_on = False
+        self.is_on = False
+        """Whether `load_balancer` is set."""
         self._used: int | None = None
         self.services: Mapping[ObjectKey, LoadBalancerRequest] = {}
         """The Services whose load balancer is this one, as they were last looked at."""
@@ -39,14 +40,14 @@ class LoadBalancerSource:
     def has_changed(self) -> bool:
         """True if Services changed since `applied` was called last."""
         known = self._discovery.load_balancers
-        return self._is_on and known is not None and known.version != self._used
+        return self.is_on and known is not None and known.version != self._used
 
     async def applied(
         self, sources: Sources, settings: Settings, running: RunningDeclarations
     ) -> Sources:
         """`sources` with what Services declare now; the very same if that has not changed."""
         balancer, known = settings.load_balancer, self._discovery.load_balancers
-        self._is_on = balancer is not None
+        self.is_on = balancer is not None
         if balancer is None:
             self.services, self.assignments = {}, {}
         if balancer is None or known is None:

@@ -255,6 +255,7 @@ def status_document(
         "problems": [problem.as_json() for problem in reconciler.problems],
         "withheld": [each.as_json() for each in held.values()],
         "api": reconciler.api.as_json() if reconciler.api else None,
+        "load_balancers": view.as_json() if (view := reconciler.statuses.view) else None,
         "certificates": [each.as_json() for each in reconciler.certificates.brought.served],
         "frontends": [
             each.as_json()

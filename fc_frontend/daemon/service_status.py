@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from fc_frontend.balancer.assign import PROXY_MODE
+from fc_frontend.balancer.assign import PROXY_MODE, Assignment
 from fc_frontend.balancer.declare import key_of_origin, place_of, unit_name
 from fc_frontend.balancer.requests import AddressGap
 from fc_frontend.balancer.status import (
@@ -22,6 +22,7 @@ from fc_frontend.balancer.status import (
     ServiceStatus,
     desired_status,
 )
+from fc_frontend.balancer.wording import words_of
 from fc_frontend.daemon.load_balancers import LoadBalancerSource
 from fc_frontend.daemon.state import DaemonState
 from fc_frontend.discovery.source import PodDiscovery
@@ -36,7 +37,11 @@ from fc_frontend.kubernetes.service_status import (
     write_event,
     write_status,
 )
-from fc_frontend.model.load_balancer_state import LoadBalancerState
+from fc_frontend.model.load_balancer_state import (
+    BalancedService,
+    LoadBalancerState,
+    LoadBalancerView,
+)
 from fc_frontend.model.load_balancers import (
     IpAddress,
     LoadBalancerRequest,
@@ -84,6 +89,7 @@ class _Record:
     is_seen: bool = False
     pause: float = _FIRST_PAUSE
     not_before: float = 0.0
+    overwritten: int = 0
 
 
 class StatusWriter:
@@ -122,6 +128,29 @@ class StatusWriter:
     def is_leader(self) -> bool:
         """True while this frontend writes statuses."""
         return self._lease is not None and self._lease.is_held
+
+    @property
+    def view(self) -> LoadBalancerView | None:
+        """All Services that get their address here; None if `load_balancer` is not set."""
+        if not self._source.is_on:
+            return None
+        holder = self._lease.holder if self._lease is not None else ""
+        services = tuple(map(self._viewed, self._source.services.items()))
+        return LoadBalancerView(is_leader=self.is_leader, holder=holder, services=services)
+
+    def _viewed(self, item: tuple[ObjectKey, LoadBalancerRequest]) -> BalancedService:
+        key, request = item
+        assignment = self._source.assignments.get(key, Assignment())
+        record = self._records.get(key)
+        return BalancedService(
+            namespace=key.namespace,
+            name=key.name,
+            addresses=tuple(str(each.address) for each in assignment.addresses),
+            published=tuple(each.address for each in request.ingress),
+            condition=request.condition.cause if request.condition is not None else "",
+            problems=tuple(map(words_of, assignment.problems)),
+            overwritten=record.overwritten if record is not None else 0,
+        )
 
     async def look(self, settings: Settings, state: DaemonState, base: Base) -> None:
         """Write what is due.  Failures are logged, and tried again by the next call."""
@@ -310,6 +339,7 @@ class StatusWriter:
         record.is_seen, record.before, record.at = False, request, float("-inf")
         record.not_before = now + record.pause
         record.pause = min(record.pause * 2, _LONGEST_PAUSE)
+        record.overwritten += 1
         self._state = replace(self._state, overwritten=self._state.overwritten + 1)
         self._log.limited(f"service-status {key}").warning(
             "service-status-overwritten",
@@ -333,8 +363,11 @@ class StatusWriter:
             return
         self._state = replace(self._state, writes=self._state.writes + 1)
         record = self._records.get(key)
-        pause = record.pause if record is not None and record.status == status else _FIRST_PAUSE
-        self._records[key] = _Record(status, written.before, self._clock(), pause=pause)
+        made = _Record(status, written.before, self._clock())
+        if record is not None:
+            made.overwritten = record.overwritten
+            made.pause = record.pause if record.status == status else _FIRST_PAUSE
+        self._records[key] = made
         after = written.after
         if after is not None and after.ingress and not any(each.mode for each in after.ingress):
             self._note_dropped_mode()

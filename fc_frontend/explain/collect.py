@@ -547,6 +547,7 @@ def _by_files(
     services = tuple(
         DaemonService(
             name=planned.spec.name,
+            file=planned.spec.origin.file if planned.spec.origin else None,
             namespace=planned.spec.namespace,
             binds=planned.spec.places,
             is_current=False,

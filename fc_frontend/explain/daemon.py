@@ -18,6 +18,7 @@ from fc_frontend.certificates.served import Certificate, Served
 from fc_frontend.errors import Cause, Problem, Severity, Unavailable
 from fc_frontend.explain.facts import Daemon, DaemonService, Held, LastReload
 from fc_frontend.model.api_state import ApiState
+from fc_frontend.model.load_balancer_state import BalancedService, LoadBalancerView
 from fc_frontend.model.service_state import Counts, HaproxyState
 from fc_frontend.plan.frontend_views import FrontendView, ServiceRoutes
 from fc_frontend.plan.model import Bind, Freshness, Kind
@@ -125,6 +126,29 @@ def parse_status(document: Any) -> Daemon:
         certificates=tuple(_certificate(entry) for entry in document["certificates"]),
         frontends=tuple(_frontend(entry) for entry in document["frontends"]),
         api=_api(document["api"]) if document.get("api") else None,
+        load_balancers=_load_balancers(document["load_balancers"])
+        if document.get("load_balancers")
+        else None,
+    )
+
+
+def _load_balancers(entry: Mapping[str, Any]) -> LoadBalancerView:
+    return LoadBalancerView(
+        is_leader=entry["leader"] is True,
+        holder=_text(entry["holder"]),
+        services=tuple(map(_balanced, entry["services"])),
+    )
+
+
+def _balanced(entry: Mapping[str, Any]) -> BalancedService:
+    return BalancedService(
+        namespace=_text(entry["namespace"]),
+        name=_text(entry["name"]),
+        addresses=tuple(map(_text, entry["addresses"])),
+        published=tuple(map(_text, entry["published"])),
+        condition=_text(entry["condition"]),
+        problems=tuple((_text(p["message"]), _text(p["remedy"])) for p in entry["problems"]),
+        overwritten=int(entry["overwritten"]),
     )
 
 
@@ -177,6 +201,7 @@ def _service(entry: Mapping[str, Any]) -> DaemonService:
     is_unknown = entry["freshness"] == Freshness.UNKNOWN and not entry["endpoints"]
     return DaemonService(
         name=_text(entry["name"]),
+        file=_optional(entry["file"]),
         namespace=_text(entry["namespace"]),
         binds=tuple(_text(bind) for bind in entry["binds"]),
         is_current=entry["is_current"] is True,

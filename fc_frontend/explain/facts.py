@@ -18,6 +18,7 @@ from fc_frontend.certificates.served import Served
 from fc_frontend.errors import Problem
 from fc_frontend.haproxy.traffic import NO_TRAFFIC, Traffic
 from fc_frontend.model.api_state import ApiState
+from fc_frontend.model.load_balancer_state import LoadBalancerView
 from fc_frontend.model.service_state import Counts, HaproxyState, Health, ServiceState
 from fc_frontend.plan.frontend_views import FrontendView
 from fc_frontend.plan.model import Answer, Cluster, ServicePlan, ServiceSpec
@@ -105,6 +106,8 @@ class DaemonService:
     drained: tuple[str, ...]
     age: float | None
     by_api: bool = False
+    file: str | None = None
+    """The file that declares it, or `kubernetes:NAMESPACE/NAME` for a Service that does."""
     counts: Counts | None = None
     """The servers that HAProxy has, as the daemon saw them last; None if it has none."""
 
@@ -157,6 +160,8 @@ class Daemon:
     """Those of frontends."""
     api: ApiState | None = None
     """How the watch of the Kubernetes API is doing; None where no API is set."""
+    load_balancers: LoadBalancerView | None = None
+    """Services of type LoadBalancer; None where `load_balancer` is not set."""
     take_over: Problem | None = None
     """That haproxy.cfg is not replaced for want of consent."""
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any
 
+from fc_frontend.balancer.declare import key_of_origin
 from fc_frontend.errors import Cause, Problem, errors_in
 from fc_frontend.explain.facts import (
     Daemon,
@@ -154,6 +155,8 @@ class Row:
     counts: Counts | None = None
     binds: tuple[str, ...] = ()
     namespace: str | None = None
+    source: str = ""
+    """The file that declares it, or `Service NAMESPACE/NAME` for one of type LoadBalancer."""
     why: str = ""
 
     def as_json(self) -> dict[str, Any]:
@@ -170,6 +173,7 @@ class Row:
             "drained": counts.drained if counts else None,
             "maintenance": counts.maintenance if counts else None,
             "binds": list(self.binds),
+            "source": self.source,
             "why": self.why,
         }
 
@@ -192,6 +196,7 @@ class Overview:
     def as_json(self) -> dict[str, Any]:
         """The document for scripts: no key is ever missing."""
         seen, last = self.seen, self.last_reload
+        balancers = seen.daemon.load_balancers if seen.daemon else None
         return {
             "version": 1,
             "status": self.level.name.lower(),
@@ -210,6 +215,7 @@ class Overview:
             else None,
             "api": seen.daemon.api.as_json() if seen.daemon and seen.daemon.api else None,
             "cluster": _cluster_json(seen.cluster),
+            "load_balancers": balancers.as_json() if balancers else None,
             "frontends": [
                 each.as_json() for each in (seen.daemon.frontends if seen.daemon else ())
             ],
@@ -323,12 +329,25 @@ def _rows(seen: Seen) -> Iterator[Row]:
             counts=counts,
             binds=service.binds,
             namespace=service.namespace,
+            source=_source(service.file),
             why=one_line(why),
         )
     for name, change in held.items():
         if name not in known:
             said = change.problems[0].message if change.problems else change.effect
-            yield Row(name=name, state=ServiceState.WITHHELD, why=one_line(said))
+            file = next((problem.file for problem in change.problems if problem.file), None)
+            yield Row(
+                name=name,
+                state=ServiceState.WITHHELD,
+                source=_source(file),
+                why=one_line(said),
+            )
+
+
+def _source(file: str | None) -> str:
+    """What declares a service, for people."""
+    key = key_of_origin(file or "")
+    return f"Service {key.namespace}/{key.name}" if key else one_line(file or "")
 
 
 def _findings(seen: Seen) -> Iterator[StatusFinding]:

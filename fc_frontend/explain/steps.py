@@ -45,6 +45,11 @@ class StepVerdict(StrEnum):
 _ORDER = tuple(StepVerdict)
 
 
+def worst(verdicts: Iterable[StepVerdict]) -> StepVerdict:
+    """The worst of all; unknown if there is none."""
+    return max(verdicts, key=_ORDER.index, default=StepVerdict.UNKNOWN)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
     """One step: what was found, and what to do if it is not as it should be."""
@@ -83,7 +88,7 @@ class Explanation:
             for step in self.steps
             if step.verdict is not StepVerdict.UNKNOWN or step.name == "servers"
         ]
-        return max(known, key=_ORDER.index, default=StepVerdict.UNKNOWN)
+        return worst(known)
 
     @property
     def cause(self) -> Step | None:

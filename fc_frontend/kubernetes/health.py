@@ -1,4 +1,4 @@
-"""Ask the API server whether it is ready, and for the nodes."""
+"""Ask the API server single questions: whether it is ready, for the nodes, for a Service."""
 
 from __future__ import annotations
 
@@ -9,18 +9,21 @@ import ssl
 import time
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlencode
+from urllib.parse import quote, urlencode
 
+from fc_frontend.errors import Unavailable
 from fc_frontend.kubernetes.client import ApiClient, ApiReply
 from fc_frontend.kubernetes.cluster_watch import read_access
-from fc_frontend.kubernetes.failures import ApiFailure
+from fc_frontend.kubernetes.failures import ApiFailure, FailureKind
 from fc_frontend.plan.cluster_health import ApiResponse, ClusterHealth, Node, parse_nodes
+from fc_frontend.plan.cluster_objects import KubeService, ObjectKey, parse_service
 from fc_frontend.plan.model import ApiSettings
 from fc_frontend.plan.untyped import as_list, as_mapping, as_text
 from fc_frontend.text import one_line
 
 _PAGE = 500
 """Nodes in one answer: each is some 10 KB."""
+_SEE_DOCTOR = "see `fc-frontend doctor`"
 _MOST_PAGES = 20
 """Twice what Kubernetes is made for, 5,000 nodes."""
 
@@ -56,6 +59,21 @@ async def ask_health(client: ApiClient, seconds: float) -> ClusterHealth:
         nodes=nodes,
         certificate_days=ready.certificate_days,
     )
+
+
+async def find_service(api: ApiSettings, key: ObjectKey, seconds: float) -> KubeService | None:
+    """The Service `key`; None if there is none.  Raises `Unavailable` after at most `seconds`."""
+    client = ApiClient(lambda: read_access(api))
+    path = f"/api/v1/namespaces/{quote(key.namespace, safe='')}/services/{quote(key.name, safe='')}"
+    try:
+        async with asyncio.timeout(seconds), client.connect() as connection:
+            return parse_service(await connection.get(path))
+    except TimeoutError:
+        raise Unavailable.of("the API server does not answer in time", _SEE_DOCTOR) from None
+    except ApiFailure as failure:
+        if failure.kind is FailureKind.MISSING:
+            return None
+        raise Unavailable.of(failure.message, _SEE_DOCTOR) from None
 
 
 async def _nodes(client: ApiClient, seconds: float) -> tuple[ApiResponse, tuple[Node, ...] | None]:
