@@ -153,6 +153,13 @@ def without_times(item: Json) -> Json:
     return {**item, "metadata": metadata}
 
 
+def _of_status(answer: Answer) -> list[Json]:
+    """Who has written the status, without the times."""
+    entries = answer.object["metadata"].get("managedFields", ())
+    of_status = [each for each in entries if each.get("subresource") == "status"]
+    return [{name: each[name] for name in each if name != "time"} for each in of_status]
+
+
 def test_the_status_of_a_service_is_patched_as_a_real_server_does() -> None:
     names = ("lb-before", "lb-status-merge-patch", "lb-status-merge-patch-unchanged", "lb-after")
 
@@ -169,6 +176,9 @@ def test_the_status_of_a_service_is_patched_as_a_real_server_does() -> None:
     for name, ours in zip(names, answers, strict=False):
         assert ours.status == recorded(name).status == 200
         assert without_times(ours.object) == without_times(recorded(name).object), name
+    managed = [_of_status(each) for each in (answers[1], recorded("lb-status-merge-patch"))]
+    assert managed[0] == managed[1] != []
+    assert _of_status(answers[-1]) == []
     versions = [each.object["metadata"]["resourceVersion"] for each in answers]
     assert versions[1] == versions[2] == versions[3], "nothing changed"
     cleared = recorded("lb-status-cleared").object["status"]

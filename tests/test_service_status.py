@@ -5,6 +5,7 @@ Rows are those of the checklist for implementations of load balancers, by number
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from ipaddress import ip_address
@@ -195,7 +196,44 @@ def test_conditions_of_others_stay(frontend: Balanced) -> None:
 
 
 async def patched(frontend: Balanced, change: Json, name: str = "web") -> None:
-    frontend.api.objects.patch(("services", "default", name), change, "status")
+    frontend.api.objects.patch(("services", "default", name), change, "status", "k3s")
+
+
+def doctor(frontend: Balanced) -> dict[str, str]:
+    """What `doctor` says of the API, by check."""
+    document = json.loads(frontend.run("doctor", "--json", check=False).stdout)
+    found = document["findings"]
+    return {
+        each["check"]: f"{each['result']}: {each['message']} → {each['remedy']}" for each in found
+    }
+
+
+@pytest.mark.extended
+def test_doctor_says_who_writes_the_status_and_which_right_is_missing(frontend: Balanced) -> None:
+    frontend.kube_node("node1", "192.0.2.1")
+    frontend.start()
+    for name in ("web", "wiped"):
+        frontend.balanced_service(name)
+        frontend.until(lambda name=name: condition(frontend, name) == ("True", "Served"))
+    found = doctor(frontend)
+    assert found["rights of load_balancer"].startswith("ok: ")
+    assert "status of Services" not in found
+    frontend.stop_daemon()
+    foreign = {"status": {"loadBalancer": {"ingress": [{"ip": "192.0.2.9", "ipMode": "VIP"}]}}}
+    frontend.call(patched(frontend, foreign))
+    said = doctor(frontend)["status of Services"]
+    assert said.startswith("warning: default/web: set to 192.0.2.9 by k3s → ServiceLB of k3s")
+    frontend.call(patched(frontend, {"status": {"loadBalancer": {"ingress": None}}}, "wiped"))
+    frontend.delete_service("web")
+    said = doctor(frontend)["status of Services"]
+    assert said.startswith("warning: default/wiped: emptied by another program → ")
+    frontend.api.denied = {("patch", "services/status"), ("update", "leases")}
+    said = doctor(frontend)["rights of load_balancer"]
+    assert said.startswith(
+        "problem: the credentials may not patch services/status, update "
+        "leases.coordination.k8s.io in namespace fc-frontend → "
+    )
+    assert "rbac-load-balancer.yaml" in said
 
 
 def test_a_status_that_others_wipe_is_written_again_and_reported(frontend: Balanced) -> None:

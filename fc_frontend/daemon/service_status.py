@@ -30,7 +30,7 @@ from fc_frontend.errors import Unavailable
 from fc_frontend.kubernetes.client import ApiClient, ApiConnection
 from fc_frontend.kubernetes.cluster_watch import read_access
 from fc_frontend.kubernetes.failures import ApiFailure, FailureKind
-from fc_frontend.kubernetes.lease import LeaseHolder
+from fc_frontend.kubernetes.lease import LEASE_NAMESPACE, LeaseHolder
 from fc_frontend.kubernetes.service_status import (
     EventReason,
     Written,
@@ -56,8 +56,6 @@ from fc_frontend.plan.cluster_objects import ObjectKey
 from fc_frontend.plan.model import ApiSettings, Settings
 from fc_frontend.text import printable
 
-LEASE_NAMESPACE = "fc-frontend"
-"""As in contrib/kubernetes/rbac.yaml."""
 _PENDING = "Pending"
 """Of a Service of which nothing is said yet."""
 _RELEASE_SECONDS = 2.0

@@ -41,6 +41,8 @@ _KEEPALIVE = (
     (socket.TCP_USER_TIMEOUT, 30_000),
 )
 """A peer that is gone is noticed after 30 s, sending or not (tcp(7))."""
+USER_AGENT = "fc-frontend"
+"""Also the name of the manager of what is written (metadata.managedFields)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +136,7 @@ class ApiConnection:
         self._headers = [
             ("Host", f"{host}:{access.port}"),
             ("Accept", "application/json"),
-            ("User-Agent", "fc-frontend"),
+            ("User-Agent", USER_AGENT),
         ]
         if token is not None:
             self._headers.append(("Authorization", f"Bearer {token}"))

@@ -16,6 +16,8 @@ from fc_frontend.kubernetes.client import ApiConnection
 from fc_frontend.kubernetes.failures import ApiFailure, FailureKind
 from fc_frontend.plan.untyped import as_mapping, as_text
 
+LEASE_NAMESPACE = "fc-frontend"
+"""As in contrib/kubernetes/rbac.yaml."""
 LEASE_SECONDS = 15
 RENEW_SECONDS = 5.0
 """Between two renewals."""

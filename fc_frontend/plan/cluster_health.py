@@ -30,6 +30,8 @@ class Node:
     reason: str = ""
     addresses: tuple[str, ...] = ()
     pod_networks: tuple[str, ...] = ()
+    version: str = ""
+    """Of its kubelet, such as `v1.33.1+k3s1`."""
 
     def as_json(self) -> dict[str, Any]:
         """The node in the shape of the JSON output."""
@@ -54,6 +56,11 @@ class ClusterHealth:
     def is_ready(self) -> bool | None:
         """Whether the API server is ready; None if these credentials may not ask (403)."""
         return None if self.ready.status == 403 else self.ready.status == 200
+
+    @property
+    def is_k3s(self) -> bool:
+        """True if nodes say that they are of k3s."""
+        return any("+k3s" in node.version for node in self.nodes or ())
 
     @property
     def ready_nodes(self) -> tuple[str, ...]:
@@ -92,4 +99,5 @@ def _node(item: Any) -> Node | None:
         one_line(reason),
         tuple(addresses),
         tuple(text for each in networks if (text := as_text(each))),
+        one_line(as_text(as_mapping(status.get("nodeInfo")).get("kubeletVersion"))),
     )

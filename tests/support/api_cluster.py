@@ -170,6 +170,7 @@ class ApiFrontend(Frontend):
             "status": {
                 "addresses": [{"type": "InternalIP", "address": address}],
                 "conditions": [{"type": "Ready", "status": str(ready), "reason": reason}],
+                "nodeInfo": {"kubeletVersion": "v1.33.1+k3s1"},
             },
         }
         self._put("nodes", item)

@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from ipaddress import ip_address
 from typing import Any
 from urllib.parse import parse_qs
@@ -183,8 +184,11 @@ class Objects:
             return current
         return self._store(key, item)
 
-    def patch(self, key: Key, change: Json, subresource: str = "") -> Json:
-        """A merge patch (RFC 7396).  A subresource changes only itself, and nothing else does."""
+    def patch(self, key: Key, change: Json, subresource: str = "", manager: str = "") -> Json:
+        """A merge patch (RFC 7396).  A subresource changes only itself, and nothing else does.
+
+        `manager` becomes the one of `status.loadBalancer`, as long as that is not empty.
+        """
         current = self.get(key)
         merged: Json = _merged(current, change)
         if subresource:
@@ -192,6 +196,8 @@ class Objects:
             kept["metadata"]["resourceVersion"] = merged["metadata"]["resourceVersion"]
             merged = kept
             check_ingress(key, merged)
+            if manager and merged.get("status") != current.get("status"):
+                merged["metadata"]["managedFields"] = _managed(merged, manager)
         elif "status" in current:
             merged["status"] = current["status"]
         return self.update(key, merged)
@@ -449,6 +455,23 @@ def _without_version(item: Json) -> Json:
         name: value for name, value in item["metadata"].items() if name != "resourceVersion"
     }
     return {**item, "metadata": metadata}
+
+
+def _managed(item: Json, manager: str) -> list[Json]:
+    """`metadata.managedFields` after `manager` has written the status."""
+    own = [m for m in item["metadata"].get("managedFields", ()) if "subresource" not in m]
+    if not item["status"].get("loadBalancer", {}).get("ingress"):
+        return own
+    entry = {
+        "manager": manager,
+        "operation": "Update",
+        "apiVersion": "v1",
+        "time": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "fieldsType": "FieldsV1",
+        "fieldsV1": {"f:status": {"f:loadBalancer": {"f:ingress": {}}}},
+        "subresource": "status",
+    }
+    return [*own, entry]
 
 
 def _merged(item: Any, change: Any) -> Any:

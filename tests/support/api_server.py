@@ -144,7 +144,8 @@ class ApiServer:
                 message = "the body of the request was in an unknown format"
                 raise ApiError(415, "UnsupportedMediaType", message)
             who = self._identity(token, writer.get_extra_info("peercert"))
-            return await self._answer(writer, method, target, who, body)
+            agent = headers.get("user-agent", "").partition("/")[0]
+            return await self._answer(writer, method, target, who, body, agent)
         except ApiError as error:
             _reply(writer, error.code, error.status, retry_after=error.retry_after)
             await writer.drain()
@@ -157,6 +158,7 @@ class ApiServer:
         target: str,
         who: Identity,
         body: bytes,
+        agent: str,
     ) -> bool:
         path, _, query_text = target.partition("?")
         if path == "/apis/authentication.k8s.io/v1/selfsubjectreviews" and method == "POST":
@@ -192,7 +194,7 @@ class ApiServer:
             _reply(writer, 200, page)
         else:
             key = (resource, namespace, name)
-            _reply(writer, *self._single(who, method, key, subresource, body))
+            _reply(writer, *self._single(who, method, key, subresource, body, agent))
         await writer.drain()
         return True
 
@@ -204,7 +206,7 @@ class ApiServer:
         return Identity(f"system:serviceaccount:shop:{self.user}", ())
 
     def _single(
-        self, who: Identity, method: str, key: Key, subresource: str, body: bytes
+        self, who: Identity, method: str, key: Key, subresource: str, body: bytes, agent: str
     ) -> tuple[int, Json]:
         resource = key[0]
         item = json.loads(body) if body else {}
@@ -229,7 +231,7 @@ class ApiServer:
                     balanced = item.get("status", {}).get("loadBalancer", {})
                     for entry in balanced.get("ingress") or ():
                         entry.pop("ipMode", None)
-                return 200, typed(resource, self.objects.patch(key, item, subresource))
+                return 200, typed(resource, self.objects.patch(key, item, subresource, agent))
             case "DELETE":
                 self._allow(who, "delete", resource, key[1], key[2])
                 return 200, deleted(key, self.objects.delete(key))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from ipaddress import ip_network
 
 from fc_frontend.doctor.findings import Finding, Group
+from fc_frontend.doctor.judge.load_balancers import StatusFacts, judge_statuses
 from fc_frontend.doctor.judge.machine import judge_date
 from fc_frontend.model.api_state import EXPIRY_WARNING
 from fc_frontend.plan.cluster_health import ApiResponse, ClusterHealth, Node
@@ -16,6 +17,7 @@ from fc_frontend.plurals import counted, some
 
 _GROUP = Group("Kubernetes API")
 _RBAC = "kubectl apply -f contrib/kubernetes/rbac.yaml"
+_BALANCER_RBAC = "kubectl apply -f contrib/kubernetes/rbac-load-balancer.yaml"
 _NEW = "make new ones: contrib/kubernetes/kubeconfig"
 _MAX_SHOWN = 5
 """Findings about services of one kind; the others are counted."""
@@ -66,6 +68,9 @@ class DaemonAccess:
     rights: tuple[Right, ...] = ()
     services: tuple[ServiceFacts, ...] = ()
     failure: str | None = None
+    balancer_rights: tuple[Right, ...] = ()
+    statuses: tuple[StatusFacts, ...] = ()
+    """Statuses of Services of type LoadBalancer that others have written."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,8 +126,10 @@ def _kubernetes(cluster: Cluster, facts: KubernetesFacts) -> Iterator[Finding]:
         result = _GROUP.problem if days <= 0 else _GROUP.warning
         yield result("credentials", f"the token or client certificate {ends}", _NEW)
     if facts.daemon is not None:
-        yield from _rights(facts.daemon.rights)
+        yield from _rights("rights", facts.daemon.rights, _RBAC)
+        yield from _rights("rights of load_balancer", facts.daemon.balancer_rights, _BALANCER_RBAC)
         yield from _watched(facts.daemon)
+        yield from judge_statuses(facts.daemon.statuses, is_k3s=facts.health.is_k3s)
     if facts.health.nodes is not None:
         yield _nodes(facts.health)
         yield from _networks(cluster, facts.health.nodes)
@@ -130,7 +137,7 @@ def _kubernetes(cluster: Cluster, facts: KubernetesFacts) -> Iterator[Finding]:
         yield _refusal("nodes", facts.health.listed)
 
 
-def _rights(rights: tuple[Right, ...]) -> Iterator[Finding]:
+def _rights(check: str, rights: tuple[Right, ...], remedy: str) -> Iterator[Finding]:
     for is_needed, result in ((True, _GROUP.problem), (False, _GROUP.warning)):
         missing = [
             f"{right.verb} {right.resource}"
@@ -138,13 +145,13 @@ def _rights(rights: tuple[Right, ...]) -> Iterator[Finding]:
             if right.allowed is False and right.is_needed is is_needed
         ]
         if missing:
-            yield result("rights", f"the credentials may not {some(missing, len(rights))}", _RBAC)
+            yield result(check, f"the credentials may not {some(missing, len(rights))}", remedy)
     if any(right.allowed is None for right in rights):
         yield _GROUP.unknown(
-            "rights", "the API server does not list all rights", "see `kubectl auth can-i --list`"
+            check, "the API server does not list all rights", "see `kubectl auth can-i --list`"
         )
     elif rights and all(right.allowed for right in rights):
-        yield _GROUP.ok("rights", "all required rights")
+        yield _GROUP.ok(check, "all required rights")
 
 
 def _watched(daemon: DaemonAccess) -> Iterator[Finding]:

@@ -12,8 +12,8 @@ import shutil
 import stat
 import subprocess
 import time
-from collections.abc import Iterable
-from dataclasses import replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from fc_frontend.config.trusted_users import daemon_user
@@ -24,6 +24,8 @@ from fc_frontend.doctor.judge.kubernetes import (
     Right,
     ServiceFacts,
 )
+from fc_frontend.doctor.judge.load_balancers import StatusFacts
+from fc_frontend.doctor.observe.load_balancers import observe_statuses
 from fc_frontend.haproxy.process import minimal_environment
 from fc_frontend.kubernetes.access import ApiAccess, FileCredentials
 from fc_frontend.kubernetes.answers import LOOK_SECONDS, key_of
@@ -31,14 +33,31 @@ from fc_frontend.kubernetes.client import ApiClient
 from fc_frontend.kubernetes.cluster_watch import ClusterWatch, read_access
 from fc_frontend.kubernetes.failures import ApiFailure
 from fc_frontend.kubernetes.health import ask_health
+from fc_frontend.kubernetes.lease import LEASE_NAMESPACE
+from fc_frontend.model.load_balancers import LoadBalancerRequest
 from fc_frontend.paths.accounts import user_name
 from fc_frontend.plan.cluster_health import ApiResponse
+from fc_frontend.plan.cluster_objects import ObjectKey
 from fc_frontend.plan.model import ApiSettings, ServiceSpec, Settings, Target
 from fc_frontend.plan.slices import endpoints_from_slices
 
 RESOURCES = (("", "services"), ("discovery.k8s.io", "endpointslices"), ("", "nodes"))
 VERBS = ("get", "list", "watch")
 _USED_VERBS = ("list", "watch")
+BALANCER_RIGHTS = (
+    {"group": "", "resource": "services", "subresource": "status", "verb": "patch"},
+    {"group": "events.k8s.io", "resource": "events", "verb": "create"},
+    *(
+        {
+            "group": "coordination.k8s.io",
+            "resource": "leases",
+            "verb": verb,
+            "namespace": LEASE_NAMESPACE,
+        }
+        for verb in ("get", "create", "update")
+    ),
+)
+"""`resourceAttributes` of what is needed for the status of Services."""
 _REVIEWS = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
 _MOST_STANDBYS = 20
 """Cluster IPs that are tried."""
@@ -115,16 +134,31 @@ async def _daemon_access(
     if client.access.ca_file is not None:
         files.append(str(client.access.ca_file))
     unreadable = [path for path in files if not await asyncio.to_thread(_may_read, user, path)]
-    rights: tuple[Right, ...] = ()
-    services: tuple[ServiceFacts, ...] = ()
-    failure = None
-    if ready.status not in (None, 401):
-        with_nodes = any(spec.target is Target.NODE for spec in specs)
-        rights, (services, failure) = await asyncio.gather(
-            _rights(client, seconds, with_nodes=with_nodes),
-            _services(api, settings, specs, seconds),
-        )
-    return DaemonAccess(user_name(user), tuple(unreadable), rights, services, failure)
+    access = DaemonAccess(user_name(user), tuple(unreadable))
+    if ready.status in (None, 401):
+        return access
+    with_nodes = any(spec.target is Target.NODE for spec in specs)
+    balancer = settings.load_balancer
+    rights, of_balancer, watched = await asyncio.gather(
+        _rights(client, seconds, with_nodes=with_nodes),
+        _balancer_rights(client, seconds) if balancer is not None else _nothing(),
+        _services(api, settings, specs, seconds),
+    )
+    statuses: tuple[StatusFacts, ...] = ()
+    if balancer is not None:
+        statuses = await observe_statuses(client, balancer, watched.load_balancers, seconds)
+    return replace(
+        access,
+        rights=rights,
+        services=watched.services,
+        failure=watched.failure,
+        balancer_rights=of_balancer,
+        statuses=statuses,
+    )
+
+
+async def _nothing() -> tuple[Right, ...]:
+    return ()
 
 
 def _may_read(user: int, path: str) -> bool:
@@ -152,21 +186,31 @@ def _may_read(user: int, path: str) -> bool:
 async def _rights(client: ApiClient, seconds: float, *, with_nodes: bool) -> tuple[Right, ...]:
     """What the credentials may do of what contrib/kubernetes/rbac.yaml grants."""
     asked = [
-        _right(client, seconds, group, resource, verb, with_nodes=with_nodes)
+        _right(
+            client,
+            seconds,
+            {"group": group, "resource": resource, "verb": verb},
+            is_needed=verb in _USED_VERBS and (with_nodes or resource != "nodes"),
+        )
         for group, resource in RESOURCES
         for verb in VERBS
     ]
     return tuple(await asyncio.gather(*asked))
 
 
+async def _balancer_rights(client: ApiClient, seconds: float) -> tuple[Right, ...]:
+    """What the credentials may do of what contrib/kubernetes/rbac-load-balancer.yaml grants."""
+    return tuple(await asyncio.gather(*(_right(client, seconds, r) for r in BALANCER_RIGHTS)))
+
+
 async def _right(
-    client: ApiClient, seconds: float, group: str, resource: str, verb: str, *, with_nodes: bool
+    client: ApiClient, seconds: float, attributes: Mapping[str, str], *, is_needed: bool = True
 ) -> Right:
-    """One right, by a SelfSubjectAccessReview."""
+    """One right, by a SelfSubjectAccessReview of these `resourceAttributes`."""
     review = {
         "apiVersion": "authorization.k8s.io/v1",
         "kind": "SelfSubjectAccessReview",
-        "spec": {"resourceAttributes": {"group": group, "resource": resource, "verb": verb}},
+        "spec": {"resourceAttributes": dict(attributes)},
     }
     allowed: bool | None = None
     try:
@@ -177,14 +221,27 @@ async def _right(
             allowed = status.get("allowed") is True
     except (TimeoutError, ApiFailure):
         pass
-    is_needed = verb in _USED_VERBS and (with_nodes or resource != "nodes")
-    return Right(verb, f"{resource}.{group}".rstrip("."), allowed, is_needed=is_needed)
+    named = f"{attributes['resource']}.{attributes['group']}".rstrip(".")
+    if "subresource" in attributes:
+        named += f"/{attributes['subresource']}"
+    if "namespace" in attributes:
+        named += f" in namespace {attributes['namespace']}"
+    return Right(attributes["verb"], named, allowed, is_needed=is_needed)
+
+
+@dataclass(frozen=True, slots=True)
+class _Watched:
+    """What the daemon sees, or why it sees nothing."""
+
+    services: tuple[ServiceFacts, ...] = ()
+    failure: str | None = None
+    load_balancers: Mapping[ObjectKey, LoadBalancerRequest] = field(default_factory=dict)
 
 
 async def _services(
     api: ApiSettings, settings: Settings, specs: tuple[ServiceSpec, ...], seconds: float
-) -> tuple[tuple[ServiceFacts, ...], str | None]:
-    """The services of `specs` as the daemon sees them, or why it sees none."""
+) -> _Watched:
+    """The services of `specs` and those of type LoadBalancer as the daemon sees them."""
     cluster = settings.cluster
     families = cluster.families(cluster.pod_networks)
     watch = ClusterWatch(api)
@@ -192,7 +249,9 @@ async def _services(
     try:
         if not await watch.synced(LOOK_SECONDS):
             failure = watch.failure
-            return (), failure.message if failure else "it does not answer in time"
+            said = failure.message if failure else "it does not answer in time"
+            return _Watched(failure=said)
+        known = watch.load_balancers
         found = []
         for spec in [each for each in specs if each.target is not Target.NODE]:
             key = key_of(spec)
@@ -211,7 +270,8 @@ async def _services(
     tried = sorted(tried, key=lambda each: each.gap is not None)[:_MOST_STANDBYS]
     reached = await asyncio.gather(*(_connects(each, min(seconds, 2.0)) for each in tried))
     is_reached = dict(zip((each.name for each in tried), reached, strict=True))
-    return tuple(replace(each, is_reached=is_reached.get(each.name)) for each in found), None
+    services = tuple(replace(each, is_reached=is_reached.get(each.name)) for each in found)
+    return _Watched(services, load_balancers=known.services if known else {})
 
 
 async def _connects(service: ServiceFacts, seconds: float) -> bool:
