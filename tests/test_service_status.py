@@ -5,9 +5,12 @@ Rows are those of the checklist for implementations of load balancers, by number
 
 from __future__ import annotations
 
+import contextlib
 import json
+import signal
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
 from typing import Any
 
@@ -25,6 +28,7 @@ from fc_frontend.model.load_balancers import (
 )
 from tests.support.api_objects import Json
 from tests.support.certificates import Certificates
+from tests.support.frontend import wrong_clock
 from tests.test_load_balancers import Balanced
 
 V4, V6 = ip_address("198.51.100.2"), ip_address("2a02::1")
@@ -309,4 +313,83 @@ def test_row_20_two_frontends_have_one_writer(
         frontend.balanced_service("more")
         second.until(lambda: condition(frontend, "more") == ("True", "Served"))
         assert condition(frontend) == ("True", "Served")
+        assert ingress(frontend) == [{"ip": frontend.address(1), "ipMode": "Proxy"}]
+
+
+@contextlib.contextmanager
+def beside(frontend: Balanced, certificates: Certificates, binary: str) -> Iterator[Balanced]:
+    """Another frontend of the same cluster and with the same pool."""
+    with Balanced(binary, certificates) as second:
+        second.settings["cluster"] = {**frontend.settings["cluster"]}
+        second.settings["load_balancer"] = frontend.settings["load_balancer"]
+        yield second
+
+
+def written_addresses(frontend: Balanced, name: str) -> list[list[str]]:
+    """The addresses in the status of a Service, one after the other, as they were written."""
+    key = ("services", "default", name)
+    found: list[list[str]] = []
+    for event in list(frontend.api.objects.events):
+        if event.key == key and event.after is not None:
+            entries = event.after.get("status", {}).get("loadBalancer", {}).get("ingress") or []
+            addresses = [entry["ip"] for entry in entries]
+            if not found or found[-1] != addresses:
+                found.append(addresses)
+    return found
+
+
+@pytest.mark.extended
+@pytest.mark.parametrize("way", ["stopped", "killed", "fast clock"])
+def test_row_20_nothing_alternates_when_the_writer_changes(
+    frontend: Balanced, certificates: Certificates, either_binary: str, way: str
+) -> None:
+    """The first frontend is stopped and continued, is killed, or has a clock of another time."""
+
+    def holder() -> str:
+        leases = [i for key, i in list(frontend.api.objects.now.items()) if key[0] == "leases"]
+        return str(leases[0]["spec"]["holderIdentity"]) if leases else ""
+
+    if way == "fast clock":
+        frontend.environ |= wrong_clock(3 * 3600)
+    frontend.start()
+    frontend.until(holder)
+    first = holder()
+    frontend.balanced_service("web")
+    frontend.until(lambda: condition(frontend) == ("True", "Served"))
+    with beside(frontend, certificates, either_binary) as second:
+        second.start()
+        assert frontend.daemon is not None
+        if way == "fast clock":
+            # Renewals, which the second one sees three hours in the future.
+            renewed = set()
+
+            def is_renewed() -> bool:
+                (lease,) = [
+                    i for key, i in list(frontend.api.objects.now.items()) if key[0] == "leases"
+                ]
+                renewed.add(lease["spec"]["renewTime"])
+                return len(renewed) > 3
+
+            second.until(is_renewed, 60)
+            soon = datetime.now(UTC) + timedelta(hours=2)
+            assert max(renewed) > soon.strftime("%Y-%m-%dT%H:%M:%S")
+            assert holder() == first
+        else:
+            frontend.daemon.send_signal(signal.SIGSTOP if way == "stopped" else signal.SIGKILL)
+            second.until(lambda: holder() not in ("", first), 60)
+            # The first one's HAProxy has the address of `web`; this one is new.
+            frontend.balanced_service("more")
+            second.until(lambda: condition(frontend, "more") == ("True", "Served"))
+            if way == "stopped":
+                frontend.daemon.send_signal(signal.SIGCONT)
+            else:
+                frontend.daemon.wait()
+                frontend.start()
+            now = holder()
+            # It takes part again, and has seen the new Service.
+            frontend.until(lambda: frontend.status()["load_balancers"]["holder"] == now)
+            frontend.until(lambda: len(frontend.status()["load_balancers"]["services"]) == 2)
+            assert holder() == now
+            assert written_addresses(frontend, "more") == [[], [frontend.address(2)]]
+        assert written_addresses(frontend, "web") == [[], [frontend.address(1)]]
         assert ingress(frontend) == [{"ip": frontend.address(1), "ipMode": "Proxy"}]

@@ -84,6 +84,13 @@ class Metrics:
         return sum(sample.value for sample in found)
 
 
+def wrong_clock(ahead: float) -> dict[str, str]:
+    """The environment of a process whose wall clock is `ahead` seconds ahead."""
+    path = Path(__file__).with_name("wrong_clock")
+    others = os.environ.get("PYTHONPATH", "")
+    return {"PYTHONPATH": f"{path}:{path.parent.parent.parent}:{others}", "CLOCK_AHEAD": str(ahead)}
+
+
 class Frontend:
     """One frontend; use as a context manager."""
 
