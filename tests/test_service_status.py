@@ -316,6 +316,46 @@ def test_row_20_two_frontends_have_one_writer(
         assert ingress(frontend) == [{"ip": frontend.address(1), "ipMode": "Proxy"}]
 
 
+@pytest.mark.extended
+def test_row_02_settings_that_no_longer_want_a_service_withdraw_its_status(
+    frontend: Balanced,
+) -> None:
+    """Of Services that got their address here; a status of others is never touched."""
+    balancer = frontend.settings["load_balancer"]
+    balancer["default"] = True
+    frontend.start()
+    frontend.balanced_service("unset", loadBalancerClass=None)
+    frontend.balanced_service("web")
+    frontend.balanced_service("foreign", loadBalancerClass="example.com/other")
+    other = {"ingress": [{"ip": frontend.address(9), "ipMode": "Proxy"}]}
+    frontend.call(patched(frontend, {"status": {"loadBalancer": other}}, "foreign"))
+    for name in ("unset", "web"):
+        frontend.until(lambda name=name: condition(frontend, name) == ("True", "Served"))
+    balancer["default"] = False
+    frontend.write()
+    frontend.until(lambda: not ingress(frontend, "unset"))
+    assert condition(frontend, "unset") == ("", "")
+    frontend.until(lambda: "svc.default.unset.80" not in frontend.haproxy_cfg.read_text())
+    assert ingress(frontend)
+    del frontend.settings["load_balancer"]
+    frontend.write()
+    frontend.until(lambda: not ingress(frontend))
+    frontend.until(lambda: "svc.default.web.80" not in frontend.haproxy_cfg.read_text())
+    assert condition(frontend) == ("", "")
+    assert ingress(frontend, "foreign") == other["ingress"]
+    frontend.until(lambda: frontend.status()["load_balancers"] is None)
+    # The Lease is free for others.
+    frontend.until(
+        lambda: (
+            not [
+                item["spec"]["holderIdentity"]
+                for key, item in list(frontend.api.objects.now.items())
+                if key[0] == "leases" and item["spec"]["holderIdentity"]
+            ]
+        )
+    )
+
+
 @contextlib.contextmanager
 def beside(frontend: Balanced, certificates: Certificates, binary: str) -> Iterator[Balanced]:
     """Another frontend of the same cluster and with the same pool."""

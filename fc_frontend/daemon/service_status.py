@@ -119,6 +119,10 @@ class StatusWriter:
         self._settled: tuple[object, ...] | None = None
         """What was looked at when nothing was left to write."""
         self._waits = False
+        self._former: LoadBalancerSettings | None = None
+        """The last settings that there were."""
+        self._owned: set[ObjectKey] = set()
+        """The Services that got their address here since the start."""
         self._bound: tuple[str, Mapping[str, frozenset[tuple[IpAddress, int]]]] | None = None
         self._state = LoadBalancerState()
 
@@ -154,20 +158,25 @@ class StatusWriter:
         """Write what is due.  Failures are logged, and tried again by the next call."""
         balancer, api = settings.load_balancer, settings.cluster.api
         known = self._discovery.load_balancers
-        if balancer is None or api is None or known is None:
-            if balancer is None:
-                self._metrics.load_balancers(None)
+        if balancer is None:
+            self._metrics.load_balancers(None)
+        former = balancer or (self._former if self._owned else None)
+        self._former = former
+        if former is None or api is None or known is None:
             await self.release()
             return
         try:
-            client, lease = self._opened(api, balancer)
+            client, lease = self._opened(api, former)
             assignments = self._source.assignments
-            looked_at = (known.version, base.hash, state.running, state.withheld, assignments)
+            looked_at = (
+                known.version, base.hash, state.running, state.withheld, assignments, balancer
+            )  # fmt: skip
             due = {}
             if looked_at != self._settled:
                 self._waits = False
-                due = dict(self._due(balancer, known.services, state, base))
-                self._count(balancer)
+                due = dict(self._due(former, known.services, state, base))
+                if balancer is not None:
+                    self._count(balancer)
                 self._settled = None if due or self._waits else looked_at
             if not lease.is_due and not (due and lease.is_held):
                 return
@@ -246,7 +255,8 @@ class StatusWriter:
             event = "service-status-leader" if lease.is_held else "service-status-follower"
             self._log.info(event, holder=lease.holder)
         self._state = replace(self._state, is_leader=self.is_leader)
-        self._metrics.load_balancers(self._state)
+        if self._source.is_on:
+            self._metrics.load_balancers(self._state)
 
     def _count(self, balancer: LoadBalancerSettings) -> None:
         """Count Services by what is said of them, and the addresses of pools."""
@@ -278,10 +288,7 @@ class StatusWriter:
         bound = self._bound_by(base) if base.hash == state.running else {}
         withheld = _withheld(state)
         now = self._clock()
-        for key in self._records.keys() - services.keys():
-            del self._records[key]
-        for key in self._postponed.keys() - services.keys():
-            del self._postponed[key]
+        self._forget_all_but(services)
         for key, request in services.items():
             status = self._desired(balancer, key, request, bound, withheld)
             if status is None:
@@ -289,6 +296,8 @@ class StatusWriter:
             record = self._records.get(key)
             if not status.differs_from(request, with_mode=self._keeps_mode):
                 self._postponed.pop(key, None)
+                if status is NO_LOAD_BALANCER:
+                    self._owned.discard(key)
                 if record is not None and record.status == status:
                     record.is_seen = True
                 continue
@@ -302,6 +311,13 @@ class StatusWriter:
                     continue
             if record is None or now >= record.not_before:
                 yield key, (request, status)
+
+    def _forget_all_but(self, services: Mapping[ObjectKey, LoadBalancerRequest]) -> None:
+        for key in self._records.keys() - services.keys():
+            del self._records[key]
+        for key in self._postponed.keys() - services.keys():
+            del self._postponed[key]
+        self._owned &= services.keys()
 
     def _bound_by(self, base: Base) -> Mapping[str, frozenset[tuple[IpAddress, int]]]:
         """What `base` binds, by service; read once for each text."""
@@ -322,9 +338,14 @@ class StatusWriter:
         """The status that a Service should have; None if that is not known, or no concern."""
         if request.has_left:
             return NO_LOAD_BALANCER if _was_ours(balancer, request) else None
+        if not (self._source.is_on and balancer.owns(request)):
+            # It belongs to others; or it did not, until the settings were changed.
+            is_left = key in self._owned and _was_ours(balancer, request)
+            return NO_LOAD_BALANCER if is_left else None
+        self._owned.add(key)
         assignment = self._source.assignments.get(key)
-        if assignment is None or not balancer.owns(request):
-            # It is new, and will be assigned by the next step; or it belongs to others.
+        if assignment is None:
+            # It is new, and will be assigned by the next step.
             return None
         names = {unit_name(key, port): port for port in request.served_ports}
         places = frozenset(place for name in names for place in bound.get(name, ()))

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Self
 
 from fc_frontend.demo.pods import PodSet
+from fc_frontend.plan.cluster_objects import NOT_BALANCED
 from fc_frontend.plan.model import FREE_ADDRESS
 from tests.support.api_objects import Json
 from tests.support.api_server import ApiServer
@@ -60,6 +61,8 @@ class ApiFrontend(Frontend):
     def __enter__(self) -> Self:
         super().__enter__()
         self.start_api()
+        # One that load balancers do not use, as control-plane nodes are.
+        self.kube_node("node1", "192.0.2.1", {NOT_BALANCED: ""})
         self.settings["cluster"]["api"] = {"kubeconfig": str(self.kubeconfig)}
         return self
 
