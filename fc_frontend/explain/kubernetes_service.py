@@ -27,7 +27,7 @@ _RBAC = "kubectl apply -f contrib/kubernetes/rbac-load-balancer.yaml"
 
 
 @dataclass(frozen=True, slots=True)
-class ServiceFacts:
+class KubeServiceFacts:
     """What is known of a Service: `steps` about itself, and the facts of what serves its ports."""
 
     name: str
@@ -47,7 +47,7 @@ def key_of(text: str) -> ObjectKey:
     raise Unavailable.of(f"{text[:100]!r} names no Service", "write svc/NAMESPACE/NAME")
 
 
-def collect_service(settings_file: str, text: str) -> ServiceFacts:
+def collect_service(settings_file: str, text: str) -> KubeServiceFacts:
     """All that is to be known of the Service `text` now; some seconds.  Raises `Unavailable`."""
     key = key_of(text)
     known = declared(settings_file, judged=True)
@@ -66,7 +66,7 @@ def collect_service(settings_file: str, text: str) -> ServiceFacts:
     steps = [_service(key, found, settings.load_balancer, others)]
     if owned and request is not None:
         steps += balancer_steps(key, request, view)
-    return ServiceFacts(f"{PREFIX}{key.namespace}/{key.name}", tuple(steps), services)
+    return KubeServiceFacts(f"{PREFIX}{key.namespace}/{key.name}", tuple(steps), services)
 
 
 def _found(api: ApiSettings | None, key: ObjectKey) -> KubeService | Problem | None:
