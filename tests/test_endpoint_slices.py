@@ -12,9 +12,7 @@ from collections.abc import Iterator
 import pytest
 
 from fc_frontend.demo.load import Load
-from tests.support.api_cluster import NOT_READY, READY, TERMINATING, TOKEN, ApiFrontend
-from tests.support.api_objects import ApiError
-from tests.support.api_server import Fault
+from tests.support.api_cluster import NOT_READY, READY, TERMINATING, ApiFrontend
 from tests.support.certificates import Certificates
 
 PORT = 8080
@@ -344,47 +342,3 @@ def test_nodes_come_from_the_api_without_those_kept_out_of_load_balancers(
     frontend.kube_node("n3", three)
     frontend.until(lambda: names_of(frontend) == {first, third})
     assert frontend.metric("fc_frontend_reloads_total") <= 1
-
-
-FAULTS = {
-    "connections end": Fault.KILL,
-    "nothing is answered": Fault.MUTE,
-    "garbage": Fault.GARBAGE,
-    "bad events": Fault.BAD_EVENT,
-    "cut off": Fault.CUT,
-}
-
-
-@pytest.mark.extended
-def test_no_fault_of_the_api_server_costs_a_request_or_empties_anything(
-    frontend: ApiFrontend,
-) -> None:
-    addresses = deploy(frontend, 3)
-    names = {pod.name for pod in frontend.pods["shop"].pods}
-
-    def broken() -> float:
-        return frontend.metric("fc_frontend_api_failures_total")
-
-    with Load(frontend.host, PORT, clients=2) as load:
-        for said, fault in FAULTS.items():
-            before = broken()
-            frontend.api.fault = fault
-            frontend.call(frontend.break_connections())
-            frontend.until(lambda before=before: broken() > before, 90)
-            frontend.api.fault = None
-            frontend.until(lambda: frontend.metric("fc_frontend_api_watching") == 1, 90)
-            assert names_of(frontend) == names, said
-        for code, reason in ((410, "Expired"), (429, "TooManyRequests"), (500, "InternalError")):
-            before = broken()
-            frontend.api.errors += [ApiError(code, reason, said)] * 2
-            frontend.call(frontend.break_connections())
-            frontend.until(lambda before=before: broken() > before, 90)
-            frontend.until(lambda: frontend.metric("fc_frontend_api_watching") == 1, 90)
-            assert names_of(frontend) == names, code
-        frontend.api.token = "another"
-        frontend.call(frontend.break_connections())
-        frontend.until(lambda: "401" in "".join(frontend.events("api-not-watched")), 120)
-        frontend.api.token = TOKEN
-        frontend.ready_endpoints("shop", addresses[:2])
-        frontend.until(lambda: len(names_of(frontend)) == 2, 90)
-    assert not load.tally().failures, frontend.log_text()[-4000:]

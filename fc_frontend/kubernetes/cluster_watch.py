@@ -42,6 +42,8 @@ ANY_NODE = ObjectKey("", "")
 """What `take` gives when nodes changed; no Service has this name."""
 RETRY_SECONDS = 5.0
 """Until credentials that could not be read at all are looked for again."""
+SETTLED_SECONDS = 1.0
+"""For which watches have to be open, to be good again after a failure."""
 STALE_SECONDS = 10.0
 """Without an open watch for this long, other sources may add pods."""
 
@@ -86,7 +88,8 @@ class ClusterWatch:
         self._event = event or asyncio.Event()
         self._synced = asyncio.Event()
         self._refused: ApiFailure | None = None
-        self._broken_at: float | None = clock()
+        self._broken_at: float | None = None
+        self._open_since: float | None = None
         self._task: asyncio.Task[None] | None = None
         self._client: ApiClient | None = None
 
@@ -202,15 +205,22 @@ class ClusterWatch:
 
     @property
     def is_current(self) -> bool:
-        """True while both watches are open, or were within `STALE_SECONDS`."""
+        """True while both watches are open, or were within `STALE_SECONDS`.
+
+        A watch that ends as soon as it is open counts as none.
+        """
         if not self.is_synced:
             return False
-        if all(status.is_watching for status in self.statuses.values()):
+        now = self._clock()
+        if not all(status.is_watching for status in self.statuses.values()):
+            self._open_since = None
+            if self._broken_at is None:
+                self._broken_at = now
+        elif self._open_since is None:
+            self._open_since = now
+        if self._open_since is not None and now - self._open_since >= SETTLED_SECONDS:
             self._broken_at = None
-            return True
-        if self._broken_at is None:
-            self._broken_at = self._clock()
-        return self._clock() - self._broken_at < STALE_SECONDS
+        return self._broken_at is None or now - self._broken_at < STALE_SECONDS
 
     @property
     def age(self) -> float | None:

@@ -125,6 +125,8 @@ class Reflector(Generic[T]):
                     await self._follow(connection, is_checked=not has_failed)
                 has_failed = False
             except ApiFailure as failure:
+                # Before the wait, during which nothing is watched.
+                self._end_watch()
                 has_failed = True
                 renew = failure.kind in _RENEW
                 self.status.failures[failure.kind] += 1
@@ -133,8 +135,11 @@ class Reflector(Generic[T]):
                     lasted = time.monotonic() - began
                     await asyncio.sleep(self._backoff.failed(lasted, failure.retry_after))
             finally:
-                self._filling = None
-                self.status.is_watching = False
+                self._end_watch()
+
+    def _end_watch(self) -> None:
+        self._filling = None
+        self.status.is_watching = False
 
     def _has_other_way(self, kind: FailureKind) -> bool:
         """Choose how to continue after a failure; True if that need not wait."""

@@ -70,10 +70,10 @@ class ApiFrontend(Frontend):
         self.stop_api()
         super().__exit__(*exc)
 
-    def start_api(self) -> None:
+    def start_api(self, certificate: str = "server") -> None:
         """Serve the API, on the port of the last time."""
         self._api_stack = contextlib.AsyncExitStack()
-        context = self.certificates.server_context()
+        context = self.certificates.server_context(name=certificate)
         serving = self.api.serving(context, self.api.port)
         self.call(self._api_stack.enter_async_context(serving))
         self.write_kubeconfig()

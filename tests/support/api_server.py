@@ -8,6 +8,7 @@ import json
 import ssl
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from email.utils import formatdate
 from enum import Enum, auto
 from http import HTTPStatus
 from typing import Any
@@ -356,7 +357,8 @@ def _parsed(path: str) -> tuple[str, str, str, str] | None:
 
 def _head(code: int, kind: str) -> bytes:
     phrase = HTTPStatus(code).phrase
-    return f"HTTP/1.1 {code} {phrase}\r\nContent-Type: {kind}\r\n".encode()
+    date = formatdate(usegmt=True)
+    return f"HTTP/1.1 {code} {phrase}\r\nDate: {date}\r\nContent-Type: {kind}\r\n".encode()
 
 
 def _reply(
