@@ -275,7 +275,11 @@ def test_more_pods_than_slots_take_one_reload_a_doubling(frontend: ApiFrontend) 
     assert frontend.metric("fc_frontend_reloads_total", reason="slots") <= 3
 
 
-def test_most_services_that_lose_all_pods_at_once_keep_them(frontend: ApiFrontend) -> None:
+@pytest.mark.parametrize("way", ["not ready", pytest.param("gone", marks=pytest.mark.extended)])
+def test_most_services_that_lose_all_pods_at_once_keep_them(
+    frontend: ApiFrontend, way: str
+) -> None:
+    """Also over a restart of the daemon in the meantime, and until they are back."""
     names = [f"site{number}" for number in range(4)]
     for number, name in enumerate(names):
         pods = frontend.scale(name, 2, publish=False)
@@ -283,18 +287,28 @@ def test_most_services_that_lose_all_pods_at_once_keep_them(frontend: ApiFronten
         frontend.ready_endpoints(name, pods.addresses)
         frontend.settings["services"][name] = frontend.service(name, PORT + number)
     frontend.start()
-    for number, name in enumerate(names):
-        frontend.until(lambda n=number, s=name: frontend.serves(PORT + n, frontend.pods[s]))
-    with Load(frontend.host, PORT + 3, clients=2) as load:
+
+    def served(name: str) -> None:
+        frontend.until(lambda: frontend.serves(PORT + names.index(name), frontend.pods[name]))
+
+    for name in names:
+        served(name)
+    with Load(frontend.host, PORT, clients=2) as load:
         for name in names[:3]:
-            frontend.endpoints(name, dict.fromkeys(frontend.pods[name].addresses, NOT_READY))
+            addresses = frontend.pods[name].addresses if way == "not ready" else ()
+            frontend.endpoints(name, dict.fromkeys(addresses, NOT_READY))
         frontend.until(lambda: frontend.metric("fc_frontend_api_held_services") == 3)
         assert frontend.status()["api"]["held"] == names[:3]
         assert (
             "3 services lost all ready pods at once" in frontend.run("status", check=False).stdout
         )
-        for number, name in enumerate(names):
-            frontend.until(lambda n=number, s=name: frontend.serves(PORT + n, frontend.pods[s]))
+        for name in names:
+            served(name)
+        frontend.stop_daemon()
+        frontend.start()
+        frontend.until(lambda: frontend.metric("fc_frontend_api_held_services") == 3)
+        for name in names:
+            served(name)
         for name in names[:3]:
             frontend.ready_endpoints(name, frontend.pods[name].addresses[:1])
         frontend.until(lambda: frontend.metric("fc_frontend_api_held_services") == 0)

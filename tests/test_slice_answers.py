@@ -217,51 +217,64 @@ def empty(*names: str) -> dict[str, Answer]:
 
 def seen(*names: str) -> MassEmptying:
     emptying = MassEmptying(0.5)
-    emptying.looked(full(*names), 0.0)
+    emptying.looked(full(*names), {}, 0.0)
     return emptying
 
 
 def test_one_service_that_empties_is_believed() -> None:
     emptying = seen("a", "b", "c")
-    assert not emptying.looked(empty("a"), 1.0)["a"].endpoints
-    assert not emptying.looked(empty("a"), 1.0)["a"].lost_at
+    assert not emptying.looked(empty("a"), {}, 1.0)["a"].endpoints
+    assert not emptying.looked(empty("a"), {}, 1.0)["a"].lost_at
 
 
 def test_most_that_empty_together_keep_their_pods_for_a_while() -> None:
     emptying = seen("a", "b", "c")
-    emptying.looked(empty("a"), 100.0)
-    answer = emptying.looked(empty("b"), 130.0)["b"]
+    emptying.looked(empty("a"), {}, 100.0)
+    answer = emptying.looked(empty("b"), {}, 130.0)["b"]
     assert answer.endpoints
     assert answer.lost_at == 130.0
     assert emptying.held == {"a", "b"}
-    assert emptying.looked(empty("a"), 131.0)["a"].endpoints
+    assert emptying.looked(empty("a"), {}, 131.0)["a"].endpoints
     assert emptying.overdue(100.0 + MASS_HELD + 1) == {"a"}
-    assert not emptying.looked(empty("a"), 100.0 + MASS_HELD + 1)["a"].endpoints
-    assert emptying.looked(empty("b"), 100.0 + MASS_HELD + 1)["b"].endpoints
+    assert not emptying.looked(empty("a"), {}, 100.0 + MASS_HELD + 1)["a"].endpoints
+    assert emptying.looked(empty("b"), {}, 100.0 + MASS_HELD + 1)["b"].endpoints
 
 
 def test_those_that_empty_one_by_one_over_long_are_believed() -> None:
     emptying = seen("a", "b", "c")
     for number, name in enumerate("abc"):
-        answers = emptying.looked(empty(name), number * (MASS_WINDOW + 1))
+        answers = emptying.looked(empty(name), {}, number * (MASS_WINDOW + 1))
         assert not answers[name].endpoints
 
 
 def test_a_service_that_comes_back_is_held_no_longer() -> None:
     emptying = seen("a", "b")
-    emptying.looked(empty("a", "b"), 1.0)
+    emptying.looked(empty("a", "b"), {}, 1.0)
     assert emptying.held == {"a", "b"}
-    emptying.looked(full("a"), 2.0)
+    emptying.looked(full("a"), {}, 2.0)
     assert emptying.held == {"b"}
+
+
+def test_a_daemon_that_has_just_started_holds_what_the_last_one_had() -> None:
+    """While most are empty, a restart must not take the pods that still serve."""
+    stored = {n: replace(a, freshness=Freshness.STALE) for n, a in full("a", "b", "c").items()}
+    emptying = MassEmptying(0.5)
+    answers = emptying.looked({**empty("a", "b"), **full("c")}, stored, 5.0)
+    assert all(answer.endpoints for answer in answers.values())
+    assert emptying.held == {"a", "b"}
+    # Its bound holds for what is kept: it does not begin anew.
+    late = 5.0 + MASS_HELD + 1
+    assert not emptying.looked(empty("a"), answers, late)["a"].endpoints
+    assert not emptying.looked(empty("a"), answers, late + 1)["a"].endpoints
 
 
 def test_services_that_are_not_declared_any_more_are_forgotten_once_they_are_not_held() -> None:
     emptying = seen("a", "b", "c", "d")
-    emptying.looked(empty("a", "b", "c"), 1.0)
+    emptying.looked(empty("a", "b", "c"), {}, 1.0)
     emptying.keep(["a"], 2.0)
     assert emptying.held == {"a", "b", "c"}
     emptying.keep(["a"], 2.0 + MASS_HELD)
     assert emptying.held == {"a"}
     # Of "a" alone, as "d" is not declared, nothing is most.
-    emptying.looked(full("a"), 3.0 + MASS_HELD)
-    assert not emptying.looked(empty("a"), 4.0 + MASS_HELD)["a"].endpoints
+    emptying.looked(full("a"), {}, 3.0 + MASS_HELD)
+    assert not emptying.looked(empty("a"), {}, 4.0 + MASS_HELD)["a"].endpoints

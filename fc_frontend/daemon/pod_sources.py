@@ -195,7 +195,7 @@ class PodSources:
         if watch is None or emptying is None:
             return {}
         answers = answers_from(watch, specs, settings.cluster, before)
-        return emptying.looked(answers, self._clock()) if watch.is_current else answers
+        return emptying.looked(answers, before, self._clock()) if watch.is_current else answers
 
     def _look_at(self, watch: ClusterWatch) -> None:
         self.state = self._state(watch)

@@ -145,6 +145,11 @@ def as_stale(spec: ServiceSpec, previous: Answer | None, error: str, remedy: str
     return replace(previous, freshness=Freshness.STALE, error=error, remedy=remedy)
 
 
+def _has_pods(answer: Answer) -> bool:
+    """True if the API named pods, which were not merely kept."""
+    return answer.kind is Kind.API and bool(answer.endpoints) and answer.lost_at is None
+
+
 @dataclass(slots=True)
 class MassEmptying:
     """Sees that most services lose all pods at once, and keeps these pods for a while.
@@ -158,17 +163,24 @@ class MassEmptying:
     _emptied: dict[str, float] = field(default_factory=dict)
     _held: dict[str, float] = field(default_factory=dict)
 
-    def looked(self, answers: Mapping[str, Answer], now: float) -> dict[str, Answer]:
+    def looked(
+        self, answers: Mapping[str, Answer], before: Mapping[str, Answer], now: float
+    ) -> dict[str, Answer]:
         """`answers`, with the last pods of services that became empty with most others.
 
-        Answers about services that were held before come along.  `now` is on the monotonic clock.
+        `before` are the former answers; those stored, of a daemon that has just started.  Answers
+        about services that were held before come along.  `now` is on the monotonic clock.
         """
         for name, answer in answers.items():
             if answer.endpoints or answer.draining:
                 self._last[name] = answer.endpoints
                 self._emptied.pop(name, None)
                 self._held.pop(name, None)
-            elif name in self._last and name not in self._emptied:
+                continue
+            old = before.get(name)
+            if name not in self._last and old is not None and _has_pods(old):
+                self._last[name] = old.endpoints
+            if name in self._last and name not in self._emptied:
                 self._emptied[name] = now
         recent = [name for name, at in self._emptied.items() if now - at <= MASS_WINDOW]
         if len(recent) >= _MIN_EMPTIED and len(recent) > self.share * len(self._last):
