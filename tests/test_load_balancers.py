@@ -264,6 +264,48 @@ def test_row_15_without_endpoints_the_address_stays(frontend: Balanced) -> None:
         pass
 
 
+@pytest.mark.extended
+def test_services_that_all_vanish_at_once_are_served_on_for_a_while(frontend: Balanced) -> None:
+    """As from an API server that lost its data; one alone is gone at once."""
+    frontend.settings["intervals"]["removal"] = "200ms"
+    frontend.start()
+    names = ("one", "two", "three")
+    pods = [frontend.publish_pods(name) for name in names]
+    for name in names:
+        frontend.balanced_service(name)
+        number = names.index(name) + 1
+        frontend.until(lambda n=number: frontend.ask_at(frontend.address(n)) == pods[n - 1])
+    frontend.delete_service("three")
+    frontend.until(lambda: not frontend.ask_at(frontend.address(3)))
+    with Load(frontend.address(1), 80, clients=2) as load:
+
+        async def lose() -> None:
+            for name in names[:2]:
+                frontend.api.objects.delete(("services", "default", name))
+
+        frontend.call(lose())
+        frontend.until(
+            lambda: any(
+                problem["cause"] == "emptied" and "2 Services" in problem["message"]
+                for problem in frontend.status()["problems"]
+            )
+        )
+        assert "2 Services of type LoadBalancer" in frontend.run("status", check=False).stdout
+        # A restart changes nothing about that.
+        frontend.stop_daemon()
+        frontend.start()
+        # They come back, without a change of address.
+        for name in names[:2]:
+            frontend.balanced_service(name)
+        frontend.until(lambda: not frontend.status()["problems"])
+    assert not load.tally().failures
+    for number in (1, 2):
+        assert frontend.ask_at(frontend.address(number)) == pods[number - 1]
+    frontend.call(lose())
+    # After 120 times `intervals.removal`, it is believed.
+    frontend.until(lambda: not frontend.ask_at(frontend.address(1)), 90)
+
+
 def test_what_serves_wins_between_a_file_and_a_service(frontend: Balanced) -> None:
     one, two = frontend.address(1), frontend.address(2)
     of_file = frontend.scale("filed", 1).pods[0].name

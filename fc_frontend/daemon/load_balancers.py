@@ -2,13 +2,15 @@
 
     Services, pools, addresses of this host, what runs ─► assign ─► declarations ─► Sources.cluster
 
-Nothing is assigned before the list of Services is complete; until then they stay as they run.
+Nothing is assigned before the list of Services is complete; until then they stay as they run.  They
+do as well for `intervals.emptied` after all of them have vanished: an API server that lost its data
+shows none.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from fc_frontend.balancer.assign import Assignment, LoadBalancers, assign
@@ -19,16 +21,23 @@ from fc_frontend.config.host import bindable_addresses
 from fc_frontend.config.loader import Sources
 from fc_frontend.config.running import RunningDeclarations
 from fc_frontend.discovery.source import PodDiscovery
+from fc_frontend.errors import Cause, Problem, Severity
 from fc_frontend.model.load_balancers import LoadBalancerRequest, LoadBalancerSettings
 from fc_frontend.plan.cluster_objects import ObjectKey
 from fc_frontend.plan.model import Settings
+
+_MIN_EMPTIED = 2
+"""A single Service that is deleted is gone at once."""
 
 
 class LoadBalancerSource:
     """Adds what the cluster's Services declare to what the files do."""
 
-    def __init__(self, discovery: PodDiscovery) -> None:
+    def __init__(self, discovery: PodDiscovery, clock: Callable[[], float]) -> None:
         self._discovery = discovery
+        self._clock = clock
+        self._believed_at: float | None = None
+        """When it is believed that no Service is left; None while there are some."""
         self.is_on = False
         """Whether `load_balancer` is set."""
         self._used: int | None = None
@@ -38,9 +47,12 @@ class LoadBalancerSource:
 
     @property
     def has_changed(self) -> bool:
-        """True if Services changed since `applied` was called last."""
+        """True if Services changed since `applied` was called, or stay away for long enough."""
         known = self._discovery.load_balancers
-        return self.is_on and known is not None and known.version != self._used
+        if not self.is_on or known is None:
+            return False
+        is_over = self._believed_at is not None and self._clock() >= self._believed_at
+        return known.version != self._used or is_over
 
     async def applied(
         self, sources: Sources, settings: Settings, running: RunningDeclarations
@@ -57,7 +69,32 @@ class LoadBalancerSource:
         known = LoadBalancers(known.version, dict(known.services))
         found = await asyncio.to_thread(self._applied, sources, balancer, known, running)
         self._used = known.version
-        return found
+        return self._without_emptied(found, settings, running, known)
+
+    def _without_emptied(
+        self,
+        sources: Sources,
+        settings: Settings,
+        running: RunningDeclarations,
+        known: LoadBalancers,
+    ) -> Sources:
+        """`sources`, in which Services that have all vanished stay as they run for a while."""
+        gone = served_at((form.file, form.value) for form in running.services.values())
+        if gone.keys() & known.services.keys() or self.services or len(gone) < _MIN_EMPTIED:
+            self._believed_at = None
+            return sources
+        now, wait = self._clock(), settings.intervals.emptied
+        if self._believed_at is None:
+            self._believed_at = now + wait
+        if now >= self._believed_at:
+            return sources
+        problem = Problem(
+            f"all {len(gone)} Services of type LoadBalancer are suddenly gone; they are served on",
+            f"see `kubectl get services -A`; the daemon believes it after {wait / 60:g} min",
+            severity=Severity.WARNING,
+            cause=Cause.EMPTIED,
+        )
+        return replace(sources, cluster=None, cluster_problems=(problem,))
 
     def _applied(
         self,

@@ -101,7 +101,7 @@ class Reconciler:
         )
         self._holding = HoldWatch(self.tracker, self._haproxy, self.consent, log)
         self.records = Records(self.tracker, log, metrics, clock)
-        self.load_balancers = LoadBalancerSource(self._discovery)
+        self.load_balancers = LoadBalancerSource(self._discovery, clock)
         self.statuses = StatusWriter(self.load_balancers, self._discovery, log, metrics, clock)
         self._removals = RemovalWait()
         self._sources: Sources | None = None

@@ -12,7 +12,7 @@ from enum import IntEnum
 from typing import Any
 
 from fc_frontend.balancer.declare import key_of_origin
-from fc_frontend.errors import Cause, Problem, errors_in
+from fc_frontend.errors import Cause, Problem, Severity, errors_in
 from fc_frontend.explain.facts import (
     Daemon,
     DaemonService,
@@ -385,10 +385,11 @@ def _findings(seen: Seen) -> Iterator[StatusFinding]:
             remedy="see whether the nodes reach the API server: `kubectl get nodes`",
         )
     for problem in seen.daemon.problems if seen.daemon else ():
-        if problem.cause is Cause.DISAGREEMENT:
+        is_gone = problem.cause is Cause.EMPTIED and problem.severity is Severity.WARNING
+        if problem.cause is Cause.DISAGREEMENT or is_gone:
             yield StatusFinding(
                 level=StatusLevel.WARNING,
-                subject=problem.service or "cluster DNS",
+                subject=problem.service or ("Kubernetes API" if is_gone else "cluster DNS"),
                 message=problem.message,
                 remedy=problem.remedy,
                 service=problem.service,
