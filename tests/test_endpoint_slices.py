@@ -12,7 +12,9 @@ from collections.abc import Iterator
 import pytest
 
 from fc_frontend.demo.load import Load
+from fc_frontend.demo.pods import PodSet
 from tests.support.api_cluster import NOT_READY, READY, TERMINATING, ApiFrontend
+from tests.support.api_objects import Json
 from tests.support.certificates import Certificates
 
 PORT = 8080
@@ -336,6 +338,66 @@ def test_a_service_whose_target_port_changes_is_followed(frontend: ApiFrontend) 
     frontend.write()
     frontend.until(lambda: frontend.events("config-reloaded"))
     frontend.until(lambda: frontend.serves(PORT, pods))
+
+
+@pytest.mark.extended
+def test_changes_of_a_service_cost_no_request(frontend: ApiFrontend) -> None:
+    """Pods that listen elsewhere, another type, another cluster IP, another name of the port."""
+    address, _ = frontend.cluster_ip("shop")
+    old = frontend.scale("shop", 2, publish=False)
+    new = PodSet("new", network=f"127.{frontend.octet}.100.0/24", port=8081)
+    frontend.call(new.scale(2))
+    frontend.kube_service("shop", cluster_ip=address, target="web", port_name="http")
+    frontend.ready_endpoints("shop", old.addresses)
+    fields = {"mode": "http", "service_port": 80, "binds": f"{frontend.host}:{PORT}"}
+    frontend.settings["services"]["shop"] = fields
+    frontend.start()
+    frontend.until(lambda: frontend.serves(PORT, old))
+    running = frontend.running_hash()
+    with Load(frontend.host, PORT, clients=4) as load:
+        # A new version has its named port elsewhere: a slice of its own, with another number.
+        frontend.endpoints("shop", dict.fromkeys(new.addresses, READY), port=8081, number=2)
+        both = {pod.name for pod in (*old.pods, *new.pods)}
+        frontend.until(lambda: names_of(frontend) == both)
+        frontend.endpoints("shop", dict.fromkeys(old.addresses, TERMINATING))
+        frontend.until(lambda: names_of(frontend) == {pod.name for pod in new.pods})
+        frontend.endpoints("shop", {})
+        frontend.until(lambda: set(dict(frontend.slots("shop").values())) == set(new.addresses))
+        assert frontend.running_hash() == running, "no reload"
+        # Its type, which is none of our concern.
+        service = frontend.api.objects.now[("services", "default", "shop")]
+        for kind in ("NodePort", "LoadBalancer", "ClusterIP"):
+            frontend.call(changed(frontend, typed(service, kind)))
+            frontend.until(lambda: frontend.serves(PORT, new))
+        # It is deleted and made anew, with another cluster IP.
+        other, _ = frontend.cluster_ip("other")
+
+        async def replace() -> None:
+            frontend.api.objects.delete(("services", "default", "shop"))
+
+        frontend.call(replace())
+        frontend.kube_service("shop", cluster_ip=other, target="web", port_name="http")
+        frontend.until(lambda: other in frontend.haproxy_cfg.read_text())
+        frontend.until(lambda: frontend.serves(PORT, new))
+        # The port gets another name, in the Service and then in its slices.
+        frontend.kube_service("shop", cluster_ip=other, target="web", port_name="web")
+        frontend.endpoints(
+            "shop", dict.fromkeys(new.addresses, READY), port=8081, port_names=("web",), number=2
+        )
+        frontend.until(lambda: frontend.serves(PORT, new))
+        before = load.tally().requests
+        frontend.until(lambda: load.tally().requests > before + 100)
+    frontend.call(new.stop())
+    assert not load.tally().failures, frontend.log_text()[-4000:]
+
+
+def typed(service: Json, kind: str) -> Json:
+    metadata = {"name": "shop", "namespace": "default"}
+    return {**service, "metadata": metadata, "spec": {**service["spec"], "type": kind}}
+
+
+async def changed(frontend: ApiFrontend, item: Json) -> None:
+    frontend.api.objects.update(("services", "default", "shop"), item)
 
 
 def test_nodes_come_from_the_api_without_those_kept_out_of_load_balancers(

@@ -200,14 +200,15 @@ class ApiFrontend(Frontend):
         *,
         port: int = 8080,
         port_names: Iterable[str] = ("http",),
+        number: int = 1,
     ) -> float:
-        """Create or replace the EndpointSlice of a Service; when it was done.
+        """Create or replace the EndpointSlice `number` of a Service; when it was done.
 
         `states` are the conditions of each address.
         """
         item = {
             "metadata": {
-                "name": f"{name}-1",
+                "name": f"{name}-{number}",
                 "namespace": "default",
                 "labels": {"kubernetes.io/service-name": name},
             },
