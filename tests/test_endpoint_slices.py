@@ -7,13 +7,14 @@ import json
 import re
 import signal
 import socket
+import time
 from collections.abc import Iterator
 
 import pytest
 
 from fc_frontend.demo.load import Load
 from fc_frontend.demo.pods import PodSet
-from tests.support.api_cluster import NOT_READY, READY, TERMINATING, ApiFrontend
+from tests.support.api_cluster import NOT_READY, READY, TERMINATING, ApiFrontend, token_until
 from tests.support.api_objects import Json
 from tests.support.certificates import Certificates
 
@@ -119,17 +120,24 @@ def unanswered(addresses: list[str]) -> Iterator[None]:
 
 
 @pytest.mark.extended
+@pytest.mark.parametrize("headless", [True, False], ids=["headless", "cluster-ip"])
 def test_pods_that_do_not_answer_any_more_cost_a_killed_daemon_a_handful_of_requests(
-    frontend: ApiFrontend,
+    frontend: ApiFrontend, headless: bool
 ) -> None:
-    addresses = deploy(frontend, 3)
+    """Their nodes are gone: no connection is refused.  New pods have replaced them."""
+    old = deploy(frontend, 3, headless=headless)
     pods = frontend.pods["shop"]
     with Load(frontend.host, PORT, clients=4, timeout=30) as load:
         frontend.until(lambda: load.tally().requests > 50)
         frontend.stop_daemon(signal.SIGKILL)
-        for pod in list(pods.pods):
+        frontend.scale("shop", 6, publish=headless)
+        if headless:
+            frontend.until(lambda: len(frontend.slots("shop.standby")) == 6)
+        for pod in pods.pods[:3]:
             frontend.call(pods.remove(pod))
-        with unanswered(addresses):
+        with unanswered(old):
+            if headless:
+                frontend.publish("shop", pods.addresses)
             before = load.tally().requests
             frontend.until(lambda: load.tally().requests > before + 300)
     tally = load.tally()
@@ -338,6 +346,36 @@ def test_a_service_whose_target_port_changes_is_followed(frontend: ApiFrontend) 
     frontend.write()
     frontend.until(lambda: frontend.events("config-reloaded"))
     frontend.until(lambda: frontend.serves(PORT, pods))
+
+
+@pytest.mark.extended
+def test_metrics_of_the_watch_have_the_values_that_they_should(frontend: ApiFrontend) -> None:
+    expires = int(time.time()) + 90 * 86400
+    frontend.write_kubeconfig(token_until(expires))
+    one, two, _ = deploy(frontend, 3)
+    value = frontend.metric
+    frontend.until(lambda: value("fc_frontend_api_watching") == 1)
+    assert value("fc_frontend_api_synced") == 1
+    # Services and EndpointSlices were listed once each.
+    assert value("fc_frontend_api_lists_total", reason="first") == 2
+    assert value("fc_frontend_api_lists_total") == 2
+    assert value("fc_frontend_api_credentials_expiry_timestamp_seconds") == expires
+    assert value("fc_frontend_api_held_services") == 0
+    assert value("fc_frontend_api_failures_total") == 0
+    events = value("fc_frontend_api_events_total")
+    confirmed = value("fc_frontend_api_event_duration_seconds_count")
+    for addresses in ([one], [one, two], [two]):
+        frontend.ready_endpoints("shop", addresses)
+        frontend.until(
+            lambda wanted=set(addresses): {a for a, _ in frontend.slots("shop").values()} == wanted
+        )
+    assert value("fc_frontend_api_events_total") == events + 3
+    # Slots that are freed later are no events of the API.
+    assert value("fc_frontend_api_event_duration_seconds_count") == confirmed + 3
+    assert value("fc_frontend_api_age_seconds") < 60
+    frontend.call(frontend.break_connections())
+    frontend.until(lambda: value("fc_frontend_api_failures_total", kind="closed") >= 1)
+    assert value("fc_frontend_api_lists_total") == 2, "a broken watch is continued"
 
 
 @pytest.mark.extended

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from ipaddress import ip_address
@@ -18,6 +19,8 @@ from fc_frontend.haproxy.drain import Drained
 from fc_frontend.haproxy.runtime import ServerState
 from fc_frontend.plan.model import FREE_ADDRESS, Bind, Endpoint, Kind, ServicePlan, ServiceSpec
 from tests.conftest import free_port
+from tests.support.api_cluster import READY, ApiFrontend
+from tests.support.certificates import Certificates
 from tests.support.frontend import Frontend
 
 MANY = 4600
@@ -132,6 +135,59 @@ def test_more_pods_than_an_answer_carries_all_get_traffic(
     (frontend.services_d / "more.json").unlink()
     frontend.until(lambda: frontend.status()["services"][0]["addresses_by"] == "resolver")
     frontend.until(lambda: routed(frontend) == set(pods[100:200]))
+
+
+@pytest.fixture
+def slices(either_binary: str, certificates: Certificates) -> Iterator[ApiFrontend]:
+    with ApiFrontend(either_binary, certificates) as made:
+        yield made
+
+
+@pytest.mark.extended
+def test_pods_of_slices_up_to_a_thousand_take_at_most_one_reload_a_doubling(
+    slices: ApiFrontend,
+) -> None:
+    frontend = slices
+    port = free_port("0.0.0.0")
+
+    async def start() -> asyncio.Server:
+        loop = asyncio.get_running_loop()
+        return await loop.create_server(Everywhere, "0.0.0.0", port, backlog=4096)
+
+    server = frontend.call(start())
+    pods = addresses(frontend, 1000)
+
+    def ready(count: int) -> None:
+        # A slice has at most a hundred endpoints (kube-controller-manager's default).
+        for number in range(10):
+            part = pods[:count][number * 100 : (number + 1) * 100]
+            frontend.endpoints("shop", dict.fromkeys(part, READY), port=port, number=number + 1)
+
+    frontend.kube_service("shop", target=port)
+    ready(3)
+    fields = {"pod_port": port, "balance": "roundrobin", "server_options": "inter 60s"}
+    frontend.settings["services"]["shop"] = frontend.service("shop", 8080, **fields)
+    frontend.start()
+    frontend.until(lambda: routed(frontend) == set(pods[:3]))
+    with Load(frontend.host, 8080, clients=4, timeout=20.0) as load:
+        for count in (40, 5, 300, 1000):
+            before = frontend.metric("fc_frontend_reloads_total", result="ok")
+            had = frontend.status()["services"][0]["slots"]
+            ready(count)
+            frontend.until(lambda count=count: routed(frontend) == set(pods[:count]))
+            doublings = max(0, math.ceil(math.log2(count / had))) if count > had else 0
+            reloads = frontend.metric("fc_frontend_reloads_total", result="ok") - before
+            assert reloads <= doublings, (count, had)
+        asked = set(frontend.answers(8080, 300))
+        assert len(asked) > 250
+    assert not load.tally().failures, frontend.log_text()[-4000:]
+
+    async def stop() -> None:
+        server.close()
+        for connection in list(Everywhere.connections):
+            connection.abort()
+
+    frontend.call(stop())
 
 
 @pytest.mark.extended
