@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import itertools
 import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,10 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fc_frontend.certificates.bundle import NotUsable, PemFault
 from fc_frontend.certificates.layouts import FilePair, key_beside, pairs_in
 from fc_frontend.certificates.pem import (
-    NotUsable,
-    PemFault,
     bundle,
     certificate_in,
     has_key,
@@ -230,3 +230,9 @@ def test_what_cryptography_cannot_read_is_refused(site: Issued) -> None:
         bundle(pem + site.key)
     assert found.value.fault is PemFault.DAMAGED
     assert certificate_in(pem) is None
+
+
+def test_a_daemon_without_certificates_does_without_cryptography() -> None:
+    """It takes 8 MB of memory."""
+    script = "import sys, fc_frontend.daemon.service; sys.exit('cryptography' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0

@@ -3,6 +3,8 @@
 certificate and chain ┐
                       ├─► bundle: checked, and one PEM file as HAProxy loads it
 private key           ┘
+
+`cryptography` takes 8 MB of memory: who may need no certificate imports this where one is read.
 """
 
 from __future__ import annotations
@@ -11,9 +13,7 @@ import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from enum import StrEnum
 from itertools import pairwise
 
 from cryptography import x509
@@ -30,6 +30,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509.oid import NameOID
 
+from fc_frontend.certificates.bundle import Bundle, NotUsable, PemFault
 from fc_frontend.certificates.served import Certificate
 
 MAX_BYTES = 64 * 1024
@@ -51,54 +52,6 @@ _DNS_NAME = re.compile(r"(?:\*\.)?[a-z0-9_](?:[a-z0-9_-]*[a-z0-9_])?(?:\.[a-z0-9
 _ERRORS = (ValueError, TypeError, UnsupportedAlgorithm, InternalError, x509.DuplicateExtension,
            x509.InvalidVersion, x509.UnsupportedGeneralNameType, OverflowError)  # fmt: skip
 """What `cryptography` raises for bytes that are no certificate or key."""
-
-
-class PemFault(StrEnum):
-    """Why a certificate cannot be used."""
-
-    NO_CERTIFICATE = "no-certificate"
-    NO_KEY = "no-key"
-    SEVERAL_KEYS = "several-keys"
-    ENCRYPTED = "encrypted"
-    DAMAGED = "damaged"
-    MISMATCH = "mismatch"
-    """The key is another certificate's, as while the two files are being replaced."""
-    ORDER = "order"
-    WEAK = "weak"
-    NO_NAME = "no-name"
-    TOO_LARGE = "too-large"
-
-
-WAITING = frozenset(
-    (
-        PemFault.NO_CERTIFICATE,
-        PemFault.NO_KEY,
-        PemFault.DAMAGED,
-        PemFault.MISMATCH,
-    )
-)
-"""Faults that files have while a client replaces them one by one."""
-
-
-class NotUsable(ValueError):
-    """A certificate that HAProxy is not given.  The message continues "the certificate …"."""
-
-    def __init__(self, fault: PemFault, message: str, remedy: str) -> None:
-        super().__init__(message)
-        self.fault = fault
-        self.remedy = remedy
-
-
-@dataclass(frozen=True, slots=True)
-class Bundle:
-    """A certificate with its chain and private key, as one PEM text without blank lines."""
-
-    pem: bytes
-    certificate: Certificate
-
-    def __repr__(self) -> str:
-        # The key must not get into a log.
-        return f"Bundle({self.certificate!r})"
 
 
 def bundle(chain: bytes, key: bytes | None = None) -> Bundle:

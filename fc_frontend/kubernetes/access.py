@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from fc_frontend.certificates.pem import not_after
 from fc_frontend.errors import Cause, Unavailable
 
 MAX_TOKEN_BYTES = 64 * 1024
@@ -42,7 +41,11 @@ class Credential:
     @property
     def until(self) -> float | None:
         """When the first of its parts expires, in Unix time; None if none of them says so."""
-        of_certificate = None if self.certificate is None else not_after(self.certificate)
+        of_certificate = None
+        if self.certificate is not None:
+            from fc_frontend.certificates.pem import not_after
+
+            of_certificate = not_after(self.certificate)
         known = [at for at in (self.expires, self._token_until(), of_certificate) if at is not None]
         return min(known, default=None)
 

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from fc_frontend import files
-from fc_frontend.certificates.pem import WAITING, Bundle, NotUsable, certificate_in
+from fc_frontend.certificates.bundle import WAITING, Bundle, NotUsable
 from fc_frontend.certificates.served import (
     Certificate,
     Served,
@@ -244,6 +244,8 @@ class Keeper:
                 return None
             if content is None:
                 return None
+            from fc_frontend.certificates.pem import certificate_in
+
             known = self._copies[path] = seen, content, certificate_in(content)
         return known[1]
 

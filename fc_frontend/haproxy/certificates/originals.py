@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from fc_frontend import files, safe_files
+from fc_frontend.certificates.bundle import Bundle
 from fc_frontend.certificates.layouts import key_beside, pairs_in
-from fc_frontend.certificates.pem import Bundle, bundle
 from fc_frontend.errors import Cause, Problem, Severity
 from fc_frontend.plan.model import CertificateSource, FrontendTls
 from fc_frontend.safe_files import FileFault, Unsafe
@@ -81,7 +81,9 @@ class Originals:
         self._bundles: dict[Original, tuple[object, Bundle]] = {}
 
     def bundle(self, original: Original) -> Bundle:
-        """The checked certificate.  Raises `Unsafe` and `certificates.pem.NotUsable`."""
+        """The checked certificate.  Raises `Unsafe` and `NotUsable`."""
+        from fc_frontend.certificates.pem import bundle
+
         seen = _signature(original)
         known = self._bundles.get(original)
         if known is not None and known[0] == seen:
