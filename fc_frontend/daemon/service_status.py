@@ -54,7 +54,7 @@ from fc_frontend.pipeline import Base, served_binds
 from fc_frontend.plan.addresses import NotAnAddress, parse_address
 from fc_frontend.plan.cluster_objects import ObjectKey
 from fc_frontend.plan.model import ApiSettings, Settings
-from fc_frontend.text import printable
+from fc_frontend.text import one_line, printable
 
 _PENDING = "Pending"
 """Of a Service of which nothing is said yet."""
@@ -148,8 +148,8 @@ class StatusWriter:
             namespace=key.namespace,
             name=key.name,
             addresses=tuple(str(each.address) for each in assignment.addresses),
-            published=tuple(each.address for each in request.ingress),
-            condition=request.condition.cause if request.condition is not None else "",
+            published=tuple(one_line(each.address) for each in request.ingress),
+            condition=one_line(request.condition.cause) if request.condition is not None else "",
             problems=tuple(map(words_of, assignment.problems)),
             overwritten=record.overwritten if record is not None else 0,
         )

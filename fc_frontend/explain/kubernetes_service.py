@@ -20,6 +20,7 @@ from fc_frontend.model.load_balancer_state import BalancedService, LoadBalancerV
 from fc_frontend.model.load_balancers import LoadBalancerRequest, LoadBalancerSettings
 from fc_frontend.plan.cluster_objects import KubeService, ObjectKey
 from fc_frontend.plan.model import ApiSettings
+from fc_frontend.text import one_line
 
 PREFIX = "svc/"
 _SECONDS = 2.0
@@ -129,7 +130,7 @@ def _left_alone(found: KubeService, balancer: LoadBalancerSettings | None) -> tu
             f"create it with loadBalancerClass: {balancer.class_name}, or set default: true",
         )
     return (
-        f"its loadBalancerClass is {request.class_name[:100]}",
+        f"its loadBalancerClass is {one_line(request.class_name, 100)}",
         f"the class of this frontend is {balancer.class_name}; a class cannot be changed",
     )
 
@@ -178,10 +179,10 @@ def _status(
     balanced: BalancedService, request: LoadBalancerRequest, view: LoadBalancerView
 ) -> Step:
     """Whether the status in the cluster has the addresses, and who writes it."""
-    published = tuple(each.address for each in request.ingress)
+    published = tuple(one_line(each.address) for each in request.ingress)
     said = ", ".join(published) or "no address"
     if request.condition is not None:
-        said += f" ({request.condition.cause})"
+        said += f" ({one_line(request.condition.cause)})"
     writer = "this frontend" if view.is_leader else view.holder
     if set(published) == set(balanced.addresses):
         verdict, remedy = StepVerdict.OK, ""
