@@ -1,1 +1,1 @@
-"""What the operator declares: settings, services and raw fragments, read from files."""
+"""The operator's declarations: settings, services, frontends and raw fragments, from files."""

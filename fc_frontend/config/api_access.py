@@ -1,8 +1,8 @@
-"""`api_access:` of the settings as a service: the API servers behind an address of the frontend.
+"""Turn `api_access:` of the settings into a service that exposes the Kubernetes API servers.
 
-TLS is passed through, so that client certificates and tokens reach the API server, and HAProxy sees
-neither.  The servers are the endpoints of the Service `kubernetes`, which the API servers write
-themselves, or the control-plane nodes as declared.
+TLS is passed through, so that client certificates and tokens reach the API server without HAProxy
+seeing them.  The servers are the endpoints of the Service `kubernetes`, which the API servers
+maintain themselves, or the declared control-plane nodes.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from fc_frontend.plan.model import ApiAccessSettings
 from fc_frontend.plan.slices import API_NAMESPACE, API_SERVICE
 
 SERVICE = "kubernetes-api"
-"""The name of the service that is made of it."""
+"""The name of the generated service."""
 _CHECKS = (
     "option httpchk",
     "http-check send meth GET uri /readyz ver HTTP/1.1 hdr Host kubernetes",
-    # k3s refuses anonymous requests: 401 and 403 show that the API server answers.
+    # k3s refuses anonymous requests: 401 and 403 show that the API server responds.
     "http-check expect status 200,401,403",
 )
 
@@ -30,7 +30,7 @@ _CHECKS = (
 def with_api_access(
     services: Mapping[str, Raw], access: ApiAccessSettings | None, settings_file: str
 ) -> tuple[Mapping[str, Raw], dict[UnitId, Problem]]:
-    """`services` with the one of `access`, and what is wrong with another one of its name."""
+    """Return `services` with the service for `access`, and the problem of another of that name."""
     if access is None:
         return services, {}
     faults: dict[UnitId, Problem] = {}

@@ -1,4 +1,4 @@
-"""Which of several definitions of one service counts: an untrusted file cannot take a name."""
+"""Select among several definitions of one service: an untrusted file cannot take over a name."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from fc_frontend.model.units import UnitId, UnitKind
 
 
 class Definition(Protocol):
-    """A service as a file defines it."""
+    """A definition of a service in a file."""
 
     @property
     def name(self) -> str:
@@ -22,10 +22,10 @@ class Definition(Protocol):
 
     @property
     def line(self) -> int:
-        """Where it begins, from 1; 0 if that is unknown."""
+        """The line where it begins, from 1; 0 if unknown."""
 
     def problem(self, field: str, message: str, remedy: str) -> Problem:
-        """A problem at its place in the file."""
+        """Return a problem located in the file."""
 
 
 D = TypeVar("D", bound=Definition)
@@ -34,12 +34,13 @@ D = TypeVar("D", bound=Definition)
 def settle(
     definitions: Sequence[D], trusted: Collection[str], running: str | None
 ) -> tuple[D, dict[UnitId, tuple[Problem, ...]]]:
-    """The definition that counts, and what is wrong with the others, by unit.
+    """Return the effective definition, and the problems of the others, by unit.
 
-    `definitions` are in the order of the files, `trusted` are paths, and `running` is the file of
-    the definition that HAProxy has.  Definitions in trusted files come first.  If there are several
-    of those, the service itself is at fault, because nobody can tell which one is meant.  Others
-    cost nothing but themselves; among them, the running one counts.
+    `definitions` are in the order of the files, `trusted` contains paths, and `running` is the file
+    of the definition that HAProxy runs.  Definitions in trusted files take precedence.  If several
+    trusted files define the service, the service itself is at fault, because the choice would be
+    arbitrary.  Faults of other definitions do not affect the service; if all files are untrusted,
+    the running definition takes precedence.
     """
     is_contested = not any(each.file in trusted for each in definitions)
     ranked = sorted(

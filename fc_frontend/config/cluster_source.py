@@ -1,7 +1,7 @@
-"""What Services of type LoadBalancer declare, beside the files.
+"""Declarations from Services of type LoadBalancer, in addition to the files.
 
-The daemon gives it to `declare` in `Sources.cluster`.  Without it, as in commands and until the
-list of Services is complete, Services stay as they run.
+The daemon passes them to `declare` in `Sources.cluster`.  Without them, as in commands and until
+the list of Services is complete, the running declarations of Services are kept.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from fc_frontend.model.units import UnitId, UnitKind
 def cluster_raws(
     declared: Mapping[str, BalancedDeclaration], before: Mapping[str, Raw] | None
 ) -> dict[str, Raw]:
-    """The declarations of Services; those that are equal `before` stay the same objects."""
+    """Return the declarations of Services, reusing the objects of `before` that are equal."""
     found: dict[str, Raw] = {}
     for name, (key, fields) in declared.items():
         raw = Raw(name, fields, origin_of(key), NO_DOCUMENT, Level.UNTRUSTED)
@@ -29,7 +29,7 @@ def cluster_raws(
 
 
 def running_raws(running: RunningDeclarations) -> dict[str, Raw]:
-    """The declarations of the Services that HAProxy serves."""
+    """Return the declarations of the Services in the running configuration."""
     return {
         name: as_raw(name, form)
         for name, form in running.services.items()
@@ -38,16 +38,17 @@ def running_raws(running: RunningDeclarations) -> dict[str, Raw]:
 
 
 def as_raw(name: str, form: RawDeclaration) -> Raw:
-    """A declaration that HAProxy runs, to be judged as one that was just read."""
+    """Return a running declaration in the form of one that was just read."""
     return Raw(name, form.value, form.file, NO_DOCUMENT, form.level)
 
 
 def merged(
     files: Mapping[str, Raw], cluster: Mapping[str, Raw], running: RunningDeclarations
 ) -> tuple[dict[str, Raw], dict[UnitId, Problem]]:
-    """All services, and what is wrong with those whose name another one has, by unit.
+    """Return all services, and the problems of those whose name is taken, by unit.
 
-    Of two, the one that runs counts, and between two additions the one in a file.
+    If two services have the same name, the running one takes precedence; if both are new, the one
+    in a file does.
     """
     found = {**cluster, **files}
     faults: dict[UnitId, Problem] = {}

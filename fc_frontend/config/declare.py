@@ -1,8 +1,8 @@
-"""From the text of files to declared values, with each error attributed to the unit it is in.
+"""Turn the text of files into declared values, and attribute each error to its unit.
 
     Sources ─► declare ─► Declaration: settings, services, fragments, templates, faults by unit
 
-Pure but for the look at users of this host.  A unit's fault never hides the others.
+Pure, except that it looks up users of this host.  A fault in one unit never hides the others.
 """
 
 from __future__ import annotations
@@ -63,9 +63,10 @@ Faults = dict[UnitId, tuple[Problem, ...]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Declaration:
-    """All that is declared.  `services`, `fragments` and `frontends` are those without a fault.
+    """The complete declaration.
 
-    `services` are sorted by name.  `directory` is services.d; `problems` has errors and warnings.
+    `services`, `fragments` and `frontends` contain only units without a fault; `services` are
+    sorted by name.  `directory` is services.d; `problems` contains errors and warnings.
     """
 
     settings: Settings
@@ -77,27 +78,27 @@ class Declaration:
     directory: str
     templates: Mapping[str, str] = field(default_factory=dict)
     raw: RunningDeclarations = NOTHING_RUNS
-    """What `services`, `fragments` and the rest were made of."""
+    """The raw declarations from which `services`, `fragments` and the rest were built."""
     faults: Mapping[UnitId, tuple[Problem, ...]] = field(default_factory=dict)
     """The errors in `problems`, by unit."""
     claims: Mapping[UnitId, frozenset[Resource]] = field(default_factory=dict)
-    """What units with faults would hold and publish, as far as it could be read."""
+    """The resources that units with faults would hold and publish, as far as they are readable."""
     unreadable: tuple[Unreadable, ...] = ()
     verdicts: Mapping[str, Verdict] = field(default_factory=dict)
-    """The trust level of each file that could be looked at, by its path."""
+    """The trust level of each accessible file, by path."""
     untrusted: frozenset[str] = frozenset()
-    """Those of `services` that come from untrusted files."""
+    """The names of `services` that are declared in untrusted files."""
     forced: frozenset[UnitId] = frozenset()
     """The units to whose declared form, or removal, an operator has consented."""
     _documents: dict[str, Document] = field(default_factory=dict, compare=False, repr=False)
-    """What was read to locate problems: in an outage of DNS each service may have one."""
+    """Documents read to locate problems: in a DNS outage, every service may have a problem."""
 
     def named(self, names: Iterable[str]) -> list[ServiceSpec]:
-        """The services of these names, sorted by name."""
+        """Return the services with these names, sorted by name."""
         return by_name(self.services, names, attrgetter("name"))
 
     def located(self, problem: Problem) -> Problem:
-        """`problem` with the place where its service or setting is declared, if it is found."""
+        """Return `problem` with the location of its service or setting, if it is found."""
         if problem.file or not (problem.service or problem.field):
             return problem
         if not problem.service:
@@ -129,9 +130,9 @@ class Declaration:
 
 
 def load(settings_file: str) -> Declaration:
-    """Everything that the settings file and services.d beside it declare.
+    """Load the settings file and the services.d directory beside it.
 
-    Never raises for what is in the files: `problems` has it.
+    Never raises for the content of the files; errors are reported in `problems`.
     """
     return declare(read(settings_file))
 
@@ -141,9 +142,10 @@ def declare(
     running: RunningDeclarations = NOTHING_RUNS,
     kept: AbstractSet[UnitId] = frozenset(),
 ) -> Declaration:
-    """What the sources declare, with the `kept` ones of `ENVIRONMENT` as they are `running`.
+    """Return the declaration of the sources.
 
-    Raises nothing for what is in the files.
+    Units of `ENVIRONMENT` that are in `kept` are taken from `running`.  Never raises for the
+    content of the files.
     """
     return _Declarer(sources, running, kept).declaration()
 
@@ -187,7 +189,7 @@ class _Declarer:
             specs.pop(name, None)
         fragments = self._without_clashes(fragments, specs)
         frontends, frontend_forms = self._frontends({*specs, *(each.name for each in fragments)})
-        # Without a document the networks are defaults, which nobody chose.
+        # Without a document, the networks are defaults that no operator chose.
         host = () if self._document is NO_DOCUMENT else sources.host
         for problem in settings_problems(settings, host):
             self._blame(
@@ -243,10 +245,11 @@ class _Declarer:
         return file in self._verdicts and self._verdicts[file].is_trusted
 
     def _faulty_unit(self, raw: Raw) -> UnitId:
-        """The unit that a faulty definition of a service counts for.
+        """Return the unit to which faults of this service definition are attributed.
 
-        If its file is not trusted, and the service runs as a trusted file declared it, that is
-        another service: otherwise such a file could keep what a trusted file removes.
+        If the file is untrusted and the running service was declared in another, trusted file, the
+        faults are attributed to a duplicate: otherwise an untrusted file could keep a service that
+        a trusted file removes.
         """
         running = self._running.services.get(raw.name)
         is_foreign = (
@@ -260,7 +263,7 @@ class _Declarer:
         return UnitId(UnitKind.SERVICE, raw.name)
 
     def _blame(self, unit: UnitId, *problems: Problem) -> None:
-        """Note errors as faults of `unit`, and warnings as such."""
+        """Record errors as faults of `unit`, and warnings as warnings."""
         for problem in problems:
             if problem.severity is Severity.WARNING:
                 self._warnings.append(problem)
@@ -268,7 +271,7 @@ class _Declarer:
                 self._faults.setdefault(unit, []).append(replace(problem, unit=unit))
 
     def _sort_source_problems(self) -> None:
-        """Attribute what was wrong when the files were read."""
+        """Attribute the problems found while reading the files to units."""
         sources = self._sources
         for problem in sources.problems:
             if problem.severity is Severity.WARNING:
@@ -304,7 +307,7 @@ class _Declarer:
         return settings
 
     def _overfull(self) -> None:
-        """Untrusted files that define more services than all of them may."""
+        """Mark untrusted files that define more services than untrusted files may in total."""
         for path, file in self._sources.files.items():
             if len(file.services) > untrusted.MAX_SERVICES:
                 verdict = self._verdicts.get(path, UNTRUSTED_ORIGIN)
@@ -314,7 +317,7 @@ class _Declarer:
                     self._unreadable.setdefault(path, []).append(problem)
 
     def _emptied(self, settings: Settings) -> None:
-        """Note that services.d is suddenly empty: it may be a mount that is missing."""
+        """Report that services.d is suddenly empty: a mount may be missing."""
         sources = self._sources
         is_empty = sources.has_directory and sources.files.keys() <= {sources.settings_file}
         if (
@@ -344,7 +347,7 @@ class _Declarer:
             self._unreadable.setdefault(sources.directory, []).append(problem)
 
     def _services(self) -> Mapping[str, Raw]:
-        """The service definitions that count, by name."""
+        """Return the effective service definitions, by name."""
         sources = self._sources
         if not sources.duplicates and not self._unreadable:
             return sources.services
@@ -368,7 +371,10 @@ class _Declarer:
         return found
 
     def _with_cluster(self, services: Mapping[str, Raw], settings: Settings) -> Mapping[str, Raw]:
-        """`services`, and those of the cluster; as they run, while the cluster is not known."""
+        """Return `services` and the services of the cluster.
+
+        While the cluster's declarations are not known, those of the running configuration are used.
+        """
         if settings.load_balancer is None:
             return services
         cluster = self._sources.cluster
@@ -383,7 +389,10 @@ class _Declarer:
     def _specs(
         self, raws: Mapping[str, Raw]
     ) -> tuple[dict[str, ServiceSpec], dict[str, ServiceSpec], dict[str, RawDeclaration]]:
-        """The services without faults of their own, those of untrusted files, and the raw forms."""
+        """Return services without faults of their own, services of untrusted files, and raw forms.
+
+        A service of an untrusted file may appear in both of the first two.
+        """
         specs: dict[str, ServiceSpec] = {}
         doubtful: dict[str, ServiceSpec] = {}
         forms: dict[str, RawDeclaration] = {}
@@ -410,7 +419,10 @@ class _Declarer:
     def _without_clashes(
         self, fragments: list[Fragment], specs: dict[str, ServiceSpec]
     ) -> list[Fragment]:
-        """The fragments whose names no service has; of two, the one that runs keeps its name."""
+        """Return the fragments whose names do not clash with a service.
+
+        If two units clash, the running one keeps the name.  Removes refused services from `specs`.
+        """
         left: list[Fragment] = []
         for fragment in fragments:
             name = fragment.name
@@ -431,7 +443,7 @@ class _Declarer:
         return left
 
     def _is_settings_fault(self, name: str, form: RawDeclaration) -> bool:
-        """True if a service is as it runs, and the settings are not."""
+        """Return whether the settings have changed while the service has not."""
         before = self._running.services.get(name)
         return (
             SETTINGS not in self._kept
@@ -442,7 +454,7 @@ class _Declarer:
         )
 
     def _fragments(self) -> list[Fragment]:
-        """The fragments of trusted files."""
+        """Return the fragments from trusted files, sorted by name."""
         found: list[Fragment] = []
         for fragment in self._sources.fragments:
             path = fragment.origin.file
@@ -460,7 +472,10 @@ class _Declarer:
     def _frontends(
         self, taken: AbstractSet[str]
     ) -> tuple[list[FrontendSpec], dict[str, RawDeclaration]]:
-        """The frontends of trusted files, and their raw forms; `taken` are names of other units."""
+        """Return the frontends from trusted files, and their raw forms.
+
+        `taken` contains the names of other units.
+        """
         found: list[FrontendSpec] = []
         forms: dict[str, RawDeclaration] = {}
         for name, several in sorted(self._sources.frontends.items()):
@@ -488,14 +503,14 @@ class _Declarer:
         return found, forms
 
     def _has_same_templates(self) -> bool:
-        """True if the templates were read from the directory that the running settings name."""
+        """Return whether the templates were read from the directory in the running settings."""
         running = self._running.settings or {}
         return self._sources.templates is not None and template_directory(
             self._sources.settings
         ) == template_directory(running)
 
     def _templates(self) -> Mapping[str, str]:
-        """The operator's templates, all of them from trusted files: they are code."""
+        """Return the operator's templates, which must all be trusted files: they are code."""
         if TEMPLATES in self._kept or (SETTINGS in self._kept and not self._has_same_templates()):
             return self._running.templates
         found = [
@@ -508,18 +523,18 @@ class _Declarer:
 
 
 def running_specs(running: RunningDeclarations) -> dict[str, ServiceSpec]:
-    """The services that run, by name, as far as their declarations are still valid."""
+    """Return the running services whose declarations are still valid, by name."""
     return {name: spec for name in running.services if (spec := running_spec(running, name))}
 
 
 def running_spec(running: RunningDeclarations, name: str) -> ServiceSpec | None:
-    """A service that runs; None if there is none, or if its declaration is not valid any more."""
+    """Return a running service; None if it does not exist or its declaration is no longer valid."""
     form = running.services.get(name)
     return None if form is None else as_raw(name, form).judged(form.level)[0]
 
 
 def running_fragments(running: RunningDeclarations) -> dict[str, Fragment]:
-    """The fragments that run, by name, as far as they are still valid."""
+    """Return the running fragments that are still valid, by name."""
     found: dict[str, Fragment] = {}
     for name, form in running.fragments.items():
         fragment, _ = fragment_of(form.file, form.value)
@@ -529,7 +544,7 @@ def running_fragments(running: RunningDeclarations) -> dict[str, Fragment]:
 
 
 def running_frontends(running: RunningDeclarations) -> dict[str, FrontendSpec]:
-    """The frontends that run, by name, as far as they are still valid."""
+    """Return the running frontends that are still valid, by name."""
     found: dict[str, FrontendSpec] = {}
     for name, form in running.frontends.items():
         raw = Raw(name, form.value, form.file, NO_DOCUMENT, form.level, group="frontends")
@@ -540,7 +555,7 @@ def running_frontends(running: RunningDeclarations) -> dict[str, FrontendSpec]:
 
 
 def running_settings(running: RunningDeclarations, settings_file: str) -> Settings | None:
-    """The settings that run; None if they are unknown or not valid any more."""
+    """Return the running settings; None if they are unknown or no longer valid."""
     if running.settings is None:
         return None
     problems: list[Problem] = []
@@ -549,7 +564,10 @@ def running_settings(running: RunningDeclarations, settings_file: str) -> Settin
 
 
 def file_verdicts(sources: Sources, settings: Mapping[str, Any]) -> dict[str, Verdict]:
-    """The trust level of each file of `sources`, by path, with the users that `settings` name."""
+    """Return the trust verdict of each file of `sources`, by path.
+
+    Files of the users named in `settings` are trusted.
+    """
     users = trusted_users.trusted_users(settings)
     verdicts: dict[str, Verdict] = {}
     known: dict[int, Verdict] = {}
@@ -557,7 +575,7 @@ def file_verdicts(sources: Sources, settings: Mapping[str, Any]) -> dict[str, Ve
         access = file.access
         if access is None:
             continue
-        # Most files share the access of their directory.
+        # Most files share the access object of their directory.
         verdict = known.get(id(access))
         if verdict is None:
             verdict = known[id(access)] = judge(access, users)
@@ -571,7 +589,7 @@ def file_verdicts(sources: Sources, settings: Mapping[str, Any]) -> dict[str, Ve
 
 
 def _claims(raw: Raw) -> frozenset[Resource]:
-    """What a faulty service would hold and publish, as far as its other fields say."""
+    """Return the resources that a faulty service would hold and publish, by its valid fields."""
     spec = raw.without_faulty_fields()
     if spec is None:
         return frozenset((Resource("backend", raw.name),))
@@ -606,7 +624,7 @@ def _any_in(path: str, running: RunningDeclarations) -> bool:
 def _trust_problems(
     settings: Mapping[str, Any], document: Document, file: str
 ) -> Iterator[Problem]:
-    """Users in `trust.users` that do not exist, and a state directory that others may write."""
+    """Report nonexistent users in `trust.users` and a state directory writable by others."""
     for number, name in enumerate(trusted_users.named_users(settings)):
         if user_id(name) is None:
             line, column = document.locate(("trust", "users", number)) or (None, None)
@@ -639,7 +657,10 @@ def _violations(
     fragments: Sequence[Fragment],
     running: Mapping[str, RawDeclaration],
 ) -> list[tuple[str, untrusted.Violation]]:
-    """What services of untrusted files may not declare; `running` ones are the last to be many."""
+    """Return the violations of services from untrusted files, with the name of each service.
+
+    If there are too many services, `running` ones are accepted first.
+    """
     if not doubtful:
         return []
     order = sorted(doubtful, key=lambda name: (name not in running, name))

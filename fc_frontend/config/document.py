@@ -1,8 +1,8 @@
-"""YAML and JSON texts as plain values, with the place of each value found when it is asked for.
+"""Read YAML and JSON texts as plain values, and locate values in the text on request.
 
-YAML is read with the rules of YAML 1.2's core schema (`on`, `yes` and `12:30` are texts), since
-1.1's surprise people; JSON by the standard library, since YAML parsers refuse some of it.
-Positions cost time, so they are computed only once there is an error to report.
+YAML is read by the rules of YAML 1.2's core schema (`on`, `yes` and `12:30` are strings), because
+the rules of YAML 1.1 surprise users; JSON is read by the standard library, because YAML parsers
+refuse some of it.  Positions are expensive, so they are computed only to report an error.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ Position = tuple[int, int]
 MAX_BYTES = 4 * 1024 * 1024
 MAX_DEPTH = 50
 _BLOCK = "\n"
-"""Stands in a path for the text of a literal block: the line of its `|`, its own indentation."""
+"""Path element for the text of a literal block: the line of its `|`, and its indentation."""
 MAX_VALUES = 300_000
-"""Values in a document, each alias counted with all that it stands for: some seconds to read."""
+"""Values in a document, including those that aliases repeat: reading them takes some seconds."""
 MAX_FLAWS = 20
-"""Flaws of one document that are reported."""
+"""Flaws reported per document."""
 _TOO_LARGE = ("has too many values", "split it into several files")
 _TOO_DEEP = ("nested too deeply", "make it simpler")
 
 
 @dataclass(frozen=True, slots=True)
 class DocumentFlaw:
-    """What is wrong with a text as YAML or JSON.  Line and column count from 1.
+    """A flaw in a YAML or JSON text.  Lines and columns are counted from 1.
 
-    `message` has nothing of the text: it can be any file that a link leads to.
+    `message` does not quote the text, because a link can lead to any file.
     """
 
     message: str
@@ -62,30 +62,30 @@ class DocumentError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """A value, the flaws that did not prevent reading it, and the way to find places in it."""
+    """A value, the flaws that did not prevent reading it, and the positions of its parts."""
 
     value: Any
     flaws: tuple[DocumentFlaw, ...]
     _positions: Callable[[], dict[Path, Position]]
 
     def locate(self, path: Path) -> Position | None:
-        """Line and column of the value at `path`, or of the nearest thing around it."""
+        """Return line and column of the value at `path`, or of its nearest container."""
         positions = self._positions()
         while path and path not in positions:
             path = path[:-1]
         return positions.get(path)
 
     def locate_line(self, path: Path, number: int) -> Position | None:
-        """Line and column of a line, from 1, of the literal block (`|`) at `path`.
+        """Return line and column of line `number`, from 1, of the literal block (`|`) at `path`.
 
-        None if the value is written in another way.
+        Return None if the value is not a literal block.
         """
         block = self._positions().get((*path, _BLOCK))
         return (block[0] + number, block[1]) if block else None
 
 
 def read_document(text: str, *, is_json: bool) -> Document:
-    """The value of `text`.  Raises Unreadable for what is not YAML or JSON."""
+    """Parse `text` as a document.  Raises DocumentError if it is not YAML or JSON."""
     return _read_json(text) if is_json else _read_yaml(text)
 
 
@@ -124,7 +124,10 @@ def _read_json(text: str) -> Document:
 
 
 def _json_value(text: str) -> tuple[Any, bool]:
-    """The value of `text`, and whether any mapping has a key twice.  Raises Unreadable."""
+    """Return the value of `text`, and whether a mapping has duplicate keys.
+
+    Raises DocumentError.
+    """
     duplicates = False
 
     def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -158,7 +161,10 @@ def _json_value(text: str) -> tuple[Any, bool]:
 
 
 def _half_a_pair(text: str) -> int | None:
-    """Where valid JSON escapes half of a surrogate pair, which is no character (RFC 8259, 8.2)."""
+    """Return the offset of the first escaped lone surrogate in valid JSON (RFC 8259, 8.2).
+
+    Return None if there is none.
+    """
     if "\\u" not in text:
         return None
     halves = (found.start() for found in _ESCAPE.finditer(text) if found["half"])
@@ -171,14 +177,14 @@ _ESCAPE = re.compile(
 
 
 def _weight(text: str) -> int:
-    """How many values a text counts as: a long one is more, so that aliases of it add up."""
+    """Return how many values a text counts as: more for a long one, so that aliases add up."""
     return 1 + len(text) // 32
 
 
 def _is_too_deep(value: Any) -> bool:
-    """True if containers are in each other by more than `MAX_DEPTH`.
+    """Return whether containers are nested more deeply than `MAX_DEPTH`.
 
-    Python compares and prints values by recursion.
+    Python compares and prints values recursively.
     """
     level = [value] if isinstance(value, dict | list) else []
     for _ in range(MAX_DEPTH):
@@ -201,18 +207,18 @@ def _json_positions(text: str) -> Iterator[tuple[Path, Position]]:
 
 
 def _json_places(text: str) -> Iterator[tuple[Path, int]]:
-    """Path and offset of each key and list item of a text that is known to be JSON."""
+    """Return path and offset of each key and list item of a text that must be valid JSON."""
     decoder = json.JSONDecoder()
     blank: Callable[[str, int], Any] = WHITESPACE.match
 
     def skip(at: int) -> int:
         return int(blank(text, at).end())
 
-    # A loop, as nesting may be deeper than Python's stack.
+    # A loop, because nesting may be deeper than Python's stack.
     at = skip(0)
     path: Path = ()
     containers: list[tuple[Path, int | None]] = []
-    """Those around `at`: their path, and the number of the next item, None for a mapping."""
+    """The containers around `at`: path, and number of the next item or None for a mapping."""
     while True:
         if text[at] in "{[":
             containers.append((path, None if text[at] == "{" else 0))
@@ -252,7 +258,7 @@ _SURROGATE = re.compile(r"[\ud800-\udfff]")
 
 
 def _plain(text: str) -> Any:
-    """The value of an unquoted scalar (YAML 1.2.2, 10.3.2, the core schema)."""
+    """Return the value of an unquoted scalar (YAML 1.2.2, 10.3.2, the core schema)."""
     if text in _NULL:
         return None
     if text in _BOOL:
@@ -279,7 +285,7 @@ class _Level:
     path: Path
     anchor: str | None
     before: int
-    """Values that came before it."""
+    """The number of values before it."""
     key: str | None = None
 
     @property
@@ -306,10 +312,10 @@ def _read_yaml(text: str) -> Document:
 class _YamlReader:
     """Builds values from libyaml's events.
 
-    PyYAML's C composer recurses without bound: a file of 100 kB of `[` ends the process.  Events
-    come one by one, and the depth is counted here.  An alias gives the same object again.
-    What aliases stand for is limited: comparing or joining it takes time and memory as if it were
-    written out.
+    PyYAML's C composer recurses without bound: a file of 100 kB of `[` ends the process.  Here,
+    events are read one by one, and the depth is limited.  An alias yields the same object again.
+    The total size of aliased values is limited, because comparing or joining them takes as much
+    time and memory as if they were written out.
     """
 
     def __init__(
@@ -320,14 +326,14 @@ class _YamlReader:
         self.places = places
         self._levels: list[_Level] = []
         self._anchors: dict[str, tuple[Any, int]] = {}
-        """Value by anchor, and how many values it counts as."""
+        """The value of each anchor, and how many values it counts as."""
         self._lines: list[str] | None = None
         self._values = 0
         self._result: Any = None
         self._documents = 0
 
     def read(self) -> Any:
-        """The document's value.  Raises Unreadable."""
+        """Return the document's value.  Raises DocumentError."""
         try:
             for event in yaml.parse(self._text, Loader=_Parser):
                 self._take(event)
@@ -348,7 +354,7 @@ class _YamlReader:
         )
 
     def _syntax_remedy(self, exc: yaml.YAMLError, number: int) -> str:
-        """What mends the syntax in a line, from 0, as far as the kind of error tells."""
+        """Return a remedy for a syntax error in a line, counted from 0, by the kind of error."""
         lines = self._text.splitlines()
         if any("\t" in text for text in lines[number : number + 1]):
             return "indent with spaces, not tabs"
@@ -431,7 +437,7 @@ class _YamlReader:
         self._put(value, event)
 
     def _block_place(self, event: yaml.ScalarEvent) -> Position:
-        """The line of a literal block's `|`, and the column where its lines begin."""
+        """Return the line of a literal block's `|`, and the column where its lines begin."""
         line, _ = _mark(event)
         if self._lines is None:
             self._lines = self._text.split("\n")

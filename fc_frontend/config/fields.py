@@ -1,7 +1,7 @@
-"""The values of fields: addresses, ports, names, times, and lines of HAProxy text.
+"""Types of field values: addresses, ports, names, times, and lines of HAProxy text.
 
-A string that reaches haproxy.cfg may only have characters that cannot begin a quote, comment,
-escape, variable or line there.  The exceptions are fields that hold HAProxy text on purpose:
+A string that reaches haproxy.cfg may only contain characters that cannot begin a quote, comment,
+escape, variable or line there.  The exceptions are fields that contain HAProxy text on purpose:
 `extra_config`, `server_options`, `bind_options` and the settings' extras.
 """
 
@@ -46,22 +46,22 @@ from fc_frontend.syntax.units import Owner, UnitFault, clean_line, option_fault,
 from fc_frontend.syntax.words import split
 
 _MAX_ITEMS = 1000
-"""Of a list.  Each of its items is judged for itself."""
+"""Per list.  Each item is validated separately."""
 
 
 def error(message: str, remedy: str) -> PydanticCustomError:
-    """What a validator raises."""
+    """Return the error for a validator to raise."""
     return PydanticCustomError("fc_frontend", "{text}", {"text": message, "remedy": remedy})
 
 
 def short(value: Any) -> str:
-    """A value as messages quote it."""
+    """Return a value as quoted in messages."""
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "…"
 
 
 def matching(pattern: re.Pattern[str], what: str, remedy: str) -> Any:
-    """A validator of strings that match as a whole."""
+    """Return a validator for strings that match `pattern` as a whole."""
 
     def validate(value: Any) -> str:
         if not isinstance(value, str):
@@ -74,7 +74,7 @@ def matching(pattern: re.Pattern[str], what: str, remedy: str) -> Any:
 
 
 def listed(value: Any) -> Any:
-    """A list; a single string may be written in its place."""
+    """Return a list; a single string may be given instead of a list."""
     if isinstance(value, list) and len(value) > _MAX_ITEMS:
         raise error(f"more than {_MAX_ITEMS} items", "use fewer items")
     return [value] if isinstance(value, str) else value
@@ -100,7 +100,7 @@ SafePath = Annotated[
 
 
 class Strict(BaseModel):
-    """A mapping without other fields."""
+    """A mapping that accepts no unknown fields."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, arbitrary_types_allowed=True, defer_build=True
@@ -192,7 +192,7 @@ def _haproxy_lines(owner: Owner) -> Any:
 def _haproxy_words(value: Any) -> str:
     if not isinstance(value, str):
         raise error(f"{short(value)} is not a string", "write words as after HAProxy's `server`")
-    # The predecessor's NixOS option has a line for each word or so.
+    # The predecessor's NixOS option usually has a line for each word.
     text = value.replace("\n", " ").strip(" \t")
     _require_printable(text)
     fault = option_fault(text)
@@ -202,7 +202,7 @@ def _haproxy_words(value: Any) -> str:
 
 
 def _error_in(fault: UnitFault, text: str, item: int | None) -> PydanticCustomError:
-    """An error in a line of `text`, which may be an item of a list."""
+    """Return an error for a line of `text`, which may be an item of a list."""
     has_lines = "\n" in text.strip("\n")
     where = f"line {fault.line}: " if has_lines else ""
     context = {"text": where + fault.message, "remedy": fault.remedy, "line": fault.line}

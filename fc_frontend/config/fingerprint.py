@@ -1,4 +1,4 @@
-"""Digests of what the files say of a unit: they tell whether it is what was judged before."""
+"""Digests of a unit's declaration, used to detect whether it has changed since an earlier check."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from fc_frontend.config.loader import Sources
 from fc_frontend.model.units import UnitId, UnitKind
 
 _GONE = "gone"
-"""The files do not have the unit."""
+"""The fingerprint of a unit that no file declares."""
 
 
 def digest(value: Any) -> str:
-    """A short digest of a value that JSON can express."""
+    """Return a short digest of a value that JSON can represent."""
     text = json.dumps(value, sort_keys=True, default=str)
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
 def fingerprint(sources: Sources, unit: UnitId) -> str:
-    """A digest of what the files say of `unit`, whether it is valid or not."""
+    """Return a digest of the declaration of `unit` in the files, whether it is valid or not."""
     match unit.kind:
         case UnitKind.SETTINGS:
             return digest([sources.settings, _text(sources, sources.settings_file)])
@@ -48,13 +48,13 @@ def fingerprint(sources: Sources, unit: UnitId) -> str:
 
 
 def consented(sources: Sources, consents: Mapping[UnitId, str]) -> frozenset[UnitId]:
-    """The units of `consents` whose files still say what an operator has consented to."""
+    """Return the units of `consents` whose declaration has not changed since the consent."""
     return frozenset(
         unit for unit, agreed in consents.items() if fingerprint(sources, unit) == agreed
     )
 
 
 def _text(sources: Sources, path: str) -> str:
-    """The text of a file, if it is broken."""
+    """Return the text of a file if it is broken, else an empty string."""
     file = sources.files.get(path)
     return file.text if file else ""

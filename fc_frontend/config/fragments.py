@@ -12,12 +12,12 @@ from fc_frontend.render.config import MARK, has_mark
 from fc_frontend.syntax.units import fragment_faults
 
 _MAX_FAULTS = 20
-"""Reported of one fragment."""
+"""Faults reported per fragment."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
 def fragment_of(path: str, text: str) -> tuple[Fragment | None, tuple[Problem, ...]]:
-    """The fragment that the file `path` with `text` is; None and what is wrong with it."""
+    """Return the fragment in the file `path` with content `text`, or None and its problems."""
     name = Path(path).name.removesuffix(".cfg")
     if not _NAME.fullmatch(name):
         return None, (

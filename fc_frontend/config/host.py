@@ -1,4 +1,4 @@
-"""What this host adds to a declaration: its resolv.conf, and the addresses that it can bind."""
+"""Properties of this host that affect a declaration: its resolv.conf and bindable addresses."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from fc_frontend.plan.addresses import NotAnAddress, parse_address
 from fc_frontend.plan.model import Address, Nameserver
 
 MAX_PROBED = 4096
-"""Addresses of pools that are tried one by one; each takes about 5 µs."""
+"""Pool addresses that are probed one by one; each takes about 5 µs."""
 _NOBODYS: dict[IpFamily, IpAddress] = {
     "ipv4": ip_address("192.0.2.1"),
     "ipv6": ip_address("2001:db8::1"),
 }
-"""Addresses for documentation, which no host has (RFC 5737, RFC 3849)."""
+"""Documentation addresses, which no host has (RFC 5737, RFC 3849)."""
 
 
 def system_nameservers(resolv_conf: str = "/etc/resolv.conf") -> tuple[Nameserver, ...]:
-    """The nameservers of resolv.conf(5), in its order; none if it cannot be read."""
+    """Return the nameservers of resolv.conf(5), in order; none if it cannot be read."""
     try:
         text = Path(resolv_conf).read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -40,7 +40,7 @@ def system_nameservers(resolv_conf: str = "/etc/resolv.conf") -> tuple[Nameserve
 
 
 def host_addresses() -> tuple[Address, ...]:
-    """The addresses of this host's interfaces, without loopback and link-local ones."""
+    """Return the addresses of this host's interfaces, except loopback and link-local ones."""
     import psutil
 
     found: dict[Address, None] = {}
@@ -56,10 +56,11 @@ def host_addresses() -> tuple[Address, ...]:
 
 
 def bindable_addresses(ranges: Iterable[AddressRange], own: Iterable[Address]) -> HostAddresses:
-    """Which addresses of `ranges` this host can bind, whose interfaces have the addresses `own`.
+    """Return the addresses of `ranges` that this host can bind.
 
-    The first `MAX_PROBED` are tried, as there are other ways than an interface to have an address:
-    `ip route add local` and the sysctl ip_nonlocal_bind.
+    `own` contains the addresses of its interfaces.  The first `MAX_PROBED` addresses are also
+    probed, because a host can bind others too: through `ip route add local` and the sysctl
+    ip_nonlocal_bind.
     """
     listed = list(ranges)
     nonlocal_bind = frozenset(family for family, each in _NOBODYS.items() if _can_bind(each))

@@ -1,8 +1,8 @@
-"""Read the settings file and services.d, and take them apart, with everything that is wrong.
+"""Read and parse the settings file and services.d, and collect all problems.
 
-All problems are found in one go, and one file's or service's fault does not hide the others.  The
-loader reads files and this host's resolv.conf and addresses; it asks no network and writes nothing.
-`declare` makes values of what is read.
+All problems are reported at once, and a fault in one file or service does not hide the others.  The
+loader reads files and this host's resolv.conf and addresses; it uses no network and writes nothing.
+`declare` turns the result into values.
 """
 
 from __future__ import annotations
@@ -49,11 +49,14 @@ from fc_frontend.text import is_printable, printable
 DEFAULT_SETTINGS = ("/etc/fc-frontend/config.yaml", "/etc/fc-frontend/config.json")
 SETTINGS_VARIABLE = "FC_FRONTEND_CONFIG"
 MAX_SERVICES = 20_000
-"""In one file."""
+"""Per file."""
 
 
 def settings_path(given: str | None) -> str:
-    """The settings file: as given, else FC_FRONTEND_CONFIG, else the first default that exists."""
+    """Return the settings file: `given`, else FC_FRONTEND_CONFIG, else the first existing default.
+
+    If no default exists, the first one is returned.
+    """
     if given:
         return given
     if os.environ.get(SETTINGS_VARIABLE):
@@ -65,7 +68,7 @@ def settings_path(given: str | None) -> str:
 
 
 def services_directory(settings_file: str) -> str:
-    """services.d beside the settings file."""
+    """Return the services.d directory beside the settings file."""
     return str(Path(settings_file).parent / "services.d")
 
 
@@ -73,8 +76,8 @@ def services_directory(settings_file: str) -> str:
 class Sources:
     """The content of the files, read once and not yet validated.
 
-    `broken` are the files, and services.d itself, that could not be read as a whole; `problems` say
-    why, and what else is wrong before a single service is looked at.
+    `broken` contains the files, or services.d itself, that could not be read as a whole; `problems`
+    contains the reasons, and all other problems found before services are validated.
     """
 
     settings_file: str
@@ -82,37 +85,37 @@ class Sources:
     settings: dict[str, Any]
     document: Document
     services: dict[str, Raw]
-    """By name; the first one of those in `duplicates`."""
+    """By name; for a name in `duplicates`, the first definition."""
     duplicates: Mapping[str, tuple[Raw, ...]] = field(default_factory=dict)
     """Services that several files define, in the order of the files."""
     fragments: tuple[Fragment, ...]
     frontends: Mapping[str, tuple[Raw, ...]] = field(default_factory=dict)
     """By name, in the order of the files; more than one is an error."""
     templates: Mapping[str, str] | None
-    """None if they cannot be read, or if settings that cannot be read say where they are."""
+    """None if the operator's templates cannot be read."""
     template_access: Mapping[str, WriteAccess] = field(default_factory=dict)
-    """Who may change the templates, by path."""
+    """Write access to the templates, by path."""
     broken: frozenset[str]
     has_directory: bool
     problems: tuple[Problem, ...]
     host: tuple[Address, ...]
     cluster: Mapping[str, Raw] | None = None
-    """What Services of type LoadBalancer declare, by name; None while that is not known."""
+    """The declarations of Services of type LoadBalancer, by name; None while they are not known."""
     cluster_problems: tuple[Problem, ...] = ()
     """Warnings about such Services."""
     believes_empty: bool = False
-    """True if a services.d that is suddenly empty was meant to be emptied."""
+    """True if a suddenly empty services.d is accepted as intended."""
     files: Mapping[str, _File] = field(default_factory=dict, compare=False, repr=False)
-    """Each file that was read, by its path."""
+    """All files that were read, by path."""
 
 
 def read(
     settings_file: str, before: Sources | None = None, changed: frozenset[str] | None = None
 ) -> Sources:
-    """What the settings file and services.d beside it hold; never raises for what that is.
+    """Read the settings file and services.d beside it.  Never raises for their content.
 
-    A file that is as it was `before` is not read again.  With `changed`, names of files in
-    services.d, all others there are taken to be as they were `before`, without a look.
+    A file that has not changed since `before` is not read again.  If `changed`, a set of file names
+    in services.d, is given, all other files there are assumed to be unchanged.
     """
     known = before.files if before and before.settings_file == settings_file else {}
     place = look_at_directory(str(Path(settings_file).parent))
@@ -166,7 +169,7 @@ def read(
 
 
 def is_unchanged(sources: Sources) -> bool:
-    """True if every file that `sources` was read from, and the list of them, is as it was then."""
+    """Return whether the files from which `sources` was read, and their list, are unchanged."""
     users = trusted_users.trusted_users(sources.settings)
     listed = list_directory(sources.directory, _is_declared_in, [], _trusts(users)).looks
     place = look_at_directory(str(Path(sources.settings_file).parent))
@@ -188,7 +191,7 @@ def _looked_at(
     changed: frozenset[str],
     users: frozenset[int],
 ) -> dict[str, _File]:
-    """The files of services.d, of which only those that are named `changed` are looked at."""
+    """Return the files of services.d, of which only those named in `changed` are examined."""
     files = dict(known)
     del files[settings_file]
     place = look_at_directory(directory)
@@ -207,7 +210,7 @@ def _looked_at(
 
 
 def _trusted_settings(main: _File, path: str) -> _File:
-    """The settings file, without its content if others may change it: it names programs to run."""
+    """Return the settings file, without its content if untrusted: it names programs to run."""
     if main.access is None:
         return main
     verdict = judge(main.access, trusted_users.settings_users())
@@ -237,10 +240,10 @@ def _file(
     seen: Look | None,
     users: frozenset[int] | None,
 ) -> _File:
-    """What a file holds; `before` if it is the same still.
+    """Return the parsed file, or `before` if it is unchanged.
 
-    `users` are those whose files are trusted, None for the settings file.  A file that others may
-    change is not taken apart if it is large: that would keep us from everything else.
+    `users` are the trusted users, None for the settings file.  A large untrusted file is not
+    parsed, because that would delay everything else.
     """
     if before is not None and seen is not None and before.signature == seen.signature:
         return before if before.access == seen.access else replace(before, access=seen.access)
@@ -313,9 +316,9 @@ def _file(
 
 
 def _with_same_names(before: Sources, files: Mapping[str, _File]) -> dict[str, Raw] | None:
-    """All services, if files and services are called as they were before, each only once.
+    """Return all services if the names of files and services are unchanged and unique.
 
-    None otherwise.
+    Return None otherwise.
     """
     if len(files) != len(before.files):
         return None
@@ -333,7 +336,7 @@ def _with_same_names(before: Sources, files: Mapping[str, _File]) -> dict[str, R
 
 
 def _frontends(files: Mapping[str, _File]) -> dict[str, tuple[Raw, ...]]:
-    """All frontends, in the order of the files."""
+    """Return all definitions of each frontend, in the order of the files."""
     found: dict[str, tuple[Raw, ...]] = {}
     for file in files.values():
         for name, raw in file.frontends.items():
@@ -344,7 +347,10 @@ def _frontends(files: Mapping[str, _File]) -> dict[str, tuple[Raw, ...]]:
 def _merged(
     files: Mapping[str, _File],
 ) -> tuple[dict[str, Raw], dict[str, tuple[Raw, ...]]]:
-    """All services; and those of them that several files define, in the order of the files."""
+    """Return all services, and the definitions of those that several files define.
+
+    Both are in the order of the files.
+    """
     services: dict[str, Raw] = {}
     duplicates: dict[str, tuple[Raw, ...]] = {}
     for file in files.values():
@@ -359,15 +365,15 @@ def _merged(
 
 
 def state_directory(sources: Sources) -> str:
-    """Where state is kept: as the settings say, else as systemd does, else the default.
+    """Return the state directory: from the settings, else from systemd, else the default.
 
-    Settings that cannot be read must not hide what was good before.
+    Unreadable settings must not hide the last good state.
     """
     return trusted_users.state_directory(sources.settings)
 
 
 def template_directory(raw: Mapping[str, Any]) -> str | None:
-    """The directory of the operator's templates, if the settings name one."""
+    """Return the directory of the operator's templates, if the settings name one."""
     haproxy = raw.get("haproxy")
     directory = haproxy.get("templates") if isinstance(haproxy, dict) else None
     return directory if isinstance(directory, str) and SAFE_PATH.fullmatch(directory) else None
@@ -378,9 +384,9 @@ _MISSING_SETTINGS = f"create it, give --config PATH, or set {SETTINGS_VARIABLE}"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _File:
-    """A file as it was read.
+    """A file that was read.
 
-    `signature` is None if it is to be read again in any case, `access` if it could not be opened.
+    `signature` is None if the file must be read again, `access` if it could not be opened.
     """
 
     signature: Signature | None
@@ -393,22 +399,22 @@ class _File:
     problems: tuple[Problem, ...]
     is_broken: bool
     text: str = ""
-    """Its text, if it is broken."""
+    """The text of the file if it is broken, else empty."""
 
     @property
     def is_plain(self) -> bool:
-        """True if it holds services and nothing else that counts."""
+        """Whether the file has no problems and no fragment."""
         return not self.problems and not self.is_broken and self.fragment is None
 
 
 def read_document_of(path: str) -> Document:
-    """The document in a file; an empty one if it cannot be read."""
+    """Return the document in a file; an empty one if it cannot be read."""
     problems: list[Problem] = []
     return _document(path, read_file(path, None, problems)[0], problems)
 
 
 def _document(path: str, text: str | None, problems: list[Problem]) -> Document:
-    """The document that the text of a file is; an empty one if it is none."""
+    """Parse the text of a file as a document; return an empty one if that fails."""
     if text is None:
         return NO_DOCUMENT
     try:
@@ -440,9 +446,9 @@ def _document(path: str, text: str | None, problems: list[Problem]) -> Document:
 def _mapping(
     document: Document, file: str, known: Collection[str], problems: list[Problem]
 ) -> dict[str, Any]:
-    """The fields of a file, of which at least one must be `known`.
+    """Return the fields of a file, of which at least one must be `known`.
 
-    Of another file nothing is shown, not even its fields: it may be no declaration at all.
+    Nothing of any other file is shown, not even its field names: it may not be a declaration.
     """
     if document.value is None:
         return {}
@@ -486,7 +492,7 @@ def _collect(
     before: Mapping[str, Raw],
     group: str = "services",
 ) -> dict[str, Raw]:
-    """The services or frontends of one file, as they were `before` where they are the same."""
+    """Return the services or frontends of one file, reusing unchanged ones from `before`."""
     if value is None:
         return {}
     if not isinstance(value, dict):
@@ -516,7 +522,7 @@ def _collect(
         name = printable(key)
         known = before.get(name)
         if known is not None and known.value == content and not known.problems:
-            # Its lines may be others now, and nothing of it names a line.
+            # Its line numbers may have changed; without problems, it contains none.
             services[name] = replace(known, document=document)
         else:
             written = key if key != name else ""
@@ -531,9 +537,9 @@ def _is_template(name: str) -> bool:
 def _templates(
     directory: str, problems: list[Problem], access: dict[str, WriteAccess]
 ) -> dict[str, str] | None:
-    """The operator's own templates: file name → text; None if they cannot be read.
+    """Return the operator's own templates, file name → text; None if they cannot be read.
 
-    Adds to `access` who may change each, by its path.
+    Adds the write access of each template to `access`, by path.
     """
     found: list[Problem] = []
     place, looks = list_directory(directory, _is_template, found, lambda _: True)

@@ -1,4 +1,4 @@
-"""The loopback address of this host, for listeners that the settings do not name."""
+"""The loopback address of this host, used for listeners without a configured address."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ IPV6 = "::1"
 
 @functools.cache
 def loopback_address() -> str:
-    """`::1` if this host has it and lacks `127.0.0.1`, else `127.0.0.1`.
+    """Return `::1` if this host has it and lacks `127.0.0.1`, else `127.0.0.1`.
 
-    The result does not change while this process lives, so that a default bind keeps its address.
+    The result is constant for the lifetime of the process, so that a default bind keeps its
+    address.
     """
     return IPV6 if _is_absent(socket.AF_INET, IPV4) and _can_bind(IPV6) else IPV4
 
 
 def on_loopback(port: int) -> Bind:
-    """The default bind with `port`."""
+    """Return the default bind with `port`."""
     return Bind("ip", loopback_address(), port)
 
 

@@ -1,4 +1,4 @@
-"""A declaration as it is in a file: what it declares, and what is wrong with it and where."""
+"""Raw declarations as written in a file, and their validation with located problems."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from fc_frontend.plan.model import FrontendSpec, Origin, ServiceSpec, Settings
 from fc_frontend.text import whole_number
 
 MAX_PROBLEMS = 20
-"""Of one kind, of one service or file: of more, the first are reported."""
+"""Of one kind, per service or file: only the first ones are reported."""
 _LONGEST_GUESS = 50
-"""Characters of a field's name that is compared with those that exist."""
+"""Characters of an unknown field's name that are compared with the known fields."""
 _RESERVED = "fc-"
 UNITS = ("frontends", "services")
 """The fields of a file that hold units by name."""
@@ -38,27 +38,27 @@ _SNAKE_TO_CAMEL = {snake: camel for camel, snake in CAMEL_CASE.items()}
 
 @dataclass(frozen=True, slots=True)
 class Raw:
-    """A service or frontend as it is in its file."""
+    """A service or frontend as written in its file."""
 
     name: str
     value: Any
     file: str
     document: Document
     level: Level | None = None
-    """The level of a last good form, which it keeps; None for a service that was just read."""
+    """The trust level, which a last good form keeps; None for a service that was just read."""
     key: str = ""
-    """Its name as it is written, if that is not printable."""
+    """The name as written, if that is not printable."""
     group: str = "services"
-    """The field of the file that has it."""
+    """The field of the file that contains it."""
     found: dict[Level, tuple[ServiceSpec | None, tuple[Problem, ...], RawDeclaration]] = field(
         default_factory=dict, compare=False, repr=False
     )
-    """What `judged` found out, if it was asked."""
+    """The cached results of `judged`, by level."""
 
     def judged(
         self, level: Level
     ) -> tuple[ServiceSpec | None, tuple[Problem, ...], RawDeclaration]:
-        """What it declares, None if that is wrong; what is wrong; its form.  Found out once."""
+        """Return the service or None if it is invalid, its problems, and its raw form.  Cached."""
         known = self.found.get(level)
         if known is None:
             problems: list[Problem] = []
@@ -70,7 +70,7 @@ class Raw:
         return known
 
     def without_faulty_fields(self) -> ServiceSpec | None:
-        """What it declares apart from the fields that are wrong; None if that is nothing."""
+        """Return the service without its invalid fields; None if it cannot be built."""
         faulty = {(problem.field or "").partition(".")[0] for problem in self.problems}
         if not isinstance(self.value, dict) or faulty <= {""}:
             return None
@@ -79,12 +79,12 @@ class Raw:
 
     @property
     def problems(self) -> tuple[Problem, ...]:
-        """What is wrong with it, whatever its level."""
+        """Its problems, which do not depend on the level."""
         return (next(iter(self.found.values()), None) or self.judged(Level.TRUSTED))[1]
 
     @property
     def line(self) -> int:
-        """Where it begins in its file, from 1; 0 if that is unknown."""
+        """The line where it begins in its file, from 1; 0 if unknown."""
         return (self.document.locate((self.group, self.name)) or (0, 0))[0]
 
     def problem(
@@ -115,7 +115,7 @@ class Raw:
 def settings_in(
     raw: Mapping[str, Any], document: Document, file: str, problems: list[Problem]
 ) -> Settings:
-    """The settings of a file; the defaults, and what is wrong in `problems`, if it has errors."""
+    """Return the settings of a file; if it has errors, add them to `problems` and use defaults."""
     found: list[Problem] = []
     try:
         declared = SettingsDeclaration.model_validate(dict(raw))
@@ -184,7 +184,7 @@ def _service(raw: Raw, problems: list[Problem]) -> ServiceSpec | None:
 
 
 def frontend_of(raw: Raw, problems: list[Problem]) -> FrontendSpec | None:
-    """The frontend that a file declares; None if that is wrong, with what is in `problems`."""
+    """Return a declared frontend; if it is invalid, return None and add to `problems`."""
     found: list[Problem] = []
     if not SERVICE_NAME.fullmatch(raw.name):
         remedy = "use up to 63 letters, digits and inner ._-"
@@ -242,7 +242,7 @@ def _from_pydantic(
 
 
 class _Inside(NamedTuple):
-    """Where in a field's text an error is: the item, if it is a list of strings, and the line."""
+    """The place of an error in a field's text: the item, for a list of strings, and the line."""
 
     item: int | None
     line: int
@@ -256,12 +256,12 @@ def _inside(error: Any) -> _Inside | None:
 def _locate(
     document: Document, path: tuple[str | int, ...], inside: _Inside | None
 ) -> tuple[int, int] | None:
-    """The place of a value, or of the line in it."""
+    """Return the position of a value, or of a line inside it."""
     if inside is not None:
         path = path if inside.item is None else (*path, inside.item)
         found = document.locate_line(path, inside.line)
         if found is None and inside.item is None:
-            # Lines may be written as a list.
+            # The lines may be written as a list.
             found = document.locate((*path, inside.line - 1))
         if found:
             return found
@@ -269,7 +269,7 @@ def _locate(
 
 
 def _plain_words(message: str, kind: str) -> str:
-    """pydantic's message in the words of a configuration file."""
+    """Return pydantic's message in the terms of a configuration file."""
     said = message.replace("Input should be", "should be").replace("a valid string", "a string")
     said = said.replace("valid dictionary or instance of", "mapping for").replace("tuple", "list")
     said = re.sub(r"mapping for \w+Declaration", "mapping", said)
@@ -297,7 +297,7 @@ def unknown_field(
     path: tuple[str | int, ...],
     document: Document,
 ) -> Problem:
-    """A field that does not exist; if one of `known` is similar, it is suggested."""
+    """Return the problem for an unknown field; suggest a similar field of `known`, if any."""
     known = tuple(known)
     near = difflib.get_close_matches(name[:_LONGEST_GUESS], known, n=1, cutoff=0.6)
     remedy = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
@@ -316,7 +316,7 @@ def unknown_field(
 def place_between(
     problem: Problem, services: Mapping[str, Raw], document: Document, file: str
 ) -> Problem:
-    """A problem of a service or of settings, at its place in `file` or in the service's file."""
+    """Return a problem of a service or setting, located in the service's file or in `file`."""
     if problem.service and problem.service in services:
         inside = _Inside(None, problem.inside) if problem.inside is not None else None
         placed = services[problem.service].problem(
@@ -328,7 +328,7 @@ def place_between(
 
 
 def placed(problem: Problem, file: str, document: Document, group: str = "services") -> Problem:
-    """The problem of a service, or of another unit of `group`, at its place in `file`."""
+    """Return the problem of a service, or of another unit of `group`, located in `file`."""
     raw = Raw(problem.service or "", None, file, document, group=group)
     inside = _Inside(None, problem.inside) if problem.inside is not None else None
     placed = raw.problem(problem.field or "", problem.message, problem.remedy, inside)
@@ -336,5 +336,5 @@ def placed(problem: Problem, file: str, document: Document, group: str = "servic
 
 
 def untrusted_file(message: str, path: str, verdict: Verdict) -> Problem:
-    """The problem that a file would have to be trusted."""
+    """Return the problem for a file that must be trusted and is not."""
     return Problem(message=f"{message}, but {verdict.reason}", remedy=verdict.remedy, file=path)

@@ -1,4 +1,4 @@
-"""Read declaring files: their text, what they look like unread, and who may change them."""
+"""Read configuration files: their text, their metadata, and who may change them."""
 
 from __future__ import annotations
 
@@ -19,32 +19,32 @@ from fc_frontend.safe_files import FileFault, Unsafe
 
 MAX_FILES = 20_000
 MAX_TOTAL_BYTES = 32 * 1024 * 1024
-"""In all files of a directory."""
+"""For all files of a directory."""
 CLOCK_GRAIN = 2_000_000_000
 """Nanoseconds."""
 
 Signature = tuple[int, int, int, int, int]
-"""Device, inode, size, and the times of change of content and inode, in ns."""
+"""Device, inode, size, and the modification times of content and inode, in ns."""
 _SIZE = 2
 
 
 class Look(NamedTuple):
-    """What a file looks like without reading it."""
+    """The metadata of a file, obtained without reading it."""
 
     signature: Signature
     access: WriteAccess
 
     @classmethod
     def of(cls, found: Found) -> Look:
-        """The look of what a path leads to."""
+        """Return the metadata of the file to which a path leads."""
         return cls(_signature(found.status), found.access)
 
     @property
     def is_settled(self) -> bool:
-        """True if a change after the look would give another signature.
+        """Whether any later change would change the signature.
 
-        Clocks of file systems have grains of up to 2 s; what was changed within one grain of the
-        look may be changed again without any sign.
+        File system clocks have a granularity of up to 2 s; a file that was changed within that time
+        before the look may be changed again without a different timestamp.
         """
         return max(self.signature[3:]) + CLOCK_GRAIN < time.time_ns()
 
@@ -60,10 +60,10 @@ def _signature(status: os.stat_result) -> Signature:
 
 
 class Directory(NamedTuple):
-    """A directory that was looked at, and the looks of its files by path, in order.
+    """A directory, and the metadata of its files by path, in order.
 
-    `place` is None if it does not exist or cannot be read; a file's look is None if it cannot be
-    looked at.
+    `place` is None if the directory does not exist or cannot be read.  The metadata of a file is
+    None if it cannot be obtained.
     """
 
     place: Found | None
@@ -71,7 +71,7 @@ class Directory(NamedTuple):
 
 
 def look_at_directory(path: str) -> Found | None:
-    """What a directory is, and who may change what is in it; None if it cannot be looked at."""
+    """Return a directory's status and write access; None if they cannot be obtained."""
     try:
         return Walker().look(path)
     except OSError:
@@ -79,7 +79,7 @@ def look_at_directory(path: str) -> Found | None:
 
 
 def look(path: str, place: Found | None) -> Look | None:
-    """What a file looks like, by what its directory is; None if it cannot be looked at."""
+    """Return the metadata of a file in the directory `place`; None if it cannot be obtained."""
     try:
         return _look(Walker(), place, path, os.lstat(path))
     except OSError:
@@ -91,7 +91,7 @@ def _look(walker: Walker, place: Found | None, path: str, status: os.stat_result
     if place is not None and not is_link and status.st_dev == place.status.st_dev:
         return Look(_signature(status), walker.entry_access(place, path, status))
     try:
-        # It may be in a file system that does not answer.
+        # It may be in a file system that does not respond.
         return Look.of(safe_files.look(path))
     except Unsafe:
         return None
@@ -103,10 +103,10 @@ def list_directory(
     problems: list[Problem],
     is_trusted: Callable[[WriteAccess], bool],
 ) -> Directory:
-    """The files in a directory whose names are wanted, in order.
+    """List the files of a directory whose names satisfy `is_wanted`, in order.
 
-    Where they exceed a limit, untrusted files are left out first: whoever may write one of them
-    cannot keep others from being read.
+    If they exceed a limit, untrusted files are omitted first, so that their writers cannot prevent
+    other files from being read.
     """
     try:
         found = _listed(path, is_wanted)
@@ -142,13 +142,13 @@ def list_directory(
 
 
 def _size(seen: Look | None) -> int:
-    """How much of a file would be read, in bytes: nothing of one that is refused for its size."""
+    """Return how many bytes of a file would be read: 0 for a file refused because of its size."""
     size = seen.signature[_SIZE] if seen else 0
     return size if size <= MAX_BYTES else 0
 
 
 def _listed(path: str, is_wanted: Callable[[str], bool]) -> Directory:
-    """Raises OSError."""
+    """List the wanted files of a directory.  Raises OSError."""
     walker = Walker()
     found: dict[str, Look | None] = {}
     with walker.opened(path) as (descriptor, place), os.scandir(descriptor) as entries:
@@ -167,16 +167,17 @@ def _entry(walker: Walker, place: Found, directory: str, entry: os.DirEntry[str]
 
 
 def read_text(path: str, problems: list[Problem], missing_remedy: str = "") -> str | None:
-    """The text of a file that an operator names; None, and a problem, if it cannot be had."""
+    """Return the text of a file named by an operator; if unreadable, None and add a problem."""
     return read_file(path, None, problems, missing_remedy)[0]
 
 
 def read_file(
     path: str, place: Found | None, problems: list[Problem], missing_remedy: str = ""
 ) -> tuple[str | None, Look | None]:
-    """The text of a file and what it looked like just then; None, and a problem, without them.
+    """Return the text of a file, and its metadata when it was read.
 
-    `place` is its directory if that has just been looked at.
+    If the file cannot be read, return None for both and add a problem; if it is not UTF-8, return
+    None for the text.  `place` is the file's directory, if its status is already known.
     """
     try:
         if place is None:

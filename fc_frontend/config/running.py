@@ -1,7 +1,7 @@
-"""The declarations of what HAProxy runs, as they are in their files, kept for the next start.
+"""The raw declarations of the running configuration, kept for the next start.
 
-The text of the running sections is in haproxy.cfg and in the history; these say what it was made
-of.  Declarations are kept unchecked, and go through all checks again when they are used.
+The text of the running sections is in haproxy.cfg and in the history; these are the declarations
+from which it was rendered.  They are stored unchecked, and validated again whenever they are used.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from fc_frontend.text import is_printable
 VERSION = 6
 _NAME = re.compile(rf"[{PATH_LETTERS.replace('/', '')}]+")
 _BLANK = re.compile(r"\\[nrt]")
-"""As JSON writes a line's end or a tab."""
+"""A line end or tab as JSON escapes it."""
 _COPY = re.compile(r"[0-9a-f]{64}(\.list)?")
 _MOST_BYTES = 64 * 1024 * 1024
 MAX_FORMER_AGE = 60.0
-"""Seconds for which former forms are valid on disk: the guard watches services for less."""
+"""Seconds for which former declarations on disk are valid: the guard watches services for less."""
 
 
 @dataclass(frozen=True, slots=True)
 class RawDeclaration:
-    """A service's fields or a fragment's text as they are in `file`.
+    """A service's fields or a fragment's text as written in `file`.
 
-    `level` is the trust level of the file when HAProxy accepted it, and stays: what a trusted user
-    wrote stays acceptable if others may write the file later.
+    `level` is the trust level of the file when HAProxy accepted the declaration.  It is kept: a
+    declaration by a trusted user remains acceptable if others may write the file later.
     """
 
     file: str
@@ -46,14 +46,15 @@ class RawDeclaration:
 
 @dataclass(frozen=True, slots=True)
 class RunningDeclarations:
-    """What the running configuration was made of.
+    """The declarations from which the running configuration was rendered.
 
-    `files` has the files that its sections name, each with the name of its copy.  `failed` has
-    the declarations of services that lost all their servers after a reload; there, `file` is the
-    evidence.  `former` has the earlier declarations of services that the guard watches, oldest
-    first.  `withheld` has the units whose change is not deployed, and `consents` those that an
-    operator forced, both with a fingerprint of what the files said.  `hash` is the digest of the
-    configuration, None if nothing was deployed yet.
+    - `files`: the files that its sections name, each with the name of its copy.
+    - `failed`: the declarations of services that lost all their servers after a reload; their
+      `file` contains the evidence.
+    - `former`: the earlier declarations of services that the guard watches, oldest first.
+    - `withheld`: the units whose change is not deployed, with fingerprints of their declarations.
+    - `consents`: the units that an operator forced, with fingerprints of their declarations.
+    - `hash`: the digest of the configuration; None if nothing has been deployed yet.
     """
 
     settings: Mapping[str, Any] | None = None
@@ -69,13 +70,13 @@ class RunningDeclarations:
     hash: str | None = field(default=None, compare=False)
 
     def way_back(self, name: str) -> RawDeclaration | None:
-        """The newest earlier declaration of a service that has not failed."""
+        """Return the newest earlier declaration of a service that has not failed."""
         failed = [each.value for each in self.failed.get(name, ())]
         ways = (each for each in reversed(self.former.get(name, ())) if each.value not in failed)
         return next(ways, None)
 
     def ways_back(self) -> dict[str, RawDeclaration]:
-        """The declarations that services go back to which lost all their servers as they run."""
+        """Return the declarations to restore for services whose running declaration has failed."""
         return {
             name: form
             for name in self.failed
@@ -85,7 +86,7 @@ class RunningDeclarations:
         }
 
     def after_failure(self, name: str, evidence: str, back: RawDeclaration) -> RunningDeclarations:
-        """These, once the running declaration of a service failed and it is to go `back`."""
+        """Return a copy in which a service's running declaration has failed, to restore `back`."""
         running = self.services[name]
         failed = self.failed.get(name, ())
         if self.has_failed(name, running.value) is None:
@@ -97,11 +98,11 @@ class RunningDeclarations:
         )
 
     def has_failed(self, name: str, value: Any) -> RawDeclaration | None:
-        """The evidence against a declaration of a service, None if there is none."""
+        """Return the evidence that a declaration of a service failed; None if it did not."""
         return next((each for each in self.failed.get(name, ()) if each.value == value), None)
 
     def named_files(self) -> dict[str, str]:
-        """The files, with their copies, whose names are in these declarations and former ones."""
+        """Return the files, with their copies, that current or former declarations name."""
         if not self.files:
             return {}
         forms = chain(
@@ -116,9 +117,9 @@ class RunningDeclarations:
 
 
 def load_running(path: str) -> RunningDeclarations:
-    """What `dump_running` wrote; nothing where the file is missing, damaged or foreign.
+    """Load what `dump_running` wrote; empty if the file is missing, damaged or not fc-frontend's.
 
-    Former forms are dropped if the file is older than `MAX_FORMER_AGE`.
+    Former declarations are dropped if the file is older than `MAX_FORMER_AGE`.
     """
     try:
         content, seen = files.read_own(path, _MOST_BYTES), files.signature(path)
@@ -132,7 +133,7 @@ def load_running(path: str) -> RunningDeclarations:
 
 
 def dump_running(running: RunningDeclarations) -> bytes:
-    """The forms as `load_running` reads them."""
+    """Return the declarations in the format that `load_running` reads."""
     document = {
         "version": VERSION,
         "settings": running.settings,
@@ -163,7 +164,7 @@ def _json(value: Any) -> str:
 
 
 def _parsed(document: Any) -> RunningDeclarations:
-    """Raises KeyError, TypeError or ValueError for what `dump_running` would not write."""
+    """Parse a document.  Raises KeyError, TypeError or ValueError if the format is invalid."""
     if document["version"] != VERSION:
         raise ValueError
     settings = document["settings"]

@@ -1,7 +1,7 @@
-"""Declarations of services and frontends: from what operators write to frozen dataclasses.
+"""Declarations of services and frontends: turn operators' input into frozen dataclasses.
 
-`settings`, `sites` and `tls` have the other declarations, `fields` the values of all of them.
-Pydantic is used in these modules only.
+`settings`, `sites` and `tls` contain the other declarations, `fields` the value types of all of
+them.  Pydantic is used only in these modules.
 """
 
 from __future__ import annotations
@@ -75,9 +75,9 @@ CAMEL_CASE = {
     "haproxyExtraConfig": "extra_config",
     "extraPodTemplateOptions": "server_options",
 }
-"""The predecessor's names of a service's fields."""
+"""The predecessor's names of service fields, and the present names."""
 MAX_ROUTES = 10_000
-"""Of one service: each is an entry in a map of HAProxy."""
+"""Per service: each route is an entry in an HAProxy map."""
 _HTTP_BALANCE = ("uri", "url_param", "hdr(")
 
 
@@ -139,7 +139,7 @@ class FrontendDeclaration(Strict):
     extra_config: ServiceLines = ()
 
     def complaints(self) -> list[tuple[str, str, str]]:
-        """Field, message and remedy of what is wrong between the fields of this frontend."""
+        """Return field, message and remedy of each conflict between this frontend's fields."""
         is_tcp = self.mode == "tcp"
         given = {
             "tls": self.tls is not None,
@@ -160,7 +160,7 @@ class FrontendDeclaration(Strict):
         return found
 
     def model(self, name: str, origin: Origin) -> FrontendSpec:
-        """The frontend as a value for all later stages; only after `complaints` found nothing."""
+        """Return the frontend for all later stages; valid only if `complaints` is empty."""
         return FrontendSpec(
             name=name,
             binds=self.binds,
@@ -239,7 +239,7 @@ class ServiceDeclaration(Strict):
     bind_options: Words = ""
 
     def ports(self) -> dict[Target, int | str]:
-        """The port fields that were given."""
+        """Return the port fields that are set."""
         given = {
             Target.POD: self.pod_port,
             Target.SERVICE: self.service_port,
@@ -249,13 +249,13 @@ class ServiceDeclaration(Strict):
 
     @property
     def effective_mode(self) -> Literal["tcp", "http"]:
-        """The mode as given; by default http for routes by host and path, else tcp."""
+        """The configured mode; by default http for routes by host and path, else tcp."""
         if self.mode is not None:
             return self.mode
         return "http" if self.frontend is not None and not self.sni else "tcp"
 
     def _route_complaints(self) -> list[tuple[str, str, str]]:
-        """What is wrong between the fields about routes."""
+        """Return the conflicts between the fields for routes."""
         routed = {"hosts": self.hosts, "paths": self.paths, "sni": self.sni}
         if self.frontend is None:
             return [
@@ -286,7 +286,7 @@ class ServiceDeclaration(Strict):
         return found
 
     def complaints(self, name: str) -> list[tuple[str, str, str]]:
-        """Field, message and remedy of what is wrong between the fields of this service."""
+        """Return field, message and remedy of each conflict between this service's fields."""
         if found := self._route_complaints():
             return found
         ports = self.ports()
@@ -403,7 +403,7 @@ class ServiceDeclaration(Strict):
         ]
 
     def model(self, name: str, origin: Origin) -> ServiceSpec:
-        """The service as a value for all later stages; only after `complaints` found nothing."""
+        """Return the service for all later stages; valid only if `complaints` is empty."""
         target, port = next(iter(self.ports().items()))
         return ServiceSpec(
             name=name,

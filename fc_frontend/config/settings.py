@@ -1,4 +1,4 @@
-"""The shape of the settings file, but for its services and frontends; see `schema`."""
+"""The schema of the settings file, except for services and frontends; see `schema`."""
 
 from __future__ import annotations
 
@@ -220,7 +220,7 @@ class TrustDeclaration(Strict):
 
 
 class UntrustedDeclaration(Strict):
-    """`untrusted:`, the limits of files that are not trusted."""
+    """`untrusted:`, the limits for untrusted files."""
 
     namespaces: (
         Annotated[tuple[ServiceName, ...], BeforeValidator(listed), Field(max_length=1000)] | None
@@ -325,7 +325,7 @@ class ApiAccessDeclaration(Strict):
 
 
 class SettingsDeclaration(Strict):
-    """The settings file, but for its services."""
+    """The settings file, except for its services and frontends."""
 
     cluster: ClusterDeclaration = Field(default_factory=ClusterDeclaration)
     haproxy: HaproxyDeclaration = Field(default_factory=HaproxyDeclaration)
@@ -350,7 +350,7 @@ class SettingsDeclaration(Strict):
         return self
 
     def model(self) -> Settings:
-        """The settings as a value for all later stages."""
+        """Return the settings for all later stages."""
         return Settings(
             cluster=self.cluster.model(),
             haproxy=self.haproxy.model(),

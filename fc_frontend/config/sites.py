@@ -1,4 +1,4 @@
-"""The shape of a service's fields about sites: logins, cookies, redirects, rewritten paths."""
+"""The schema of a service's site fields: logins, cookies, redirects and rewritten paths."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fc_frontend.plan.sites import BasicAuth, Redirect, Rewrite, Sticky
 from fc_frontend.syntax.routes import NotARoute, Path, parse_host, parse_path
 
 MAX_RULES = 100
-"""Redirects or rewritten prefixes of one service: HAProxy tries one after the other."""
+"""Redirects or rewritten prefixes per service: HAProxy tries them one after the other."""
 _GROUP = re.compile(r"[A-Za-z0-9._@+-]{1,64}")
 _REALM = re.compile(r"[A-Za-z0-9 ._@+/:-]{1,100}")
 _COOKIE = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -20,11 +20,11 @@ _URL = re.compile(r"(https?)://([^/?#:]+)(?::([0-9]{1,5}))?(/.*)?")
 _DOMAIN = Path("")
 
 Complaints = list[tuple[str, str, str]]
-"""Field, message and remedy of what is wrong between fields."""
+"""Field, message and remedy of each conflict between fields."""
 
 
 def _target(value: Any) -> str:
-    """A path, or a URL of http or https with a host."""
+    """Validate a path, or an http or https URL with a host."""
     if not isinstance(value, str):
         raise error(f"{short(value)} is not a string", "put it in quotes")
     try:
@@ -132,7 +132,7 @@ def site_complaints(
     redirects: tuple[RedirectDeclaration, ...],
     rewrite: tuple[RewriteDeclaration, ...],
 ) -> Complaints:
-    """What is wrong between the fields of a site."""
+    """Return the conflicts between the fields of a site."""
     found: Complaints = []
     if basic_auth is not None and basic_auth.allow_groups and basic_auth.groups is None:
         found.append(
@@ -167,7 +167,7 @@ def site_complaints(
 
 
 def _covers(pattern: Path, path: str) -> bool:
-    """True if `pattern` matches the path `path`."""
+    """Return whether `pattern` matches `path`."""
     if pattern.is_exact:
         return path == pattern.text
     return f"{path}/".startswith(f"{pattern.text}/")

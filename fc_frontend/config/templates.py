@@ -1,4 +1,4 @@
-"""The packaged templates, with the operator's own ones in their place, one file at a time."""
+"""The packaged templates, each of which an operator's own template may replace."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 @cache
 def packaged_templates() -> Mapping[str, str]:
-    """File name → text of the templates that fc-frontend ships; read once."""
+    """Return the templates that fc-frontend ships: file name → text.  Cached."""
     package = Path(__file__).parent.parent
     directory = package / "templates"
     if not directory.is_dir():
@@ -18,5 +18,5 @@ def packaged_templates() -> Mapping[str, str]:
 
 
 def templates(own: Mapping[str, str]) -> dict[str, str]:
-    """The packaged templates, where the operator's `own` take precedence."""
+    """Return the packaged templates; the operator's `own` templates take precedence."""
     return {**packaged_templates(), **own}

@@ -1,7 +1,7 @@
-"""Trust levels: who may change a file, and what follows from that for what the file may declare.
+"""Trust levels: derive what a file may declare from who may change it.
 
-`paths.walk` collects a `WriteAccess` for each file; `judge` turns it into a `Verdict`.  The rules,
-and what each level may declare, are in contrib/trust.rst, "Who may write what".
+`paths.walk` collects a `WriteAccess` for each file; `judge` turns it into a `Verdict`.  The rules
+and the permissions of each level are described in contrib/trust.rst, "Who may write what".
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from fc_frontend.paths.accounts import group_name, user_name
 
 
 class Level(StrEnum):
-    """What a file may declare."""
+    """The permissions of a file's declarations."""
 
     TRUSTED = "trusted"
     """Everything."""
@@ -25,21 +25,21 @@ class Level(StrEnum):
 
 
 class Distrust(StrEnum):
-    """Why a file is not trusted."""
+    """The reason why a file is not trusted."""
 
     OWNER = "owner"
-    """A component is owned by a user who is not trusted."""
+    """A component is owned by an untrusted user."""
     WRITABLE = "writable"
-    """A component may be written by its group, by users in its ACL or by everybody."""
+    """A component is writable by its group, by users in its ACL or by everybody."""
     HARD_LINK = "hard-link"
-    """Anybody may have linked the file into a sticky directory."""
+    """Any user may have linked the file into a sticky directory."""
     ORIGIN = "origin"
-    """It is a last good form that came from an untrusted file."""
+    """It is a last good form from an untrusted file."""
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The level of a file, with the component that decides it; None for a trusted file."""
+    """The level of a file, with the component that decides it; None if there is none."""
 
     level: Level
     cause: Distrust | None = None
@@ -49,16 +49,16 @@ class Verdict:
 
     @property
     def is_trusted(self) -> bool:
-        """True if the file may declare everything."""
+        """Whether the file may declare everything."""
         return self.level is Level.TRUSTED
 
     def as_json(self) -> dict[str, str]:
-        """The verdict in the shape of all JSON output."""
+        """Return the verdict as in all JSON output."""
         return {"level": self.level.value, "reason": self.reason}
 
     @property
     def reason(self) -> str:
-        """Why the file has this level."""
+        """The reason for this level."""
         part = self.component
         if self.cause is Distrust.ORIGIN:
             return "its last good form came from an untrusted file"
@@ -75,7 +75,7 @@ class Verdict:
 
     @property
     def remedy(self) -> str:
-        """What makes the file trusted; empty if it is."""
+        """The remedy that makes the file trusted; empty if it is trusted."""
         part = self.component
         if part is None or self.cause is not Distrust.OWNER:
             return self.change
@@ -84,7 +84,7 @@ class Verdict:
 
     @property
     def change(self) -> str:
-        """The change of the file that makes it trusted, whatever the settings; empty if it is."""
+        """The change of the file alone that makes it trusted; empty if it is trusted."""
         part = self.component
         if part is None:
             return ""
@@ -100,10 +100,10 @@ UNTRUSTED_ORIGIN = Verdict(Level.UNTRUSTED, Distrust.ORIGIN)
 
 
 def judge(access: WriteAccess, trusted: Collection[int]) -> Verdict:
-    """The level of a file that root and the users `trusted` may change.
+    """Return the verdict on a file, where root and the users `trusted` may change trusted files.
 
-    Group-writable counts as writable by others whoever is in the group: who is may change at any
-    time, and write permissions from a POSIX ACL show up in the same bits (acl(5), the mask).
+    A group-writable file counts as writable by others, whatever the members of the group: they may
+    change at any time, and a POSIX ACL sets the same mode bits (acl(5), the mask).
     """
     for component in access.owners:
         if component.uid not in trusted:

@@ -1,4 +1,4 @@
-"""Whose files are trusted: root, the user that the daemon runs as, and those in `trust.users`."""
+"""The users whose files are trusted: root, the daemon's user, and those in `trust.users`."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from fc_frontend.plan.model import Settings
 
 
 def state_directory(settings: Mapping[str, Any]) -> str:
-    """`state_directory` of settings as written, else systemd's, else the default.
+    """Return `state_directory` of the raw settings, else systemd's, else the default.
 
-    Settings that cannot be read must not hide what was good before.
+    Unreadable settings must not hide the last good state.
     """
     declared = settings.get("state_directory")
     given = os.environ.get("STATE_DIRECTORY", "").split(":")[0]
@@ -27,10 +27,10 @@ def state_directory(settings: Mapping[str, Any]) -> str:
 
 
 def daemon_user(directory: str) -> int:
-    """The user that the daemon runs as: the owner of the state directory.
+    """Return the user that the daemon runs as: the owner of the state directory.
 
-    So every command has the daemon's verdicts, whoever runs it.  The current user if the directory
-    does not exist, or if others may have put it there.
+    This way, every command reaches the same verdicts as the daemon, whichever user runs it.  Return
+    the current user if the directory does not exist, or if others may have created it.
     """
     walker = Walker()
     try:
@@ -48,22 +48,22 @@ def daemon_user(directory: str) -> int:
 
 
 def settings_users() -> frozenset[int]:
-    """The users whose settings files are trusted.
+    """Return the users whose settings files are trusted, besides root.
 
-    Nothing that the settings say counts here: they would choose their own judges.
+    This does not depend on the settings, which must not decide whether they are trusted themselves.
     """
     return frozenset((own_id(), daemon_user(state_directory({}))))
 
 
 def trusted_users(settings: Mapping[str, Any]) -> frozenset[int]:
-    """The users whose files are trusted, besides root, by settings as written."""
+    """Return the users whose files are trusted, besides root, according to raw settings."""
     named = (user_id(name) for name in named_users(settings))
     daemon = daemon_user(state_directory(settings))
     return frozenset((daemon, *(uid for uid in named if uid is not None)))
 
 
 def named_users(settings: Mapping[str, Any]) -> tuple[str, ...]:
-    """`trust.users` of settings as written; what is not a name there is left out."""
+    """Return `trust.users` of raw settings; values that are not names are omitted."""
     trust = settings.get("trust")
     users = trust.get("users") if isinstance(trust, dict) else None
     listed = users if isinstance(users, list) else [users]
@@ -71,7 +71,10 @@ def named_users(settings: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def state_verdict(directory: str) -> Verdict | None:
-    """Whether only root and the daemon's user may change the state directory; None without one."""
+    """Return whether only root and the daemon's user may change the state directory.
+
+    Return None if there is no such directory.
+    """
     try:
         found = Walker().look(directory)
     except OSError:

@@ -1,1 +1,1 @@
-"""From a plan to haproxy.cfg's text and the map from its lines to what was declared.  Pure."""
+"""Render a plan as haproxy.cfg, and map its lines to the declared units.  Pure."""

@@ -1,7 +1,7 @@
-"""haproxy.cfg as sections of units, with the digest that proves which text HAProxy runs.
+"""haproxy.cfg as sections of units, with a digest that identifies the text that HAProxy runs.
 
-Each section but the first has a comment above it that names its unit, so that the sections of an
-installed text are known without any other state.
+Every section except the first follows a comment that names its unit, so the sections of an
+installed text can be determined without any other state.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from fc_frontend.syntax.routes import (
 HASH_PREFIX = "fc-frontend:"
 HASH_LENGTH = 16
 BLANK_DESCRIPTION = HASH_PREFIX + "0" * HASH_LENGTH
-"""The placeholder in the text while its digest is computed."""
+"""The placeholder for the digest while the digest is computed."""
 MARK = "# fc-frontend unit: "
 _MARK_LINE = re.compile(rf"^{MARK}(frontend|service|fragment) (\S+)$", re.MULTILINE)
 _ANY_MARK = re.compile(
@@ -46,7 +46,7 @@ _HEADER_OR_DESCRIPTION = re.compile(
 
 
 class SectionPlace(NamedTuple):
-    """Where a unit's section is: its first line and the one after its last, counted from 1."""
+    """The lines of a unit's section: the first one, and the one after the last, counted from 1."""
 
     unit: UnitId
     first: int
@@ -55,9 +55,9 @@ class SectionPlace(NamedTuple):
 
 @dataclass(frozen=True)
 class Config:
-    """The text of haproxy.cfg, its digest, and the sections that it consists of.
+    """The text of haproxy.cfg, its digest, and its sections.
 
-    `sections` are empty where only the text is known.
+    `sections` is empty if only the text is known.
     """
 
     text: str
@@ -66,7 +66,7 @@ class Config:
 
     @cached_property
     def places(self) -> tuple[SectionPlace, ...]:
-        """The lines of each section but the settings'."""
+        """The lines of each section except the settings section."""
         if not self.sections:
             return ()
         head, *others = self.sections
@@ -79,28 +79,28 @@ class Config:
         return tuple(places)
 
     def unit_at(self, line: int) -> UnitId | None:
-        """The frontend, service or fragment whose section has `line` (counted from 1)."""
+        """Return the frontend, service or fragment whose section contains `line`, from 1."""
         for place in self.places:
             if place.first <= line < place.end:
                 return place.unit
         return None
 
     def unit_named(self, name: str) -> UnitId | None:
-        """The service or fragment called `name`."""
+        """Return the frontend, service or fragment named `name`, if there is one."""
         return next((place.unit for place in self.places if place.unit.name == name), None)
 
     @property
     def unit_text(self) -> str:
-        """The text of all sections but the settings' one."""
+        """The text of all sections except the settings section."""
         return "\n\n".join(s.text for s in self.sections if s.unit != SETTINGS)
 
     def section_text(self, name: str) -> str:
-        """The text of the service or fragment called `name`; empty if there is none."""
+        """Return the section text of the unit named `name`; empty if there is none."""
         return next((s.text for s in self.sections if s.unit.name == name), "")
 
 
 def assemble(sections: Iterable[Section]) -> Config:
-    """The configuration that consists of `sections`, of which the settings' one comes first."""
+    """Return the configuration that consists of `sections`; the settings section must be first."""
     head, *others = sections
     assert head.unit == SETTINGS
     parts = [head.text, "\n"]
@@ -115,9 +115,10 @@ def assemble(sections: Iterable[Section]) -> Config:
 
 
 def sections_in(text: str) -> tuple[Section, ...]:
-    """The sections of a text that `assemble` made; the inverse of `assemble`.
+    """Return the sections of a text that `assemble` produced; the inverse of `assemble`.
 
-    Of a text that was edited by others, whatever follows a unit's comment counts as its section.
+    If the text was edited by others, everything that follows a unit's comment belongs to its
+    section.
     """
     marks = list(_MARK_LINE.finditer(text))
     starts = [mark.start() for mark in marks]
@@ -130,20 +131,20 @@ def sections_in(text: str) -> tuple[Section, ...]:
 
 
 def has_mark(text: str) -> bool:
-    """True if a line of `text` would be taken for a comment that names a unit or a route."""
+    """Return whether a line of `text` looks like a comment for a unit, route or allowed address."""
     return _ANY_MARK.search(text) is not None
 
 
 def has_unit_mark(text: str) -> bool:
-    """True if a line of `text` would be taken for the comment that names a unit."""
+    """Return whether a line of `text` looks like the comment that names a unit."""
     return _UNIT_MARK.search(text) is not None
 
 
 def maps_in(config_file: str, text: str) -> dict[str, str]:
-    """The maps that the configuration `text` needs beside `config_file`: path → content.
+    """Return the maps that the configuration `text` needs beside `config_file`: path → content.
 
-    A frontend has all its maps, even those that are empty.  Lists of allowed addresses are those of
-    frontends and of services.
+    All maps that a frontend names are included, even if they are empty.  Lists of allowed addresses
+    of frontends and services are included too.
     """
     if f"{MARK}{UnitKind.FRONTEND}" not in text and ALLOW_ENDING not in text:
         return {}
@@ -170,13 +171,13 @@ def maps_in(config_file: str, text: str) -> dict[str, str]:
 
 
 def description_of(text: str) -> str | None:
-    """The description that holds the digest of `text`; None if there is none."""
+    """Return the description that contains the digest of `text`; None if there is none."""
     place = _description(text)
     return text[place] if place else None
 
 
 def config_hash(text: str) -> str | None:
-    """The digest in `text`, if it is that of the text itself; None if the text was edited."""
+    """Return the digest in `text` if it matches the text; None if the text was edited."""
     stated = description_of(text)
     if stated is None or stated != HASH_PREFIX + _digest(_blank(text)):
         return None
@@ -184,15 +185,15 @@ def config_hash(text: str) -> str | None:
 
 
 def _blank(text: str) -> str:
-    """`text` as it was when its digest was computed."""
+    """Return `text` with the placeholder in place of its digest."""
     place = _description(text)
     return text[: place.start] + BLANK_DESCRIPTION + text[place.stop :] if place else text
 
 
 def _description(text: str) -> slice | None:
-    """Where the description with the digest is: the first one in a `global` section.
+    """Locate the description with the digest: the first one in a `global` section.
 
-    The same words in a service's section, or in a comment, are not it.
+    The same words in a service's section or in a comment are ignored.
     """
     kind = ""
     for match in _HEADER_OR_DESCRIPTION.finditer(text):
@@ -204,5 +205,5 @@ def _description(text: str) -> slice | None:
 
 
 def _digest(text: str) -> str:
-    # Routes and allowed addresses change at runtime, and are proved by reading them back.
+    # Routes and allowed addresses change at runtime, and are verified by reading them back.
     return hashlib.sha256(without_routes(text).encode()).hexdigest()[:HASH_LENGTH]

@@ -1,4 +1,4 @@
-"""The comments in haproxy.cfg that have the digests of named files; see `haproxy.contents`."""
+"""Comments in haproxy.cfg that contain the digests of named files; see `haproxy.contents`."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ _LINE = re.compile(rf"^{FILE_MARK}([0-9a-f]+|missing|unreadable) (.+)$", re.MULT
 
 
 def digests_in(text: str) -> Mapping[str, str]:
-    """The digests that a section, or a whole configuration, has of its files, by path."""
+    """Return the file digests in a section or a whole configuration, by path."""
     return {match[2]: match[1] for match in _LINE.finditer(text)} if FILE_MARK in text else {}
 
 
 def without_digests(text: str) -> str:
-    """A section without the comments that have digests: they are its last lines."""
+    """Return a section without the comments that contain digests, which are its last lines."""
     return text[: found.start()].rstrip("\n") if (found := _LINE.search(text)) else text
 
 
 def changed_files(before: str, after: str) -> tuple[str, ...]:
-    """The files that both texts name, and whose content differs."""
+    """Return the files that both texts name with different digests, sorted by path."""
     old, new = digests_in(before), digests_in(after)
     return tuple(sorted(path for path in old.keys() & new.keys() if old[path] != new[path]))

@@ -1,4 +1,4 @@
-"""What HAProxy listens on with a configuration, section by section."""
+"""The listeners that HAProxy opens for a configuration, section by section."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from fc_frontend.render.config import Config
 from fc_frontend.syntax.binds import BindFlaw, Listeners, Owned, effective, read_listeners
 
 _SPARE = 1000
-"""Units that are remembered although they are gone."""
+"""Removed units that may stay in the cache."""
 
 _known: dict[UnitId, tuple[str, Listeners]] = {}
-"""The sections that were read last: one that is still the same is not read again."""
+"""The sections that were read last: unchanged sections are not read again."""
 
 
 def listeners_of(config: Config, host_name: str) -> tuple[list[Owned], list[BindFlaw]]:
-    """What HAProxy opens on the host of this name, and the lines for which that is not known.
+    """Return the listeners on the host `host_name`, and the lines whose listeners are unknown.
 
-    Lines count in the section of their unit.  Where only the text of a configuration is known, all
-    of it belongs to the settings.
+    Lines are counted from the start of their unit's section.  If only the text of a configuration
+    is known, all of it belongs to the settings.
     """
     if not config.sections:
         return effective([read_listeners(config.text)], host_name)

@@ -1,6 +1,6 @@
-"""Which unit defines which name in a rendered configuration, and names that two units define.
+"""The names that each unit defines in a rendered configuration, and conflicts between units.
 
-HAProxy reports such a name for the section that comes later, whichever unit is the newcomer.
+HAProxy reports a conflict for the later section, whichever unit is new.
 """
 
 from __future__ import annotations
@@ -13,19 +13,20 @@ from fc_frontend.render.config import Config
 from fc_frontend.syntax.names import defined_names
 
 _SPARE = 1000
-"""Units that are remembered although they are gone."""
+"""Removed units that may stay in the cache."""
 _NOT_EXCLUSIVE = frozenset(("table",))
-"""Kinds of names that follow from other names."""
+"""Kinds of names that are derived from other names."""
 
 _known: dict[UnitId, tuple[str, frozenset[Resource]]] = {}
 """The names of the sections that were read last, with their texts."""
 
 
 def name_problems(config: Config, newcomers: Collection[UnitId]) -> tuple[Problem, ...]:
-    """The names that more than one unit defines, each with the unit to blame.
+    """Return problems for names that more than one unit defines, each with the unit at fault.
 
-    That is the one of `newcomers`, the units that HAProxy does not have in this form; between
-    newcomers, a service comes before a fragment, and then the first by name.
+    `newcomers` are the units that HAProxy does not run in this form; they are at fault.  Among
+    newcomers, the unit that follows in the configuration is at fault: a fragment rather than a
+    service, then the later one by name.
     """
     if len(_known) > 2 * len(config.sections) + _SPARE:
         _known.clear()
@@ -36,7 +37,7 @@ def name_problems(config: Config, newcomers: Collection[UnitId]) -> tuple[Proble
         count += len(names)
         found_names |= names
     if len(found_names) == count:
-        # Nearly always: who is a newcomer need not be known then.
+        # The usual case, in which `newcomers` need not be examined.
         return ()
     order = sorted(
         config.sections,

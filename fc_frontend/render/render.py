@@ -1,8 +1,8 @@
-"""The sections of haproxy.cfg, rendered from a plan and templates.
+"""Render the sections of haproxy.cfg from a plan and templates.
 
-The templates only lay words out; what the words are is decided here, from a small render model.
+The templates only define the layout; this module computes all values, as small render models.
 Every value that a template prints is checked once more: no control character and no None reaches
-the text.  The same plan gives the same bytes.
+the text.  The same plan always produces the same bytes.
 """
 
 from __future__ import annotations
@@ -62,14 +62,15 @@ FRAGMENT = "fragment.cfg.j2"
 
 
 ALIVE_TABLES = {"fc-alive-10s": 10, "fc-alive-30s": 30}
-"""The stick-tables with the daemon's sign of life, and the seconds after which it is gone.
+"""The stick-tables with the daemon's heartbeat, and the seconds after which it expires.
 
-A headless Service's standby has the same pods, so it may serve soon; a cluster IP adds a hop.
+The standby of a headless Service has the same pods, so it may take over soon; a cluster IP adds a
+hop.
 """
 ALIVE_KEY = "daemon"
 _NO_SITES: Mapping[str, sites.SiteFiles] = MappingProxyType({})
 _MAX_NETWORKS = 50
-"""In one line."""
+"""Per line."""
 
 _FOR_STANDBY = (
     "option httpchk", "option tcp-check", "http-check", "tcp-check", "timeout server",
@@ -77,12 +78,15 @@ _FOR_STANDBY = (
     "http-reuse", "http-send-name-header", "no option", "option http-server-close",
     "option prefer-last-server", "dynamic-cookie-key",
 )  # fmt: skip
-"""What of a service's own lines is about its servers alone, and goes for its standby as well."""
+"""Prefixes of the raw lines that concern only servers, and are copied to the standby."""
 
 
 @dataclass(frozen=True, slots=True)
 class StandbyModel:
-    """The backend that serves while nobody fills the slots; `table` has the sign of life."""
+    """The backend that serves while the daemon does not fill the slots.
+
+    `table` contains the daemon's heartbeat.
+    """
 
     name: str
     table: str
@@ -92,9 +96,9 @@ class StandbyModel:
 
 @dataclass(frozen=True, slots=True)
 class ServiceModel:
-    """What service.cfg.j2 prints.
+    """The values for service.cfg.j2.
 
-    `comments` name what changes at runtime: routes, and the addresses of clients.
+    `comments` contain the values that change at runtime: routes and allowed client addresses.
     """
 
     name: str
@@ -114,9 +118,10 @@ class ServiceModel:
 
 @dataclass(frozen=True, slots=True)
 class PassthroughModel:
-    """The part of a frontend that passes TLS on before the rest terminates it.
+    """The part of a frontend that passes TLS through, ahead of the part that terminates TLS.
 
-    `bind` is the `socket` between the two, with its words, `access` tells whom the rules may limit.
+    `socket` connects the two parts, and `bind` is that socket with its options.  `access` contains
+    the lines that expect PROXY headers and define the clients allowed by `rules`.
     """
 
     socket: str
@@ -127,11 +132,11 @@ class PassthroughModel:
 
 @dataclass(frozen=True, slots=True)
 class FrontendModel:
-    """What frontend.cfg.j2 prints.
+    """The values for frontend.cfg.j2.
 
-    `allowed` are the comments with the addresses of clients, `access` the lines that reject
-    requests, `headers` set headers, and `rules` find the service, with the keyword `request`.
-    `standby_table` has the sign of life for standbys.
+    `allowed` are the comments with allowed client addresses, `access` the lines that reject
+    requests, `headers` the lines that set headers, and `rules` the lines that select the service.
+    `request` is the keyword for the mode.  `standby_table` contains the heartbeat for standbys.
     """
 
     name: str
@@ -153,7 +158,7 @@ class FrontendModel:
 
 @dataclass(frozen=True, slots=True)
 class FragmentModel:
-    """What fragment.cfg.j2 prints."""
+    """The values for fragment.cfg.j2."""
 
     name: str
     text: Verbatim
@@ -169,13 +174,13 @@ class NameserverModel:
 
 
 class Verbatim(str):
-    """HAProxy text of several lines, by intent."""
+    """HAProxy text that may contain several lines."""
 
     __slots__ = ()
 
 
 class RenderMemo:
-    """The sections of units as they were rendered before."""
+    """The previously rendered sections of units."""
 
     def __init__(self) -> None:
         self.services: Memo[Section] = Memo()
@@ -184,10 +189,10 @@ class RenderMemo:
 
 
 def render(plan: Plan, templates: Mapping[str, str], *, memo: RenderMemo | None = None) -> Config:
-    """haproxy.cfg for `plan`.  `templates` maps file names to texts.
+    """Return haproxy.cfg for `plan`.  `templates` maps file names to texts.
 
-    Units whose plan is as it was in `memo` are not rendered again.  Raises Refused
-    if a template is missing, fails, or leaves out what fc-frontend relies on.
+    Units whose plan has not changed are taken from `memo`.  Raises Refused if a template is
+    missing, fails, or omits lines that fc-frontend relies on.
     """
     refused: list[Problem] = []
     sections = render_sections(plan, templates, refused, memo=memo)
@@ -204,11 +209,11 @@ def render_sections(
     memo: RenderMemo | None = None,
     files: Mapping[str, sites.SiteFiles] = _NO_SITES,
 ) -> tuple[Section, ...]:
-    """The sections of haproxy.cfg for `plan`, as `render`; the first is the settings' one.
+    """Return the sections of haproxy.cfg for `plan`, beginning with the settings section.
 
-    `files` are what files of this host say for services, by name; without it, nobody can log in.
-    Units that cannot be rendered are left out, and `refused` gets the problems with their units.
-    Raises Refused if the settings' section cannot be rendered.
+    `files` contains the data from files of this host for each service, by name; without it, nobody
+    can log in.  Units that cannot be rendered are omitted, and their problems are added to
+    `refused`.  Raises Refused if the settings section cannot be rendered.
     """
     environment = _environment(tuple(sorted(templates.items())))
     head = _print(
@@ -228,7 +233,7 @@ def render_sections(
 
 
 def _require_description(head: str) -> None:
-    """Raise Refused unless the digest has its place in `head`."""
+    """Raise Refused unless `head` contains the placeholder for the digest."""
     if description_of(head) != BLANK_DESCRIPTION:
         raise Refused.of(
             "the templates do not print `description {{ description }}` on a line of "
@@ -239,9 +244,9 @@ def _require_description(head: str) -> None:
 
 
 def _require_own_sections(text: str, template: str, unit: str = "") -> None:
-    """Raise Refused unless `text` is whole sections and nothing else, as HAProxy reads it.
+    """Raise Refused unless HAProxy reads `text` as complete sections and nothing else.
 
-    Units are checked before they are rendered, so that a template is at fault.
+    Units are checked before they are rendered, so any fault found here is in a template.
     """
     for fault in _faults(text) if not unit else section_faults(text):
         where = f"for {unit}: " if unit else ""
@@ -328,7 +333,7 @@ def _environment(templates: tuple[tuple[str, str], ...]) -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.DictLoader(dict(templates)),
         undefined=jinja2.StrictUndefined,
-        autoescape=False,  # noqa: S701 (the output is no HTML; `_checked` guards it)
+        autoescape=False,  # noqa: S701 (the output is not HTML; `_checked` guards it)
         finalize=_checked,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -365,7 +370,7 @@ def _print(environment: jinja2.Environment, name: str, **values: Any) -> str:
     except jinja2.TemplateNotFound as exc:
         raise Refused.of(f"there is no template {exc.name}", "check its name", file=name) from None
     except Exception as exc:
-        # A template is code: an operator's may raise anything, and it is the template's fault.
+        # A template is code: an operator's template may raise any exception.
         raise Refused.of(
             f"the template failed: {type(exc).__name__}: {exc}",
             "fix it, or remove it to use the packaged one",
@@ -374,7 +379,7 @@ def _print(environment: jinja2.Environment, name: str, **values: Any) -> str:
 
 
 def haproxy_time(seconds: float) -> str:
-    """A time in HAProxy's words (manual 2.5), in the largest unit that is exact."""
+    """Return a time in HAProxy's format (manual 2.5), in the largest exact unit."""
     milliseconds = round(seconds * 1000)
     for unit, length in (("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1000)):
         if milliseconds and milliseconds % length == 0:
@@ -417,7 +422,7 @@ def _service_model(service: ServicePlan, plan: Plan, files: sites.SiteFiles) -> 
 
 
 def _option_lines(spec: ServiceSpec, files: sites.SiteFiles, directory: str) -> Iterator[str]:
-    """The lines of a service's fields about requests and answers; its standby has them as well."""
+    """Return the lines for a service's request and response fields; its standby has them too."""
     if spec.timeout is not None:
         yield f"timeout server {haproxy_time(spec.timeout)}"
     if spec.rate_limit is not None:
@@ -471,7 +476,7 @@ def _frontend_model(frontend: FrontendSpec, plan: Plan, *, is_guarded: bool) -> 
 
 
 def _tls_bind_words(frontend: FrontendSpec, plan: Plan) -> str:
-    """What terminates TLS; empty without it."""
+    """Return the `bind` words that terminate TLS; empty without TLS."""
     tls = frontend.tls
     if tls is None:
         return ""
@@ -488,7 +493,8 @@ def _passthrough_model(frontend: FrontendSpec, plan: Plan) -> PassthroughModel:
     haproxy = plan.settings.haproxy
     directory = haproxy.config_file.rpartition("/")[0]
     socket = f"unix@{haproxy.runtime_socket.rpartition('/')[0]}/fc-frontend-{frontend.name}.sock"
-    # HAProxy connects to it as its own user.  Nobody else may: its PROXY headers are believed.
+    # HAProxy connects to it as its own user.  No other user may, because PROXY headers received
+    # there are accepted.
     owner = f" user {haproxy.user}" if haproxy.user else ""
     access, limits = list(_expected_proxies(frontend)), []
     if frontend.allow is not None:
@@ -503,24 +509,24 @@ def _passthrough_model(frontend: FrontendSpec, plan: Plan) -> PassthroughModel:
 
 
 def _expected_proxies(frontend: FrontendSpec) -> Iterator[str]:
-    """The lines that expect PROXY headers."""
+    """Return the lines that expect PROXY headers."""
     if frontend.proxy_protocol_from:
         yield from _networks("fc_proxies", frontend.proxy_protocol_from)
         yield "tcp-request connection expect-proxy layer4 if fc_proxies"
 
 
 def _access_rules(frontend: FrontendSpec, directory: str, *, is_guarded: bool) -> Iterator[str]:
-    """The lines that expect PROXY headers, and reject clients and ambiguous paths.
+    """Return the lines that expect PROXY headers, and reject clients and ambiguous paths.
 
-    Paths matter where access does: with `allow`, also of its services, and if these ask for
-    passwords.
+    Ambiguous paths are rejected only where access is restricted: by `allow` of the frontend or its
+    services, or by passwords of its services.
     """
     if not frontend.passes_through:
         yield from _expected_proxies(frontend)
     if frontend.allow is not None:
         yield _allow_acl(directory, frontend.name)
         if frontend.mode == "tcp":
-            # After a PROXY header, which tells the client's address.
+            # After the PROXY header, which contains the client's address.
             yield "tcp-request session reject unless fc_allowed"
             return
         yield "http-request deny unless fc_allowed"
@@ -529,14 +535,14 @@ def _access_rules(frontend: FrontendSpec, directory: str, *, is_guarded: bool) -
 
 
 def _allow_acl(directory: str, unit: str) -> str:
-    """The condition that a client is allowed; the file changes at runtime."""
+    """Return the ACL that matches allowed clients; the content of its file changes at runtime."""
     return f"acl fc_allowed src -f {allow_path(directory, unit)}"
 
 
 def _affinity_lines(spec: ServiceSpec) -> Iterator[str]:
-    """The lines that send a client to its last pod (manual 4.2, `stick on`).
+    """Return the lines that send a client to its last pod (manual 4.2, `stick on`).
 
-    Pods are known by their addresses: a slot may have another pod by the next connection.
+    Pods are identified by address, because a slot may contain another pod at the next connection.
     """
     if spec.session_affinity is not None:
         expire = haproxy_time(spec.session_affinity)
@@ -545,7 +551,7 @@ def _affinity_lines(spec: ServiceSpec) -> Iterator[str]:
 
 
 def _header_rules(frontend: FrontendSpec) -> Iterator[str]:
-    """The lines that set headers."""
+    """Return the lines that set headers."""
     trusted = frontend.trusted_proxies
     yield from _networks("fc_trusted", trusted)
     unless, and_not = (" unless fc_trusted", " !fc_trusted") if trusted else ("", "")
@@ -562,7 +568,7 @@ def _header_rules(frontend: FrontendSpec) -> Iterator[str]:
 
 
 def _networks(acl: str, networks: Sequence[Network]) -> Iterator[str]:
-    """`acl` lines for addresses of clients: HAProxy reads at most 64 words in a line."""
+    """Return `acl` lines for client addresses: HAProxy accepts at most 64 words per line."""
     for start in range(0, len(networks), _MAX_NETWORKS):
         listed = " ".join(map(str, networks[start : start + _MAX_NETWORKS]))
         yield f"acl {acl} src {listed}"
@@ -598,7 +604,7 @@ def _check_words(spec: ServiceSpec, *more: str) -> list[str]:
 
 
 def _server_words(service: ServicePlan) -> list[str]:
-    """TLS, HTTP/2 and PROXY headers to the pods."""
+    """Return the `server` words for TLS, HTTP/2 and PROXY headers to the pods."""
     spec = service.spec
     words = _tls_words(spec.tls) if spec.tls else []
     if spec.protocol == "h2":
@@ -616,7 +622,10 @@ def _fragment_model(fragment: Fragment) -> FragmentModel:
 
 
 def _is_http(text: str) -> bool:
-    """True if all sections of a fragment with listeners say `mode http` themselves."""
+    """Return whether all `listen` and `frontend` sections of a fragment contain `mode http`.
+
+    False if there are no such sections.
+    """
     listening = [each for each in read_sections(text) if each.kind in ("listen", "frontend")]
     return bool(listening) and all(
         any(line.keyword == "mode" and line.arguments == ("http",) for line in each.statements)
@@ -628,14 +637,14 @@ def _servers(service: ServicePlan, plan: Plan) -> list[str]:
     spec = service.spec
     watched = ""
     if service.standby:
-        # A pod that refuses one connection is left out until a check passes: the daemon, which
-        # would take it away, may be gone.
+        # A pod that refuses one connection is marked down until a check passes: the daemon, which
+        # would remove the pod, may not be running.
         watched = "observe layer4 error-limit 1 on-error mark-down"
     elif service.by_runtime:
-        # Pods that are gone stay in their slots while one nameserver lags.  Until checks notice, in
-        # 1 to 3 s, a request can meet four of them in a row, which is the end of its retries: 4 of
-        # 1,000 failed on a busy machine, 0 of 1,000 with this.  Three errors, because nothing
-        # serves in the place of a pod that misses one connection.
+        # Deleted pods remain in their slots while one nameserver lags.  Until checks detect them,
+        # after 1 to 3 s, a request can reach four of them in a row, which exhausts its retries: 4
+        # of 1,000 failed on a busy machine, 0 of 1,000 with this.  Three errors, because nothing
+        # replaces a pod that misses one connection.
         watched = "observe layer4 error-limit 3 on-error mark-down"
     common = [*_check_words(spec, watched), *_server_words(service)]
     options = spec.server_options.split()
@@ -647,11 +656,11 @@ def _servers(service: ServicePlan, plan: Plan) -> list[str]:
     own = ["resolvers", "cluster", "resolve-prefer", service.prefer]
     resolved = own
     if service.by_runtime:
-        # Free slots need an address that can be set later, and take no traffic until then.
+        # Free slots need an address that can be changed later, and receive no traffic until then.
         resolved = ["disabled", "init-addr", f"last,{FREE_ADDRESS}"]
     # A server without a port maps the client's destination port until the first SRV answer, even
-    # if the server state file gives one.  The number itself is replaced by the record's.
-    # Slots that the daemon fills get the port of each pod.
+    # if the server state file contains one.  The port number here is replaced by that of the
+    # record.  Slots that the daemon fills receive the port of each pod.
     named = isinstance(spec.port, str) or spec.target is Target.SERVICE
     is_of_pod = service.kind.finds_ports or (service.kind is Kind.API and named)
     port = 1 if is_of_pod else spec.port

@@ -13,11 +13,11 @@ from fc_frontend.syntax.routes import Match, map_path, routes_in
 def route_problems(
     config: Config, newcomers: Collection[UnitId], untrusted: Collection[str] = ()
 ) -> tuple[Problem, ...]:
-    """Routes of two services, and routes to a frontend that is missing or has another mode.
+    """Return problems for duplicate routes, missing frontends and frontends in the wrong mode.
 
-    Of two services, the one to blame is that of `newcomers`, the units that HAProxy does not have
-    in this form; between newcomers, the last by name.  The services `untrusted` are to blame in any
-    case.  Each problem has its unit.
+    If two services have the same route, the one in `newcomers`, the units that HAProxy does not run
+    in this form, is at fault; among newcomers, the last by name.  Services in `untrusted` are
+    always at fault.  Each problem contains its unit.
     """
     frontends = {
         section.unit.name: section
@@ -54,7 +54,7 @@ def route_problems(
                 )
                 found.setdefault((unit, "frontend"), problem)
                 break
-            # With passthrough, a frontend has the maps of both.
+            # With passthrough, a frontend has the maps of both modes.
             wanted = Match.SNI if route.match is Match.SNI else Match.PREFIX
             if _MAPS[wanted] not in frontend.text:
                 problem = _wrong_mode(unit, frontend.unit, newcomers, field)
@@ -79,7 +79,7 @@ _MAPS = {match: map_path("", "", match).rpartition("/")[2] for match in Match}
 def _wrong_mode(
     service: UnitId, frontend: UnitId, newcomers: Collection[UnitId], field: str
 ) -> Problem:
-    """The problem that a service routes by SNI on a frontend in HTTP mode, or the reverse."""
+    """Return the problem for SNI routes on a frontend in HTTP mode, or the reverse."""
     mode = "tcp, or tls with passthrough: true" if field == "sni" else "http"
     if frontend in newcomers and service not in newcomers:
         return Problem(

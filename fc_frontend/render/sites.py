@@ -1,7 +1,7 @@
 """The lines of a service's section for logins, cookies, redirects and rewritten paths.
 
-Values of these fields are literal text; what is a log format for HAProxy (manual 8.2.6) has its
-`%` doubled.
+Values of these fields are literal text; where HAProxy expects a log format (manual 8.2.6), each
+`%` is doubled.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from fc_frontend.syntax.routes import AMBIGUOUS_PATH, Path
 from fc_frontend.syntax.words import quote
 
 DENY_AMBIGUOUS = f"http-request deny deny_status 400 if {{ path -m reg {AMBIGUOUS_PATH} }}"
-"""Applications may read such a path as another one."""
+"""Applications may interpret such a path as a different one."""
 _NAME_LENGTH = 8
 
 
 def login_lines(spec: ServiceSpec) -> Iterator[str]:
-    """Let only users of the userlist in, and keep their passwords from the pods."""
+    """Return the lines that admit only users of the userlist, and hide passwords from the pods."""
     if (auth := spec.basic_auth) is None:
         return
     userlist = _userlist(spec.name)
@@ -35,7 +35,7 @@ def login_lines(spec: ServiceSpec) -> Iterator[str]:
 
 
 def userlist_lines(spec: ServiceSpec, files: SiteFiles) -> Iterator[str]:
-    """The userlist of a service, and the digests of the files that it was read from."""
+    """Return the userlist of a service, and the digests of the files that contain it."""
     if (auth := spec.basic_auth) is None:
         return
     yield f"userlist {_userlist(spec.name)}"
@@ -49,7 +49,7 @@ def userlist_lines(spec: ServiceSpec, files: SiteFiles) -> Iterator[str]:
 
 
 def path_lines(spec: ServiceSpec) -> Iterator[str]:
-    """Redirect requests, and rewrite the paths of others."""
+    """Return the lines that redirect requests and rewrite paths."""
     if spec.rewrite:
         # Otherwise `/api/../x` would lead out of the prefix.
         yield DENY_AMBIGUOUS
@@ -61,14 +61,17 @@ def path_lines(spec: ServiceSpec) -> Iterator[str]:
         for redirect in spec.redirects:
             yield from _redirect_lines(redirect)
     if spec.rewrite:
-        # What one rule has rewritten is not for the next one.
+        # A path rewritten by one rule must not match the next one.
         yield "http-request set-var(txn.fc_from) path"
         for rewrite in spec.rewrite:
             yield from _rewrite_lines(rewrite)
 
 
 def cookie_lines(spec: ServiceSpec, files: SiteFiles) -> Iterator[str]:
-    """Keep a client on its pod.  The cookie has a digest of the pod's address, not the address."""
+    """Return the lines that keep a client on its pod.
+
+    The cookie contains a digest of the pod's address, not the address itself.
+    """
     if (sticky := spec.sticky) is None:
         return
     name = sticky.cookie or "FC" + hashlib.sha256(spec.name.encode()).hexdigest()[:_NAME_LENGTH]
@@ -82,7 +85,7 @@ def cookie_lines(spec: ServiceSpec, files: SiteFiles) -> Iterator[str]:
 
 
 def page_lines(spec: ServiceSpec) -> Iterator[str]:
-    """The page that clients get while no pod takes requests."""
+    """Return the line for the page that clients receive while no pod accepts requests."""
     if spec.unavailable_page is not None:
         yield (
             'http-error status 503 content-type "text/html; charset=utf-8" '
@@ -101,12 +104,12 @@ def _groups(auth: BasicAuth, files: SiteFiles) -> list[str]:
 
 def _redirect_lines(redirect: Redirect) -> Iterator[str]:
     if redirect.to == "/" and not redirect.path.is_exact:
-        # For browsers, `//host` and `/\\host` are on another host.
+        # Browsers resolve `//host` and `/\\host` to another host.
         start = quote(f"{redirect.path.text}/")
         odd = "{ path -m sub // \\\\ }"
         yield f"http-request deny deny_status 400 if {{ path -m beg {start} }} {odd}"
     for target, condition in _replaced(redirect.path, redirect.to, "path"):
-        # A log format may not be split into words by its blanks; there are none.
+        # HAProxy must read the log format as one word; it contains no blanks.
         location = f"{target}%[var(txn.fc_query)]"
         yield f"http-request redirect code {redirect.code} location {location} if {condition}"
 
@@ -117,9 +120,9 @@ def _rewrite_lines(rewrite: Rewrite) -> Iterator[str]:
 
 
 def _replaced(path: Path, to: str, fetch: str) -> Iterator[tuple[str, str]]:
-    """Log formats of what `to` makes of `path`, each with its condition.
+    """Return the log formats that replace `path` by `to`, each with its condition.
 
-    A prefix is cut off by its length, not by a pattern: it may have any letter.
+    A prefix is removed by its length, not by a pattern, because it may contain any character.
     """
     whole = quote(to.replace("%", "%%"))
     if path.text:
@@ -127,7 +130,7 @@ def _replaced(path: Path, to: str, fetch: str) -> Iterator[tuple[str, str]]:
     if not path.is_exact:
         start = quote(to.removesuffix("/").replace("%", "%%"))
         rest = f"%[{fetch},bytes({len(path.text)})]"
-        # `quote` gives `""` for an empty text, which begins a word all the same.
+        # `quote` returns `""` for an empty text, which can still begin a word.
         yield f"{start}{rest}", f"{{ {fetch} -m beg {quote(path.text + '/')} }}"
 
 
@@ -135,5 +138,5 @@ _SECRET = re.compile(rb"^(?:userlist \S+\.users|[ \t]*dynamic-cookie-key .*)$", 
 
 
 def has_secrets(data: bytes) -> bool:
-    """True if these lines put hashes of passwords, or keys, into a configuration."""
+    """Return whether the configuration `data` contains password hashes or cookie keys."""
     return _SECRET.search(data) is not None

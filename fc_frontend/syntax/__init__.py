@@ -1,1 +1,1 @@
-"""haproxy.cfg as HAProxy reads it: words, section keywords, binds.  Pure."""
+"""Parse haproxy.cfg as HAProxy does: words, lines, sections, binds.  Pure."""

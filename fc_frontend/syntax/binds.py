@@ -1,9 +1,9 @@
-"""The listeners of a piece of haproxy.cfg: every socket that HAProxy opens because of it.
+"""The listeners of a piece of haproxy.cfg: every socket that HAProxy opens for it.
 
-`bind` in proxies and peers, `bind` and `dgram-bind` in log-forward, the local `peer`, and
-`stats socket` in global.  HAProxy has no other lines that open a listener; the master's socket is
-an argument on its command line.  A `bind` in a backend counts: HAProxy (2.6, 2.8) warns that it
-ignores it, and listens all the same.
+These are `bind` in proxies and peers, `bind` and `dgram-bind` in log-forward, the local `peer`, and
+`stats socket` in global.  No other lines open a listener; the master's socket is an argument on the
+command line.  A `bind` in a backend is included: HAProxy (2.6, 2.8) warns that it ignores the line,
+but listens nevertheless.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ _KEYWORDS = frozenset(
     """.split()
 )
 MAX_PORTS = 65_535
-"""On which one text may listen: each costs HAProxy a file descriptor, and us a comparison."""
+"""Ports per text: each costs a file descriptor in HAProxy, and a comparison in fc-frontend."""
 
 Branch = tuple[tuple[int, int], ...]
-"""For each condition around a line: the line of its `.if`, and which of its branches it is."""
+"""For each condition around a line: the line of its `.if`, and the number of the branch."""
 
 
 @dataclass(frozen=True, slots=True)
 class Listener:
-    """A socket that HAProxy opens because of a line.
+    """A socket that HAProxy opens for a line.
 
-    `line` counts from 1 in the owner's text.  With `peer`, HAProxy listens only if that is its own
-    name.
+    `line` is counted from 1 in the owner's text.  If `peer` is set, HAProxy listens only if that is
+    its own name.
     """
 
     endpoint: ListenEndpoint
@@ -49,10 +49,10 @@ class Listener:
     branch: Branch = ()
     peer: str = ""
     takes_prefix: bool = False
-    """True if a global `unix-bind prefix` before it belongs to its path."""
+    """Whether a preceding global `unix-bind prefix` applies to its path."""
 
     def excludes(self, other: Listener) -> bool:
-        """True if both are in different branches of one condition of the same text."""
+        """Return whether both are in different branches of one condition of the same text."""
         return any(
             mine[0] == theirs[0] and mine[1] != theirs[1]
             for mine, theirs in zip(self.branch, other.branch, strict=False)
@@ -60,7 +60,7 @@ class Listener:
 
 
 class Owned(NamedTuple):
-    """A listener, and the unit because of which HAProxy opens it."""
+    """A listener, and the unit that defines it."""
 
     owner: UnitId
     listener: Listener
@@ -68,7 +68,7 @@ class Owned(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class BindFlaw:
-    """A line of a unit whose listeners cannot be known, and why.  `line` counts from 1."""
+    """A line whose listeners cannot be determined, and the reason.  `line` is counted from 1."""
 
     owner: UnitId
     line: int
@@ -78,11 +78,11 @@ class BindFlaw:
 
 @dataclass(frozen=True, slots=True)
 class Listeners:
-    """The listeners of a text, and what in it matters for the texts after it.
+    """The listeners of a text, and its directives that affect the following texts.
 
-    `unix_prefix` is the path that `unix-bind prefix` puts before the paths of UNIX sockets from
-    there on; `local_peer` is HAProxy's own name among peers, if `localpeer` sets it.  None of both
-    is set, and no listener depends on them, if `is_plain`.
+    `unix_prefix` is the path that `unix-bind prefix` prepends to all following UNIX socket paths;
+    `local_peer` is HAProxy's own peer name, if `localpeer` sets it.  If `is_plain`, neither is set
+    and no listener depends on them.
     """
 
     listeners: tuple[Owned, ...] = ()
@@ -93,19 +93,19 @@ class Listeners:
 
 
 def read_listeners(text: str, owner: UnitId = SETTINGS) -> Listeners:
-    """The listeners of `text`, one or more sections that belong to `owner`.  Never raises.
+    """Return the listeners of `text`, one or more sections of `owner`.  Never raises.
 
-    Lines that HAProxy refuses for another reason than their address count as if it took them; lines
-    under a condition (`.if`) count always.
+    Lines that HAProxy refuses for a reason other than their address are treated as accepted; lines
+    under a condition (`.if`) are always included.
     """
     return _Reader(owner).read(text)
 
 
 def effective(texts: Iterable[Listeners], host_name: str) -> tuple[list[Owned], list[BindFlaw]]:
-    """What HAProxy opens, and what cannot be known, for texts that it reads one after the other.
+    """Return the listeners and flaws of texts that HAProxy reads one after the other.
 
-    HAProxy takes the first `unix-bind prefix` and the last `localpeer` before a line; without one,
-    `host_name` is the local peer's name.
+    HAProxy applies the first `unix-bind prefix` and the last `localpeer` before a line; without
+    `localpeer`, `host_name` is the local peer's name.
     """
     prefix, peer = "", host_name
     found: list[Owned] = []
@@ -127,7 +127,7 @@ def effective(texts: Iterable[Listeners], host_name: str) -> tuple[list[Owned], 
 
 
 def _located(listener: Listener, prefix: str) -> Listener:
-    """`listener` with its whole path.  Raises NotAnEndpoint."""
+    """Return `listener` with its full path.  Raises NotAnEndpoint."""
     endpoint = listener.endpoint
     if endpoint.family is not Family.UNIX:
         return listener
@@ -149,19 +149,19 @@ class _Opening:
     options: tuple[Word, ...]
     is_datagram: bool = False
     prefix: str | None = None
-    """What comes before a path; None if that is not known from this text."""
+    """The prefix of a path; None if this text does not determine it."""
     peer: str = ""
 
 
 @dataclass(slots=True)
 class _Section:
-    """A section while it is read: its lines count at its end, if it is not disabled then."""
+    """A section being read: its lines take effect at its end, unless it is disabled then."""
 
     kind: str = ""
     is_disabled: bool = False
     openings: list[_Opening] = field(default_factory=list)
     options: list[Word] = field(default_factory=list)
-    """Of all listeners of a peers section."""
+    """The options of all listeners of a peers section."""
 
 
 class _Reader:
@@ -234,7 +234,7 @@ class _Reader:
             case "peers", "default-bind":
                 section.options += words[1:]
             case (("listen" | "frontend" | "backend" | "peers"), ("disabled" | "enabled")):
-                # Under a condition, only that it may listen counts.
+                # A section that is disabled only under a condition may listen.
                 if line.keyword == "enabled" or not self._branch:
                     section.is_disabled = line.keyword == "disabled"
             case "global", "localpeer":
@@ -253,7 +253,7 @@ class _Reader:
         takes_prefix: bool = True,
         peer: str = "",
     ) -> None:
-        """Note the listeners of a line whose address is its word number `at`."""
+        """Record the listeners of a line whose address is the word at index `at`."""
         if peer and self._peer is not None:
             if peer != self._peer:
                 return
@@ -262,7 +262,7 @@ class _Reader:
             prefix = self._prefix if takes_prefix else ""
             address, options = line.words[at], line.words[at + 1 :]
             if self._section.kind == "peers":
-                # A peer's own options are about connections to it.
+                # A peer's own options apply to connections to that peer.
                 options = ()
             self._section.openings.append(
                 _Opening(line.number, self._branch, address, options, is_datagram, prefix, peer)
@@ -288,7 +288,7 @@ class _Reader:
 
 
 def _listeners(opening: _Opening, options: tuple[Word, ...]) -> list[Listener]:
-    """The listeners of a line.  Raises NotAnEndpoint."""
+    """Return the listeners of a line.  Raises NotAnEndpoint."""
     endpoints = read_endpoints(
         opening.address.text, read_options(options), datagram=opening.is_datagram
     )

@@ -1,7 +1,7 @@
-"""TLS of a frontend as words of `bind`, and where its certificates are.
+"""TLS options of a frontend's `bind` lines, and the paths of its certificates.
 
-HAProxy loads copies in a directory of ours, by a crt-list for each frontend.  Both change at
-runtime, so that neither is a part of haproxy.cfg's text.
+HAProxy loads copies from fc-frontend's own directory, through a crt-list for each frontend.  Both
+change at runtime, so neither is part of the text of haproxy.cfg.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ import re
 from collections.abc import Iterator
 
 CERTIFICATES_DIRECTORY = "fc-frontend-certificates"
-"""In the state directory, for nobody else to read."""
+"""In the state directory, unreadable for other users."""
 STAND_IN = "stand-in.pem"
-"""The first entry of each list: HAProxy warns of an empty one.  Nobody is served it by its name."""
+"""The first entry of each list: HAProxy warns of an empty list.  No client selects it by name."""
 _ENDING = ".list"
 _LIST = re.compile(rf"/[^\s,()]*/{CERTIFICATES_DIRECTORY}/[^\s,()/]+\.list")
 _TLS_12 = (
@@ -27,33 +27,33 @@ _PROFILES = {
     f"ciphers {_TLS_12} ciphersuites {_TLS_13}",
 }
 """Mozilla's profiles (wiki.mozilla.org/Security/Server_Side_TLS, 5.7), without finite-field DHE,
-which HAProxy has no parameters for unless they are configured."""
+for which HAProxy has no parameters unless they are configured."""
 PROFILES = tuple(_PROFILES)
 
 
 def directory_in(state_directory: str) -> str:
-    """The directory with lists and certificates."""
+    """Return the directory with lists and certificates."""
     return f"{state_directory}/{CERTIFICATES_DIRECTORY}"
 
 
 def list_path(state_directory: str, frontend: str) -> str:
-    """The crt-list of a frontend."""
+    """Return the path of a frontend's crt-list."""
     return f"{directory_in(state_directory)}/{frontend}{_ENDING}"
 
 
 def is_own_list(path: str) -> bool:
-    """True if `path` is one of our lists."""
+    """Return whether `path` is one of fc-frontend's own lists."""
     return _LIST.fullmatch(path) is not None
 
 
 def own_lists(text: str) -> Iterator[str]:
-    """The lists that the configuration `text` names."""
+    """Return the own lists that the configuration `text` names."""
     if CERTIFICATES_DIRECTORY in text:
         yield from dict.fromkeys(_LIST.findall(text))
 
 
 def with_certificate(text: str, path: str) -> str:
-    """`text` with one certificate in place of each list."""
+    """Return `text` with one certificate in place of each list."""
     if CERTIFICATES_DIRECTORY not in text:
         return text
     return re.sub(rf"\bcrt-list {_LIST.pattern}", f"crt {path}", text)
@@ -67,14 +67,14 @@ def bind_words(
     is_client_optional: bool = False,
     profile: str = "intermediate",
 ) -> str:
-    """The words of `bind` that terminate TLS (manual 5.1).
+    """Return the words of `bind` that terminate TLS (manual 5.1).
 
-    Without a default, handshakes for other names than those of the certificates fail.
+    Without a default, handshakes for names that no certificate contains fail.
     """
     words = ["ssl", "crt-list", crt_list]
     if not has_default:
         words.append("strict-sni")
-    # HAProxy before 2.8 offers nothing by itself.
+    # HAProxy before 2.8 offers no protocol by default.
     words += ["alpn", "h2,http/1.1", _PROFILES[profile]]
     if client_ca is not None:
         words += ["ca-file", client_ca, "verify", "optional" if is_client_optional else "required"]

@@ -1,4 +1,4 @@
-"""What a configuration makes HAProxy reserve at its start: checks, connections, threads."""
+"""The checks, connections and threads that HAProxy reserves at startup for a configuration."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ _NOTABLE = re.compile(
     rf"|option[ \t]+splice-|[^ \t\n]*[{_SPECIAL}]).*",
     re.MULTILINE,
 )
-"""Lines that may matter here, and those whose keyword is quoted or escaped."""
+"""Lines that may be relevant, and lines whose keyword is quoted or escaped."""
 _CHECKS = {"check": "no-check", "agent-check": "no-agent-check"}
-"""Options of a server that reserve a descriptor each, and the options that revoke them."""
+"""Server options that reserve a file descriptor each, and the options that revoke them."""
 _SPLICES = ("splice-auto", "splice-request", "splice-response")
 
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """What a configuration reserves.
+    """The resources that a configuration reserves.
 
-    `checks` are the health and agent checks of all servers, `connections` the global `maxconn` and
-    `threads` the global `nbthread`, None where the text leaves them to HAProxy.  `has_splicing` if
-    any proxy may use `splice(2)`.
+    `checks` is the number of health and agent checks of all servers, `connections` the global
+    `maxconn` and `threads` the global `nbthread`; None if the text leaves them to HAProxy.
+    `has_splicing` is true if any proxy may use `splice(2)`.
     """
 
     checks: int = 0
@@ -38,7 +38,7 @@ class Demand:
 
 
 def demand_of(text: str) -> Demand:
-    """What the configuration `text` makes HAProxy reserve (manual 3.1, 4.2, 5.2)."""
+    """Return the resources that the configuration `text` reserves (manual 3.1, 4.2, 5.2)."""
     checks = 0
     numbers: dict[str, int] = {}
     has_splicing = False
@@ -50,7 +50,7 @@ def demand_of(text: str) -> Demand:
         if keyword in SECTIONS:
             section = keyword
             parent = _parent(arguments)
-            # The last `defaults` section applies to what names no other one.
+            # The last `defaults` section applies to sections that name no other one.
             enabled = defaults.get(parent, frozenset()) if section != "defaults" else frozenset()
             if section == "defaults":
                 enabled = defaults.get(parent, frozenset()) if parent else frozenset()
@@ -71,10 +71,10 @@ def demand_of(text: str) -> Demand:
 
 
 def _statements(text: str) -> Iterator[Sequence[str]]:
-    """The words of the lines that may matter, as HAProxy reads them.
+    """Return the words of lines that may be relevant, as HAProxy reads them.
 
-    Lines without quotes, escapes, variables and comments are just split: 1,000 services take 10 ms
-    instead of 95 ms.
+    Lines without quotes, escapes, variables and comments are split at blanks: 1,000 services take
+    10 ms instead of 95 ms.
     """
     for match in _NOTABLE.finditer(text):
         line = match[0]
@@ -87,13 +87,13 @@ def _statements(text: str) -> Iterator[Sequence[str]]:
 
 
 def _parent(arguments: Sequence[str]) -> str:
-    """The name after `from` in a section's header; empty if there is none."""
+    """Return the name after `from` in a section header; empty if there is none."""
     at = arguments.index("from") + 1 if "from" in arguments else len(arguments)
     return arguments[at] if at < len(arguments) else ""
 
 
 def _enabled(before: frozenset[str], arguments: Sequence[str]) -> frozenset[str]:
-    """Which checks a server has with these options, by those of `default-server`."""
+    """Return the checks enabled by these options, on top of those enabled `before`."""
     found = set(before)
     for word in arguments:
         for check, revoked in _CHECKS.items():
@@ -105,7 +105,7 @@ def _enabled(before: frozenset[str], arguments: Sequence[str]) -> frozenset[str]
 
 
 def _slots(arguments: Sequence[str]) -> int:
-    """The number of servers of a template: `10`, or `3-12`."""
+    """Return the number of servers of a template: `10`, or `3-12`."""
     first, _, last = (arguments[1] if len(arguments) > 1 else "").partition("-")
     if not first.isdigit() or (last and not last.isdigit()):
         return 0

@@ -1,7 +1,7 @@
-"""The address of a `bind` line as HAProxy takes it, in canonical form.
+"""Parse the address of a `bind` line as HAProxy does, into canonical form.
 
 Follows `str2listener`, `str2sa_range` and `str2ip2` of HAProxy's source (src/cfgparse.c and
-src/tools.c, 2.6 to 3.x); tests/hostile/test_binds.py compares it with what HAProxy listens on.
+src/tools.c, 2.6 to 3.x); tests/hostile/test_binds.py compares it with HAProxy's actual listeners.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from fc_frontend.syntax.words import Word
 
 MAX_SOCKET_PATH = 95
 """Bytes.  HAProxy binds `PATH.PID.tmp` and renames it.  Of the 107 bytes that Linux allows, 12 are
-for the suffix with a process number of 7 digits (`kernel.pid_max`).  HAProxy's own check leaves
-room for 5 digits only; beyond that the bind fails at a reload."""
+reserved for the suffix with a process ID of 7 digits (`kernel.pid_max`).  HAProxy's own check
+leaves room for only 5 digits; beyond that, the bind fails at a reload."""
 MAX_ABSTRACT_NAME = 107
 """Bytes."""
 
@@ -31,33 +31,33 @@ _TAKES_VALUE = frozenset(
     tls-ticket-keys uid user verify
     """.split()
 )
-"""Bind options that are followed by a value (`haproxy -dKall`); all others stand alone."""
+"""Bind options that take a value (`haproxy -dKall`); all others take none."""
 
 _MAPPED = "::ffff:"
 _PORTS = re.compile(r"0*([0-9]{1,5})(?:-0*([0-9]{1,5}))?")
 
 
 class Family(StrEnum):
-    """What kind of address a socket has; the values are HAProxy's prefixes."""
+    """The address family of a socket; the values are HAProxy's prefixes."""
 
     IP = "ip"
     UNIX = "unix"
     ABSTRACT = "abns"
     """A name in the abstract namespace, padded with NUL to its full length."""
     ABSTRACT_SHORT = "abnsz"
-    """The same without padding (3.1), which makes it another name."""
+    """The same without padding (since 3.1), which is a different name."""
 
 
 @dataclass(frozen=True, slots=True)
 class ListenEndpoint:
-    """Where a socket listens.
+    """The address on which a socket listens.
 
     `host` is a canonical IP address, `*` for all of IPv4 or `::` for all of IPv6; or a path; or an
-    abstract name.  A range of ports goes from `port` to `last_port`; both are 0 without a port.
-    `is_datagram` is True for UDP (with QUIC) and UNIX datagrams.
+    abstract name.  A port range extends from `port` to `last_port`; both are 0 without a port.
+    `is_datagram` is true for UDP (including QUIC) and UNIX datagrams.
 
-    `ipv4` and `ipv6` are the addresses whose connections it takes: `*` or `::` for all, None for
-    none.  An IPv4-mapped address such as `::ffff:192.0.2.1` takes those of IPv4.
+    `ipv4` and `ipv6` are the addresses whose connections it accepts: `*` or `::` for all, None for
+    none.  An IPv4-mapped address such as `::ffff:192.0.2.1` accepts IPv4 connections.
     """
 
     family: Family
@@ -81,12 +81,12 @@ class ListenEndpoint:
 
     @property
     def ports(self) -> range:
-        """The ports, one number (0) for what has none."""
+        """The ports; only 0 for an endpoint without a port."""
         return range(self.port, self.last_port + 1)
 
 
 class NotAnEndpoint(ValueError):
-    """An address that HAProxy refuses, or that cannot be known before HAProxy runs; with a fix."""
+    """An address that HAProxy refuses, or that is unknown before HAProxy runs; with a remedy."""
 
     def __init__(self, message: str, remedy: str) -> None:
         super().__init__(message)
@@ -95,7 +95,7 @@ class NotAnEndpoint(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class ListenOptions:
-    """What the words after the address change about where HAProxy listens."""
+    """The bind options that affect where HAProxy listens."""
 
     interface: str = ""
     namespace: str = ""
@@ -104,14 +104,14 @@ class ListenOptions:
 
 
 def takes_value(option: str) -> bool:
-    """True if a bind option is followed by a value."""
+    """Return whether a bind option takes a value."""
     return option in _TAKES_VALUE
 
 
 def read_options(words: Sequence[Word]) -> ListenOptions:
-    """The options in the words after the address.  Raises NotAnEndpoint.
+    """Return the options in the words after the address.  Raises NotAnEndpoint.
 
-    Of a repeated option, HAProxy takes the last value.  `v6only` is stronger than `v4v6`
+    If an option is repeated, HAProxy uses the last value.  `v6only` takes precedence over `v4v6`
     (`sock_inet_bind_receiver`).
     """
     found: dict[str, str] = {}
@@ -147,13 +147,13 @@ def read_options(words: Sequence[Word]) -> ListenOptions:
 def read_endpoints(
     text: str, options: ListenOptions, *, datagram: bool = False
 ) -> tuple[ListenEndpoint | None, ...]:
-    """The endpoints of the first word of a bind line, which may be a list with commas.
+    """Return the endpoints in the address word of a bind line, which may be a list with commas.
 
-    `datagram` is for `dgram-bind`.  None stands for an address that HAProxy accepts without
-    listening anywhere (`rhttp@`).  Raises NotAnEndpoint.
+    Set `datagram` for `dgram-bind`.  The result contains None for an address that HAProxy accepts
+    without listening anywhere (`rhttp@`).  Raises NotAnEndpoint.
     """
     if "$" in text:
-        # HAProxy expands variables in addresses whatever the quotes (`env_expand`).
+        # HAProxy expands variables in addresses regardless of quotes (`env_expand`).
         raise NotAnEndpoint(
             f"{text!r} is an address with a variable",
             "write the address itself: fc-frontend cannot see what the variable contains",
@@ -192,11 +192,11 @@ _FAMILIES: dict[str, tuple[Family, str, bool | None]] = {
     "quic6@": (Family.IP, "6", _DATAGRAM),
 }
 _QUIC = ("quic+", "quic4@", "quic6@")
-"""Datagrams underneath, and streams to HAProxy: for `bind`, not for `dgram-bind`."""
+"""Datagrams on the network, but streams to HAProxy: used with `bind`, not with `dgram-bind`."""
 
 
 def _endpoint(text: str, options: ListenOptions, datagram: bool) -> ListenEndpoint | None:
-    """One address of a list."""
+    """Return the endpoint of one address of a list; None for `rhttp@`."""
     if not datagram and text[:1] != "/" and "@" not in text and "+" not in text:
         return _ip_endpoint(text, "", text, options, False)
     rest = text
@@ -236,7 +236,7 @@ def _endpoint(text: str, options: ListenOptions, datagram: bool) -> ListenEndpoi
 
 
 def _checked_path(path: str, text: str) -> str:
-    """`path` if a socket can be there.  A global `unix-bind prefix` comes before it later on."""
+    """Return `path` if it can name a socket; a global `unix-bind prefix` is prepended later."""
     if path.rpartition("/")[2] in ("", ".", ".."):
         raise NotAnEndpoint(
             f"{text!r} names a directory, not a socket", "end the path with the socket's name"
@@ -245,7 +245,10 @@ def _checked_path(path: str, text: str) -> str:
 
 
 def located_path(path: str) -> str:
-    """`path`, with any prefix, if it can be compared and bound.  Raises NotAnEndpoint."""
+    """Return `path`, including any prefix, if it can be compared and bound.
+
+    Raises NotAnEndpoint.
+    """
     if not path.startswith("/"):
         raise NotAnEndpoint(
             f"{path!r} is a relative path",
@@ -295,10 +298,10 @@ def _ip_endpoint(
 
 
 def _ports(text: str, whole: str) -> tuple[int, int]:
-    """The first and the last port.
+    """Return the first and the last port.
 
-    HAProxy reads them with atoi() (2.6, 2.8) or strtol(): some versions take `80x` and 4294967376
-    for 80.  These are refused here.
+    HAProxy parses them with atoi() (2.6, 2.8) or strtol(): some versions accept `80x` and
+    4294967376 as 80.  These are refused here.
     """
     match = _PORTS.fullmatch(text)
     if match:
@@ -311,7 +314,7 @@ def _ports(text: str, whole: str) -> tuple[int, int]:
 
 
 def _host(text: str, version: str, whole: str) -> str:
-    """The canonical address; `version` is what a prefix demands, 4 or 6."""
+    """Return the canonical address; `version` is the IP version that a prefix requires, 4 or 6."""
     host = text
     if host.startswith("["):
         if not host.endswith("]") or not 4 <= len(host) < 48:

@@ -1,8 +1,8 @@
-"""Which files a configuration makes HAProxy open, on HAProxy's own words.
+"""The files that HAProxy opens for a configuration, determined from its words.
 
-Comments do not count, quoted and escaped names do.  The keywords are those of HAProxy 2.6 and 2.8,
-each traced with strace(1), and those of the 3.x manuals.  A keyword that is not here is left to the
-limits under which `haproxy -c` runs.
+Comments are ignored; quoted and escaped names are recognised.  The keywords are those of HAProxy
+2.6 and 2.8, each traced with strace(1), and those of the 3.x manuals.  Files of other keywords are
+only subject to the limits under which `haproxy -c` runs.
 """
 
 from __future__ import annotations
@@ -22,31 +22,31 @@ from fc_frontend.syntax.words import Word
 CHANGING = frozenset(
     ("server-state-file", "server-state-file-name", "stats-file", "namespace", "account-key")
 )
-"""Keywords of files that change while HAProxy runs, and count when it starts."""
+"""Keywords of files that change while HAProxy runs, and take effect when it starts."""
 NETWORK_NAMESPACES = "/var/run/netns"
-"""Where HAProxy looks for `namespace NAME`."""
+"""The directory where HAProxy looks up `namespace NAME`."""
 
 
 class Use(StrEnum):
-    """What HAProxy does with a file."""
+    """How HAProxy uses a file."""
 
     KEYS = "keys"
-    """Certificates and keys: used, and not shown."""
+    """Certificates and keys: used, but never shown."""
     READ = "read"
-    """Read line by line: lists, maps, programs.  Error messages and maps can show what is in it."""
+    """Read line by line: lists, maps, programs.  Error messages and maps can reveal the content."""
     SERVED = "served"
     """Sent to clients."""
     WRITTEN = "written"
     """Created or written."""
     REPLACED = "replaced"
-    """Moved away and created anew, even by `haproxy -c`."""
+    """Renamed and recreated, even by `haproxy -c`."""
 
 
 @dataclass(frozen=True, slots=True)
 class NamedFile:
-    """A file that is named in a line, which is counted from 1.
+    """A file named in a line, which is counted from 1.
 
-    `path` is what HAProxy opens; None if it has a variable, whose value is not known here.
+    `path` is the path that HAProxy opens; None if it contains a variable, whose value is unknown.
     """
 
     line: int
@@ -57,12 +57,12 @@ class NamedFile:
     must_exist: bool = False
     """True if HAProxy refuses a configuration without it; False if it may be missing or unknown."""
     written: str = ""
-    """The name as it is in the line, without quotes and escapes."""
+    """The name as written in the line, without quotes and escapes."""
     is_option: bool = False
-    """True if it stands in a line of an address, as the word after `keyword`."""
+    """True if the name follows `keyword` as an option of a line with an address."""
     crt_base: str = "/"
     ca_base: str = "/"
-    """The directories to which relative names in a crt-list belong."""
+    """The directories against which relative names in a crt-list are resolved."""
 
 
 _OF_GLOBAL = {
@@ -84,7 +84,7 @@ _OF_GLOBAL = {
     "backing-file": Use.REPLACED,
     "account-key": Use.KEYS,
 }
-"""Keywords that are followed by a file and nothing else that matters here."""
+"""Keywords whose first argument is a file and whose other arguments are irrelevant here."""
 _OF_ADDRESSES = {
     "crt": Use.KEYS,
     "crt-list": Use.READ,
@@ -116,7 +116,7 @@ _MUST_EXIST = frozenset(
     """.split()
 )
 _OPTIONAL = ("opt@", "virt@")
-"""Before the names of lists and maps that need no file, from 3.1 on."""
+"""Prefixes for names of lists and maps that need no file, since 3.1."""
 _BASES = {
     "crt": "crt-base",
     "crt-list": "crt-base",
@@ -131,29 +131,29 @@ _BASES = {
     "server-state-file": "server-state-base",
     "server-state-file-name": "server-state-base",
 }
-"""Which of the global base directories goes before a relative name."""
+"""The global base directory for relative names, by keyword."""
 _BASE_KEYWORDS = frozenset(_BASES.values())
 _PLACE_KEYWORDS = _BASE_KEYWORDS | {"default-path"}
 _RESPONSE_LINES = frozenset(("http-request", "http-response", "http-after-response", "http-error"))
 _RESPONSE_ACTIONS = frozenset(("return", "deny", "tarpit", "reject"))
 _RESPONSE_FILES = frozenset(("file", "lf-file", "errorfile"))
 _WORDS_OF_RESPONSE = {"hdr": 2, "default-errorfiles": 0}
-"""How many words belong to a keyword of a response, if it is not one."""
+"""The number of arguments of a response keyword, if it is not one."""
 _ACL_FLAGS = {"-i": 0, "-n": 0, "-M": 0, "-m": 1, "-u": 1, "-f": 1}
-"""Flags of a condition, and how many words belong to each (manual 7.1.1)."""
+"""Flags of a condition, and the number of arguments of each (manual 7.1.1)."""
 _FILE_FUNCTION = re.compile(r"\b(map(?:_[a-z]+)*|jwt_verify\w*|jwt_decrypt\w*)\(")
 _PREFIXES = ("opt@", "virt@", "file@")
-"""Before the names of lists and maps, from 3.1 on."""
+"""Prefixes for names of lists and maps, since 3.1."""
 _HINT = re.compile(
     r"""-f|file|crt|map|jwt|lua-load|keys|config|base|path|namespace|load|global|[a-z]key|ech|["'\\]"""
 )
-"""In every line that can name a file.  Most lines of a large configuration have none of it."""
+"""Matches every line that can name a file, but few lines of a large configuration."""
 
 
 def named_files(text: str, *, directory: str = "/") -> Iterator[NamedFile]:
-    """The files that HAProxy opens for the configuration `text`, in order.
+    """Return the files that HAProxy opens for the configuration `text`, in order.
 
-    `directory` is the one that HAProxy runs in, to which relative names belong.
+    `directory` is HAProxy's working directory, against which relative names are resolved.
     """
     bases = _Bases(directory)
     for number, source in enumerate(text.split("\n"), start=1):
@@ -166,7 +166,7 @@ def named_files(text: str, *, directory: str = "/") -> Iterator[NamedFile]:
             bases.read(line)
             for keyword, word, use in _named(line):
                 if is_own_map(word.text) or (keyword == "crt-list" and is_own_list(word.text)):
-                    # Written together with haproxy.cfg; changed at runtime.
+                    # Written together with haproxy.cfg, and changed at runtime.
                     continue
                 yield NamedFile(
                     written=word.text,
@@ -184,13 +184,13 @@ def named_files(text: str, *, directory: str = "/") -> Iterator[NamedFile]:
 
 
 def base_lines(text: str) -> str:
-    """The lines of a configuration that say where relative names belong, as a `global` section."""
+    """Return the lines that set base directories for relative names, as a `global` section."""
     found = [line for line in map(read_line, text.split("\n")) if line.keyword in _PLACE_KEYWORDS]
     return "\n".join(("global", *(line.source for line in found))) if found else ""
 
 
 def files_of_crt_list(text: str, crt_list: NamedFile) -> Iterator[NamedFile]:
-    """The files that the text of `crt_list` names (manual 5.1, `crt-list`)."""
+    """Return the files that the text of `crt_list` names (manual 5.1, `crt-list`)."""
     for number, line in enumerate(text.split("\n"), start=1):
         words = line.split()
         if not words or words[0].startswith("#"):
@@ -204,7 +204,7 @@ def files_of_crt_list(text: str, crt_list: NamedFile) -> Iterator[NamedFile]:
 
 
 class _Bases:
-    """The directories to which relative names belong, as the lines so far set them."""
+    """The base directories for relative names, as set by the lines read so far."""
 
     def __init__(self, directory: str) -> None:
         self._directory = directory
@@ -216,19 +216,19 @@ class _Bases:
         self._store = {} if section == "crt-store" else None
 
     def read(self, line: Line) -> None:
-        """Take note of a line that sets a directory."""
+        """Record a line that sets a directory."""
         words = line.arguments
         if line.keyword in _BASE_KEYWORDS and words:
             bases = self._global if self._store is None else self._store
             bases[line.keyword] = words[0]
         elif line.keyword == "default-path" and words:
-            # HAProxy reads the configuration from /proc/self/fd when it checks it.
+            # During a check, HAProxy reads the configuration from /proc/self/fd.
             places = {"config": "/proc/self/fd", "parent": "/proc/self", "current": "/"}
             origin = words[1] if len(words) > 1 else "/"
             self._directory = places.get(words[0], posixpath.join("/", origin))
 
     def path(self, keyword: str, name: str) -> str:
-        """What HAProxy opens for a name."""
+        """Return the path that HAProxy opens for a name."""
         if keyword == "namespace":
             return posixpath.join(NETWORK_NAMESPACES, name.lstrip("/"))
         base = ""
@@ -238,7 +238,7 @@ class _Bases:
 
 
 def _named(line: Line) -> Iterator[tuple[str, Word, Use]]:
-    """The keywords of a line that name files, each with the name."""
+    """Return the keywords of a line that name files, each with the name and its use."""
     words = line.words[bool(line.prefix) :]
     keyword = line.keyword
     if keyword in _OF_GLOBAL and len(words) > 1:
@@ -249,7 +249,7 @@ def _named(line: Line) -> Iterator[tuple[str, Word, Use]]:
         yield from _after(words, {"config": Use.READ})
     elif keyword in _ADDRESS_LINES:
         for option, word, use in _after(words, _OF_ADDRESSES):
-            # `@system-ca`, and certificates of a crt-store by their alias.
+            # Skip `@system-ca`, and certificates of a crt-store named by their alias.
             if not word.text.startswith("@") and (option != "namespace" or "/" in word.text):
                 yield option, word, use
     elif keyword in _RESPONSE_LINES:
@@ -280,9 +280,9 @@ def _in_response(words: Sequence[Word]) -> Iterator[tuple[str, Word, Use]]:
 
 
 def _in_conditions(words: Sequence[Word]) -> Iterator[Word]:
-    """The names after `-f` in an `acl` line or in conditions in braces."""
+    """Return the names after `-f` in an `acl` line or in conditions in braces."""
     starts = [3] if words and words[0].text == "acl" else []
-    # `!{` is one word, too.
+    # `!{` is also one word.
     starts += [at + 2 for at, word in enumerate(words) if word.text.lstrip("!") == "{"]
     for start in starts:
         at = start
@@ -297,7 +297,7 @@ def _in_functions(word: Word) -> Iterator[tuple[str, Word, Use]]:
     for found in _FILE_FUNCTION.finditer(word.text):
         name = found[1]
         arguments = _arguments(word.text[found.end() :])
-        # A key may also be a variable or a secret: a file of that name does not exist.
+        # A key may also be a variable or a secret; then there is no file of that name.
         for argument in arguments[:1] if name.startswith("map") else arguments[1:2]:
             file = Word(argument, argument, word.variable and "$" in argument)
             if name.startswith("map"):
@@ -307,9 +307,10 @@ def _in_functions(word: Word) -> Iterator[tuple[str, Word, Use]]:
 
 
 def _arguments(text: str) -> list[str]:
-    """The arguments of a fetch or converter up to its closing parenthesis.
+    """Return the arguments of a fetch or converter up to its closing parenthesis.
 
-    Quotes are removed, blanks and backslashes belong to the argument (`make_arg_list` in HAProxy).
+    Quotes are removed; blanks and backslashes are part of the argument (`make_arg_list` in
+    HAProxy).
     """
     found: list[str] = []
     argument, quote = "", ""

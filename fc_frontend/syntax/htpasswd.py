@@ -1,9 +1,9 @@
-"""Files of users and groups, as Apache and nginx read them, for HAProxy's userlists.
+"""Parse files of users and groups in the format of Apache and nginx, for HAProxy's userlists.
 
-HAProxy checks a password with crypt(3).  What crypt(3) does not know, it accepts without a word,
-and then nobody can log in.  It computes each hash once when it reads its configuration, and once
-for each request with the name of a user, while all other requests of the thread wait.  So hashes
-that are slow to compute are refused (contrib/operations.rst, "Passwords", has their costs).
+HAProxy checks passwords with crypt(3).  It silently accepts hashes that crypt(3) does not support,
+with which nobody can log in.  It computes each hash once when it reads its configuration, and once
+for each request with the name of a user, while all other requests of the thread wait.  Therefore,
+slow hashes are refused (contrib/operations.rst, "Passwords", lists their costs).
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 MAX_LOGINS = 1000
-"""Of one file.  Userlists are searched one by one."""
+"""Per file.  HAProxy searches userlists linearly."""
 MAX_GROUPS = 100
 MAX_COST = 5.0
-"""Seconds that HAProxy may take for all hashes of one file at each start and each check."""
+"""Seconds that HAProxy may spend on all hashes of one file at each start and each check."""
 _NAME = re.compile(r"[A-Za-z0-9._@+-]{1,64}")
 _SALT = r"[./A-Za-z0-9]"
 _SHA = re.compile(
@@ -42,7 +42,7 @@ _OTHERS = (
 
 @dataclass(frozen=True, slots=True)
 class Login:
-    """A user with the hash of the password, and the groups that the user is in."""
+    """A user, with the password hash and the groups of the user."""
 
     user: str
     hash: str = field(repr=False)
@@ -50,7 +50,7 @@ class Login:
 
 
 class Flaw(NamedTuple):
-    """What is wrong in a line, counted from 1.  It quotes no hash."""
+    """A flaw in a line, counted from 1.  The message never quotes a hash."""
 
     line: int
     message: str
@@ -58,7 +58,7 @@ class Flaw(NamedTuple):
 
 
 def read_logins(text: str) -> tuple[tuple[Login, ...], tuple[Flaw, ...]]:
-    """The users in a file of htpasswd(1), and what is wrong with it."""
+    """Return the users in a file of htpasswd(1), and the flaws of the file."""
     found: dict[str, Login] = {}
     flaws: list[Flaw] = []
     cost = 0.0
@@ -97,7 +97,7 @@ def read_logins(text: str) -> tuple[tuple[Login, ...], tuple[Flaw, ...]]:
 
 
 def read_groups(text: str) -> tuple[Mapping[str, tuple[str, ...]], tuple[Flaw, ...]]:
-    """The groups in a file with lines `GROUP: USER…`, each with its users, and what is wrong."""
+    """Return the users of each group in a file with lines `GROUP: USER…`, and its flaws."""
     found: dict[str, tuple[str, ...]] = {}
     flaws: list[Flaw] = []
     for number, line in _lines(text):
@@ -115,7 +115,10 @@ def read_groups(text: str) -> tuple[Mapping[str, tuple[str, ...]], tuple[Flaw, .
 def with_groups(
     logins: tuple[Login, ...], groups: Mapping[str, tuple[str, ...]]
 ) -> tuple[Login, ...]:
-    """The users with their groups.  Members without a password cannot log in, and are left out."""
+    """Return the users with their groups.
+
+    Members without a password cannot log in, and are omitted.
+    """
     return tuple(
         Login(
             login.user,
@@ -132,7 +135,7 @@ def _lines(text: str) -> list[tuple[int, str]]:
 
 
 def _seconds(hashed: str) -> float | str:
-    """What one check of a hash takes, about; or why HAProxy must not have it."""
+    """Return the approximate seconds for one check of a hash, or why the hash is refused."""
     if match := _BCRYPT.fullmatch(hashed):
         if int(match[1]) > _MAX_BCRYPT:
             return f"a bcrypt hash with cost {match[1]}, of at most {_MAX_BCRYPT}"

@@ -1,4 +1,4 @@
-"""Words that mean something to HAProxy's reader itself, before any section sees them."""
+"""Words that HAProxy's configuration parser handles itself, in any section."""
 
 SECTIONS = frozenset(
     """
@@ -7,13 +7,13 @@ SECTIONS = frozenset(
     crt-store log-profile traces acme healthcheck
     """.split()
 )
-"""Every word that begins a section: HAProxy 2.6 and 2.8 in the first two lines, 3.x in the third.
+"""All section keywords: HAProxy 2.6 and 2.8 in the first two lines, 3.x in the third.
 
 Source: `REGISTER_CONFIG_SECTION` in HAProxy's source.  `namespace_list` is not in the manual.
 """
 
 PREFIXES = ("no", "default")
-"""What may stand before a keyword (manual 4.1, `no option`): the keyword is the word after it."""
+"""Words that may precede a keyword (manual 4.1, `no option`)."""
 
 PREPROCESSOR = frozenset(".if .elif .else .endif .notice .warning .alert .diag".split())
 """Manual 2.4.  HAProxy refuses any other first word that begins with a dot."""

@@ -1,7 +1,7 @@
-"""Lines of HAProxy text, each classified as HAProxy reads it.
+"""Split HAProxy text into lines, and classify each line as HAProxy does.
 
-HAProxy decides by the first word *after* quotes and escapes are removed: `"glo"bal` begins a
-section, `\\x2eif` is a condition, and a line whose first word is empty is a blank line.
+HAProxy classifies a line by its first word *after* quotes and escapes are removed: `"glo"bal`
+begins a section, `\\x2eif` is a condition, and a line whose first word is empty is a blank line.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from fc_frontend.syntax.keywords import PREFIXES, PREPROCESSOR, SECTIONS
 from fc_frontend.syntax.words import MAX_WORDS, QUOTED_WORDS, NotWords, Word, WordFlaw, split
 
 MAX_LINE = 65_536
-"""Characters in a line of ours.  HAProxy itself has no limit but memory."""
+"""Characters per line that fc-frontend accepts.  HAProxy itself is limited only by memory."""
 _INDENT = " \t\v\f\r"
 _PLAIN = re.compile(
-    # The keyword, without anything that could give it another meaning.
+    # The keyword, without any character that could change its meaning.
     r"[ \t\v\f]*([^ \t\v\f.\['\"\\#\r\n\0][^ \t\v\f'\"\\#\r\n\0]*)"
     r"(?![^ \t\v\f])" + QUOTED_WORDS
 )
@@ -28,10 +28,10 @@ _SPECIAL = re.compile(r"[\"'\\#\0]")
 
 
 class LineKind(StrEnum):
-    """What a line is to HAProxy (`readcfgfile` in its src/cfgparse.c)."""
+    """How HAProxy classifies a line (`readcfgfile` in its src/cfgparse.c)."""
 
     BLANK = "blank"
-    """Nothing, or a comment."""
+    """It is empty or a comment."""
     EMPTY = "empty"
     """Its first word is empty, as in `"" server`: HAProxy skips the whole line."""
     SECTION = "section"
@@ -39,20 +39,20 @@ class LineKind(StrEnum):
     PREPROCESSOR = "preprocessor"
     """Its first word begins with a dot: `.if`, `.endif`, `.alert`…"""
     SCOPE = "scope"
-    """It begins with `[`: the scope of a SPOE file."""
+    """It begins with `[`: a scope in a SPOE file."""
     STATEMENT = "statement"
-    """It belongs to the section it is in."""
+    """It belongs to the current section."""
     VARIABLE = "variable"
-    """A variable is in the place of its keyword: it may be any of these."""
+    """Its keyword contains a variable: it may be of any kind."""
     INVALID = "invalid"
-    """HAProxy refuses it; `fault` says why."""
+    """HAProxy refuses it; `fault` contains the reason."""
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
     """A line: its number from 1, its text without indentation, and its words.
 
-    `end` is where its last word ends in `source`; a comment may follow.
+    `end` is the end of its last word in `source`; a comment may follow.
     """
 
     number: int
@@ -64,14 +64,14 @@ class Line:
 
     @property
     def prefix(self) -> str:
-        """`no` or `default` if that is before the keyword, else empty."""
+        """`no` or `default` if it precedes the keyword, else empty."""
         if len(self.words) > 1 and self.words[0].text in PREFIXES:
             return self.words[0].text
         return ""
 
     @property
     def negated(self) -> bool:
-        """True for `no …`."""
+        """Whether the line begins with `no`."""
         return self.prefix == "no"
 
     @property
@@ -86,18 +86,18 @@ class Line:
 
     @property
     def code(self) -> str:
-        """The source without the comment that may follow it."""
+        """The source without a trailing comment."""
         return self.source[: self.end]
 
     @property
     def comment(self) -> str:
-        """The comment after the last word with the blanks before it; empty if there is none."""
+        """The trailing comment, including the blanks before it; empty if there is none."""
         rest = self.source[self.end :]
         return rest if rest.lstrip(_INDENT).startswith("#") else ""
 
 
 def read_line(text: str, number: int = 1) -> Line:
-    """`text`, one line without its line feed, as HAProxy reads it.  Never raises."""
+    """Parse `text`, one line without its line feed, as HAProxy does.  Never raises."""
     source = text.lstrip(_INDENT)
     if not source or source[0] == "#":
         return Line(number, source, LineKind.BLANK)
@@ -112,9 +112,9 @@ def read_line(text: str, number: int = 1) -> Line:
 
 
 def is_plain_statement(text: str) -> bool:
-    """True if the line `text` is obviously a statement, which nearly all lines are.
+    """Return whether the line `text` is obviously a statement, as nearly all lines are.
 
-    Where this is false, `read_line` decides: it takes 10 times longer.
+    If not, use `read_line` to classify it, which takes 10 times longer.
     """
     match = _PLAIN.fullmatch(text)
     if match is None or match[1] in _NOT_PLAIN:
@@ -123,9 +123,10 @@ def is_plain_statement(text: str) -> bool:
 
 
 def notable_lines(text: str, keywords: Collection[str]) -> Iterator[Line]:
-    """The lines of `text` but for statements with other keywords, which are skipped fast.
+    """Return the lines of `text` except statements with other keywords, which are skipped fast.
 
-    For lines of a few keywords in a large text.  Statements after `no` or `default` are there too.
+    This is for finding a few keywords in a large text.  Statements after `no` or `default` are
+    always included.
     """
     for number, line in enumerate(text.split("\n"), start=1):
         match = _ANY_FIRST_WORD.match(line)
@@ -135,7 +136,7 @@ def notable_lines(text: str, keywords: Collection[str]) -> Iterator[Line]:
 
 
 def read_lines(text: str) -> Iterator[Line]:
-    """The lines of `text`, which HAProxy ends at line feeds only."""
+    """Return the lines of `text`; for HAProxy, only a line feed ends a line."""
     for number, line in enumerate(text.split("\n"), start=1):
         yield read_line(line, number)
 

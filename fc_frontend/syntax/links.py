@@ -1,4 +1,4 @@
-"""What ties a unit's section to others: names, addresses, routes, and Kubernetes Services."""
+"""Dependencies between units' sections: names, addresses, routes, and Kubernetes Services."""
 
 from __future__ import annotations
 
@@ -14,18 +14,19 @@ from fc_frontend.syntax.names import defined_names, used_names
 from fc_frontend.syntax.routes import routes_in
 
 _MAX_TEXTS = 65_536
-"""Sections whose links are remembered: reading one takes about 0.2 ms, and most never change."""
+"""Sections whose links are cached: reading one takes about 0.2 ms, and most never change."""
 _TARGET = re.compile(
     r"(?:\*\.|_(?P<name>[^.]+)\._[a-z]+\.)?(?P<service>[^.*_]+\.[^.]+)\.svc\..*:(?P<port>\d+)"
 )
 _NOT_EXCLUSIVE = frozenset(("table",))
-"""Kinds of names that follow from other names."""
+"""Kinds of names that are derived from other names."""
 
 
 class Links(NamedTuple):
-    """`holds` are binds, routes and names that it defines; others must define what it `uses`.
+    """The resources of a unit's section.
 
-    `publishes` are the Kubernetes Services and ports whose pods it asks cluster DNS for.
+    `holds` contains the binds, routes and names that it defines, `uses` the names that other units
+    must define, and `publishes` the Kubernetes Services and ports that it resolves by cluster DNS.
     """
 
     holds: frozenset[Resource]
@@ -35,7 +36,7 @@ class Links(NamedTuple):
 
 @lru_cache(maxsize=_MAX_TEXTS)
 def links_in(text: str) -> Links:
-    """The links of a unit's section."""
+    """Return the links of a unit's section."""
     holds = {name for name in defined_names(text) if name.kind not in _NOT_EXCLUSIVE}
     holds |= {
         Resource("bind", str(each.listener.endpoint)) for each in read_listeners(text).listeners
@@ -47,7 +48,7 @@ def links_in(text: str) -> Links:
 
 
 def service_resource(service: str, namespace: str, port: int | str) -> Resource:
-    """A Kubernetes Service and port, as `links_in` finds them."""
+    """Return the resource for a Kubernetes Service and port, in the form used by `links_in`."""
     return Resource("service", f"{service}.{namespace}:{port}")
 
 

@@ -1,4 +1,4 @@
-"""Which names a text defines and uses: what ties one unit's sections to another's.
+"""The names that a text defines and uses, which link the sections of different units.
 
 Follows the configuration manual: section names in chapters 3 and 4, `from` in 4, `use_backend`,
 `default_backend` and `stick-table` in 4.2, server options in 5.2, fetches with a proxy's name in 7.
@@ -52,15 +52,15 @@ _NAME = re.compile(r"[A-Za-z0-9_.:-]+")
 
 
 def defined_names(text: str) -> frozenset[Resource]:
-    """The names that the sections of `text` define, such as backend `web` or userlist `staff`."""
+    """Return the names that `text` defines, such as backend `web` or userlist `staff`."""
     return frozenset(name for section in read_sections(text) for name in _defined(section))
 
 
 def used_names(text: str) -> frozenset[Resource]:
-    """The names that `text` uses and does not define itself.
+    """Return the names that `text` uses and does not define itself.
 
-    Names that are known only at run time (`use_backend %[…]`) are left out: HAProxy accepts that
-    they do not exist.
+    Names that are known only at run time (`use_backend %[…]`) are omitted: HAProxy does not require
+    that they exist.
     """
     found = frozenset(name for section in read_sections(text) for name in _used(section))
     return found - defined_names(text)
@@ -85,7 +85,7 @@ def _used(section: ConfigSection) -> Iterator[Resource]:
         words = [line.keyword, *line.arguments]
         for before, word in pairwise(words):
             kind = _USED_AFTER_WORD.get(before)
-            # In a `peers` section, `table` defines one.
+            # In a `peers` section, `table` defines a table.
             if kind and _NAME.fullmatch(word) and section.kind != "peers":
                 yield Resource(kind, word)
             elif before == "track" and "/" in word:
@@ -100,7 +100,7 @@ def _used_in_fetches(word: str) -> Iterator[Resource]:
     for name, arguments in _FETCH.findall(word):
         if match := _USED_IN_FETCH.fullmatch(name):
             first, _, last = arguments.replace(" ", "").partition(",")
-            # `sc_http_req_rate(0,table)` and the like name the table after the counter.
+            # `sc_http_req_rate(0,table)` and similar fetches name the table after the counter.
             argument = last.rpartition(",")[2] if name.startswith("sc_") else first
             kind = str(match.lastgroup)
             if kind in ("backend", "frontend"):

@@ -1,12 +1,13 @@
-"""Routes: which requests of a shared frontend go to which service.
+"""Routes: the mapping of requests on a shared frontend to services.
 
     hosts and paths of a service ─► routes ─► comments in its section ─► maps of its frontend
 
-Hosts and paths mean what they mean in Kubernetes Ingress: an exact path wins over a prefix, a
-longer prefix over a shorter one, prefixes end at path elements, a host wins over a wildcard, which
-stands for one label, and that wins over routes without a host.  The routes of a service are
-comments in its section of haproxy.cfg, so that the maps follow from the text alone.  So are the
-addresses of clients that a frontend or service allows.
+Hosts and paths have the same semantics as in Kubernetes Ingress: an exact path takes precedence
+over a prefix, and a longer prefix over a shorter one; prefixes match whole path elements.  A host
+takes precedence over a wildcard, which matches one label, and a wildcard over routes without a
+host.  The routes of a service are comments in its section of haproxy.cfg, so that the maps can be
+derived from the text alone.  The same applies to the client addresses that a frontend or service
+allows.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ _MAX_TEXTS = 65_536
 
 
 class NotARoute(ValueError):
-    """A host or path that cannot be routed, with a fix."""
+    """A host or path that cannot be routed, with a remedy."""
 
     def __init__(self, message: str, remedy: str) -> None:
         super().__init__(message)
@@ -48,7 +49,7 @@ class NotARoute(ValueError):
 
 
 class Match(StrEnum):
-    """How a route is matched, which is also the map that has it."""
+    """How a route is matched, and the map that contains it."""
 
     EXACT = "exact"
     PREFIX = "prefix"
@@ -65,7 +66,7 @@ class Path:
 
 @dataclass(frozen=True, slots=True, order=True)
 class RouteEntry:
-    """One entry in a map of `frontend`.  `key` is the host, followed by the path unless for SNI."""
+    """One entry in a map of `frontend`.  `key` is the host, followed by the path except for SNI."""
 
     frontend: str
     match: Match
@@ -73,17 +74,17 @@ class RouteEntry:
 
     @property
     def line(self) -> str:
-        """The comment in a service's section."""
+        """The comment for this route in a service's section."""
         return f"{ROUTE_MARK}{self.frontend} {self.match} {self.key}"
 
     @property
     def resource(self) -> Resource:
-        """What a service with this route holds."""
+        """The resource that a service with this route holds."""
         return Resource("route", f"{self.frontend} {self.match} {self.key}")
 
     @property
     def shown(self) -> str:
-        """Host and path for people: `shop.example.org/api`, `*/api (exact)`."""
+        """Host and path for display: `shop.example.org/api`, `*/api (exact)`."""
         host, slash, path = self.key.partition("/")
         if self.match is Match.PREFIX:
             path = path.removesuffix("/")
@@ -94,7 +95,7 @@ class RouteEntry:
 
 
 def parse_host(text: str) -> str:
-    """A host in canonical form: lower case, IDNA, no final dot.  Raises NotARoute."""
+    """Return a host in canonical form: lower case, IDNA, no final dot.  Raises NotARoute."""
     if not isinstance(text, str):
         raise NotARoute(f"{text!r} is not a string", "put it in quotes")
     shown = _short(text)
@@ -124,7 +125,7 @@ def parse_host(text: str) -> str:
 
 
 def parse_path(text: str, *, is_exact: bool = False) -> Path:
-    """A path as it is matched.  Raises NotARoute."""
+    """Return a path in the form used for matching.  Raises NotARoute."""
     if not isinstance(text, str):
         raise NotARoute(f"{text!r} is not a string", "put it in quotes")
     shown = _short(text)
@@ -146,15 +147,15 @@ def parse_path(text: str, *, is_exact: bool = False) -> Path:
 
 
 def covers_host(pattern: str, host: str) -> bool:
-    """True if `pattern`, a host or `*.` and a domain, allows `host`, which may be a wildcard.
+    """Return whether `pattern`, a host or `*.` and a domain, covers `host`.
 
-    Here a wildcard stands for any number of labels.
+    `host` may be a wildcard itself.  Here, a wildcard matches any number of labels.
     """
     return host == pattern or (pattern.startswith("*.") and host.endswith(pattern[1:]))
 
 
 def is_ambiguous(path: str) -> bool:
-    """True if applications may read `path` as another one (RFC 3986, 6.2.2)."""
+    """Return whether applications may interpret `path` as a different one (RFC 3986, 6.2.2)."""
     segments = path.split("/")
     return (
         "//" in path
@@ -175,7 +176,7 @@ AMBIGUOUS_PATH = (
 def http_routes(
     frontend: str, hosts: Iterable[str], paths: Iterable[Path]
 ) -> tuple[RouteEntry, ...]:
-    """The routes of a service with these hosts and paths; none means all."""
+    """Return the routes of a service with these hosts and paths; if empty, all match."""
     found = {
         RouteEntry(frontend, Match.EXACT, host + path.text)
         if path.is_exact
@@ -187,55 +188,56 @@ def http_routes(
 
 
 def sni_routes(frontend: str, names: Iterable[str]) -> tuple[RouteEntry, ...]:
-    """The routes of a service that TLS connections for these names are passed to."""
+    """Return the routes of a service that receives TLS connections for these SNI names."""
     return tuple(sorted({RouteEntry(frontend, Match.SNI, name) for name in names}))
 
 
 @lru_cache(maxsize=_MAX_TEXTS)
 def routes_in(text: str) -> tuple[RouteEntry, ...]:
-    """The routes in a service's section, or in a whole configuration, in order."""
+    """Return the routes in a service's section, or in a whole configuration, in order."""
     if ROUTE_MARK not in text:
         return ()
     return tuple(RouteEntry(found[1], Match(found[2]), found[3]) for found in _LINE.finditer(text))
 
 
 def without_routes(text: str) -> str:
-    """`text` without the comments that name routes and allowed addresses."""
+    """Return `text` without the comments that contain routes and allowed addresses."""
     return _WHOLE_LINE.sub("", text) if ROUTE_MARK in text or ALLOW_MARK in text else text
 
 
 def allow_lines(networks: Iterable[object]) -> Iterator[str]:
-    """The comments in a frontend's or service's section that name the addresses of clients."""
+    """Return the comments in a frontend's or service's section for allowed client addresses."""
     return (f"{ALLOW_MARK}{network}" for network in networks)
 
 
 def allowed_in(text: str) -> tuple[str, ...]:
-    """The addresses of clients in a frontend's or service's section."""
+    """Return the allowed client addresses in a frontend's or service's section."""
     return tuple(_ALLOWED.findall(text)) if ALLOW_MARK in text else ()
 
 
 def allow_path(directory: str, unit: str) -> str:
-    """Where the list of allowed addresses of a frontend or service is.
+    """Return the path of the list of allowed addresses of a frontend or service.
 
-    haproxy.cfg is in `directory`.
+    `directory` contains haproxy.cfg.
     """
     return f"{directory}/{MAPS_DIRECTORY}/{unit}{ALLOW_ENDING}"
 
 
 def map_path(directory: str, frontend: str, match: Match) -> str:
-    """Where a map is, if haproxy.cfg is in `directory`."""
+    """Return the path of a map; `directory` contains haproxy.cfg."""
     return f"{directory}/{MAPS_DIRECTORY}/{frontend}.{match}.map"
 
 
 def is_own_map(path: str) -> bool:
-    """True if `path` is one of our maps: their content follows from haproxy.cfg."""
+    """Return whether `path` is one of fc-frontend's own maps, derived from haproxy.cfg."""
     return path.rpartition("/")[0].endswith(f"/{MAPS_DIRECTORY}")
 
 
 def map_entries(sections: Iterable[tuple[str, str]]) -> Mapping[tuple[str, Match], dict[str, str]]:
-    """The entries of each map: (frontend, match) → key → service, sorted by key.
+    """Return the entries of each map: (frontend, match) → key → service, sorted by key.
 
-    `sections` are names of services with their texts.  If several have a key, the first one counts.
+    `sections` contains the names of services with their texts.  If several services have the same
+    key, the first one takes precedence.
     """
     found: dict[tuple[str, Match], dict[str, str]] = {}
     for name, text in sections:
@@ -250,9 +252,9 @@ def route_of(
     host: str,
     path: str | None,
 ) -> tuple[RouteEntry, str] | None:
-    """The route and service for a request, found as HAProxy does; None for 404.
+    """Return the route and service for a request, as HAProxy selects them; None for 404.
 
-    `host` is in canonical form, without a port.  Without `path`, it is an SNI name.
+    `host` is in canonical form, without a port.  If `path` is None, it is an SNI name.
     """
     label, dot, domain = host.partition(".")
     hosts = [host, f"*.{domain}"] if label and dot else [host]
@@ -274,15 +276,15 @@ def route_of(
 
 
 def map_text(entries: Mapping[str, str]) -> str:
-    """A map file: a key and a service on each line."""
+    """Return the content of a map file: a key and a service on each line."""
     return "".join(f"{key} {service}\n" for key, service in sorted(entries.items()))
 
 
 def sni_rules(directory: str, frontend: str) -> Iterator[str]:
-    """The lines of a frontend in TCP mode that set `txn.fc_service` where the SNI has a route."""
+    """Return the lines of a TCP frontend that set `txn.fc_service` if the SNI has a route."""
     path = map_path(directory, frontend, Match.SNI)
     found, wildcard = "{ var(txn.fc_service) -m found }", "{ var(txn.fc_host) -m reg ^[^.]+[.] }"
-    # The condition waits for the whole ClientHello.
+    # The condition waits for the complete ClientHello.
     yield (
         "tcp-request content set-var(txn.fc_host) req.ssl_sni,lower,rtrim(.) "
         "if { req.ssl_sni -m found }"
@@ -295,7 +297,7 @@ def sni_rules(directory: str, frontend: str) -> Iterator[str]:
 
 
 def rules(directory: str, frontend: str, match: Match) -> Iterator[str]:
-    """The lines of a frontend that set `txn.fc_service`; for HTTP, `match` is PREFIX."""
+    """Return the lines of a frontend that set `txn.fc_service`; for HTTP, `match` is PREFIX."""
     if match is Match.SNI:
         yield "tcp-request inspect-delay 5s"
         yield "tcp-request content reject unless { req.ssl_sni -m found }"
@@ -323,8 +325,8 @@ def rules(directory: str, frontend: str, match: Match) -> Iterator[str]:
     yield f"{service} var(txn.fc_path),map_str({exact}) if {missing}"
     yield f"{service} var(txn.fc_path),concat(/),map_beg({prefix}) if {missing}"
     yield f"{service} str(/),map_beg({prefix}) if {missing} !{{ var(txn.fc_path) -m found }}"
-    # A browser uses a connection for all names of its certificate (RFC 9113, 9.1.1): on one of its
-    # own, another name may have a route.
+    # A browser reuses a connection for all names of its certificate (RFC 9113, 9.1.1).  On a
+    # separate connection, the other name may have a route.
     yield f"http-request set-var(txn.fc_sni) ssl_fc_sni,lower if {missing}"
     yield (
         f"http-request return status 421 if {missing} {{ var(txn.fc_sni) -m found }} "

@@ -1,8 +1,9 @@
-"""Raw lines that are harmless whoever wrote them: what `untrusted.raw_lines: safe` admits.
+"""Raw lines that are harmless whoever wrote them, for `untrusted.raw_lines: safe`.
 
-An allow-list on HAProxy's own words.  A line that is on it affects nothing but its own service: it
-reads no file, opens no connection elsewhere, names no other section, looks up no name, runs
-nothing, and cannot keep HAProxy busy.  What is not on it is refused, whatever it means.
+This is an allow-list, applied to the words that HAProxy reads.  A line on the list affects only its
+own service: it reads no file, opens no connection elsewhere, names no other section, resolves no
+name, runs no program, and cannot keep HAProxy busy.  All other lines are refused, whatever their
+meaning.
 """
 
 from __future__ import annotations
@@ -22,13 +23,13 @@ from fc_frontend.syntax.samples import (
 from fc_frontend.syntax.words import NotWords, split
 
 MAX_LINES = 100
-"""In one service."""
+"""Per service."""
 MAX_LENGTH = 1000
-"""Of a line or option text, in characters."""
+"""Characters per line or option text."""
 MAX_ENTRIES = 10 * 1024
-"""Of a stick table."""
+"""Entries per stick-table."""
 _RESERVED = "fc-frontend"
-"""fc-frontend finds its own configuration by words that begin with this."""
+"""fc-frontend identifies its own configuration by words that begin with this."""
 
 LINES = """
 acl ACL TEST
@@ -109,8 +110,8 @@ timeout queue|server|server-fin|tarpit|tunnel TIME
 """
 """Lines of `extra_config`.
 
-Words in capitals stand for an argument of a kind, `[ ]` for what may be left out, `{ / }` for
-options in any order, and `...` for one or more of the same.
+Words in capitals denote kinds of arguments, `[ ]` optional items, `{ / }` options in any order, and
+`...` one or more of the same.
 """
 
 SERVER = """
@@ -222,7 +223,7 @@ KINDS: dict[str, tuple[Callable[[str], bool], str]] = {
     "URL": (_pattern(r"(?:https?:/)?/[!-~]{0,500}"), "https://a.example/"),
     "WEIGHT": (_pattern("[0-9]{1,2}|1[0-9]{2}|2[0-4][0-9]|25[0-6]"), "10"),
 }
-"""Kind of argument → whether a word is one, and an example."""
+"""Kind of argument → a predicate for words of that kind, and an example."""
 
 
 # Grammar
@@ -230,14 +231,14 @@ KINDS: dict[str, tuple[Callable[[str], bool], str]] = {
 
 @dataclass(frozen=True, slots=True)
 class Literal:
-    """One of some words."""
+    """One of several literal words."""
 
     words: frozenset[str]
 
 
 @dataclass(frozen=True, slots=True)
 class Argument:
-    """A word of a kind, or one or more; TEST and CONDITION take all words that are left."""
+    """A word of a kind, or one or more if repeated; TEST and CONDITION match all that remain."""
 
     kind: str
     is_repeated: bool = False
@@ -245,7 +246,7 @@ class Argument:
 
 @dataclass(frozen=True, slots=True)
 class Optional:
-    """Items that may be left out together."""
+    """Items that may be omitted together."""
 
     items: tuple[Item, ...]
 
@@ -262,7 +263,7 @@ Item = Literal | Argument | Optional | AnyOrder
 
 
 def parse_grammar(text: str) -> tuple[Item, ...]:
-    """The items of a line of `LINES`, or of `SERVER` or `BIND`."""
+    """Parse a line of `LINES`, or `SERVER` or `BIND`, into items."""
     items, rest = _items(text.split(), ())
     assert not rest, text
     return items
@@ -295,7 +296,7 @@ def _items(words: Sequence[str], ends: tuple[str, ...]) -> tuple[tuple[Item, ...
 
 
 class _Mismatch(Exception):
-    """A word that does not fit."""
+    """A word that does not match the grammar."""
 
     def __init__(self, at: int) -> None:
         super().__init__(at)
@@ -303,7 +304,7 @@ class _Mismatch(Exception):
 
 
 def _match(items: Sequence[Item], words: Sequence[str], at: int) -> int:
-    """Where in `words` the items end that begin at `at`.  Raises _Mismatch."""
+    """Match `items` against `words` from `at`; return the index of the end.  Raises _Mismatch."""
     for item in items:
         if isinstance(item, Literal):
             if at == len(words) or words[at] not in item.words:
@@ -358,7 +359,7 @@ def _argument(item: Argument, words: Sequence[str], at: int) -> int:
 
 @cache
 def _lines() -> dict[str, tuple[tuple[Item, ...], ...]]:
-    """The grammar of lines by their first word."""
+    """Return the grammar of lines, by first word."""
     found: dict[str, tuple[tuple[Item, ...], ...]] = {}
     for line in LINES.strip().split("\n"):
         items = parse_grammar(line)
@@ -374,26 +375,29 @@ def _options(grammar: str) -> tuple[Item, ...]:
 
 
 def refused_in_line(line: str) -> str | None:
-    """What in a line of `extra_config` is not harmless; None if nothing is."""
+    """Return the part of an `extra_config` line that is not harmless; None if all of it is."""
     return _refused(line, lambda words: _lines().get(words[0], ()))
 
 
 def refused_in_server_options(text: str) -> str | None:
-    """What in `server_options` is not harmless; None if nothing is."""
+    """Return the part of `server_options` that is not harmless; None if all of it is."""
     return _refused(text, lambda _: (_options(SERVER),))
 
 
 def refused_in_bind_options(text: str) -> str | None:
-    """What in `bind_options` is not harmless; None if nothing is."""
+    """Return the part of `bind_options` that is not harmless; None if all of it is."""
     return _refused(text, lambda _: (_options(BIND),))
 
 
 def _refused(
     text: str, grammars: Callable[[Sequence[str]], Sequence[Sequence[Item]]]
 ) -> str | None:
-    """The first word that does not fit any of the grammars, as it is written."""
+    """Return the first word that matches none of the grammars, as written, or another reason.
+
+    Return None if the text is harmless.
+    """
     for letter in text:
-        # Escapes, variables and comments would only make it harder to see what is meant.
+        # Escapes, variables and comments would only obscure the meaning.
         if letter in "\\$#" or not (letter == "\t" or " " <= letter <= "~"):
             return letter if letter.isprintable() else "a control character"
     if len(text) > MAX_LENGTH:

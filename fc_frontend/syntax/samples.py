@@ -1,8 +1,8 @@
 """Sample expressions, log formats and conditions that are harmless (manual chapters 7 and 8.2.6).
 
-What is accepted depends on nothing but the request, the response and the connection itself: no
+Accepted expressions depend only on the request, the response and the connection itself: on no
 files, environment, other proxies' state, process-wide variables, regular expressions (a bad one
-stalls all of HAProxy) or names that HAProxy would look up.
+stalls all of HAProxy) or names that HAProxy would resolve.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ FETCHES = _table(
     (" ".join(f"sc_{name}" for name in _COUNTERS), "[0-2]"),
     (" ".join(f"sc{number}_{name}" for number in range(3) for name in _COUNTERS), ""),
 )
-"""Fetch → what its arguments may be."""
+"""Fetch → pattern of its arguments."""
 
 CRITERIA = _table(
     *((f"{name}_{how}", "") for name in ("base", "path", "url") for how in ("beg", "dir", "dom")),
@@ -60,7 +60,7 @@ CRITERIA = _table(
     *((f"{name}_{how}", _NAME) for name in ("cook", "urlp") for how in ("end", "len", "sub")),
     ("ssl_fc_sni_end", ""),
 )
-"""What tests may begin with besides fetches: a fetch with the method of comparison in its name."""
+"""Criteria accepted in tests besides fetches: fetches with the comparison method in the name."""
 
 CONVERTERS = _table(
     (
@@ -88,17 +88,17 @@ _FORMAT = re.compile(
 
 
 def is_expression(text: str) -> bool:
-    """True for a sample expression: a fetch and its converters."""
+    """Return whether `text` is a harmless sample expression: a fetch and its converters."""
     return _calls(text, FETCHES) is not None
 
 
 def is_variable(text: str) -> bool:
-    """True for a variable that does not outlive its session."""
+    """Return whether `text` is a variable that does not outlive its session."""
     return re.fullmatch(_VARIABLE, text) is not None
 
 
 def is_format(text: str) -> bool:
-    """True for a log format in which nothing but sample expressions stands for something else."""
+    """Return whether `text` is a log format without aliases, only with harmless expressions."""
     return all(
         not match["bad"] and (match["expression"] is None or is_expression(match["expression"]))
         for match in _FORMAT.finditer(text)
@@ -106,9 +106,10 @@ def is_format(text: str) -> bool:
 
 
 def test_end(words: Sequence[str], at: int, end: int) -> int:
-    """Where a test that begins at `at` and fills the words up to `end` stops being harmless.
+    """Return the index of the first word of a test that is not harmless, else `end`.
 
-    `end` itself if it does not.  A test is a criterion, flags and patterns, as after `acl NAME`.
+    The test consists of the words from `at` up to `end`: a criterion, flags and patterns, as after
+    `acl NAME`.
     """
     names = _calls(words[at], {**FETCHES, **CRITERIA}) if at < end else None
     if names is None:
@@ -135,9 +136,10 @@ def test_end(words: Sequence[str], at: int, end: int) -> int:
 
 
 def condition_end(words: Sequence[str], at: int) -> int:
-    """Where a condition that begins at `at`, after `if` or `unless`, stops being harmless.
+    """Return the index of the first word of a condition that is not harmless.
 
-    The number of words if it does not.
+    The condition begins at `at`, after `if` or `unless`.  If all of it is harmless, return the
+    number of words.
     """
     if at == len(words):
         return at
@@ -159,7 +161,7 @@ def condition_end(words: Sequence[str], at: int) -> int:
 
 
 def _calls(text: str, first: dict[str, re.Pattern[str]]) -> list[str] | None:
-    """The names of a fetch in `first` and of its converters; None if they are not harmless."""
+    """Return the names of a fetch in `first` and its converters; None if not harmless."""
     names = []
     known, at = first, 0
     while True:
@@ -177,7 +179,7 @@ def _calls(text: str, first: dict[str, re.Pattern[str]]) -> list[str] | None:
 
 
 def _is_address(text: str) -> bool:
-    """True for an address or network; HAProxy takes anything else for a name, and looks it up."""
+    """Return whether `text` is an address or network; HAProxy resolves anything else as a name."""
     try:
         ip_network(text, strict=False)
     except ValueError:

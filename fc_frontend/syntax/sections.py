@@ -1,4 +1,4 @@
-"""HAProxy text as sections of lines."""
+"""Split HAProxy text into sections."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ PROXIES = ("listen", "frontend", "backend")
 
 @dataclass(frozen=True, slots=True)
 class ConfigSection:
-    """A section: its header, None for what is before the first one, and all lines after it.
+    """A section: its header and all lines after it.
 
-    `lines` include blank lines, comments and preprocessor lines; a header inside a condition
-    (`.if`) begins a section like any other, because HAProxy may take it.
+    `header` is None for the lines before the first header.  `lines` include blank lines, comments
+    and preprocessor lines.  A header inside a condition (`.if`) begins a section like any other,
+    because HAProxy may apply it.
     """
 
     header: Line | None
@@ -36,14 +37,14 @@ class ConfigSection:
 
     @property
     def statements(self) -> tuple[Line, ...]:
-        """The lines that say something to the section itself."""
+        """The lines that configure the section: statements, and lines with a variable keyword."""
         return tuple(
             line for line in self.lines if line.kind in (LineKind.STATEMENT, LineKind.VARIABLE)
         )
 
 
 def read_sections(text: str) -> Iterator[ConfigSection]:
-    """The sections of one file, in order.  Never raises: see `Line.kind` for what is wrong."""
+    """Return the sections of one file, in order.  Never raises: `Line.kind` marks invalid lines."""
     header: Line | None = None
     lines: list[Line] = []
     for line in read_lines(text):

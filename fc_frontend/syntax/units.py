@@ -1,8 +1,7 @@
-"""What HAProxy text of a service, the settings or a fragment may hold.
+"""Validate the HAProxy text of a service, the settings or a fragment.
 
-Text of one unit must not begin, end or condition a section of another one, whatever it contains.
-Everything is judged on HAProxy's own words, and what cannot be judged (a variable in the place of
-a keyword) is refused.
+The text of one unit must not begin, end or condition a section of another unit.  It is checked as
+HAProxy reads it, and text that cannot be checked (a variable in place of a keyword) is refused.
 """
 
 from __future__ import annotations
@@ -19,19 +18,19 @@ from fc_frontend.syntax.sections import read_sections
 from fc_frontend.syntax.words import MAX_WORDS, NotWords, split
 
 OWN_NAMES = "fc-"
-"""Names of sections that begin with it are fc-frontend's own."""
+"""The prefix of names of fc-frontend's own sections."""
 _OWN_RESOLVERS = ("resolvers", "cluster")
 MAX_CONDITIONS = 99
-"""One `.if` inside another: HAProxy refuses the hundredth (MAXNESTEDCONDS)."""
+"""Nested `.if` conditions: HAProxy refuses the hundredth (MAXNESTEDCONDS)."""
 MAX_OPTION_WORDS = 46
-"""Words of `server_options` and `bind_options`: up to 18 of a server's line are fc-frontend's."""
+"""Words in `server_options` and `bind_options`; fc-frontend adds up to 18 to a server line."""
 assert MAX_OPTION_WORDS + 18 <= MAX_WORDS
 
 MAX_LINE_WITH_DEFAULT = 1000
 """Characters in a line with `${NAME-value}`.
 
-HAProxy (2.6 and 2.8) reads a line twice if it is longer than 1,023 bytes and than all lines before
-it, and loses the value then: whether it accepts the line depends on the text of other units.
+HAProxy (2.6 and 2.8) reads a line twice if it is longer than 1,023 bytes and longer than all lines
+before it, and then loses the value: whether it accepts the line depends on the text of other units.
 """
 _DEFAULT = re.compile(r"\$\{\.?\w+(?:\[\*\])?-")
 GLOBAL_RESERVED: Mapping[str, str] = MappingProxyType(
@@ -43,7 +42,7 @@ GLOBAL_RESERVED: Mapping[str, str] = MappingProxyType(
         "resetenv": "HAProxy's master needs its environment to reload",
     }
 )
-"""Keywords of `global` that fc-frontend relies on, measured on 2.6 and 2.8, and why."""
+"""Reserved keywords of `global`, with the reason; measured on 2.6 and 2.8."""
 DEFAULTS_RESERVED: Mapping[str, str] = MappingProxyType(
     {
         "load-server-state-from-file": "servers keep their addresses over reloads by it",
@@ -59,7 +58,7 @@ _SHOWN = frozenset(
 
 
 class Owner(Enum):
-    """Whose raw lines they are, with the keywords that are reserved there."""
+    """The owner of raw lines, with the keywords that are reserved there."""
 
     SERVICE = MappingProxyType[str, str]({})
     GLOBAL = GLOBAL_RESERVED
@@ -67,7 +66,7 @@ class Owner(Enum):
 
 
 class UnitFault(NamedTuple):
-    """What is wrong in a text, in which of its lines (from 1), and the fix."""
+    """A fault in a text, with its line (from 1) and a remedy."""
 
     line: int
     message: str
@@ -75,10 +74,10 @@ class UnitFault(NamedTuple):
 
 
 def raw_line_faults(text: str, owner: Owner) -> Iterator[UnitFault]:
-    """What is wrong with lines that become part of a section of fc-frontend's.
+    """Return the faults of raw lines that become part of one of fc-frontend's own sections.
 
-    They may hold statements and comments: no section header, no preprocessor line, nothing that
-    HAProxy refuses to split into words, and no reserved keyword of their `owner`.
+    They may contain statements and comments, but no section header, no preprocessor line, no line
+    that HAProxy refuses to split into words, and no reserved keyword of their `owner`.
     """
     for number, raw in enumerate(text.split("\n"), start=1):
         if len(raw) > MAX_LINE:
@@ -107,7 +106,7 @@ def raw_line_faults(text: str, owner: Owner) -> Iterator[UnitFault]:
 
 
 def clean_line(raw: str) -> str:
-    r"""A raw line without the blanks around it, except one at the end that is escaped (`\ `)."""
+    r"""Return a raw line without surrounding blanks, except an escaped one at the end (`\ `)."""
     line = raw.lstrip(" \t")
     trimmed = line.rstrip(" \t")
     is_escaped = trimmed.endswith("\\")
@@ -115,7 +114,7 @@ def clean_line(raw: str) -> str:
 
 
 def option_fault(text: str) -> UnitFault | None:
-    """What keeps `server_options` or `bind_options` from being just words inside of a line."""
+    """Return the fault if `server_options` or `bind_options` are not plain words of one line."""
     if "\n" in text or "\r" in text:
         return UnitFault(1, "a line break", "write all words in one line")
     if len(text) > MAX_LINE:
@@ -146,10 +145,10 @@ def option_fault(text: str) -> UnitFault | None:
 
 
 def section_faults(text: str) -> Iterator[UnitFault]:
-    """What keeps `text` from being whole sections, complete in themselves.
+    """Return the faults of `text` if it does not consist of complete sections.
 
-    Nothing but comments may come before the first section header, and conditions (`.if`) begin and
-    end inside one section.
+    Only comments may precede the first section header, and conditions (`.if`) must begin and end
+    inside one section.
     """
     reader = _SectionReader()
     for number, raw in enumerate(text.split("\n"), start=1):
@@ -161,7 +160,7 @@ def section_faults(text: str) -> Iterator[UnitFault]:
 
 
 def fragment_faults(text: str) -> Iterator[UnitFault]:
-    """What is wrong with a fragment: see `section_faults`, and names that are fc-frontend's own."""
+    """Return the faults of a fragment: those of `section_faults`, and reserved section names."""
     is_faulty = False
     for fault in section_faults(text):
         is_faulty = True
@@ -183,12 +182,12 @@ def fragment_faults(text: str) -> Iterator[UnitFault]:
 
 
 class _SectionReader:
-    """Follows sections and conditions through a text."""
+    """Tracks sections and conditions through a text."""
 
     def __init__(self) -> None:
         self.in_section = False
         self._open: list[tuple[Line, bool]] = []
-        """The conditions that are open, and whether their `.else` was there."""
+        """The open conditions, and whether their `.else` has been read."""
 
     def read(self, line: Line) -> Iterator[UnitFault]:
         fault = _line_fault(line)
@@ -215,7 +214,7 @@ class _SectionReader:
             yield from self._preprocess(line)
 
     def end(self) -> Iterator[UnitFault]:
-        """The end of a section, or of the text."""
+        """End a section or the text; return the faults of conditions that are still open."""
         for line, _ in self._open:
             yield UnitFault(
                 line.number,
@@ -258,7 +257,7 @@ class _SectionReader:
 
 
 def _is_blank(raw: str) -> bool:
-    """True if a line is obviously blank or a comment."""
+    """Return whether a line is obviously blank or a comment."""
     text = raw.lstrip(" \t")
     return not text or text[0] == "#"
 
@@ -268,7 +267,7 @@ def _too_long(number: int) -> UnitFault:
 
 
 def _line_fault(line: Line) -> UnitFault | None:
-    """What is wrong with a line wherever it is."""
+    """Return the fault of a line that is invalid in any context."""
     if line.fault is not None:
         return UnitFault(
             line.number, f"the line cannot be split into words: {line.fault}", line.fault.remedy
@@ -317,15 +316,15 @@ def _reserved_fault(line: Line, owner: Owner) -> UnitFault | None:
 
 
 def _keyword(line: Line) -> str:
-    """The keyword of a line, if it is one of those that the faults here are about.
+    """Return the keyword of a line if faults may show it, else "the line".
 
-    Nothing else of a line is shown: a link can lead from services.d to any file.
+    Only these keywords are ever shown, because a link in services.d can lead to any file.
     """
     return f"`{line.keyword}`" if line.keyword in _SHOWN else "the line"
 
 
 def _as_read(line: Line) -> str:
-    """What HAProxy reads as the keyword, if it is written in another way."""
+    """Return the keyword as HAProxy reads it, if it is written differently."""
     first = line.words[0]
     is_plain = first.source == first.text
     return "" if is_plain or first.text not in _SHOWN else f": HAProxy reads `{first.text}`"

@@ -1,8 +1,8 @@
 r"""Split a line of haproxy.cfg into words exactly as HAProxy does (manual 2.2 and 2.3).
 
-Quotes, backslashes, comments and variables mean what they mean in `parse_line` of HAProxy's
-src/tools.c; tests/hostile/test_words.py compares the two on generated lines.  Nothing is expanded:
-a word with a variable says so and keeps the variable's source.
+Quotes, backslashes, comments and variables are handled as in `parse_line` of HAProxy's src/tools.c;
+tests/hostile/test_words.py compares the two on generated lines.  Nothing is expanded: a word with a
+variable is marked and keeps the variable's source.
 """
 
 from __future__ import annotations
@@ -12,22 +12,22 @@ from enum import StrEnum
 from typing import NamedTuple
 
 MAX_WORDS = 64
-"""In a line (MAX_LINE_ARGS)."""
+"""Per line (MAX_LINE_ARGS)."""
 
 _BLANKS = " \t\v\f\r\n"
-"""What C's isspace() accepts.  HAProxy skips any of them between words."""
+"""The characters that C's isspace() accepts.  HAProxy skips all of them between words."""
 _SPACE = _BLANKS.encode()
 _LINE_END = b"\0\n\r"
 _SPECIAL = re.compile("[\"'\\\\#\r\n\0]")
 _PLAIN_WORD = re.compile("[^ \t\v\f]+")
 _QUOTED = r"(?:'[^'\r\n\0]*'|\"[^\"\\$\r\n\0]*\")"
-"""A closed quote without escapes and variables."""
+"""A closed quoted string without escapes and variables."""
 QUOTED_WORDS = rf"[^'\"\\#\r\n\0]*(?:{_QUOTED}[^'\"\\#\r\n\0]*)*"
-"""Words and closed quotes, without escapes, variables and comments.
+"""Words and closed quoted strings, without escapes, variables and comments.
 
-Not with possessive quantifiers: `fullmatch` accepts an open quote with these before Python 3.11.5
-(CPython issue 106052), which Debian 12 has.  Each part begins with another letter, so that nothing
-is tried twice.
+Possessive quantifiers are not used: with them, `fullmatch` accepts an open quote before Python
+3.11.5 (CPython issue 106052), and Debian 12 has an earlier version.  Each part begins with a
+different character, so there is no backtracking.
 """
 _QUOTED_WORDS = re.compile(QUOTED_WORDS)
 _QUOTED_WORD = re.compile(
@@ -41,7 +41,7 @@ _ORDINARY = {
     ord("'"): re.compile(rb"[^\r\n\0']+"),
     ord('"'): re.compile(rb"[^\r\n\0\\\"$]+"),
 }
-"""What is taken as it is, outside of quotes and in each kind of quotes."""
+"""Characters that are copied unchanged: outside quotes (0), and inside each kind of quotes."""
 _HEX = re.compile(rb"[0-9A-Fa-f]{2}")
 _VARIABLE = re.compile(rb"\$(\{)?(\.?)([A-Za-z_][A-Za-z0-9_]*|)")
 _PSEUDO_VARIABLES = (b"LINE", b"FILE", b"SECTION")
@@ -62,7 +62,7 @@ class WordFlaw(StrEnum):
 
 
 class NotWords(ValueError):
-    """A line that HAProxy refuses to split, with the fix."""
+    """A line that HAProxy refuses to split, with a remedy."""
 
     def __init__(self, flaw: WordFlaw, message: str, remedy: str) -> None:
         super().__init__(message)
@@ -73,8 +73,8 @@ class NotWords(ValueError):
 class Word(NamedTuple):
     r"""One word: its meaning, its source, and whether it contains a variable.
 
-    `text` has bytes that are not UTF-8 as surrogates, and variables as they are written.  It ends
-    at the first `\x00`, as it does for HAProxy; `is_cut` is true then.
+    `text` contains bytes that are not UTF-8 as surrogates, and variables as written.  It ends at
+    the first `\x00`, as in HAProxy; in this case, `is_cut` is true.
     """
 
     text: str
@@ -84,14 +84,14 @@ class Word(NamedTuple):
 
 
 class Words(NamedTuple):
-    """The words of a line, and where its last word ends in the line: a comment may follow."""
+    """The words of a line, and the end of its last word: a comment may follow."""
 
     words: tuple[Word, ...]
     end: int
 
 
 def split(line: str) -> Words:
-    """The words of `line`, which is one line without its line feed.  Raises NotWords."""
+    """Split `line`, one line without its line feed, into words.  Raises NotWords."""
     if not _SPECIAL.search(line):
         return _finished(line, [Word(text, text) for text in _PLAIN_WORD.findall(line)])
     if _QUOTED_WORDS.fullmatch(line):
@@ -100,7 +100,7 @@ def split(line: str) -> Words:
 
 
 def quote(text: str) -> str:
-    r"""A source that `split` turns into the one word `text`, which may be anything without NUL."""
+    r"""Return source that `split` turns into the single word `text`, which must not contain NUL."""
     if not text:
         return '""'
     quoted = bytearray()
@@ -120,8 +120,8 @@ def quote(text: str) -> str:
         return "".join(chr(byte) if byte < 0x80 else f"\\x{byte:02x}" for byte in quoted)
 
 
-# Most lines have no escapes, variables and comments, and many have no quotes: regular expressions
-# take these apart 5 to 20 times faster than `_Reader`, which reads all others.
+# Most lines have no escapes, variables or comments, and many have no quotes: regular expressions
+# split these 5 to 20 times faster than `_Reader`, which handles all others.
 
 
 def _finished(line: str, words: list[Word]) -> Words:
