@@ -32,7 +32,7 @@ from fc_frontend.stored import question, stored_answers
 
 _MOST_DISAGREEMENTS = 20
 _NOT_DEPLOYED_PAUSE = 1.0
-"""Seconds until endpoints are looked at again while nothing is deployed."""
+"""Seconds before endpoints are looked at again while nothing is deployed."""
 
 
 class Answers:
@@ -57,14 +57,14 @@ class Answers:
         self._declared: dict[str, Answer] = {}
         """Question → answer, of declared services, withheld or not."""
         self._foreign: dict[str, frozenset[str]] = {}
-        """Question → addresses outside of the networks that HAProxy's resolver took for pods."""
+        """Question → addresses outside the networks that HAProxy's resolver gave to servers."""
         self._disagreements: dict[str, Problem] = {}
         self._memo = planner.PlanMemo()
 
     @property
     def disagreements(self) -> tuple[Problem, ...]:
-        """Services about which nameservers disagree."""
-        # The status is computed in a thread.
+        """The problems of services on which nameservers disagree."""
+        # The status reads this from another thread.
         return tuple(self._disagreements.values())[:_MOST_DISAGREEMENTS]
 
     def forget_empty(self) -> None:
@@ -74,7 +74,7 @@ class Answers:
         }
 
     async def of(self, declaration: Declaration, base: Base) -> dict[str, Answer]:
-        """The answers for declared services; services without an answer are looked up."""
+        """Return the answers for declared services; look up services without an answer."""
         specs, settings = declaration.services, declaration.settings
         if self._asked_of is not None and self._asked_of != settings.cluster:
             # Answers of another cluster are not valid for this one.
@@ -116,7 +116,7 @@ class Answers:
         return answers
 
     def running(self, base: Base, settings: Settings) -> Resolution:
-        """The answers for services as they run."""
+        """Return the answers for services in their running form."""
         state = self._tracker.state
         if state.deployed is None:
             return stored_answers(settings, running_specs(base.declarations).values())
@@ -129,7 +129,7 @@ class Answers:
         return found
 
     def _known(self, cluster: Cluster) -> Mapping[str, Answer]:
-        """Question → answer of `cluster`, of all services that are declared or run."""
+        """Return question → answer of `cluster`, for all declared or running services."""
         state = self._tracker.state
         is_running = state.deployed is not None and state.deployed.settings.cluster == cluster
         running = {
@@ -140,7 +140,7 @@ class Answers:
         return {**self._declared, **running}
 
     async def sweep(self) -> bool:
-        """Look all services up; True if the answers change the plan."""
+        """Look all services up; return whether the answers change the plan."""
         declaration, before = self._tracker.state.declaration, self._tracker.state.resolution
         if declaration is None:
             return False
@@ -150,7 +150,7 @@ class Answers:
             return False
         found = self._without_foreign(specs, found)
         self._tracker.log(transitions.answers(before, found))
-        # While something is held, the plan changes with the step that ends the hold.
+        # During a hold, the plan changes with the step that ends the hold.
         state = self._tracker.state
         answers = _updated(state.resolution, before, found)
         self._tracker.become(replace(state, resolution=answers))
@@ -172,7 +172,8 @@ class Answers:
     async def follow(self) -> bool:
         """Wait for changed endpoints, and put them into HAProxy's slots.
 
-        Only the changed services are touched.  True if a step is due, for example for more slots.
+        Only the changed services are touched.  Returns whether a step is due, for example for more
+        slots.
         """
         await self._discovery.changed()
         state = self._tracker.state
@@ -198,7 +199,7 @@ class Answers:
     def _without_foreign(
         self, specs: Iterable[ServiceSpec], answers: Resolution
     ) -> dict[str, Answer]:
-        """`answers`, with the addresses outside the networks that HAProxy took as rejected."""
+        """Return `answers` that also list HAProxy's addresses outside the networks as rejected."""
         found = dict(answers)
         for spec in specs if self._foreign else ():
             foreign, answer = self._foreign.get(question(spec)), found.get(spec.name)
@@ -208,10 +209,10 @@ class Answers:
         return found
 
     async def look_at_servers(self) -> bool:
-        """True if HAProxy has servers outside the pod network; we fill their slots then.
+        """Return whether HAProxy has servers outside the pod network.
 
-        Of an SRV record's target with A and AAAA records, HAProxy takes the first additional
-        record, whichever network that is in.
+        fc-frontend fills their slots from then on.  For an SRV record's target with A and AAAA
+        records, HAProxy takes the first additional record, whichever network that is in.
         """
         state = self._tracker.state
         if state.deployed is None or not state.is_in_sync or state.held is not None:
@@ -272,22 +273,22 @@ class Answers:
 
 
 def _changes_plan(declaration: Declaration, deployed: Plan, answers: Resolution) -> bool:
-    """True if haproxy.cfg needs another text for services with these answers."""
+    """Return whether these answers change the text of haproxy.cfg."""
     planned = plan(declaration.settings, declaration.named(answers), (), answers).services
     return _shape(planned) != _shape(deployed.named(answers))
 
 
 def _ways_back(base: Base) -> dict[str, ServiceSpec]:
-    """The services that are reverted, in the form that they go back to."""
+    """Return the services that are being reverted, in the form they are reverted to."""
     ways = base.declarations.ways_back()
     return running_specs(replace(base.declarations, services=ways)) if ways else {}
 
 
 def _updated(now: Resolution, before: Resolution, answers: Resolution) -> dict[str, Answer]:
-    """`now`, updated by the `answers` of a sweep that began with `before`.
+    """Return `now`, updated by the `answers` of a sweep that began with `before`.
 
-    A step may have replaced some in the meantime.  An answer that did not change stays the same
-    object, so that nothing that depends on it is computed again.
+    A step may have replaced some in the meantime.  An unchanged answer remains the same object, so
+    that nothing that depends on it is computed again.
     """
     found = dict(now)
     for name, answer in answers.items():
@@ -304,7 +305,7 @@ def _updated(now: Resolution, before: Resolution, answers: Resolution) -> dict[s
 
 
 def _shape(services: Iterable[ServicePlan]) -> list[tuple[object, ...]]:
-    """The parts of a plan that depend on discovery and are in haproxy.cfg."""
+    """Return the parts of a plan that depend on discovery and are in haproxy.cfg."""
     return [
         (
             s.spec.name,

@@ -1,4 +1,4 @@
-"""Certificates of frontends in the daemon: brought to HAProxy when their files change."""
+"""Certificates of frontends in the daemon: loaded into HAProxy when their files change."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _MAX_LOGGED = 20
 
 
 class CertificateUpkeep:
-    """Brings certificates to HAProxy.  `lock` prevents reloads meanwhile."""
+    """Loads certificates into HAProxy.  `lock` excludes concurrent reloads."""
 
     def __init__(self, tracker: Tracker, lock: asyncio.Lock, log: Log, metrics: Metrics) -> None:
         self._tracker = tracker
@@ -30,13 +30,13 @@ class CertificateUpkeep:
         self._metrics = metrics
         self.keeper = Keeper()
         self.brought = Brought()
-        """What was found last."""
+        """The result of the last look."""
         self.problems: tuple[Problem, ...] = ()
         self._reloaded: tuple[str, ...] = ()
-        """Certificates for which HAProxy was reloaded last: not again as they are."""
+        """Certificates for which HAProxy was last reloaded; the same ones cause no other reload."""
 
     async def bring(self) -> None:
-        """See whether certificates have changed, and let HAProxy have them."""
+        """Load changed certificates into HAProxy."""
         plan = self._tracker.state.deployed
         if plan is None or not (self.brought.served or _has_tls(plan)):
             return
@@ -60,7 +60,7 @@ class CertificateUpkeep:
             return self.keeper.bring(settings, frontends)
 
     def _report(self, problems: tuple[Problem, ...]) -> None:
-        """Log what was not known before."""
+        """Log new problems."""
         for problem in [each for each in problems if each not in self.problems][:_MAX_LOGGED]:
             write = self._log.error if problem.severity is Severity.ERROR else self._log.warning
             write("certificate-problem", error=problem.statement, remedy=problem.remedy)

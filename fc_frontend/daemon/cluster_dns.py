@@ -1,6 +1,6 @@
-"""How the daemon asks cluster DNS: about everything, about what is new, or only whether it moved.
+"""Queries of cluster DNS: for all services, for new ones, or only for the zone's serial.
 
-What a sweep asks is for the modules of `discovery`; what the answers lead to, for the reconciler.
+The modules of `discovery` define the queries of a sweep; the reconciler acts on the answers.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from fc_frontend.plan.model import Answer, Freshness, Resolution, ServiceSpec, S
 
 _MAX_PROBLEMS = 20
 _COMPARED_AT_ONCE = 50
-"""Services that all nameservers are asked about at a look."""
+"""Services about which all nameservers are asked at each look."""
 
 
 class Sweeper:
-    """The sockets to cluster DNS, and what earlier sweeps say of when and how to ask next.
+    """The sockets to cluster DNS, and hints of earlier sweeps for the time and form of the next.
 
-    Nothing that DNS does is raised: it is in the answers, the log and the metrics.
+    Failures of DNS are not raised: they are in the answers, the log and the metrics.
     """
 
     def __init__(self, log: Log, metrics: Metrics, clock: Callable[[], float]) -> None:
@@ -46,16 +46,16 @@ class Sweeper:
     async def ask(
         self, specs: Sequence[ServiceSpec], settings: Settings, before: Resolution
     ) -> dict[str, Answer]:
-        """The answers about new services that come soon; sweeps bring the others."""
+        """Return the early answers about new services; sweeps return the others."""
         self._hint = Hint()
         return await self._answers(specs, settings, before, is_new=True)
 
     async def sweep(
         self, specs: Sequence[ServiceSpec], settings: Settings, before: Resolution
     ) -> dict[str, Answer] | None:
-        """The answers about all services that came in time; None if none differs from `before`.
+        """Return the answers that arrived in time for all services; None if all equal `before`.
 
-        Services that cluster DNS keeps waiting have their answers in a later sweep.
+        If cluster DNS does not answer in time for a service, a later sweep has its answer.
         """
         began = self._clock()
         serial = await self._serial(settings, len(specs))
@@ -75,11 +75,11 @@ class Sweeper:
         return answers if changed else None
 
     async def changed(self) -> None:
-        """Never returns: cluster DNS tells nothing of itself."""
+        """Wait forever: cluster DNS reports no changes on its own."""
         await asyncio.Event().wait()
 
     def news(self, specs: Sequence[ServiceSpec], settings: Settings, before: Resolution) -> News:  # noqa: ARG002
-        """Nothing: sweeps bring all."""
+        """Return no news: sweeps return all answers."""
         return News({}, None)
 
     @property
@@ -89,20 +89,21 @@ class Sweeper:
 
     @property
     def load_balancers(self) -> None:
-        """None: cluster DNS does not tell."""
+        """None: cluster DNS has no such information."""
         return None
 
     @property
     def may_fill(self) -> bool:
-        """False: no slot that it fills has a standby."""
+        """False: slots filled from DNS have no standby."""
         return False
 
     async def disagreements(
         self, specs: Sequence[ServiceSpec], settings: Settings
     ) -> dict[str, Problem]:
-        """Of which of the next few services nameservers have said different things twice in turn.
+        """Return the services, of the next few, on which nameservers disagreed twice in a row.
 
-        A change is not in all of them at once: what is gone at the second look is none.
+        A change does not reach all nameservers at once: a difference that is gone at the second
+        look is ignored.
         """
         names = [spec.name for spec in specs]
         start = self._compared % len(names) if names else 0
@@ -118,7 +119,7 @@ class Sweeper:
         return dict(self._disagreed)
 
     def close(self) -> None:
-        """Close the sockets; whoever asks next opens others, to the nameservers of then."""
+        """Close the sockets; the next query opens new ones, to the nameservers set by then."""
         self._lookups.close()
         if self._clients is not None:
             self._clients.close()
@@ -144,7 +145,7 @@ class Sweeper:
         return answers
 
     async def _serial(self, settings: Settings, services: int) -> int | None:
-        """The serial of the cluster's zone, where asking for it may save more than it costs."""
+        """Return the serial of the cluster's zone, if asking for it may save more than it costs."""
         if services < WORTHWHILE:
             return None
         return await self._dns(settings).usual.serial(settings.cluster.domain)
@@ -168,7 +169,7 @@ def _is_settled(answer: Answer) -> bool:
 
 
 def lookup_problems(resolution: Resolution) -> tuple[Problem, ...]:
-    """The services whose lookups exceed a limit, at most `_MAX_PROBLEMS` of them."""
+    """Return the services whose lookups exceed a limit, at most `_MAX_PROBLEMS` of them."""
     exceeding = (name for name, answer in resolution.items() if answer.exceeded is not None)
     return tuple(
         Problem(

@@ -1,4 +1,4 @@
-"""A haproxy.cfg of others that the daemon may not replace: reported once, and watched."""
+"""A foreign haproxy.cfg that the daemon may not replace: reported once, and watched."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _Signature = tuple[object, object]
 
 
 class ConsentWatch:
-    """Whether consent is missing, and whether that may have changed."""
+    """Tracks whether consent is missing, and whether that may have changed."""
 
     def __init__(self, log: Log, metrics: Metrics) -> None:
         self._log = log
@@ -23,10 +23,10 @@ class ConsentWatch:
         self._seen: _Signature | None = None
         self._places: tuple[str, str] = ("", "")
         self.problem: Problem | None = None
-        """Why haproxy.cfg is not replaced, and what to do; None if nothing is in the way."""
+        """The reason why haproxy.cfg is not replaced, with a remedy; None if it may be."""
 
     async def missing(self, settings: Settings, problem: Problem | None) -> None:
-        """Take note of `problem`, which is that consent is missing; None if it is not."""
+        """Record `problem`, which reports missing consent; None if it is not missing."""
         if problem is not None and problem != self.problem:
             self._log.warning(
                 "needs-consent",
@@ -43,7 +43,7 @@ class ConsentWatch:
         self._seen = None if problem is None else await asyncio.to_thread(self._signature)
 
     async def changed(self) -> bool:
-        """True, once, if the file or the record of consent has changed while it is missing."""
+        """Return True, once, if the file or the record changed while consent is missing."""
         if self._seen is None:
             return False
         before, self._seen = self._seen, await asyncio.to_thread(self._signature)

@@ -1,4 +1,4 @@
-"""What the daemon's looks at files and HAProxy amount to.  Pure, as `fc_frontend.decide` is."""
+"""Decisions that follow from looks at files and HAProxy.  Pure, as `fc_frontend.decide` is."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from fc_frontend.pipeline import Prepared
 
 
 class Drift(StrEnum):
-    """What to do about haproxy.cfg, which should be as the daemon wrote it."""
+    """What to do about a haproxy.cfg that differs from the one the daemon wrote."""
 
     NONE = "none"
     LEAVE = "leave"
-    """Until the configuration changes."""
+    """Keep the file until the configuration changes."""
     RESTORE = "restore"
 
 
 def after_hold(state: DaemonState, found: Hold | None) -> DaemonState:
-    """`state` once the record of a hold is `found`, None if there is no such record.
+    """Return `state` after reading the record of a hold as `found`; None if there is no record.
 
-    What cannot be read holds what HAProxy has, whichever that is.
+    An unreadable record holds the configuration that HAProxy has, whichever that is.
     """
     if found is not None and found == state.held:
         return replace(state, wanted=found.hash or state.running)
@@ -33,7 +33,7 @@ def after_hold(state: DaemonState, found: Hold | None) -> DaemonState:
 
 
 def drift(state: DaemonState, file: bytes | None) -> Drift:
-    """What to do while haproxy.cfg is `file`, None if there is none."""
+    """Return what to do while haproxy.cfg is `file`; None if there is no file."""
     if state.config is None or state.deployed is None or state.held is not None:
         return Drift.NONE
     if file == state.config.text.encode("utf-8", "surrogateescape"):
@@ -43,7 +43,7 @@ def drift(state: DaemonState, file: bytes | None) -> Drift:
 
 
 def leaves_drift(state: DaemonState, base: str | None) -> bool:
-    """True if HAProxy may have what others wrote to haproxy.cfg, and is left so.
+    """Return whether HAProxy may have a haproxy.cfg that others changed and that is kept.
 
     `base` is the digest of the base of changes.
     """
@@ -56,23 +56,23 @@ def leaves_drift(state: DaemonState, base: str | None) -> bool:
 
 
 def is_settled(state: DaemonState, prepared: Prepared, *, is_suspect: bool) -> bool:
-    """True if HAProxy runs what `prepared` has, as far as is known without a look at it.
+    """Return whether HAProxy runs `prepared`, as far as is known without looking at it.
 
-    With `is_suspect`, a look at HAProxy showed something else.
+    With `is_suspect`, a look at HAProxy showed another configuration.
     """
     if prepared.config is None or not prepared.ok or prepared.config.hash != state.wanted:
         return False
-    # A file that others changed, and that is left so, may be what HAProxy has now.
+    # HAProxy may now have the file that others changed and that is kept.
     if state.is_drift_left and prepared.plan.settings.haproxy.drift == "adopt":
         return True
     base = prepared.base.config
-    # Routes are no part of the digest.
+    # The digest does not cover routes.
     has_routes = base is None or base.text == prepared.config.text
     return state.wanted == state.running and has_routes and not is_suspect
 
 
 def is_amiss(state: DaemonState, *, supervises: bool) -> bool:
-    """True if HAProxy should run something else than it does."""
+    """Return whether HAProxy should run another configuration than it does."""
     if state.running is None:
         return supervises
     return state.wanted is not None and state.running != state.wanted

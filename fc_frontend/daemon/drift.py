@@ -1,4 +1,4 @@
-"""Detects that others changed haproxy.cfg, and restores or keeps it as `haproxy.drift` says."""
+"""Detects foreign changes of haproxy.cfg; restores or keeps them as `haproxy.drift` defines."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ class DriftWatch:
         self._seen: tuple[int, int, int] | None = None
 
     def look_anew(self) -> None:
-        """Read the file at the next look, even if it is the one that was seen last."""
+        """Read the file at the next look, even if its signature is unchanged."""
         self._seen = None
 
     async def look(self) -> None:
         """Restore haproxy.cfg if others changed it, or keep the change with `drift: adopt`.
 
-        HAProxy keeps its running configuration: a wrong file takes effect at its next start.
+        HAProxy keeps its running configuration: a wrong file would take effect at its next start.
         """
         async with self._lock:
             state = self._tracker.state
@@ -64,7 +64,7 @@ class DriftWatch:
                 self._seen = signature
                 drift = decide.drift(state, found)
                 self._left(drift is not Drift.NONE)
-                # Somebody who goes back writes the file before the next look at the hold.
+                # A rollback may have written the file since the last look at the hold.
                 if drift is Drift.NONE:
                     if state.is_in_sync:
                         await self._consent.missing(settings, None)
@@ -87,7 +87,7 @@ class DriftWatch:
     async def _mend(self, settings: Settings, config: Config, drift: Drift) -> None:
         file, running = settings.haproxy.config_file, self._tracker.state.running
         if await asyncio.to_thread(_is_deployed_by_command, settings):
-            # The next look at HAProxy finds another configuration running: that is a step's job.
+            # The next look at HAProxy detects the other configuration; a step handles it.
             self._seen = None
             self._left(False)
             return
@@ -105,12 +105,12 @@ class DriftWatch:
         replaced = await asyncio.to_thread(_restore, settings, config, running)
         self._tracker.log(transitions.replaced(replaced))
         await self._consent.missing(settings, None)
-        # Who edits it again meanwhile is seen at the next look.
+        # The next look detects another edit made meanwhile.
         self._seen = None
         self._left(False)
 
     async def look_at_consent(self) -> bool:
-        """True if a step is due, because consent to replace haproxy.cfg may not be missing now."""
+        """Return whether a step is due: consent to replace haproxy.cfg may have been given."""
         if not await self._consent.changed():
             return False
         if not self._tracker.state.is_in_sync:
@@ -121,16 +121,19 @@ class DriftWatch:
 
 
 def _obstacle(settings: Settings, config: Config, running: str | None) -> Problem | None:
-    """Why haproxy.cfg may not be written again; None if it may.  Raises `Unavailable`."""
+    """Return why haproxy.cfg may not be written again, or None if it may.
+
+    Raises `Unavailable`.
+    """
     worker = take_over.worker_of(settings, running, (config.hash,))
     data = config.text.encode("utf-8", "surrogateescape")
     return take_over.obstacle(settings, data, worker, (config.hash,))
 
 
 def _is_deployed_by_command(settings: Settings) -> bool:
-    """True if haproxy.cfg is the last deployment in the history, as `apply` made it just now.
+    """Return whether haproxy.cfg is the last deployment in the history, as `apply` just made it.
 
-    Waits for a deployment that has begun.  Raises `Unavailable` if the file cannot be read.
+    Waits for a running deployment.  Raises `Unavailable` if the file cannot be read.
     """
     haproxy, directory = settings.haproxy, settings.state_directory
     with deploying(directory, haproxy.check_timeout + haproxy.reload_timeout):
@@ -142,7 +145,10 @@ def _is_deployed_by_command(settings: Settings) -> bool:
 
 
 def _restore(settings: Settings, config: Config, running: str | None) -> Replaced | None:
-    """Write haproxy.cfg again; None if something is held.  Raises as `take_over.install` does."""
+    """Write haproxy.cfg again; return None if something is held.
+
+    Raises as `take_over.install` does.
+    """
     haproxy, directory = settings.haproxy, settings.state_directory
     with deploying(directory, haproxy.check_timeout + haproxy.reload_timeout):
         if hold.load(directory) is not None:

@@ -1,8 +1,8 @@
 """Watch the services that a reload changed, and revert one that loses all of its servers.
 
-`haproxy -c` cannot see that nobody listens on a port.  A watched service keeps its former forms as
-ways back.  They are used on evidence only: a mistake in a file falls back to the form that HAProxy
-runs (see `Declared`).  Pure state, without a clock of its own.
+`haproxy -c` cannot detect that nothing listens on a port.  A watched service keeps its former
+forms, to which it can be reverted.  A revert requires evidence: after an error in a file, the
+service keeps the form that HAProxy runs (see `Declared`).  Pure state, without a clock of its own.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class _Watched:
     until: float
     looks_down: int = 0
     awaits_reload: bool = False
-    """True if it was reverted and HAProxy still runs the form that was taken back."""
+    """True if it was reverted and HAProxy still runs the withdrawn form."""
 
 
 class Guard:
@@ -83,7 +83,7 @@ class Guard:
         """Return the services that lost all their servers, with the form to revert each to.
 
         `up` are the proxies with a server up, `with_pods` the services that DNS lists pods for.
-        Such a service is reverted by one form, and stays watched while an older form is left.
+        Such a service is reverted by one form, and remains watched while an older form is left.
         """
         lost: dict[str, RawDeclaration] = {}
         still: dict[str, _Watched] = {}
@@ -104,7 +104,7 @@ class Guard:
 
 @dataclass(frozen=True, slots=True)
 class Revert:
-    """A service that goes back to `form`, and why."""
+    """A service to be reverted to `form`, with the evidence."""
 
     service: str
     form: RawDeclaration
@@ -116,9 +116,9 @@ def reverts(
     running: Collection[str],
     servers: Iterable[ServerState],
 ) -> tuple[Revert, ...]:
-    """The services to revert of those that `lost` all their servers, with the evidence.
+    """Return the services to revert of those that `lost` all their servers, with the evidence.
 
-    Only what is `running` can go back.  `servers` are those that HAProxy has.
+    Only services that are `running` can be reverted.  `servers` are those of HAProxy.
     """
     down = Counter(server.proxy for server in servers if server.address)
     found = []
@@ -140,8 +140,8 @@ def former_after(
 ) -> dict[str, tuple[RawDeclaration, ...]]:
     """Return the former forms of the services to watch after a reload.
 
-    A form that had no server up is no way back.  A service that returns to a former form is as it
-    was then: later forms are dropped.
+    A service is never reverted to a form that had no server up.  When a service returns to a former
+    form, later forms are dropped.
     """
     found: dict[str, tuple[RawDeclaration, ...]] = {}
     for name, form in after.items():

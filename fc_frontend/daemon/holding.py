@@ -28,7 +28,7 @@ class HoldWatch:
         self._log = log
 
     async def look(self, directory: str) -> bool:
-        """Read the record of a hold; True if it changed."""
+        """Read the record of a hold; return whether it changed."""
         found = await asyncio.to_thread(hold.load, directory)
         before = self._tracker.state
         after = decide.after_hold(before, found)
@@ -64,7 +64,7 @@ class HoldWatch:
         return deployment
 
     async def revive(self) -> Deployment | None:
-        """Start a supervised HAProxy that is down with the last good configuration."""
+        """Start a supervised HAProxy that is down, with the last good configuration."""
         state = self._tracker.state
         declaration = state.declaration or state.read
         if declaration is None:

@@ -2,9 +2,9 @@
 
     Services, pools, addresses of this host, what runs ─► assign ─► declarations ─► Sources.cluster
 
-Nothing is assigned before the list of Services is complete; until then they stay as they run.  They
-do as well for `intervals.emptied` after all of them have vanished: an API server that lost its data
-shows none.
+Nothing is assigned before the list of Services is complete; until then they are kept as they run.
+The same holds for `intervals.emptied` after all of them have vanished: an API server that lost its
+data lists none.
 """
 
 from __future__ import annotations
@@ -27,27 +27,27 @@ from fc_frontend.plan.cluster_objects import ObjectKey
 from fc_frontend.plan.model import Settings
 
 _MIN_EMPTIED = 2
-"""A single Service that is deleted is gone at once."""
+"""A single Service that is deleted is removed at once."""
 
 
 class LoadBalancerSource:
-    """Adds what the cluster's Services declare to what the files do."""
+    """Adds the declarations of the cluster's Services to those of the files."""
 
     def __init__(self, discovery: PodDiscovery, clock: Callable[[], float]) -> None:
         self._discovery = discovery
         self._clock = clock
         self._believed_at: float | None = None
-        """When it is believed that no Service is left; None while there are some."""
+        """When an empty list of Services takes effect; None while it is not empty."""
         self.is_on = False
         """Whether `load_balancer` is set."""
         self._used: int | None = None
         self.services: Mapping[ObjectKey, LoadBalancerRequest] = {}
-        """The Services whose load balancer is this one, as they were last looked at."""
+        """The Services owned by this load balancer, as of the last look."""
         self.assignments: Mapping[ObjectKey, Assignment] = {}
 
     @property
     def has_changed(self) -> bool:
-        """True if Services changed since `applied` was called, or stay away for long enough."""
+        """Whether Services changed since `applied` was called, or were gone for long enough."""
         known = self._discovery.load_balancers
         if not self.is_on or known is None:
             return False
@@ -57,7 +57,7 @@ class LoadBalancerSource:
     async def applied(
         self, sources: Sources, settings: Settings, running: RunningDeclarations
     ) -> Sources:
-        """`sources` with what Services declare now; the very same if that has not changed."""
+        """Return `sources` with the declarations of Services; the same object if unchanged."""
         balancer, known = settings.load_balancer, self._discovery.load_balancers
         self.is_on = balancer is not None
         if balancer is None:
@@ -65,7 +65,7 @@ class LoadBalancerSource:
         if balancer is None or known is None:
             self._used = None
             return sources
-        # Events may change Services in the meantime.
+        # Events may change Services while this is computed.
         known = LoadBalancers(known.version, dict(known.services))
         found = await asyncio.to_thread(self._applied, sources, balancer, known, running)
         self._used = known.version
@@ -78,7 +78,7 @@ class LoadBalancerSource:
         running: RunningDeclarations,
         known: LoadBalancers,
     ) -> Sources:
-        """`sources`, in which Services that have all vanished stay as they run for a while."""
+        """Return `sources` that keep Services as they run for a while after all have vanished."""
         gone = served_at((form.file, form.value) for form in running.services.values())
         if gone.keys() & known.services.keys() or self.services or len(gone) < _MIN_EMPTIED:
             self._believed_at = None

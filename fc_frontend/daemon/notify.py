@@ -1,6 +1,6 @@
-"""What systemd is told: sd_notify(3) with the standard library.
+"""Notifications to systemd: sd_notify(3) with the standard library.
 
-Telling is a courtesy: nothing here ever blocks or raises, and without NOTIFY_SOCKET nothing
+Notifications are optional: nothing here ever blocks or raises, and without NOTIFY_SOCKET nothing
 happens.
 """
 
@@ -17,7 +17,7 @@ _LONGEST_STATUS = 200
 
 
 class Notifier:
-    """Tells the service manager how the daemon is."""
+    """Reports the daemon's state to the service manager."""
 
     def __init__(self, environ: Mapping[str, str]) -> None:
         path = environ.get("NOTIFY_SOCKET", "")
@@ -26,30 +26,33 @@ class Notifier:
 
     @property
     def watchdog_interval(self) -> float | None:
-        """How often `watchdog` is to be called, in seconds: half of what systemd allows.
+        """The interval in seconds at which to call `watchdog`: half of what systemd allows.
 
-        None if it is not expected (sd_watchdog_enabled(3)).
+        None if systemd does not expect it (sd_watchdog_enabled(3)).
         """
         return self._interval
 
     def ready(self, status: str) -> None:
-        """Start-up or reloading has finished."""
+        """Report that start-up or reloading has finished."""
         self._tell("READY=1", status)
 
     def reloading(self, status: str) -> None:
-        """The configuration is being read again (Type=notify-reload wants the time)."""
+        """Report that the configuration is being read again.
+
+        Type=notify-reload requires the time.
+        """
         self._tell(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}", status)
 
     def stopping(self, status: str) -> None:
-        """The daemon ends."""
+        """Report that the daemon is ending."""
         self._tell("STOPPING=1", status)
 
     def status(self, text: str) -> None:
-        """A line for `systemctl status`."""
+        """Set the line shown by `systemctl status`."""
         self._tell("", text)
 
     def watchdog(self) -> None:
-        """The daemon is alive."""
+        """Report that the daemon is alive."""
         self._tell("WATCHDOG=1", None)
 
     def _watchdog_interval(self, environ: Mapping[str, str]) -> float | None:

@@ -1,4 +1,4 @@
-"""What the daemon answers over HTTP: the pages, metrics, health and status."""
+"""The daemon's HTTP responses: the pages, metrics, health and status."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ JSON = "application/json"
 TEXT = "text/plain; charset=utf-8"
 SERVICES = "/services/"
 _PATIENCE = 2.0
-"""Seconds for an answer of HAProxy."""
+"""Seconds to wait for an answer of HAProxy."""
 _AT_ONCE = 0.2
-"""Seconds for which an output waits for that answer."""
+"""Seconds for which an output waits for this answer."""
 _NOT_YET = Problem(
     "nothing has been read yet", "if this lasts, see the daemon's log, and run `fc-frontend check`"
 )
 
 
 class ServersNow:
-    """What HAProxy says of its servers, asked at most once a second for all outputs.
+    """The servers that HAProxy reports, queried at most once a second for all outputs.
 
-    A HAProxy that hangs keeps nobody waiting: what it said before is shown until its time is over.
+    A hanging HAProxy does not block outputs: the last result is shown until the query times out.
     """
 
     def __init__(self, reconciler: Reconciler, metrics: Metrics) -> None:
@@ -55,7 +55,7 @@ class ServersNow:
         self._thread = ThreadPoolExecutor(1, "servers")
 
     def look(self) -> Servers:
-        """What HAProxy says now, or said last; the metrics follow it."""
+        """Return the servers that HAProxy reports now, or reported last; update the metrics."""
         with self._lock:
             deployed = self._reconciler.state.deployed
             now = time.monotonic()
@@ -71,7 +71,7 @@ class ServersNow:
             return self._found
 
     def close(self) -> None:
-        """End what is under way."""
+        """Cancel queued queries."""
         self._thread.shutdown(wait=False, cancel_futures=True)
 
 
@@ -87,7 +87,7 @@ class SharedAnswers:
     def of(
         cls, reconciler: Reconciler, metrics: Metrics, stuck: Callable[[], Stuck | None]
     ) -> SharedAnswers:
-        """The answers of a daemon."""
+        """Return the answers of a daemon."""
 
         servers = ServersNow(reconciler, metrics)
 
@@ -102,7 +102,7 @@ class SharedAnswers:
         return cls(Shared(exposition), Shared(status), servers)
 
     async def close(self) -> None:
-        """End what is under way."""
+        """Stop computing answers."""
         await self.exposition.close()
         await self.status.close()
         self.servers.close()
@@ -118,7 +118,7 @@ def routes(
     cache: PageCache,
     stuck: Callable[[], Stuck | None],
 ) -> dict[str, Handler]:
-    """The paths that are served, each with what answers it."""
+    """Return the handler of each path."""
 
     async def overview(request: Request) -> Response:
         body = await cache.overview(render.asked(request.query))
@@ -167,7 +167,7 @@ def know(
     stuck: Callable[[], Stuck | None],
     servers: ServersNow,
 ) -> DaemonView | None:
-    """What the pages are made of, None if nothing was read yet."""
+    """Return the data for the pages, or None if nothing has been read yet."""
     declaration, prepared = reconciler.state.declaration, reconciler.state.prepared
     if declaration is None or prepared is None:
         return None
@@ -182,7 +182,7 @@ def know(
 
 
 def _not_ready(reconciler: Reconciler) -> str:
-    """Why the daemon is not ready, in one line."""
+    """Return the reason why the daemon is not ready, in one line."""
     said = "the running HAProxy does not have what is declared"
     problem = reconciler.consent.problem or next(iter(errors_in(reconciler.problems)), None)
     return f"{said}: {problem.message} → {problem.remedy}\n" if problem else f"{said}\n"
@@ -195,7 +195,7 @@ def _page(status: int, body: bytes) -> Response:
 def status_document(
     reconciler: Reconciler, metrics: Metrics, stuck: Stuck | None, servers: Servers
 ) -> dict[str, Any]:
-    """The daemon's view of everything, in a stable shape (`version` 1)."""
+    """Return the daemon's whole status, in a stable format (`version` 1)."""
     state = reconciler.state
     last = state.last_reload
     held = {each.unit: each for each in state.withheld}

@@ -1,4 +1,4 @@
-"""Who finds the pods of which service: the Kubernetes API where it is set, else cluster DNS."""
+"""The sources of pods: the Kubernetes API if it is set, cluster DNS otherwise."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from fc_frontend.plan.planner import uses_api
 
 
 class PodSources:
-    """Asks the API or cluster DNS about each service.  Failures are in the answers."""
+    """Asks the API or cluster DNS about each service.  Failures are part of the answers."""
 
     def __init__(
         self, dns: PodDiscovery, log: Log, metrics: Metrics, clock: Callable[[], float]
@@ -53,29 +53,29 @@ class PodSources:
         self._said: str | None = None
         self._stood_in: dict[str, Answer] = {}
         self._names_by_key: Memo[dict[ObjectKey, list[str]]] = Memo()
-        """The names of declared services by what their endpoints depend on."""
+        """The names of declared services by the object that their endpoints depend on."""
         self.state: ApiState | None = None
-        """The watch of the API as it was last seen; None where no API is set."""
+        """The last observed state of the watch of the API; None if no API is set."""
 
     @property
     def is_current(self) -> bool:
-        """True unless there is an API whose watches are not open."""
+        """Whether the watches of the API are open; True without an API."""
         return self._watch is None or self._watch.is_current
 
     @property
     def load_balancers(self) -> LoadBalancers | None:
-        """The cluster's Services of type LoadBalancer; None while they are not known."""
+        """The cluster's Services of type LoadBalancer; None while they are unknown."""
         return self._watch.load_balancers if self._watch is not None else None
 
     @property
     def may_fill(self) -> bool:
-        """True once the API has told of all endpoints: slots are filled by more than memory."""
+        """Whether the API has listed all endpoints: slots do not rely on stored answers alone."""
         return self._watch is not None and self._watch.is_synced
 
     async def ask(
         self, specs: Sequence[ServiceSpec], settings: Settings, before: Resolution
     ) -> dict[str, Answer]:
-        """The answers about new services that come soon, by service; sweeps bring the others."""
+        """Return the early answers about new services, by service; sweeps return the others."""
         self._follow(settings, specs)
         watch = self._watch
         if watch is not None and not self._waited:
@@ -91,7 +91,7 @@ class PodSources:
     async def sweep(
         self, specs: Sequence[ServiceSpec], settings: Settings, before: Resolution
     ) -> dict[str, Answer] | None:
-        """The answers about all services that came in time; None if none differs from `before`."""
+        """Return the answers that arrived in time for all services; None if all equal `before`."""
         self._follow(settings, specs)
         found: dict[str, Answer] = {}
         watch = self._watch
@@ -101,12 +101,12 @@ class PodSources:
             self._look_at(watch)
             is_current = watch.is_current
             if is_current != self._was_current:
-                # Freshness of all of them changes; what changed meanwhile is in it.
+                # The freshness of all answers changes; this includes changes made meanwhile.
                 self._was_current = is_current
                 self._stood_in = {}
                 found = self._from_api(specs, settings, before)
             elif self._emptying is not None and self._emptying.overdue(self._clock()):
-                # All other changes wake up by themselves, and need not wait for cluster DNS.
+                # All other changes set the event on their own, without waiting for cluster DNS.
                 self._event.set()
             if not is_current:
                 found |= await self._from_dns_instead(specs, settings, {**before, **found})
@@ -121,7 +121,7 @@ class PodSources:
         await self._event.wait()
 
     def news(self, specs: Sequence[ServiceSpec], settings: Settings, before: Resolution) -> News:
-        """The answers about services that changed in the API since the last call."""
+        """Return the answers about services that changed in the API since the last call."""
         watch = self._watch
         if watch is None:
             self._event.clear()
@@ -145,12 +145,12 @@ class PodSources:
     async def disagreements(
         self, specs: Sequence[ServiceSpec], settings: Settings
     ) -> dict[str, Problem]:
-        """What nameservers say differently of services that are left to cluster DNS."""
+        """Return the disagreements of nameservers about services left to cluster DNS."""
         others = [spec for spec in specs if not self._is_api(spec, settings, {})]
         return await self._dns.disagreements(others, settings)
 
     def close(self) -> None:
-        """Close sockets and watches; the next call opens them, with the settings of then."""
+        """Close sockets and watches; the next call opens them again, with its settings."""
         self._dns.close()
         if self._watch is not None:
             self._watch.close()
@@ -162,7 +162,7 @@ class PodSources:
         return self._emptying.held if self._emptying else frozenset()
 
     def _follow(self, settings: Settings, specs: Sequence[ServiceSpec]) -> None:
-        """Watch the cluster of these settings, and its nodes where a service needs them."""
+        """Watch the cluster of these settings, and its nodes if a service needs them."""
         api = settings.cluster.api
         if api != self._api:
             self._watch_anew(settings)
@@ -181,7 +181,7 @@ class PodSources:
         self.state = None
         self._metrics.api(None)
         if api is not None:
-            # One event for all watches: who waits for news need not know of another cluster.
+            # All watches share one event, so that waiters need not follow a change of cluster.
             self._watch = ClusterWatch(api, self._clock, self._event)
             self._watch.start()
 
@@ -204,7 +204,7 @@ class PodSources:
 
     def _state(self, watch: ClusterWatch) -> ApiState:
         lists: Counter[str] = Counter()
-        # Of every kind, so that a rate has the first failure as well.
+        # Every kind is present, so that a rate includes the first failure.
         failures = Counter({str(kind): 0 for kind in FailureKind})
         for status in watch.statuses.values():
             lists.update({str(kind or "first"): n for kind, n in status.lists.items()})
@@ -241,7 +241,10 @@ class PodSources:
     async def _from_dns_instead(
         self, specs: Sequence[ServiceSpec], settings: Settings, now: Mapping[str, Answer]
     ) -> dict[str, Answer]:
-        """Pods of headless Services that cluster DNS names while the API is away: only more."""
+        """Return answers extended by pods from cluster DNS while the API is unavailable.
+
+        Only headless Services have their pods in DNS.  Pods are added, never removed.
+        """
         headless = {
             spec.name: _by_dns(spec)
             for spec in specs

@@ -1,7 +1,7 @@
-"""Tell a daemon that works from one that waits for something that never comes.
+"""Distinguish a working daemon from one that waits for an event that never happens.
 
-Everything that the loops do has time limits of its own, but a thread in a system call cannot be
-ended: a state directory on a dead NFS server stops a step for good.
+All work in the loops has time limits of its own, but a thread in a system call cannot be ended: a
+state directory on a dead NFS server blocks a step for good.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from enum import StrEnum
 from fc_frontend.plan.model import Haproxy
 
 _SLACK = 30.0
-"""Seconds for what has no setting: reading files, a sweep in which no nameserver answers."""
+"""Seconds for work without a setting: reading files, a sweep in which no nameserver answers."""
 
 
 class Work(StrEnum):
-    """What a loop does; the values are a metric's labels."""
+    """The kinds of work in the loops; the values are labels of a metric."""
 
     STEP = "step"
     """Reading files, checking and deploying."""
     SWEEP = "sweep"
     """Asking cluster DNS."""
     RESCAN = "rescan"
-    """Looking for changed files, keeping answers."""
+    """Looking for changed files, saving answers."""
     LOOK = "look"
     """Looking at HAProxy."""
 
@@ -43,16 +43,16 @@ class Stuck:
 
 
 def bound(haproxy: Haproxy) -> float:
-    """After how many seconds without progress work counts as stuck.
+    """Return the seconds without progress after which work counts as stuck.
 
-    The longest wait without a sign is for the lock of another command's deployment, then a check
-    and a reload of our own.
+    The longest silent wait is for the lock of another command's deployment, followed by
+    fc-frontend's own check and reload.
     """
     return 2 * (haproxy.check_timeout + haproxy.reload_timeout) + _SLACK
 
 
 class Progress:
-    """What the loops do now, and since when there was a sign of progress."""
+    """The current work of the loops, and the time of its last sign of progress."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -60,7 +60,7 @@ class Progress:
 
     @contextlib.contextmanager
     def of(self, work: Work) -> Iterator[None]:
-        """Note that `work` is done meanwhile."""
+        """Record that `work` is under way while the context is active."""
         self._since[work] = self._clock()
         try:
             yield
@@ -68,12 +68,12 @@ class Progress:
             del self._since[work]
 
     def advance(self, work: Work) -> None:
-        """Note a sign of progress, from any thread."""
+        """Record a sign of progress, from any thread."""
         if work in self._since:
             self._since[work] = self._clock()
 
     def stuck(self, limit: float) -> Stuck | None:
-        """The work that has been without progress for longest, if that is more than `limit` s."""
+        """Return the work without progress for longest, if for more than `limit` seconds."""
         since = dict(self._since)
         if not since:
             return None

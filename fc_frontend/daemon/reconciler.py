@@ -1,11 +1,11 @@
-"""Keep HAProxy in step with files and discovery: one step, run whenever something changed.
+"""Keep HAProxy in step with files and discovery: one step, run on every change.
 
     files ─► changes ─────┐
                           ├─► propose ─► the text that runs? nothing : roll out
     discovery ─► answers ─┘
 
-The reconciler has no loop of its own; `daemon.service` decides when a step is due.  What is refused
-is withheld, and all other changes are deployed.
+The reconciler has no loop of its own; `daemon.service` decides when a step is due.  Refused changes
+are withheld, and all other changes are deployed.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ _FILES_CHANGED = frozenset((Trigger.START, Trigger.FILES, Trigger.SIGHUP, Trigge
 
 
 class Reconciler:
-    """The step that brings HAProxy to what is declared, and those who help with it."""
+    """The step that brings HAProxy to the declared configuration, and its helpers."""
 
     def __init__(
         self,
@@ -77,9 +77,10 @@ class Reconciler:
         discovery: PodDiscovery | None = None,
         advance: Callable[[], None] = lambda: None,
     ) -> None:
-        """`discovery` finds pods, by default by cluster DNS and the Kubernetes API.
+        """Create a reconciler.
 
-        `advance` is called, from any thread, whenever a step makes progress.
+        `discovery` finds pods; the default uses cluster DNS and the Kubernetes API.  `advance` is
+        called, from any thread, whenever a step makes progress.
         """
         self._advance = advance
         self._log = log
@@ -87,7 +88,7 @@ class Reconciler:
         self._clock = clock
         self._settings_file = settings_file
         self._discovery = discovery or PodSources(Sweeper(log, metrics, clock), log, metrics, clock)
-        # Neither a reload nor the runtime API may meet the other half-way.
+        # A reload and changes through the runtime API must not overlap.
         self._haproxy = asyncio.Lock()
         self.tracker = Tracker(log, metrics)
         self.consent = ConsentWatch(log, metrics)
@@ -106,19 +107,19 @@ class Reconciler:
         self._removals = RemovalWait()
         self._sources: Sources | None = None
         self._refused: dict[UnitId, Withheld] = {}
-        """What a trial refused since files were read last."""
+        """The changes that a trial refused since the files were last read."""
         self._memo = ProposalMemo()
         self._patience = Patience()
         self._resumes = False
 
     @property
     def state(self) -> DaemonState:
-        """What the daemon knows now."""
+        """The daemon's current state."""
         return self.tracker.state
 
     @property
     def problems(self) -> tuple[Problem, ...]:
-        """What is wrong with what is declared, and with what discovery says of it."""
+        """The problems of the declared configuration and of its discovery."""
         state = self.state
         return (
             *state.problems,
@@ -129,20 +130,21 @@ class Reconciler:
 
     @property
     def api(self) -> ApiState | None:
-        """How the watch of the Kubernetes API is doing; None where no API is set."""
+        """The state of the watch of the Kubernetes API; None if no API is set."""
         return self._discovery.state
 
     @property
     def names(self) -> frozenset[str]:
-        """All services that are declared, withheld or not."""
+        """The names of all declared services, withheld or not."""
         sources = self._sources
         return frozenset((*sources.services, *(sources.cluster or ())) if sources else ())
 
     @property
     def refused(self) -> bool:
-        """True if HAProxy, a trial or the system has refused something that is declared.
+        """Whether HAProxy, a trial or the system has refused part of the declared configuration.
 
-        A file that cannot be read may be mended without any sign of change, as by more descriptors.
+        An unreadable file may become readable without any sign of change, for example when more
+        file descriptors are available.
         """
         withheld = self.state.withheld
         return bool(self._refused) or any(each.unit.kind is UnitKind.FILE for each in withheld)
@@ -150,13 +152,13 @@ class Reconciler:
     async def step(
         self, triggers: frozenset[Trigger], seen: float, changed: frozenset[str] | None = None
     ) -> Deployment | None:
-        """Read what may have changed and bring HAProxy there.
+        """Read the files that may have changed and bring HAProxy to the result.
 
-        `seen` is when the first of `triggers` was seen, on the monotonic clock.  `changed` names
-        the files of services.d that changed, where `triggers` are `NAMED`; None if any may have.
-        Returns what was deployed, None if nothing had to be or could be.
+        `seen` is the time of the first of `triggers`, on the monotonic clock.  If all `triggers`
+        are `NAMED`, `changed` names the files of services.d that changed; None if any may have.
+        Returns the deployment, or None if nothing had to be or could be deployed.
         """
-        # Who made HAProxy take something else may have made it take what is withheld here.
+        # If HAProxy was given another configuration, it may now accept the withheld changes, too.
         is_retry = Trigger.HAPROXY in triggers and self.refused
         if self._sources is None or not triggers <= _WITHOUT_FILES or is_retry:
             await self._read(
@@ -182,7 +184,7 @@ class Reconciler:
             self.tracker.become(self._accepting(prepared))
             self.records.promote(prepared, self._sources)
             if not self.records.known.is_saved:
-                # `check` goes by what is withheld already.
+                # `check` reads the recorded withheld changes.
                 await self.records.save()
             return None
         async with self._haproxy:
@@ -204,7 +206,7 @@ class Reconciler:
         return deployment
 
     async def _not_rolled_out(self, deployment: Deployment) -> Deployment | None:
-        """Nothing could be prepared: a hold came in between, or HAProxy cannot be asked."""
+        """Handle a roll-out that prepared nothing: a new hold, or HAProxy cannot be queried."""
         if deployment.outcome is Outcome.HELD:
             await self.look_at_hold()
             return await self._stay(await self._propose(no_check))
@@ -212,10 +214,10 @@ class Reconciler:
         return await self._revive() or deployment
 
     async def _read(self, changed: Collection[str] | None, *, afresh: bool) -> None:
-        """Read the files, and give what was refused another chance.
+        """Read the files, and give refused changes another chance.
 
         `changed` names the files of services.d that changed, None if any may have.  With `afresh`,
-        nothing that was read before counts.
+        results of earlier reads are ignored.
         """
         before = None if afresh else self._sources
         names = None if changed is None else frozenset(changed)
@@ -237,16 +239,16 @@ class Reconciler:
             await self.records.find_base(self._quick_settings(), self.state.running)
 
     def _quick_settings(self) -> Settings:
-        """Where HAProxy is, by the settings that are in force or, before that, declared."""
+        """Return the settings in force or, before there are any, the declared ones."""
         if self.state.declaration is not None:
             return self.state.declaration.settings
         assert self._sources is not None
         return settings_now(self._sources, self.records.known.confirmed)
 
     async def look_at_hold(self) -> bool:
-        """See whether an operator holds a configuration, or has ended that; True if it has ended.
+        """Check whether an operator holds a configuration; return whether a hold has ended.
 
-        Settings must have been read once; False until then.
+        Returns False until the settings have been read once.
         """
         if self._sources is None or not await self._holding.look(state_directory(self._sources)):
             return False
@@ -257,10 +259,10 @@ class Reconciler:
         return True
 
     async def _stay(self, prepared: Prepared) -> Deployment | None:
-        """Deploy nothing, but show what is declared, and keep a supervised HAProxy serving."""
+        """Deploy nothing; show the declared state, and keep a supervised HAProxy serving."""
         state = self.state
         if state.declaration is None and prepared.config is not None:
-            # HAProxy may have other services; discovery is asked about those that are declared.
+            # HAProxy may run other services; discovery covers the declared ones.
             state = replace(state, declaration=prepared.declaration, deployed=prepared.plan)
         self.tracker.become(
             replace(
@@ -282,12 +284,12 @@ class Reconciler:
         return deployment
 
     async def look_at_files(self) -> bool:
-        """True if any file is another one than when it was read."""
+        """Return whether any file has changed since it was read."""
         sources = self._sources
         return sources is None or not await asyncio.to_thread(is_unchanged, sources)
 
     async def look_at_load_balancers(self) -> bool:
-        """True if this host's addresses give Services of type LoadBalancer another assignment."""
+        """Return whether this host's addresses now lead to other load balancer assignments."""
         sources, read_ = self._sources, self.state.read
         if sources is None or read_ is None:
             return False
@@ -304,16 +306,16 @@ class Reconciler:
             await self.statuses.look(read_.settings, self.state, self.records.base)
 
     async def look_at_contents(self) -> bool:
-        """True if a file that the configuration names is another one than when it was read."""
+        """Return whether a file that the configuration names has changed since it was read."""
         memo = self._memo
         return await asyncio.to_thread(
             lambda: memo.contents.has_changed() or memo.site_files.has_changed()
         )
 
     async def _propose(self, check: Check) -> Prepared:
-        """Apply what can be had of the files to what HAProxy runs.
+        """Apply the valid parts of the files to the running configuration.
 
-        Raises what `check` raises.
+        Raises whatever `check` raises.
         """
         assert self._sources is not None
         base = self.records.base
@@ -335,7 +337,7 @@ class Reconciler:
     async def _proposer(
         self, declaration: Declaration, *, shrink: bool
     ) -> Callable[[Base, Check], Prepared]:
-        """What proposes `declaration`, which was read last; to be called in a thread."""
+        """Return a function that proposes the last read `declaration`; call it in a thread."""
         assert self._sources is not None
         sources, refused, waiting = self._sources, dict(self._refused), self._is_waiting
         answers = await self.answers.of(declaration, self.records.base)
@@ -356,7 +358,7 @@ class Reconciler:
         return proposed
 
     def _without_emptied(self, declaration: Declaration, base: Base) -> Declaration:
-        """`declaration`, after a look at whether services.d has been empty for long enough."""
+        """Return `declaration`, or a new one if services.d has been empty for long enough."""
         assert self._sources is not None
         is_emptied = self._sources.believes_empty or any(
             problem.cause is Cause.EMPTIED
@@ -373,14 +375,14 @@ class Reconciler:
 
     @property
     def _is_waiting(self) -> bool:
-        """True while removals wait."""
+        """Whether removals are still waiting."""
         declaration = self.state.read
         intervals = declaration.settings.intervals if declaration else Intervals()
         return not self._removals.is_over(intervals, self._clock())
 
     @property
     def removal_due(self) -> float | None:
-        """When a step is due for removals that wait, on the monotonic clock; None if none do."""
+        """The monotonic time at which a step for waiting removals is due; None if none waits."""
         declaration = self.state.read
         return self._removals.due(declaration.settings.intervals) if declaration else None
 
@@ -389,7 +391,7 @@ class Reconciler:
         sources = self._sources
         assert declaration is not None
         assert sources is not None
-        # A reload is due anyway: slots that are not needed any more go along with it.
+        # A reload is due anyway, so unused slots are removed with it.
         proposed = await self._proposer(declaration, shrink=self.state.running is not None)
         options = Options(
             patience=self._patience,
@@ -407,7 +409,7 @@ class Reconciler:
         )
 
     def observed(self, running: str | None) -> None:
-        """The running worker was asked for its configuration's hash; None if it did not answer."""
+        """Record the hash that the running worker reported; None if it did not answer."""
         if running != self.state.running:
             self.servers.touch()
         self.tracker.become(replace(self.state, running=running))
@@ -415,7 +417,7 @@ class Reconciler:
             self.records.known.confirm(running)
 
     def is_busy(self) -> bool:
-        """True while HAProxy is being given something: what it says now is not the last word."""
+        """Return whether HAProxy is being changed; its answers are provisional until this ends."""
         return self._haproxy.locked()
 
     def close(self) -> None:
@@ -425,7 +427,7 @@ class Reconciler:
     def _conclude(
         self, prepared: Prepared, deployment: Deployment, seen: float
     ) -> tuple[Reason, ...]:
-        """Note how a deployment went; returns its reasons."""
+        """Record the result of a deployment; return its reasons."""
         before = prepared.base.config.text if prepared.base.config else ""
         after = prepared.config.text if prepared.config else ""
         files = changed_files(before, after)
@@ -476,7 +478,7 @@ class Reconciler:
         return why
 
     def _accepting(self, prepared: Prepared) -> DaemonState:
-        """The state in which `prepared` is what HAProxy has, or gets."""
+        """Return the state in which HAProxy has, or is about to get, `prepared`."""
         assert prepared.config is not None
         self._removals.note(bool(prepared.waiting), self._clock())
         resolution = self._newest(prepared)
@@ -494,7 +496,7 @@ class Reconciler:
         )
 
     def _newest(self, prepared: Prepared) -> Resolution:
-        """The answers for what `prepared` has; a sweep may have brought newer ones meanwhile."""
+        """Return the answers for `prepared`, with newer ones that a sweep has found meanwhile."""
         state = self.state
         asked = {
             each.spec.name: question(each.spec)
@@ -509,14 +511,14 @@ class Reconciler:
         return state.resolution if is_same else found
 
     def _refuse(self, problems: Iterable[Problem], deployment: Deployment) -> None:
-        """Nothing changes, and why."""
+        """Record that nothing changes, and why."""
         self.tracker.become(
             replace(self.state, wanted=None, refusal=deployment, problems=tuple(problems))
         )
 
 
 class _CheckNeeded(Exception):
-    """Something has to be checked before it can be deployed."""
+    """A candidate must be checked before it can be deployed."""
 
 
 def _needs_check(_candidate: Candidate, _is_trial: bool) -> tuple[Problem, ...]:

@@ -1,4 +1,4 @@
-"""State on disk: what HAProxy runs, its former configurations, and the answers of discovery."""
+"""State on disk: the running configuration, former ones, and the answers of discovery."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Records:
         self.base = Base()
         self.guard = Guard()
         self._saved: Resolution = tracker.state.resolution
-        """The answers that are kept for the next start."""
+        """The answers that are saved for the next start."""
         self._written_answers = stored.WrittenAnswers()
         self._copies: Mapping[str, str] = {}
         self._running_contents = Contents()
@@ -50,22 +50,22 @@ class Records:
 
     @property
     def known(self) -> RunningState:
-        """What HAProxy is known to have.  It must have been opened."""
+        """The recorded state of HAProxy.  Requires `open`."""
         assert self.running_state is not None
         return self.running_state
 
     @property
     def has_unsaved_answers(self) -> bool:
-        """True if answers changed since they were last kept."""
+        """Whether answers have changed since they were last saved."""
         return self._tracker.state.resolution is not self._saved
 
     @property
     def leaves_drift(self) -> bool:
-        """True if HAProxy may have what others wrote to haproxy.cfg, and is left so."""
+        """Whether HAProxy may have a haproxy.cfg that others changed and that is kept."""
         return decide.leaves_drift(self._tracker.state, self.base.hash)
 
     async def open(self, directory: str) -> None:
-        """Read the records in `directory`, if that was not done yet."""
+        """Read the records in `directory`, unless that is done already."""
         if self.running_state is None:
             self.running_state = await asyncio.to_thread(RunningState, directory)
 
@@ -81,7 +81,7 @@ class Records:
         self.guard.resume(self.known.confirmed.former, self._clock())
 
     async def find_base(self, settings: Settings, running: str | None) -> None:
-        """Find out what changes are compared with while HAProxy reports the digest `running`."""
+        """Find the base of changes while HAProxy reports the digest `running`."""
         await asyncio.to_thread(self._find_base, settings, running)
 
     def _find_base(self, settings: Settings, running: str | None) -> None:
@@ -101,7 +101,7 @@ class Records:
         settings, specs = declaration.settings, declaration.services
         try:
             if self.has_unsaved_answers:
-                # Answers that change while this is written are saved the next time.
+                # If answers change during the write, they are saved the next time.
                 answers = self._tracker.state.resolution
                 await asyncio.to_thread(
                     save_answers, settings, specs, dict(answers), memo=self._written_answers
@@ -117,7 +117,7 @@ class Records:
     def attempt(self, prepared: Prepared, sources: Sources) -> None:
         """Record a deployment before it starts, and copy the files that it names.
 
-        Answers are saved, too: after a kill, the next daemon may get none from anybody.
+        Answers are saved, too: after a kill, the next daemon may be unable to get any.
         """
         assert prepared.config is not None
         declaration, state = prepared.declaration, self.known
@@ -138,14 +138,14 @@ class Records:
             )
         before, after = state.confirmed.services, declaration.raw.services
         former = former_after(self.guard.former, before, after, had_up=before)
-        # Where it cannot be written, nothing can be deployed either.
+        # If the record cannot be written, nothing can be deployed either.
         with contextlib.suppress(Unavailable):
             state.attempt(settings, self._declarations(prepared, sources, former))
 
     def _declarations(
         self, prepared: Prepared, sources: Sources, former: Former
     ) -> RunningDeclarations:
-        """What `prepared` is made of, for the next start."""
+        """Return the declarations of `prepared`, for the next start."""
         return deployed_declarations(
             prepared,
             self.known.confirmed,
@@ -164,7 +164,7 @@ class Records:
     ) -> None:
         """Record a finished deployment in the history and for the next start.
 
-        `is_all` if no change was refused.
+        `is_all` is True if no change was refused.
         """
         await self._record(prepared, deployment, why)
         if deployment.ok and self._tracker.state.declaration is not None:
@@ -202,10 +202,10 @@ class Records:
         )
 
     async def look_at_changed(self, is_busy: Callable[[], bool]) -> bool:
-        """Check the services that reloads changed; True if one has to be reverted.
+        """Check the services that reloads changed; return whether one has to be reverted.
 
-        A service that had servers up, and has none since it was changed, goes back to its former
-        form, with the evidence.  It does not matter whether the files have a mistake by now.
+        A service that had servers up, and has none since it was changed, is reverted to its former
+        form, with the evidence.  This does not depend on errors in the present files.
         """
         state = self._tracker.state
         if state.config is None or state.config.hash != state.running or not self.guard.former:
@@ -240,7 +240,7 @@ class Records:
 
 
 def _hash_in_force(haproxy: Haproxy) -> str | None:
-    """The hash of what HAProxy runs or, if it does not answer, of the file it would start with."""
+    """Return the hash that HAProxy reports or, if it does not answer, that of its file."""
     with contextlib.suppress(Unavailable):
         return runtime.running_hash(haproxy.runtime_socket)
     with contextlib.suppress(Unavailable):

@@ -1,4 +1,4 @@
-"""Changes of servers at runtime: pods in slots, drains, ended sessions, and the sign of life."""
+"""Changes of servers at runtime: pods in slots, drains, ended sessions, and the liveness entry."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from fc_frontend.render.render import ALIVE_KEY, ALIVE_TABLES
 _FRAGMENT_SERVERS_INTERVAL = 5.0
 """Seconds between two looks at the servers of fragments."""
 _SAVE_SHARE = 20
-"""Saving servers that change all the time takes at most 1/20 of the time."""
+"""Saving servers that change continuously takes at most 1/20 of the time."""
 _VERIFIED_AT_ONCE = 16
-"""Services whose slots are compared at each look: all 1,000 at once take half a second."""
+"""Services whose slots are compared at each look; all 1,000 at once take half a second."""
 
 
 class ServerUpkeep:
-    """Brings HAProxy's servers up to date at runtime.  `lock` prevents reloads meanwhile."""
+    """Updates HAProxy's servers at runtime.  `lock` excludes concurrent reloads."""
 
     def __init__(
         self,
@@ -49,26 +49,26 @@ class ServerUpkeep:
         self._clock = clock
         self._is_due = True
         self._leaving: frozenset[str] = frozenset()
-        """Services with slots that wait for the last sessions of pods that left."""
+        """Services with slots that wait for the last sessions of removed pods."""
         self._verified = 0
-        """How many services' slots were compared with what is known, round and round."""
+        """The position of the next service whose slots are verified."""
         self._saved: Resolution | None = None
-        """The answers when the servers were kept last."""
+        """The answers at the time the servers were last saved."""
         self._save_due = 0.0
         self._fragments_due = 0.0
         self._drain_record: object = None
         self._drains = False
 
     def touch(self) -> None:
-        """Answers or HAProxy's text changed: all slots are looked at next time."""
+        """Look at all slots next time, because answers or HAProxy's text changed."""
         self._is_due = True
 
     async def assign(self, *, anew: bool = False, only: Collection[str] | None = None) -> bool:
         """Give pods to the slots of services that HAProxy's resolver does not fill.
 
-        Does nothing if neither answers nor configuration changed, but for the next few services
-        with `anew`.  With `only`, just these services are looked at.  True if HAProxy has what is
-        known.
+        Does nothing if neither answers nor configuration changed; with `anew`, the next few
+        services are verified nevertheless.  With `only`, just these services are looked at.
+        Returns whether HAProxy has the known endpoints.
         """
         state = self._tracker.state
         if state.deployed is None or not state.is_in_sync:
@@ -86,7 +86,7 @@ class ServerUpkeep:
             return True
         try:
             async with self._lock:
-                # What is deployed may be newer now, and with it where HAProxy is.
+                # The deployed plan may be newer by now, and name another socket of HAProxy.
                 deployed = self._tracker.state.deployed or state.deployed
                 done = await asyncio.to_thread(_assign, deployed.settings, tuple(services))
         except Unavailable as exc:
@@ -105,7 +105,7 @@ class ServerUpkeep:
         return True
 
     def _forget_gone(self, done: Assigned) -> None:
-        """Take addresses that no slot has any more from answers that were cut."""
+        """Remove addresses that no slot has any more from truncated answers."""
         state = self._tracker.state
         resolution = dict(state.resolution)
         for name, gone in done.gone.items():
@@ -124,9 +124,9 @@ class ServerUpkeep:
         return frozenset((names[start:] + names[:start])[:_VERIFIED_AT_ONCE])
 
     async def give_sign_of_life(self) -> None:
-        """Tell HAProxy that its slots are kept: until that expires, their standbys stay aside.
+        """Report to HAProxy that its slots are maintained; standbys are unused until this expires.
 
-        Only once the slots have what the API tells; a daemon that has just begun does not know.
+        This requires slots that match the API; a daemon that has just started has not read it yet.
         """
         state = self._tracker.state
         if (
@@ -150,8 +150,8 @@ class ServerUpkeep:
     async def save(self) -> None:
         """Save HAProxy's servers with their addresses, if answers have changed.
 
-        A HAProxy that others reload or start has servers at once because of that.  Servers of
-        fragments are resolved by HAProxy alone: with fragments, servers are saved every
+        With the saved file, a HAProxy that others reload or start has servers at once.  HAProxy
+        alone resolves the servers of fragments: with fragments, servers are saved every
         `_FRAGMENT_SERVERS_INTERVAL`.
         """
         state, began = self._tracker.state, self._clock()
@@ -168,7 +168,7 @@ class ServerUpkeep:
                 async with self._lock:
                     await asyncio.to_thread(_save_as_it_runs, deployed.settings)
             else:
-                # Thousands of servers take a while: endpoints that change do not wait for that.
+                # Thousands of servers take a while; changed endpoints must not wait for this.
                 text = await asyncio.to_thread(server_state_now, deployed, dict(answers))
                 async with self._lock:
                     now = self._tracker.state
@@ -190,9 +190,9 @@ class ServerUpkeep:
             )
 
     async def drain(self) -> None:
-        """Hold the running worker to what operators have drained; costs nothing if that is nothing.
+        """Apply the drains of operators to the running worker; return at once if there are none.
 
-        DNS gives the slots of drained pods to others, and empty slots to pods of drained services.
+        DNS assigns slots of drained pods to others, and empty slots to pods of drained services.
         """
         state = self._tracker.state
         if state.deployed is None or state.running is None:
@@ -220,7 +220,7 @@ class ServerUpkeep:
         self._tracker.log(transitions.drains(held))
 
     async def shut_left_sessions(self) -> int:
-        """End sessions of pods that left in old workers, where services ask for that; how many."""
+        """End sessions of removed pods in old workers if services request it; return the count."""
         state = self._tracker.state
         if state.deployed is None or state.config is None or not state.is_in_sync:
             return 0
@@ -239,7 +239,7 @@ class ServerUpkeep:
 def _slots_to_fill(
     deployed: Plan, answers: Resolution, only: Collection[str] | None
 ) -> list[ServicePlan]:
-    """The services whose slots are filled here, with their newest endpoints."""
+    """Return the services whose slots are filled here, with their newest endpoints."""
     return [
         replace(service, endpoints=answer.endpoints, draining=answer.draining)
         for service in (deployed.services if only is None else deployed.named(only))
@@ -248,7 +248,7 @@ def _slots_to_fill(
 
 
 def _as_installed(haproxy: Haproxy, services: Iterable[ServicePlan]) -> list[ServicePlan]:
-    """Those whose slots are for the runtime API, and for the same pods, in haproxy.cfg too."""
+    """Return the services whose slots in haproxy.cfg use the runtime API for the same pods."""
     try:
         text = (install.read(haproxy.config_file) or b"").decode("utf-8", "replace")
     except Unavailable:

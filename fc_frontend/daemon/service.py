@@ -1,7 +1,7 @@
 """`fc-frontend run`: the loops around the reconciler.
 
-Everything that blocks runs in threads with time limits; the loop itself only waits.  HAProxy is
-never stopped from here: whatever ends this process, HAProxy serves on.
+All blocking work runs in threads with time limits; the loop itself only waits.  The daemon never
+stops HAProxy: HAProxy keeps serving however this process ends.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ from fc_frontend.text import printable
 _HAPROXY_INTERVAL = 1.0
 _STATUS_INTERVAL = 0.5
 _WORKERS_EVERY = 5
-"""Old workers are counted at each fifth look at HAProxy."""
+"""Old workers are counted at every fifth look at HAProxy."""
 _PROGRESS_INTERVAL = 5.0
 _FIRST_RETRY = 1.0
 _LONGEST_RETRY = 60.0
 _DEBOUNCE_AT_MOST = 5
-"""Changes that go on are acted upon after this many debounce times."""
+"""Continuous changes are acted upon after this many debounce times."""
 _AT_ONCE = frozenset(
     (Trigger.START, Trigger.SIGHUP, Trigger.HAPROXY, Trigger.RETRY, Trigger.RESUME, Trigger.REMOVAL)
 )
@@ -76,7 +76,7 @@ class Service:
         self._watch: FileWatch | None = None
         self._certificate_watch: FileWatch | None = None
         self._certificates = asyncio.Event()
-        """Set when certificates may have changed, or HAProxy may have others."""
+        """Set when certificates may have changed, or HAProxy may have loaded other ones."""
         self._http: HttpServer | None = None
         self._http_bind: Bind | None = None
         self._changed: frozenset[str] | None = frozenset()
@@ -96,7 +96,7 @@ class Service:
         loop.add_signal_handler(signal.SIGHUP, self._on_sighup)
         self._watch = FileWatch(loop, self._on_files)
         self._certificate_watch = FileWatch(loop, lambda _changes: self._certificates.set())
-        # Before the files are read, so that no change falls between the two.
+        # Start watching before the files are read, so that no change is missed.
         self._watch.watch([self._settings_file], [services_directory(self._settings_file)])
         self._log.info("starting", config=self._settings_file)
         self._trigger(Trigger.START)
@@ -132,7 +132,7 @@ class Service:
         reconcile = tasks[0]
         for task in tasks[1:]:
             task.cancel()
-        # A deployment under way is bounded by its own time limits: it is not broken off.
+        # A running deployment is bounded by its own time limits, so it is not interrupted.
         await asyncio.gather(reconcile, *tasks[1:], return_exceptions=True)
         for timer in (self._retry, self._removal):
             if timer:
@@ -170,7 +170,7 @@ class Service:
         return declaration.settings if declaration else Settings()
 
     async def _sleep(self, seconds: float) -> bool:
-        """Sleep; False if the daemon is to stop."""
+        """Sleep; return False if the daemon is to stop."""
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._stop.wait(), seconds)
         return not self._stop.is_set()
@@ -198,14 +198,14 @@ class Service:
                 self._failed = deployment is not None and not deployment.ok
             self._certificates.set()
             self._stepped.set()
-            # What was refused may be mended outside of the files, as a certificate is.
+            # Refused changes may be fixed outside of the files, for example by a new certificate.
             self._plan_retry(self._failed or self._reconciler.refused)
             self._plan_removal()
             self._tell_systemd()
 
     @contextlib.contextmanager
     def _enduring(self, work: str) -> Iterator[None]:
-        """Say what the system refuses, as file descriptors, and go on: it may give them later."""
+        """Log refusals of the system, such as for file descriptors, and continue: they may end."""
         try:
             yield
         except OSError as exc:
@@ -218,7 +218,7 @@ class Service:
             )
 
     async def _debounce(self) -> None:
-        """Wait until changes have ceased for a moment, so that a storm makes one step."""
+        """Wait until changes pause for a moment, so that a burst of changes causes one step."""
         pause = self._settings.intervals.debounce
         deadline = self._seen + pause * _DEBOUNCE_AT_MOST
         while not self._triggers & _AT_ONCE and not self._stop.is_set():
@@ -243,7 +243,7 @@ class Service:
         self._retry_after = min(self._retry_after * 2, _LONGEST_RETRY)
 
     def _plan_removal(self) -> None:
-        """Look again when what is gone from the files may be believed."""
+        """Schedule a step for the time at which waiting removals take effect."""
         if self._removal:
             self._removal.cancel()
             self._removal = None
@@ -259,13 +259,13 @@ class Service:
         state = "in sync" if now.is_in_sync else "not in sync"
         self._notifier.ready(f"{counted(services, 'service')}, HAProxy {state}")
         if not self._ready:
-            # What was read stays: to visit it at each collection takes a tenth of a second.
+            # Objects read so far are kept; visiting them takes 0.1 s at each collection.
             gc.collect()
             gc.freeze()
         self._ready = True
 
     async def _follow_settings(self, *, anew: bool) -> None:
-        """Let watches and the listener follow what is declared now; `anew` looks again at links."""
+        """Apply the declared settings to watches and the listener; `anew` reads links again."""
         read = self._reconciler.state.read
         if read is None:
             return
@@ -344,7 +344,7 @@ class Service:
                 await self._reconciler.write_statuses()
 
     async def _rescan_loop(self) -> None:
-        # Only then is known how often.
+        # The interval is known only then.
         while not self._ready and await self._sleep(_HAPROXY_INTERVAL):
             pass
         while await self._sleep(self._settings.intervals.rescan):
@@ -369,12 +369,12 @@ class Service:
                 self._watch_certificates()
 
     def _watch_certificates(self) -> None:
-        """Let the watch follow the directories in which certificates are or may appear."""
+        """Watch the directories in which certificates are or may appear."""
         directories = self._reconciler.certificates.brought.directories
         if self._certificate_watch and directories != self._watched_certificates:
             self._watched_certificates = directories
             self._certificate_watch.watch((), directories)
-            # What changed before it was watched.
+            # They may have changed before the watch began.
             self._certificates.set()
 
     async def _haproxy_loop(self) -> None:
@@ -387,12 +387,12 @@ class Service:
                     looks += 1
                     await self._look(thoroughly=looks % _WORKERS_EVERY == 0)
                 await self._reconciler.servers.give_sign_of_life()
-                # Files that change all the time must not keep the guard from looking.
+                # Files that change continuously must not keep the guard from looking.
                 if await self._reconciler.records.look_at_changed(self._reconciler.is_busy):
                     self._trigger(Trigger.HAPROXY)
 
     async def _look(self, *, thoroughly: bool) -> None:
-        """See what HAProxy does, and have done what follows from it."""
+        """Look at HAProxy, and trigger the steps that follow from its state."""
         before = self._reconciler.state.held
         await self._reconciler.look_at_hold()
         if self._reconciler.state.held != before:
@@ -408,10 +408,10 @@ class Service:
             return
         was_in_sync = self._reconciler.state.is_in_sync
         if held is not None and running != self._reconciler.state.running:
-            # What is shown follows what HAProxy has now.
+            # The displayed state follows the configuration that HAProxy has now.
             self._trigger(Trigger.RESUME)
         self._reconciler.observed(running)
-        # Where nothing is wanted, as it is refused or cannot be told, HAProxy only has to run.
+        # Without a wanted configuration (refused or unknown), HAProxy only has to run.
         is_amiss = decide.is_amiss(self._reconciler.state, supervises=haproxy.supervise)
         if is_amiss and self._reconciler.state.wanted is not None:
             await self._reconciler.drift.look()
@@ -452,11 +452,11 @@ class Service:
             )
 
     def _stuck(self) -> Stuck | None:
-        """What has been without progress for longer than all time limits together."""
+        """Return the work without progress for longer than all time limits together."""
         return self._progress.stuck(bound(self._settings.haproxy))
 
     async def _watchdog_loop(self) -> None:
-        """Tell systemd that the daemon lives, unless it is stuck: then a restart may help."""
+        """Report liveness to systemd, unless the daemon is stuck: then a restart may help."""
         interval = self._notifier.watchdog_interval
         while await self._sleep(min(interval or _PROGRESS_INTERVAL, _PROGRESS_INTERVAL)):
             stuck = self._stuck()

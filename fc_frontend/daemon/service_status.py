@@ -1,7 +1,7 @@
-"""Write the status of Services of type LoadBalancer: one frontend does, which holds the Lease.
+"""Write the status of Services of type LoadBalancer, by the one frontend that holds the Lease.
 
 An address is written after the running HAProxy has confirmed that it is bound.  A status that
-others overwrite is written again, later each time.
+others overwrite is written again, with increasing delays.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ from fc_frontend.plan.model import ApiSettings, Settings
 from fc_frontend.text import one_line, printable
 
 _PENDING = "Pending"
-"""Of a Service of which nothing is said yet."""
+"""Counted for a Service that has no condition yet."""
 _RELEASE_SECONDS = 2.0
 _ENDS_THE_PASS = (
     FailureKind.CONNECT,
@@ -69,17 +69,17 @@ _ENDS_THE_PASS = (
     FailureKind.CREDENTIALS,
     FailureKind.THROTTLED,
 )
-"""Failures that are none of a single Service."""
+"""Failures that do not concern a single Service."""
 _FIRST_PAUSE = 1.0
 _LONGEST_PAUSE = 300.0
-"""Seconds until a status that others overwrite, or that is refused, is written again."""
+"""Maximum seconds before an overwritten or refused status is written again."""
 _WATCH_SECONDS = 10.0
-"""For which the watch may not have shown a status that was written."""
+"""Seconds during which the watch may not have shown a written status yet."""
 
 
 @dataclass(slots=True)
 class _Record:
-    """What was written for a Service, over what, and when it may be written again."""
+    """A status written for a Service, the state before it, and the time of the next write."""
 
     status: ServiceStatus
     before: LoadBalancerRequest | None
@@ -91,7 +91,7 @@ class _Record:
 
 
 class StatusWriter:
-    """Keeps the statuses of Services as `desired_status` says, while it holds the Lease."""
+    """Keeps the statuses of Services as `desired_status` defines, while it holds the Lease."""
 
     def __init__(
         self,
@@ -115,12 +115,12 @@ class StatusWriter:
         self._records: dict[ObjectKey, _Record] = {}
         self._keeps_mode = True
         self._postponed: dict[ObjectKey, tuple[float, float]] = {}
-        """Until when a Service is left alone, and for how long that was."""
+        """Until when a Service is left alone, and the length of that pause."""
         self._settled: tuple[object, ...] | None = None
-        """What was looked at when nothing was left to write."""
+        """The inputs for which nothing was left to write."""
         self._waits = False
         self._former: LoadBalancerSettings | None = None
-        """The last settings that there were."""
+        """The last settings of the load balancer."""
         self._owned: set[ObjectKey] = set()
         """The Services that got their address here since the start."""
         self._bound: tuple[str, Mapping[str, frozenset[tuple[IpAddress, int]]]] | None = None
@@ -128,7 +128,7 @@ class StatusWriter:
 
     @property
     def is_leader(self) -> bool:
-        """True while this frontend writes statuses."""
+        """Whether this frontend writes statuses."""
         return self._lease is not None and self._lease.is_held
 
     @property
@@ -155,7 +155,7 @@ class StatusWriter:
         )
 
     async def look(self, settings: Settings, state: DaemonState, base: Base) -> None:
-        """Write what is due.  Failures are logged, and tried again by the next call."""
+        """Write the statuses that are due.  Failures are logged, and the next call tries again."""
         balancer, api = settings.load_balancer, settings.cluster.api
         known = self._discovery.load_balancers
         if balancer is None:
@@ -194,7 +194,10 @@ class StatusWriter:
         lease: LeaseHolder,
         due: Mapping[ObjectKey, tuple[LoadBalancerRequest, ServiceStatus]],
     ) -> None:
-        """Raises `ApiFailure` if the API server cannot be asked."""
+        """Write the statuses in `due` while the Lease is held.
+
+        Raises `ApiFailure` if requests to the API server fail.
+        """
         if lease.is_due:
             await lease.renew(connection)
         for key, (expected, status) in due.items():
@@ -207,7 +210,7 @@ class StatusWriter:
             except ApiFailure as exc:
                 if exc.kind in _ENDS_THE_PASS:
                     raise
-                # One Service must not keep others from being written.
+                # One Service must not prevent the status of others from being written.
                 self._postpone(key)
                 self._note_failure(exc.message)
 
@@ -227,20 +230,23 @@ class StatusWriter:
         )
 
     async def release(self) -> None:
-        """Let another frontend write at once."""
+        """Release the Lease, so that another frontend can write at once."""
         if self._client is None or self._lease is None or not self._lease.is_held:
             return
         try:
             async with asyncio.timeout(_RELEASE_SECONDS), self._client.connect() as connection:
                 await self._lease.release(connection)
         except (ApiFailure, TimeoutError):
-            # It ends by itself.
+            # The Lease expires on its own.
             self._log.info("lease-not-released", effect="others wait until it expires")
 
     def _opened(
         self, api: ApiSettings, balancer: LoadBalancerSettings
     ) -> tuple[ApiClient, LeaseHolder]:
-        """Raises `Unavailable`."""
+        """Return the client and the Lease for these settings.
+
+        Raises `Unavailable`.
+        """
         if self._made_for != (api, balancer.class_name) or not (self._client and self._lease):
             self._client = ApiClient(lambda: read_access(api))
             name = balancer.class_name.replace("/", ".").lower()
@@ -259,8 +265,8 @@ class StatusWriter:
             self._metrics.load_balancers(self._state)
 
     def _count(self, balancer: LoadBalancerSettings) -> None:
-        """Count Services by what is said of them, and the addresses of pools."""
-        # Of alerts, a series has to be there before the first case.
+        """Count Services by their condition, and the used addresses of pools."""
+        # For alerts, these series must exist before the first case.
         services = Counter({ServedReason.SERVED.value: 0, AddressGap.OUT_OF_ADDRESSES.value: 0})
         used: set[IpAddress] = set()
         for key, assignment in self._source.assignments.items():
@@ -284,7 +290,7 @@ class StatusWriter:
         state: DaemonState,
         base: Base,
     ) -> Iterator[tuple[ObjectKey, tuple[LoadBalancerRequest, ServiceStatus]]]:
-        """The Services whose status has to be written, with what they are and should be."""
+        """Yield the Services whose status must be written: their request and desired status."""
         bound = self._bound_by(base) if base.hash == state.running else {}
         withheld = _withheld(state)
         now = self._clock()
@@ -320,7 +326,7 @@ class StatusWriter:
         self._owned &= services.keys()
 
     def _bound_by(self, base: Base) -> Mapping[str, frozenset[tuple[IpAddress, int]]]:
-        """What `base` binds, by service; read once for each text."""
+        """Return what `base` binds, by service; parsed once for each text."""
         if base.hash is None:
             return {}
         if self._bound is None or self._bound[0] != base.hash:
@@ -335,17 +341,17 @@ class StatusWriter:
         bound: Mapping[str, frozenset[tuple[IpAddress, int]]],
         withheld: Mapping[ObjectKey, Mapping[str, str]],
     ) -> ServiceStatus | None:
-        """The status that a Service should have; None if that is not known, or no concern."""
+        """Return the desired status of a Service; None if it is unknown or belongs to others."""
         if request.has_left:
             return NO_LOAD_BALANCER if _was_ours(balancer, request) else None
         if not (self._source.is_on and balancer.owns(request)):
-            # It belongs to others; or it did not, until the settings were changed.
+            # Another controller owns it; or it became foreign when the settings were changed.
             is_left = key in self._owned and _was_ours(balancer, request)
             return NO_LOAD_BALANCER if is_left else None
         self._owned.add(key)
         assignment = self._source.assignments.get(key)
         if assignment is None:
-            # It is new, and will be assigned by the next step.
+            # It is new; the next step assigns its addresses.
             return None
         names = {unit_name(key, port): port for port in request.served_ports}
         places = frozenset(place for name in names for place in bound.get(name, ()))
@@ -374,10 +380,13 @@ class StatusWriter:
         expected: LoadBalancerRequest,
         status: ServiceStatus,
     ) -> None:
-        """Raises `ApiFailure`."""
+        """Write one status and its events.
+
+        Raises `ApiFailure`.
+        """
         written = await write_status(connection, key, status, expected)
         if written is None:
-            # It was changed meanwhile, as the watch will show.
+            # It has changed meanwhile; the watch will report the change.
             self._postpone(key)
             return
         self._state = replace(self._state, writes=self._state.writes + 1)
@@ -404,7 +413,7 @@ class StatusWriter:
 
 
 def _bound(base: Base) -> dict[str, frozenset[tuple[IpAddress, int]]]:
-    """Address and port of each bind in the text that HAProxy runs, by service."""
+    """Return address and port of each bind in the text that HAProxy runs, by service."""
     return {
         name: frozenset(place for text in binds if (place := place_of(text)) is not None)
         for name, binds in served_binds(base).items()
@@ -412,7 +421,7 @@ def _bound(base: Base) -> dict[str, frozenset[tuple[IpAddress, int]]]:
 
 
 def _withheld(state: DaemonState) -> dict[ObjectKey, dict[str, str]]:
-    """The changes of Services that are not deployed: the reason of each unit, by Service."""
+    """Return the reasons of undeployed changes of Services, by Service and by unit."""
     found: dict[ObjectKey, dict[str, str]] = {}
     for each in state.withheld:
         if each.unit.kind is not UnitKind.SERVICE or not each.problems:
@@ -426,7 +435,7 @@ def _withheld(state: DaemonState) -> dict[ObjectKey, dict[str, str]]:
 
 
 def _was_ours(balancer: LoadBalancerSettings, request: LoadBalancerRequest) -> bool:
-    """True if all of the addresses are of our pools, and have the mode that is written here."""
+    """Return whether all addresses are of fc-frontend's own pools, and in the mode written here."""
     for entry in request.ingress:
         try:
             address = parse_address(entry.address)
@@ -438,7 +447,7 @@ def _was_ours(balancer: LoadBalancerSettings, request: LoadBalancerRequest) -> b
 
 
 def _events(written: Written, status: ServiceStatus) -> Iterator[tuple[EventReason, str]]:
-    """The events of a transition."""
+    """Yield the events of a transition."""
     before = written.before
     known = {entry.address for entry in before.ingress} if before else set()
     new = [entry.address for entry in status.ingress if entry.address not in known]

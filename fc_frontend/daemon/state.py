@@ -19,7 +19,7 @@ from fc_frontend.render.config import Config
 
 
 class Trigger(StrEnum):
-    """What makes a step due."""
+    """A cause for a step."""
 
     START = "start"
     FILES = "files"
@@ -28,15 +28,15 @@ class Trigger(StrEnum):
     RESCAN = "rescan"
     HAPROXY = "haproxy"
     CONTENTS = "contents"
-    """A file that the configuration names, such as a certificate."""
+    """A file named in the configuration, such as a certificate, changed."""
     RETRY = "retry"
     RESUME = "resume"
     REMOVAL = "removal"
-    """What is gone from the files may be believed now."""
+    """A waiting removal may take effect now."""
 
 
 NAMED = frozenset((Trigger.FILES, Trigger.DNS, Trigger.HAPROXY, Trigger.CONTENTS))
-"""With these alone, it is known which files changed."""
+"""Triggers for which the changed files are known."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,42 +50,42 @@ class Attempted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DaemonState:
-    """Everything that log, metrics and status show of the daemon."""
+    """The state shown by log, metrics and status."""
 
     declaration: Declaration | None = None
-    """The one that HAProxy has."""
+    """The declaration that HAProxy runs."""
     read: Declaration | None = None
-    """The last one that was read, with its errors."""
+    """The last declaration read, with its errors."""
     prepared: Prepared | None = None
-    """The last result of files and answers, deployed or not."""
+    """The last result for files and answers, deployed or not."""
     resolution: Resolution = field(default_factory=dict)
-    """The answers for what HAProxy has."""
+    """The answers for the services of HAProxy."""
     deployed: Plan | None = None
     config: Config | None = None
-    """What haproxy.cfg should be; None if that is not known, or while another one is held."""
+    """The intended haproxy.cfg; None if it is unknown, or while another one is held."""
     wanted: str | None = None
-    """The digest that HAProxy should run, declared or held; None if refused or not known yet."""
+    """The digest that HAProxy should run, declared or held; None if refused or not yet known."""
     running: str | None = None
     """The digest that HAProxy's worker reports."""
     held: Hold | None = None
-    """While it is there, changes are not deployed."""
+    """The current hold; while there is one, changes are not deployed."""
     is_drift_left: bool = False
-    """True if others changed haproxy.cfg and it is left so."""
+    """True if others changed haproxy.cfg and the change is kept."""
     taken: Attempted | None = None
-    """The last deployment that was accepted, even if nothing had to be done for it."""
+    """The last accepted deployment, even if HAProxy had that configuration already."""
     last_reload: Attempted | None = None
-    """The last reload, start or attempt at one."""
+    """The last reload or start, or attempt at one."""
     refusal: Deployment | None = None
-    """The last deployment that was not accepted."""
+    """The last deployment that was refused or failed."""
     problems: tuple[Problem, ...] = ()
     """The problems of the declarations."""
     withheld: tuple[Withheld, ...] = ()
     waiting: tuple[UnitId, ...] = ()
-    """The units that are gone from the files, and that are removed unless they come back."""
+    """The units that are gone from the files, and will be removed unless they reappear."""
     drained: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """Service name → addresses of the pods that are drained."""
+    """Service name → addresses of the drained pods."""
 
     @property
     def is_in_sync(self) -> bool:
-        """True if the running worker has what is wanted."""
+        """Whether the running worker has the wanted configuration."""
         return self.wanted is not None and self.wanted == self.running

@@ -1,4 +1,4 @@
-"""Replaces the daemon's state, and updates log and metrics by the difference."""
+"""Replaces the daemon's state, and updates log and metrics with the difference."""
 
 from __future__ import annotations
 

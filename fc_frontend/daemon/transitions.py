@@ -1,6 +1,6 @@
-"""The log events of a change of the daemon's state.  Pure: two states give the events.
+"""The log events of a change of the daemon's state.  Pure: computed from the two states.
 
-Nothing is logged twice.  Of many units with the same event, a few are logged.
+Nothing is logged twice.  If many units have the same event, only some of them are logged.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from fc_frontend.haproxy.take_over import Replaced
 from fc_frontend.plan.model import Answer, Freshness
 
 _MOST_LOGGED = 20
-"""Of one event, what is logged one by one."""
+"""The most units logged individually for one event."""
 _EACH_MINUTE = 20
-"""With one limit, what is logged in a minute."""
+"""The most events logged in a minute under one limit."""
 
 Level = Literal["info", "warning", "error"]
 
@@ -33,12 +33,12 @@ class Event:
     name: str
     fields: Mapping[str, object] = field(default_factory=dict)
     limit: str | None = None
-    """What it is limited by, so that whoever owns a unit does not decide how often it is said."""
+    """The key of its rate limit, so that the owner of a unit cannot flood the log."""
     burst: int = _EACH_MINUTE
 
 
 def transitions(before: DaemonState, after: DaemonState) -> tuple[Event, ...]:
-    """What is logged when `after` takes the place of `before`."""
+    """Return the events to log when `after` replaces `before`."""
     return (
         *_held(before, after),
         *_waiting(before, after),
@@ -86,7 +86,7 @@ def _waiting(before: DaemonState, after: DaemonState) -> Iterator[Event]:
 
 
 def _withheld(before: DaemonState, after: DaemonState) -> Iterator[Event]:
-    """The changes that are not deployed; those that are again are logged as well."""
+    """Yield an event for each newly withheld change, and for each one no longer withheld."""
     if after.withheld is before.withheld:
         return
     known = {held.unit: _without_places(held) for held in before.withheld}
@@ -114,7 +114,7 @@ def _refused(before: DaemonState, after: DaemonState) -> Iterator[Event]:
     if refusal is None or refusal is before.refusal or after.problems == before.problems:
         return
     errors = errors_in(after.problems)
-    # That consent is missing is reported as such.
+    # Missing consent has an event of its own.
     if errors and refusal.outcome is not Outcome.NEEDS_CONSENT:
         has_failed = refusal.outcome is Outcome.FAILED
         fields = {
@@ -127,7 +127,7 @@ def _refused(before: DaemonState, after: DaemonState) -> Iterator[Event]:
 
 
 def _problems(before: DaemonState, after: DaemonState) -> Iterator[Event]:
-    """Problems of the declarations that were not logged yet."""
+    """Yield events for problems of the declarations that have not been logged yet."""
     if after.problems == before.problems:
         return
     known = set(before.problems)
@@ -147,7 +147,7 @@ def _problems(before: DaemonState, after: DaemonState) -> Iterator[Event]:
 
 
 def _taken(before: DaemonState, after: DaemonState) -> Iterator[Event]:
-    """An accepted deployment with its reasons; that HAProxy is in sync is logged once."""
+    """Yield an event for an accepted deployment; that HAProxy is in sync is logged once."""
     taken, known = after.taken, before.taken
     if taken is None or taken is known or after.deployed is None:
         return
@@ -168,7 +168,7 @@ def _taken(before: DaemonState, after: DaemonState) -> Iterator[Event]:
 
 
 def replaced(found: Replaced | None) -> Iterator[Event]:
-    """A haproxy.cfg that was not ours, or not any more, was replaced."""
+    """Yield an event if a haproxy.cfg was replaced that was not fc-frontend's own, or no longer."""
     if found is not None and found.entry is not None:
         fields = {
             "was": found.found.origin.value,
@@ -180,7 +180,7 @@ def replaced(found: Replaced | None) -> Iterator[Event]:
 
 
 def answers(before: Mapping[str, Answer], after: Mapping[str, Answer]) -> Iterator[Event]:
-    """The answers of discovery that changed."""
+    """Yield events for changed answers of discovery."""
     changed = [
         name
         for name, answer in after.items()
@@ -221,7 +221,7 @@ def _answer(name: str, old: Answer | None, new: Answer) -> Iterator[Event]:
 
 
 def drains(held: DrainOutcome) -> Iterator[Event]:
-    """Drains that ended, and drains that were sent to a new worker."""
+    """Yield events for drains that ended, and for drains that were sent to a new worker."""
     for problem in held.problems:
         fields = {"error": problem.message, "remedy": problem.remedy}
         yield Event("warning", "drains-unknown", fields, "drains-unknown", burst=1)
@@ -240,7 +240,7 @@ def drains(held: DrainOutcome) -> Iterator[Event]:
 
 
 def _without_places(held: Withheld) -> Withheld:
-    """The change without what may differ between two looks at it, such as line numbers."""
+    """Return the change without details that vary between looks, such as line numbers."""
     problems = {replace(problem, line=None, column=None) for problem in held.problems}
     return replace(
         held, problems=tuple(sorted(problems, key=str)), text=None, is_known=False, fingerprint=""

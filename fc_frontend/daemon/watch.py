@@ -1,9 +1,9 @@
-"""See at once when a declared file changes, whichever way it is changed.
+"""Detect changes of declared files at once, however they are changed.
 
-inotify watches inodes, and a directory behind a symbolic link is another inode after the link was
-swapped, as NixOS does with everything in /etc.  So each path is watched by the directory that it
-really is in, and by the directory of every link on the way; after each event the ways are looked up
-anew.  What inotify does not tell, the daemon's rescan finds.
+inotify watches inodes.  When a symbolic link is swapped, as NixOS does with everything in /etc, the
+directory behind it is another inode.  So each path is watched through its real directory and
+through the directory of every link on the way; after each event the paths are resolved again.
+The daemon's rescan finds changes that inotify does not report.
 """
 
 from __future__ import annotations
@@ -25,33 +25,33 @@ from watchdog.observers.api import BaseObserver, ObservedWatch
 from fc_frontend.errors import Problem, Severity
 from fc_frontend.safe_files import Unsafe, bounded, remote_mount
 
-# It calls the end of a watch an error when an event arrives meanwhile; `problems` has what matters.
+# watchdog logs an error if an event arrives while a watch ends; `problems` has the relevant ones.
 logging.getLogger("watchdog").addHandler(logging.NullHandler())
 
 _MOST_LINKS = 40
 _MOST_LOOKS = 10
 _LINKS_SECONDS = 2.0
-"""For all links of a directory together: the loop waits for it."""
+"""Seconds for all links of a directory together; the loop waits for this."""
 _LINK_SECONDS = 0.5
 _MANY = 1_000
-"""Events in one go, after which some may have been lost: inotify queues 16,384 (inotify(7))."""
+"""Events in one batch after which some may have been lost: inotify queues 16,384 (inotify(7))."""
 _MOST_EVENTS = 10 * _MANY
 _REST = 0.02
-"""Seconds between two looks at events, at least: a file may be written thousands of times."""
+"""Minimum seconds between two looks at events: a file may be written thousands of times."""
 _REST_TIMES = 4
-"""Times the duration of a look that pass until the next one."""
+"""The pause until the next look, in multiples of the duration of the last one."""
 _QUIET = frozenset(("opened", "closed_no_write"))
-"""Reading a file must not look like a change."""
+"""Events of reading a file, which is no change."""
 _Names = dict[str, dict[str | None, set[str]]]
-"""Directory → name in it, None for any that is no editor's → the paths that it is about."""
+"""Directory → name in it (None: any but an editor's) → the paths affected by a change of it."""
 Changes = Mapping[str, frozenset[str] | None]
 """Path, as it was given → names in it that may have changed, None if anything about it may have."""
 
 
 class FileWatch:
-    """Calls back in the loop when one of the watched files, or one in a watched directory, changed.
+    """Calls back in the loop when a watched file, or a file in a watched directory, changes.
 
-    `on_change` gets the paths, as they were given, that may have changed.
+    `on_change` gets the paths that may have changed, as they were given.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class FileWatch:
         self.problems: tuple[Problem, ...] = ()
 
     def watch(self, files: Iterable[str], directories: Iterable[str]) -> None:
-        """Watch these, and no others; paths need not exist.  `problems` says what cannot be."""
+        """Watch only these paths, which need not exist.  `problems` lists unwatchable ones."""
         self._files, self._directories = frozenset(files), frozenset(directories)
         self._links.clear()
         changed = self._look_up()
@@ -81,7 +81,7 @@ class FileWatch:
             self._on_change(dict.fromkeys(changed))
 
     def stop(self) -> None:
-        """End all watches; nothing is called back after this."""
+        """End all watches; there are no callbacks after this."""
         self._stopped = True
         if self._observer is not None:
             self._observer.stop()
@@ -89,10 +89,10 @@ class FileWatch:
             self._observer = None
 
     def _look_up(self) -> frozenset[str]:
-        """Find the real directories, and let the watches follow; the paths that lead elsewhere now.
+        """Resolve the paths and update the watches; return the paths that now lead elsewhere.
 
-        What appeared before its directory was watched made no event: so it is looked up again
-        until nothing is new.
+        Files that appeared before their directory was watched caused no event, so the paths are
+        resolved until nothing is new.
         """
         before = _places(self._names)
         wanted = self._wanted()
@@ -122,7 +122,7 @@ class FileWatch:
         return wanted
 
     def _schedule(self, directory: str) -> Problem | None:
-        """Watch a directory; an inode that took another one's place is watched anew."""
+        """Watch a directory; if its inode has been replaced, watch the new one."""
         key = _identity(directory)
         watched = self._watches.get(directory)
         if watched is not None and self._identities.get(directory) == key:
@@ -136,7 +136,7 @@ class FileWatch:
                 observer.start()
                 self._observer = observer
             if not os.access(directory, os.R_OK):
-                # watchdog would not tell.
+                # watchdog would not report this.
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
             self._watches[directory] = self._observer.schedule(_Handler(self), directory)
         except OSError as exc:
@@ -163,7 +163,7 @@ class FileWatch:
 
     def seen(self, event: FileSystemEvent) -> None:
         """Take an event, in watchdog's thread."""
-        # That a directory changed is said again with the name in it.
+        # Another event reports the same change with the name of the file.
         is_echo = event.is_directory and event.event_type == "modified"
         if event.event_type in _QUIET or is_echo or self._stopped:
             return
@@ -181,8 +181,8 @@ class FileWatch:
         self._loop.call_at(max(self._not_before, self._loop.time()), self._take)
 
     def _take(self) -> None:
-        """Take all events that came until now."""
-        # What comes from now on is planned anew.
+        """Take all events that have arrived so far."""
+        # Later events are planned anew.
         self._is_due = False
         began = self._loop.time()
         self._take_all()
@@ -212,9 +212,9 @@ class FileWatch:
         self._on_change({**changed, **dict.fromkeys(self._look_up())})
 
     def _meant(self, path: str, named: dict[str, set[str]]) -> dict[str, None]:
-        """The paths, as they were given, that are about `path`, but for directories that it is in.
+        """Return the given paths that `path` affects, except the directories that contain it.
 
-        Those are put into `named`, with its name.
+        Those directories are added to `named`, with the name of the file.
         """
         directory, name = os.path.split(path)
         names = self._names.get(directory, {})
@@ -239,7 +239,7 @@ class _Handler(FileSystemEventHandler):
 
 
 def _is_editors(name: str) -> bool:
-    """Lock, backup and swap files: `.x`, `#x#`, `x~`."""
+    """Return whether `name` is an editor's lock, backup or swap file: `.x`, `#x#`, `x~`."""
     return name.startswith((".", "#")) or name.endswith("~")
 
 
@@ -266,7 +266,7 @@ def _link_target(path: Path) -> str | None:
 
 
 def _links_in(directory: str) -> set[str]:
-    """The names of symbolic links in a directory that are no editor's."""
+    """Return the names of symbolic links in a directory, without those of editors."""
     try:
         with os.scandir(directory) as entries:
             return {
@@ -279,7 +279,7 @@ def _links_in(directory: str) -> set[str]:
 
 
 def _places(names: _Names) -> dict[str, set[tuple[str, str | None]]]:
-    """Where each path is watched."""
+    """Return where each path is watched."""
     places: dict[str, set[tuple[str, str | None]]] = {}
     for directory, about in names.items():
         for name, paths in about.items():
@@ -294,10 +294,10 @@ def _add(wanted: _Names, way: list[tuple[str, str]], path: str) -> None:
 
 
 def _way(path: str) -> list[tuple[str, str]]:
-    """The directories on the way to `path`, each with the name in it that leads on.
+    """Return the directories on the way to `path`, each with the name in it that leads on.
 
-    Those are the directory of the path, those of all links that are passed, and where something is
-    missing, the directory in which it would appear.
+    These are the directory of the path, the directories of all links on the way and, if a component
+    is missing, the directory in which it would appear.
     """
     steps: list[tuple[str, str]] = []
     todo = _parts(path if path.startswith("/") else str(Path.cwd() / path))
@@ -323,9 +323,9 @@ def _way(path: str) -> list[tuple[str, str]]:
 
 
 def _ways(links: list[str]) -> list[list[tuple[str, str]]]:
-    """The ways to what links lead to, without those that a file system does not answer for.
+    """Return the ways to the targets of links, except for file systems that do not respond.
 
-    Those files are found by the rescan once it answers.
+    The rescan finds those files once the file system responds.
     """
     if not links:
         return []
@@ -343,5 +343,5 @@ def _ways(links: list[str]) -> list[list[tuple[str, str]]]:
 
 
 def _parts(path: str) -> list[str]:
-    """The parts of a path, last one first."""
+    """Return the parts of a path, last one first."""
     return [part for part in path.split("/") if part not in ("", ".")][::-1]

@@ -1,8 +1,8 @@
 """A cluster DNS on loopback that answers as CoreDNS's kubernetes plugin does.
 
-The demo and the tests need a cluster DNS whose content, delays and faults they decide, and
-which HAProxy's resolver cannot tell from the real one. It must never listen on an address
-other hosts can reach, never forward a query, and never fail because of what a packet holds.
+The demo and the tests need a cluster DNS with content, delays and faults under their control,
+which HAProxy's resolver cannot distinguish from a real one. It must never listen on an address
+that other hosts can reach, never forward a query, and never fail because of a packet's content.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ _CALL_TIMEOUT: Final = 30.0
 
 
 class Fault(enum.Enum):
-    """What the server does instead of answering properly."""
+    """The server's behaviour instead of a proper answer."""
 
     NONE = "none"
     SERVFAIL = "servfail"
@@ -67,7 +67,7 @@ class Fault(enum.Enum):
     SILENT = "silent"
     """No answer at all, as if the packets were lost."""
     TRUNCATED_NO_TCP = "truncated-no-tcp"
-    """Every answer over UDP says "truncated", and there is no TCP to ask again."""
+    """Every answer over UDP has the "truncated" flag, and TCP is not available."""
     NO_ADDITIONAL = "no-additional"
     """Proper answers, but without the addresses of SRV targets."""
 
@@ -86,9 +86,9 @@ class _NoAnswer(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class KubernetesService:
-    """A Service and the addresses of its ready pods, as cluster DNS knows them.
+    """A Service and the addresses of its ready pods, as in cluster DNS.
 
-    Raises ValueError for a name that is no DNS label, for a bad address or port.
+    Raises ValueError for a name that is no DNS label, and for a bad address or port.
     """
 
     name: str
@@ -118,13 +118,13 @@ class KubernetesService:
 
     @property
     def headless(self) -> bool:
-        """Whether the service's name stands for its pods."""
+        """Whether the service's name resolves to its pods."""
         return not self.cluster_ips
 
 
 @dataclass(frozen=True, slots=True)
 class _Target:
-    """One address of a service with one of its ports; `endpoint` if it is a pod's address."""
+    """One address of a service with one of its ports; `endpoint` is True for a pod's address."""
 
     address: str
     port: int | None
@@ -133,12 +133,12 @@ class _Target:
 
 @dataclass(slots=True)
 class _Found:
-    """The records for a question, and their encoded forms: shuffled and cut to size.
+    """The records for a question, and their encoded forms: shuffled and truncated to size.
 
-    Each record is a set of its own, since a set is kept or dropped as a whole when cut to size.
+    Each record is a set of its own, since truncation keeps or drops whole sets.
 
-    They hold until `source`, the one service they come from, changes; without one, until
-    anything changes. `version` is the generation of the content in which it did so last.
+    They are valid until `source`, the one service they are derived from, changes; without a
+    source, until anything changes. `version` is the generation of the content at its last change.
     """
 
     rcode: dns.rcode.Rcode
@@ -151,14 +151,14 @@ class _Found:
     wires: dict[_Transport, list[bytes]] = field(default_factory=dict)
 
     def variants(self) -> int:
-        """How many differently shuffled answers are worth keeping."""
+        """Return how many differently shuffled answers are worth keeping."""
         addresses = sum(record.rdtype in _ADDRESS_TYPES for record in self.answers)
         return _SHUFFLED_VARIANTS if max(addresses, len(self.additional)) > 1 else 1
 
 
 @dataclass(slots=True)
 class ParsedQuestion:
-    """A parsed query, and what was found for it."""
+    """A parsed query, and its records."""
 
     query: dns.message.Message
     name: dns.name.Name
@@ -170,12 +170,12 @@ class ParsedQuestion:
 
 
 def endpoint_label(address: str) -> str:
-    """The label that CoreDNS gives an endpoint without a hostname: 10.1.0.3 is `10-1-0-3`."""
+    """Return the label of an endpoint without a hostname in CoreDNS: 10.1.0.3 is `10-1-0-3`."""
     return str(ipaddress.ip_address(address)).replace(".", "-").replace(":", "-")
 
 
 def _bound_pair(address: str, port: int) -> tuple[socket.socket, socket.socket]:
-    """A UDP and a TCP socket on the same address and port."""
+    """Return a UDP and a TCP socket on the same address and port."""
     family = socket.AF_INET6 if ipaddress.ip_address(address).version == 6 else socket.AF_INET
     attempts = _PORT_ATTEMPTS if port == 0 else 1
     while True:
@@ -183,7 +183,7 @@ def _bound_pair(address: str, port: int) -> tuple[socket.socket, socket.socket]:
         with contextlib.ExitStack() as undo:
             udp = undo.enter_context(socket.socket(family, socket.SOCK_DGRAM))
             tcp = undo.enter_context(socket.socket(family, socket.SOCK_STREAM))
-            # HAProxy asks for all its names at once when it starts.
+            # HAProxy sends the queries for all its names at once when it starts.
             udp.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
             tcp.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             udp.bind((address, port))
@@ -204,13 +204,13 @@ class ClusterDns:
     """An authoritative DNS server for a cluster's zone, over UDP and TCP on one address and port.
 
     Used as `async with ClusterDns(...) as dns:`, or with `start()` and `stop()`. All methods
-    belong to the event loop it runs in; see `ClusterDnsThread` for synchronous callers.
+    must be called in its event loop; see `ClusterDnsThread` for synchronous callers.
 
     `fault`, `fault_for` (by lower-case query name without the final dot; it takes precedence)
     and `delay` (seconds before each answer) may be changed at any time. `queries` counts by
     (query name, type, transport) and may be cleared.
 
-    Raises ValueError for an address that is not loopback and for names that are not valid.
+    Raises ValueError for an address that is not loopback and for invalid names.
     """
 
     def __init__(
@@ -231,12 +231,12 @@ class ClusterDns:
         loopback_only: bool = True,
         software: str | None = None,
     ) -> None:
-        """`ttl` and `idle_timeout` are in seconds, `bufsize` in bytes; port 0 takes a free one.
+        """Create a server; `ttl` and `idle_timeout` are in seconds, `bufsize` in bytes.
 
-        `wildcards` answers `*` and `any` as CoreDNS did before 1.9. `extra_records` maps names
-        to the targets of their CNAMEs. `clock` gives Unix time, for the serial. `loopback_only`
-        may be given up in a network namespace of one's own. `software` answers version.bind, as
-        CoreDNS's `chaos` plugin does.
+        Port 0 selects a free port. `wildcards` answers `*` and `any` as CoreDNS did before 1.9.
+        `extra_records` maps names to the targets of their CNAMEs. `clock` returns Unix time, for
+        the serial. `loopback_only` may be disabled in a separate network namespace. `software` is
+        the answer to version.bind, as with CoreDNS's `chaos` plugin.
         """
         if loopback_only and not ipaddress.ip_address(address).is_loopback:
             raise ValueError(f"{address} is not a loopback address")
@@ -280,7 +280,7 @@ class ClusterDns:
         self._changed((service.name, service.namespace))
 
     def remove_service(self, name: str, namespace: str = "default") -> None:
-        """Delete the service; its namespace stays. Raises KeyError if there is none."""
+        """Delete the service; its namespace is kept. Raises KeyError if there is none."""
         del self._services[name, namespace]
         self._changed((name, namespace))
 
@@ -293,7 +293,7 @@ class ClusterDns:
         self._changed((name, namespace))
 
     def set_extra_record(self, name: str, target: str | None) -> None:
-        """Serve a CNAME from `name` to `target`, or none any more if the target is None."""
+        """Serve a CNAME from `name` to `target`; a target of None removes it."""
         owner = dns.name.from_text(name)
         if target is None:
             self._aliases.pop(owner, None)
@@ -302,7 +302,7 @@ class ClusterDns:
         self._changed()
 
     def _changed(self, service: tuple[str, str] | None = None) -> None:
-        """Take note of a change to one service, or to what any answer may depend on."""
+        """Record a change to one service, or to everything that answers may depend on."""
         self._serial = int(self._clock())
         self._generation += 1
         if service is None:
@@ -313,11 +313,11 @@ class ClusterDns:
     def _version(self, source: tuple[str, str] | None) -> int:
         return self._generation if source is None else self._versions[source]
 
-    # Life
+    # Lifecycle
 
     @property
     def address(self) -> tuple[str, int]:
-        """Where the server listens. Raises RuntimeError while a free port is yet to be taken."""
+        """The address of the listener. Raises RuntimeError before a free port has been selected."""
         if self._port == 0:
             raise RuntimeError("not started: the port is not known yet")
         return self._address, self._port
@@ -325,7 +325,7 @@ class ClusterDns:
     async def start(self) -> None:
         """Listen; after a `stop()`, on the same port as before.
 
-        Raises OSError if the port is taken, RuntimeError if the server runs already.
+        Raises OSError if the port is in use, RuntimeError if the server is already running.
         """
         if self._udp is not None:
             raise RuntimeError("already started")
@@ -336,7 +336,7 @@ class ClusterDns:
         _, self._udp = await loop.create_datagram_endpoint(lambda: _UdpEndpoint(self), sock=udp)
 
     async def stop(self) -> None:
-        """Close all sockets, answers pending or not, and return when the port is free again."""
+        """Close all sockets, even with answers pending, and return when the port is free again."""
         closing: list[asyncio.Future[None]] = []
         if self._listener is not None:
             stop_listening(self._listener)
@@ -366,7 +366,7 @@ class ClusterDns:
     # Packets
 
     def _answer(self, packet: bytes, transport: _Transport) -> bytes | _NoAnswer:
-        """The encoded answer to an encoded query."""
+        """Return the encoded answer to an encoded query."""
         question = self._question(packet)
         if question is None:
             if self.fault is Fault.SILENT:
@@ -381,7 +381,7 @@ class ClusterDns:
         return packet[:2] + self._wire(question, fault, transport)
 
     def _question(self, packet: bytes) -> ParsedQuestion | None:
-        """What is asked; None if that cannot be read."""
+        """Return the question of a query; None if it cannot be parsed."""
         body = packet[2:]
         question = self._questions.get(body)
         if question is None:
@@ -394,10 +394,10 @@ class ClusterDns:
         return question
 
     def _wire(self, question: ParsedQuestion, fault: Fault, transport: _Transport) -> bytes:
-        """The answer without its first two bytes, the id.
+        """Return the answer without its first two bytes, the id.
 
-        Encoding costs far more than the rest, so that several shuffled variants of an answer
-        are kept until the content changes.
+        Encoding costs far more than the rest, so several shuffled variants of an answer are kept
+        until the content changes.
         """
         found = question.found.get(fault)
         if found is None or found.version != self._version(found.source):
@@ -420,7 +420,7 @@ class ClusterDns:
     def _encoded(self, question: ParsedQuestion, found: _Found, limit: int) -> bytes:
         answers, additional = found.answers, found.additional
         if found.variants() > 1:
-            # As CoreDNS's loadbalance plugin: only addresses are shuffled, after all others.
+            # As CoreDNS's loadbalance plugin does: only addresses are shuffled, and placed last.
             addresses = [record for record in answers if record.rdtype in _ADDRESS_TYPES]
             others = [record for record in answers if record.rdtype not in _ADDRESS_TYPES]
             answers = others + self._rng.sample(addresses, len(addresses))
@@ -436,7 +436,7 @@ class ClusterDns:
         wire = bytearray(response.to_wire(max_size=limit, prefer_truncation=True))
         in_additional = len(additional) + (response.edns >= 0)
         if int.from_bytes(wire[10:12], "big") < in_additional:
-            # CoreDNS says "truncated" for a lost additional record, too.
+            # CoreDNS sets "truncated" for a lost additional record, too.
             wire[2] |= _TC
         return bytes(wire[2:])
 
@@ -453,7 +453,7 @@ class ClusterDns:
         return self._records(question.name, question.rdtype)
 
     def _special(self, question: ParsedQuestion) -> _Found | None:
-        """The answer to version.bind, unless that is refused."""
+        """Return the answer to version.bind, unless it is to be refused."""
         asked = question.query.question[0]
         if asked.rdclass != dns.rdataclass.CH or question.key != ("version.bind", "TXT"):
             return None
@@ -464,7 +464,7 @@ class ClusterDns:
         return _Found(dns.rcode.NOERROR, authoritative=True, answers=[record])
 
     def _records(self, name: dns.name.Name, rdtype: dns.rdatatype.RdataType) -> _Found:
-        """The records at a name, with the aliases on the way to it."""
+        """Return the records at a name, with the aliases on the way to it."""
         aliases: list[dns.rrset.RRset] = []
         while (target := self._aliases.get(name)) is not None:
             aliases.append(self._record(name, _rdata(dns.rdatatype.CNAME, _name_wire(target))))
@@ -472,7 +472,7 @@ class ClusterDns:
             if rdtype == dns.rdatatype.CNAME or len(aliases) == _LONGEST_ALIAS_CHAIN:
                 return _Found(dns.rcode.NOERROR, authoritative=True, answers=aliases)
         if not name.is_subdomain(self._zone):
-            # There is no forwarder, so that names outside the zone fail.
+            # There is no forwarder, so names outside the zone fail.
             code = dns.rcode.NOERROR if aliases else dns.rcode.SERVFAIL
             return _Found(code, authoritative=bool(aliases), answers=aliases)
         found = self._in_zone(name, rdtype)
@@ -504,10 +504,10 @@ class ClusterDns:
         return found
 
     def _targets(self, service: KubernetesService, inner: list[str]) -> list[_Target]:
-        """What the labels before a service's name stand for.
+        """Return the targets that the labels before a service's name denote.
 
-        There is nothing for a headless service without ready endpoints, which CoreDNS does not
-        tell from one that does not exist.
+        There are none for a headless service without ready endpoints, which CoreDNS does not
+        distinguish from one that does not exist.
         """
         endpoint: str | None = None
         port: str | None = None
@@ -582,7 +582,7 @@ class ClusterDns:
 
 
 def _parsed(packet: bytes) -> ParsedQuestion | None:
-    """The query in a packet; None if it is none that can be answered by its content."""
+    """Return the parsed query of a packet; None if it is not a query with one valid question."""
     if len(packet) < 12 or packet[2] & _QR or _opcode(packet) != dns.opcode.QUERY:
         return None
     try:
@@ -615,9 +615,9 @@ def _opcode(packet: bytes) -> int:
 
 
 def _refusal(packet: bytes) -> bytes | _NoAnswer:
-    """The answer to a packet that cannot be understood, if it has an id to answer to."""
+    """Return the answer to a packet that cannot be parsed, if it has an id to answer to."""
     if len(packet) < 2 or (len(packet) > 2 and packet[2] & _QR):
-        # Answering an answer could go on for ever between two servers.
+        # Two servers could otherwise answer each other's answers for ever.
         return _NoAnswer.IGNORE
     opcode = _opcode(packet) if len(packet) > 2 else int(dns.opcode.QUERY)
     code = dns.rcode.FORMERR if opcode == dns.opcode.QUERY else dns.rcode.NOTIMP
@@ -745,7 +745,7 @@ class _TcpConnection(asyncio.Protocol):
             self._throttle()
 
     def _throttle(self) -> None:
-        """Read on only while the client takes its answers, so that memory stays bounded."""
+        """Read only while the client accepts its answers, so that memory is bounded."""
         if self.transport.is_closing() or self._peer_done:
             return
         if self._writing_paused or self._pending >= _TCP_PENDING:
@@ -766,7 +766,7 @@ class _TcpConnection(asyncio.Protocol):
 
 
 class ClusterDnsThread:
-    """A `ClusterDns` in a thread with an event loop of its own, for synchronous callers.
+    """A `ClusterDns` in a thread with its own event loop, for synchronous callers.
 
     Used as `with ClusterDnsThread(ClusterDns(...)) as dns:`. Its methods may be called from any
     thread; a change is in effect when the method returns.
@@ -800,7 +800,7 @@ class ClusterDnsThread:
             self._end()
 
     def call(self, function: Callable[[ClusterDns], _T]) -> _T:
-        """Run the function in the server's loop and return, or raise, what it does."""
+        """Run the function in the server's loop and return its result, or raise its exception."""
 
         async def run() -> _T:
             return function(self._dns)
@@ -809,11 +809,11 @@ class ClusterDnsThread:
 
     @property
     def address(self) -> tuple[str, int]:
-        """Where the server listens."""
+        """The address of the listener."""
         return self._dns.address
 
     def queries(self) -> collections.Counter[tuple[str, str, _Transport]]:
-        """A copy of the counts so far."""
+        """Return a copy of the counts so far."""
         return self.call(lambda server: server.queries.copy())
 
     def set_service(self, service: KubernetesService) -> None:
@@ -842,7 +842,7 @@ class ClusterDnsThread:
         self.call(change)
 
     def set_delay(self, seconds: float) -> None:
-        """Answer that much later, from the next query on."""
+        """Delay answers by that many seconds, from the next query on."""
 
         def change(server: ClusterDns) -> None:
             server.delay = seconds
@@ -850,11 +850,11 @@ class ClusterDnsThread:
         self.call(change)
 
     def stop_answering(self) -> None:
-        """Close the sockets, as an outage of the DNS host does."""
+        """Close the sockets, as in an outage of the DNS host."""
         self._wait(self._dns.stop())
 
     def start_answering(self) -> None:
-        """Listen on the same port again. Raises OSError if it was taken meanwhile."""
+        """Listen on the same port again. Raises OSError if it is in use by now."""
         self._wait(self._dns.start())
 
     def _wait(self, work: Coroutine[Any, Any, _T]) -> _T:

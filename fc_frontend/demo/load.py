@@ -1,7 +1,8 @@
-"""Clients that send requests throughout, and count who answered and what failed.
+"""Clients that send requests continuously, and count answers by pod, and failures.
 
-Half of the clients keep their connection alive, half open a new one for each request: a reload can
-hurt either.  Used by the demo, and by tests and benches, which must not lose a failure.
+Half of the clients keep their connection alive, the others open a new one for each request: a
+reload can affect either.  Used by the demo, and by tests and benches, which must not miss a
+failure.
 """
 
 from __future__ import annotations
@@ -17,14 +18,14 @@ from typing import Self
 
 @dataclass(slots=True)
 class Tally:
-    """What came of the requests so far.  `pods` counts answers by pod name."""
+    """The results of the requests so far.  `pods` counts answers by pod name."""
 
     requests: int = 0
     failures: list[str] = field(default_factory=list)
     pods: Counter[str] = field(default_factory=Counter)
 
     def since(self, before: Tally) -> Tally:
-        """What was added since `before`."""
+        """Return the results added since `before`."""
         return Tally(
             self.requests - before.requests,
             self.failures[len(before.failures) :],
@@ -33,7 +34,7 @@ class Tally:
 
 
 class Load:
-    """Threads that ask one address for `/` without pause but `interval` seconds, until stopped."""
+    """Threads that request `/` from one address, `interval` seconds apart, until stopped."""
 
     def __init__(
         self,
@@ -72,7 +73,7 @@ class Load:
         return self.tally()
 
     def tally(self) -> Tally:
-        """A copy of the count so far."""
+        """Return a copy of the count so far."""
         with self._lock:
             return Tally(
                 self._tally.requests, list(self._tally.failures), Counter(self._tally.pods)
@@ -100,7 +101,7 @@ class Load:
 
 
 def ask(connection: http.client.HTTPConnection) -> tuple[str, str | None]:
-    """The name of the pod that answered a request for `/`, and what failed, if anything did."""
+    """Request `/`; return the name of the pod that answered, and the error, if any."""
     try:
         connection.request("GET", "/")
         if connection.sock is not None:

@@ -1,8 +1,8 @@
-"""Pods on loopback: small HTTP servers that say who they are, and can die in every way.
+"""Pods on loopback: small HTTP servers that report their name, and can end in every way.
 
-The demo and the tests need backends which come, drain and crash on command, at addresses of
-their own as pods have, so that what HAProxy does about it can be counted in requests. They must
-never hold a request without bound: bodies, delays and idle connections all have limits.
+The demo and the tests need backends that start, drain and crash on command, at addresses of
+their own as pods have, so that HAProxy's reaction can be counted in requests. They must never
+hold a request without bound: bodies, delays and idle connections all have limits.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
 
 
 class _RefusedError(Exception):
-    """A request that is answered with an error status, after which the connection ends."""
+    """A request to be answered with an error status, after which the connection ends."""
 
     def __init__(self, status: int, reason: str) -> None:
         super().__init__(reason)
@@ -67,11 +67,11 @@ class _Connection:
         self.abort()
 
     def abort(self) -> None:
-        """Drop the connection with all that is still to be sent."""
+        """Drop the connection, with all unsent data."""
         self._writer.transport.abort()
 
     async def close(self) -> None:
-        """Send what is still to be sent, and close."""
+        """Send the remaining data, and close."""
         self._writer.close()
         try:
             async with asyncio.timeout(_CLOSE_TIMEOUT):
@@ -80,7 +80,7 @@ class _Connection:
             self.abort()
 
     async def _exchange(self) -> bool:
-        """Read one request and answer it; whether another one may follow."""
+        """Read one request and answer it; return whether another one may follow."""
         request = await self._event()
         if not isinstance(request, h11.Request):
             return False
@@ -99,7 +99,7 @@ class _Connection:
         return self._http.our_state is h11.DONE and self._http.their_state is h11.DONE
 
     async def _body(self) -> int:
-        """Read the request's body; its length in bytes."""
+        """Read the request's body; return its length in bytes."""
         received = 0
         while isinstance(event := await self._event(), h11.Data):
             received += len(event.data)
@@ -149,7 +149,7 @@ class _Connection:
 
 
 def _seconds(query: str) -> float:
-    """The `seconds` of a query string, bounded; raises _RefusedError if it is no duration."""
+    """Return the `seconds` of a query string, bounded; raise _RefusedError if invalid."""
     try:
         seconds = float(urllib.parse.parse_qs(query)["seconds"][-1])
     except (KeyError, ValueError):
@@ -164,7 +164,7 @@ class Pod:
 
     Every answer has the header `X-Pod` and keeps the connection open. `/slow?seconds=N` answers
     after N seconds, at most 10. Bodies are read up to 1 MiB and their length is returned.
-    `requests` counts those received; `stopping` says that each answer closes its connection.
+    `requests` counts received requests; if `stopping` is True, each answer closes its connection.
 
     Raises ValueError for an address that is not loopback.
     """
@@ -178,7 +178,7 @@ class Pod:
         tls: ssl.SSLContext | None = None,
         loopback_only: bool = True,
     ) -> None:
-        """Port 0 takes a free port at the first start and keeps it from then on."""
+        """Create a pod; port 0 selects a free port at the first start, which is kept."""
         if loopback_only and not ipaddress.ip_address(address).is_loopback:
             raise ValueError(f"{address} is not a loopback address")
         self.name = name
@@ -193,18 +193,18 @@ class Pod:
 
     @property
     def address(self) -> tuple[str, int]:
-        """Where the pod listens. Raises RuntimeError while a free port is yet to be taken."""
+        """The address of the listener. Raises RuntimeError before a free port has been selected."""
         if self._port == 0:
             raise RuntimeError("not started: the port is not known yet")
         return self._address, self._port
 
     @property
     def connections(self) -> int:
-        """How many connections are open."""
+        """The number of open connections."""
         return len(self._serving)
 
     async def start(self) -> None:
-        """Listen. Raises OSError if the port is taken, RuntimeError if the pod runs already."""
+        """Listen. Raises OSError if the port is in use, RuntimeError if the pod is running."""
         if self._listener is not None:
             raise RuntimeError(f"pod {self.name} is already started")
         self.stopping = self._stopped = False
@@ -216,8 +216,8 @@ class Pod:
     async def stop(self, grace: float = 0.0) -> None:
         """Stop listening at once, and return when all connections are closed.
 
-        For up to `grace` seconds requests are still answered on open connections, each answer
-        closing its connection; what is left then is closed as it stands.
+        For up to `grace` seconds, requests on open connections are still answered, and each answer
+        closes its connection; the remaining ones are then closed as they are.
         """
         self._stop_listening()
         try:
@@ -235,9 +235,9 @@ class Pod:
             await asyncio.wait(left)
 
     def kill(self) -> None:
-        """Die as a crashed host does: no listener, and every connection is reset.
+        """End as a crashed host does: without a listener, and with every connection reset.
 
-        The sockets are closed when the event loop runs next.
+        The sockets are closed at the next iteration of the event loop.
         """
         self._stop_listening()
         self._stopped = True
@@ -274,22 +274,22 @@ class Pod:
 
     async def _serve(self, connection: _Connection) -> None:
         try:
-            # A client that leaves, or says nothing for long, is no error of the pod.
+            # A client that leaves, or is silent for long, is not an error of the pod.
             with contextlib.suppress(OSError, TimeoutError):
                 await connection.serve()
         finally:
             await connection.close()
 
     def _ended(self, task: asyncio.Task[None]) -> None:
-        # A task cancelled before its first step has closed nothing.
+        # A task cancelled before its first step has not closed its connection.
         self._serving.pop(task).abort()
 
 
 class PodSet:
     """A group of pods that listen on one port, each on a loopback address of its own.
 
-    A new pod gets the next address of the network that was never used before, as in a cluster,
-    where an address seen again may belong to anybody. Two groups need two networks or ports.
+    A new pod gets the next address of the network that was never used: as in a cluster, a
+    reused address may belong to any other pod. Two groups need two networks or ports.
     """
 
     def __init__(
@@ -300,7 +300,7 @@ class PodSet:
         *,
         tls: ssl.SSLContext | None = None,
     ) -> None:
-        """With port 0, the port that the first pod finds free is used by all.
+        """Create an empty group; with port 0, all pods use the free port of the first one.
 
         Raises ValueError for a network that is not loopback.
         """
@@ -317,17 +317,17 @@ class PodSet:
 
     @property
     def pods(self) -> tuple[Pod, ...]:
-        """The pods that belong to the group, oldest first; a killed one stays until removed."""
+        """The pods that belong to the group, oldest first; a killed one is kept until removed."""
         return tuple(self._pods)
 
     @property
     def addresses(self) -> tuple[str, ...]:
-        """Their addresses, in the same order. A pod that is being stopped is not among them."""
+        """Their addresses, in the same order, without those of pods that are being stopped."""
         return tuple(pod.address[0] for pod in self._pods)
 
     @property
     def port(self) -> int:
-        """The common port. Raises RuntimeError while a free port is yet to be taken."""
+        """The common port. Raises RuntimeError before a free port has been selected."""
         if self._port == 0:
             raise RuntimeError("no pod was started: the port is not known yet")
         return self._port
@@ -336,7 +336,7 @@ class PodSet:
         """Start pods, or stop the youngest ones, until there are `count`.
 
         `grace` is that of `Pod.stop`, in seconds. Raises OSError if an address cannot be bound
-        and RuntimeError if the network has no address left; pods started so far stay.
+        and RuntimeError if the network has no address left; pods started so far are kept.
         """
         async with self._growing:
             while len(self._pods) < count:
@@ -346,7 +346,7 @@ class PodSet:
         await asyncio.gather(*(pod.stop(grace) for pod in leaving))
 
     async def remove(self, pod: Pod, grace: float = 0.0) -> None:
-        """Take one pod out of the group and stop it. Raises ValueError if it is not in it."""
+        """Remove one pod from the group and stop it. Raises ValueError if it is not a member."""
         self._pods.remove(pod)
         await pod.stop(grace)
 

@@ -1,8 +1,8 @@
-"""`fc-frontend demo`: the whole thing on loopback, told as a story.
+"""`fc-frontend demo`: the whole system on loopback, presented as a story.
 
 A cluster DNS and pods live in this process; the daemon is a process of its own, started as a user
-would start it, and it supervises a real HAProxy.  Each chapter waits until what it tells has really
-happened, seen from the outside (requests, metrics, files), and fails the story otherwise.
+would start it, and it supervises a real HAProxy.  Each chapter waits until the described event has
+really happened, observed from outside (requests, metrics, files), and fails the story otherwise.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from fc_frontend.haproxy.master import show_proc
 T = TypeVar("T")
 
 _PATIENCE = 20.0
-"""How long a chapter waits for what it tells, in seconds."""
+"""Seconds that a chapter waits for the described event."""
 _SILENCE = 2.0
-"""Seconds after which it is told what is waited for."""
+"""Seconds after which the awaited event is printed."""
 _MOST_PODS = 100
 
 Say = Callable[[str, str], None]
@@ -48,7 +48,7 @@ class DemoStepFailed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """The addresses of one demo: a /16 of loopback that most likely nobody else uses."""
+    """The addresses of one demo: a /16 of loopback that is most likely unused."""
 
     octet: int
     directory: Path
@@ -65,7 +65,7 @@ class Stage:
 
     @property
     def frontend(self) -> str:
-        """The address that HAProxy and the daemon listen on."""
+        """The address on which HAProxy and the daemon listen."""
         return f"127.{self.octet}.200.1"
 
     @property
@@ -96,7 +96,7 @@ METRICS_PORT = 9484
 
 
 class Story:
-    """The demo's actors, and the chapters in which they act."""
+    """The parts of the demo, and its chapters."""
 
     def __init__(self, stage: Stage, say: Say) -> None:
         self._stage = stage
@@ -110,7 +110,7 @@ class Story:
         """Requests that failed because their pod died."""
 
     async def tell(self, keep: Callable[[], Any] | None = None) -> Tally:
-        """All chapters; `keep` is awaited before the end.  Raises DemoStepFailed."""
+        """Run all chapters; `keep` is awaited before the end.  Raises DemoStepFailed."""
         async with self._cluster():
             self._say("title", "A cluster, and nothing in front of it")
             await self._scale(3)
@@ -128,7 +128,7 @@ class Story:
                     scaling = asyncio.create_task(self._follow_wishes())
                     await keep()
                     scaling.cancel()
-                # The pods are in this loop: it must not wait for their clients.
+                # The pods run in this loop, which must not wait for their clients.
                 tally = await asyncio.to_thread(load.stop)
             self._summary(tally)
             if len(tally.failures) > self._in_flight:
@@ -203,7 +203,7 @@ class Story:
         (self._stage.services_d / "broken.yaml").unlink()
         await self._until("the change is deployed", lambda: not self._problem())
 
-    # What the chapters are made of
+    # Helpers of the chapters
 
     @contextlib.asynccontextmanager
     async def _cluster(self) -> AsyncIterator[None]:
@@ -222,7 +222,7 @@ class Story:
         self._say("text", f"shop has {count} pods now.")
 
     def _publish(self) -> None:
-        """What the cluster's API would tell its DNS."""
+        """Update DNS as the cluster's API would."""
         for pods in (self._shop, self._hello):
             self._dns.set_service(
                 KubernetesService(pods.name, ports={"http": 8080}, endpoints=pods.addresses)
@@ -262,7 +262,7 @@ services:
             )
 
     def _end_processes(self) -> None:
-        """End the daemon, and the HAProxy that it leaves serving."""
+        """End the daemon, and the HAProxy that keeps serving after it."""
         if self._daemon is None:
             return
         if self._daemon.poll() is None:
@@ -278,7 +278,7 @@ services:
             supervise.stop(master, master_socket=socket, graceful=False, timeout=5.0)
 
     async def _until(self, what: str, found: Callable[[], T]) -> T:
-        """What `found` returns once that is true.  It may fail while things come up."""
+        """Return the first true result of `found`, which may fail during start-up."""
         deadline = time.monotonic() + _PATIENCE
         told = time.monotonic()
         while True:
@@ -307,7 +307,7 @@ services:
         self._say("file", f"{self._stage.services_d / name}\n{text}")
 
     async def _serving(self, count: int) -> None:
-        """Tell that `count` pods of shop, and no others, answer now."""
+        """Report that `count` pods of shop, and no others, answer now."""
         load = self._load
         assert load is not None
         names = {pod.name for pod in self._shop.pods}
@@ -382,11 +382,11 @@ services:
 
     @property
     def _wishes(self) -> Path:
-        """The file in which one says how many pods shop should have."""
+        """The file that contains the wanted number of pods of shop."""
         return self._stage.directory / "pods"
 
     async def _follow_wishes(self) -> None:
-        """Give shop as many pods as the file says."""
+        """Scale shop to the number of pods in the file."""
         done = ""
         while True:
             await asyncio.sleep(0.2)
@@ -414,8 +414,8 @@ def _natural(name: str) -> tuple[str, int]:
 
 @contextlib.contextmanager
 def stage() -> Iterator[Stage]:
-    """A directory and addresses for a demo, removed at the end."""
-    # Files that a group may write are not trusted.
+    """Return a directory and addresses for a demo, removed at the end."""
+    # Group-writable files are not trusted.
     os.umask(0o022)
     with tempfile.TemporaryDirectory(prefix="fc-demo-") as directory:
         yield Stage(random.randint(64, 120), Path(directory))

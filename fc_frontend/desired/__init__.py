@@ -1,1 +1,1 @@
-"""What HAProxy should run: changes to what it runs now, and which are withheld.  Pure."""
+"""The desired configuration: changes to the running one, and those withheld.  Pure."""

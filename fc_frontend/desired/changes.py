@@ -1,6 +1,6 @@
-"""Which changes can go together: removals that must wait, needs, changes that are linked.
+"""Which changes can be applied together: removals that must wait, needs, linked changes.
 
-Every function here is about a *composition*: the running sections, with each change either
+Every function here concerns a *composition*: the running sections, with each change either
 applied or withheld.  A withheld change leaves its unit exactly as it runs.
 """
 
@@ -18,9 +18,9 @@ Sections = Mapping[UnitId, Section]
 
 @dataclass(frozen=True, slots=True)
 class Unreadable:
-    """A file or directory that could not be read as a whole: nothing in it counts as removed.
+    """A file or directory that could not be read completely: nothing in it counts as removed.
 
-    `text` is as much of it as could be read, empty for a directory.
+    `text` is the part that could be read, empty for a directory.
     """
 
     path: str
@@ -29,13 +29,13 @@ class Unreadable:
     is_trusted: bool = True
 
     def covers(self, file: str) -> bool:
-        """True if `file` is this file, or directly in this directory."""
+        """Return whether `file` is this file, or directly in this directory."""
         return file == self.path or file.rpartition("/")[0] == self.path
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One unit's step from its running section to its declared one."""
+    """The step of one unit from its running section to its declared one."""
 
     unit: UnitId
     before: Section | None
@@ -50,7 +50,7 @@ class Change:
 
     @property
     def links(self) -> frozenset[Resource]:
-        """What may link this change with another one; all services use what the settings define."""
+        """The resources that may link it to other changes; none for settings, which all use."""
         if self.unit in ENVIRONMENT:
             return frozenset()
         sides = [links_in(side.text) for side in (self.before, self.after) if side]
@@ -63,7 +63,7 @@ class Change:
 
 
 def is_changed(before: Section, after: Section) -> bool:
-    """True if a unit's section is another one.
+    """Return whether a unit's section has changed.
 
     Some settings, such as `listen`, are not in its text.
     """
@@ -74,7 +74,7 @@ def is_changed(before: Section, after: Section) -> bool:
 
 
 def changes_between(running: Sections, declared: Sections) -> dict[UnitId, Change]:
-    """The changes from `running` to `declared`, by unit, in order of units."""
+    """Return the changes from `running` to `declared`, by unit, in order of units."""
     found = [Change(unit, running[unit], None) for unit in running.keys() - declared.keys()]
     for unit, after in declared.items():
         before = running.get(unit)
@@ -86,7 +86,7 @@ def changes_between(running: Sections, declared: Sections) -> dict[UnitId, Chang
 def compose(
     running: Sections, declared: Sections, withheld: Collection[UnitId]
 ) -> dict[UnitId, Section]:
-    """The sections with every change applied, but for those of the `withheld` units."""
+    """Return the sections with all changes applied, except those of the `withheld` units."""
     composed: dict[UnitId, Section] = {}
     for unit in sorted(running.keys() | declared.keys(), key=lambda unit: unit.position):
         section = (running if unit in withheld else declared).get(unit)
@@ -96,13 +96,12 @@ def compose(
 
 
 def unmet_needs(running: Sections, declared: Sections, composed: Sections) -> dict[UnitId, Problem]:
-    """The changes to withhold because a section would use a name that nobody defines.
+    """Return the changes to withhold because a section would use an undefined name.
 
-    A change that takes a name away from a unit that runs with it is withheld, and so is a change
-    that needs a name which only a withheld change defines.  A name that nobody ever defined is
-    for HAProxy to report.
+    A change is withheld if it removes a name that a running unit uses, or if it needs a name that
+    only a withheld change defines.  HAProxy reports names that were never defined.
     """
-    # What settings and templates no longer define, HAProxy reports together with their mistakes.
+    # HAProxy reports names that settings and templates no longer define.
     units = {unit: section for unit, section in running.items() if unit not in ENVIRONMENT}
     lost = _no_more_held(units, composed)
     promised = _no_more_held(declared, composed)
@@ -121,7 +120,7 @@ def unmet_needs(running: Sections, declared: Sections, composed: Sections) -> di
 
 
 def _no_more_held(before: Sections, composed: Sections) -> dict[Resource, UnitId]:
-    """What units hold in `before` and not in `composed`, with the unit."""
+    """Return the resources that units hold in `before` but not in `composed`, with the unit."""
     found: dict[Resource, UnitId] = {}
     for unit, section in before.items():
         now = composed.get(unit)
@@ -141,13 +140,13 @@ def blocked_removals(
     forced: Collection[UnitId] = (),
     waiting: bool = False,
 ) -> dict[UnitId, tuple[Problem, ...]]:
-    """The removals that may be mistakes, each with what suggests that.
+    """Return the removals that may be mistakes, each with its evidence.
 
-    `faulty` are the units with errors of their own, with what they would hold and publish as far
-    as it could be read.  A site must not disappear because its new form has a typo.  Files that are
-    not trusted, and `untrusted` units, keep nothing that trusted files declare.  An operator has
-    consented to the removal of `forced` units.  With `waiting`, all other removals wait, but for
-    those of units that another one replaces.
+    `faulty` are the units with errors of their own, with the resources that they would hold and
+    publish, as far as these could be read.  A site must not disappear because its new form has a
+    typo.  Untrusted files, and `untrusted` units, cannot keep units that trusted files declared.
+    An operator has consented to the removal of `forced` units.  With `waiting`, all other removals
+    wait, except for units that are replaced by another one.
     """
     found: dict[UnitId, tuple[Problem, ...]] = {}
     claims = dict(faulty)
@@ -155,7 +154,7 @@ def blocked_removals(
         if unit in declared and unit not in claims:
             claims[unit] = _claims(declared[unit])
     for unit in claims.keys() & running.keys():
-        # What a unit holds as it runs, it holds beside the one that is removed.
+        # Resources that the unit holds already are not taken from the removed unit.
         claims[unit] = claims[unit] - _claims(running[unit])
     every_file = tuple(unreadable)
     removed = running.keys() - declared.keys() - faulty.keys() - set(forced)
@@ -184,7 +183,7 @@ def blocked_removals(
 def _new_claims(
     running: Sections, declared: Sections, withheld: Collection[UnitId]
 ) -> frozenset[Resource]:
-    """What applied changes hold and publish that their units do not hold as they run."""
+    """Return the resources of applied changes that their units do not hold or publish yet."""
     found: set[Resource] = set()
     for unit, section in declared.items():
         former = running.get(unit)
@@ -195,7 +194,7 @@ def _new_claims(
 
 
 def groups(changes: Iterable[Change]) -> list[tuple[UnitId, ...]]:
-    """The changes in groups that belong together: linked by a resource, or in the same file."""
+    """Return the changes in groups: linked by a resource, or in the same file."""
     listed = list(changes)
     leader = list(range(len(listed)))
 

@@ -4,10 +4,11 @@
                  ▲                                        │
                  └──────── withhold who is refused ◄──────┘
 
-The base is what HAProxy runs.  Changes are taken away from the full set, never added to the base,
-so that changes which are valid only together stay together.  The trial is a parameter: for the
-daemon and for commands it is all checks of a text up to `haproxy -c` and the preflight checks, in
-tests a function.  Of two units that want the same bind or name, the trial blames the newcomer.
+The base is the running configuration.  Changes are removed from the full set, never added to the
+base, so that changes which are valid only together remain together.  The trial is a parameter: for
+the daemon and for commands it runs all checks of a text, including `haproxy -c` and the preflight
+checks; in tests it is a function.  If two units claim the same bind or name, the trial blames the
+newcomer.
 """
 
 from __future__ import annotations
@@ -46,24 +47,24 @@ MAX_SECONDS = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Declared:
-    """What is declared: the sections of the units without errors, and the errors of the others."""
+    """The declared units: the sections of those without errors, and the errors of the others."""
 
     sections: Sections
     faulty: Mapping[UnitId, tuple[Problem, ...]] = field(default_factory=dict)
     claims: Mapping[UnitId, frozenset[Resource]] = field(default_factory=dict)
-    """What faulty units would hold and publish, as far as it could be read."""
+    """The resources that faulty units would hold and publish, as far as these could be read."""
     unreadable: tuple[Unreadable, ...] = ()
     untrusted: frozenset[UnitId] = frozenset()
-    """The units that files which are not trusted declare."""
+    """The units declared in untrusted files."""
     forced: frozenset[UnitId] = frozenset()
     """The units to whose declared form, or removal, an operator has consented."""
 
 
 _NOTHING: Mapping[UnitId, tuple[Problem, ...]] = MappingProxyType({})
 Declare = Callable[[frozenset[UnitId]], Declared]
-"""Gives what is declared, with the given ones of `ENVIRONMENT` as they run."""
+"""Returns the declared units, with the given ones of `ENVIRONMENT` as they run."""
 Trial = Callable[[Sequence[Section], AbstractSet[UnitId]], tuple[Problem, ...]]
-"""Gives what is wrong with a composition in which the changes of some units are withheld.
+"""Returns the problems of a composition in which the changes of some units are withheld.
 
 Errors refuse it.
 """
@@ -79,21 +80,21 @@ class Withheld:
     is_kept: bool = False
     """True if the unit keeps running as before; otherwise it is not deployed at all."""
     is_refused: bool = False
-    """True if a trial refused it, not the unit itself or what else is withheld."""
+    """True if a trial refused it; False if its own errors or other withheld changes did."""
     is_known: bool = False
     """True if this very form was withheld before: it must not hinder other changes."""
     fingerprint: str = field(default="", repr=False)
-    """A digest of what its files say."""
+    """A digest of the contents of its files."""
     text: str | None = field(default=None, repr=False)
-    """The section that is withheld; None if there is none."""
+    """The withheld section; None if there is none."""
 
     @property
     def is_waiting(self) -> bool:
-        """True if it is a removal that is only waited with."""
+        """Whether it is a removal that is only delayed."""
         return any(problem.cause is Cause.REMOVAL_WAITS for problem in self.problems)
 
     def as_json(self) -> dict[str, Any]:
-        """The change in the shape of all JSON output."""
+        """Return the change in the format of all JSON output."""
         return {
             "kind": self.unit.kind.value,
             "name": self.unit.name,
@@ -105,7 +106,7 @@ class Withheld:
 
     @property
     def effect(self) -> str:
-        """What happens meanwhile, for people."""
+        """The effect in the meantime, for people."""
         return "the last good version keeps running" if self.is_kept else "not deployed"
 
 
@@ -113,8 +114,9 @@ class Withheld:
 class Isolated:
     """The composition to deploy.
 
-    `accepted` is False if HAProxy refuses even what runs now; `problems` then say why.  With
-    `is_complete` False the budget ended before the smallest set of withheld changes was found.
+    `accepted` is False if HAProxy refuses even the running configuration; `problems` has the
+    reasons.  If `is_complete` is False, the budget ended before the smallest set of withheld
+    changes was found.
     """
 
     sections: tuple[Section, ...]
@@ -125,7 +127,7 @@ class Isolated:
 
 
 class BudgetSpent(Exception):
-    """The trials or the time that isolation may take are used up."""
+    """The budget of trials or time for isolation is used up."""
 
 
 def isolate(
@@ -141,9 +143,9 @@ def isolate(
 ) -> Isolated:
     """Apply as many of the declared changes to `running` as the trial accepts.
 
-    Changes of `refused` units are withheld without another trial.  With `waiting`, removals are not
-    applied yet, unless another unit replaces what is removed.  `clock` is monotonic, in
-    seconds.  Raises what `trial` raises where it cannot give a verdict.
+    Changes of `refused` units are withheld without another trial.  With `waiting`, removals are
+    delayed unless another unit replaces the removed one.  `clock` is monotonic, in seconds.  Raises
+    whatever `trial` raises if it cannot reach a verdict.
     """
     search = _Search(
         running, declare, trial, clock, max_trials, clock() + max_seconds, waiting=waiting
@@ -153,7 +155,7 @@ def isolate(
 
 @dataclass(frozen=True, slots=True)
 class _Composition:
-    """The sections that result from withholding some changes, and everything that is withheld."""
+    """The sections that result from withholding some changes, and all withheld changes."""
 
     sections: Sections
     withheld: Mapping[UnitId, tuple[Problem, ...]]
@@ -167,7 +169,7 @@ class _Composition:
 
 
 class _Search:
-    """One isolation: what was tried so far, and the best that was accepted."""
+    """One isolation: the trials so far, and the best accepted composition."""
 
     def __init__(
         self,
@@ -190,7 +192,7 @@ class _Search:
         self._verdicts: dict[tuple[object, ...], tuple[Problem, ...]] = {}
         self._best: _Composition | None = None
         self._dropped: set[UnitId] = set()
-        """Running units of untrusted files that trusted ones cannot run beside."""
+        """Running units of untrusted files that conflict with trusted ones."""
 
     def run(self, refused: Mapping[UnitId, tuple[Problem, ...]]) -> Isolated:
         withheld = dict(refused)
@@ -248,7 +250,7 @@ class _Search:
             declared = self._declare(ENVIRONMENT.intersection(withheld))
             withheld = {**declared.faulty, **withheld}
             if ENVIRONMENT.intersection(declared.faulty) - ENVIRONMENT.intersection(refused):
-                # Everything else has to be rendered with the environment that runs.
+                # Everything else has to be rendered with the running environment.
                 declared = self._declare(ENVIRONMENT.intersection(withheld))
                 withheld = {**declared.faulty, **withheld}
             sections = declared.sections
@@ -313,9 +315,9 @@ class _Search:
         errors: Sequence[Problem],
         withheld: Mapping[UnitId, tuple[Problem, ...]],
     ) -> dict[UnitId, tuple[Problem, ...]]:
-        """Changes to withhold because of `errors`; empty if no change is the cause.
+        """Return the changes to withhold because of `errors`; empty if no change is the cause.
 
-        The first settings and templates cannot be withheld: nothing can be had without them.
+        The first settings and templates cannot be withheld: nothing can be deployed without them.
         """
         applied = {
             change.unit: change
@@ -327,7 +329,7 @@ class _Search:
             if problem.unit is not None and problem.unit in applied:
                 unit = _origin_of(applied[problem.unit], applied)
                 named[unit] = (*named.get(unit, ()), problem)
-        # What is wrong with services may come from settings or templates: they are tried without.
+        # Settings or templates may cause errors of services: the next trial withholds them first.
         environment = {unit: found for unit, found in named.items() if unit in ENVIRONMENT}
         if named:
             return environment or named
@@ -350,7 +352,7 @@ class _Search:
         suspects: Sequence[tuple[UnitId, ...]],
         withheld: Mapping[UnitId, tuple[Problem, ...]],
     ) -> tuple[tuple[UnitId, ...], dict[UnitId, tuple[Problem, ...]]]:
-        """The last of the suspected groups that is refused, and what else has to be withheld.
+        """Return the last suspected group that is refused, and everything else to be withheld.
 
         The group is empty if none of them is the cause.  Takes at most ⌈log₂ n⌉ + 1 trials.
         """
@@ -383,9 +385,9 @@ _NOT_TRIED: tuple[Problem, ...] = (
 
 
 def _origin_of(change: Change, applied: Mapping[UnitId, Change]) -> UnitId:
-    """The unit to blame for an error in a changed section.
+    """Return the unit to blame for an error in a changed section.
 
-    A section whose declaration is the same was changed by templates or settings.
+    If the declaration of the section is the same, templates or settings have changed it.
     """
     before, after = change.before, change.after
     if before is not None and after is not None and before.declaration == after.declaration:

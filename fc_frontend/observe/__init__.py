@@ -1,1 +1,1 @@
-"""What can be seen from outside: log, metrics and the HTTP listener."""
+"""The daemon's output to the outside: log, metrics and the HTTP listener."""

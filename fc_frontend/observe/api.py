@@ -11,13 +11,13 @@ from fc_frontend.model.api_state import ApiState
 
 
 class ApiCollector(Collector):
-    """Nothing at all where no API is set."""
+    """Metrics of the watch; none if no API is set."""
 
     def __init__(self) -> None:
         self.state: ApiState | None = None
 
     def collect(self) -> Iterator[Metric]:
-        """The metrics of the state now."""
+        """Yield the metrics of the present state."""
         state = self.state
         if state is None:
             return

@@ -1,4 +1,4 @@
-"""A histogram that takes thousands of durations at once, as a sweep has one for each query."""
+"""A histogram that accepts thousands of durations at once, one for each query of a sweep."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class DurationCounts:
             self._sum += duration
 
     def samples(self) -> tuple[list[tuple[str, float]], float]:
-        """The cumulative buckets, and the sum in seconds."""
+        """Return the cumulative buckets, and the sum in seconds."""
         names = [*map(floatToGoString, self._bounds), "+Inf"]
         counts = map(float, accumulate(self._counts))
         return list(zip(names, counts, strict=True)), self._sum
@@ -42,18 +42,18 @@ class Durations(Collector):
         self._counts: dict[str, DurationCounts] = {}
 
     def of(self, value: str) -> DurationCounts:
-        """What counts the durations of this label value."""
+        """Return the counts for this label value."""
         return self._counts.setdefault(value, DurationCounts(self._bounds))
 
     def collect(self) -> Iterator[HistogramMetricFamily]:
-        """For the registry."""
+        """Yield the histogram for the registry."""
         family = HistogramMetricFamily(self._name, self._words, labels=[self._label])
-        # Labels may come while this is computed in another thread.
+        # Another thread may add labels meanwhile.
         for value, counts in tuple(self._counts.items()):
             buckets, total = counts.samples()
             family.add_metric([value], buckets, total)
         yield family
 
     def describe(self) -> Iterator[HistogramMetricFamily]:
-        """For the registry, which refuses two metrics of one name."""
+        """Yield an empty histogram for the registry, which refuses duplicate names."""
         yield HistogramMetricFamily(self._name, self._words, labels=[self._label])

@@ -2,12 +2,12 @@
 
 h11 implements the protocol.  Everything that a client can do is bounded: connections, header sizes,
 times, and connections and requests per second.  When the limit of connections is reached, a new
-connection replaces an idle one, so that idle clients lock nobody out.  Only GET and HEAD are
+connection replaces an idle one, so that idle clients cannot block others.  Only GET and HEAD are
 answered, and only under names of this host, which prevents DNS rebinding from a browser.
 
 Not uvicorn (59 ms to import, h11 20): it has no timeout for a request's head, and answers 503 to
-everybody once idle connections fill `limit_concurrency`.  Not aiohttp (147 ms): it cannot replace
-idle connections either.  The limits, not the protocol, are most of this module.
+all clients once idle connections fill `limit_concurrency`.  Not aiohttp (147 ms): it cannot replace
+idle connections either.  Most of this module implements the limits, not the protocol.
 """
 
 from __future__ import annotations
@@ -33,23 +33,23 @@ from fc_frontend.errors import Unavailable
 TEXT = "text/plain; charset=utf-8"
 _LONGEST_HEAD = 16 * 1024
 _CHUNK = 64 * 1024
-"""Bytes of a body that are handed to the system in one go."""
+"""Bytes of a body that are passed to the system at once."""
 _BACKLOG = 1024
 """Connections that the kernel keeps until they are accepted."""
 _CONNECTIONS_PER_SECOND = 250
 _REQUESTS_PER_SECOND = 500
-"""More than connections, so that all that are accepted have their turn before they give way."""
+"""More than connections, so that every accepted one is served before it must make room."""
 _BURST = 0.5
-"""Seconds in which as many connections or requests as in that time may come at once."""
+"""The burst of connections or requests allowed at once, in seconds of their rate."""
 _MOST_REFUSED = 32
-"""Connections beyond the limit that are told so; further ones are closed without a word."""
+"""Connections beyond the limit that get an error; further ones are closed silently."""
 _STALLED = 1.0
-"""Seconds without progress after which a client that reads its answer slowly may be cut off."""
+"""Seconds without progress after which a slowly reading client may be cut off."""
 _LONGEST_SEND = 30.0
-"""Seconds that a client may take to read an answer."""
+"""Seconds that a client may take to read a response."""
 _WITHOUT_ROOM = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
 _ROOM_AGAIN = 0.2
-"""Seconds until the next attempt to accept, where the system has no room."""
+"""Seconds until the next attempt to accept when the system is out of resources."""
 _AUTHORITY = re.compile(r"(?:\[(?P<v6>[^\[\]]*:[^\[\]]*)\]|(?P<name>[^\[\]:]+))(?::[0-9]*)?")
 _REASONS = {
     400: "bad request",
@@ -66,7 +66,7 @@ _REASONS = {
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A GET or HEAD: the decoded path, the query as it came, and headers in lower case."""
+    """A GET or HEAD: the decoded path, the query as received, and headers in lower case."""
 
     path: str
     query: str = ""
@@ -75,23 +75,23 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """What a handler answers."""
+    """The response of a handler."""
 
     status: int
     body: bytes
     content_type: str = TEXT
     headers: Mapping[str, str] = field(default_factory=dict)
-    """What is sent beside the headers that each answer has."""
+    """Headers in addition to those of every response."""
 
 
 Handler = Callable[[Request], Response | Awaitable[Response]]
 
 
 class HttpServer:
-    """Answers `routes`; handlers run in the event loop and must not block.
+    """Serves `routes`; handlers run in the event loop and must not block.
 
-    A route that ends with `/` also answers for each name right below it, but for `/` itself.
-    Handlers that are coroutines take up at most three quarters of the connections.
+    A route that ends with `/` also answers for each name directly below it, except `/` itself.
+    Coroutine handlers take up at most three quarters of the connections.
     """
 
     def __init__(
@@ -106,7 +106,10 @@ class HttpServer:
         idle_timeout: float = 60.0,
         on_error: Callable[[Exception], None] = lambda _exc: None,
     ) -> None:
-        """Times are in seconds; `allowed_hosts` are names beside addresses and `localhost`."""
+        """Create a server; times are in seconds.
+
+        `allowed_hosts` are accepted names, in addition to addresses and `localhost`.
+        """
         self._host = host
         self._port = port
         self._routes = dict(routes)
@@ -124,14 +127,14 @@ class HttpServer:
 
     @property
     def address(self) -> tuple[str, int]:
-        """Where it listens.  Only after `start`."""
+        """The address of the listener.  Requires `start`."""
         if self._socket is None:
             raise RuntimeError("not started")
         host, port = self._socket.getsockname()[:2]
         return str(host), int(port)
 
     async def start(self) -> None:
-        """Listen.  Raises `Unavailable` if the address cannot be taken."""
+        """Listen.  Raises `Unavailable` if the address cannot be bound."""
         family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
         try:
             listening = socket.create_server(
@@ -144,7 +147,7 @@ class HttpServer:
                 errno.EACCES: "set listen to a port above 1023",
             }
             number = exc.errno or 0
-            # Python's own text would name the address again.
+            # Python's own message would repeat the address.
             said = os.strerror(number) if number > 0 else exc.strerror
             host = f"[{self._host}]" if ":" in self._host else self._host
             raise Unavailable.of(
@@ -167,7 +170,7 @@ class HttpServer:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        # Transports that were aborted are gone with the loop's next turn.
+        # Aborted transports are gone after the loop's next iteration.
         await asyncio.sleep(0)
 
     async def _accept(self, listening: socket.socket) -> None:
@@ -189,13 +192,13 @@ class HttpServer:
             task = asyncio.create_task(self._serve(connection, str(address[0]), is_full=is_full))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
-            # A task that is cancelled before its first turn closes nothing.
+            # A task that is cancelled before its first step does not close its connection.
             task.add_done_callback(partial(_close, connection))
 
     def _make_room(self) -> bool:
-        """Cut off a client that is idle, or else one that has stalled; False if there is none.
+        """Cut off an idle client, or else a stalled one; return False if there is none.
 
-        Of the address with the most connections, the one that has made no progress for longest.
+        Of the address with the most connections, it is the one without progress for longest.
         """
         now = time.monotonic()
         able = [client for client in self._clients if client.is_idle]
@@ -236,7 +239,7 @@ class HttpServer:
             transport.abort()
 
     async def _exchange(self, client: _Client, timeout: float) -> bool:  # noqa: ASYNC109
-        """One request and its answer; True if another one may follow."""
+        """Handle one request; return whether another one may follow."""
         client.enter(_State.IDLE)
         try:
             request = await client.request(timeout, self._header_timeout)
@@ -280,12 +283,12 @@ class HttpServer:
                 return 200, response
             return await self._awaited(response)
         except Exception as exc:
-            # Whatever a handler does wrong must not end the listener, nor be shown outside.
+            # An error of a handler must not end the listener, nor be shown to clients.
             self._on_error(exc)
             return 500, Response(500, _REASONS[500].encode() + b"\n")
 
     async def _awaited(self, response: Awaitable[Response]) -> tuple[int, Response | None]:
-        """What a handler answers later, or 503 if too many requests wait for such answers."""
+        """Return the response of a coroutine, or 503 if too many requests wait for responses."""
         if self._waiting_handlers >= max(1, self._max_connections * 3 // 4):
             if asyncio.iscoroutine(response):
                 response.close()
@@ -315,13 +318,13 @@ def _close(connection: socket.socket, _task: asyncio.Task[None]) -> None:
 
 
 def _above(path: str) -> str:
-    """The route that a path stands right below, empty if that is `/`."""
+    """Return the route directly above a path, or an empty string if that is `/`."""
     above = path[: path.rfind("/") + 1]
     return above if above != "/" else ""
 
 
 class _Pace:
-    """Lets callers pass in the order in which they came, and at most so many a second."""
+    """Lets callers pass in order of arrival, limited to a number per second."""
 
     def __init__(self, per_second: int) -> None:
         self._interval = 1 / per_second
@@ -329,7 +332,7 @@ class _Pace:
         self._queue = asyncio.Lock()
 
     async def turn(self) -> None:
-        """Return when it is the caller's turn; others in the loop have theirs before."""
+        """Return when it is the caller's turn, after earlier callers."""
         async with self._queue:
             now = time.monotonic()
             self._next = max(self._next, now - _BURST)
@@ -338,7 +341,7 @@ class _Pace:
 
 
 class _State(Enum):
-    """What a connection is doing."""
+    """The activity of a connection."""
 
     IDLE = "waits for a request"
     QUEUED = "has sent one, and waits for its turn"
@@ -364,20 +367,20 @@ class _Client:
         self._state = _State.IDLE
         self.address = address
         self.since = time.monotonic()
-        """When it entered its state or made progress in it, on the monotonic clock."""
+        """The time at which it entered its state or made progress in it, on the monotonic clock."""
         self.has_begun = False
 
     def enter(self, state: _State) -> None:
-        """It is in `state` from now on."""
+        """Enter `state` now."""
         self._state, self.since = state, time.monotonic()
 
     @property
     def is_idle(self) -> bool:
-        """True if it has not sent a whole request since its last answer."""
+        """Whether it has not sent a whole request since its last response."""
         return self._state is _State.IDLE
 
     def has_stalled(self, now: float) -> bool:
-        """True if it waits in the queue, or has read nothing of its answer for a while."""
+        """Return whether it waits in the queue, or has not read any of its response for a while."""
         if self._state is _State.SENT:
             return now - self.since >= _STALLED
         return self._state is _State.QUEUED
@@ -388,7 +391,7 @@ class _Client:
             self._task.cancel()
 
     async def request(self, idle_timeout: float, head_timeout: float) -> h11.Request | None:
-        """The next request without its body; None if the client has gone."""
+        """Return the next request without its body; None if the client has left."""
         now = asyncio.get_running_loop().time
         self.has_begun = bool(self._http.trailing_data[0])
         deadline = now() + (head_timeout if self.has_begun else idle_timeout)
@@ -400,16 +403,16 @@ class _Client:
             if event is not h11.NEED_DATA:
                 return None
             async with asyncio.timeout_at(deadline):
-                # One byte more than a head may have, so that h11 sees one that is too large.
+                # One byte more than the limit of a head, so that h11 detects one that is too large.
                 data = await self._reader.read(_LONGEST_HEAD + 1)
             if data and not self.has_begun:
-                # From its first byte on, a head has its own, shorter time, however it drips.
+                # Once begun, a head has its own, shorter timeout, however slowly it arrives.
                 self.has_begun = True
                 deadline = now() + head_timeout
             self._http.receive_data(data)
 
     async def answer(self, response: Response) -> bool:
-        """Send `response`; True if the connection may be used again."""
+        """Send `response`; return whether the connection may be used again."""
         self.enter(_State.SENT)
         head = self._head(response.status, len(response.body), response.content_type)
         head += response.headers.items()
@@ -431,7 +434,7 @@ class _Client:
         return True
 
     async def refuse(self, status: int) -> None:
-        """Send an error, after which the connection ends."""
+        """Send an error and end the connection."""
         if self._http.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
             return
         body = _REASONS.get(status, "refused").encode() + b"\n"

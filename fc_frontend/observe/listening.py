@@ -1,6 +1,6 @@
-"""How a listener ends without losing connections.
+"""Ending a listener without losing connections.
 
-asyncio leaks those which it has accepted but not yet handed over when its server is closed.
+When its server is closed, asyncio leaks connections that are accepted but not yet handed over.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ import socket
 
 
 def stop_listening(server: asyncio.Server) -> None:
-    """Refuse new connections from now on; the port is free when the event loop runs next.
+    """Refuse new connections from now on; the port is free at the next iteration of the loop.
 
-    `Server.close` alone would leak the connections which asyncio has accepted but not yet handed
-    over: their transports cannot attach to a closed server any more. So they come first, and
-    reach their protocol within two turns of the loop.
+    `Server.close` alone would leak connections that asyncio has accepted but not yet handed over:
+    their transports cannot attach to a closed server any more. So they are handled first, and
+    reach their protocol within two iterations of the loop.
     """
     loop = asyncio.get_running_loop()
     for listening in server.sockets:

@@ -13,13 +13,13 @@ _PREFIX = "fc_frontend_load_balancer"
 
 
 class LoadBalancerCollector(Collector):
-    """Nothing at all where the settings have no load balancer."""
+    """Metrics of Services; none if the settings have no load balancer."""
 
     def __init__(self) -> None:
         self.state: LoadBalancerState | None = None
 
     def collect(self) -> Iterator[Metric]:
-        """The metrics of the state now."""
+        """Yield the metrics of the present state."""
         state = self.state
         if state is None:
             return

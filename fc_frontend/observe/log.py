@@ -1,7 +1,7 @@
 """Events, one line each: a kebab-case name, then fields as logfmt.
 
 No value can begin a line, colour a terminal or fill a disk: control characters are escaped, values
-are cut, and events that repeat themselves can be limited.
+are truncated, and repeated events can be limited.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ LEVELS = {
     "error": logging.ERROR,
 }
 _PRIORITIES = {"debug": 7, "info": 6, "warning": 4, "error": 3}
-"""sd-daemon(3)."""
+"""Priorities as in sd-daemon(3)."""
 _LONGEST_VALUE = 1000
 _BARE = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-:/@+,*%→[]")
 
 
 class Log:
-    """Writes events.  Fields that are None are left out."""
+    """Writes events.  Fields that are None are omitted."""
 
     def __init__(
         self,
@@ -38,30 +38,30 @@ class Log:
         limits: Limits,
         repeated: int | None = None,
     ) -> None:
-        """`repeated` is a field of every event."""
+        """Create a log; `repeated` is a field of every event."""
         self._logger = logger
         self._clock = clock
         self._limits = limits
         self._repeated = repeated
 
     def debug(self, event: str, **fields: object) -> None:
-        """What helps to find a fault in fc-frontend."""
+        """Log a detail for debugging fc-frontend."""
         self._write(logging.DEBUG, event, fields)
 
     def info(self, event: str, **fields: object) -> None:
-        """What happened, with nothing to be done."""
+        """Log an event that requires no action."""
         self._write(logging.INFO, event, fields)
 
     def warning(self, event: str, **fields: object) -> None:
-        """What an operator should look at in daylight."""
+        """Log an event that an operator should look at during working hours."""
         self._write(logging.WARNING, event, fields)
 
     def error(self, event: str, **fields: object) -> None:
-        """What an operator should look at now."""
+        """Log an event that an operator should look at now."""
         self._write(logging.ERROR, event, fields)
 
     def limited(self, key: str, seconds: float = 60.0, burst: int = 1) -> Log:
-        """A log that writes `burst` times in `seconds` for the same `key`, and counts the rest."""
+        """Return a log that writes `burst` times in `seconds` per `key`, and counts the rest."""
         repeated = self._limits.allowed(key, seconds, self._clock(), burst)
         logger = _SILENT if repeated is None else self._logger
         return Log(logger, self._clock, self._limits, repeated or None)
@@ -73,14 +73,14 @@ class Log:
 
 
 class Limits:
-    """When each key was first written, and how often it came since.  Bounded."""
+    """The time of each key's first event, and the count of its events since.  Bounded."""
 
     def __init__(self, most: int = 5000) -> None:
         self._most = most
         self._seen: dict[str, tuple[float, int]] = {}
 
     def allowed(self, key: str, seconds: float, now: float, burst: int = 1) -> int | None:
-        """How often `key` was kept back before this time, None if it is to be kept back now."""
+        """Return how often `key` was suppressed before; None if it is to be suppressed now."""
         first, count = self._seen.get(key, (float("-inf"), 0))
         if now - first < seconds:
             self._seen[key] = first, count + 1
@@ -96,7 +96,7 @@ _SILENT = logging.Logger("silent", level=sys.maxsize)
 
 
 class _Formatter(logging.Formatter):
-    """An event as one line: for the journal with its priority first, else with the time in UTC."""
+    """Formats an event as one line: with its priority for the journal, else the time in UTC."""
 
     def __init__(self, *, journal: bool) -> None:
         super().__init__()
@@ -109,7 +109,7 @@ class _Formatter(logging.Formatter):
 
 
 class _Handler(logging.StreamHandler[TextIO]):
-    """Writes lines; a full disk or a reader that has gone must not end the daemon."""
+    """Writes lines; a full disk or a closed reader must not end the daemon."""
 
     def emit(self, record: logging.LogRecord) -> None:
         line = self.format(record)
@@ -125,10 +125,10 @@ def configure(
     journal: bool = False,
     clock: Callable[[], float] = time.monotonic,
 ) -> Log:
-    """A log that writes to `stream` events of `level` and above.
+    """Return a log that writes events of `level` and above to `stream`.
 
-    With `journal`, lines begin with the priority that systemd's journal reads (sd-daemon(3)); else
-    with the time in UTC.
+    With `journal`, lines begin with the priority that systemd's journal reads (sd-daemon(3)),
+    otherwise with the time in UTC.
     """
     handler = _Handler(stream)
     handler.setFormatter(_Formatter(journal=journal))
@@ -138,7 +138,7 @@ def configure(
 
 
 def render_event(event: str, fields: Mapping[str, object]) -> str:
-    """An event and its fields as one line of logfmt."""
+    """Return an event and its fields as one line of logfmt."""
     shown = [f"{key}={_value(value)}" for key, value in fields.items() if value is not None]
     return " ".join([printable(event), *shown])
 

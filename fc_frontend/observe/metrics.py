@@ -30,13 +30,13 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 KINDS = ("service", "fragment", "file", "settings", "templates")
 WORK = ("step", "sweep", "rescan", "look")
 STATE_FILES = ("history", "answers", "server-state", "files")
-"""Files in the state directory that HAProxy can do without."""
+"""Files in the state directory that HAProxy does not need."""
 _FAST = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 _SLOW = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 
 
 class Metrics:
-    """fc-frontend's metrics.  Methods are named after what happened."""
+    """fc-frontend's metrics.  Methods are named after events."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -95,7 +95,7 @@ class Metrics:
             ("kind",),
             registry=self.registry,
         )
-        # A rate is only seen of what was there at zero.
+        # A rate is only visible for series that existed at zero.
         for kind in ("whole", "spared"):
             self._sweeps.labels(kind)
         self._disagreements = Gauge(
@@ -208,23 +208,23 @@ class Metrics:
         self._exchanges: dict[tuple[str, str, str], tuple[Counter, DurationCounts]] = {}
 
     def exposition(self, now: float) -> bytes:
-        """Everything in Prometheus' text format; `now` is the monotonic clock in seconds."""
+        """Return all metrics in Prometheus' text format; `now` is the monotonic clock, in s."""
         self._services.now = now
         return generate_latest(self.registry)
 
     def answer_age(self, name: str, now: float) -> float | None:
-        """Seconds since the last good answer about a service, None if there was none."""
+        """Return the seconds since the last good answer about a service, None if there was none."""
         answered = self._services.answered.get(name)
         return None if answered is None else max(0.0, now - answered)
 
     def queries(
         self, nameserver: str, transport: str, rcode: str, durations: Sequence[float]
     ) -> None:
-        """Exchanges with a nameserver that ended alike; `durations` in seconds."""
+        """Count exchanges with a nameserver that had the same result; `durations` in seconds."""
         key = (nameserver, transport, rcode)
         children = self._exchanges.get(key)
         if children is None:
-            # Looking labels up costs more than counting, and this happens for every query.
+            # Finding labels costs more than counting, and this happens for every query.
             children = self._exchanges[key] = (
                 self._queries.labels(*key),
                 self._query_durations.of(nameserver),
@@ -237,11 +237,11 @@ class Metrics:
         self._sweeps.labels(kind).inc()
 
     def disagreed(self, services: int) -> None:
-        """Of so many services nameservers say different things."""
+        """Set the number of services about which nameservers disagree."""
         self._disagreements.set(services)
 
     def answered(self) -> dict[str, dict[str, int]]:
-        """How many questions each nameserver was asked since the start, by the answer's code."""
+        """Return the number of questions to each nameserver since the start, by response code."""
         found: dict[str, dict[str, int]] = {}
         for sample in next(iter(self._queries.collect())).samples:
             if sample.name.endswith("_total"):
@@ -251,29 +251,29 @@ class Metrics:
         return found
 
     def resolved(self, resolution: Resolution, now: float) -> None:
-        """What cluster DNS said in a sweep that ended at `now` on the monotonic clock."""
+        """Record the answers of a sweep that ended at `now` on the monotonic clock."""
         for name, answer in resolution.items():
             if answer.freshness is Freshness.FRESH:
                 self._services.answered[name] = now
 
     def planned(self, plan: Plan, resolution: Resolution) -> None:
-        """What HAProxy has, or should have, for each service."""
+        """Record the present or intended plan of HAProxy for each service."""
         self._services.planned(plan, resolution)
 
     def api(self, state: ApiState | None) -> None:
-        """The watch of the API was looked at; None where no API is set."""
+        """Record the state of the watch of the API; None if no API is set."""
         self._api.state = state
 
     def load_balancers(self, state: LoadBalancerState | None) -> None:
-        """Services of type LoadBalancer were looked at; None if the settings have none."""
+        """Record the state of Services of type LoadBalancer; None if the settings have none."""
         self._load_balancers.state = state
 
     def endpoints_followed(self, seconds: float) -> None:
-        """HAProxy has what the API told of; `seconds` is the time since then."""
+        """Count an update of HAProxy, `seconds` after the API reported the change."""
         self._event_durations.observe(seconds)
 
     def certificates(self, served: Iterable[Served]) -> None:
-        """The certificates that frontends have."""
+        """Set the certificates of frontends."""
         self._certificates.clear()
         for each in served:
             name = each.certificate.names[0] if each.certificate.names else ""
@@ -281,45 +281,45 @@ class Metrics:
             gauge.set(each.certificate.not_after)
 
     def withheld(self, units: Iterable[tuple[str, str]]) -> None:
-        """What is withheld, as kind and name."""
+        """Set the withheld units, as kind and name."""
         listed = tuple(units)
         self._services.withheld = frozenset(name for kind, name in listed if kind == "service")
         for kind in KINDS:
             self._withheld_units.labels(kind).set(sum(kind == other for other, _ in listed))
 
     def haproxy(self, state: HaproxyState, counts: Mapping[str, Counts]) -> None:
-        """Whether HAProxy runs, and the servers that it has, by service."""
+        """Set the state of HAProxy, and its servers by service."""
         self._services.haproxy, self._services.counts = state, counts
         self._haproxy.set(state is HaproxyState.RUNNING)
 
     def state(self, service: ServicePlan) -> ServiceState:
-        """The state of a service, as all outputs show it."""
+        """Return the state of a service, as all outputs show it."""
         return self._services.state(service)
 
     def drained(self, pods: Mapping[str, int]) -> None:
-        """How many pods of each service are drained; none of those that are not named."""
+        """Set the number of drained pods of each service; omitted services have none."""
         self._services.drained = pods
 
     def checked(self, result: str) -> None:
-        """HAProxy judged a configuration: accepted, refused or unavailable."""
+        """Count a check by HAProxy: accepted, refused or unavailable."""
         self._checks.labels(result).inc()
 
     def problems(self, errors: int, warnings: int) -> None:
-        """How much is wrong with what is declared."""
+        """Set the number of problems of the declarations."""
         self._problems.labels("error").set(errors)
         self._problems.labels("warning").set(warnings)
 
     def reloaded(self, reason: str, result: str, duration: float) -> None:
-        """A reload or start ended; `duration` in seconds."""
+        """Count a reload or start; `duration` is in seconds."""
         self._reloads.labels(reason, result).inc()
         self._reload_duration.observe(duration)
 
     def converged(self, seconds: float) -> None:
-        """A change was routable `seconds` after it was seen."""
+        """Count a change that was routable `seconds` after it was seen."""
         self._convergence.observe(seconds)
 
     def synced(self, wanted: str | None, running: str | None) -> None:
-        """Which configuration is wanted, and which one the running worker has."""
+        """Set the wanted configuration, and that of the running worker."""
         in_sync = wanted is not None and wanted == running
         self._in_sync.set(1 if in_sync else 0)
         if in_sync:
@@ -330,36 +330,36 @@ class Metrics:
                 self._config.labels(which, value).set(1)
 
     def ended_old_workers(self, count: int) -> None:
-        """Former workers were ended, as there were too many."""
+        """Count old workers that were ended because there were too many."""
         self._old_workers_ended.inc(count)
 
     def state_not_written(self, what: str) -> None:
-        """One of `STATE_FILES` could not be kept."""
+        """Count a failure to write one of `STATE_FILES`."""
         self._state_failures.labels(what).inc()
 
     def held(self, value: bool) -> None:
-        """Whether an operator holds a configuration."""
+        """Set whether an operator holds a configuration."""
         self._held.set(value)
 
     def stuck(self, work: str | None) -> None:
-        """Which of `WORK` is stuck, None if none is."""
+        """Set which of `WORK` is stuck, None if none is."""
         for each in WORK:
             self._stuck.labels(each).set(each == work)
 
     def drifted(self, value: bool) -> None:
-        """Whether haproxy.cfg was changed by others and is left so."""
+        """Set whether haproxy.cfg was changed by others and is kept so."""
         self._drift.set(value)
 
     def needs_consent(self, value: bool) -> None:
-        """Whether haproxy.cfg is not replaced, as fc-frontend did not write it."""
+        """Set whether haproxy.cfg is not replaced because fc-frontend did not write it."""
         self._needs_consent.set(value)
 
     def drift_seen(self) -> None:
-        """haproxy.cfg was changed by others."""
+        """Count a foreign change of haproxy.cfg."""
         self._drifts.inc()
 
     def old_workers(self, count: int, oldest: float, memory: int) -> None:
-        """How many former workers still serve, the oldest's age in seconds, and bytes in all."""
+        """Set the number of old workers, the oldest's age in seconds, and their memory in bytes."""
         self._old_workers.set(count)
         self._old_workers_age.set(oldest)
         self._old_workers_memory.set(memory)

@@ -1,7 +1,7 @@
-"""The metrics of services, made as they are asked for.
+"""The metrics of services, computed on request.
 
-prometheus_client keeps some 700 bytes for each sample of a gauge: with thousands of services that
-was most of what the daemon held.
+prometheus_client keeps about 700 bytes for each sample of a gauge: with thousands of services, that
+was most of the daemon's memory.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _Value = Callable[[ServicePlan, Answer | None], float]
 
 
 class Services(Collector):
-    """What is planned for each service and known of it."""
+    """Metrics of the plan and the state of each service."""
 
     def __init__(self) -> None:
         self.plan: tuple[ServicePlan, ...] = ()
@@ -36,20 +36,20 @@ class Services(Collector):
         self.drained: Mapping[str, int] = {}
         self.haproxy = HaproxyState.UNKNOWN
         self.counts: Mapping[str, Counts] = {}
-        """The servers that HAProxy has, by service."""
+        """The servers of HAProxy, by service."""
         self.answered: dict[str, float] = {}
-        """When cluster DNS last gave a good answer, on the monotonic clock."""
+        """The time of cluster DNS's last good answer, on the monotonic clock."""
         self.now = 0.0
 
     def planned(self, plan: Plan, resolution: Resolution) -> None:
-        """What HAProxy has, or should have, for each service."""
+        """Record the present or intended plan of HAProxy for each service."""
         self.plan, self.resolution = plan.services, resolution
         if len(self.answered) > len(resolution):
             names = {service.spec.name for service in plan.services} | resolution.keys()
             self.answered = {name: at for name, at in self.answered.items() if name in names}
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
-        """For the registry; a family at a time, as each has thousands of samples."""
+        """Yield one family at a time for the registry, as each has thousands of samples."""
         for name, words, value in self._gauges():
             family = GaugeMetricFamily(name, words, labels=_LABELS)
             for service in self.plan:
@@ -61,7 +61,7 @@ class Services(Collector):
         yield self._states()
 
     def describe(self) -> Iterator[GaugeMetricFamily]:
-        """For the registry, which refuses two metrics of one name; nothing is planned then."""
+        """Yield the families, without samples yet, for the registry, which refuses duplicates."""
         return self.collect()
 
     def _gauges(self) -> tuple[tuple[str, str, _Value], ...]:
@@ -145,7 +145,7 @@ class Services(Collector):
         return family
 
     def state(self, service: ServicePlan) -> ServiceState:
-        """The state of a service."""
+        """Return the state of a service."""
         name = service.spec.name
         answer = self.resolution.get(name)
         return service_state(
@@ -162,7 +162,7 @@ class Services(Collector):
 
 
 def slot_room(service: ServicePlan, answer: Answer | None) -> tuple[int, bool]:
-    """How many pods have no slot now, and whether little room is left for more."""
+    """Return how many pods have no slot now, and whether little room is left for more."""
     if answer is None or not service.has_pods:
         return 0, False
     pods = len(answer.endpoints)
@@ -170,12 +170,12 @@ def slot_room(service: ServicePlan, answer: Answer | None) -> tuple[int, bool]:
 
 
 def endpoints_of(answer: Answer | None) -> int | None:
-    """How many endpoints discovery found; None if it never gave an answer."""
+    """Return the number of endpoints found by discovery; None if it never gave an answer."""
     if answer is None or (answer.freshness is Freshness.UNKNOWN and not answer.endpoints):
         return None
     return len(answer.endpoints)
 
 
 def is_current(answer: Answer | None) -> bool:
-    """True if the last answer is a good one, not one that stays because none or fewer came."""
+    """Return whether the last answer is a good one, and not kept because fewer or no pods came."""
     return answer is not None and answer.freshness is Freshness.FRESH and answer.lost_at is None

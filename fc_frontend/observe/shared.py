@@ -1,4 +1,4 @@
-"""Answers that cost time, made once for everybody who asks meanwhile."""
+"""Expensive answers, computed once for all concurrent requests."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 
 EVERY = 1.0
-"""Seconds from the beginning of one answer to that of the next, at least."""
+"""Minimum seconds between the starts of two computations."""
 _REST = 4
-"""Times its own duration that pass after an answer before the next begins, `EVERY` at most."""
+"""The pause after a computation, in multiples of its duration; at most `EVERY` seconds."""
 
 
 class Shared:
     """An answer that `make` computes in a thread, at most once a second.
 
-    Requests that arrive while one is being computed wait for the next one, so no request gets an
-    answer that is older than itself, and a client that asks again at once gets one answer a second.
+    Requests that arrive during a computation wait for the next one, so no request gets an answer
+    older than itself, and a client that repeats its request at once gets one answer a second.
     """
 
     def __init__(
@@ -33,18 +33,18 @@ class Shared:
         self._next: asyncio.Task[bytes] | None = None
         self._turn = asyncio.Lock()
         self._not_before = float("-inf")
-        # A thread of its own: the daemon's others may be waiting for HAProxy.
+        # It has its own thread: the daemon's other threads may be waiting for HAProxy.
         self._thread = ThreadPoolExecutor(1, "answers")
 
     async def get(self) -> bytes:
-        """The answer.  Raises what `make` raises."""
+        """Return the answer.  Raises whatever `make` raises."""
         if self._next is None:
             self._next = asyncio.create_task(self._made())
-        # A client that goes away leaves the others theirs.
+        # A client that disconnects does not cancel the answer for others.
         return await asyncio.shield(self._next)
 
     async def close(self) -> None:
-        """End what is under way."""
+        """Cancel a pending computation."""
         if self._next is not None:
             self._next.cancel()
         async with self._turn:

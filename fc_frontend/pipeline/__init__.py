@@ -1,7 +1,7 @@
-"""The one way from files to a configuration, for the daemon and for every command.
+"""The single path from files to a configuration, for the daemon and for every command.
 
-`proposal.propose` is that way; `base` is what it starts from, `candidate` what is judged and comes
-out, and `composer` what does the work.
+`proposal.propose` is that path; `base` defines its starting point, `candidate` its intermediate
+and final results, and `composer` does the work.
 """
 
 from fc_frontend.pipeline.asking import resolve

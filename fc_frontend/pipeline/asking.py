@@ -15,11 +15,11 @@ async def resolve(
     base: Base | None = None,
     hold: bool = True,
 ) -> dict[str, Answer]:
-    """What API and cluster DNS say now of every service; never raises for what they do.
+    """Return the answers of the API and cluster DNS for every service; never raises for failures.
 
-    `previous` are the answers that stay good where DNS fails: by default the stored ones, unless
-    `base`, which is what HAProxy runs, has pods of another cluster.  With
-    `hold`, they stay as well where DNS suddenly names nobody: one look cannot tell how long.
+    `previous` are the answers that remain valid if DNS fails: by default the stored ones, unless
+    `base`, the running configuration, has pods of another cluster.  With `hold`, they also remain
+    valid if DNS suddenly lists no pods, because a single look does not show for how long.
     """
     from fc_frontend.discovery.once import resolve_once
     from fc_frontend.kubernetes.answers import ask_api

@@ -1,4 +1,4 @@
-"""The base of changes: what HAProxy runs or, if it does not run, would start with."""
+"""The base of changes: the running configuration or, without one, that of HAProxy's next start."""
 
 from __future__ import annotations
 
@@ -40,34 +40,35 @@ from fc_frontend.syntax.routes import routes_in
 
 
 class BaseOrigin(StrEnum):
-    """Where the base of changes is known from."""
+    """The origin of the base of changes."""
 
     RUNNING = "running"
     """HAProxy's worker reports it."""
     INSTALLED = "installed"
-    """HAProxy does not answer: it is what is installed, or what was deployed last."""
+    """HAProxy does not answer: the base is the installed file, or the last deployment."""
     NONE = "none"
-    """Nothing of ours was deployed yet."""
+    """fc-frontend has not deployed anything yet."""
     UNREADABLE = "unreadable"
 
 
 @dataclass(frozen=True, slots=True)
 class Base:
-    """What changes are compared with: what HAProxy runs or, if it does not, would start with.
+    """The configuration that changes are compared with: the running one, or that of the next start.
 
-    `config` is that text with its sections, None if there is none.  `declarations` say what it was
-    made of, as far as that is known.
+    `config` is its text with its sections, None if there is none.  `declarations` are those it was
+    made from, as far as they are known.
     """
 
     origin: BaseOrigin = BaseOrigin.NONE
     config: Config | None = None
     declarations: RunningDeclarations = field(default_factory=RunningDeclarations)
     sections: Mapping[UnitId, Section] = field(default_factory=dict)
-    """The sections by unit, with copies of files in place of those that have changed since."""
+    """The sections by unit, with copies in place of files that have changed since."""
     is_substituted: bool = False
     is_reverted: bool = False
-    """True if `sections` has an earlier form of services that lost all their servers, or lacks some
-    of what runs."""
+    """True if `sections` has an earlier form of services that lost all their servers, or lacks
+    some of the running sections.
+    """
 
     @property
     def hash(self) -> str | None:
@@ -75,7 +76,7 @@ class Base:
         return self.config.hash if self.config else None
 
     def without(self, units: AbstractSet[UnitId]) -> Base:
-        """The base in which `units` do not run, so that they need not stay."""
+        """Return the base in which `units` do not run, so that they need not be kept."""
         left = {unit: each for unit, each in self.sections.items() if unit not in units}
         return replace(self, sections=left, is_reverted=self.is_reverted or bool(units))
 
@@ -87,11 +88,11 @@ def find_base(
     running: str | None,
     contents: Contents | None = None,
 ) -> Base:
-    """The base of changes, while HAProxy's worker reports the digest `running`.
+    """Return the base of changes, while HAProxy's worker reports the digest `running`.
 
-    Without a worker it is haproxy.cfg, if that is ours and unedited.  Otherwise it is what was
-    deployed last, as the history has it.  `pending` is what was being deployed when fc-frontend was
-    killed.  `contents` has the digests of named files from the time before, if that is known.
+    Without a worker it is haproxy.cfg, if fc-frontend wrote it and it is unedited.  Otherwise it
+    is the last deployment, from the history.  `pending` is the deployment during which fc-frontend
+    was killed.  `contents` has the former digests of named files, if they are known.
     """
     directory = settings.state_directory
     origin = BaseOrigin.RUNNING if running else BaseOrigin.INSTALLED
@@ -107,7 +108,7 @@ def find_base(
         digest = running or declarations.hash
         text = _from_history(directory, digest)
         if text is None and running is not None and declarations.hash != running:
-            # The worker runs a text that is not ours.
+            # fc-frontend did not write the text that the worker runs.
             digest = declarations.hash
             text = _from_history(directory, digest)
     if text is None or digest is None:
@@ -127,7 +128,7 @@ def _with_copies(
     kept: Mapping[str, str],
     contents: Contents,
 ) -> Mapping[UnitId, Section]:
-    """`sections` with copies of the files in those of which a file is not any more what it was."""
+    """Return `sections` with copies in place of the files that have changed since."""
     bases = base_lines(sections[SETTINGS].text) if SETTINGS in sections else ""
     found = dict(sections)
     for unit, section in sections.items():
@@ -143,7 +144,7 @@ def _with_copies(
 
 
 def stored_base(sources: Sources) -> Base:
-    """The base of changes, for commands."""
+    """Return the base of changes, for commands."""
     directory = state_directory(sources)
     declarations, pending = stored_running(directory), stored_pending(directory)
     settings = settings_now(sources, declarations)
@@ -154,9 +155,9 @@ def stored_base(sources: Sources) -> Base:
 
 
 def with_ways_back(base: Base, settings_file: str, answers: Resolution) -> Base:
-    """`base` with an earlier form of the services that lost all their servers as they run.
+    """Return `base` with an earlier form of the services that lost all their servers as they run.
 
-    What is withheld falls back to that form then.
+    Withheld changes then fall back to that form.
     """
     running = base.declarations
     back = {
@@ -198,7 +199,7 @@ def _from_history(directory: str, digest: str | None) -> str | None:
 
 
 def _with_declarations(config: Config, declarations: RunningDeclarations) -> Config:
-    """`config` whose sections have what is known of their declarations."""
+    """Return `config` whose sections refer to their declarations, as far as these are known."""
     sections = []
     for section in config.sections:
         unit, raw = section.unit, None
@@ -233,13 +234,13 @@ def templates_section(texts: Mapping[str, str]) -> Section:
 
 
 def is_same_cluster(base: Base, settings: Settings, settings_file: str) -> bool:
-    """True if HAProxy has pods of the cluster that `settings` name, as far as that is known."""
+    """Return whether HAProxy has pods of the cluster in `settings`, as far as is known."""
     running = running_settings(base.declarations, settings_file)
     return running is None or running.cluster == settings.cluster
 
 
 def settings_now(sources: Sources, declarations: RunningDeclarations) -> Settings:
-    """The declared settings; those that run, if the declared ones have errors."""
+    """Return the declared settings, or the running ones if the declared ones have errors."""
     declaration = declare(sources, declarations)
     if SETTINGS in declaration.faults:
         former = running_settings(declarations, sources.settings_file)
@@ -248,7 +249,7 @@ def settings_now(sources: Sources, declarations: RunningDeclarations) -> Setting
 
 
 def declared_now(sources: Sources, base: Base) -> Declaration:
-    """What is declared, with the settings that run if the declared ones have errors."""
+    """Return the declaration, with the running settings if the declared ones have errors."""
     declaration = declare(sources, base.declarations)
     if SETTINGS in declaration.faults:
         declaration = declare(sources, base.declarations, ENVIRONMENT)
@@ -256,7 +257,7 @@ def declared_now(sources: Sources, base: Base) -> Declaration:
 
 
 def running_plan(base: Base, settings_file: str) -> Plan | None:
-    """The plan of what HAProxy runs, as far as its declarations are known; None if they are not."""
+    """Return the plan of the running configuration; None if its declarations are unknown."""
     settings = running_settings(base.declarations, settings_file)
     if settings is None or base.config is None:
         return None
@@ -279,7 +280,7 @@ def running_plan(base: Base, settings_file: str) -> Plan | None:
 
 
 def as_in_text(planned: ServicePlan, text: str) -> ServicePlan:
-    """`planned` with the servers that the section `text` has, which may be older."""
+    """Return `planned` with the servers of the section `text`, which may be older."""
     made = servers_in(text).get(planned.spec.name, ())
     if not made or planned.query is None:
         return planned
@@ -301,7 +302,7 @@ def as_in_text(planned: ServicePlan, text: str) -> ServicePlan:
 
 
 def served_binds(base: Base) -> dict[str, tuple[str, ...]]:
-    """The binds, or the routes, of each service as HAProxy runs it, by name."""
+    """Return the binds, or the routes, of each service as HAProxy runs it, by name."""
     sections = base.config.sections if base.config else ()
     return {
         section.unit.name: tuple(

@@ -1,4 +1,4 @@
-"""A configuration that may be deployed, what can refuse it, and what comes out at the end."""
+"""A configuration that may be deployed, the checks that can refuse it, and the final result."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from fc_frontend.render.routes import route_problems
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prepared:
-    """What to deploy, and how it follows from what is declared.
+    """A configuration to deploy, and how it follows from the declarations.
 
-    `declaration` has what is in the configuration: withheld services as they run, and the faults of
-    what is declared.  `config` is None if not even what runs now is accepted; `problems` has errors
-    then.
+    `declaration` matches the configuration: withheld services in their running form, and the errors
+    of the declared ones.  `config` is None if even the running configuration is refused; `problems`
+    then has errors.
     """
 
     declaration: Declaration
@@ -38,21 +38,21 @@ class Prepared:
     problems: tuple[Problem, ...]
     withheld: tuple[Withheld, ...] = ()
     waiting: tuple[UnitId, ...] = ()
-    """The removals that are only waited with."""
+    """The removals that are only delayed."""
     base: Base = field(default_factory=Base)
     is_complete: bool = True
-    """False if the search for what to withhold continues in the next step."""
+    """False if the search for changes to withhold continues in the next step."""
     is_checked: bool = False
-    """True if HAProxy's check accepted the text just now."""
+    """True if HAProxy's check has just accepted the text."""
 
     @property
     def ok(self) -> bool:
-        """True if it can be deployed."""
+        """Whether it can be deployed."""
         return self.config is not None and not errors_in(self.problems)
 
     @property
     def changed_files(self) -> tuple[str, ...]:
-        """The files whose units differ from what HAProxy ran before, if it ran anything of ours."""
+        """The files whose units differ from HAProxy's former ones, if fc-frontend wrote those."""
         assert self.config is not None
         if self.base.config is None:
             return ()
@@ -79,12 +79,12 @@ class Candidate:
     newcomers: frozenset[UnitId]
     """The units that HAProxy does not have in this form."""
     moved: frozenset[str] = frozenset()
-    """The services whose pods are looked up elsewhere than those that HAProxy has."""
+    """The services whose pods are looked up by another question or in another cluster."""
 
     def left_without_server(self, serving: AbstractSet[str]) -> tuple[Problem, ...]:
-        """The services that have a server now, and would have none by what DNS says.
+        """Return the services that have a server now, and would have none by the answers of DNS.
 
-        `serving` are the proxies, and the binds of a haproxy.cfg that others wrote, that serve.
+        `serving` are the serving proxies, and the serving binds of a foreign haproxy.cfg.
         """
         if not serving:
             return ()
@@ -105,7 +105,7 @@ class Candidate:
         return tuple(self.declaration.located(problem) for problem in found)
 
     def problems(self) -> tuple[Problem, ...]:
-        """What is wrong between its units, before HAProxy is asked."""
+        """Return the problems between its units that are found before HAProxy checks it."""
         found = [*errors_in(self.plan.problems), *name_problems(self.config, self.newcomers)]
         untrusted = self.declaration.untrusted
         found += route_problems(self.config, self.newcomers, untrusted)
@@ -135,19 +135,19 @@ def _no_server_left(unit: UnitId, answer: Answer | None) -> Problem:
 
 
 Check = Callable[[Candidate, bool], tuple[Problem, ...]]
-"""HAProxy's verdict, and all that can refuse a text which is sound for us.
+"""HAProxy's verdict, and everything else that can refuse a text without known problems.
 
 The second argument is False for the first candidate, True for trials without some changes.
 """
 
 
 def no_check(_candidate: Candidate, _is_trial: bool) -> tuple[Problem, ...]:
-    """Ask nobody: only what is wrong by itself or between units is withheld."""
+    """Run no check: only changes with problems of their own or between units are withheld."""
     return ()
 
 
 def haproxy_check(patience: Patience | None = None) -> Check:
-    """Let `haproxy -c` judge, as a user who can do nothing else.  Raises `Unavailable`."""
+    """Return a check that runs `haproxy -c` as an unprivileged user.  It raises `Unavailable`."""
     limits = patience or Patience()
     serving: frozenset[str] | None = None
 

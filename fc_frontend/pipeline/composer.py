@@ -1,4 +1,4 @@
-"""Declare, plan and render for one isolation: candidates, and what is made of its result."""
+"""Declare, plan and render for one isolation: its candidates, and its result."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ from fc_frontend.syntax.files import base_lines
 
 @dataclass(frozen=True, slots=True)
 class ProposalMemo:
-    """What was planned and rendered before; see there."""
+    """Memos of earlier plans, files and rendered sections; see their classes."""
 
     plan: planner.PlanMemo = field(default_factory=planner.PlanMemo)
     contents: Contents = field(default_factory=Contents)
@@ -72,7 +72,7 @@ class ProposalMemo:
 
 
 class Composer:
-    """Declares, plans and renders for one isolation, and makes values of its result."""
+    """Declares, plans and renders for one isolation, and converts its result."""
 
     def __init__(
         self,
@@ -96,21 +96,21 @@ class Composer:
 
     @property
     def base(self) -> Base:
-        """What withheld units fall back to."""
+        """The base to which withheld units fall back."""
         return self._base
 
     def __call__(self, kept: frozenset[UnitId]) -> Declared:
-        """What is declared, with the given units of the environment as they run."""
+        """Return the declared units, with the `kept` units of the environment as they run."""
         return self._make(kept).declared
 
     def declaration(self, kept: frozenset[UnitId]) -> Declaration:
-        """The declaration behind that."""
+        """Return the declaration behind these units."""
         return self._make(kept).declaration
 
     def still_refused(
         self, refused: Mapping[UnitId, Withheld]
     ) -> dict[UnitId, tuple[Problem, ...]]:
-        """Those of `refused` whose declared sections are the same still."""
+        """Return the units of `refused` whose declared sections have not changed."""
         sections = self._make(frozenset()).declared.sections
         found: dict[UnitId, tuple[Problem, ...]] = {}
         for unit, withheld in refused.items():
@@ -120,14 +120,14 @@ class Composer:
         return found
 
     def candidate(self, sections: Sequence[Section], withheld: AbstractSet[UnitId]) -> Candidate:
-        """The configuration of a composition, in which the changes of some units are `withheld`."""
+        """Return the configuration of a composition in which some changes are `withheld`."""
         key = (*sorted(ENVIRONMENT.intersection(withheld)), *(each.text for each in sections))
         if key not in self._candidates:
             self._candidates[key] = self._candidate(sections, withheld)
         return self._candidates[key]
 
     def refused(self, problems: Sequence[Problem]) -> Prepared:
-        """Nothing can be deployed."""
+        """Return a result with which nothing can be deployed."""
         declaration = self._make(frozenset()).declaration
         return Prepared(
             declaration=declaration,
@@ -139,7 +139,7 @@ class Composer:
         )
 
     def prepared(self, isolated: Isolated) -> Prepared:
-        """The result of an isolation, for those who deploy and report it."""
+        """Return the result of an isolation, for deployment and reports."""
         declared = self._make(frozenset()).declaration
         if not isolated.accepted and not isolated.sections:
             return self.refused(isolated.problems)
@@ -147,7 +147,7 @@ class Composer:
         candidate = self.candidate(isolated.sections, withheld)
         config = candidate.config
         if self._base.config is not None and self._applies_nothing(isolated):
-            # Copies of files are for a new text only.
+            # Only a new text refers to copies of files.
             config = self._base.config
         warnings = (*warnings_in(declared.problems), *warnings_in(candidate.plan.problems))
         problems = (*map(candidate.declaration.located, warnings), *isolated.problems)
@@ -173,7 +173,7 @@ class Composer:
         )
 
     def _withheld(self, isolated: Isolated, declared: Declaration) -> tuple[Withheld, ...]:
-        """Everything withheld; an unreadable file in place of all that it declared."""
+        """Return all withheld changes; an unreadable file replaces everything that it declared."""
         hidden = {file.problems for file in declared.unreadable}
         found = [
             replace(each, problems=tuple(map(declared.located, each.problems)))
@@ -264,7 +264,7 @@ class Composer:
         )
 
     def _answers_with(self, declaration: Declaration, kept: frozenset[UnitId]) -> Resolution:
-        """The answers that count with the `kept` settings: those may be of another cluster."""
+        """Return the answers valid with the `kept` settings, which may name another cluster."""
         if SETTINGS not in kept:
             return self._answers
         same = {
@@ -279,9 +279,9 @@ class Composer:
     def _at_fault(
         self, problem: Problem, declaration: Declaration, kept: frozenset[UnitId]
     ) -> UnitId:
-        """The unit to blame if a template fails.
+        """Return the unit to blame if a template fails.
 
-        That is the templates if they have changed, else the unit that was rendered.
+        The templates are to blame if they have changed, otherwise the unit that was rendered.
         """
         running = self._base.declarations
         has_own = bool(declaration.templates) and TEMPLATES not in kept
@@ -290,7 +290,7 @@ class Composer:
         return problem.unit
 
     def _described(self, section: Section, bases: str, declaration: Declaration) -> Section:
-        """`section` with the digests of its files and its declaration; the running one if equal."""
+        """Return `section` with digests of its files and declaration, or the equal running one."""
         unit = section.unit
         before = self._base.sections.get(unit)
         text = self._memo.contents.marked(section.text, bases, before.text if before else "")
@@ -391,13 +391,13 @@ class Composer:
         )
 
     def _moved(self, candidate: Candidate) -> frozenset[str]:
-        """The services whose pods are looked up elsewhere than those that HAProxy has."""
+        """Return the services whose pods are looked up differently from those that HAProxy has."""
         declaration = candidate.declaration
         is_same_place = self._running_settings is not None and is_same_cluster(
             self._base, declaration.settings, declaration.settings_file
         )
         if not is_same_place and SETTINGS in candidate.newcomers:
-            # Other nameservers change no section of a service.
+            # Other nameservers do not change the section of any service.
             return frozenset(spec.name for spec in declaration.services)
         found = set()
         for unit in candidate.newcomers:
@@ -416,7 +416,7 @@ class Composer:
         return running_settings(self._base.declarations, self._sources.settings_file)
 
     def _running_spec(self, name: str) -> ServiceSpec | None:
-        # Few of thousands are needed, and each is validated.
+        # Only few of thousands are needed, and each has to be validated.
         if name not in self._running_specs:
             self._running_specs[name] = running_spec(self._base.declarations, name)
         return self._running_specs[name]
@@ -430,7 +430,7 @@ class Composer:
         return running_frontends(self._base.declarations)
 
     def _running_plan(self, name: str, settings: Settings) -> ServicePlan | None:
-        """The plan of a service as it runs; None if its declaration is not valid any more."""
+        """Return the plan of a service as it runs; None if its declaration is no longer valid."""
         spec = self._running_spec(name)
         if spec is None:
             return None
@@ -443,7 +443,7 @@ class Composer:
 
 @dataclass(frozen=True, slots=True)
 class _Made:
-    """What is declared with one environment."""
+    """The units that result from one environment, and how they were made."""
 
     declaration: Declaration
     answers: Resolution

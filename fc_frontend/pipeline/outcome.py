@@ -1,4 +1,4 @@
-"""What is kept and said of a deployment: the history, and what a take-over lost."""
+"""The recorded and reported results of a deployment: the history, and lost settings."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 def record(
     prepared: Prepared, deployment: Deployment, reasons: tuple[str, ...], *, by: str = ""
 ) -> None:
-    """Keep in the history how a deployment of `prepared` went, if it did anything.
+    """Record the outcome of a deployment of `prepared` in the history, if it did anything.
 
-    `by` is the user whose command it was.  Raises `Unavailable`.
+    `by` is the user who ran the command.  Raises `Unavailable`.
     """
     assert prepared.config is not None
     if deployment.outcome.value in ("in-sync", "held", "needs-consent"):
@@ -43,7 +43,7 @@ def record(
 
 
 def lost_settings(prepared: Prepared, deployment: Deployment) -> tuple[Problem, ...]:
-    """Warnings about what a haproxy.cfg that was taken over had in `global` and `defaults`."""
+    """Return warnings about `global` and `defaults` settings of a replaced foreign haproxy.cfg."""
     replaced = deployment.replaced
     is_foreign = replaced is not None and replaced.found.origin in (
         FileOrigin.BARE,

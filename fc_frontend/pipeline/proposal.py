@@ -1,11 +1,11 @@
-"""The one way from files to a configuration, for the daemon and for every command.
+"""The single path from files to a configuration, for the daemon and for every command.
 
     files ─► declare ─► plan ─► render ─► isolate ─► Prepared ─► haproxy.deploy
     what HAProxy runs ─► Base ────────────┘  ▲
                          checks, haproxy -c ─┘
 
-What HAProxy runs is the base, and a declaration is a set of changes against it.  `isolate` applies
-as many of them as all checks accept, and withholds the others.
+The running configuration is the base, and a declaration is a set of changes against it.  `isolate`
+applies as many of them as all checks accept, and withholds the others.
 """
 
 from __future__ import annotations
@@ -45,10 +45,11 @@ def propose(
 ) -> Prepared:
     """Apply as many changes of `sources` to `base` as all checks accept.
 
-    `answers` are those to the questions of declared services, `running_answers` those for services
-    that stay as they run.  What runs already is not checked again, unless `must_check`.  `refused`
-    were withheld before, and are so again without a trial if their sections are the same; changes
-    to `withhold` are so in any case.  With `waiting`, removals wait.  Raises what `check` raises.
+    `answers` belong to the questions of declared services, `running_answers` to services that keep
+    their running form.  The running configuration is not checked again, unless `must_check`.
+    Changes that were `refused` before are withheld without another trial while their sections are
+    the same; changes in `withhold` are always withheld.  With `waiting`, removals wait.  Raises
+    whatever `check` raises.
     """
     composer = Composer(
         sources, base, answers, running_answers, shrink=shrink, memo=memo or ProposalMemo()
@@ -57,7 +58,7 @@ def propose(
     has_settings = base.declarations.settings is not None and SETTINGS in base.sections
     declared = composer(frozenset())
     if not has_settings and (SETTINGS not in declared.sections or SETTINGS in declared.faulty):
-        # Nothing can be had without settings, and none run.
+        # Nothing can be deployed without settings, and none are running.
         faults = (problem for found in declared.faulty.values() for problem in found)
         return composer.refused((*declaration.problems, *faults))
     is_trial = False
@@ -66,7 +67,7 @@ def propose(
         nonlocal is_trial
         candidate = composer.candidate(sections, withheld)
         is_running = base.origin is BaseOrigin.RUNNING and candidate.config.hash == base.hash
-        # In a search, what runs is checked as well: if it is refused, nobody is to blame.
+        # A search also checks the running configuration: if refused, no change is to blame.
         is_known = is_running and not must_check and not is_trial
         if is_known and not candidate.newcomers:
             return ()
@@ -89,7 +90,7 @@ def propose(
 
 
 def base_of(prepared: Prepared, declarations: RunningDeclarations, *, is_running: bool) -> Base:
-    """The base of changes once HAProxy has `prepared`, which is made of `declarations`."""
+    """Return the base of changes once HAProxy has `prepared`, which is made of `declarations`."""
     config = prepared.config
     assert config is not None
     if prepared.base.is_substituted and config.hash == prepared.base.hash:
@@ -109,10 +110,10 @@ def prepare(
     withhold: Mapping[UnitId, tuple[Problem, ...]] | None = None,
     must_check: bool = False,
 ) -> Prepared:
-    """What the daemon would do now with `sources`, for commands.
+    """Return what the daemon would do now with `sources`, for commands.
 
-    `answers` are those to the questions of declared services, by default the stored ones.  `base`
-    is what HAProxy runs, which is found out by default.  Raises what `check` raises.
+    `answers` belong to the questions of declared services; the default is the stored ones.  `base`
+    is the running configuration, found by default.  Raises whatever `check` raises.
     """
     base = base or stored_base(sources)
     declaration = declared_now(sources, base)
@@ -126,18 +127,18 @@ def prepare(
 def prepare_offline(
     settings_file: str, check: Check = no_check, *, base: Base | None = None
 ) -> Prepared:
-    """As `prepare`, with what is in the files now, and everything checked."""
+    """Do as `prepare`, with the present files, and check everything."""
     return prepare(read(settings_file), check, base=base, must_check=True)
 
 
 def with_slots(plan: Plan, resolution: Resolution) -> dict[str, Answer]:
-    """The answers with the slot counts of `plan`, which is what HAProxy now has."""
+    """Return the answers with the slot counts of `plan`, which HAProxy now has."""
     planned = {service.spec.name: service for service in plan.services}
     return {name: _with_slots(answer, planned.get(name)) for name, answer in resolution.items()}
 
 
 def _with_slots(answer: Answer, planned: ServicePlan | None) -> Answer:
-    """The very same answer where nothing changes: what follows from it stays the same then."""
+    """Return the same object if nothing changes, so that results derived from it remain valid."""
     if planned is None or (answer.slots, answer.by_runtime) == (planned.slots, planned.by_runtime):
         return answer
     return replace(answer, slots=planned.slots, by_runtime=planned.by_runtime)

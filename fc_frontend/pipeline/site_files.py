@@ -1,4 +1,4 @@
-"""Read the files of users and groups that services name, and this host's secret for cookies."""
+"""Read the user, group and page files named by services, and this host's secret for cookies."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from fc_frontend.safe_files import Unsafe
 from fc_frontend.syntax.htpasswd import Flaw, read_groups, read_logins, with_groups
 
 MAX_BYTES = 256 * 1024
-"""Of a file of users or groups."""
+"""Of a file of users or groups, in bytes."""
 MAX_PAGE_BYTES = 14 * 1024
-"""Of a page: HAProxy sends it, with headers, from a buffer of 16 KiB of which it keeps 1 KiB."""
+"""Of a page: HAProxy sends it, with headers, from a 16 KiB buffer, of which it reserves 1 KiB."""
 _MACHINE_ID = "/etc/machine-id"
 _DIGEST_LENGTH = 16
 
@@ -30,9 +30,9 @@ class SiteFileReader:
         self._read: Memo[bytes | Unsafe] = Memo()
 
     def of(self, specs: Iterable[ServiceSpec]) -> tuple[dict[str, SiteFiles], tuple[Problem, ...]]:
-        """What files say for services, by name; and what is wrong with them, with the unit.
+        """Return the contents of files for services, by name, and the problems of files.
 
-        Services about whose files something is wrong are left out.
+        Services with a problem in their files are left out.
         """
         found: dict[str, SiteFiles] = {}
         problems: list[Problem] = []
@@ -49,7 +49,7 @@ class SiteFileReader:
         return found, tuple(problems)
 
     def has_changed(self) -> bool:
-        """True if a file of users or groups is another one than when it was read last."""
+        """Return whether a file of users or groups has changed since it was last read."""
         return any(files.signature(path) != seen for path, seen in self._read.sources())
 
     def _site(self, spec: ServiceSpec, said: list[Problem], used: set[str]) -> SiteFiles:
@@ -95,7 +95,7 @@ class SiteFileReader:
         )
 
     def _page_problems(self, spec: ServiceSpec) -> Iterator[Problem]:
-        """What is wrong with the size of a page; all else about it is examined with other files."""
+        """Yield problems with the size of a page; other files' checks cover everything else."""
         if (path := spec.unavailable_page) is None:
             return
         try:
@@ -127,5 +127,5 @@ def _machine_id() -> bytes:
 
 
 def _cookie_key(service: str) -> str:
-    """A secret of this host for a service: machine-id(5) itself must not be used."""
+    """Return a secret of this host for a service; machine-id(5) itself must not be used."""
     return hashlib.sha256(b"fc-frontend cookie %s " % _machine_id() + service.encode()).hexdigest()
