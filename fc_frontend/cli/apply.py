@@ -1,4 +1,4 @@
-"""`fc-frontend apply`: the whole way, once."""
+"""`fc-frontend apply`: deploy once."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def command(
         find_binary(settings.haproxy.binary)
     except Unavailable as exc:
         fail(exc.problems, Exit.CANNOT_TELL)
-    # Reported before cluster DNS is asked; what counts is the look of `roll_out`.
+    # Report a hold before querying cluster DNS; the check in `roll_out` is decisive.
     unseen = hold.unseen(settings.state_directory)
     if unseen is not None:
         fail([unseen], Exit.CANNOT_TELL)
@@ -151,7 +151,7 @@ def command(
         resolution = asyncio.run(resolve(declaration, base=base))
     given = _take_over(settings, shape) if takes_over else None
     state = RunningState(settings.state_directory)
-    # HAProxy outlives this command: it must not hold the pipe that our output goes to.
+    # HAProxy outlives this command, and must not keep the pipe of its output open.
     options = Options(
         output=os.devnull,
         is_forced=bool(forced),
@@ -186,7 +186,7 @@ def command(
 def _report(
     prepared: Prepared, deployment: Deployment, problems: tuple[Problem, ...], shape: str
 ) -> Exit:
-    """Print how the deployment went; returns the exit code."""
+    """Print the result of the deployment, and return the exit code."""
     from fc_frontend.haproxy.deploy import Outcome
 
     code = Exit.PROBLEMS if prepared.withheld else Exit.GOOD
@@ -239,7 +239,7 @@ def _rolled_out(
 
 
 def _unit(name: str, sources: Sources, base: Base) -> UnitId:
-    """The unit of that name.  Raises `click.BadParameter` if there is none."""
+    """Return the unit of that name.  Raises `click.BadParameter` if there is none."""
     fixed = {"settings": SETTINGS, "templates": TEMPLATES}
     kinds = (UnitKind.SERVICE, UnitKind.FRAGMENT, UnitKind.FRONTEND)
     known = {
@@ -255,7 +255,7 @@ def _unit(name: str, sources: Sources, base: Base) -> UnitId:
 
 
 def _unless_unavailable(act: Callable[[], None]) -> tuple[Problem, ...]:
-    """Do what HAProxy does not depend on; what hindered that, as warnings."""
+    """Call `act`, which HAProxy does not depend on; return its errors as warnings."""
     try:
         act()
     except Unavailable as exc:
@@ -264,7 +264,7 @@ def _unless_unavailable(act: Callable[[], None]) -> tuple[Problem, ...]:
 
 
 def _take_over(settings: Settings, shape: str) -> Consent:
-    """Show what will be replaced; returns consent to it."""
+    """Show what will be replaced, and return the consent to it."""
     from fc_frontend.haproxy import take_over
     from fc_frontend.haproxy.consent import Consent
 

@@ -79,7 +79,7 @@ def command(config: str, shape: str, action: str) -> None:
 
 
 def _reload(settings: Settings, brought: Brought) -> None:
-    """Reload HAProxy for what is too large to be swapped.  Raises `Unavailable`."""
+    """Reload HAProxy if certificates are too large to be swapped.  Raises `Unavailable`."""
     from fc_frontend.haproxy.deploy import reload_again
 
     if brought.unswapped:

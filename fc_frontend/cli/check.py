@@ -1,4 +1,4 @@
-"""`fc-frontend check`: the gate before a reload."""
+"""`fc-frontend check`: validate the configuration."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from fc_frontend.plan.model import Plan
 
 _MAX_SHOWN = 20
-"""Untrusted files."""
+"""The number of untrusted files that are shown."""
 
 EPILOG = """\
 \b
@@ -134,7 +134,7 @@ def command(config: str, is_strict: bool, shape: str) -> None:
 
 
 def _of_certificates(plan: Plan) -> tuple[Problem, ...]:
-    """Warnings about certificates, and about hosts without one."""
+    """Return warnings about certificates, and about hosts without one."""
     if not any(frontend.tls for frontend in plan.frontends):
         return ()
     from fc_frontend.certificates.served import uncovered_problems
@@ -145,7 +145,7 @@ def _of_certificates(plan: Plan) -> tuple[Problem, ...]:
 
 
 def _tell_levels(verdicts: Mapping[str, Verdict]) -> None:
-    """Print the files that are not trusted, and why."""
+    """Print the untrusted files, with the reason."""
     untrusted = [(path, each) for path, each in verdicts.items() if not each.is_trusted]
     for path, verdict in untrusted[:_MAX_SHOWN]:
         echo_unless_quiet(f"untrusted: {path}: {verdict.reason}")

@@ -1,4 +1,4 @@
-"""What the commands share: options, the way problems are printed, and exit codes."""
+"""Options, output of problems, and exit codes that all commands share."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 _STYLES = re.compile(r"(\x1b\[(?:0|1|3[0-7])m)")
-"""What `style` adds; the text between them is every other part of a split."""
+"""The sequences that `style` adds; after a split, every other part is the text between them."""
 _SHAPE = "fc_frontend.shape"
 _JSON = "fc_frontend.json"
 
 
 class Exit(IntEnum):
-    """Exit codes of all commands; `--format nagios` has Nagios' codes instead.
+    """The exit codes of all commands; `--format nagios` uses those of Nagios instead.
 
-    2 is click's.
+    2 is click's code for wrong usage.
     """
 
     GOOD = 0
@@ -40,9 +40,9 @@ class Exit(IntEnum):
 
 
 def common_options(function: F) -> F:
-    """The options that every command with a configuration has; the command gets `config`.
+    """Add the options of every command that reads a configuration; the command gets `config`.
 
-    All of them may stand before the command's name as well.
+    All of them are also accepted before the command's name.
     """
 
     def chosen(ctx: click.Context, _param: click.Parameter, value: str | None) -> str:
@@ -66,7 +66,7 @@ def common_options(function: F) -> F:
 
 
 def config_before(ctx: click.Context) -> str | None:
-    """What --config before the command's name says, if it stands there."""
+    """Return the value of --config before the command's name, if given."""
     given = ctx.parent.params.get("config") if ctx.parent else None
     return given if isinstance(given, str) else None
 
@@ -83,9 +83,9 @@ _FOR_PEOPLE = frozenset(("text", "table", "wide"))
 
 
 def format_options(*shapes: str) -> Callable[[F], F]:
-    """The options -o/--format, of `shapes`, and --json; the command gets `shape`.
+    """Add the options -o/--format, with `shapes`, and --json; the command gets `shape`.
 
-    The first shape is the default.  YAML has what JSON has.
+    The first shape is the default.  YAML has the same contents as JSON.
     """
     choices = [*shapes]
     if "json" in choices:
@@ -97,7 +97,7 @@ def format_options(*shapes: str) -> Callable[[F], F]:
                 raise click.UsageError(f"--json and --format {value} exclude each other", ctx)
             value = "json"
         ctx.meta[_SHAPE] = value or shapes[0]
-        # The document is the same; `emit` writes it as was asked for.
+        # The document is the same; `emit` writes it in the requested format.
         return "json" if value == "yaml" else value or shapes[0]
 
     def as_json(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
@@ -126,10 +126,10 @@ def format_options(*shapes: str) -> Callable[[F], F]:
 
 
 def say(line: str = "", *, err: bool = False) -> None:
-    """Print one line, with nothing in it that a terminal obeys but `style`.
+    """Print one line, without terminal control sequences other than those of `style`.
 
-    All that commands print for people and for Nagios goes this way; texts that are whole files are
-    printed as they are.
+    All output of commands for people and for Nagios uses this function.  The contents of whole
+    files are printed unchanged.
     """
     parts = _STYLES.split(line)
     parts[::2] = [printable(part, sys.maxsize) for part in parts[::2]]
@@ -143,7 +143,7 @@ def emit(document: dict[str, object]) -> None:
     if shape_asked_for() == "yaml":
         import yaml
 
-        # JSON first: its text has no characters that a terminal would obey.
+        # Through JSON, whose text contains no terminal control characters.
         click.echo(yaml.safe_dump(json.loads(json_text(document)), sort_keys=False), nl=False)
         return
     text = json_text(document)
@@ -155,9 +155,9 @@ def emit(document: dict[str, object]) -> None:
 
 
 def settings_in_force(config: str) -> Settings:
-    """The settings, in their last good form, with a warning, if what is declared is wrong.
+    """Return the settings; if the declared ones are invalid, warn and return the last good ones.
 
-    For commands that must work just when a declaration does not.
+    For commands that must work even if the declared configuration is invalid.
     """
     from fc_frontend.config.declare import declare
     from fc_frontend.config.loader import read, state_directory
@@ -180,7 +180,7 @@ def settings_in_force(config: str) -> Settings:
 
 
 def deployed(deployment: Deployment, problems: Iterable[Problem]) -> dict[str, object]:
-    """How a deployment went, in the shape of all JSON output."""
+    """Return the result of a deployment, in the format of all JSON output."""
     replaced = deployment.replaced
     return {
         "version": 1,
@@ -194,13 +194,13 @@ def deployed(deployment: Deployment, problems: Iterable[Problem]) -> dict[str, o
 
 
 def style(text: str, color: str | None = None) -> str:
-    """`text` bold and in colour; click takes that away where the output is no terminal."""
+    """Return `text` bold and in colour; click removes that if the output is not a terminal."""
     is_plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
     return text if is_plain else click.style(text, fg=color, bold=True)
 
 
 def user() -> str:
-    """Who runs this command, as far as that can be seen."""
+    """Return who runs this command: the user before sudo, if known, else the current one."""
     import pwd
 
     try:
@@ -210,13 +210,13 @@ def user() -> str:
 
 
 def echo_unless_quiet(text: str) -> None:
-    """Print how it went, unless --quiet."""
+    """Print a result, unless --quiet is given."""
     if not is_quiet():
         say(text)
 
 
 def table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
-    """Print rows below a header: drawn on a terminal, else in columns for grep and awk."""
+    """Print rows below a header: as a table on a terminal, else in columns for grep and awk."""
     if sys.stdout.isatty():
         from rich.console import Console
         from rich.table import Table
@@ -224,7 +224,7 @@ def table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
 
         drawn = Table(*header, box=None, header_style="bold")
         for row in rows:
-            # Brackets are no markup: an IPv6 address has them.
+            # Text, not markup: an IPv6 address contains brackets.
             drawn.add_row(*(Text(printable(cell, sys.maxsize)) for cell in row))
         Console().print(drawn)
         return
@@ -236,7 +236,7 @@ def table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
 
 
 def print_problems(problems: Iterable[Problem], *, to_stderr: bool = True) -> None:
-    """One line a problem, errors first, then a line with its remedy."""
+    """Print one line for each problem, errors first, followed by a line with its remedy."""
     found = tuple(problems)
     for problem in (*errors_in(found), *warnings_in(found)):
         color = "red" if problem.severity is Severity.ERROR else "yellow"
@@ -247,7 +247,7 @@ def print_problems(problems: Iterable[Problem], *, to_stderr: bool = True) -> No
 
 
 def summary(problems: Iterable[Problem]) -> str:
-    """Why it is refused, in one line; empty if there is no error."""
+    """Return the reason of a refusal in one line; empty if there is no error."""
     errors = errors_in(problems)
     if not errors:
         return ""
@@ -256,12 +256,12 @@ def summary(problems: Iterable[Problem]) -> str:
 
 
 def refused_line(problems: Iterable[Problem]) -> str:
-    """That it is refused, above the problems that say why."""
+    """Return the line that is printed above the problems of a refusal."""
     return f"refused: {counted(len(errors_in(problems)), 'error')}"
 
 
 def refuse(problems: Iterable[Problem], code: int = Exit.PROBLEMS) -> NoReturn:
-    """End as `fail` does, with a line that says so before the problems."""
+    """Exit as `fail` does, with `refused_line` above the problems."""
     found = tuple(problems)
     if shape_asked_for() in _FOR_PEOPLE:
         say(style(refused_line(found), "red"), err=True)
@@ -269,7 +269,7 @@ def refuse(problems: Iterable[Problem], code: int = Exit.PROBLEMS) -> NoReturn:
 
 
 def fail(problems: Iterable[Problem], code: int) -> NoReturn:
-    """Print problems, in the shape that was asked for, and end with the exit code for that."""
+    """Print problems in the requested format, and exit with `code`, or for Nagios with its own."""
     found = tuple(problems)
     shape, is_unknown = shape_asked_for(), code == Exit.CANNOT_TELL
     if shape in ("json", "yaml"):
@@ -287,7 +287,7 @@ def fail(problems: Iterable[Problem], code: int) -> NoReturn:
 def nagios(
     word: str, summary: str, figures: str = "", lines: Sequence[str] = (), most: int = 50
 ) -> None:
-    """Print what Nagios reads: the state and a summary, figures, and the first of further lines."""
+    """Print the output for Nagios: state, summary, performance data, and `most` lines at most."""
     say(f"FC-FRONTEND {word} - {_without_bar(summary)}{f' | {figures}' if figures else ''}")
     for line in lines[:most]:
         say(_without_bar(line))
@@ -296,11 +296,11 @@ def nagios(
 
 
 def _without_bar(text: str) -> str:
-    """In Nagios' output, `|` begins the figures."""
+    """Replace `|`, which separates the performance data in Nagios' output."""
     return one_line(text.replace("|", "/"))
 
 
 def shape_asked_for() -> str:
-    """What --format or --json of the command that runs says; text where it has neither."""
+    """Return the format requested by --format or --json; text if the command has neither."""
     context = click.get_current_context(silent=True)
     return str(context.meta.get(_SHAPE, "text")) if context else "text"

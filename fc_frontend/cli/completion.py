@@ -1,7 +1,7 @@
-"""`fc-frontend completion SHELL`: the script that lets a shell complete commands, options, names.
+"""`fc-frontend completion SHELL`: print the script that completes commands, options and names.
 
-The script asks fc-frontend itself, by click's own protocol (`_FC_FRONTEND_COMPLETE`), so it never
-falls behind; what is asked then is below.
+The script queries fc-frontend through click's own protocol (`_FC_FRONTEND_COMPLETE`), so it is
+always up to date.  The completion functions are below.
 """
 
 from __future__ import annotations
@@ -36,18 +36,18 @@ def command(shell: str) -> None:
 
 
 def script(shell: str) -> str:
-    """The completion script of one of `SHELLS`."""
+    """Return the completion script for one of `SHELLS`."""
     from fc_frontend.cli import cli
 
     maker = get_completion_class(shell)
     assert maker is not None
-    # The class for bash would start a bash to ask for its version, where there may be none.
+    # The class for bash would start bash, which may not exist, to query its version.
     text = ShellComplete.source(maker(cli, {}, "fc-frontend", VARIABLE)).strip()
     if shell == "zsh":
-        # A function that is loaded from a file has to have that file's name, or only the first
-        # completion of a session works.
+        # A function that is loaded from a file must have the file's name.  Otherwise only the
+        # first completion of a session works.
         return text.replace("_fc_frontend_completion", "_fc-frontend")
-    # click's script for fish would cut what is said of a completion at its first comma.
+    # click's script for fish would cut the description of a completion at its first comma.
     return text.replace('string split "," $', 'string split --max 1 "," $')
 
 
@@ -55,15 +55,15 @@ Names = Callable[[click.Context, click.Parameter, str], list[str]]
 
 
 def safely(names: Callable[[click.Context], Iterable[str]]) -> Names:
-    """Completes to those of `names` that begin as what was typed; to none where anything fails."""
+    """Return a function that completes to matching `names`, or to nothing on any error."""
 
     def complete(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
         try:
             found = sorted(name for name in names(ctx) if name.startswith(incomplete))
-        # Whatever is wrong: a line that is being typed is no place to say it.
+        # An error must not be printed into the command line being typed.
         except Exception:
             return []
-        # They may come from files and from the network, and the shell prints them.
+        # Names may originate from files and from the network, and the shell prints them.
         return [name for name in found if name.isprintable() and " " not in name]
 
     return complete
@@ -71,7 +71,7 @@ def safely(names: Callable[[click.Context], Iterable[str]]) -> Names:
 
 @safely
 def service(ctx: click.Context) -> Iterable[str]:
-    """The declared services."""
+    """Complete the declared services."""
     from fc_frontend.config.declare import load
 
     given = set(ctx.params.get("services") or ())
@@ -80,7 +80,7 @@ def service(ctx: click.Context) -> Iterable[str]:
 
 @safely
 def pod(ctx: click.Context) -> Iterable[str]:
-    """The addresses of the service's pods, as cluster DNS named them last."""
+    """Complete the addresses of the service's pods in the last stored answer."""
     from fc_frontend.config.declare import load
     from fc_frontend.stored import stored_answers
 
@@ -92,7 +92,7 @@ def pod(ctx: click.Context) -> Iterable[str]:
 
 @safely
 def entry(ctx: click.Context) -> Iterable[str]:
-    """The entries of the history that can be gone back to."""
+    """Complete the entries of the history."""
     from fc_frontend.cli.common import settings_in_force
     from fc_frontend.haproxy import history
 
@@ -109,7 +109,7 @@ def _config(ctx: click.Context) -> str:
 
 @safely
 def command_names(_ctx: click.Context) -> Iterable[str]:
-    """The commands."""
+    """Complete the commands."""
     from fc_frontend.cli import COMMANDS
 
     return COMMANDS

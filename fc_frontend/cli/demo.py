@@ -1,4 +1,4 @@
-"""`fc-frontend demo`: see it work."""
+"""`fc-frontend demo`: run a demonstration on loopback."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def command(keep: bool) -> None:
             story = asyncio.create_task(Story(place, _teller()).tell(stop.wait if keep else None))
 
             def end() -> None:
-                # While it is kept running, Ctrl-C is the way to the end; before, it breaks off.
+                # With --keep, Ctrl-C ends the demo regularly; otherwise it cancels it.
                 stop.set()
                 if not keep:
                     story.cancel()
@@ -59,7 +59,7 @@ def command(keep: bool) -> None:
 
 
 def _teller() -> Callable[[str, str], None]:
-    """What prints the story: rich on a terminal, plain lines elsewhere."""
+    """Return the function that prints the story: rich on a terminal, else in plain lines."""
     if not sys.stdout.isatty():
         marks = {"title": "\n== ", "text": "   ", "good": "ok ", "bad": "!! ", "file": ""}
 

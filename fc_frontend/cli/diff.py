@@ -1,4 +1,4 @@
-"""`fc-frontend diff`: what `apply` would change."""
+"""`fc-frontend diff`: show what `apply` would change."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def _refuse(problems: tuple[Problem, ...]) -> None:
 def _resolution(
     declaration: Declaration, base: Base
 ) -> tuple[dict[str, Answer], tuple[Problem, ...]]:
-    """What cluster DNS says now; what it said last if that takes too long."""
+    """Return the current answers of cluster DNS, or the stored ones if that takes too long."""
     from fc_frontend.pipeline import resolve
     from fc_frontend.stored import stored_answers
 
@@ -143,9 +143,9 @@ def _resolution(
 def _installed(
     config: str, settings: Settings, base: Base, resolution: dict[str, Answer]
 ) -> Installed:
-    """What is there now.  Raises `Unavailable` if haproxy.cfg cannot be read.
+    """Return the installed configuration.  Raises `Unavailable` if haproxy.cfg cannot be read.
 
-    Services without a new answer in `resolution` have no `pods`: HAProxy keeps those it has.
+    Services without a fresh answer in `resolution` have no `pods`: HAProxy keeps its own.
     """
     from fc_frontend.explain.differences import Installed, Pods
     from fc_frontend.haproxy import install, runtime
@@ -186,12 +186,12 @@ def _installed(
 
 
 def print_changes(changes: tuple[Difference, ...]) -> None:
-    """Print what would change, and what each change costs."""
+    """Print the changes, and what each of them requires."""
     from fc_frontend.explain.differences import Effect
 
     for change in changes:
         mark = style(_MARKS[change.how], _COLORS[change.how])
-        # HAProxy does not run: that is the reason for all of them.
+        # HAProxy does not run, which is the reason for all changes.
         at_start = change.effect is Effect.START
         subject = f"{change.what} {change.name}".strip()
         repeats = (subject, f"{subject} {change.how}", f"{change.what}-{change.how} {change.name}")
@@ -218,7 +218,7 @@ def print_changes(changes: tuple[Difference, ...]) -> None:
 
 
 def _lines(change: Difference) -> list[str]:
-    """The lines that say what fields, binds and slots do not."""
+    """Return the lines that fields, binds and slots do not already show."""
     names = {field.name for field in change.fields}
     if change.how != "changed" or names - {"slots"}:
         return []

@@ -97,7 +97,7 @@ def command(config: str, kubeconfig: str | None, shape: str) -> None:
     withheld = (problem for each in prepared.withheld for problem in each.problems)
     errors = tuple(dict.fromkeys(errors_in((*withheld, *prepared.problems))))
     if unread := _unread(prepared.declaration, errors):
-        # What this VM is examined for would be defaults, which nobody declared.
+        # Otherwise, this VM would be checked against defaults that were not declared.
         if shape == "nagios":
             nagios("UNKNOWN", unread[0].message)
         elif shape == "json":
@@ -137,7 +137,7 @@ def command(config: str, kubeconfig: str | None, shape: str) -> None:
                 "set cluster.nameservers to the cluster's DNS, such as 10.0.0.254:53",
             )
         )
-    # A probe may find things for two groups.
+    # A probe may return findings of two groups.
     found.sort(key=lambda finding: _order(finding.group))
     if shape == "json":
         _json(config, found)
@@ -149,7 +149,7 @@ def command(config: str, kubeconfig: str | None, shape: str) -> None:
 
 
 def _unread(declaration: Declaration, errors: tuple[Problem, ...]) -> tuple[Problem, ...]:
-    """The errors for which the settings could not be read, and are not those declared."""
+    """Return the errors because of which the settings are not the declared ones."""
     from fc_frontend.plan.checks import settings_problems
 
     of_read = {declaration.located(each) for each in settings_problems(declaration.settings)}

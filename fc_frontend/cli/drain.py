@@ -1,4 +1,4 @@
-"""`fc-frontend drain`: no new traffic for a pod, or for a whole service."""
+"""`fc-frontend drain`: stop new traffic to a pod, or to a whole service."""
 
 from __future__ import annotations
 
@@ -115,11 +115,11 @@ def command(config: str, wait: int | None, shape: str, service: str, pod: str | 
 
 
 def declared(config: str) -> Declaration:
-    """What is declared; ends with 3 if the settings cannot be read."""
+    """Return the declaration; exit with 3 if the settings cannot be read."""
     from fc_frontend.config.declare import load
 
     declaration = load(config)
-    # Another file's mistake must not keep anybody from draining.
+    # An error in another file must not prevent draining.
     unreadable = [
         problem
         for problem in errors_in(declaration.problems)
@@ -131,7 +131,10 @@ def declared(config: str) -> Declaration:
 
 
 def known(declaration: Declaration, service: str) -> None:
-    """Ends with 1 if `service` is neither declared nor served by HAProxy, with 3 if it is mute."""
+    """Exit with 1 if `service` is neither declared nor served by HAProxy.
+
+    Exit with 3 if it is not declared and HAProxy does not answer.
+    """
     from fc_frontend.haproxy import runtime
 
     names = {spec.name for spec in declaration.services}
@@ -151,7 +154,7 @@ def known(declaration: Declaration, service: str) -> None:
 
 
 def stored_endpoints(declaration: Declaration, service: str) -> tuple[Endpoint, ...]:
-    """The pods of `service` that cluster DNS named last."""
+    """Return the pods of `service` in the last stored answer."""
     from fc_frontend.stored import stored_answers
 
     answer = stored_answers(declaration.settings, declaration.services).get(service)
@@ -159,7 +162,7 @@ def stored_endpoints(declaration: Declaration, service: str) -> tuple[Endpoint, 
 
 
 def _servers(held: DrainOutcome, service: str, chosen: list[str]) -> list[ServerState]:
-    """The servers of `service` with a pod, or only those with a chosen one."""
+    """Return the servers of `service` with a pod, or only those with a chosen one."""
     from fc_frontend.haproxy.drain import canonical
 
     return [
@@ -226,7 +229,7 @@ def _document(
 
 
 def _none_left(held: DrainOutcome, service: str) -> list[Problem]:
-    """A warning if no server of `service` is up any more."""
+    """Return a warning if no server of `service` is up any more."""
     if any(server.proxy == service and server.up and server.address for server in held.servers):
         return []
     problem = Problem(
@@ -240,7 +243,7 @@ def _none_left(held: DrainOutcome, service: str) -> list[Problem]:
 def _wait(
     declaration: Declaration, service: str, chosen: list[str], seconds: int
 ) -> tuple[Counter[str], list[Problem]]:
-    """Wait until no connection is left; those that are once time is up, and a problem then."""
+    """Wait until no connection is left; return the remaining ones, and a problem on timeout."""
     from fc_frontend.haproxy.connections import connections
 
     deadline = time.monotonic() + seconds

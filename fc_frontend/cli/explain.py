@@ -1,4 +1,4 @@
-"""`fc-frontend explain`: where a service's way is interrupted."""
+"""`fc-frontend explain`: trace why a service is not served."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def command(config: str, shape: str, service: str) -> None:
 
 
 def _explain_kubernetes_service(config: str, name: str, shape: str) -> int:
-    """Explain a Service of the cluster and all that leads to it; gives the exit code."""
+    """Explain a Service of the cluster and the services that serve it; return the exit code."""
     from fc_frontend.explain.kubernetes_service import collect_service
     from fc_frontend.explain.steps import explain, worst
 
@@ -117,7 +117,7 @@ def _print_dead_end(route: UrlRoute, shape: str) -> None:
 
 
 def _print_certificate(route: UrlRoute) -> None:
-    """Print the certificate that clients are served, if the daemon says which one it is."""
+    """Print the certificate that is served to clients, if the daemon reports it."""
     if route.certificate is not None:
         served = route.certificate
         names = ", ".join(served.certificate.names[:_MAX_NAMES])
@@ -128,7 +128,7 @@ def _print_certificate(route: UrlRoute) -> None:
 def explanation_document(
     facts: Facts, explanation: Explanation, route: UrlRoute | None = None
 ) -> dict[str, object]:
-    """What `explain --json` prints."""
+    """Return the document that `explain --json` prints."""
     cause = explanation.cause
     return {
         "version": 1,
@@ -152,7 +152,7 @@ def print_explanation(explanation: Explanation, state: str) -> None:
         return
     say()
     color = "green" if explanation.serves and cause is None else "red"
-    # Without an answer from HAProxy, the state is the daemon's, and not what was seen here.
+    # Without an answer from HAProxy, the state is the daemon's and was not verified here.
     word = "unknown" if explanation.verdict.value == "unknown" else state
     say(f"{style(word, color)}: {explanation.summary}")
     if cause is not None and cause.remedy:
@@ -160,7 +160,7 @@ def print_explanation(explanation: Explanation, state: str) -> None:
 
 
 def _print_steps(steps: Iterable[Step], cause: Step | None) -> None:
-    """Print steps; the remedy of `cause` comes later."""
+    """Print steps; the remedy of `cause` is printed later."""
     for each in steps:
         if is_quiet() and each.verdict.value in ("ok", "unknown"):
             continue

@@ -1,4 +1,4 @@
-"""`fc-frontend history`: what HAProxy was given, when, why, and what became of it."""
+"""`fc-frontend history`: show past deployments, their reasons and results."""
 
 from __future__ import annotations
 
@@ -214,7 +214,7 @@ def _row(entry: Entry, *, is_wide: bool) -> tuple[str, ...]:
 
 
 def _nobody(entry: Entry) -> str:
-    """Who made an entry without a user; who wrote a foreign or edited file is not known."""
+    """Return who made an entry without a user; unknown for a foreign or edited file."""
     return "-" if entry.outcome in ("foreign", "edited") else "daemon"
 
 

@@ -1,4 +1,4 @@
-"""`fc-frontend import`: from a haproxy.cfg written by hand to declarations."""
+"""`fc-frontend import`: convert a haproxy.cfg written by hand to declarations."""
 
 from __future__ import annotations
 
@@ -178,7 +178,7 @@ def _imported(files: tuple[str, ...]) -> Imported:
 
 
 def _address_of(host: str) -> str | None:
-    """The first address of a host by the system's resolver, which HAProxy asks as well."""
+    """Return the first address of a host by the system's resolver, which HAProxy also uses."""
     import socket
 
     try:

@@ -37,10 +37,10 @@ T = TypeVar("T")
 
 _STANDARD_OUTPUT = "-"
 _ID_ALPHABET = "bcdfghjklmnpqrstvwxz2456789"
-"""Kubernetes' own for random names: no words come of it."""
+"""The alphabet of Kubernetes for random names, which cannot form words."""
 _ID_LETTERS = 5
 _SHORTER_SECONDS = 60
-"""A lifetime that falls short of what was asked for by more is reported."""
+"""A granted lifetime is reported if it is shorter than requested by more than this."""
 
 EPILOG = """\
 \b
@@ -164,7 +164,7 @@ def command(
 
 
 def _require_no_options(word: str, options: Iterable[str]) -> None:
-    """Raise a usage error for options that say what to make."""
+    """Raise a usage error for options that only apply to making a kubeconfig."""
     context = click.get_current_context()
     commandline = click.core.ParameterSource.COMMANDLINE
     given = {name for name in options if context.get_parameter_source(name) is commandline}
@@ -257,7 +257,7 @@ def _require_new(output: str) -> None:
 
 
 def _server(given: str | None, config: str) -> str | None:
-    """The URL for the holder: as given, else the bind of the setting api_access."""
+    """Return the URL for the holder: as given, else from a bind of the setting api_access."""
     from fc_frontend.config.declare import load
     from fc_frontend.kubeconfigs.grants import public_server
     from fc_frontend.kubernetes.kubeconfig import parse_server

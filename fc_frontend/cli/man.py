@@ -1,4 +1,4 @@
-"""`fc-frontend man`: the manual, made of the same words as --help."""
+"""`fc-frontend man`: the manual, generated from the text of --help."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def command(output: str | None, name: str | None) -> None:
     if viewer is None:
         click.echo(page, nl=False)
         return
-    # Of two programs of this name, only one reads its standard input.
+    # There are two programs named man, and only one reads its standard input.
     with tempfile.NamedTemporaryFile(suffix=".1") as file:
         file.write(page.encode())
         file.flush()

@@ -1,4 +1,4 @@
-"""Manual pages from the text of --help: click's commands in, roff out.  Pure.
+"""Generate manual pages from the text of --help: click's commands in, roff out.  Pure.
 
 Paragraphs of a command's help become paragraphs, those that begin with `\\b` are printed verbatim,
 and a list of exit codes becomes the section EXIT STATUS.
@@ -55,10 +55,9 @@ EXIT_STATUS = {
 def pages(
     group: click.Group, summaries: Mapping[str, str], version: str, date: str
 ) -> dict[str, str]:
-    """All pages by file name: fc-frontend.1, and one for each command of `group`.
+    """Return all pages by file name: fc-frontend.1, and one for each command of `group`.
 
-    `summaries` has a line for each command, in the order in which they are listed; `date` is
-    YYYY-MM-DD.
+    `summaries` has one line for each command, in the order of the list; `date` is YYYY-MM-DD.
     """
     root = click.Context(group, info_name=PROGRAM, **group.context_settings)
     found = {f"{PROGRAM}.1": _main(root, group, summaries, version, date)}
@@ -136,7 +135,7 @@ def _options(context: click.Context, command: click.Command) -> list[str]:
     records = [parameter.get_help_record(context) for parameter in command.get_params(context)]
     lines = []
     for names, text in filter(None, records):
-        # `-c, --config PATH`: names as they are typed, in bold; what stands for a value, italic.
+        # `-c, --config PATH`: option names in bold, placeholders of values in italics.
         words = [
             f"\\fB{escaped(word.rstrip(','))}\\fR{',' if word.endswith(',') else ''}"
             if word.startswith("-")
@@ -179,7 +178,7 @@ def _section(title: str, lines: list[str]) -> list[str]:
 
 
 def _parts(command: click.Command) -> tuple[list[str], list[str]]:
-    """The paragraphs of a command's help, and those of them that list its exit codes."""
+    """Return the paragraphs of a command's help, and separately those with its exit codes."""
     prose: list[str] = []
     codes: list[str] = []
     for paragraph in _split(inspect.cleandoc(command.help or "")):
@@ -212,7 +211,7 @@ def _as_it_is(rows: list[str]) -> list[str]:
 
 
 def filled(text: str) -> list[str]:
-    """Running text as lines of roff; text in backquotes is bold."""
+    """Return running text as lines of roff; text in backquotes is bold."""
     lines: list[str] = []
     line = ""
     for word in _marked(" ".join(text.split())).split(" "):
@@ -234,12 +233,12 @@ def _pieces(text: str) -> Iterator[str]:
 
 
 def _line(text: str) -> str:
-    """A line that roff takes as text, whatever it begins with."""
+    """Return a line that roff treats as text even if it begins with a dot."""
     return f"\\&{text}" if text.startswith(".") else text
 
 
 def escaped(text: str) -> str:
-    """`text` as roff shows it letter by letter: minus signs, quotes and backslashes as typed."""
+    """Return `text` escaped for roff: minus signs, quotes and backslashes are shown as typed."""
     return "".join(
         _ROFF.get(letter, letter if letter.isascii() else f"\\[u{ord(letter):04X}]")
         for letter in text

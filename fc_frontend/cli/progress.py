@@ -32,10 +32,10 @@ _ASCII_FRAMES = "|/-\\"
 _ERASE = "\r\033[K"
 
 
-class step:  # noqa: N801 - it is used as a function is: `with step("..."):`
-    """A context in which something is done that may take long; `text` says what.
+class step:  # noqa: N801 - it is used like a function: `with step("..."):`
+    """A context manager that shows the progress of a slow operation, described by `text`.
 
-    Nothing may be printed inside of it.
+    Nothing may be printed inside of the context.
     """
 
     def __init__(self, text: str) -> None:
@@ -66,7 +66,7 @@ class step:  # noqa: N801 - it is used as a function is: `with step("..."):`
             click.echo(printable(f"{self._text}: {seconds:.2f} s{end}"), err=True)
 
     def say(self, text: str) -> None:
-        """Let the line say `text` from now on."""
+        """Change the text of the line."""
         self._text = text
 
     def _draw(self) -> None:
@@ -78,7 +78,7 @@ class step:  # noqa: N801 - it is used as a function is: `with step("..."):`
         try:
             while True:
                 seconds = int(time.monotonic() - self._started)
-                # One column is left free: a full line would wrap, and could not be taken away.
+                # One column is left free: a full line would wrap, and could not be erased.
                 columns = shutil.get_terminal_size().columns - 1
                 line = f"{frames[turn % len(frames)]} {self._text} ({seconds} s)"
                 sys.stderr.write(_ERASE + printable(line, max(1, columns)))
@@ -93,14 +93,14 @@ class step:  # noqa: N801 - it is used as a function is: `with step("..."):`
 
 
 def volume() -> int:
-    """-1 with --quiet, 1 with --verbose, else 0."""
+    """Return -1 with --quiet, 1 with --verbose, else 0."""
     context = click.get_current_context(silent=True)
     found = context.meta.get(__name__, 0) if context else 0
     return int(found)
 
 
 def volume_options(function: F) -> F:
-    """The options --quiet and --verbose, before the command's name or after it."""
+    """Add the options --quiet and --verbose, before the command's name or after it."""
 
     def heard(ctx: click.Context, param: click.Parameter, value: bool) -> None:
         if value:
@@ -120,12 +120,12 @@ def volume_options(function: F) -> F:
 
 
 def is_quiet() -> bool:
-    """True with --quiet."""
+    """Return whether --quiet is given."""
     return volume() < 0
 
 
 def is_verbose() -> bool:
-    """True with --verbose."""
+    """Return whether --verbose is given."""
     return volume() > 0
 
 

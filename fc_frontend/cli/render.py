@@ -1,4 +1,4 @@
-"""`fc-frontend render`: haproxy.cfg, to be looked at."""
+"""`fc-frontend render`: print the generated haproxy.cfg."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`fc-frontend resolve`: what the Kubernetes API and cluster DNS say now."""
+"""`fc-frontend resolve`: show the current answers of the Kubernetes API and cluster DNS."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def _is_good(answer: Answer) -> bool:
 
 
 def answers_document(answers: dict[str, Answer], problems: Iterable[Problem]) -> dict[str, object]:
-    """What `resolve --json` prints."""
+    """Return the document that `resolve --json` prints."""
     return {
         "version": 1,
         "services": {
@@ -121,7 +121,7 @@ def print_answers(answers: dict[str, Answer]) -> None:
         (
             name,
             answer.kind.value,
-            # No answer says nothing about pods.
+            # Without an answer, the number of pods is unknown.
             str(len(answer.endpoints)) if answer.freshness is Freshness.FRESH else "?",
             _addresses(answer),
             answer.error or answer.reason,

@@ -1,4 +1,4 @@
-"""`fc-frontend resume`: what is declared counts again."""
+"""`fc-frontend resume`: resume normal deployments."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def command(config: str, shape: str) -> None:
         _tell(shape, None, "there is no hold")
         return
     try:
-        # Whoever goes back just now gets its hold first.
+        # A rollback that is in progress sets its hold first.
         patience = settings.haproxy.check_timeout + settings.haproxy.reload_timeout
         with step("waiting for another deployment to end"), deploying(directory, patience):
             held = hold.load(directory)

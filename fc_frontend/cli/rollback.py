@@ -1,4 +1,4 @@
-"""`fc-frontend rollback`: back to a configuration that HAProxy had, and stay there."""
+"""`fc-frontend rollback`: restore an earlier configuration, and hold it."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def command(config: str, shape: str, entry_id: int | None) -> None:
     settings = settings_in_force(config)
     try:
         find_binary(settings.haproxy.binary)
-        # HAProxy outlives this command: it must not hold the pipe that our output goes to.
+        # HAProxy outlives this command, and must not keep the pipe of its output open.
         with step("checking, installing and reloading"):
             entry, deployment = go_back(settings, entry_id, by=user(), output=os.devnull)
     except Refused as exc:

@@ -34,7 +34,7 @@ def command(config: str, log_level: str | None) -> None:
     """
     from fc_frontend.daemon.memory import return_what_is_free
 
-    # Before anything large is read.
+    # Call it before anything large is read.
     return_what_is_free()
     from fc_frontend.daemon.service import Service
     from fc_frontend.observe.log import configure

@@ -1,4 +1,4 @@
-"""`fc-frontend status`: how the frontend is."""
+"""`fc-frontend status`: show the status of the frontend."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ _COLORS = {"OK": "green", "WARNING": "yellow", "CRITICAL": "red", "UNKNOWN": "ye
 _SHOWN = 50
 _MOST_FRONTENDS = 20
 _WATCH_EVERY = 2.0
-"""Seconds between two looks of --watch."""
+"""Seconds between two refreshes of --watch."""
 _NARROWEST = 40
-"""Columns below which no table is made narrower."""
+"""The width in columns below which tables are not made narrower."""
 _CODES = {"OK": Exit.GOOD, "WARNING": Exit.PROBLEMS, "CRITICAL": Exit.PROBLEMS}
 
 EPILOG = """\
@@ -109,7 +109,7 @@ def _found(config: str) -> Overview:
 
 
 def print_nagios(found: Overview) -> None:
-    """Print the status as a Nagios plugin does: one line, and performance data."""
+    """Print the status as a Nagios plugin does: one line with performance data, then details."""
     counts = [row.counts for row in found.rows if row.counts]
     from fc_frontend.model.service_state import ServiceState
 
@@ -155,7 +155,7 @@ def print_status(found: Overview, *, is_wide: bool) -> None:
 
 
 def _narrow_table(rows: Sequence[Row]) -> None:
-    """A line for each service that fits a terminal; what has to give way is never a port."""
+    """Print one line per service that fits the terminal; ports are never cut."""
     header = ("SERVICE", "STATE", "UP", "PODS", "BINDS")
     cells = [_cells(row) for row in rows]
     widths = [max(len(each[i]) for each in (header, *cells)) for i in range(len(header) - 1)]
@@ -169,7 +169,7 @@ def _narrow_table(rows: Sequence[Row]) -> None:
 
 
 def _binds(binds: Sequence[str], room: int) -> str:
-    """As many binds as fit into `room` columns, and how many more there are."""
+    """Return as many binds as fit into `room` columns, and the number of further ones."""
     shown: list[str] = []
     for number, bind in enumerate(binds):
         left = len(binds) - number - 1
@@ -181,7 +181,7 @@ def _binds(binds: Sequence[str], room: int) -> str:
 
 
 def _shortened(bind: str, room: int) -> str:
-    """A bind in `room` columns: its address is cut in the middle, its port never."""
+    """Shorten a bind to `room` columns: its address is cut in the middle, its port never."""
     if len(bind) <= room:
         return bind
     host, colon, port = bind.rpartition(":")
@@ -191,7 +191,7 @@ def _shortened(bind: str, room: int) -> str:
 
 
 def print_findings(found: Overview) -> None:
-    """Print what is wrong, the most urgent first."""
+    """Print the findings, most urgent first."""
     for finding in found.findings[:_SHOWN]:
         word = style(finding.level.name.lower(), _COLORS[finding.level.name])
         where = f"{finding.file}:{finding.line}: " if finding.line else ""
@@ -259,7 +259,7 @@ def _about(found: Overview) -> list[tuple[str, str]]:
 
 
 def _cluster(cluster: ClusterHealth | Problem | None) -> list[tuple[str, str]]:
-    """The basic health of the cluster: `kubectl cluster-info` and `kubectl get nodes`."""
+    """Return the basic health of the cluster (`kubectl cluster-info`, `kubectl get nodes`)."""
     from fc_frontend.explain.overview import unready_reason
 
     if cluster is None:

@@ -1,4 +1,4 @@
-"""`fc-frontend undrain`: traffic again for what was drained."""
+"""`fc-frontend undrain`: send new traffic to a drained pod or service again."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def command(config: str, shape: str, service: str, pod: str | None) -> None:
             for name, address in before.pods
             if name == service and chosen in (None, address)
         }
-        # What is named is ours from now on, whoever drained it: that frees it.
+        # Claim these slots, whoever drained them: only drains of claimed slots are ended.
         return replace(
             before,
             pods=before.pods - freed,

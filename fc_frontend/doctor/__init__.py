@@ -1,8 +1,8 @@
-"""Is this VM fit to be a frontend?
+"""Check whether this VM meets the prerequisites of a frontend.
 
-    observe/    looks at the VM, cluster DNS, HAProxy and the API server: facts
+    observe/    collects facts about the VM, cluster DNS, HAProxy and the API server
     judge/      facts → findings, pure
-    examine     all of it at once, within bounds of time
+    examine     runs all of it concurrently, with timeouts
 
 Nothing here changes anything, anywhere.
 """

@@ -1,4 +1,4 @@
-"""The whole examination: all probes at once, each and all within bounds of time."""
+"""Run all probes concurrently, with a timeout for each and for all together."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ from fc_frontend.plan.model import (
 from fc_frontend.plan.planner import uses_api
 
 MOST_COMPARED = 50
-"""Services of which the answers of all nameservers are compared."""
+"""The number of services whose answers are compared across nameservers."""
 
 if TYPE_CHECKING:
     from fc_frontend.config.trust import Verdict
 
 TIMEOUT = 2.0
-"""Seconds for each question to somebody."""
+"""Seconds for each query."""
 WHOLE = 14.0
-"""Seconds for everything; what has not ended by then is told as unknown."""
+"""Seconds for everything; a probe that has not ended by then is reported as unknown."""
 
 
 _Ended = queue.SimpleQueue[tuple[int, tuple[Finding, ...]]]
@@ -43,7 +43,7 @@ _Ended = queue.SimpleQueue[tuple[int, tuple[Finding, ...]]]
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """Something to look at: `look` observes and judges, and changes nothing."""
+    """One probe: `look` observes and judges, and changes nothing."""
 
     group: str
     check: str
@@ -55,16 +55,16 @@ def examine(
     whole: float = WHOLE,
     told: Callable[[int, tuple[Probe, ...]], None] = lambda _done, _open: None,
 ) -> tuple[Finding, ...]:
-    """The findings of all probes in their order, after at most `whole` seconds.
+    """Return the findings of all probes in their order, after at most `whole` seconds.
 
-    A probe that fails in a way that nobody foresaw costs its own findings only.  `told` hears now
-    and then how many are done and which are still under way.
+    An unexpected failure of a probe affects only its own findings.  `told` is called regularly
+    with the number of completed probes and those that are still running.
     """
     every = tuple(probes)
     done: dict[int, tuple[Finding, ...]] = {}
     ended: _Ended = queue.SimpleQueue()
     for number, probe in enumerate(every):
-        # Not waited for at the end: one that hangs must not keep us.
+        # A daemon thread is not joined at exit: a probe that hangs must not block the process.
         threading.Thread(target=partial(_look, number, probe, ended), daemon=True).start()
     deadline = time.monotonic() + whole
     while len(done) < len(every) and (left := deadline - time.monotonic()) > 0:
@@ -94,7 +94,7 @@ def _looked(probe: Probe) -> tuple[Finding, ...]:
             for problem in exc.problems
         )
     except Exception as exc:
-        # Its text might have what must not be shown.
+        # The text of the exception may contain secrets.
         return (
             Group(probe.group).unknown(
                 probe.check,
@@ -120,9 +120,9 @@ def probes(
     kubeconfig: str | None = None,
     timeout: float = TIMEOUT,
 ) -> tuple[Probe, ...]:
-    """What there is to look at, for a plan and the `haproxy.cfg` that follows from it.
+    """Return the probes for a plan and the `haproxy.cfg` rendered from it.
 
-    `text` is None if none follows: then there are no binds to try.
+    `text` is None if none could be rendered: then the binds are not checked.
     """
     settings = plan.settings
     found = [
@@ -266,7 +266,7 @@ def _running(plan: Plan, text: str | None, timeout: float) -> Iterable[Finding]:
 
     haproxy = plan.settings.haproxy
     binary = None
-    with contextlib.suppress(Unavailable):  # `_build` tells it
+    with contextlib.suppress(Unavailable):  # reported by `_build`
         binary = str(binary_version(find_binary(haproxy.binary), timeout))
     runtime, master, now = observe.observe_sockets(haproxy, timeout)
     found = [*judge.judge_sockets(haproxy, runtime, master, binary)]
@@ -291,7 +291,7 @@ def _places(settings: Settings) -> Iterable[Finding]:
     from fc_frontend.doctor.observe.machine import observe_place
     from fc_frontend.haproxy.take_over import missing_consent
 
-    # The file itself may be a link, as NixOS has it: what it points to is replaced.
+    # The file may be a symbolic link, as on NixOS: its target is replaced.
     config = Path(settings.haproxy.config_file).resolve().parent
     return (
         judge_config_file(settings.haproxy.config_file, missing_consent(settings)),

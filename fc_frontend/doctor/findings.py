@@ -1,4 +1,4 @@
-"""What an examination finds: a word and a remedy for each thing that was looked at."""
+"""The findings of an examination: a result and a remedy for each check."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from fc_frontend.text import one_line
 
 
 class Result(StrEnum):
-    """How it is, best first."""
+    """The result of a check, best first."""
 
     OK = "ok"
     WARNING = "warning"
     UNKNOWN = "unknown"
-    """It could not be looked at, or says nothing either way."""
+    """The check failed to run, or was inconclusive."""
     PROBLEM = "problem"
 
 
@@ -24,7 +24,7 @@ _ORDER = tuple(Result)
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that was looked at; `remedy` says what to do, empty where nothing is to be done."""
+    """The result of one check; `remedy` is empty if nothing needs to be done."""
 
     group: str
     check: str
@@ -33,7 +33,7 @@ class Finding:
     remedy: str = ""
 
     def as_json(self) -> dict[str, str]:
-        """The finding in the shape of the JSON output: no field is ever missing."""
+        """Return the finding in the format of the JSON output.  All fields are always present."""
         return {
             "group": self.group,
             "check": self.check,
@@ -45,28 +45,28 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Makes the findings of one group."""
+    """Create the findings of one group."""
 
     name: str
 
     def ok(self, check: str, message: str) -> Finding:
-        """All is well."""
+        """Return a finding without a problem."""
         return Finding(self.name, check, Result.OK, message)
 
     def warning(self, check: str, message: str, remedy: str) -> Finding:
-        """It works, or may work, and should be looked after."""
+        """Return a finding about something that works, or may work, but needs attention."""
         return Finding(self.name, check, Result.WARNING, message, remedy)
 
     def problem(self, check: str, message: str, remedy: str) -> Finding:
-        """It does not work."""
+        """Return a finding about something that does not work."""
         return Finding(self.name, check, Result.PROBLEM, message, remedy)
 
     def unknown(self, check: str, message: str, remedy: str) -> Finding:
-        """It cannot be told."""
+        """Return a finding whose result is unknown."""
         return Finding(self.name, check, Result.UNKNOWN, message, remedy)
 
 
 def worst(findings: Iterable[Finding]) -> Result:
-    """The worst result of all; unknown if nothing was found at all."""
+    """Return the worst result, or unknown if there are no findings."""
     found = [finding.result for finding in findings]
     return max(found, key=_ORDER.index) if found else Result.UNKNOWN

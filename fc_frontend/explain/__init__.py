@@ -1,1 +1,1 @@
-"""What operators ask: how is it, where does it break, what would change."""
+"""Answers for operators: the current status, the cause of a failure, the effect of a change."""

@@ -1,6 +1,6 @@
-"""Find out what there is to be known: from files, the daemon, cluster DNS, HAProxy and the kernel.
+"""Collect facts from files, the daemon, cluster DNS, HAProxy and the kernel.
 
-Asks and never changes anything; each source may be missing, and the others tell what they can.
+Only queries, never changes anything.  Each source may be missing; the others are then used alone.
 """
 
 from __future__ import annotations
@@ -80,12 +80,12 @@ from fc_frontend.syntax.endpoints import ListenEndpoint
 from fc_frontend.text import one_line, whole_number
 
 _API_SECONDS = 2.0
-"""For each request to the API server."""
+"""The timeout of each request to the API server."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeclaredView:
-    """What is in force by the files, and what the daemon, if there is one, says of it."""
+    """The configuration in force according to the files, and the daemon's report, if any."""
 
     declaration: Declaration
     prepared: Prepared
@@ -93,10 +93,10 @@ class DeclaredView:
     daemon_problem: Problem | None
     withheld: tuple[Held, ...]
     names: frozenset[str]
-    """All that is declared, withheld or not."""
+    """The names of all declared services, withheld or not."""
 
     def held(self, name: str) -> tuple[Held, ...]:
-        """The withheld changes that have to do with a service."""
+        """Return the withheld changes that affect a service."""
         spec = _spec(self.declaration, name)
         file = spec.origin.file if spec and spec.origin else None
         return tuple(
@@ -104,16 +104,17 @@ class DeclaredView:
             for held in self.withheld
             if (held.kind == "service" and held.name == name)
             or (held.kind == "file" and file == held.name)
-            # A file that cannot be read may declare what nobody else does.
+            # An unreadable file may contain a declaration that is found nowhere else.
             or (held.kind == "file" and spec is None and name not in self.names)
             or (held.kind in ("settings", "templates") and spec is not None)
         )
 
 
 def declared(settings_file: str, *, judged: bool) -> DeclaredView:
-    """What is declared and in force; with `judged`, HAProxy is asked if there is no daemon.
+    """Return the declared configuration that is in force.
 
-    Raises `Unavailable` if there are no settings to go by.
+    With `judged`, HAProxy checks it if there is no daemon.  Raises `Unavailable` without valid
+    settings.
     """
     sources = read(settings_file)
     base = stored_base(sources)
@@ -139,7 +140,7 @@ def declared(settings_file: str, *, judged: bool) -> DeclaredView:
 
 
 def _prepared(sources: Sources, base: Base, daemon: Daemon | None, *, judged: bool) -> Prepared:
-    """What is in force: with what the daemon withholds, or what HAProxy would refuse."""
+    """Prepare the configuration without what the daemon withholds or HAProxy would refuse."""
     if daemon is None:
         if judged:
             with contextlib.suppress(Unavailable):
@@ -155,7 +156,7 @@ def _prepared(sources: Sources, base: Base, daemon: Daemon | None, *, judged: bo
 
 
 def held_from(withheld: Withheld) -> Held:
-    """A withheld change as `status` and `explain` show it."""
+    """Return a withheld change in the form that `status` and `explain` show."""
     return Held(
         kind=withheld.unit.kind.value,
         name=withheld.unit.name,
@@ -171,7 +172,7 @@ def _spec(declaration: Declaration, name: str) -> ServiceSpec | None:
 
 
 def collect(settings_file: str, name: str) -> Facts:
-    """All that is to be known of one service now; at most some seconds.  Raises `Unavailable`."""
+    """Collect the facts about one service, in a few seconds at most.  Raises `Unavailable`."""
     known = declared(settings_file, judged=True)
     return facts_of(settings_file, name, known, known.prepared)
 
@@ -184,10 +185,10 @@ def facts_of(
     *,
     timeout: float = runtime.TIMEOUT,
 ) -> Facts:
-    """All that is to be known of one service now, with what is declared and `prepared` at hand.
+    """Collect the facts about one service, given the declared configuration and `prepared`.
 
-    Cluster DNS, HAProxy and the kernel are asked; HAProxy has `timeout` seconds for each answer.
-    Raises `Unavailable` for a raw fragment.
+    Queries cluster DNS, HAProxy and the kernel; HAProxy has `timeout` seconds for each answer.
+    Raises `Unavailable` for a frontend or a raw fragment.
     """
     declaration, daemon, answers = known.declaration, known.daemon, prepared.resolution
     if any(frontend.name == name for frontend in declaration.frontends):
@@ -267,7 +268,7 @@ def _state(
     worker: Worker | None,
     worker_problem: Problem | None,
 ) -> ServiceState:
-    """The state of a service, as `status` shows it."""
+    """Return the state of a service, as `status` shows it."""
     told = known.daemon.service(name) if known.daemon else None
     haproxy, counts = haproxy_of(known.daemon, worker, worker_problem)
     endpoints, short, is_current = None, 0, False
@@ -295,7 +296,10 @@ def _state(
 def haproxy_of(
     daemon: Daemon | None, worker: Worker | None, problem: Problem | None
 ) -> tuple[HaproxyState, dict[str, Counts]]:
-    """Whether HAProxy runs, and its servers: the daemon may ask where this user may not."""
+    """Return whether HAProxy runs, and its servers by proxy.
+
+    If this user has no access to HAProxy, the daemon's report is used.
+    """
     if worker is not None:
         return HaproxyState.RUNNING, dict(worker.counts)
     found = state_without(problem) if problem else HaproxyState.UNKNOWN
@@ -308,7 +312,7 @@ def haproxy_of(
 
 
 async def _resolved(spec: ServiceSpec, cluster: Cluster) -> tuple[Answer, str]:
-    """What API or cluster DNS say now, and what of the name is missing besides the service."""
+    """Query the API or cluster DNS; also return what is missing besides the service itself."""
     by_api = await ask_api((spec,), cluster, {})
     if spec.name in by_api:
         return by_api[spec.name], ""
@@ -316,7 +320,7 @@ async def _resolved(spec: ServiceSpec, cluster: Cluster) -> tuple[Answer, str]:
 
 
 async def ask_nameservers(cluster: Cluster) -> tuple[NameserverAnswer, ...]:
-    """Ask each nameserver one question that every cluster can answer, at once."""
+    """Send each nameserver a query that every cluster can answer, all at the same time."""
     replies = await asyncio.gather(
         *(ask_nameserver(cluster, index) for index in range(len(cluster.nameservers)))
     )
@@ -332,7 +336,7 @@ async def ask_nameservers(cluster: Cluster) -> tuple[NameserverAnswer, ...]:
 def ask_worker(
     haproxy: Haproxy, timeout: float = runtime.TIMEOUT
 ) -> tuple[Worker | None, Problem | None]:
-    """What the running worker says, or why it says nothing; `timeout` seconds for each answer."""
+    """Query the running worker; return its facts or the problem; `timeout` is for each answer."""
     try:
         info = runtime.info(haproxy.runtime_socket, timeout)
         counts = counted(runtime.each_server(haproxy.runtime_socket, timeout))
@@ -351,7 +355,7 @@ def ask_worker(
 
 
 def _proxy(haproxy: Haproxy, name: str, timeout: float) -> Proxy | None:
-    """The section of a service in the running worker, None if it has none."""
+    """Return the section of a service in the running worker, or None if there is none."""
     if not is_name(name):
         return None
     try:
@@ -405,7 +409,7 @@ def _binds(
     worker: Worker | None,
     timeout: float,
 ) -> tuple[BindFact, ...]:
-    """Who listens on the binds of the service, or of its frontend."""
+    """Find out which processes listen on the binds of the service, or of its frontend."""
     pids = {worker.pid} if worker and worker.pid else set()
     with contextlib.suppress(Unavailable):
         pids |= show_proc(haproxy.master_socket, timeout).pids
@@ -432,14 +436,14 @@ def _binds(
 
 
 def _obstacle(endpoint: ListenEndpoint, owned_by: frozenset[int]) -> Problem | None:
-    """What keeps HAProxy from an endpoint on which nobody listens."""
+    """Return what keeps HAProxy from binding an endpoint on which no process listens."""
     for obstacle in find_obstacles([endpoint], owned_by=owned_by):
         return Problem(message=obstacle.message, remedy=obstacle.remedy)
     return None
 
 
 def _on_hold(settings: Settings, daemon: Daemon | None) -> hold.Hold | None:
-    """What is held: by its file, or for who may not read that, by what the daemon says."""
+    """Return the hold from its file, or from the daemon if this user may not read the file."""
     if hold.unseen(settings.state_directory) is None:
         return hold.load(settings.state_directory)
     if daemon is None or daemon.held_id is None:
@@ -451,7 +455,7 @@ def _on_hold(settings: Settings, daemon: Daemon | None) -> hold.Hold | None:
 
 
 def look(settings_file: str) -> Seen:
-    """All that is to be known of the frontend now; at most some seconds.  Raises `Unavailable`."""
+    """Collect the facts about the frontend, in a few seconds at most.  Raises `Unavailable`."""
     known = declared(settings_file, judged=False)
     nameservers, health = asyncio.run(_ask_cluster(known.declaration.settings.cluster))
     return seen_of(known, nameservers, health)
@@ -460,14 +464,14 @@ def look(settings_file: str) -> Seen:
 async def _ask_cluster(
     cluster: Cluster,
 ) -> tuple[tuple[NameserverAnswer, ...], ClusterHealth | Problem | None]:
-    """What nameservers and, where there is one, API server say, asked at once."""
+    """Query the nameservers and the API server, if one is configured, at the same time."""
     if cluster.api is None:
         return await ask_nameservers(cluster), None
     return await asyncio.gather(ask_nameservers(cluster), _ask_health(cluster.api))
 
 
 async def _ask_health(api: ApiSettings) -> ClusterHealth | Problem:
-    """What the API server says, or why it cannot be asked."""
+    """Return the health of the cluster, or why the API server cannot be queried."""
     try:
         return await cluster_health(api, _API_SECONDS)
     except Unavailable as exc:
@@ -481,9 +485,9 @@ def seen_of(
     *,
     timeout: float = runtime.TIMEOUT,
 ) -> Seen:
-    """All that is to be known of the frontend now, with what is declared at hand.
+    """Collect the facts about the frontend, given the declared configuration.
 
-    HAProxy is asked, and has `timeout` seconds for each answer.
+    Queries HAProxy, which has `timeout` seconds for each answer.
     """
     declaration, daemon = known.declaration, known.daemon
     settings = declaration.settings
@@ -526,7 +530,7 @@ def seen_of(
 
 
 def _last_reload(daemon: Daemon | None, state_directory: str) -> LastReload | None:
-    """The newest deployment that the daemon or the history, as with a rollback, knows of."""
+    """Return the newest deployment in the daemon's report or, as after a rollback, the history."""
     told = daemon.last_reload if daemon else None
     newest = next(iter(reversed(history.deployments(state_directory))), None)
     if newest is None or (told is not None and told.at >= newest.at):
@@ -542,7 +546,7 @@ def _last_reload(daemon: Daemon | None, state_directory: str) -> LastReload | No
 def _by_files(
     prepared: Prepared,
 ) -> tuple[tuple[DaemonService, ...], str | None, tuple[Problem, ...]]:
-    """Services by the files and stored answers, the hash that follows, and what is wrong."""
+    """Return services from files and stored answers, the resulting hash, and the problems."""
     answers = prepared.resolution
     services = tuple(
         DaemonService(

@@ -1,6 +1,7 @@
-"""Ask the daemon how it is, over HTTP.
+"""Query the daemon's status over HTTP.
 
-Whoever listens on that port may answer anything: what is not as the daemon writes it is no answer.
+Another process may listen on that port: an answer that does not have the daemon's format is
+rejected.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from fc_frontend.plan.model import Bind, Freshness, Kind
 from fc_frontend.text import one_line
 
 TIMEOUT = 5.0
-"""In seconds, for the whole answer, which waits for its turn for a second and longer."""
+"""Seconds for the whole answer, which may be queued for a second or longer."""
 _MOST_BYTES = 64 * 1024 * 1024
 _LAST_MOMENT = 1e11
 _STATES = ("up", "down", "drained", "maintenance", "free", "standby")
@@ -33,7 +34,7 @@ _CAUSES = {cause.value: cause for cause in Cause}
 
 
 def ask_daemon(listen: Bind | None, timeout: float = TIMEOUT) -> Daemon:
-    """What the daemon that listens there says of itself.  Raises `Unavailable`."""
+    """Return the status of the daemon that listens on `listen`.  Raises `Unavailable`."""
     if listen is None or listen.port is None:
         raise Unavailable.of(
             "the daemon cannot be asked: `listen` is null",
@@ -60,7 +61,7 @@ def ask_daemon(listen: Bind | None, timeout: float = TIMEOUT) -> Daemon:
 
 
 def _get(host: str, port: int, timeout: float) -> bytes:
-    """The body of /status.json.  Raises OSError or HTTPException."""
+    """Return the body of /status.json.  Raises OSError or HTTPException."""
     deadline = time.monotonic() + timeout
     content = bytearray()
     with socket.create_connection((host, port), timeout) as connection:
@@ -71,7 +72,7 @@ def _get(host: str, port: int, timeout: float) -> bytes:
             content += chunk
             if len(content) > _MOST_BYTES:
                 raise http.client.HTTPException(f"more than {_MOST_BYTES} bytes")
-            # Byte by byte it may take no longer either.
+            # The deadline also limits an answer that arrives byte by byte.
             connection.settimeout(max(0.001, deadline - time.monotonic()))
     response = http.client.HTTPResponse(_Received(bytes(content)))  # type: ignore[arg-type]
     response.begin()
@@ -82,7 +83,7 @@ def _get(host: str, port: int, timeout: float) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class _Received:
-    """What was received, as http.client reads from a socket."""
+    """The received bytes, in the form that http.client reads from a socket."""
 
     content: bytes
 
@@ -95,9 +96,10 @@ def _reason(exc: Exception) -> str:
 
 
 def parse_status(document: Any) -> Daemon:
-    """The daemon's /status.json as a value.
+    """Parse the daemon's /status.json.
 
-    Raises KeyError, TypeError, ValueError or AttributeError for what the daemon would not say.
+    Raises KeyError, TypeError, ValueError or AttributeError if it does not have the daemon's
+    format.
     """
     if document["version"] != 1:
         raise ValueError
@@ -245,7 +247,7 @@ def _problem(entry: Mapping[str, Any]) -> Problem:
         column=None if entry["column"] is None else int(entry["column"]),
         service=_optional(entry["service"]),
         field=_optional(entry["field"]),
-        # A daemon of another version may know others.
+        # A daemon of another version may use other causes.
         cause=_CAUSES.get(entry["cause"] or ""),
     )
 

@@ -1,7 +1,7 @@
-"""What another configuration would change, piece by piece, and whether HAProxy must reload for it.
+"""Compare two configurations piece by piece, and determine whether HAProxy must reload.
 
-Pure.  Texts are compared section by section, which holds whatever templates were used; where the
-plan behind the installed text is known, the fields that differ are named too.
+Pure.  Texts are compared section by section, which works with any templates.  If the plan of the
+installed text is known, the differing fields are named as well.
 """
 
 from __future__ import annotations
@@ -21,27 +21,27 @@ from fc_frontend.syntax.lines import LineKind, read_line, read_lines
 from fc_frontend.syntax.routes import without_routes
 
 _SECRETS = frozenset(("password", "insecure-password", "dynamic-cookie-key"))
-"""Words that a secret follows."""
+"""Keywords that are followed by a secret."""
 Key = tuple[str, str]
-"""What a section is of, `service`, `fragment` or `settings`, and its name."""
+"""The kind of a section, such as `service`, `fragment` or `settings`, and its name."""
 
 
 class Effect(StrEnum):
-    """What bringing a change to HAProxy takes."""
+    """What is needed to apply a change to HAProxy."""
 
     RELOAD = "reload"
     RUNTIME = "runtime only"
     START = "at its start"
-    """HAProxy does not run: it will have it when it is started."""
+    """HAProxy does not run, and applies the change when it is started."""
     FILE = "file only"
-    """HAProxy has it already."""
+    """HAProxy already has the change."""
     DAEMON = "daemon only"
-    """It is about fc-frontend itself."""
+    """The change concerns fc-frontend itself."""
 
 
 @dataclass(frozen=True, slots=True)
 class FieldChange:
-    """A field that differs.  One of the two is empty if it was not there."""
+    """A field that differs.  A value is empty if the field is not set."""
 
     name: str
     before: str
@@ -55,8 +55,8 @@ class FieldChange:
 class Difference:
     """One piece that differs; `how` is added, removed or changed.
 
-    `lines` are those of haproxy.cfg that go (`-`) and come (`+`).  `binds` are those that are
-    opened (`+`) or closed (`-`).
+    `lines` are the lines of haproxy.cfg that are removed (`-`) or added (`+`).  `binds` are the
+    binds that are opened (`+`) or closed (`-`).
     """
 
     what: str
@@ -69,7 +69,7 @@ class Difference:
     lines: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
-        """The change in the shape of all JSON output."""
+        """Return the change in the format of all JSON output."""
         return {
             "what": self.what,
             "name": self.name,
@@ -88,7 +88,7 @@ class Difference:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pods:
-    """The pods that HAProxy has for a service, and how many more it has room for."""
+    """The pods that HAProxy has for a service, and the number of free slots."""
 
     addresses: frozenset[str]
     free: int
@@ -96,11 +96,12 @@ class Pods:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Installed:
-    """What is there now.
+    """The installed and the running configuration.
 
-    `text` is haproxy.cfg, None if there is none; `plan` the one that it was rendered from, None if
-    that is not known for sure.  `is_running` if HAProxy answers, with the configuration
-    `running_hash`, None if that is not ours, and `pods` by service.
+    `text` is haproxy.cfg, or None if it does not exist.  `plan` is the plan it was rendered from,
+    or None if that is not certain.  `is_running` is set if HAProxy answers: then `running_hash` is
+    the hash of its configuration, None if that is not fc-frontend's own, and `pods` lists its pods
+    by service.
     """
 
     text: str | None
@@ -111,7 +112,7 @@ class Installed:
 
 
 def differences(installed: Installed, wanted: Plan, config: Config) -> tuple[Difference, ...]:
-    """What `config`, rendered from `wanted`, changes of what is installed."""
+    """Return what `config`, rendered from `wanted`, would change in the installed configuration."""
     effect = Effect.RELOAD
     if not installed.is_running:
         effect = Effect.START
@@ -153,11 +154,10 @@ def differences(installed: Installed, wanted: Plan, config: Config) -> tuple[Dif
 
 
 def sections(text: str, services: Iterable[str] = ()) -> dict[Key, tuple[str, ...]]:
-    """The lines of a configuration, without blank ones, by the unit that they belong to.
+    """Return the non-blank lines of a configuration, by the unit they belong to.
 
-    What belongs to no service or fragment is divided by HAProxy's sections; of these, the ones
-    called like one of `services` count as services, too.  A comment right above a section
-    belongs to it.
+    Lines outside any service or fragment are grouped by HAProxy's sections.  A section named after
+    one of `services` also counts as a service.  A comment directly above a section belongs to it.
     """
     head, *units = sections_in(text)
     found: dict[Key, tuple[str, ...]] = _head_sections(head.text, set(services))
@@ -246,7 +246,7 @@ def _lines(before: tuple[str, ...], after: tuple[str, ...]) -> list[str]:
 
 
 def without_secrets(source: str) -> str:
-    """A line of HAProxy text as it may be shown: passwords of a userlist are masked."""
+    """Return a line of HAProxy's configuration with secrets, such as passwords, masked."""
     words = read_line(source).words
     for before, word in pairwise(words):
         if before.text in _SECRETS:
@@ -263,7 +263,7 @@ def _binds(before: tuple[str, ...], after: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _addresses(lines: tuple[str, ...]) -> Iterator[str]:
-    """The addresses of the `bind` lines among `lines`."""
+    """Yield the addresses of the `bind` lines among `lines`."""
     for line in map(read_line, lines):
         if line.keyword == "bind" and line.arguments:
             yield line.arguments[0]
@@ -277,7 +277,7 @@ def _slots(
 
 
 def _slot_count(lines: tuple[str, ...]) -> str:
-    """The number of servers in the first `server-template` among `lines`."""
+    """Return the number of servers in the first `server-template` among `lines`."""
     for line in map(read_line, lines):
         if line.keyword == "server-template" and len(line.arguments) > 1:
             return line.arguments[1]
@@ -294,7 +294,7 @@ def _service_fields(name: str, old: Plan | None, new: Plan) -> Iterator[FieldCha
             continue
         one, other = getattr(before.spec, field.name), getattr(after.spec, field.name)
         if one != other:
-            # pod_port and its like are one field with two values here.
+            # Here, pod_port and similar fields are one field: a target and a port.
             label = after.spec.target.value if field.name == "port" else field.name
             yield FieldChange(label, _shown(one), _shown(other))
     if before.kind is not after.kind:
@@ -313,7 +313,7 @@ def _service(plan: Plan | None, name: str) -> ServicePlan | None:
 def _settings(
     old: Plan | None, new: Plan, found: list[Difference], effect: Effect
 ) -> Iterator[Difference]:
-    """The settings whose values differ, if they are known."""
+    """Yield the settings whose values differ, if the old ones are known."""
     if old is None or old.settings == new.settings:
         return
     is_in_text = any(change.what == "settings" for change in found)
@@ -358,7 +358,7 @@ def _shown(value: Any) -> str:
 
 
 def _pods(installed: Installed, wanted: Plan, changed: set[str]) -> Iterator[Difference]:
-    """Pods that come and go without a reload, in services that do not change otherwise."""
+    """Yield the pods added or removed without a reload, in otherwise unchanged services."""
     for service in wanted.services:
         name = service.spec.name
         have = (installed.pods or {}).get(name)

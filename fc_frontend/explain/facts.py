@@ -1,10 +1,10 @@
-"""What is known of a frontend at one moment: values that say nothing of how they were found.
+"""The facts about a frontend at one moment, independent of how they were collected.
 
-    Daemon      what the daemon says of itself, by HTTP
-    Worker      what HAProxy's running worker says
-    Facts       one service's way from its declaration to its bind
+    Daemon      the status that the daemon reports over HTTP
+    Worker      the status that HAProxy's running worker reports
+    Facts       one service, from its declaration to its bind
 
-What could not be found out is None, with the reason beside it.
+A value that could not be determined is None, and the reason is given next to it.
 """
 
 from __future__ import annotations
@@ -26,9 +26,10 @@ from fc_frontend.plan.model import Answer, Cluster, ServicePlan, ServiceSpec
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Server:
-    """One server of a service.  `check` has HAProxy's words on its last check, empty without one.
+    """One server of a service.
 
-    `code` is HAProxy's short name of that check's outcome, as L4CON (Management Guide 9.1).
+    `check` is HAProxy's message about the last health check, empty without one.  `code` is
+    HAProxy's short name of its result, such as L4CON (Management Guide 9.1).
     """
 
     name: str
@@ -38,13 +39,13 @@ class Server:
     code: str = ""
     check: str = ""
     seconds: int | None = None
-    """How long it has been so."""
+    """Seconds since the last change of its state."""
     is_backup: bool = False
     traffic: Traffic = NO_TRAFFIC
 
     @property
     def place(self) -> str:
-        """ADDRESS:PORT, or ADDRESS where no port is known; empty without an address."""
+        """ADDRESS:PORT, or ADDRESS if the port is unknown; empty without an address."""
         if not self.address or not self.port:
             return self.address or ""
         return (
@@ -58,8 +59,8 @@ class Server:
 class Proxy:
     """A service's section in the running worker.
 
-    `status` is its frontend's: OPEN, or STOP where it was disabled by hand.  `sessions` of at most
-    `most_sessions` are open.
+    `status` is that of its frontend: OPEN, or STOP if it was disabled by hand.  `sessions` is the
+    number of open sessions, `most_sessions` their limit.
     """
 
     servers: tuple[Server, ...]
@@ -71,34 +72,35 @@ class Proxy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Worker:
-    """The running worker; `hash` is None if its configuration is not ours."""
+    """The running worker; `hash` is None if its configuration is not fc-frontend's own."""
 
     hash: str | None
     version: str = ""
     pid: int | None = None
     seconds: int | None = None
-    """Since its start."""
+    """Seconds since its start."""
     counts: Mapping[str, Counts] = field(default_factory=dict)
-    """By proxy."""
+    """The numbers of servers, by proxy."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DaemonService:
-    """A service as the daemon sees it; `age` in seconds since the last good answer about pods.
+    """A service as the daemon reports it.
 
-    With `by_api`, its pods are found by the Kubernetes API, else by cluster DNS.
+    `age` is in seconds since the last good answer about its pods.  With `by_api`, its pods are
+    discovered through the Kubernetes API, else through cluster DNS.
     """
 
     name: str
     namespace: str
     binds: tuple[str, ...]
     is_current: bool
-    """True if cluster DNS's last answer is a good one."""
+    """Whether the last answer about its pods is a good one."""
     reason: str
     error: str | None
     remedy: str
     pods: int | None
-    """That cluster DNS names; None if it never said."""
+    """The number of discovered pods; None if there was never an answer."""
     slots: int
     slots_short: int
     slots_scarce: bool
@@ -107,9 +109,9 @@ class DaemonService:
     age: float | None
     by_api: bool = False
     file: str | None = None
-    """The file that declares it, or `kubernetes:NAMESPACE/NAME` for a Service that does."""
+    """The file that declares it, or `kubernetes:NAMESPACE/NAME` if a Service does."""
     counts: Counts | None = None
-    """The servers that HAProxy has, as the daemon saw them last; None if it has none."""
+    """HAProxy's servers, as last seen by the daemon; None if HAProxy has none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,9 +123,9 @@ class Held:
     effect: str
     problems: tuple[Problem, ...]
     is_kept: bool
-    """True if its last good form keeps running."""
+    """Whether its last good form is kept."""
     is_known: bool = False
-    """True if the very same change was withheld before."""
+    """Whether the same change was withheld before."""
 
     def __str__(self) -> str:
         return f"{self.kind} {self.name}".strip()
@@ -141,7 +143,7 @@ class LastReload:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Daemon:
-    """What the daemon says."""
+    """The status that the daemon reports."""
 
     version: str
     in_sync: bool
@@ -157,22 +159,22 @@ class Daemon:
     held_hash: str = ""
     frontends: tuple[FrontendView, ...] = ()
     certificates: tuple[Served, ...] = ()
-    """Those of frontends."""
+    """The certificates of frontends."""
     api: ApiState | None = None
-    """How the watch of the Kubernetes API is doing; None where no API is set."""
+    """The state of the watch of the Kubernetes API; None if no API is configured."""
     load_balancers: LoadBalancerView | None = None
-    """Services of type LoadBalancer; None where `load_balancer` is not set."""
+    """The Services of type LoadBalancer; None if `load_balancer` is not set."""
     take_over: Problem | None = None
-    """That haproxy.cfg is not replaced for want of consent."""
+    """Set if haproxy.cfg is not replaced because consent is missing."""
 
     def service(self, name: str) -> DaemonService | None:
-        """The service of that name."""
+        """Return the service of that name, or None."""
         return next((service for service in self.services if service.name == name), None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NameserverAnswer:
-    """A nameserver that was just asked; `said` is empty if it answered, after `seconds`."""
+    """The result of one query; `said` is the error, empty if it answered after `seconds`."""
 
     name: str
     said: str = ""
@@ -180,18 +182,18 @@ class NameserverAnswer:
 
 
 class Listening(StrEnum):
-    """Who takes the connections to a bind."""
+    """The process that accepts the connections to a bind."""
 
     HAPROXY = "haproxy"
     OTHER = "other"
     NOBODY = "nobody"
     HIDDEN = "hidden"
-    """Somebody, whom this user may not see."""
+    """A process that this user may not see."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BindFact:
-    """A bind and who listens there; `problem` says what keeps HAProxy from taking it."""
+    """A bind and its listener; `problem` is what keeps HAProxy from binding it."""
 
     bind: str
     listening: Listening
@@ -201,11 +203,11 @@ class BindFact:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
-    """All that is known of one service.
+    """The facts about one service.
 
-    `spec` is what is in force, None if nothing is; `place` the file and line of its declaration.
-    `now` is what cluster DNS says now, `before` what was last good.  `absent` names the name that
-    is missing where more than the service is: its namespace or the whole domain.
+    `spec` is the declaration in force, or None; `place` is its file and line.  `now` is the current
+    answer of cluster DNS or the API, `before` the last good one.  `absent` is what cluster DNS
+    lacks besides the service: `port`, `namespace` or `domain`; else it is empty.
     """
 
     name: str
@@ -226,19 +228,19 @@ class Facts:
     binds: tuple[BindFact, ...] = ()
     wanted_hash: str | None = None
     refused: tuple[Problem, ...] = ()
-    """Why what is declared as a whole is not what HAProxy has."""
+    """Why HAProxy does not run the declared configuration as a whole."""
     daemon: Daemon | None = None
     daemon_problem: Problem | None = None
     held_id: int | None = None
     held_by: str = ""
     settings_file: str = ""
     section_differs: bool | None = None
-    """True if the service's own section is not the one that is installed."""
+    """Whether the service's section differs from the installed one; None if unknown."""
     state: ServiceState = ServiceState.UNKNOWN
-    """As all outputs show it: by what the daemon, if there is one, last heard from cluster DNS."""
+    """The state as in all outputs: by the daemon's last discovery if there is a daemon."""
 
     def as_json(self) -> dict[str, Any]:
-        """The measured values that steps are made of, for scripts."""
+        """Return the measured values behind the steps, for scripts."""
         return {
             "endpoints": [f"{e.address} {e.port}" for e in self.now.endpoints]
             if self.now
@@ -273,7 +275,7 @@ class Facts:
 
 
 def slots_of(facts: Facts) -> int | None:
-    """The servers that HAProxy has for pods; what is planned where that is not known."""
+    """Return the number of HAProxy's servers for pods, or the planned number if unknown."""
     if facts.proxy is not None:
         own = [server for server in facts.proxy.servers if not server.is_backup]
         return len(own)

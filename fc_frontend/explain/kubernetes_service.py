@@ -1,6 +1,6 @@
-"""A Service of the cluster, step by step: does it get an address, and what serves its ports?
+"""Explain a Kubernetes Service step by step: its address, and the services for its ports.
 
-Service → address → status → what explains each of its services
+Service → address → status → the explanation of each of its services
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ _RBAC = "kubectl apply -f contrib/kubernetes/rbac-load-balancer.yaml"
 
 @dataclass(frozen=True, slots=True)
 class KubeServiceFacts:
-    """What is known of a Service: `steps` about itself, and the facts of what serves its ports."""
+    """The facts about a Service: its own `steps`, and the `services` that serve its ports."""
 
     name: str
     steps: tuple[Step, ...]
     services: tuple[Facts, ...]
 
     def as_json(self) -> dict[str, Any]:
-        """The Service in the shape of all JSON output."""
+        """Return the Service in the format of all JSON output."""
         return {"name": self.name, "steps": [each.as_json() for each in self.steps]}
 
 
 def key_of(text: str) -> ObjectKey:
-    """The Service that `svc/NAMESPACE/NAME` names.  Raises `Unavailable`."""
+    """Parse `svc/NAMESPACE/NAME`.  Raises `Unavailable`."""
     match text.removeprefix(PREFIX).split("/"):
         case [namespace, name] if namespace and name:
             return ObjectKey(namespace, name)
@@ -49,7 +49,7 @@ def key_of(text: str) -> ObjectKey:
 
 
 def collect_service(settings_file: str, text: str) -> KubeServiceFacts:
-    """All that is to be known of the Service `text` now; some seconds.  Raises `Unavailable`."""
+    """Collect the facts about the Service `text`, in a few seconds.  Raises `Unavailable`."""
     key = key_of(text)
     known = declared(settings_file, judged=True)
     settings = known.declaration.settings
@@ -59,7 +59,7 @@ def collect_service(settings_file: str, text: str) -> KubeServiceFacts:
     names = {
         spec.name for spec in known.declaration.services if (spec.namespace, spec.service) == key
     }
-    # Ports whose change is withheld have no service yet.
+    # Ports with a withheld change have no service yet.
     names |= {unit_name(key, port) for port in request.served_ports} if request and owned else set()
     services = tuple(facts_of(settings_file, name, known, known.prepared) for name in sorted(names))
     view = known.daemon.load_balancers if known.daemon else None
@@ -71,7 +71,7 @@ def collect_service(settings_file: str, text: str) -> KubeServiceFacts:
 
 
 def _found(api: ApiSettings | None, key: ObjectKey) -> KubeService | Problem | None:
-    """What the API server has of the Service, or why it cannot be asked."""
+    """Return the Service from the API server, None without one, or why the query failed."""
     if api is None:
         return Problem("the Kubernetes API is not asked", "set cluster.api")
     try:
@@ -86,7 +86,7 @@ def _service(
     balancer: LoadBalancerSettings | None,
     services: Iterable[Facts],
 ) -> Step:
-    """Whether there is such a Service, and whether something here serves it."""
+    """Judge whether the Service exists, and whether this frontend serves it."""
     is_declared = any(True for _ in services)
     if isinstance(found, Problem):
         return Step(
@@ -113,7 +113,7 @@ def _service(
 
 
 def _left_alone(found: KubeService, balancer: LoadBalancerSettings | None) -> tuple[str, str]:
-    """Why the Service gets no address here, and what helps; empty if it does."""
+    """Return why the Service gets no address here, and the remedy; empty if it gets one."""
     request = found.load_balancer
     if found.type != "LoadBalancer" or request is None:
         return (
@@ -138,7 +138,7 @@ def _left_alone(found: KubeService, balancer: LoadBalancerSettings | None) -> tu
 def balancer_steps(
     key: ObjectKey, request: LoadBalancerRequest, view: LoadBalancerView | None
 ) -> Iterator[Step]:
-    """The address that a Service is given, and whether its status says so."""
+    """Yield the steps about the address of a Service and about its status."""
     if view is None:
         yield Step(
             name="address",
@@ -178,7 +178,7 @@ def _address(balanced: BalancedService) -> Step:
 def _status(
     balanced: BalancedService, request: LoadBalancerRequest, view: LoadBalancerView
 ) -> Step:
-    """Whether the status in the cluster has the addresses, and who writes it."""
+    """Judge whether the status in the cluster lists the addresses, and report who writes it."""
     published = tuple(one_line(each.address) for each in request.ingress)
     said = ", ".join(published) or "no address"
     if request.condition is not None:

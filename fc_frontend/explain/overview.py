@@ -1,7 +1,8 @@
-"""How the whole frontend is: a row a service, and what is wrong, the worst first.
+"""The status of the whole frontend: one row per service, and the findings, worst first.
 
-Pure.  Critical is what costs requests or keeps declared things from being served; a warning is what
-will, or what an operator has chosen and may have forgotten.
+Pure.  A finding is critical if requests fail or if a declared service is not served.  It is a
+warning if that is about to happen, or if an operator has chosen the state and may have forgotten
+it.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from fc_frontend.text import one_line
 
 
 class StatusLevel(IntEnum):
-    """Nagios' levels, which are the exit codes with `--format nagios`."""
+    """The levels of Nagios, which are the exit codes of `--format nagios`."""
 
     OK = 0
     WARNING = 1
@@ -56,7 +57,7 @@ class Rank(IntEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Seen:
-    """All that was found out.  `services` come from the daemon, or without it from files."""
+    """All collected facts.  `services` come from the daemon, or from files without a daemon."""
 
     daemon: Daemon | None = None
     daemon_problem: Problem | None = None
@@ -64,11 +65,11 @@ class Seen:
     worker: Worker | None = None
     worker_problem: Problem | None = None
     counts: Mapping[str, Counts] = field(default_factory=dict)
-    """The servers that HAProxy has, by proxy."""
+    """The numbers of HAProxy's servers, by proxy."""
     last_reload: LastReload | None = None
     nameservers: tuple[NameserverAnswer, ...] = ()
     cluster: ClusterHealth | Problem | None = None
-    """What the API server says, or why it cannot be asked; None where no API is set."""
+    """The API server's health, or why it cannot be queried; None if no API is configured."""
     services: tuple[DaemonService, ...] = ()
     withheld: tuple[Held, ...] = ()
     problems: tuple[Problem, ...] = ()
@@ -76,25 +77,28 @@ class Seen:
     held_id: int | None = None
     held_by: str = ""
     now: float | None = None
-    """Unix time; None: nothing expires."""
+    """Unix time.  If None, nothing is reported as expired."""
     take_over: Problem | None = None
-    """That haproxy.cfg is not replaced for want of consent."""
+    """Set if haproxy.cfg is not replaced because consent is missing."""
 
     @property
     def in_sync(self) -> bool:
-        """True if the running worker has what is wanted."""
+        """Whether the running worker has the wanted configuration."""
         return self.running_hash is not None and self.running_hash == self.wanted_hash
 
     @property
     def running_hash(self) -> str | None:
-        """What the running worker has; as the daemon says, for whoever may not ask HAProxy."""
+        """The hash of the running worker's configuration.
+
+        Without access to HAProxy, it is the hash that the daemon reports.
+        """
         if self.worker is not None:
             return self.worker.hash
         is_told = self.haproxy is HaproxyState.RUNNING and self.daemon is not None
         return self.daemon.running_hash if is_told and self.daemon else None
 
     def state(self, service: DaemonService) -> ServiceState:
-        """The state of a service."""
+        """Return the state of a service."""
         return service_state(
             ServiceView(
                 haproxy=self.haproxy,
@@ -109,13 +113,13 @@ class Seen:
 
     @property
     def withheld_services(self) -> dict[str, Held]:
-        """The services whose own change is withheld, by name."""
+        """The services with a withheld change of their own, by name."""
         return {held.name: held for held in self.withheld if held.kind == "service"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StatusFinding:
-    """One thing that is wrong."""
+    """One problem that was found."""
 
     level: StatusLevel
     subject: str
@@ -125,11 +129,11 @@ class StatusFinding:
     file: str | None = None
     line: int | None = None
     service: str | None = None
-    """The service that it is about, if it is about one alone."""
+    """The service it concerns, if it concerns only one."""
     is_withheld: bool = False
 
     def as_json(self) -> dict[str, Any]:
-        """The finding in the shape of all JSON output."""
+        """Return the finding in the format of all JSON output."""
         return {
             "level": self.level.name.lower(),
             "subject": self.subject,
@@ -146,7 +150,7 @@ class StatusFinding:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """A service; counts are None where HAProxy does not answer."""
+    """One service; counts are None if HAProxy does not answer."""
 
     name: str
     state: ServiceState
@@ -156,11 +160,11 @@ class Row:
     binds: tuple[str, ...] = ()
     namespace: str | None = None
     source: str = ""
-    """The file that declares it, or `Service NAMESPACE/NAME` for one of type LoadBalancer."""
+    """The file that declares it, or `Service NAMESPACE/NAME` for type LoadBalancer."""
     why: str = ""
 
     def as_json(self) -> dict[str, Any]:
-        """The service in the shape of all JSON output."""
+        """Return the service in the format of all JSON output."""
         counts = self.counts
         return {
             "name": self.name,
@@ -180,7 +184,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Overview:
-    """What `status` says."""
+    """The output of `status`."""
 
     level: StatusLevel
     summary: str
@@ -190,11 +194,11 @@ class Overview:
 
     @property
     def last_reload(self) -> LastReload | None:
-        """The last reload, start or rollback, as far as it is known."""
+        """The last known reload, start or rollback."""
         return self.seen.last_reload
 
     def as_json(self) -> dict[str, Any]:
-        """The document for scripts: no key is ever missing."""
+        """Return the document for scripts.  All keys are always present."""
         seen, last = self.seen, self.last_reload
         balancers = seen.daemon.load_balancers if seen.daemon else None
         return {
@@ -252,7 +256,7 @@ class Overview:
 
 
 def _cluster_json(cluster: ClusterHealth | Problem | None) -> dict[str, Any] | None:
-    """The basic health of the cluster; `said` is why it is not ready or cannot be asked."""
+    """Return the basic health of the cluster; `said` is why it is not ready or not reachable."""
     if cluster is None:
         return None
     if isinstance(cluster, Problem):
@@ -266,7 +270,7 @@ def _cluster_json(cluster: ClusterHealth | Problem | None) -> dict[str, Any] | N
 
 
 def unready_reason(cluster: ClusterHealth) -> str:
-    """Why the API server is not ready; empty if it is, or if that may not be asked."""
+    """Return why the API server is not ready; empty if it is, or if readiness is unknown."""
     status, said = cluster.ready.status, cluster.ready.said
     if cluster.is_ready is not False:
         return ""
@@ -281,7 +285,7 @@ _ORDER = {state: number for number, state in enumerate(ServiceState)}
 
 
 def overview(seen: Seen) -> Overview:
-    """Rows, findings and the level that follows from them."""
+    """Return the rows, the findings, and the resulting level."""
     findings = sorted(_findings(seen), key=lambda finding: (finding.rank, -finding.level))
     rows = tuple(sorted(_rows(seen), key=lambda row: (_ORDER[row.state], row.name)))
     level = max((finding.level for finding in findings), default=StatusLevel.OK)
@@ -345,7 +349,7 @@ def _rows(seen: Seen) -> Iterator[Row]:
 
 
 def _source(file: str | None) -> str:
-    """What declares a service, for people."""
+    """Return what declares a service, in readable form."""
     key = key_of_origin(file or "")
     return f"Service {key.namespace}/{key.name}" if key else one_line(file or "")
 
@@ -368,7 +372,7 @@ def _findings(seen: Seen) -> Iterator[StatusFinding]:
                 service=held.name if held.kind == "service" else None,
                 is_withheld=True,
             )
-    # Before the services that it is the cause of.
+    # Before the services that fail because of it.
     yield from _of_nameservers(seen)
     for service in seen.services:
         yield from _of_service(seen, service)
@@ -399,16 +403,16 @@ def _findings(seen: Seen) -> Iterator[StatusFinding]:
 
 
 def _whose(held: Held, problem: Problem) -> str:
-    """The service whose problem withholds a change of something else, as of the settings."""
+    """Return the service whose problem withholds another change, such as that of the settings."""
     is_other = problem.service is not None and held.kind != "service"
     return f"service {problem.service}: " if is_other else ""
 
 
 def _of_cluster(seen: Seen) -> Iterator[StatusFinding]:
-    """Readiness of API server and nodes (`kubectl cluster-info`, `kubectl get nodes`)."""
+    """Judge whether API server and nodes are ready (`kubectl cluster-info`, `get nodes`)."""
     is_watched = seen.daemon is None or seen.daemon.api is None or seen.daemon.api.is_current
     if isinstance(seen.cluster, Problem):
-        # The daemon has its own access, which this user need not have.
+        # The daemon has access of its own, which this user may lack.
         if seen.daemon is None and seen.cluster.cause is not Cause.FORBIDDEN:
             yield _api_finding(seen.cluster.message, seen.cluster.remedy)
     elif seen.cluster is not None:
@@ -439,7 +443,7 @@ def _api_finding(message: str, remedy: str) -> StatusFinding:
 
 
 def _of_credentials(seen: Seen) -> Iterator[StatusFinding]:
-    """That the token or client certificate of the API expires soon, or has expired."""
+    """Report that the token or client certificate of the API expires soon or has expired."""
     expires = seen.daemon.api.expires if seen.daemon and seen.daemon.api else None
     if expires is None or seen.now is None or expires - seen.now >= EXPIRY_WARNING:
         return
@@ -568,9 +572,9 @@ def _without_answer(service: DaemonService) -> str:
 def _of_its_servers(
     seen: Seen, service: DaemonService, counts: Counts | None
 ) -> Iterator[StatusFinding]:
-    """That nobody is served, or not by all servers.
+    """Report that a service has no server up, or not all of them.
 
-    While HAProxy does not run, it is the same with all services: that is said once.
+    If HAProxy does not run, all services are affected: that is reported only once.
     """
     state = seen.state(service)
     is_running = seen.haproxy is HaproxyState.RUNNING

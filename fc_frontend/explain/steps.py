@@ -1,9 +1,10 @@
-"""The way of one service, step by step, with a verdict on each.
+"""Explain one service step by step, with a verdict for each step.
 
     declaration → DNS → networks → slots → servers → bind → configuration
 
-Pure: facts in, words out.  A step is bad if requests fail or pods get no traffic by it, and a
-warning if it should be mended while the service serves; so the first bad step is the cause.
+Pure: turns facts into text.  A step is bad if it makes requests fail or leaves pods without
+traffic.  It is a warning if it should be fixed although the service serves.  The first bad step is
+therefore the cause.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ _DETAILS = 40
 
 
 class StepVerdict(StrEnum):
-    """How a step is; in this order it becomes worse."""
+    """The verdict on a step, best first."""
 
     OK = "ok"
     UNKNOWN = "unknown"
@@ -46,13 +47,13 @@ _ORDER = tuple(StepVerdict)
 
 
 def worst(verdicts: Iterable[StepVerdict]) -> StepVerdict:
-    """The worst of all; unknown if there is none."""
+    """Return the worst verdict, or unknown if there are none."""
     return max(verdicts, key=_ORDER.index, default=StepVerdict.UNKNOWN)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """One step: what was found, and what to do if it is not as it should be."""
+    """One step: the result, and the remedy if something is wrong."""
 
     name: str
     verdict: StepVerdict
@@ -61,7 +62,7 @@ class Step:
     details: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
-        """The step in the shape of all JSON output."""
+        """Return the step in the format of all JSON output."""
         return {
             "step": self.name,
             "verdict": self.verdict.value,
@@ -73,7 +74,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Explanation:
-    """All steps of a service, and in one line what follows from them."""
+    """All steps of a service, with a one-line summary."""
 
     service: str
     steps: tuple[Step, ...]
@@ -82,7 +83,7 @@ class Explanation:
 
     @property
     def verdict(self) -> StepVerdict:
-        """The worst of all steps; what is not known counts only where HAProxy cannot be asked."""
+        """The worst verdict of all steps; unknown counts only for the step servers."""
         known = [
             step.verdict
             for step in self.steps
@@ -97,7 +98,7 @@ class Explanation:
 
 
 def explain(facts: Facts) -> Explanation:
-    """Where the service's way is interrupted, if anywhere."""
+    """Explain at which step the service fails, if at any."""
     is_served = _is_served(facts)
     steps = (
         _declaration(facts),
@@ -127,13 +128,13 @@ def _summary(facts: Facts, explanation: Explanation) -> str:
         worst = cause or next((s for s in explanation.steps if s.verdict is StepVerdict.WARN), None)
         return f"{said}; but {worst.said}" if worst else said
     if cause is None:
-        # What HAProxy does not show leaves open whether it serves.
+        # Without the state of its servers, it is unknown whether the service serves.
         steps = sorted(explanation.steps, key=lambda step: step.name != "servers")
         unknown = next((step for step in steps if step.verdict is StepVerdict.UNKNOWN), None)
         return f"{name}: {unknown.said}" if unknown else f"{name}: unknown"
     said = f"{name}: {_what_clients_see(facts, explanation)}, because {cause.said}"
     if any(s.name == "declaration" and s.verdict is StepVerdict.WARN for s in explanation.steps):
-        # Else who has just changed it would look for the fault in what is not in force.
+        # Otherwise, the author of that change would look for the fault in a change not in force.
         said += "; the latest change is withheld: see the step declaration"
     return said
 
@@ -167,7 +168,7 @@ def _declaration(facts: Facts) -> Step:
     name = "declaration"
     if facts.spec is None:
         if own:
-            # Who may not read the state directory does not see the last good form.
+            # The last good form is not visible without access to the state directory.
             is_kept = own[0].is_kept and facts.proxy is not None
             return _held_step(own[0], StepVerdict.WARN if is_kept else StepVerdict.BAD)
         near = f"did you mean {facts.declared[0]}?" if facts.declared else ""
@@ -180,7 +181,7 @@ def _declaration(facts: Facts) -> Step:
         )
     spec = facts.spec
     if facts.withheld:
-        # Its own comes first.
+        # The service's own withheld change takes precedence.
         held = (own or facts.withheld)[0]
         return _held_step(held, StepVerdict.WARN)
     details = [f"Service {spec.service} in namespace {spec.namespace}, {spec.target} {spec.port}"]
@@ -230,14 +231,14 @@ def _dns(facts: Facts, is_served: bool) -> Step:
     step = _dns_failed(facts, answer) if answer.freshness is not Freshness.FRESH else None
     step = step or _dns_answered(answer, spec) or _dns_nobody(facts, answer, spec)
     if step.verdict is StepVerdict.BAD and (is_served or _failed_before_dns(facts, answer)):
-        # HAProxy keeps what it had, for a while or for a day.
+        # HAProxy keeps its servers: for `hold` seconds, or for a day if DNS does not answer.
         kept = f"HAProxy keeps its servers {_for_how_long(facts, answer)}"
         return replace(step, verdict=StepVerdict.WARN, details=(kept, *step.details))
     return step
 
 
 def _api(facts: Facts, answer: Answer) -> Step:
-    """What the Kubernetes API says of the Service's endpoints."""
+    """Judge the Kubernetes API's answer about the endpoints of the Service."""
     name = "api"
     if answer.freshness is not Freshness.FRESH:
         return Step(
@@ -267,7 +268,10 @@ def _api(facts: Facts, answer: Answer) -> Step:
 
 
 def _failed_before_dns(facts: Facts, answer: Answer) -> bool:
-    """True if the servers have been down since before cluster DNS fell silent: it is not why."""
+    """Return whether the servers went down before cluster DNS stopped answering.
+
+    Cluster DNS is then not the cause.
+    """
     if answer.freshness is Freshness.FRESH or facts.age is None or facts.proxy is None:
         return False
     down = [s.seconds for s in facts.proxy.servers if s.health is Health.DOWN]
@@ -357,7 +361,7 @@ def _manifest(spec: ServiceSpec) -> tuple[str, ...]:
 
 
 def _dns_nobody(facts: Facts, answer: Answer, spec: ServiceSpec) -> Step:
-    """NXDOMAIN, or a name without addresses."""
+    """Explain NXDOMAIN, or a name without addresses."""
     where = f"{spec.service} in namespace {spec.namespace}"
     query = facts.planned.query if facts.planned else None
     look = f"`kubectl -n {spec.namespace} get service,endpointslices,pods`"
@@ -541,7 +545,7 @@ def _servers(facts: Facts) -> Step:
 
 
 def _missing(facts: Facts, servers: Sequence[Server]) -> list[str]:
-    """Addresses that DNS names and for which HAProxy has a free slot, but no server."""
+    """Return the addresses in DNS that HAProxy has no server for, although slots are free."""
     if facts.now is None or facts.proxy is None or facts.now.freshness is not Freshness.FRESH:
         return []
     if not any(server.health is Health.FREE for server in facts.proxy.servers):
@@ -576,7 +580,7 @@ def _server_lines(servers: Sequence[Server]) -> tuple[str, ...]:
 
 
 def _checks(servers: Sequence[Server]) -> str:
-    """HAProxy's words on the last checks, each once."""
+    """Return HAProxy's distinct messages about the last checks."""
     said = list(dict.fromkeys(server.check for server in servers if server.check))
     return "; ".join(said[:3]) + ("; …" if len(said) > 3 else "") or "no check has said why"
 
@@ -746,7 +750,7 @@ def _configuration(facts: Facts) -> Step:
 
 
 def duration(seconds: float) -> str:
-    """A time in words, in its largest unit."""
+    """Format a duration in the largest unit that it contains at least twice, or in seconds."""
     for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
         if seconds >= 2 * length:
             return f"{seconds / length:.0f} {unit}"

@@ -1,4 +1,4 @@
-"""Where a URL leads: the frontend that listens on its port, the route, and the service."""
+"""Follow a URL to the frontend that listens on its port, the route, and the service."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _PORTS = {"http": 80, "https": 443}
 
 @dataclass(frozen=True, slots=True)
 class UrlRoute:
-    """Where a URL leads.  Without `service`, `answer` says what a client gets."""
+    """The route of a URL.  Without `service`, `answer` describes the response to a client."""
 
     url: str
     frontend: str | None
@@ -41,7 +41,7 @@ class UrlRoute:
     certificate: Served | None = None
 
     def as_json(self) -> dict[str, Any]:
-        """The route in the shape of all JSON output."""
+        """Return the route in the format of all JSON output."""
         return {
             "url": self.url,
             "frontend": self.frontend,
@@ -54,9 +54,9 @@ class UrlRoute:
 
 
 def url_route(settings_file: str, url: str) -> UrlRoute:
-    """Where `url` leads in the running configuration, or in the declared one if that is unknown.
+    """Follow `url` in the running configuration, or in the declared one if that is unknown.
 
-    Raises `Unavailable`, also for what is no URL of http or https.
+    Raises `Unavailable`, also if `url` is not an http or https URL.
     """
     known = declared(settings_file, judged=False)
     config = known.prepared.base.config or known.prepared.config
@@ -68,7 +68,7 @@ def url_route(settings_file: str, url: str) -> UrlRoute:
 
 
 def certificate_of(route: UrlRoute, served: Iterable[Served]) -> Served | None:
-    """The certificate that a client which asks for `route.url` gets; None if none is known."""
+    """Return the certificate that a client gets for `route.url`, or None if none is known."""
     parts = urlsplit(route.url)
     if parts.scheme != "https" or route.frontend is None:
         return None
@@ -76,13 +76,13 @@ def certificate_of(route: UrlRoute, served: Iterable[Served]) -> Served | None:
     those = [each for each in served if each.frontend == route.frontend]
     covering = [each for each in those if each.certificate.covers(host)]
     defaults = [each for each in those if each.is_default]
-    # HAProxy takes the exact name before a wildcard.
+    # HAProxy prefers an exact name to a wildcard.
     covering.sort(key=lambda each: host not in each.certificate.names)
     return next(iter((*covering, *defaults)), None)
 
 
 def follow(url: str, frontends: tuple[FrontendSpec, ...], config: Config) -> UrlRoute:
-    """Where `url` leads in `config`, whose frontends are `frontends`.  Raises `Unavailable`."""
+    """Follow `url` in `config`, which has the frontends `frontends`.  Raises `Unavailable`."""
     parts = urlsplit(url)
     try:
         port = parts.port or _PORTS[parts.scheme]
@@ -145,7 +145,7 @@ def follow(url: str, frontends: tuple[FrontendSpec, ...], config: Config) -> Url
 
 
 def _challenge(url: str, port: int, frontends: tuple[FrontendSpec, ...]) -> UrlRoute | None:
-    """Where an ACME challenge goes, if a frontend at `port` forwards these."""
+    """Return the route of an ACME challenge, if a frontend on `port` forwards challenges."""
     for frontend in frontends:
         if frontend.acme and port in {bind.port for bind in frontend.all_binds}:
             answer = f"frontend {frontend.name} passes ACME challenges to {frontend.acme}"

@@ -1,4 +1,5 @@
-"""The operator's page: how the frontend is, as HTML.
+"""The operator's page: the status of the frontend as HTML.
 
-Pure: values in, bytes out.  Says what `status` and `explain` say, from the very same verdicts.
+Rendering is pure: values in, bytes out.  The page shows the same verdicts as `status` and
+`explain`.
 """

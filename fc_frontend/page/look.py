@@ -1,7 +1,7 @@
-"""Find out what the pages show, once for all who look at the same time.
+"""Collect what the pages show, once for all simultaneous requests.
 
-Everything that waits for HAProxy or the disk runs in a thread, with time limits; whoever looks
-meanwhile shares what is found.
+Everything that waits for HAProxy or the disk runs in a thread, with timeouts.  Requests that arrive
+meanwhile share the result.
 """
 
 from __future__ import annotations
@@ -32,24 +32,27 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _FRESH = 1.0
-"""Seconds that what was found is shown for; if finding it took long, `_REST` times as long."""
+"""Seconds that a result is shown for; at least `_REST` times as long as it took to collect."""
 _REST = 4
 _LONGEST_REST = 1.0
-"""Seconds until one of `_AT_ONCE` begins again, as long as its look took times `_REST` at most."""
+"""Seconds that one of `_AT_ONCE` lookups pauses afterwards, at most.
+
+The pause is otherwise `_REST` times as long as the lookup.
+"""
 _TIMEOUT = 2.0
-"""Seconds for each answer of HAProxy."""
+"""Timeout in seconds for each answer of HAProxy."""
 _AT_ONCE = 3
 _MOST_KEPT = 64
 _CHANGES = 10
 _WINDOW = 10.0
-"""Seconds that rates are over, where somebody looks as often."""
+"""Seconds over which rates are averaged, if the page is requested at least that often."""
 _LONGEST_WINDOW = 120.0
-"""Seconds after which an older sample tells nothing of now."""
+"""The age in seconds at which a sample is too old for current rates."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DaemonView:
-    """What the daemon has at hand; `status` is the document of /status.json."""
+    """The data that the daemon holds; `status` is the document of /status.json."""
 
     settings_file: str
     declaration: Declaration
@@ -61,7 +64,7 @@ class DaemonView:
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """What one look found."""
+    """The result of one lookup."""
 
     known: DaemonView
     declared: DeclaredView
@@ -83,15 +86,15 @@ class _Entry:
 
     @property
     def lasts(self) -> float:
-        """Seconds that it is shown for, once it has ended."""
+        """Seconds that the result is shown for, once the task has ended."""
         return max(_FRESH, _REST * ((self.ended or self.began) - self.began))
 
 
 class PageCache:
-    """The pages of one frontend, each kept for as long as it is fresh; `host` is the VM's name.
+    """The pages of one frontend, each cached while it is fresh; `host` is the VM's name.
 
-    `know` returns the daemon's view, None if nothing was read yet.  It is called in a thread, once
-    for all simultaneous requests, as are HAProxy and cluster DNS.
+    `know` returns the daemon's view, or None if nothing has been read yet.  Simultaneous requests
+    share one call of it, in a thread, and one query of HAProxy and cluster DNS.
     """
 
     def __init__(self, host: str, know: Callable[[], DaemonView | None]) -> None:
@@ -100,11 +103,11 @@ class PageCache:
         self._entries: dict[str, _Entry] = {}
         self._samples: list[Sample] = []
         self._room = asyncio.Semaphore(_AT_ONCE)
-        # Threads of its own: if HAProxy hangs, the daemon's are not those that wait.
+        # Separate threads: if HAProxy hangs, it does not block those of the daemon.
         self._threads = ThreadPoolExecutor(_AT_ONCE, "page")
 
     async def overview(self, wanted: Asked) -> bytes | None:
-        """The page at `/`; None as long as there is nothing to show."""
+        """Return the page at `/`, or None as long as there is nothing to show."""
         found = await self._all()
         if found is None:
             return None
@@ -115,7 +118,7 @@ class PageCache:
         return page
 
     async def service(self, name: str) -> tuple[bool, bytes] | None:
-        """The page of a service, and whether there is one of that name; None as `overview`."""
+        """Return whether the service exists, and its page; None as for `overview`."""
         found = await self._all()
         if found is None:
             return None
@@ -131,7 +134,7 @@ class PageCache:
         return is_known, page
 
     async def close(self) -> None:
-        """End what is under way."""
+        """Cancel all running lookups."""
         tasks = [entry.task for entry in self._entries.values()]
         for task in tasks:
             task.cancel()
@@ -146,12 +149,12 @@ class PageCache:
                 self._entries = {k: e for k, e in self._entries.items() if e.ended is None}
             entry = self._entries[key] = _Entry(asyncio.create_task(self._bounded(look)), now)
             entry.task.add_done_callback(partial(self._done, key, entry))
-        # Whoever goes away leaves the others theirs.
+        # A client that disconnects must not cancel the lookup for the others.
         return await asyncio.shield(entry.task)
 
     def _done(self, key: str, entry: _Entry, _task: asyncio.Task[Any]) -> None:
         entry.ended = time.monotonic()
-        # Nobody is shown it after that: of thousands of services, it is tens of megabytes.
+        # It is not shown any more after that: with thousands of services, it is tens of megabytes.
         asyncio.get_running_loop().call_later(entry.lasts, self._forget, key, entry)
 
     def _forget(self, key: str, entry: _Entry) -> None:
@@ -164,7 +167,7 @@ class PageCache:
         try:
             return await look()
         finally:
-            # Whoever asks for ever other pages must not keep the daemon busy.
+            # A client that requests ever new pages must not keep the daemon busy.
             rest = min(_LONGEST_REST, _REST * (time.monotonic() - began))
             asyncio.get_running_loop().call_later(rest, self._room.release)
 
@@ -211,9 +214,9 @@ class PageCache:
         return _Found(replace(known, status={}), declared, of_all)
 
     def _before(self, sample: Sample) -> Sample | None:
-        """The oldest sample that still tells of now; `sample` is kept for later ones."""
+        """Return the sample to compute rates from, if any; keep `sample` for later ones."""
         samples = [one for one in self._samples if sample.at - one.at <= _WINDOW]
-        # With one reader in minutes, the last look is what there is.
+        # With only one request every few minutes, the last sample is the only one.
         self._samples = [*(samples or self._samples[-1:]), sample]
         before = self._samples[0]
         is_recent = before is not sample and sample.at - before.at <= _LONGEST_WINDOW
@@ -244,7 +247,7 @@ class PageCache:
 
 @dataclass(frozen=True, slots=True)
 class _Haproxy:
-    """What HAProxy said; without a sample of its traffic, the problem."""
+    """HAProxy's answers; `problem` is set if there is no sample of its traffic."""
 
     seen: Seen
     sample: Sample | None = None
@@ -278,7 +281,7 @@ def _missing(of_all: Board, name: str, names: set[str]) -> bytes:
 
 
 def _changes(state_directory: str) -> tuple[PastDeployment, ...]:
-    """The last deployments, the newest first."""
+    """Return the last deployments, newest first."""
     entries = history.entries(state_directory)[-_CHANGES:]
     return tuple(
         PastDeployment(

@@ -1,7 +1,7 @@
-"""The pages as bytes, and the headers that they need.
+"""Render the pages as bytes, and the headers that they need.
 
-Every value is escaped.  Style and script are in the page itself, and only those with their very
-hashes are taken by browsers; nothing is fetched from anywhere but this listener.
+Every value is escaped.  Style and script are inlined, and browsers accept only those with the
+hashes in the policy.  Nothing is fetched except from this listener.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from fc_frontend.text import one_line
 
 CONTENT_TYPE = "text/html; charset=utf-8"
 MOST_SERVERS = 200
-"""Servers of a service that are shown."""
+"""The number of servers of a service that are shown."""
 MOST_HELD = 50
-"""Withheld changes that are shown."""
+"""The number of withheld changes that are shown."""
 LONGEST_TEXT = 100
 _LONGEST_QUERY = 2000
 _SYMBOLS = {
@@ -61,14 +61,14 @@ _HEALTH = {
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What a query string asks for: a text to look for, and a page, from 1."""
+    """The parameters of a query string: a text to search for, and a page, from 1."""
 
     text: str = ""
     page: int = 1
 
 
 def asked(query: str) -> Asked:
-    """What a query string asks for; what makes no sense is as if it were not there."""
+    """Parse a query string; invalid parameters are ignored."""
     try:
         found = parse_qs(query[:_LONGEST_QUERY], max_num_fields=16, errors="replace")
     except ValueError:
@@ -80,13 +80,13 @@ def asked(query: str) -> Asked:
 
 
 def overview_page(board: Board, wanted: Asked) -> bytes:
-    """The page at `/`."""
+    """Render the page at `/`."""
     selection = select(board.lines, wanted.text, wanted.page)
     return _page("overview.html.j2", board, q=wanted.text, selection=selection)
 
 
 def service_page(detail: Detail) -> bytes:
-    """The page of one service."""
+    """Render the page of one service."""
     level = StatusLevel.UNKNOWN
     if detail.explanation is not None:
         level = _VERDICTS[detail.explanation.verdict]
@@ -101,19 +101,19 @@ def service_page(detail: Detail) -> bytes:
 
 
 def missing_page(board: Board, name: str, near: str | None) -> bytes:
-    """The page of a service that does not exist."""
+    """Render the page for a service that does not exist."""
     return _page("missing.html.j2", board, name=one_line(name)[:LONGEST_TEXT], near=near)
 
 
 def not_yet_page(problem: Problem, host: str) -> bytes:
-    """The page of a daemon that has nothing to tell yet."""
+    """Render the page that is shown until the daemon has a status to show."""
     template = _environment().get_template("not_yet.html.j2")
     return template.render(problem=problem, host=host).encode("utf-8", "replace")
 
 
 @lru_cache(maxsize=1)
 def headers() -> Mapping[str, str]:
-    """The headers that go with each page."""
+    """Return the HTTP headers of each page."""
     policy = {
         "default-src": "'none'",
         "style-src": _hash("page.css"),
@@ -183,7 +183,7 @@ def _hash(name: str) -> str:
 
 
 def _icon(level: StatusLevel) -> str:
-    """A picture of the state, for the tab of a browser."""
+    """Return an icon of the state, for the browser tab."""
     shapes = {
         StatusLevel.OK: '<circle cx="8" cy="8" r="6"/>',
         StatusLevel.WARNING: '<path d="M8 1 15 14H1z"/>',
@@ -198,7 +198,7 @@ def _icon(level: StatusLevel) -> str:
 
 
 def _code(text: str) -> Markup:
-    """`text` with what stands between backticks as code."""
+    """Return `text` with the parts between backticks marked up as code."""
     parts = text.split("`")
     if len(parts) % 2 == 0:
         return escape(text)
@@ -215,7 +215,7 @@ def _number(value: float) -> str:
 
 
 def _rate(value: float | None) -> str:
-    """A number a second, with as many digits as tell something."""
+    """Format a rate per second, with a decimal only where it is significant."""
     if value is None:
         return "—"
     if value and value < 10 and value != int(value):

@@ -1,6 +1,6 @@
-"""What the pages show, worked out of what was found.
+"""The contents of the pages, derived from the collected facts.
 
-Board     the whole frontend: a line a service, the worst first
+Board     the whole frontend: one line per service, worst first
 Detail    one service, with the steps of `explain`
 """
 
@@ -17,12 +17,12 @@ from fc_frontend.haproxy.traffic import Rates
 from fc_frontend.model.service_state import Counts, Health, ServiceState
 
 EACH_PAGE = 100
-"""Services on one page."""
+"""The number of services on one page."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PastDeployment:
-    """A deployment, as the history has it.  `at` is Unix time, `seconds` what it took."""
+    """A deployment in the history.  `at` is Unix time, `seconds` its duration."""
 
     id: int
     at: float
@@ -48,7 +48,7 @@ class TableLine:
     findings: tuple[StatusFinding, ...]
 
     def matches(self, text: str) -> bool:
-        """True if `text`, in lower case, is part of its name, namespace, binds or state."""
+        """Return whether name, namespace, binds or state contain `text`, given in lower case."""
         return any(
             text in part.lower() for part in (self.name, self.namespace, self.word, *self.binds)
         )
@@ -56,7 +56,7 @@ class TableLine:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Totals:
-    """Sums of all services."""
+    """The totals of all services."""
 
     pods: int
     counts: Counts | None
@@ -67,20 +67,20 @@ class Totals:
 class Board:
     """The whole frontend at one moment.
 
-    `traffic_problem` says why there are no figures of traffic; `queries` counts what each
-    nameserver answered since the daemon's start, by code; `changes` has the newest first; `at` is
-    Unix time.
+    `traffic_problem` is why there are no traffic figures.  `queries` counts the answers of each
+    nameserver since the daemon's start, by response code.  `changes` lists the newest first.  `at`
+    is Unix time.
     """
 
     overview: Overview
     lines: tuple[TableLine, ...]
     totals: Totals
     findings: tuple[StatusFinding, ...]
-    """Those of services that serve nobody or not all, and those about no service alone."""
+    """Findings about services that are down or degraded, and those about no single service."""
     withheld: tuple[Held, ...]
     traffic_problem: Problem | None
     seconds: float | None
-    """What rates are over; None where requests are those of HAProxy's last second."""
+    """The period of the rates; None if requests are those of HAProxy's last second."""
     changes: tuple[PastDeployment, ...]
     queries: Mapping[str, Mapping[str, int]]
     host: str
@@ -89,7 +89,7 @@ class Board:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Detail:
-    """One service.  Without an explanation, `problem` says why there is none."""
+    """One service.  Without an explanation, `problem` is why there is none."""
 
     name: str
     board: Board
@@ -102,7 +102,7 @@ class Detail:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Selection:
-    """What of the lines one page shows; pages count from 1."""
+    """The lines that one page shows; pages are numbered from 1."""
 
     text: str
     lines: tuple[TableLine, ...]
@@ -113,7 +113,7 @@ class Selection:
 
     @property
     def first(self) -> int:
-        """The number of the first line that is shown, from 1."""
+        """The number of the first line on the page, from 1."""
         return (self.page - 1) * EACH_PAGE + 1
 
 
@@ -128,7 +128,7 @@ def board(
     host: str,
     at: float,
 ) -> Board:
-    """The page's contents; `rates` by proxy, None if HAProxy tells none."""
+    """Return the contents of the page; `rates` are by proxy, None if HAProxy reports none."""
     by_service: dict[str, list[StatusFinding]] = {}
     for finding in overview.findings:
         if finding.service is not None:
@@ -153,7 +153,7 @@ def board(
             if not finding.is_withheld
             and (finding.service is None or finding.rank <= Rank.DEGRADED)
         ),
-        # What is not deployed at all comes before what keeps running as before.
+        # Changes without a running former version first.
         withheld=tuple(sorted(overview.seen.withheld, key=lambda held: held.is_kept)),
         traffic_problem=traffic_problem,
         seconds=seconds,
@@ -197,7 +197,7 @@ def _line(
 
 
 def _word(row: Row, service: DaemonService | None) -> str:
-    """The state of a service; of one that is well, what an operator may want to know."""
+    """Return the state of a service, or for a healthy one that it is drained or short of slots."""
     if row.state is not ServiceState.OK:
         return row.state.value
     if row.counts and row.counts.drained:
@@ -232,7 +232,7 @@ def _totals(lines: Iterable[TableLine]) -> Totals:
 
 
 def select(lines: tuple[TableLine, ...], text: str, page: int) -> Selection:
-    """The lines that have `text`, `EACH_PAGE` of them; the last page if there is no such one."""
+    """Return one page of the lines that contain `text`; the last page if `page` is too large."""
     wanted = text.lower()
     found = tuple(line for line in lines if line.matches(wanted)) if wanted else lines
     pages = max(1, -(-len(found) // EACH_PAGE))
@@ -248,7 +248,7 @@ def select(lines: tuple[TableLine, ...], text: str, page: int) -> Selection:
 
 
 def bar(line: TableLine) -> tuple[tuple[str, float, float], ...]:
-    """The parts of a service's bar of slots: what they are, where they begin, how wide, in %."""
+    """Return the parts of a service's slot bar: kind, start and width, in percent."""
     whole = line.slots or 0
     counts = line.counts
     if not counts:
@@ -270,7 +270,7 @@ _WORST_FIRST = (Health.DOWN, Health.MAINTENANCE, Health.DRAINED, Health.UP)
 
 
 def servers(facts: Facts) -> tuple[Server, ...]:
-    """The servers that have a pod, those that are down first."""
+    """Return the servers that have a pod, those that are down first."""
     if facts.proxy is None:
         return ()
     own = [server for server in facts.proxy.servers if server.health is not Health.FREE]

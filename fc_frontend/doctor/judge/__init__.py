@@ -1,1 +1,1 @@
-"""From facts to findings: pure, so that each judgement can be tested without the fault itself."""
+"""Turn facts into findings.  Pure, so that each check can be tested without the actual fault."""

@@ -1,4 +1,4 @@
-"""Does `api_access` lead from its binds through to an API server?"""
+"""Check whether the binds of `api_access` lead to an API server."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from fc_frontend.doctor.findings import Finding, Group
 
 _GROUP = Group("Kubernetes API")
 _ANSWERS = (200, 401, 403)
-"""Of `/readyz`: k3s refuses anonymous requests."""
+"""Accepted statuses of `/readyz`: k3s refuses anonymous requests."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ApiAccessFacts:
     """The result of a connection to a bind of `api_access`.
 
-    `status` is that of `/readyz`; None if there was no answer, and `said` has the reason.  `names`
-    are in the server's certificate; None if there was none.  `is_allowed` is False if `allow` does
-    not include this host.
+    `status` is that of `/readyz`, or None if there was no answer; `said` is then the reason.
+    `names` are those in the server's certificate, or None without one.  `is_allowed` is False if
+    `allow` does not include this host.
     """
 
     bind: str
     host: str | None
-    """The address of the bind, None for all addresses."""
+    """The address of the bind, or None for all addresses."""
     status: int | None
     said: str = ""
     names: frozenset[str] | None = None
@@ -31,7 +31,7 @@ class ApiAccessFacts:
 
 
 def judge_api_access(facts: ApiAccessFacts) -> Iterator[Finding]:
-    """Whether clients reach the API at a bind, and by its address."""
+    """Judge whether clients reach the API through a bind, and by its address."""
     check = f"api_access {facts.bind}"
     if facts.status is None and not facts.is_allowed:
         yield _GROUP.unknown(

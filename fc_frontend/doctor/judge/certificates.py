@@ -1,4 +1,4 @@
-"""Whether the certificates of frontends reach HAProxy, by the daemon or by root."""
+"""Check whether the daemon or root can bring the certificates of frontends to HAProxy."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _MAX_SHOWN = 5
 
 @dataclass(frozen=True, slots=True)
 class CertificateAccess:
-    """A file of a certificate; `is_copied` tells that our copy of it is up to date."""
+    """A file of a certificate; `is_copied` is set if fc-frontend's own copy is up to date."""
 
     path: str
     is_readable: bool
@@ -25,7 +25,7 @@ class CertificateAccess:
 def judge_certificates(
     files: Sequence[CertificateAccess], problems: Sequence[Problem], user: str
 ) -> Iterator[Finding]:
-    """Findings about the certificates that `user`, the daemon's, may read or not."""
+    """Judge whether `user`, the daemon's user, may read the certificates."""
     for problem in problems[:_MAX_SHOWN]:
         yield _FILES.warning("certificates", problem.message, problem.remedy)
     denied = [file for file in files if not file.is_readable]

@@ -1,7 +1,7 @@
-"""Does cluster DNS answer, in what way, and which kinds of record?
+"""Check whether and how cluster DNS answers, and for which record types.
 
-HAProxy throws a truncated answer away whole, so what UDP carries and whether TCP works decide how
-many pods a service may have.
+HAProxy discards a truncated answer as a whole.  The size that UDP carries, and whether TCP works,
+therefore determine how many pods a service may have.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from fc_frontend.plurals import some
 
 _GROUP = Group("cluster DNS")
 SLOW = 0.2
-"""Seconds: HAProxy asks each name once a second, and new ones in a burst."""
+"""In seconds.  HAProxy queries each name once a second, and new ones in a burst."""
 SMALLEST_EDNS = 1232
 _COREDNS = re.compile(r"coredns-v?(\d+)\.(\d+)\.(\d+)", re.IGNORECASE)
 _PER_SIZE = ((8192, 508), (4096, 253), (1232, 73), (512, 28))
-"""A records that fit into so many bytes, measured on CoreDNS."""
+"""The number of A records that fit into each size in bytes, measured with CoreDNS."""
 
 
 @dataclass(frozen=True, slots=True)
 class QueryAttempt:
-    """One question over one transport: `code` is DNS's word for the outcome, or what failed.
+    """One query over one transport; `code` is the DNS response code, or the error.
 
-    `seconds` is the slowest of the tries that were answered.
+    `seconds` is the response time of the slowest answered attempt.
     """
 
     answered: bool
@@ -40,9 +40,10 @@ class QueryAttempt:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What a name said: the response code, or None if nothing came, and the addresses.
+    """The answer for a name: the response code, or None without an answer, and the addresses.
 
-    `large_lost` if nothing came over UDP until a size was offered for which it is too large.
+    `large_lost` is set if UDP returned nothing with the full payload size offered, but a truncated
+    answer with a smaller one.
     """
 
     code: str | None
@@ -54,10 +55,11 @@ class Record:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NameserverFacts:
-    """What one nameserver said.  `payload` is what it sends over UDP at most, None without EDNS.
+    """The answers of one nameserver.
 
-    `edns_lost` if it answered over UDP only without EDNS.  `serial` is the zone's, which
-    CoreDNS takes from its clock.
+    `payload` is the largest size that it sends over UDP, or None without EDNS.  `edns_lost` is set
+    if it answered over UDP only without EDNS.  `serial` is that of the zone, which CoreDNS takes
+    from its clock.
     """
 
     nameserver: Nameserver
@@ -74,11 +76,11 @@ NOTHING = Record(None)
 
 @dataclass(frozen=True, slots=True)
 class NamesFacts:
-    """What one nameserver said about names, all by the name of the service in the settings."""
+    """The answers of one nameserver for names, by the name of the service in the settings."""
 
     nameserver: Nameserver
     api: Record
-    """A or AAAA of kubernetes.default.svc: it exists in every cluster."""
+    """A or AAAA of kubernetes.default.svc, which exists in every cluster."""
     api_srv: Record = NOTHING
     api_wildcard: Record = NOTHING
     bare: dict[str, Record] = field(default_factory=dict)
@@ -88,7 +90,7 @@ class NamesFacts:
 
 
 def judge_nameserver(cluster: Cluster, facts: NameserverFacts) -> tuple[Finding, ...]:
-    """Transports, sizes, response time and software of one nameserver."""
+    """Judge transports, sizes, response time and software of one nameserver."""
     return tuple(_nameserver(cluster, facts))
 
 
@@ -178,7 +180,7 @@ def _software(check: str, software: str | None) -> Finding:
 
 
 def coredns_version(software: str) -> tuple[int, int, int] | None:
-    """CoreDNS's version in what version.bind says, None for other software."""
+    """Return CoreDNS's version in the answer to version.bind, or None for other software."""
     found = _COREDNS.match(software)
     return (int(found[1]), int(found[2]), int(found[3])) if found else None
 
@@ -186,7 +188,7 @@ def coredns_version(software: str) -> tuple[int, int, int] | None:
 def judge_names(
     cluster: Cluster, services: tuple[ServiceSpec, ...], facts: NamesFacts
 ) -> tuple[Finding, ...]:
-    """Whether names mean what the settings expect: kubernetes.default, and declared services."""
+    """Judge whether kubernetes.default and the declared services resolve as expected."""
     return tuple(_names(cluster, services, facts))
 
 

@@ -1,4 +1,4 @@
-"""Is HAProxy there, young enough, with what the configuration needs, and can it be talked to?"""
+"""Check HAProxy's version, its features, its sockets, and whether it can bind its ports."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _ENDS: Mapping[str, tuple[int, int]] = {
     "3.3": (2027, 1),
     "3.4": (2031, 2),
 }
-"""Year and quarter in which a branch gets its last fixes, as haproxy.org has it."""
+"""Year and quarter in which a branch gets its last fixes, according to haproxy.org."""
 
 _OWN_WORD = re.compile(r"will stop receiving fixes around Q([1-4]) (\d{4})")
 _FEATURES = re.compile(r"^Feature list :(.*)$", re.MULTILINE)
@@ -38,7 +38,7 @@ _STATUS = re.compile(r"^Status: (.*)$", re.MULTILINE)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Build:
-    """What `haproxy -vv` says.  `branch` is such as `2.6`; `status` is its own word on its life."""
+    """The output of `haproxy -vv`.  `branch` is such as `2.6`; `status` is its `Status:` line."""
 
     path: str
     version: str
@@ -50,10 +50,10 @@ class Build:
 
 @dataclass(frozen=True, slots=True)
 class SocketFacts:
-    """How HAProxy answered on one of its sockets.
+    """HAProxy's answer on one of its sockets.
 
-    `problem` says why it did not; `is_there` is False if nobody listens.  `level` is what the
-    socket permits, `version` the one that runs.
+    `problem` is why it did not answer; `is_there` is False if no process listens.  `level` is the
+    level that the socket permits, `version` the running version.
     """
 
     path: str
@@ -65,10 +65,10 @@ class SocketFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Privilege:
-    """Whether HAProxy may take ports below 1024.
+    """Whether HAProxy may bind privileged ports.
 
     `first_free` is net.ipv4.ip_unprivileged_port_start.  `may` is whether the process that would
-    bind has the capability, None if it cannot be seen; `who` names that process.
+    bind has the capability, or None if that is not visible; `who` names that process.
     """
 
     first_free: int
@@ -77,14 +77,14 @@ class Privilege:
 
 
 def judge_config_file(path: str, missing: Sequence[Problem]) -> Finding:
-    """Whether haproxy.cfg may be replaced; `missing` says what keeps fc-frontend from that."""
+    """Judge whether fc-frontend may replace haproxy.cfg; `missing` lists what prevents it."""
     for problem in missing:
         return _GROUP.warning("haproxy.cfg", problem.message, problem.remedy)
     return _GROUP.ok("haproxy.cfg", f"{path} may be replaced")
 
 
 def parse_build(path: str, said: str, version: str, branch: str, supported: bool) -> Build:
-    """The values in `haproxy -vv`'s output."""
+    """Parse the output of `haproxy -vv`."""
     features = _FEATURES.search(said)
     status = _STATUS.search(said)
     return Build(
@@ -100,7 +100,7 @@ def parse_build(path: str, said: str, version: str, branch: str, supported: bool
 
 
 def last_fixes(build: Build) -> tuple[int, int] | None:
-    """Year and quarter of the branch's last fixes: the table's, else the binary's own word."""
+    """Return year and quarter of the branch's last fixes, from the table or else the binary."""
     if build.branch in _ENDS:
         return _ENDS[build.branch]
     said = _OWN_WORD.search(build.status)
@@ -110,7 +110,7 @@ def last_fixes(build: Build) -> tuple[int, int] | None:
 def judge_build(
     build: Build, today: date, *, with_tls: bool, with_stats: bool
 ) -> tuple[Finding, ...]:
-    """Version, end of life, and the features that the configuration needs."""
+    """Judge the version, its end of life, and the features that the configuration needs."""
     return tuple(_build(build, today, with_tls, with_stats))
 
 
@@ -171,7 +171,7 @@ def _end_of_life(build: Build, today: date) -> Finding:
 def judge_sockets(
     haproxy: Haproxy, runtime: SocketFacts, master: SocketFacts, binary: str | None
 ) -> tuple[Finding, ...]:
-    """Whether HAProxy runs and can be asked and reloaded; `binary` is the file's version."""
+    """Judge whether HAProxy runs, answers and can be reloaded; `binary` is the file's version."""
     return tuple(_sockets(haproxy, runtime, master, binary))
 
 
@@ -228,10 +228,10 @@ def judge_binds(
     listen: Problem | None,
     ours: bool,
 ) -> tuple[Finding, ...]:
-    """Whether all binds can be taken; `listen` is what keeps fc-frontend itself from listening.
+    """Judge whether HAProxy can listen on all binds.
 
-    Of `hidden` ones it cannot be told who has them.  `ours` is whether fc-frontend's own daemon is
-    what listens there.
+    The processes that hold the `hidden` ones are not visible to this user.  `listen` is what keeps
+    fc-frontend itself from listening; `ours` is set if its own daemon listens there.
     """
     found = [_GROUP.problem("binds", problem.message, problem.remedy) for problem in taken]
     if hidden:
@@ -254,7 +254,7 @@ def judge_binds(
 
 
 def judge_low_ports(wanted: tuple[ListenEndpoint, ...], privilege: Privilege) -> Finding:
-    """Whether HAProxy may take the ports for which the kernel asks for a capability."""
+    """Judge whether HAProxy may bind the ports for which the kernel requires a capability."""
     check = "low ports"
     low = sorted(
         {port for endpoint in wanted for port in endpoint.ports if 0 < port < privilege.first_free}
@@ -280,7 +280,7 @@ def judge_low_ports(wanted: tuple[ListenEndpoint, ...], privilege: Privilege) ->
 
 
 def judge_descriptors(needed: int, limit: int, problem: Problem | None) -> Finding:
-    """Whether HAProxy would start with its limit of file descriptors."""
+    """Judge whether HAProxy can start with its limit of file descriptors."""
     check = "file descriptors"
     if problem is not None:
         return _GROUP.problem(check, problem.message, problem.remedy)

@@ -1,4 +1,4 @@
-"""Read what `iptables-save` and `ip6tables-save` write (iptables-extensions(8))."""
+"""Parse the output of `iptables-save` and `ip6tables-save` (iptables-extensions(8))."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from fc_frontend.plan.model import Network
 
 _HOOKS = {"PREROUTING": "prerouting", "INPUT": "input"}
 _PRIORITIES = {"raw": -300, "mangle": -150, "nat": -100, "filter": 0, "security": 50}
-"""`enum nf_ip_hook_priorities`; `nat` in INPUT comes last, and rewrites sources only."""
+"""`enum nf_ip_hook_priorities`; `nat` in INPUT is last, and rewrites sources only."""
 _TAKING = frozenset({"DNAT", "REDIRECT", "TPROXY"})
 _REFUSING = frozenset({"DROP", "REJECT"})
 _WORD = re.compile(r'"((?:[^"\\]|\\.)*)"|(\S+)')
@@ -31,7 +31,7 @@ _Test = Callable[[Connection], Applies]
 
 
 def parse_iptables(text: str, version: int) -> tuple[Table, ...]:
-    """The tables in the output for IP `version`; lines that are not understood are left out."""
+    """Return the tables in the output for IP `version`; unknown lines are skipped."""
     tables: list[Table] = []
     chains: dict[str, Chain] = {}
     for line in text.splitlines():
@@ -70,7 +70,7 @@ def _rule(words: Sequence[str], chains: Mapping[str, Chain]) -> PacketRule:
 
 
 def _options(words: Sequence[str]) -> Iterator[tuple[bool, str, list[str]]]:
-    """Each option with its values, and whether it is negated."""
+    """Yield whether each option is negated, the option, and its values."""
     negated, option, values = False, "", list[str]()
     pending = False
     for word in words:
@@ -112,7 +112,7 @@ def _effects(
             case Applies.MAYBE:
                 is_sure = False
     if action is Action.JUMP and target not in chains:
-        return ()  # a target such as LOG or MARK, after which the chain goes on
+        return ()  # a target such as LOG or MARK, after which the chain continues
     return (RuleEffect(action, target, is_sure),)
 
 
@@ -151,7 +151,7 @@ def _said(applies: bool) -> Applies:
 
 
 def _network(text: str) -> Network | None:
-    """The network of `-d`; None for a mask that is none of a network."""
+    """Return the network of `-d`, or None if its mask is not that of a network."""
     try:
         return ip_network(text, strict=False)
     except ValueError:
@@ -159,7 +159,7 @@ def _network(text: str) -> Network | None:
 
 
 def _ports(text: str) -> tuple[range, ...] | None:
-    """The ranges in `80,8000:8100`; None if that is not understood."""
+    """Return the ranges in `80,8000:8100`, or None if it cannot be parsed."""
     found = []
     for part in text.split(","):
         first, colon, last = part.partition(":")

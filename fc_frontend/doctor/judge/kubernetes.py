@@ -1,4 +1,4 @@
-"""Does the API server answer, are the nodes ready, and are its networks those of the settings?"""
+"""Check the API server, its nodes, the daemon's access, and the networks in the settings."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ _RBAC = "kubectl apply -f contrib/kubernetes/rbac.yaml"
 _BALANCER_RBAC = "kubectl apply -f contrib/kubernetes/rbac-load-balancer.yaml"
 _NEW = "make new ones: contrib/kubernetes/kubeconfig"
 _MAX_SHOWN = 5
-"""Findings about services of one kind; the others are counted."""
+"""The number of findings of one kind that are shown; the others are counted."""
 _PASSES = (SliceGap.NO_ENDPOINTS, SliceGap.NOT_READY)
-"""What is not for want of a declaration, and may change by itself."""
+"""Gaps that the declaration does not cause, and that may disappear by themselves."""
 
 
 @dataclass(frozen=True, slots=True)
 class Right:
-    """Whether the daemon's credentials may do something; None if that is not known.
+    """Whether the daemon's credentials permit something; `allowed` is None if unknown.
 
-    Without those that are not needed, only `doctor` sees less.
+    Without a right that is not needed, only `doctor` reports less.
     """
 
     verb: str
@@ -40,10 +40,10 @@ class Right:
 
 @dataclass(frozen=True, slots=True)
 class ServiceFacts:
-    """What the API says of the declared service `name`, as the daemon sees it.
+    """The API's data about the declared service `name`, as the daemon sees it.
 
-    `gap` is why it has no pods, `error` and `remedy` say so.  `is_reached` tells whether this host
-    reaches the cluster IP of its standby; None if that was not tried.
+    `gap` is why it has no pods; `error` and `remedy` describe it.  `is_reached` is whether this
+    host reaches the cluster IP of its standby, or None if that was not tried.
     """
 
     name: str
@@ -57,10 +57,10 @@ class ServiceFacts:
 
 @dataclass(frozen=True, slots=True)
 class DaemonAccess:
-    """Whether the access of the daemon is enough.
+    """The daemon's access to the API.
 
-    `user` is the one that it runs as, `unreadable` are files that this user may not read.
-    `failure` is why the API cannot be watched; None if it can be.
+    `user` is the user it runs as, `unreadable` lists the files that this user may not read.
+    `failure` is why the API cannot be watched, or None.
     """
 
     user: str
@@ -70,24 +70,24 @@ class DaemonAccess:
     failure: str | None = None
     balancer_rights: tuple[Right, ...] = ()
     statuses: tuple[StatusFacts, ...] = ()
-    """Statuses of Services of type LoadBalancer that others have written."""
+    """The statuses of Services of type LoadBalancer that other programs have written."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KubernetesFacts:
-    """What the API server said, and what its access is like."""
+    """The API server's answers, and the properties of the access to it."""
 
     health: ClusterHealth
     readable_by_others: bool = False
     verified: bool = True
     credential_days: float | None = None
-    """How long token or client certificate are still good for, in days, where that is known."""
+    """The days until the token or client certificate expires, if known."""
     daemon: DaemonAccess | None = None
-    """None if the access is not the daemon's."""
+    """The daemon's access, or None if another access was used."""
 
 
 def judge_kubernetes(cluster: Cluster, facts: KubernetesFacts) -> tuple[Finding, ...]:
-    """Readiness of the API and its nodes, and whether its networks are those of the settings."""
+    """Judge the API, its nodes, the access to it, and whether the settings have its networks."""
     return tuple(_kubernetes(cluster, facts))
 
 
@@ -155,7 +155,7 @@ def _rights(check: str, rights: tuple[Right, ...], remedy: str) -> Iterator[Find
 
 
 def _watched(daemon: DaemonAccess) -> Iterator[Finding]:
-    """What the daemon sees of the declared services, and what serves them without it."""
+    """Judge the declared services as the daemon sees them, and what serves them without it."""
     if daemon.failure is not None:
         yield _GROUP.problem(
             "watch", f"cannot be watched: {daemon.failure}", "see the other findings"

@@ -1,4 +1,4 @@
-"""May the daemon write the status of Services of type LoadBalancer, and does anybody else do so?"""
+"""Check whether other programs write the status of Services of type LoadBalancer."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ _MOST_SHOWN = 3
 
 @dataclass(frozen=True, slots=True)
 class StatusFacts:
-    """A status that is not as this frontend writes it.
+    """A status that differs from what this frontend writes.
 
-    `foreign` are addresses with another `ipMode` than this frontend writes; none if the status was
-    emptied.  `managers` have written it, by the API server's record (metadata.managedFields).
+    `foreign` lists addresses with another `ipMode` than this frontend writes; it is empty if the
+    status was emptied.  `managers` are its writers, according to the API server's record
+    (metadata.managedFields).
     """
 
     service: str
@@ -26,7 +27,7 @@ class StatusFacts:
 
 
 def judge_statuses(statuses: tuple[StatusFacts, ...], *, is_k3s: bool) -> Iterator[Finding]:
-    """Who else writes the status of Services that get their address here."""
+    """Report which other programs write the status of Services that get their address here."""
     remedy = "let one program write it: stop the other one, or give it another loadBalancerClass"
     if is_k3s:
         remedy = "ServiceLB of k3s does so for every Service: start k3s with --disable=servicelb"

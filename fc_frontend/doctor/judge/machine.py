@@ -1,4 +1,4 @@
-"""May fc-frontend write where it must, and is the clock right?"""
+"""Check the directories that fc-frontend must write in, and the clock."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ _CLOCK = Group("clock")
 _MEGABYTE = 1024 * 1024
 _LEAST_SPACE = 100 * _MEGABYTE
 _EARLIEST_YEAR = 2026
-"""When this was written: a clock before that is not set."""
+"""The year in which this was written: a clock that shows an earlier one is not set."""
 _AHEAD = 60.0
-"""Seconds that another clock may be ahead: it may be wrong itself."""
+"""The tolerated difference in seconds: the other clock may be wrong itself."""
 _LEAST_SERIAL = 1_500_000_000
 _DATE = re.compile(r"20\d\d(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])\d\d")
-"""2000000000, as Unix time, is in 2033; before that none looks like this."""
+"""A Unix time looks like this only from 2000000000 on, which is in 2033."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DirectoryFacts:
-    """A directory that is written in.
+    """A directory that fc-frontend writes in.
 
-    `nearest` is the part of it that exists, `writable` whether `user` may write there, `free` the
-    bytes that are left (None if that cannot be told).
+    `nearest` is the part of its path that exists, `writable` whether `user` may write there, and
+    `free` the free space in bytes, or None if unknown.
     """
 
     check: str
@@ -41,9 +41,9 @@ class DirectoryFacts:
 
 @dataclass(frozen=True, slots=True)
 class Clock:
-    """Unix time now, the newest file of ours, and whether the kernel knows its clock to be set.
+    """The current Unix time, fc-frontend's newest file, and whether the clock is synchronized.
 
-    `synchronized` is None if the kernel cannot be asked.
+    `synchronized` is None if the kernel does not report it.
     """
 
     now: float
@@ -53,7 +53,7 @@ class Clock:
 
 
 def judge_place(place: DirectoryFacts) -> tuple[Finding, ...]:
-    """Whether a directory can be written in, and has room."""
+    """Judge whether a directory is writable and has free space."""
     return tuple(_place(place))
 
 
@@ -82,7 +82,7 @@ def _place(place: DirectoryFacts) -> Iterator[Finding]:
 
 
 def judge_clock(clock: Clock) -> tuple[Finding, ...]:
-    """Whether the clock can be right: certificates, histories and ages depend on it."""
+    """Judge whether the clock can be right: certificates, history and ages depend on it."""
     return tuple(_clock(clock))
 
 
@@ -119,9 +119,10 @@ def _clock(clock: Clock) -> Iterator[Finding]:
 
 
 def judge_serial(source: str, serial: int | None, now: float) -> tuple[Finding, ...]:
-    """Whether cluster DNS lives in our future: CoreDNS's serial is the time of its last change.
+    """Judge whether the clock of cluster DNS is ahead, by CoreDNS's serial.
 
-    A serial in the past says nothing; others' serials are a date such as 2026112301, or count.
+    That serial is the time of its last change, so one in the past is inconclusive.  The serials of
+    other software are a date such as 2026112301, or a counter.
     """
     if serial is None or serial < _LEAST_SERIAL or _DATE.fullmatch(str(serial)):
         return ()
@@ -137,7 +138,7 @@ def judge_serial(source: str, serial: int | None, now: float) -> tuple[Finding, 
 
 
 def judge_date(source: str, ahead: float) -> Finding:
-    """`ahead` is how many seconds the other clock is ahead of ours, to a second."""
+    """Compare another clock, which is `ahead` seconds ahead, with a resolution of one second."""
     check = f"against {source}"
     if abs(ahead) > _AHEAD:
         order = "behind" if ahead > 0 else "ahead of"

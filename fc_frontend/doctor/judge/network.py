@@ -1,7 +1,7 @@
-"""Do the cluster's networks overlap with this VM's own, and does a route lead into them?
+"""Check whether the cluster's networks overlap with those of this VM, and have routes.
 
-The platform's documentation warns: the networks of services and pods must not overlap with existing
-networks.  The cluster's own interfaces on this VM do lie in them, and are known by their names.
+According to the platform's documentation, the networks of services and pods must not overlap with
+existing networks.  The cluster's own interfaces on this VM are in them, and are recognized by name.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ CLUSTER_INTERFACE = re.compile(
     r"(cni|flannel|cali|tunl|vxlan\.calico|cilium|lxc|weave|kube-|kube-ipvs|nodelocaldns|genev"
     r"|antrea|ovn|veth|wireguard\.cali)[A-Za-z0-9_.@-]*"
 )
-"""How the interfaces are named that network plugins and kube-proxy make."""
+"""The names of interfaces that network plugins and kube-proxy create."""
 
 _OTHERS_INTERFACE = re.compile(r"(docker|br-|virbr|lxdbr|podman|tun|tap|wg|ppp)[A-Za-z0-9_.@-]*")
 """Interfaces of container engines and VPNs, whose networks are not the cluster's."""
@@ -32,7 +32,7 @@ _OTHERS_INTERFACE = re.compile(r"(docker|br-|virbr|lxdbr|podman|tun|tap|wg|ppp)[
 
 @dataclass(frozen=True, slots=True)
 class HostAddress:
-    """An address of this VM with the network that it was given for."""
+    """An address of this VM with its network."""
 
     interface: str
     address: IPv4Interface | IPv6Interface
@@ -40,7 +40,7 @@ class HostAddress:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """A route of the main table; `refuses` if it says unreachable, prohibit or blackhole."""
+    """A route of the main table; `refuses` if it is unreachable, prohibit or blackhole."""
 
     network: Network
     interface: str
@@ -49,7 +49,7 @@ class Route:
 
     @property
     def is_default(self) -> bool:
-        """True for a route to everywhere, in one or, as VPNs have it, two halves."""
+        """Whether it is a default route, or one half of two as VPNs set them."""
         return self.network.prefixlen <= 1
 
     def __str__(self) -> str:
@@ -59,10 +59,10 @@ class Route:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NetworkFacts:
-    """What this VM's kernel says.
+    """The facts that this VM's kernel reports.
 
-    `sources` has for each network the address that a packet to it would leave with, None where the
-    kernel knows no way; that includes routes of other tables.  `kube_proxy` says if it runs here.
+    `sources` maps each network to the source address of a packet into it, or to None without a
+    route; routes of other tables are included.  `kube_proxy` is set if kube-proxy runs here.
     """
 
     addresses: tuple[HostAddress, ...]
@@ -72,7 +72,7 @@ class NetworkFacts:
 
 
 def judge_networks(cluster: Cluster, facts: NetworkFacts) -> tuple[Finding, ...]:
-    """Overlaps and routes, for each network of the cluster; and where its fixed addresses lie."""
+    """Judge overlaps and routes of the cluster's networks, and where its fixed addresses are."""
     named = [
         *(("service network", network) for network in cluster.service_networks),
         *(("pod network", network) for network in cluster.pod_networks),
@@ -132,10 +132,10 @@ def _overlaps(kind: str, network: Network, cluster: Cluster, facts: NetworkFacts
 
 
 def _is_strange(route: Route, network: Network, cluster: Cluster) -> bool:
-    """True for a route into `network` that does not look like the cluster's own.
+    """Return whether a route into `network` does not look like the cluster's own.
 
-    Network plugins make routes to the nodes' parts of the pod network, by interfaces of their own
-    or by the nodes' addresses.
+    Network plugins add routes to each node's part of the pod network, through their own interfaces
+    or the nodes' addresses.
     """
     if (
         route.refuses
@@ -234,12 +234,12 @@ def _moving(nameserver: Nameserver) -> Finding:
 
 
 def contained(address: Address, networks: Iterable[Network]) -> bool:
-    """True if `address` lies in one of `networks`."""
+    """Return whether `address` is in one of `networks`."""
     return any(address.version == network.version and address in network for network in networks)
 
 
 def overlap(one: Network, other: Network) -> bool:
-    """True if both have an address in common."""
+    """Return whether both have an address in common."""
     return one.version == other.version and one.overlaps(other)
 
 
@@ -252,7 +252,7 @@ def _covers(wide: Network, narrow: Network) -> bool:
 
 
 def parse_routes(text: str) -> tuple[Route, ...]:
-    """/proc/net/route's routes; it has the main table, with addresses in the machine's order."""
+    """Parse /proc/net/route, which lists the main table, with addresses in host byte order."""
 
     def address(word: str) -> IPv4Address:
         return IPv4Address(int(word, 16).to_bytes(4, sys.byteorder))
@@ -268,7 +268,7 @@ def parse_routes(text: str) -> tuple[Route, ...]:
                 ip_network(f"{address(words[1])}/{address(words[7])}", strict=False),
                 words[0],
                 address(words[2]) if flags & _GATEWAY else None,
-                # A blackhole has no flag of its own, and no interface either.
+                # A blackhole has neither a flag of its own nor an interface.
                 bool(flags & _REJECT) or words[0] == "*",
             )
         )
@@ -276,7 +276,7 @@ def parse_routes(text: str) -> tuple[Route, ...]:
 
 
 def parse_routes6(text: str) -> tuple[Route, ...]:
-    """/proc/net/ipv6_route's routes, without those to this VM's own addresses and multicast."""
+    """Parse /proc/net/ipv6_route, without routes to this VM's own addresses and multicast."""
     routes = []
     for line in text.splitlines():
         words = line.split()
@@ -289,7 +289,7 @@ def parse_routes6(text: str) -> tuple[Route, ...]:
             or network.is_multicast
             or network.is_link_local
             or not flags & (_UP | _REJECT)
-            # The kernel's own last word, where there is no route.
+            # The kernel's own fallback entry, if there is no route.
             or (network.prefixlen == 0 and flags & _REJECT and words[9] == "lo")
         ):
             continue

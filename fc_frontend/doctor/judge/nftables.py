@@ -1,4 +1,4 @@
-"""Read what `nft --json list ruleset` writes (libnftables-json(5))."""
+"""Parse the output of `nft --json list ruleset` (libnftables-json(5))."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ _LIMITS = frozenset({"limit", "quota", "ct count", "queue", "synproxy", "socket"
 """Statements after which it is not certain that the rest of the rule is reached."""
 _IPTABLES = frozenset({"raw", "mangle", "nat", "filter", "security"})
 _UNKNOWN = object()
-"""A value that is not known of a connection."""
+"""A value of a connection that is not known."""
 _OUTSIDE = object()
-"""The interface of a connection from outside: any but `lo`."""
+"""The interface of a connection from outside: any except `lo`."""
 
 
 def parse_nftables(text: str, *, with_iptables: bool) -> tuple[Table, ...]:
-    """The tables in the output; what is not understood may or may not apply.
+    """Return the tables in the output; an unknown statement may or may not apply.
 
-    Without `with_iptables`, the tables that iptables made are left out: `iptables-save` tells more
-    of them.
+    Without `with_iptables`, tables created by iptables are left out: `iptables-save` shows more
+    details about them.
     """
     start = text.find("{")
     document = as_mapping(json.loads(text[start:])) if start >= 0 else {}
@@ -78,7 +78,7 @@ def parse_nftables(text: str, *, with_iptables: bool) -> tuple[Table, ...]:
 
 
 def _is_of_iptables(chains: Mapping[str, Chain]) -> bool:
-    """True for the chains of iptables-nft, which are named as those of iptables."""
+    """Return whether the chains are those of iptables-nft, with the names of iptables."""
     return all(chain.name.isupper() for chain in chains.values() if chain.hook)
 
 
@@ -131,7 +131,7 @@ def _verdict(name: str, value: Any, *, is_sure: bool) -> RuleEffect | None:
 def _mapped(
     vmap: dict[str, Any], sets: Mapping[str, list[Any]], connection: Connection
 ) -> Iterator[RuleEffect]:
-    """The verdicts of a map that apply; of a random choice the last one surely does."""
+    """Yield the verdicts of a map that apply; with a random key, the last one certainly does."""
     key = vmap.get("key")
     elements = [each for each in _elements(vmap.get("data"), sets) if isinstance(each, list)]
     is_choice = "numgen" in as_mapping(key) or "jhash" in as_mapping(key)
@@ -161,7 +161,7 @@ def _match(match: dict[str, Any], sets: Mapping[str, list[Any]], connection: Con
 
 
 def _elements(right: Any, sets: Mapping[str, list[Any]]) -> list[Any]:
-    """What a value may be: the elements of a set, named or not, or one value."""
+    """Return the values to match: the elements of a named or anonymous set, or one value."""
     if isinstance(right, str) and right.startswith("@"):
         return sets.get(right[1:], [])
     if isinstance(right, dict) and "set" in right:
@@ -170,7 +170,7 @@ def _elements(right: Any, sets: Mapping[str, list[Any]]) -> list[Any]:
 
 
 def _value(left: Any, connection: Connection) -> Any:
-    """What an expression is for a connection; `_UNKNOWN` if that cannot be told."""
+    """Evaluate an expression for a connection; return `_UNKNOWN` if that is not possible."""
     match left:
         case {"concat": list(parts)}:
             return tuple(_value(part, connection) for part in parts)
@@ -194,7 +194,7 @@ def _value(left: Any, connection: Connection) -> Any:
 
 
 def _in_packet(protocol: str, field: str, connection: Connection) -> Any:
-    """A field of the first packet; None if it has no such header."""
+    """Return a field of the first packet, or None if it has no such header."""
     if protocol in ("ip", "ip6"):
         if connection.address.version != (4 if protocol == "ip" else 6):
             return None
@@ -221,7 +221,7 @@ def _contains(value: Any, elements: Iterable[Any]) -> Applies:
 
 
 def _equals(value: Any, element: Any) -> Applies:
-    """Whether a value is the element of a set, or within it."""
+    """Return whether a value equals the element of a set, or is within it."""
     if value is None:
         return Applies.NO
     if isinstance(element, dict) and "elem" in element:  # one with a timeout or comment

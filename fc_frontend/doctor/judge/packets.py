@@ -1,8 +1,8 @@
-"""Do packet filter rules take connections before HAProxy gets them, and whose are they?
+"""Check whether packet filter rules redirect or refuse connections to HAProxy's binds.
 
-kube-proxy, CNI plugins, container engines and firewalls write such rules.  A connection is followed
-through the chains as the kernel does (nft(8), iptables(8)): `prerouting`, where addresses are
-rewritten, then `input`, where connections are refused.
+kube-proxy, CNI plugins, container engines and firewalls add such rules.  A connection is evaluated
+against the chains in the kernel's order (nft(8), iptables(8)): first `prerouting`, where addresses
+are rewritten, then `input`, where connections are refused.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ _GROUP = Group("network")
 _CHECK = "packet filter"
 _MOST_SHOWN = 5
 _HOOKS = ("prerouting", "input")
-"""In the order in which the kernel enters them."""
+"""The hooks, in the order in which the kernel runs them."""
 _DEEPEST = 64
-"""Chains within chains: kube-proxy needs four."""
+"""The most nested chains that are followed; kube-proxy needs four."""
 _SERVICE = re.compile(r"(?:(?:service|external)-[A-Z0-9]{8}-)?([a-z0-9.-]+/[a-z0-9.-]+)")
-"""The Service in what kube-proxy writes: in comments of iptables, such as `default/web:http`, and
-in names of nftables' chains, such as `external-ULMVA6XW-default/web/tcp/http`."""
+"""The Service in rules of kube-proxy: in comments of iptables, such as `default/web:http`, and in
+names of nftables' chains, such as `external-ULMVA6XW-default/web/tcp/http`."""
 _POLICY = "policy drop"
 INSIDE = re.compile(r"lo|(docker|br-|cni|podman|lxdbr|virbr)[A-Za-z0-9_.-]*\+?")
-"""Interfaces by which no connection from outside comes: `lo`, and bridges of containers."""
+"""Interfaces where no connection from outside arrives: `lo`, and bridges of containers."""
 IPVS_INTERFACE = "kube-ipvs0"
-"""The interface on which kube-proxy has the addresses of all Services in its mode `ipvs`."""
+"""The interface to which kube-proxy adds the addresses of all Services in mode `ipvs`."""
 
 
 class Applies(Enum):
@@ -40,12 +40,12 @@ class Applies(Enum):
 
     NO = auto()
     MAYBE = auto()
-    """That depends on more than address and port, such as the source."""
+    """It depends on more than address and port, such as the source."""
     YES = auto()
 
 
 class Action(Enum):
-    """What a rule does with what it applies to."""
+    """What a rule does with a connection it applies to."""
 
     CONTINUE = auto()
     ACCEPT = auto()
@@ -53,7 +53,7 @@ class Action(Enum):
     JUMP = auto()
     GOTO = auto()
     TAKE = auto()
-    """Another address or program gets it."""
+    """The connection is redirected to another address or program."""
     REFUSE = auto()
 
 
@@ -72,19 +72,19 @@ class Connection:
 
 @dataclass(frozen=True, slots=True)
 class RuleEffect:
-    """What a rule does with a connection to which it applies, surely unless `is_sure` is False."""
+    """The effect of a rule on a connection; it is certain unless `is_sure` is False."""
 
     action: Action
     target: str = ""
-    """The chain of JUMP and GOTO."""
+    """The target chain of JUMP and GOTO."""
     is_sure: bool = True
     by: str = ""
-    """The named map that had the verdict."""
+    """The named map that contains the verdict."""
 
 
 @dataclass(frozen=True, slots=True)
 class PacketRule:
-    """A rule: `effects` gives what it does with a connection, nothing if it does not apply."""
+    """A rule; `effects` returns its effects on a connection, none if it does not apply."""
 
     effects: Callable[[Connection], Sequence[RuleEffect]]
     comment: str = ""
@@ -92,19 +92,19 @@ class PacketRule:
 
 @dataclass(slots=True)
 class Chain:
-    """A chain; `hook` and `priority` are of those that the kernel enters by itself."""
+    """A chain; `hook` and `priority` are set for base chains, which the kernel runs itself."""
 
     name: str
     rules: list[PacketRule] = field(default_factory=list)
     hook: str = ""
     priority: int = 0
     refuses: bool = False
-    """True if its policy refuses what no rule decides on."""
+    """Whether its policy refuses connections that no rule decides on."""
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """The chains of a table, by name; `versions` are the IP versions that it sees."""
+    """A table with its chains by name; `versions` are the IP versions that it filters."""
 
     name: str
     chains: Mapping[str, Chain]
@@ -115,8 +115,9 @@ class Table:
 class PacketFacts:
     """The tables of this host.
 
-    `unread` is why rules cannot be read, None if all were.  `is_shared` is whether something runs
-    here that is known to write rules.  `ipvs` are the addresses on kube-proxy's interface.
+    `unread` is why rules cannot be read, or None if all were.  `is_shared` is set if this host has
+    interfaces of network plugins or kube-proxy, which add rules.  `ipvs` lists the addresses on
+    kube-proxy's interface.
     """
 
     tables: tuple[Table, ...] = ()
@@ -127,7 +128,7 @@ class PacketFacts:
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """A rule that takes or refuses a connection; `chains` lead to it."""
+    """A rule that redirects or refuses a connection; `chains` is the path to it."""
 
     action: Action
     table: str
@@ -142,23 +143,23 @@ class _End(Enum):
     RETURNED = auto()
     ACCEPTED = auto()
     ENDED = auto()
-    """The connection is taken or refused."""
+    """The connection is redirected or refused."""
 
 
 @dataclass(slots=True)
 class _Way:
-    """A connection on its way through one table; what it meets is added to `hits`."""
+    """The evaluation of one table for a connection; matching rules are added to `hits`."""
 
     connection: Connection
     table: Table
     hits: list[Hit]
     may_have_ended: bool = False
-    """True once a rule that may apply would have accepted the connection."""
+    """Set once a rule that may apply would have accepted the connection."""
 
     def through(
         self, chain: Chain, chains: tuple[str, ...], comments: tuple[str, ...], *, is_sure: bool
     ) -> _End:
-        """How a chain ends; `is_sure` is whether the connection surely gets here."""
+        """Return how a chain ends; `is_sure` is whether the connection certainly reaches it."""
         path = (*chains, chain.name)
         for rule in chain.rules:
             said = (*comments, rule.comment) if rule.comment else comments
@@ -177,7 +178,7 @@ class _Way:
     def _end_of(
         self, effect: RuleEffect, path: tuple[str, ...], comments: tuple[str, ...], *, is_sure: bool
     ) -> _End | None:
-        """How the chain ends by an effect if it applies; None if it goes on."""
+        """Return how the chain ends if the effect applies, or None if the chain continues."""
         match effect.action:
             case Action.TAKE | Action.REFUSE:
                 surely = is_sure and not self.may_have_ended
@@ -198,7 +199,7 @@ class _Way:
 
 
 def follow(connection: Connection, tables: Iterable[Table]) -> list[Hit]:
-    """The rules that take or refuse a connection, in the order in which it meets them."""
+    """Return the rules that redirect or refuse a connection, in the order of evaluation."""
     entered = [
         (_HOOKS.index(chain.hook), chain.priority, table, chain)
         for table in tables
@@ -220,7 +221,7 @@ def follow(connection: Connection, tables: Iterable[Table]) -> list[Hit]:
 
 
 def judge_packets(connections: Iterable[Connection], facts: PacketFacts) -> tuple[Finding, ...]:
-    """Which of the connections do not reach HAProxy, by whose rules, and what helps."""
+    """Judge which connections do not reach HAProxy, because of whose rules, and the remedy."""
     return tuple(_judged(tuple(connections), facts))
 
 
@@ -243,7 +244,7 @@ def _judged(connections: tuple[Connection, ...], facts: PacketFacts) -> Iterator
 def _of_connection(connection: Connection, facts: PacketFacts) -> Iterator[Finding]:
     hits = follow(connection, facts.tables)
     sure = [hit for hit in hits if hit.is_sure]
-    # A firewall that lets some sources through is somebody's intention.
+    # A firewall that accepts only some sources is intended.
     unsure = [hit for hit in hits if hit.action is Action.TAKE]
     if sure or unsure:
         hit = (sure or unsure)[0]
@@ -268,7 +269,7 @@ def _of_connection(connection: Connection, facts: PacketFacts) -> Iterator[Findi
 
 
 def _owner(hit: Hit, connection: Connection) -> tuple[str, str]:
-    """Who made the rule, by the names that it gives chains and tables, and what helps."""
+    """Return the owner of a rule, by the names of its chains and table, and the remedy."""
     names = (hit.table, *hit.chains)
     service = _service(hit)
     if hit.table == "kube-proxy" or any(name.startswith("KUBE-") for name in names):
@@ -299,7 +300,7 @@ def _owner(hit: Hit, connection: Connection) -> tuple[str, str]:
 
 
 def _service(hit: Hit) -> str:
-    """The Service for which kube-proxy made the rules; empty if they do not tell."""
+    """Return the Service for which kube-proxy added the rules; empty if unknown."""
     for text in (*hit.comments, *hit.chains):
         if found := _SERVICE.match(text):
             return found[1]

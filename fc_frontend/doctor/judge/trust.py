@@ -1,4 +1,4 @@
-"""Who may change the files that declare services, and those that haproxy.cfg names."""
+"""Check who may change the files that declare services, and those named in haproxy.cfg."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from fc_frontend.plurals import counted, some
 
 _FILES = Group("files")
 _MAX_SHOWN = 5
-"""Findings about files of one kind; the others are counted."""
+"""The number of findings of one kind that are shown; the others are counted."""
 
 
 @dataclass(frozen=True, slots=True)
 class FileLevel:
-    """A file, whether it is trusted, why, and what makes it so."""
+    """The trust level of a file, with the reason and the remedy."""
 
     path: str
     is_trusted: bool
@@ -24,7 +24,7 @@ class FileLevel:
 
 
 def judge_declaring(files: Sequence[FileLevel], *, is_limited: bool) -> tuple[Finding, ...]:
-    """The levels of declaring files.  Untrusted ones are meant to be if `untrusted` is set."""
+    """Judge the levels of declaring files.  Untrusted ones are intended if `untrusted` is set."""
     return tuple(_declaring(files, is_limited))
 
 
@@ -51,7 +51,7 @@ def _declaring(files: Sequence[FileLevel], is_limited: bool) -> Iterator[Finding
 
 
 def judge_named(files: Sequence[FileLevel]) -> tuple[Finding, ...]:
-    """The levels of files that haproxy.cfg names, such as certificates."""
+    """Judge the levels of files named in haproxy.cfg, such as certificates."""
     untrusted = [file for file in files if not file.is_trusted]
     if not files:
         return ()

@@ -1,1 +1,1 @@
-"""Looks at what is there, each within a time limit, and changes nothing."""
+"""Collect facts, each with a timeout, without changing anything."""

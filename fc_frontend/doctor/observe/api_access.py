@@ -14,10 +14,10 @@ from fc_frontend.text import one_line
 
 
 def observe_api_access(access: ApiAccessSettings, bind: Bind, timeout: float) -> ApiAccessFacts:
-    """What `/readyz` through `bind` gives, within `timeout` seconds for each step."""
+    """Request `/readyz` through `bind`, with `timeout` seconds for each step."""
     address, networks = bind.local_host, access.allow
     status, said, names = None, "", None
-    # Clients verify the server.  Here it only matters that one answers.
+    # Clients verify the server.  Here it only matters whether it answers.
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     client = http.client.HTTPSConnection(address, bind.port, timeout=timeout, context=context)

@@ -1,4 +1,4 @@
-"""Who may read the certificates of frontends."""
+"""Find out who may read the certificates of frontends."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from fc_frontend.plan.model import FrontendSpec, Settings
 def observe_certificates(
     settings: Settings, frontends: Iterable[FrontendSpec]
 ) -> tuple[tuple[CertificateAccess, ...], tuple[Problem, ...], str]:
-    """The files of certificates, what is wrong with these, and the daemon's user."""
+    """Return the files of certificates, their problems, and the daemon's user."""
     with_tls = [each for each in frontends if each.tls is not None]
     number = daemon_user(settings.state_directory)
     name, groups = _account(number)
@@ -37,7 +37,7 @@ def observe_certificates(
 
 
 def _account(number: int) -> tuple[str, frozenset[int]]:
-    """Name and groups of a user."""
+    """Return name and groups of a user."""
     try:
         found = pwd.getpwuid(number)
     except KeyError:
@@ -46,7 +46,7 @@ def _account(number: int) -> tuple[str, frozenset[int]]:
 
 
 def _may_read(path: str, user: int, groups: frozenset[int]) -> bool:
-    """True if permissions let a user read a file; links are followed."""
+    """Return whether permissions let a user read a file; symbolic links are followed."""
     if user == 0:
         return True
 
@@ -58,7 +58,7 @@ def _may_read(path: str, user: int, groups: frozenset[int]) -> bool:
         return bool(mode & (bit << 3 if status.st_gid in groups else bit))
 
     try:
-        # The way to a link, and from there on.
+        # The directories on the path to a link, and on the path to its target.
         ways = {*Path(path).parents, *(real := Path(path).resolve()).parents}
         return all(has(each, 1) for each in ways) and has(real, 4)
     except OSError:

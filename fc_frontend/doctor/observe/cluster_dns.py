@@ -1,4 +1,4 @@
-"""Ask each nameserver by itself, over each transport, as HAProxy will."""
+"""Query each nameserver separately, over each transport, as HAProxy does."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from fc_frontend.plan.names import headless_name, srv_name, wildcard_name
 
 RecordType = Literal["A", "AAAA", "SRV"]
 PAYLOAD = 8192
-"""Bytes offered over UDP, as fc-frontend does itself."""
+"""The payload size in bytes offered over UDP, as by fc-frontend itself."""
 MOST_SERVICES = 100
 _TRIES = 3
 _CONCURRENT = 16
@@ -43,7 +43,7 @@ _FAILURES = (dns.exception.DNSException, OSError, EOFError, ValueError)
 
 
 def observe_nameserver(nameserver: Nameserver, domain: str, timeout: float) -> NameserverFacts:
-    """How `nameserver` answers questions about its zone.  `timeout` is for each, in seconds."""
+    """Query `nameserver` for its zone, with a timeout of `timeout` seconds for each query."""
     udp, answer = _best(lambda: _ask(nameserver, domain, Transport.UDP, timeout))
     edns_lost = False
     if udp.code == _TIMEOUT:
@@ -85,7 +85,7 @@ def _ask(
     if transport is Transport.UDP:
         family = socket.AF_INET6 if nameserver.address.version == 6 else socket.AF_INET
         with socket.socket(family, socket.SOCK_DGRAM) as connected:
-            # Only a connected socket hears of a closed port.
+            # Only a connected socket reports a closed port.
             connected.connect((where, nameserver.port))
             connected.setblocking(False)
             return dns.query.udp(
@@ -109,7 +109,7 @@ def _attempt(
 def _best(
     ask: Callable[[], dns.message.Message],
 ) -> tuple[QueryAttempt, dns.message.Message | None]:
-    """Several tries, the slowest of those that were answered; one if that is not answered."""
+    """Return the slowest answered attempt of several; try only once if that is not answered."""
     slowest, answer = _attempt(ask)
     for _ in range(_TRIES - 1 if answer is not None else 0):
         again, other = _attempt(ask)
@@ -119,7 +119,7 @@ def _best(
 
 
 def failure(exc: Exception) -> str:
-    """What failed, in words."""
+    """Return the error as text."""
     if isinstance(exc, dns.exception.Timeout | TimeoutError):
         return _TIMEOUT
     if isinstance(exc, OSError):
@@ -188,7 +188,7 @@ def _is_cut(answer: dns.message.Message | None) -> bool:
 
 
 class _Asker:
-    """Asks one nameserver about names, several at once, and gives up on one that says nothing."""
+    """Query one nameserver for several names concurrently; give up if it does not answer."""
 
     def __init__(self, nameserver: Nameserver, timeout: float) -> None:
         self._nameserver = nameserver
@@ -197,7 +197,7 @@ class _Asker:
         self._silences = 0
 
     async def ask(self, name: str, rdtypes: Iterable[RecordType]) -> Record:
-        """The first record that has something, else what was said first."""
+        """Return the first record that is not empty, or else the first answer."""
         found = Record(None)
         for rdtype in rdtypes:
             async with self._limit:
@@ -213,7 +213,7 @@ class _Asker:
     async def of_each(
         self, questions: Mapping[str, tuple[str, Sequence[RecordType]]]
     ) -> dict[str, Record]:
-        """The records of names, by whatever key each has."""
+        """Return the records of names, by the keys of `questions`."""
         records = await asyncio.gather(*(self.ask(*question) for question in questions.values()))
         return dict(zip(questions, records, strict=True))
 
@@ -241,7 +241,7 @@ async def _names(
         asker.of_each(
             {
                 "srv": (f"_https._tcp.{api}", ("SRV",)),
-                # Its endpoints are the master's own addresses, of whichever family.
+                # Its endpoints are the master's own addresses, of either family.
                 "wildcard": (f"*.{api}", ("A", "AAAA")),
             }
         ),
@@ -276,14 +276,14 @@ async def _names(
 def observe_names(
     nameserver: Nameserver, cluster: Cluster, services: Sequence[ServiceSpec], timeout: float
 ) -> NamesFacts:
-    """What `nameserver` says of kubernetes.default and of the first 100 declared services."""
+    """Query `nameserver` for kubernetes.default and the first 100 declared services."""
     if not _lives(nameserver, cluster.domain, timeout):
         return NamesFacts(nameserver, NOTHING)
     return asyncio.run(_names(nameserver, cluster, services, timeout))
 
 
 def _lives(nameserver: Nameserver, domain: str, timeout: float) -> bool:
-    """True if it answers at all; one packet may get lost."""
+    """Return whether it answers at all; one packet may get lost."""
     transports = (*nameserver.transports, nameserver.transports[0])
     return any(
         _attempt(partial(_ask, nameserver, domain, transport, timeout))[0].answered

@@ -1,4 +1,4 @@
-"""HAProxy's binary, sockets and privileges, and whether its binds can be taken."""
+"""Examine HAProxy's binary, sockets and privileges, and whether it can bind its ports."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from fc_frontend.text import whole_number
 
 
 def observe_build(haproxy: Haproxy, timeout: float) -> Build:
-    """What the binary says of itself.  Raises `Unavailable`."""
+    """Return the build information of the binary.  Raises `Unavailable`."""
     path = find_binary(haproxy.binary)
     finished = run([path, "-vv"], timeout=timeout, limit=65536)
     if finished.status != 0:
@@ -48,7 +48,7 @@ def observe_build(haproxy: Haproxy, timeout: float) -> Build:
 
 
 def observe_sockets(haproxy: Haproxy, timeout: float) -> tuple[SocketFacts, SocketFacts, Running]:
-    """How worker and master answer on their sockets, and what both say of what runs."""
+    """Query worker and master on their sockets; also return the running HAProxy they report."""
     worker, info = _runtime(haproxy.runtime_socket, timeout)
     master, processes = _master(haproxy.master_socket, timeout)
     running = Running(
@@ -79,9 +79,9 @@ def _master(path: str, timeout: float) -> tuple[SocketFacts, Processes | None]:
 def observe_binds(
     haproxy: Haproxy, text: str, now: Running
 ) -> tuple[tuple[ListenEndpoint, ...], tuple[Problem, ...], tuple[ListenEndpoint, ...]]:
-    """Where HAProxy listens with `text`, and what keeps it from what it does not have yet.
+    """Return HAProxy's endpoints with `text`, the obstacles to new ones, and the hidden ones.
 
-    The last ones are held by somebody whom this user may not see, who may be HAProxy.
+    The hidden ones are held by a process that this user may not see, which may be HAProxy.
     """
     found, _ = listeners_of(Config(text, "", sections_in(text)), socket.gethostname())
     obstacles = [obstacle for _, obstacle in new_obstacles(haproxy, found, now.taker)]
@@ -92,7 +92,7 @@ def observe_binds(
 
 
 def held_listen(listen: Bind | None) -> Problem | None:
-    """What keeps fc-frontend's own listener from its address, None if it is free."""
+    """Return what keeps fc-frontend from listening on its own address, or None if it is free."""
     if listen is None:
         return None
     found = find_obstacles((endpoint_of(listen),), owned_by=frozenset())
@@ -104,7 +104,7 @@ def _problem(obstacle: Obstacle) -> Problem:
 
 
 def answers_health(listen: Bind, timeout: float) -> bool:
-    """True if a daemon of ours listens there."""
+    """Return whether fc-frontend's own daemon listens there."""
     import http.client
 
     connection = http.client.HTTPConnection(listen.local_host, listen.port, timeout=timeout)
@@ -118,7 +118,7 @@ def answers_health(listen: Bind, timeout: float) -> bool:
 
 
 def observe_privilege(haproxy: Haproxy, now: Running) -> Privilege:
-    """Whether the process that binds HAProxy's ports may take low ones."""
+    """Find out whether the process that binds HAProxy's ports may bind low ones."""
     first_free = first_free_port()
     pid = now.processes.master if now.processes else now.worker
     if pid is not None:
@@ -131,7 +131,7 @@ def observe_privilege(haproxy: Haproxy, now: Running) -> Privilege:
 
 
 def _may_bind(pid: int) -> bool | None:
-    """Whether process `pid` may bind every port, None if it cannot be seen."""
+    """Return whether process `pid` may bind every port, or None if it is not visible."""
     rights = rights_of(pid)
     return None if rights is None else rights.has(Capability.NET_BIND_SERVICE)
 
@@ -139,9 +139,9 @@ def _may_bind(pid: int) -> bool | None:
 def descriptors(
     text: str, wanted: Iterable[ListenEndpoint], now: Running
 ) -> tuple[int, int, Problem | None]:
-    """How many file descriptors HAProxy needs for a configuration and may have.
+    """Return how many file descriptors HAProxy needs for a configuration, and its limit.
 
-    With the problem if these are too few.
+    The third value is the problem if the limit is too low, or None.
     """
     listeners = sum(len(endpoint.ports) for endpoint in wanted)
     needed = file_descriptors_needed(demand_of(text), listeners)

@@ -1,6 +1,6 @@
-"""Ask the API server with the credentials of a kubeconfig or of the settings, never shown.
+"""Query the API server with the credentials of a kubeconfig or of the settings.
 
-Nothing is followed elsewhere: no redirects.
+The credentials are never shown, and redirects are not followed.
 """
 
 from __future__ import annotations
@@ -57,14 +57,14 @@ BALANCER_RIGHTS = (
         for verb in ("get", "create", "update")
     ),
 )
-"""`resourceAttributes` of what is needed for the status of Services."""
+"""The `resourceAttributes` of the rights needed for the status of Services."""
 _REVIEWS = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
 _MOST_STANDBYS = 20
-"""Cluster IPs that are tried."""
+"""The number of cluster IPs that are tried."""
 
 
 def observe_kubernetes(api: ApiSettings, timeout: float) -> KubernetesFacts:
-    """What the API server says of itself and its nodes, within `timeout` seconds a request.
+    """Query the API server about itself and its nodes, with `timeout` seconds for each request.
 
     Raises `Unavailable` if the credentials cannot be used.
     """
@@ -74,7 +74,7 @@ def observe_kubernetes(api: ApiSettings, timeout: float) -> KubernetesFacts:
 def observe_api(
     api: ApiSettings, settings: Settings, specs: Iterable[ServiceSpec], timeout: float
 ) -> KubernetesFacts:
-    """As `observe_kubernetes`, and whether the daemon's access is enough for the services."""
+    """As `observe_kubernetes`; also examine the daemon's access to what the services need."""
     return asyncio.run(_observe(api, timeout, settings, tuple(specs)))
 
 
@@ -101,7 +101,7 @@ async def _observe(
 
 
 def _secret_files(api: ApiSettings, access: ApiAccess) -> list[str]:
-    """The files that the credentials are in."""
+    """Return the files that contain the credentials."""
     files = [api.kubeconfig]
     if isinstance(access.credentials, FileCredentials):
         of = access.credentials
@@ -162,7 +162,7 @@ async def _nothing() -> tuple[Right, ...]:
 
 
 def _may_read(user: int, path: str) -> bool:
-    """True unless `user` may not read the file; only root can find that out about others."""
+    """Return whether `user` may read the file; True if unknown, as only root can check it."""
     program = shutil.which("test")
     if os.geteuid() != 0 or user == 0 or program is None:
         return True
@@ -184,7 +184,7 @@ def _may_read(user: int, path: str) -> bool:
 
 
 async def _rights(client: ApiClient, seconds: float, *, with_nodes: bool) -> tuple[Right, ...]:
-    """What the credentials may do of what contrib/kubernetes/rbac.yaml grants."""
+    """Return which rights of contrib/kubernetes/rbac.yaml the credentials have."""
     asked = [
         _right(
             client,
@@ -199,14 +199,14 @@ async def _rights(client: ApiClient, seconds: float, *, with_nodes: bool) -> tup
 
 
 async def _balancer_rights(client: ApiClient, seconds: float) -> tuple[Right, ...]:
-    """What the credentials may do of what contrib/kubernetes/rbac-load-balancer.yaml grants."""
+    """Return which rights of contrib/kubernetes/rbac-load-balancer.yaml the credentials have."""
     return tuple(await asyncio.gather(*(_right(client, seconds, r) for r in BALANCER_RIGHTS)))
 
 
 async def _right(
     client: ApiClient, seconds: float, attributes: Mapping[str, str], *, is_needed: bool = True
 ) -> Right:
-    """One right, by a SelfSubjectAccessReview of these `resourceAttributes`."""
+    """Check one right, by a SelfSubjectAccessReview of these `resourceAttributes`."""
     review = {
         "apiVersion": "authorization.k8s.io/v1",
         "kind": "SelfSubjectAccessReview",
@@ -231,7 +231,7 @@ async def _right(
 
 @dataclass(frozen=True, slots=True)
 class _Watched:
-    """What the daemon sees, or why it sees nothing."""
+    """The services that the daemon sees, or why it sees none."""
 
     services: tuple[ServiceFacts, ...] = ()
     failure: str | None = None
@@ -241,7 +241,7 @@ class _Watched:
 async def _services(
     api: ApiSettings, settings: Settings, specs: tuple[ServiceSpec, ...], seconds: float
 ) -> _Watched:
-    """The services of `specs` and those of type LoadBalancer as the daemon sees them."""
+    """Watch the services of `specs` and those of type LoadBalancer as the daemon does."""
     cluster = settings.cluster
     families = cluster.families(cluster.pod_networks)
     watch = ClusterWatch(api)
@@ -266,7 +266,7 @@ async def _services(
     finally:
         await watch.ended()
     tried = [each for each in found if each.standby and each.standby.address]
-    # Those with pods first: a cluster IP of none may be silent.
+    # Those with pods first: a cluster IP without pods may not answer.
     tried = sorted(tried, key=lambda each: each.gap is not None)[:_MOST_STANDBYS]
     reached = await asyncio.gather(*(_connects(each, min(seconds, 2.0)) for each in tried))
     is_reached = dict(zip((each.name for each in tried), reached, strict=True))
@@ -275,7 +275,7 @@ async def _services(
 
 
 async def _connects(service: ServiceFacts, seconds: float) -> bool:
-    """True if a TCP connection is accepted or refused: then packets arrive."""
+    """Return whether a TCP connection is accepted or refused: both prove that packets arrive."""
     assert service.standby is not None
     try:
         async with asyncio.timeout(seconds):

@@ -1,4 +1,4 @@
-"""Statuses of Services of type LoadBalancer that others have written."""
+"""Find statuses of Services of type LoadBalancer that other programs have written."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fc_frontend.plan.untyped import as_list, as_mapping, as_text
 from fc_frontend.text import one_line
 
 _MOST_ASKED = 10
-"""Services whose record of writers is looked at."""
+"""The number of Services whose writers are looked up."""
 
 
 async def observe_statuses(
@@ -25,7 +25,7 @@ async def observe_statuses(
     services: Mapping[ObjectKey, LoadBalancerRequest],
     seconds: float,
 ) -> tuple[StatusFacts, ...]:
-    """The statuses that are not as this frontend writes them, of the Services that it serves."""
+    """Return the statuses of served Services that differ from what this frontend writes."""
     found = [
         (key, tuple(each.address for each in request.ingress if each.mode != PROXY_MODE))
         for key, request in sorted(services.items())
@@ -42,7 +42,11 @@ async def observe_statuses(
 
 
 def _is_strange(request: LoadBalancerRequest) -> bool:
-    """True if addresses of others are there, or ours are gone although we say that it is served."""
+    """Return whether the status was changed by another program.
+
+    Either it has addresses of others, or it has none although its condition, which this frontend
+    writes, reports that the Service is served.
+    """
     is_emptied = request.condition is not None and request.condition.is_served
     return any(e.mode != PROXY_MODE for e in request.ingress) or (
         is_emptied and not request.ingress
@@ -50,7 +54,7 @@ def _is_strange(request: LoadBalancerRequest) -> bool:
 
 
 async def _managers(client: ApiClient, key: ObjectKey, seconds: float) -> tuple[str, ...]:
-    """Who else has fields of `status.loadBalancer`; nobody has those that were removed."""
+    """Return other managers of `status.loadBalancer`; removed fields have no manager."""
     path = f"/api/v1/namespaces/{key.namespace}/services/{key.name}"
     try:
         async with asyncio.timeout(seconds), client.connect() as connection:

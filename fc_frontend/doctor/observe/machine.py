@@ -1,4 +1,4 @@
-"""Directories that are written in, and the clock."""
+"""Examine the directories that fc-frontend writes in, and the clock."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from fc_frontend.doctor.judge.machine import Clock, DirectoryFacts
 
 _STA_UNSYNC = 0x40
 _TIMEX_BYTES = 512
-"""More than `struct timex` has."""
+"""More than the size of `struct timex`."""
 _MOST_FILES = 1000
 
 
 def observe_place(check: str, path: str) -> DirectoryFacts:
-    """Whether this user may write in the directory `path`; nothing is written."""
+    """Find out whether this user may write in the directory `path`, without writing."""
     nearest = Path(path)
     while not nearest.exists() and nearest != nearest.parent:
         nearest = nearest.parent
@@ -45,7 +45,7 @@ def _user() -> str:
 
 
 def observe_clock(directory: str) -> Clock:
-    """The clock, the newest file in `directory`, and what the kernel knows of the clock."""
+    """Return the time, the newest file in `directory`, and whether the clock is synchronized."""
     newest: float | None = None
     newest_path = ""
     try:
@@ -60,7 +60,10 @@ def observe_clock(directory: str) -> Clock:
 
 
 def _synchronized() -> bool | None:
-    """adjtimex(2) with no mode reads only; `status` is the fifth word of `struct timex`."""
+    """Return whether the kernel considers its clock synchronized, or None if unknown.
+
+    adjtimex(2) with no mode only reads; `status` is at the fifth word of `struct timex`.
+    """
     buffer = ctypes.create_string_buffer(_TIMEX_BYTES)
     library = ctypes.CDLL(None, use_errno=True)
     if library.adjtimex(buffer) < 0:

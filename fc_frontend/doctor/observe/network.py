@@ -1,4 +1,4 @@
-"""This VM's addresses and routes, as the kernel has them; nothing is sent into the cluster."""
+"""Read this VM's addresses and routes from the kernel; nothing is sent into the cluster."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from fc_frontend.doctor.judge.network import (
 from fc_frontend.plan.model import Address, Cluster, Network
 
 KUBE_PROXY_HEALTH = ("127.0.0.1", 10256)
-"""Where kube-proxy says that it runs, unless told otherwise (`healthzBindAddress`)."""
+"""The default address of kube-proxy's health check (`healthzBindAddress`)."""
 _HIGH_PORT = 65000
 
 
 def observe_network(cluster: Cluster, timeout: float) -> NetworkFacts:
-    """The facts about the networks of `cluster`; raises OSError if the kernel tells nothing."""
+    """Return facts about the networks of `cluster`.  Raises OSError if the kernel reports none."""
     networks = (*cluster.service_networks, *cluster.pod_networks)
     return NetworkFacts(
         addresses=observe_addresses(),
@@ -33,7 +33,7 @@ def observe_network(cluster: Cluster, timeout: float) -> NetworkFacts:
 
 
 def observe_addresses() -> tuple[HostAddress, ...]:
-    """This host's addresses but for those of the loopback interface and of single links."""
+    """Return this host's addresses, except loopback and link-local ones."""
     import psutil
 
     found = []
@@ -63,7 +63,7 @@ def _routes() -> tuple[Route, ...]:
 
 
 def _source(network: Network) -> Address | None:
-    """Which of our addresses a packet into `network` would have; connecting UDP sends nothing."""
+    """Return the source address of a packet into `network`; connecting UDP sends nothing."""
     family = socket.AF_INET if network.version == 4 else socket.AF_INET6
     target = network.network_address + (1 if network.num_addresses > 1 else 0)
     try:

@@ -1,4 +1,4 @@
-"""The packet filter rules of this host, by `nft` and `iptables-save`, which change nothing."""
+"""Read this host's packet filter rules with `nft` and `iptables-save`, which change nothing."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from fc_frontend.syntax.endpoints import Family
 from fc_frontend.text import one_line
 
 _MOST_BYTES = 256 * 1024 * 1024
-"""Of rules: kube-proxy has some 10 for each Service and endpoint."""
+"""The limit for all rules; kube-proxy has some 10 for each Service and endpoint."""
 _LEGACY_NAMES = {4: "/proc/net/ip_tables_names", 6: "/proc/net/ip6_tables_names"}
-"""The tables of the kernel's older interface that exist."""
+"""The files that list the existing tables of the kernel's legacy interface."""
 _SBIN = "/usr/local/sbin:/usr/sbin:/sbin"
 _K3S_BIN = "/var/lib/rancher/k3s/data/current/bin/aux"
-"""k3s brings its own iptables."""
+"""The directory of the iptables that k3s ships."""
 _MOST_CONNECTIONS = 200
 
 
 def observe_connections(text: str) -> tuple[Connection, ...]:
-    """A connection for each address and port of the binds of a configuration.
+    """Return a connection for each address and port of the binds of a configuration.
 
-    At most 200, and none for loopback addresses: rules for what comes in are not for them.
+    At most 200.  Loopback addresses are left out: no connection from outside reaches them.
     """
     found, _ = listeners_of(Config(text, "", sections_in(text)), socket.gethostname())
     local = [each.address.ip for each in observe_addresses()]
@@ -49,7 +49,7 @@ def observe_connections(text: str) -> tuple[Connection, ...]:
 
 
 def _addresses(ipv4: str | None, ipv6: str | None, local: list[Address]) -> list[Address]:
-    """The addresses of a bind: its own, or all of this host's for a wildcard."""
+    """Return the addresses of a bind: its own, or all of this host's for a wildcard."""
     found: list[Address] = []
     for host, wildcard, version in ((ipv4, "*", 4), (ipv6, "::", 6)):
         if host == wildcard:
@@ -61,7 +61,7 @@ def _addresses(ipv4: str | None, ipv6: str | None, local: list[Address]) -> list
 
 
 def observe_packets(timeout: float) -> PacketFacts:
-    """The tables of this network namespace; `timeout` seconds for each program."""
+    """Read the tables of this network namespace, with `timeout` seconds for each program."""
     is_shared = any(CLUSTER_INTERFACE.fullmatch(name) for _, name in socket.if_nameindex())
     ipvs = frozenset(
         each.address.ip for each in observe_addresses() if each.interface == IPVS_INTERFACE
@@ -73,7 +73,7 @@ def observe_packets(timeout: float) -> PacketFacts:
 
 
 def _tables(timeout: float) -> tuple[Table, ...]:
-    """The tables of nftables and of both interfaces of iptables."""
+    """Return the tables of nftables and of both interfaces of iptables."""
     of_iptables: list[Table] = []
     has_iptables_nft = True
     for version, name in ((4, "iptables"), (6, "ip6tables")):
@@ -105,7 +105,7 @@ def _needed(path: str | None, package: str) -> str:
 
 
 def _output(argv: list[str], timeout: float) -> str:
-    """What a program writes.  Raises `Unavailable`."""
+    """Return the output of a program.  Raises `Unavailable`."""
     done = run(argv, timeout=timeout, limit=_MOST_BYTES)
     if done.status != 0:
         last = one_line(done.output.strip().rpartition("\n")[2])[:200]

@@ -1,4 +1,4 @@
-"""The trust levels of declaring files, and of the files that haproxy.cfg names."""
+"""Find out the trust levels of declaring files, and of files named in haproxy.cfg."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from fc_frontend.safe_files import Unsafe
 
 
 def levels(verdicts: Mapping[str, Verdict]) -> tuple[FileLevel, ...]:
-    """The levels of declaring files, from what the loader found."""
+    """Return the levels of declaring files, from the loader's verdicts."""
     return tuple(_level(path, verdict) for path, verdict in verdicts.items())
 
 
 def observe_named(settings: Settings, text: str) -> tuple[FileLevel, ...]:
-    """The levels of the files that `text`, of haproxy.cfg, names and that exist."""
+    """Return the levels of the existing files named in `text`, the text of haproxy.cfg."""
     users = {daemon_user(settings.state_directory), *user_ids(settings.trust.users)}
     return tuple(_observed(sorted(files_in(text)), frozenset(users)))
 
