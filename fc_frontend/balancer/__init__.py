@@ -1,1 +1,1 @@
-"""Services of type LoadBalancer: which address each gets, and what HAProxy serves there.  Pure."""
+"""Services of type LoadBalancer: assign addresses, and declare what HAProxy serves there.  Pure."""

@@ -1,10 +1,10 @@
-"""Give each Service of type LoadBalancer its addresses.  Pure and deterministic.
+"""Assign addresses to Services of type LoadBalancer.  Pure and deterministic.
 
     statuses, addresses served here ─► claims ─► requested addresses ─► new addresses
 
-A Service keeps the address of its status, or else the one that this frontend serves it at, even if
-the pools have changed.  Nothing new is given out before all claims are made, so `assign` takes all
-Services at once; it must not be called before the list of Services is complete (metallb#2443).
+A Service keeps the address of its status, or else the one at which this frontend serves it, even if
+the pools have changed.  New addresses are assigned only after all claims, so `assign` takes all
+Services at once; do not call it before the list of Services is complete (metallb#2443).
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ from fc_frontend.plan.addresses import NotAnAddress, parse_address
 from fc_frontend.plan.cluster_objects import ObjectKey
 
 PROXY_MODE = "Proxy"
-"""The `ipMode` that this program writes (KEP-1860); load balancers of nodes write VIP or none."""
+"""The `ipMode` that this program writes (KEP-1860); load balancers on nodes write VIP or none."""
 
 Served = Mapping[ObjectKey, frozenset[tuple[IpAddress, int]]]
-"""The addresses and ports at which this frontend serves a Service now."""
+"""The addresses and ports at which this frontend currently serves each Service."""
 
 
 @dataclass(frozen=True, slots=True)
 class LoadBalancers:
-    """All Services of type LoadBalancer, whoever serves them.
+    """All Services of type LoadBalancer, of any load balancer class.
 
-    `version` is another one after each change.
+    `version` changes with each change.
     """
 
     version: int
@@ -54,14 +54,14 @@ class LoadBalancers:
 class HostAddresses:
     """The addresses that this host can bind: its own, and all of the families in `nonlocal_bind`.
 
-    Linux binds other addresses with `net.ipv4.ip_nonlocal_bind`, as VRRP needs it.
+    Linux binds other addresses with `net.ipv4.ip_nonlocal_bind`, which VRRP requires.
     """
 
     addresses: frozenset[IpAddress] = frozenset()
     nonlocal_bind: frozenset[IpFamily] = frozenset()
 
     def has(self, address: IpAddress) -> bool:
-        """True if this host can bind `address`."""
+        """Return whether this host can bind `address`."""
         return address in self.addresses or family_of(address) in self.nonlocal_bind
 
 
@@ -69,8 +69,8 @@ class HostAddresses:
 class AssignedAddress:
     """An address of a Service.
 
-    `ports` are those that are served there; `taken` ones belong to Services that share the address.
-    Both are empty if the address may not be bound here.
+    `ports` are those served there; `taken` ones belong to Services that share the address.
+    Both are empty if the address must not be bound here.
     """
 
     address: IpAddress
@@ -80,7 +80,7 @@ class AssignedAddress:
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
-    """The addresses of a Service, one for each of its families at most, and what is wrong."""
+    """The addresses of a Service, at most one for each of its families, and the problems."""
 
     addresses: tuple[AssignedAddress, ...] = ()
     problems: tuple[AddressProblem, ...] = ()
@@ -94,11 +94,11 @@ def assign(
     host: HostAddresses,
     served: Served | None = None,
 ) -> dict[ObjectKey, Assignment]:
-    """The assignment of each of `services`, which are all that this load balancer owns.
+    """Return the assignment of each of `services`, which are all that this load balancer owns.
 
     `statuses` are the `status.loadBalancer.ingress` of each.  The order of the mappings does not
-    matter.  Where two Services want the same, the one comes first that is served already, then the
-    one that was created first, then the name.
+    matter.  If two Services request the same address, the one that is already served takes
+    precedence, then the one that was created first, then the name.
     """
     assigner = _Assigner(services, tuple(pools), host, served or {})
     assigner.claim(statuses)
@@ -109,7 +109,7 @@ def assign(
 
 @dataclass(slots=True)
 class _Holding:
-    """The addresses of a Service while they are being assigned; `extern` ones are not bound."""
+    """The addresses of a Service during assignment; `extern` ones are not bound."""
 
     key: ObjectKey
     request: LoadBalancerRequest
@@ -126,7 +126,7 @@ class _Holding:
 
 
 class _Assigner:
-    """Addresses in the order: claims, wishes, new ones."""
+    """Assigns addresses in the order: claims, requests, new ones."""
 
     def __init__(
         self,
@@ -149,7 +149,7 @@ class _Assigner:
         """The ports of each Service at an address."""
 
     def claim(self, statuses: Mapping[ObjectKey, Sequence[IngressAddress]]) -> None:
-        """Let every Service keep what it has: first what is served, then what statuses say."""
+        """Let every Service keep its addresses: first those served, then those of its status."""
         able = [holding for holding in self._holdings if holding.ports]
         for holding in able:
             for address in self._served_addresses(holding, statuses):
@@ -157,12 +157,12 @@ class _Assigner:
                 self._keep(holding, address, holding.ports & ports)
         for holding in able:
             for address in self._served_addresses(holding, statuses):
-                # None of its ports is served still.
+                # None of its ports is still served.
                 self._keep(holding, address, holding.ports)
             for entry in statuses.get(holding.key, ()):
                 self._claim_status(holding, entry)
         for holding in able:
-            # Ports that were added since come after those that are served.
+            # Ports added since then follow those that are served.
             for address in holding.addresses.values():
                 if address not in holding.extern:
                     free = holding.ports - self._taken(holding, address)
@@ -172,7 +172,7 @@ class _Assigner:
     def _served_addresses(
         self, holding: _Holding, statuses: Mapping[ObjectKey, Sequence[IngressAddress]]
     ) -> list[IpAddress]:
-        """Where the Service is served, at addresses of its status first."""
+        """Return the addresses at which the Service is served, those of its status first."""
         listed = {entry.address for entry in statuses.get(holding.key, ())}
         addresses = {address for address, _ in self._served.get(holding.key, ())}
         return sorted(addresses, key=lambda each: (str(each) not in listed, int(each)))
@@ -185,13 +185,13 @@ class _Assigner:
         if self._is_admitted(holding, address):
             self._keep(holding, address, holding.ports)
         elif entry.mode == PROXY_MODE and family_of(address) in self._lacking(holding):
-            # Written here or by another frontend, from a pool as it was then: never replaced, but
-            # only addresses of pools are bound for what a status says.
+            # Written here or by another frontend, from a pool at that time: it is never replaced,
+            # but only addresses of pools are bound because of a status.
             holding.addresses[family_of(address)] = address
             holding.extern.add(address)
 
     def _keep(self, holding: _Holding, address: IpAddress, ports: frozenset[int]) -> None:
-        """Let the Service have `address` if it needs one of the family and the address is free."""
+        """Assign `address` if the Service needs one of its family and the address is free."""
         if family_of(address) not in self._lacking(holding) or not self._shares(holding, address):
             return
         free = ports - self._taken(holding, address)
@@ -199,9 +199,9 @@ class _Assigner:
             self._take(holding, address, free)
 
     def fulfil_wishes(self) -> None:
-        """Give Services the addresses that they ask for, until no more of them are free."""
+        """Assign the addresses that Services request, until no more of them are free."""
         while sum(map(self._fulfil, self._holdings)):
-            # What one has released, another one may have asked for.
+            # An address that one Service has released may be requested by another.
             pass
         for holding in self._holdings:
             holding.problems += holding.wish.problems if holding.ports else ()
@@ -210,7 +210,7 @@ class _Assigner:
                     holding.problems.append(self._obstacle(holding, address))
 
     def _fulfil(self, holding: _Holding) -> bool:
-        """True if the Service was given an address that it asks for."""
+        """Assign requested addresses to a Service; return whether there was a change."""
         is_moved = False
         if not self._can_be_complete(holding):
             return False
@@ -225,7 +225,7 @@ class _Assigner:
         return is_moved
 
     def _can_be_complete(self, holding: _Holding) -> bool:
-        """False if a Service that requires both families cannot have them."""
+        """Return whether a Service can get both families if it requires them."""
         return holding.request.policy is not FamilyPolicy.REQUIRE_DUAL or all(
             self._is_usable(holding, wish)
             if (wish := holding.wish.addresses.get(family)) is not None
@@ -243,7 +243,7 @@ class _Assigner:
         return AddressProblem(gap, str(address))
 
     def allocate(self) -> None:
-        """Give addresses to Services that still lack one, and note why some get none."""
+        """Assign addresses to Services that still lack one, and record why some get none."""
         able = [holding for holding in self._holdings if holding.ports]
         for holding in able:
             if not holding.wish.problems:
@@ -256,18 +256,18 @@ class _Assigner:
 
     def _allocate(self, holding: _Holding) -> None:
         for family in self._lacking(holding):
-            # If an address that it asks for is not free, nothing else will do.
+            # A requested address that is not free is not replaced by another.
             if family not in holding.wish.addresses:
                 address = next(self._candidates(holding, family), None)
                 if address is not None:
                     self._take(holding, address, holding.ports)
         if holding.request.policy is FamilyPolicy.REQUIRE_DUAL and self._lacking(holding):
-            # Both or nothing; but what it had before stays.
+            # Both or nothing; but addresses that it already had are kept.
             for family in [each for each in holding.addresses if each not in holding.claimed]:
                 self._release(holding, family)
 
     def _gaps(self, holding: _Holding) -> list[AddressProblem]:
-        """Why the Service lacks addresses, apart from those that it asks for."""
+        """Return why the Service lacks addresses, apart from those that it requests."""
         lacking = [each for each in self._lacking(holding) if each not in holding.wish.addresses]
         if holding.request.policy is FamilyPolicy.PREFER_DUAL:
             lacking = [] if holding.addresses else lacking[:1]
@@ -278,7 +278,7 @@ class _Assigner:
         ]
 
     def _candidates(self, holding: _Holding, family: IpFamily) -> Iterator[IpAddress]:
-        """Addresses that the Service can get: shared ones, then those in the order of the pools."""
+        """Yield the addresses available to the Service: shared ones, then those of the pools."""
         pools = self._pools_of(holding)
         if holding.request.sharing_key:
             for address in sorted(self._uses, key=int):
@@ -293,7 +293,7 @@ class _Assigner:
             yield from (address for address in addresses if not self._uses.get(address))
 
     def _gap(self, holding: _Holding, family: IpFamily) -> AddressProblem:
-        """Why there is no candidate."""
+        """Return why there is no candidate."""
         ranges = [
             each
             for pool in self._pools_of(holding)
@@ -311,7 +311,7 @@ class _Assigner:
         return AddressProblem(AddressGap.OUT_OF_ADDRESSES, family)
 
     def _pools_of(self, holding: _Holding) -> list[AddressPool]:
-        """The pools that a Service gets new addresses from."""
+        """Return the pools from which a Service gets new addresses."""
         name = holding.request.pool
         return [
             pool
@@ -327,7 +327,7 @@ class _Assigner:
         return any(pool.has(address) and pool.admits(holding.key.namespace) for pool in self._pools)
 
     def _is_usable(self, holding: _Holding, address: IpAddress) -> bool:
-        """True if the Service can get `address` for all of its ports."""
+        """Return whether the Service can get `address` for all of its ports."""
         return (
             bool(holding.ports)
             and self._host.has(address)
@@ -337,7 +337,7 @@ class _Assigner:
         )
 
     def _shares(self, holding: _Holding, address: IpAddress) -> bool:
-        """True if nobody else has `address`, or only Services with the same sharing key."""
+        """Return whether `address` is free, or used only by Services with the same sharing key."""
         key = holding.request.sharing_key
         return all(
             other == holding.key or (key and self._by_key[other].request.sharing_key == key)
@@ -345,7 +345,7 @@ class _Assigner:
         )
 
     def _taken(self, holding: _Holding, address: IpAddress) -> frozenset[int]:
-        """The ports that other Services have at `address`."""
+        """Return the ports that other Services have at `address`."""
         uses = self._uses.get(address, {})
         return frozenset(
             port for other, ports in uses.items() if other != holding.key for port in ports
@@ -361,7 +361,7 @@ class _Assigner:
         self._uses.get(address, {}).pop(holding.key, None)
 
     def assignment(self, key: ObjectKey) -> Assignment:
-        """What came out for a Service."""
+        """Return the resulting assignment of a Service."""
         holding = self._by_key[key]
         problems = list(holding.problems)
         addresses = []

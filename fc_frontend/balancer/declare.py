@@ -1,8 +1,8 @@
-"""From the assignments of Services to declarations as a file could have them.  Pure.
+"""Convert assignments of Services to declarations in the format of files.  Pure.
 
-Each served port of a Service is a service of its own, as `svc.NAMESPACE.NAME.PORT`.  Its fields are
-values only, and go through the same checks as those in files: what a Service asks for and makes no
-sense, such as source ranges, is an error of that service and is never left out.
+Each served port of a Service becomes a service of its own, `svc.NAMESPACE.NAME.PORT`.  Its fields
+are plain values, and are validated like those in files: an invalid value of a Service,
+such as a source range, is an error of that service and is never left out.
 """
 
 from __future__ import annotations
@@ -18,31 +18,31 @@ from fc_frontend.plan.addresses import NotAnAddress, parse_address, parse_bind
 from fc_frontend.plan.cluster_objects import ObjectKey
 
 MAX_DECLARATIONS = 2000
-"""Ports of all Services together: each is a listener and a backend, which HAProxy checks."""
+"""The maximum number of ports of all Services: each is a listener and a backend with checks."""
 _ORIGIN = "kubernetes:"
 _MAX_NAME = 63
 _DIGEST_LENGTH = 10
 
 
 class BalancedDeclaration(NamedTuple):
-    """The fields of a service as a file would have them, and the Service that they come from."""
+    """The fields of a service in the format of a file, and the Service that they belong to."""
 
     key: ObjectKey
     fields: dict[str, Any]
 
 
 def origin_of(key: ObjectKey) -> str:
-    """What stands in place of a file for what a Service declares."""
+    """Return the identifier that replaces the file name for a Service."""
     return f"{_ORIGIN}{key.namespace}/{key.name}"
 
 
 def is_of_cluster(file: str) -> bool:
-    """True for an `origin_of` a Service; no file of a frontend has such a path."""
+    """Return whether `file` is an `origin_of` a Service; no file of a frontend has such a path."""
     return file.startswith(_ORIGIN)
 
 
 def key_of_origin(file: str) -> ObjectKey | None:
-    """The Service that `file` is the origin of; None for a file."""
+    """Return the Service whose origin is `file`; None for a file."""
     if not is_of_cluster(file):
         return None
     namespace, _, name = file.removeprefix(_ORIGIN).partition("/")
@@ -50,7 +50,7 @@ def key_of_origin(file: str) -> ObjectKey | None:
 
 
 def unit_name(key: ObjectKey, port: int) -> str:
-    """The name of a port's service in HAProxy; a digest takes the place of what is too long."""
+    """Return the name of a port's service in HAProxy; long names are cut, with a digest."""
     name = f"svc.{key.namespace}.{key.name}.{port}"
     if len(name) <= _MAX_NAME:
         return name
@@ -64,7 +64,7 @@ def declarations(
     assignments: Mapping[ObjectKey, Assignment],
     first: Iterable[str] = (),
 ) -> dict[str, BalancedDeclaration]:
-    """What to serve, by name: at most `MAX_DECLARATIONS`, of which the names `first` come first."""
+    """Return the declarations by name: at most `MAX_DECLARATIONS`, preferably those in `first`."""
     found: dict[str, BalancedDeclaration] = {}
     for key, assignment in assignments.items():
         request = services[key]
@@ -102,7 +102,10 @@ def _bind(address: IpAddress, port: int) -> str:
 
 
 def _network(text: str) -> str:
-    """The network, whose host bits Kubernetes ignores; any other text stays, to be refused."""
+    """Return the network without host bits, which Kubernetes ignores.
+
+    Any other text is returned unchanged, so that validation rejects it.
+    """
     try:
         return str(ip_network(text, strict=False)) if "/" in text and "%" not in text else text
     except ValueError:
@@ -110,7 +113,7 @@ def _network(text: str) -> str:
 
 
 def place_of(text: Any) -> tuple[IpAddress, int] | None:
-    """Address and port of a bind; None for any other text."""
+    """Return the address and port of a bind; None for any other text."""
     try:
         bind = parse_bind(text)
         address = parse_address(bind.host)
@@ -122,9 +125,9 @@ def place_of(text: Any) -> tuple[IpAddress, int] | None:
 def served_at(
     declared: Iterable[tuple[str, Any]],
 ) -> dict[ObjectKey, frozenset[tuple[IpAddress, int]]]:
-    """The addresses and ports at which Services are served, from the origins and fields that run.
+    """Return the addresses and ports of Services in the running origins and fields.
 
-    Fields that `declarations` would not make are passed over.
+    Fields that `declarations` cannot produce are ignored.
     """
     found: dict[ObjectKey, set[tuple[IpAddress, int]]] = {}
     for file, fields in declared:

@@ -1,4 +1,4 @@
-"""Which addresses a Service asks for by its annotation or by `spec.loadBalancerIP`."""
+"""The addresses that a Service requests by its annotation or by `spec.loadBalancerIP`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fc_frontend.plan.addresses import NotAnAddress, parse_address
 
 
 class AddressGap(StrEnum):
-    """Why a Service lacks an address, or does not have the one that it asks for.
+    """Why a Service lacks an address, or does not have the one that it requests.
 
     The values are reasons of a Kubernetes condition.
     """
@@ -29,21 +29,21 @@ class AddressGap(StrEnum):
     OUT_OF_ADDRESSES = "OutOfAddresses"
     """All addresses that it may use are taken."""
     NOT_ON_HOST = "AddressNotOnHost"
-    """This host does not have the address, or any of those that are free."""
+    """This host does not have the address, or any of the free ones."""
     NOT_IN_POOL = "AddressNotInPool"
     """The address is in no pool that the Service may use."""
     IN_USE = "AddressInUse"
     """Another Service has the address, and does not share it."""
     INVALID_REQUEST = "InvalidAddress"
-    """It asks for something that is not an IP address."""
+    """The requested text is not an IP address."""
     CONFLICTING_REQUESTS = "ConflictingRequests"
-    """It asks for two addresses of one family."""
+    """It requests two addresses of one family."""
     WRONG_FAMILY = "WrongAddressFamily"
-    """It asks for an address of a family that it does not have."""
+    """It requests an address of a family that it does not have."""
 
 
 class AddressProblem(NamedTuple):
-    """What is wrong.  `subject` is the address, family, pool or text that it is about."""
+    """A problem with an address.  `subject` is the address, family, pool or text concerned."""
 
     gap: AddressGap
     subject: str = ""
@@ -51,21 +51,21 @@ class AddressProblem(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class AddressWish:
-    """The address that a Service asks for in each family, and what is wrong with that."""
+    """The address that a Service requests in each family, and the problems with the request."""
 
     addresses: dict[IpFamily, IpAddress]
     problems: tuple[AddressProblem, ...] = ()
 
 
 def wanted_families(request: LoadBalancerRequest) -> tuple[IpFamily, ...]:
-    """The families in which the Service gets an address, in its order (KEP-563)."""
+    """Return the families in which the Service gets an address, in its order (KEP-563)."""
     if request.policy is FamilyPolicy.SINGLE:
         return request.families[:1]
     return request.families
 
 
 def wish_of(request: LoadBalancerRequest) -> AddressWish:
-    """What the Service asks for.  With problems, nothing of it counts."""
+    """Return the requested addresses; none of them if there are problems."""
     annotated = [part.strip() for part in request.requested.split(",") if part.strip()]
     texts = annotated + ([request.load_balancer_ip] if request.load_balancer_ip else [])
     families = wanted_families(request)

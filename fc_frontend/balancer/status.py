@@ -1,7 +1,7 @@
-"""The status that a Service of type LoadBalancer should have.  Pure and deterministic.
+"""The desired status of a Service of type LoadBalancer.  Pure and deterministic.
 
-An address is in it once the running HAProxy has it bound, and stays while the Service has it: what
-another frontend has written, or this one before HAProxy was stopped, is not withdrawn.
+An address is added once the running HAProxy has bound it, and is kept while it is assigned to the
+Service: an address written by another frontend, or before HAProxy was stopped, is not removed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from fc_frontend.model.load_balancers import (
 )
 
 MAX_MESSAGE = 500
-"""Characters of a condition's message; an event takes 1 kB (events.k8s.io/v1, `note`)."""
+"""The maximum length of a condition's message; an event takes 1 kB (events.k8s.io/v1, `note`)."""
 
 
 class PortError(StrEnum):
@@ -34,7 +34,7 @@ class PortError(StrEnum):
 
 
 class ServedReason(StrEnum):
-    """Reasons of the condition, beside those of `AddressGap`."""
+    """Reasons of the condition, besides those of `AddressGap`."""
 
     SERVED = "Served"
     PARTLY = "PartlyServed"
@@ -43,15 +43,15 @@ class ServedReason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ServiceStatus:
-    """What the status should say.  `condition` is None if nothing is known that differs."""
+    """The desired status.  `condition` is None if it is not known to differ."""
 
     ingress: tuple[IngressAddress, ...] = ()
     condition: ServedCondition | None = None
 
     def differs_from(self, request: LoadBalancerRequest, *, with_mode: bool = True) -> bool:
-        """True if the status of the Service has to be written.
+        """Return whether the status of the Service has to be written.
 
-        Servers before Kubernetes 1.29 drop `ipMode`: without `with_mode` it does not count.
+        Servers before Kubernetes 1.29 drop `ipMode`: without `with_mode` it is ignored.
         """
         had, has = request.ingress, self.ingress
         if not with_mode:
@@ -60,7 +60,7 @@ class ServiceStatus:
 
 
 NO_LOAD_BALANCER = ServiceStatus()
-"""The status of a Service that is not of type LoadBalancer any more."""
+"""The status of a Service that is no longer of type LoadBalancer."""
 
 
 def desired_status(
@@ -69,7 +69,7 @@ def desired_status(
     bound: AbstractSet[tuple[IpAddress, int]],
     withheld: Mapping[int, str],
 ) -> ServiceStatus:
-    """What the status should say while the running HAProxy has `bound` for the Service.
+    """Return the desired status while the running HAProxy has `bound` for the Service.
 
     `withheld` are the ports whose change is not deployed, with the reason.
     """
@@ -103,7 +103,7 @@ def desired_status(
             if not port.is_served
         ]
     if pending or (ingress and not is_served):
-        # Not decided yet, or served by another frontend: that is what the status is about.
+        # Not decided yet, or served by another frontend: the status describes that.
         return ServiceStatus(tuple(ingress), request.condition)
     condition = _condition(assignment, complaints, withheld, is_served=is_served)
     return ServiceStatus(tuple(ingress), condition)

@@ -1,4 +1,4 @@
-"""What operators and users of the cluster are told of Services without an address."""
+"""Messages for operators and users of the cluster about Services without an address."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ _WORDS: Mapping[AddressGap, tuple[str, str]] = {
 
 
 def words_of(problem: AddressProblem) -> tuple[str, str]:
-    """Message and remedy of what is wrong with the address of a Service."""
+    """Return the message and the remedy for a problem with the address of a Service."""
     message, remedy = _WORDS[problem.gap]
     return message.format(subject=problem.subject), remedy
 
@@ -62,7 +62,7 @@ def words_of(problem: AddressProblem) -> tuple[str, str]:
 def problems_of(
     services: Mapping[ObjectKey, LoadBalancerRequest], assignments: Mapping[ObjectKey, Assignment]
 ) -> tuple[Problem, ...]:
-    """Warnings about Services that are not served, or not at all ports."""
+    """Return warnings for Services that are not served, or not at all ports."""
     return tuple(
         Problem(
             message if field else f"Service {message}",

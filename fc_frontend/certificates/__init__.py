@@ -1,4 +1,4 @@
-"""TLS certificates as bytes: where their files are, what is in them, and whether they are usable.
+"""TLS certificates as bytes: the layout of their files, their content, and validation.
 
-Pure: nothing here reads a file or asks HAProxy.
+Pure: nothing here reads a file or accesses HAProxy.
 """

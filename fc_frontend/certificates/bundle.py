@@ -1,4 +1,4 @@
-"""A certificate with its key, as HAProxy gets it, and why others are not usable."""
+"""A certificate with its key, in the form that HAProxy loads, and reasons to reject others."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class PemFault(StrEnum):
     ENCRYPTED = "encrypted"
     DAMAGED = "damaged"
     MISMATCH = "mismatch"
-    """The key is another certificate's, as while the two files are being replaced."""
+    """The key belongs to another certificate, as while the two files are being replaced."""
     ORDER = "order"
     WEAK = "weak"
     NO_NAME = "no-name"
@@ -32,11 +32,11 @@ WAITING = frozenset(
         PemFault.MISMATCH,
     )
 )
-"""Faults that files have while a client replaces them one by one."""
+"""Faults that occur while a client replaces the files one by one."""
 
 
 class NotUsable(ValueError):
-    """A certificate that HAProxy is not given.  The message continues "the certificate …"."""
+    """A certificate that is not loaded into HAProxy.  The message continues "the certificate …"."""
 
     def __init__(self, fault: PemFault, message: str, remedy: str) -> None:
         super().__init__(message)
@@ -52,5 +52,5 @@ class Bundle:
     certificate: Certificate
 
     def __repr__(self) -> str:
-        # The key must not get into a log.
+        # The key must not appear in a log.
         return f"Bundle({self.certificate!r})"

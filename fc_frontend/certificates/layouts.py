@@ -1,4 +1,4 @@
-"""Which files of a directory belong together, in the layouts of those who renew certificates.
+"""Find the files of each certificate in a directory, in the layouts of common ACME clients.
 
 =====================  ==================================================
 certbot                ``live/NAME/fullchain.pem``, ``privkey.pem``
@@ -15,16 +15,16 @@ from collections.abc import Collection
 from typing import NamedTuple
 
 _PAIRS = (("fullchain.pem", "privkey.pem"), ("fullchain.pem", "key.pem"), ("tls.crt", "tls.key"))
-"""A directory with one of these has one certificate, and other forms of it."""
+"""A directory with one of these pairs has one certificate, possibly also in other forms."""
 _WHOLE = "full.pem"
 _ENDINGS = (".crt", ".pem", ".cer")
 _ISSUER = ".issuer.crt"
 
 
 class FilePair(NamedTuple):
-    """The file with a certificate and its chain, and the one with the key; None if that is inside.
+    """The file with a certificate and its chain, and the one with the key; None if it is inside.
 
-    Names in one directory.
+    Names are relative to one directory.
     """
 
     chain: str
@@ -32,11 +32,11 @@ class FilePair(NamedTuple):
 
 
 def pairs_in(names: Collection[str]) -> tuple[FilePair, ...]:
-    """The certificates of a directory with the files `names`, sorted.  Hidden files do not count.
+    """Return the certificates of a directory with the files `names`, sorted, without hidden files.
 
-    A key that should be beside a certificate may be missing: it may not be there yet.
+    The key file of a certificate may be missing: it may not have been written yet.
     """
-    # A directory may have thousands.
+    # A directory may have thousands of files.
     names = frozenset(names)
     for chain, key in _PAIRS:
         if chain in names and key in names:
@@ -54,11 +54,11 @@ def pairs_in(names: Collection[str]) -> tuple[FilePair, ...]:
 
 
 def key_beside(name: str, names: Collection[str]) -> str | None:
-    """The file with the key of the certificate `name` among `names`; None if it may be inside."""
+    """Return the key file of the certificate `name` among `names`; None if it may be inside."""
     known = [key for chain, key in _PAIRS if chain == name]
     stem = name.rpartition(".")[0] or name
     candidates = (*known, f"{stem}.key", f"{name}.key")
     if found := next((each for each in candidates if each in names), None):
         return found
-    # lego and Kubernetes never put the key into this file.
+    # lego and Kubernetes never store the key in this file.
     return f"{stem}.key" if name.endswith(".crt") and f"{stem}{_ISSUER}" in names else None

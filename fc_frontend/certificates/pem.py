@@ -1,10 +1,11 @@
 """Certificates with their keys, as PEM (RFC 7468, RFC 5280).
 
 certificate and chain ┐
-                      ├─► bundle: checked, and one PEM file as HAProxy loads it
+                      ├─► bundle: validated, and one PEM file as HAProxy loads it
 private key           ┘
 
-`cryptography` takes 8 MB of memory: who may need no certificate imports this where one is read.
+`cryptography` takes 8 MB of memory: modules that may need no certificate import this one only
+where they read one.
 """
 
 from __future__ import annotations
@@ -34,16 +35,16 @@ from fc_frontend.certificates.bundle import Bundle, NotUsable, PemFault
 from fc_frontend.certificates.served import Certificate
 
 MAX_BYTES = 64 * 1024
-"""Of a bundle.  With more, it is no certificate for a website."""
+"""The maximum size of a bundle.  A larger one is not a certificate for a website."""
 MAX_CHAIN = 10
-"""Certificates in a bundle."""
+"""The maximum number of certificates in a bundle."""
 MAX_NAMES = 1000
-"""DNS names of a certificate; public authorities sign 100."""
+"""The maximum number of DNS names of a certificate; public authorities sign 100."""
 _MIN_RSA_BITS = 2048
-"""OpenSSL refuses less at security level 2, which Debian has."""
+"""OpenSSL rejects less at security level 2, the default of Debian."""
 _MAX_RSA_BITS = 16_384
 _CURVES = ("secp256r1", "secp384r1", "secp521r1")
-"""Those that browsers accept."""
+"""The curves that browsers accept."""
 _WEAK_DIGESTS = (hashes.MD5, hashes.SHA1)
 _BLOCK = re.compile(
     rb"-----BEGIN ([A-Z0-9 ]{1,40})-----[ \t]*\r?\n(?:[^-]|-(?!----))*-----END \1-----", re.ASCII
@@ -51,14 +52,14 @@ _BLOCK = re.compile(
 _DNS_NAME = re.compile(r"(?:\*\.)?[a-z0-9_](?:[a-z0-9_-]*[a-z0-9_])?(?:\.[a-z0-9_-]+)*")
 _ERRORS = (ValueError, TypeError, UnsupportedAlgorithm, InternalError, x509.DuplicateExtension,
            x509.InvalidVersion, x509.UnsupportedGeneralNameType, OverflowError)  # fmt: skip
-"""What `cryptography` raises for bytes that are no certificate or key."""
+"""Exceptions of `cryptography` for bytes that are not a certificate or key."""
 
 
 def bundle(chain: bytes, key: bytes | None = None) -> Bundle:
-    """The bundle of the PEM texts `chain` and `key`; without `key`, `chain` has it as well.
+    """Return the bundle of the PEM texts `chain` and `key`; without `key`, `chain` contains it.
 
-    The first certificate of `chain` is the site's, and each other one has signed the one before.
-    Raises `NotUsable`.
+    The first certificate of `chain` is the site's, and each further one has signed the previous
+    one. Raises `NotUsable`.
     """
     if len(chain) + len(key or b"") > 4 * MAX_BYTES:
         raise _too_large()
@@ -82,7 +83,7 @@ def bundle(chain: bytes, key: bytes | None = None) -> Bundle:
 
 
 def certificate_in(pem: bytes) -> Certificate | None:
-    """The first certificate in a PEM text; None if it has none that can be read."""
+    """Return the first certificate in a PEM text; None if there is none that can be read."""
     try:
         with _as_damaged():
             first = _certificates(pem)[0]
@@ -92,13 +93,16 @@ def certificate_in(pem: bytes) -> Certificate | None:
 
 
 def not_after(pem: bytes) -> float | None:
-    """When the first certificate in `pem` ends, in Unix time; None if that cannot be read."""
+    """Return the expiry of the first certificate in `pem`, in Unix time; None if unreadable."""
     found = certificate_in(pem)
     return found.not_after if found else None
 
 
 def subject_names(der: bytes) -> frozenset[str] | None:
-    """DNS names and addresses in a certificate (RFC 5280, 4.2.1.6); None if it cannot be read."""
+    """Return the DNS names and addresses in a certificate (RFC 5280, 4.2.1.6).
+
+    None if it cannot be read.
+    """
     try:
         with _as_damaged():
             extensions = x509.load_der_x509_certificate(der).extensions
@@ -112,7 +116,7 @@ def subject_names(der: bytes) -> frozenset[str] | None:
 
 
 def is_for_key(pem: bytes, key: bytes) -> bool:
-    """True if the first certificate in `pem` is for the private key in `key`."""
+    """Return whether the first certificate in `pem` belongs to the private key in `key`."""
     try:
         with _as_damaged():
             public = _private_key(key).public_key()
@@ -122,14 +126,14 @@ def is_for_key(pem: bytes, key: bytes) -> bool:
 
 
 def has_key(pem: bytes) -> bool:
-    """True if a PEM text has a private key."""
+    """Return whether a PEM text contains a private key."""
     return any(kind.endswith(b"PRIVATE KEY") for kind, _ in _blocks(pem))
 
 
 def self_signed(name: str) -> Bundle:
-    """A new certificate that nobody trusts, valid for ten years.
+    """Return a new self-signed certificate, valid for ten years.
 
-    HAProxy needs a default certificate to start, before the real one was issued.
+    HAProxy needs a default certificate to start, before the actual one is issued.
     """
     private = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
@@ -150,7 +154,7 @@ def self_signed(name: str) -> Bundle:
 
 
 def _blocks(pem: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Label and text of each PEM block."""
+    """Yield the label and text of each PEM block."""
     for match in _BLOCK.finditer(pem):
         yield match[1], match[0] + b"\n"
 
@@ -185,7 +189,7 @@ def _private_key(pem: bytes) -> PrivateKeyTypes:
             "has a key with a passphrase",
             "store the key without it (`openssl pkey`)",
         )
-    # HAProxy judges the key as well; to test an RSA key for primes takes 50 ms.
+    # HAProxy validates the key as well; a primality test of an RSA key takes 50 ms.
     return load_pem_private_key(text, None, unsafe_skip_rsa_key_validation=True)
 
 
@@ -227,7 +231,7 @@ def _require_order(certificates: Sequence[x509.Certificate]) -> None:
 
 
 def _require_strength(certificates: Sequence[x509.Certificate], key: PublicKeyTypes) -> None:
-    """Raise for what OpenSSL refuses at security level 2, or browsers do not accept."""
+    """Raise for keys and digests that OpenSSL rejects at security level 2, or browsers reject."""
     if isinstance(key, rsa.RSAPublicKey):
         is_strong = _MIN_RSA_BITS <= key.key_size <= _MAX_RSA_BITS
     elif isinstance(key, ec.EllipticCurvePublicKey):
@@ -269,7 +273,7 @@ def _described(
 
 
 def _names(certificate: x509.Certificate) -> tuple[str, ...]:
-    """The DNS names; without any, the common name, which HAProxy uses as well."""
+    """Return the DNS names; without any, the common name, like HAProxy."""
     try:
         extension = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName)
         found = extension.value.get_values_for_type(x509.DNSName)
@@ -300,10 +304,10 @@ def _too_large() -> NotUsable:
 
 @contextmanager
 def _as_damaged() -> Iterator[None]:
-    """Raise `NotUsable` for what is no certificate or key."""
+    """Raise `NotUsable` for errors of `cryptography`."""
     try:
         with warnings.catch_warnings():
-            # Of certificates that break a rule of RFC 5280: HAProxy may accept them.
+            # Warnings about violations of RFC 5280: HAProxy may accept such certificates.
             warnings.simplefilter("ignore")
             yield
     except NotUsable:

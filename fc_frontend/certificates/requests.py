@@ -10,9 +10,9 @@ from cryptography.x509.oid import NameOID
 
 
 def new_request(common_name: str, group: str) -> tuple[bytes, bytes]:
-    """A new key (EC P-256) and a request for its certificate, both PEM.
+    """Return a new key (EC P-256) and a request for its certificate, both as PEM.
 
-    Kubernetes takes the common name for the user and the organization for a group.
+    Kubernetes uses the common name as the user and the organization as a group.
     """
     private = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name(

@@ -1,4 +1,4 @@
-"""The certificates that frontends have: dates, and hosts without a certificate."""
+"""The certificates of frontends: validity dates, and hosts without a certificate."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from fc_frontend.errors import Problem, Severity
 from fc_frontend.plurals import counted
 
 WARN_SECONDS = 14 * 86400.0
-"""Before the end of a certificate: clients renew it a month before."""
+"""Warn this long before the expiry of a certificate: clients renew it a month before."""
 _MAX_HOSTS = 10
-"""Hosts without a certificate that are named, of one frontend."""
+"""The maximum number of hosts without a certificate listed for a frontend."""
 
 
 @dataclass(frozen=True, slots=True)
 class Certificate:
-    """What is known of a certificate.  Times are Unix times.
+    """The properties of a certificate.  Times are in Unix time.
 
     `names` are its DNS names in lower case.  `fingerprint` is the SHA-1 digest of the certificate
-    and `serial` its serial number, both in capital hexadecimal digits as HAProxy shows them.
+    and `serial` its serial number, both in upper-case hexadecimal digits as HAProxy shows them.
     """
 
     names: tuple[str, ...]
@@ -32,9 +32,10 @@ class Certificate:
     algorithm: str
 
     def covers(self, host: str) -> bool:
-        """True if clients accept it for `host` (RFC 9525, 6.3): a wildcard is one label.
+        """Return whether clients accept it for `host` (RFC 9525, 6.3).
 
-        `host` may be a wildcard, which only the same wildcard covers.
+        A wildcard matches one label.  `host` may be a wildcard, which only the same wildcard
+        covers.
         """
         _, _, domain = host.partition(".")
         return host in self.names or bool(domain and f"*.{domain}" in self.names)
@@ -42,9 +43,9 @@ class Certificate:
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """A certificate that HAProxy has for a frontend, or gets when it loads the frontend.
+    """A certificate that HAProxy has for a frontend, or will load with the frontend.
 
-    `path` is the original's.
+    `path` is that of the original file.
     """
 
     frontend: str
@@ -54,11 +55,11 @@ class Served:
 
     @property
     def ends_on(self) -> str:
-        """The day on which it ends, in UTC."""
+        """The date of its expiry, in UTC."""
         return _day(self.certificate.not_after)
 
     def as_json(self) -> dict[str, Any]:
-        """The certificate in the shape of all JSON output."""
+        """Return the certificate in the format of all JSON output."""
         return {
             "frontend": self.frontend,
             "file": self.path,
@@ -73,7 +74,7 @@ class Served:
 
 
 def date_problems(served: Iterable[Served], now: float) -> Iterator[Problem]:
-    """Certificates that have ended, end soon, or are not valid yet, as warnings."""
+    """Yield warnings for certificates that have expired, expire soon, or are not valid yet."""
     for each in served:
         begins, ends = each.certificate.not_before, each.certificate.not_after
         name = each.certificate.names[0] if each.certificate.names else each.path
@@ -97,11 +98,11 @@ def date_problems(served: Iterable[Served], now: float) -> Iterator[Problem]:
 
 
 def hidden_problems(served: Iterable[Served]) -> Iterator[Problem]:
-    """Certificates of a frontend of which another one has a name with the same kind of key.
+    """Yield warnings for certificates that share a name and key type within a frontend.
 
-    HAProxy serves the one that comes first in its list, or that it was given first at runtime
-    (measured on 2.6, 2.8 and 3.0): a former certificate may hide its successor.  A default
-    certificate is for names that no other one has.
+    HAProxy serves the one that is first in its list, or that was added first at runtime
+    (measured on 2.6, 2.8 and 3.0): an old certificate may hide its successor.  A default
+    certificate applies only to names that no other one has.
     """
     first: dict[tuple[str, str, str], Served] = {}
     for each in served:
@@ -125,7 +126,7 @@ def hidden_problems(served: Iterable[Served]) -> Iterator[Problem]:
 def uncovered_problems(
     served: Iterable[Served], hosts: Mapping[str, Mapping[str, str]]
 ) -> Iterator[Problem]:
-    """Hosts without a certificate, as warnings; `hosts` are frontend → host → service."""
+    """Yield warnings for hosts without a certificate; `hosts` are frontend → host → service."""
     by_frontend: dict[str, list[Certificate]] = {}
     for each in served:
         by_frontend.setdefault(each.frontend, []).append(each.certificate)

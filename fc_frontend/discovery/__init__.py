@@ -1,1 +1,1 @@
-"""Where the pods are: what cluster DNS says, and how much of it is to be believed."""
+"""Pod discovery: query cluster DNS, and decide which of its answers to use."""

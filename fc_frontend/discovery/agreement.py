@@ -1,8 +1,8 @@
-"""Whether all nameservers say the same of a service.
+"""Compare the answers of all nameservers for a service.
 
-HAProxy's resolver asks all of them and takes the answer that comes first, so that servers come and
-go while one of them lags behind.  The serial of the zone proves nothing: each replica of CoreDNS
-has its own.
+HAProxy's resolver queries all of them and uses the first answer, so servers appear and
+disappear while one nameserver lags behind.  The serial of the zone proves nothing: each replica
+of CoreDNS has its own.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ _AT_ONCE = 8
 
 @dataclass(frozen=True, slots=True)
 class Disagreement:
-    """The number of addresses that each nameserver names for a service."""
+    """The number of addresses that each nameserver returns for a service."""
 
     named: tuple[tuple[Nameserver, int], ...]
 
     def problem(self, service: str) -> Problem:
-        """It as a warning."""
+        """Return the disagreement as a warning."""
         said = ", ".join(
             f"{nameserver} names {counted(count, 'pod')}" for nameserver, count in self.named
         )
@@ -45,10 +45,10 @@ class Disagreement:
 async def disagreements(
     specs: Iterable[ServiceSpec], cluster: Cluster, clients: Sequence[DnsClient]
 ) -> dict[str, Disagreement]:
-    """The services about which nameservers disagree, by name; never raises.
+    """Return the services for which nameservers disagree, by name; never raises.
 
-    `clients` are one for each of the cluster's nameservers, in their order.  One that gives no
-    answer disagrees with nobody.
+    `clients` has one client for each of the cluster's nameservers, in their order.  A nameserver
+    without an answer is not compared.
     """
     lane = asyncio.Semaphore(_AT_ONCE)
 
@@ -76,10 +76,10 @@ async def disagreements(
 
 
 def united(answers: Sequence[Answer]) -> Answer:
-    """The first fresh answer, with the endpoints that any other fresh one has; else the first.
+    """Return the first fresh answer with the endpoints of all fresh ones; without any, the first.
 
     For services whose slots fc-frontend fills: while one nameserver lags behind, the new pods have
-    slots, and health checks tell which of the old ones are gone.
+    slots, and health checks detect which of the old ones are gone.
     """
     fresh = [answer for answer in answers if answer.freshness is Freshness.FRESH]
     if not fresh:
@@ -98,7 +98,7 @@ async def ask_each(
     cluster: Cluster,
     timeout: float = 1.0,  # noqa: ASYNC109
 ) -> dict[str, Disagreement]:
-    """As `disagreements`, with sockets of its own; none with fewer than two nameservers."""
+    """Like `disagreements`, with sockets of its own; empty with fewer than two nameservers."""
     if len(cluster.nameservers) < 2:
         return {}
     clients = [DnsClient((each,), timeout=timeout) for each in cluster.nameservers]

@@ -1,7 +1,7 @@
-"""What the lookups of one service may take, so that none delays the others or fills the memory.
+"""Limits for the lookups of one service, so that none delays the others or exhausts memory.
 
-A service names, directly or by the records that it owns, what is asked on its behalf: SRV targets
-without addresses, chains of CNAMEs, zones whose nameservers answer slowly or never.
+A service controls, directly or by its records, which queries it causes: SRV targets
+without addresses, chains of CNAMEs, zones whose nameservers respond slowly or never.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from fc_frontend.plan.model import LookupLimit
 from fc_frontend.plan.slots import MOST
 
 MAX_QUERIES = 512
-"""Questions about one service in a sweep."""
+"""The maximum number of queries for a service in a sweep."""
 MAX_SECONDS = 5.0
-"""From the first question about a service to its last answer."""
+"""The maximum time from the first query for a service to its last answer."""
 MAX_RECORDS = MOST
-"""Records in all answers about one service: as many as it may have slots."""
+"""The maximum number of records in all answers for a service: its maximum number of slots."""
 SERVICES_AT_ONCE = 64
-"""Services that are asked about at the same time; what waits takes nothing of its seconds."""
+"""The number of services looked up concurrently; the time limit excludes waiting for a turn."""
 MAX_AT_ONCE = 4
-"""Questions about one service that are asked at the same time."""
+"""The number of concurrent queries for one service."""
 
 EXPLANATIONS = {
     LookupLimit.QUERIES: f"needs more than {MAX_QUERIES} DNS lookups",
@@ -49,12 +49,12 @@ class Resolver(Protocol):
     """Sends queries to cluster DNS."""
 
     async def ask(self, name: str, rdtype: RecordType) -> Reply:
-        """The answer; never raises for what DNS does."""
+        """Return the reply; failures of DNS never raise."""
 
 
 @dataclass(slots=True)
 class ServiceLookups:
-    """Resolver a client on behalf of one service, within its limits, and notes what it replied."""
+    """Queries for one service, within its limits, and the replies to them."""
 
     client: DnsClient
     replies: list[tuple[str, RecordType, Reply]] = field(default_factory=list)
@@ -62,7 +62,7 @@ class ServiceLookups:
     _records: int = 0
 
     async def ask(self, name: str, rdtype: RecordType) -> Reply:
-        """As the client's.  Raises `OverBudget`."""
+        """Like `DnsClient.ask`.  Raises `OverBudget`."""
         self._queries += 1
         if self._queries > MAX_QUERIES:
             raise OverBudget(LookupLimit.QUERIES)

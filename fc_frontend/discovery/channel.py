@@ -1,4 +1,4 @@
-"""A UDP socket to one nameserver, and what is asked over it: one question, or thousands at once."""
+"""A UDP socket to one nameserver, for single queries and for thousands at once."""
 
 from __future__ import annotations
 
@@ -24,26 +24,26 @@ _CODES_WITHOUT_QUESTION = (
     dns.rcode.NOTIMP,
     dns.rcode.REFUSED,
 )
-"""What servers may send without repeating the question (dnspython's `is_response`)."""
+"""Response codes that may be sent without the question (dnspython's `is_response`)."""
 _WINDOW = 96
-"""Questions under way at once: a nameserver's receive buffer has room for some 150."""
+"""Queries in flight at once: a nameserver's receive buffer has room for some 150."""
 _IN_ONE_GO = 256
-"""Datagrams that are read before others get their turn."""
+"""The number of datagrams read before the event loop continues."""
 _OVERHEAD = 1500
-"""Bytes of a receive buffer that a datagram takes beside its own, at most."""
+"""The maximum overhead of a datagram in a receive buffer, in bytes."""
 _SILENCE = 0.2
-"""Seconds without any answer, after which what is under way is sent once more."""
+"""Seconds without any answer after which the queries in flight are sent once more."""
 _TIMES_FASTEST = 4
-"""Times that of the fastest answer which an answer may take, beyond being asked for twice."""
+"""The allowed multiple of the fastest answer's duration, besides the time for a second attempt."""
 _LONGEST_BURST = 1.0
-"""Seconds that a comparison takes at most, beyond what its number of questions allows."""
+"""The maximum duration of a comparison in seconds, plus an allowance for its number of queries."""
 _SLOWEST_RATE = 1000
-"""Questions a second."""
+"""Queries per second."""
 
 
 @dataclass(slots=True, eq=False)
 class Question:
-    """A question as it goes over the wire, without its id, and the last plain answer to it."""
+    """A query in wire format, without its ID, and the last plain answer to it."""
 
     name: str
     rdtype: str
@@ -51,24 +51,24 @@ class Question:
     section: bytes
     fingerprint: AnswerFingerprint | None = None
     last: bytes = b""
-    """That answer, without its id."""
+    """The last plain answer, without its ID."""
 
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """The questions whose answers say the same as before; seconds of all answers by their rcode."""
+    """The questions whose answers are unchanged, and the durations in seconds by response code."""
 
     same: set[Question] = field(default_factory=set)
     durations: dict[str, list[float]] = field(default_factory=dict)
 
 
 class Channel:
-    """One connected UDP socket: the kernel drops what another address sends.
+    """A connected UDP socket: the kernel drops datagrams from other addresses.
 
-    An answer counts if its id belongs to a question under way and it repeats that question, which
-    errors need not do; all else is ignored, so that a forger gains nothing by being first (RFC
-    5452, 9).  The socket is read until it is empty: a sweep's answers come in bursts, and a turn of
-    the event loop for each costs as much as all else.
+    An answer is accepted if its ID is that of a query in flight and it repeats the question, which
+    is optional for errors; anything else is ignored, so a forger gains nothing by being first (RFC
+    5452, 9).  The socket is read until it is empty: a sweep's answers arrive in bursts, and an
+    iteration of the event loop for each costs as much as all other work.
     """
 
     def __init__(self, nameserver: Nameserver) -> None:
@@ -91,7 +91,10 @@ class Channel:
         self._room = room
 
     async def exchange(self, question: Question, seconds: float) -> bytes:
-        """The answer to `question`.  Raises TimeoutError, and OSError if it cannot be sent."""
+        """Return the answer to `question`.
+
+        Raises TimeoutError, and OSError if it cannot be sent.
+        """
         if self.closed:
             raise OSError("the socket is closed")
         number = self.free(secrets.token_bytes(2))
@@ -99,7 +102,7 @@ class Channel:
         self._pending[number] = question, future
         timer = self._loop.call_later(seconds, _expire, future)
         try:
-            # A full send buffer loses the question, as the network might: the time limit covers it.
+            # A full send buffer drops the query, as the network might: the timeout covers it.
             with contextlib.suppress(BlockingIOError):
                 self._socket.send(number + question.wire)
             return await future
@@ -108,11 +111,11 @@ class Channel:
             self._pending.pop(number, None)
 
     async def compare(self, questions: Sequence[Question], seconds: float) -> Compared:
-        """Ask many questions that had plain answers before, and see which say the same again.
+        """Send many questions that had plain answers before, and find those with the same answer.
 
-        An answer that says something else, or that is late, is left to `exchange`.  Late is what
-        comes after a silence much longer than the fastest answer took, and of `seconds` at most.
-        One such comparison at a time; a further one compares nothing.
+        An answer that differs or is late is left to `exchange`.  An answer is late if it arrives
+        after a silence much longer than the fastest answer took, and of `seconds` at most.
+        Only one such comparison runs at a time; a further one compares nothing.
         """
         if self.closed or self._burst is not None or not questions:
             return Compared()
@@ -134,18 +137,21 @@ class Channel:
         return burst.compared()
 
     def send(self, number: bytes, question: Question) -> None:
-        """Send a question once.  What the system has no room for is lost, as on the network."""
+        """Send a question once.
+
+        A datagram for which the system has no room is lost, as on the network.
+        """
         with contextlib.suppress(BlockingIOError):
             self._socket.send(number + question.wire)
 
     def free(self, number: bytes) -> bytes:
-        """`number`, or another one if a question under way has it."""
+        """Return `number`, or another one if a query in flight has it."""
         while number in self._pending or (self._burst and number in self._burst.flight):
             number = secrets.token_bytes(2)
         return number
 
     def close(self) -> None:
-        """Close the socket; questions under way fail."""
+        """Close the socket; queries in flight fail."""
         if self.closed:
             return
         self.closed = True
@@ -163,7 +169,7 @@ class Channel:
             except BlockingIOError:
                 return
             except OSError as exc:
-                # What ICMP said of an earlier question, such as a closed port.
+                # An ICMP error for an earlier query, such as a closed port.
                 self._fail(exc)
                 return
             if burst is None or not burst.take(data):
@@ -185,7 +191,7 @@ class Channel:
 
 
 class _Burst:
-    """Many questions under way: as many at once as the buffers have room for."""
+    """Many queries in flight: as many at once as the buffers have room for."""
 
     def __init__(self, channel: Channel, questions: Sequence[Question], room: int) -> None:
         self._channel = channel
@@ -196,7 +202,7 @@ class _Burst:
         self._same: set[Question] = set()
         self._durations: list[list[float]] = [[] for _ in range(16)]
         self.heard = 0.0
-        """When the last answer came, on the monotonic clock."""
+        """When the last answer arrived, on the monotonic clock."""
         self._fastest = float("inf")
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -220,7 +226,7 @@ class _Burst:
             self.end()
 
     def take(self, data: bytes) -> bool:
-        """Take an answer; False if it belongs to none of these questions."""
+        """Process an answer; return False if it belongs to none of these questions."""
         question, sent = self.flight.get(data[:2], (None, 0.0))
         if question is None:
             return False
@@ -242,11 +248,11 @@ class _Burst:
         return True
 
     def patience(self, most: float) -> float:
-        """Seconds of silence that end the burst, `most` if nothing has been answered at all."""
+        """Return the seconds of silence that end the burst, `most` without any answer."""
         return min(most, 2 * _SILENCE + _TIMES_FASTEST * self._fastest)
 
     def compared(self) -> Compared:
-        """What was found until now."""
+        """Return the results so far."""
         durations = {
             dns.rcode.to_text(dns.rcode.Rcode.make(code)): found
             for code, found in enumerate(self._durations)
@@ -255,7 +261,7 @@ class _Burst:
         return Compared(self._same, durations)
 
     def repeat(self) -> None:
-        """Send what is under way once more: a datagram may have been lost."""
+        """Send the queries in flight once more: a datagram may have been lost."""
         for number, (question, _) in self.flight.items():
             try:
                 self._channel.send(number, question)
@@ -264,13 +270,13 @@ class _Burst:
                 return
 
     def end(self) -> None:
-        """Have what is not answered yet asked otherwise."""
+        """End the burst; unanswered questions are asked by other means."""
         if not self.ended.done():
             self.ended.set_result(None)
 
 
 def answers(question: Question, data: bytes) -> bool:
-    """True if this is an answer to the question, or an error that need not repeat it."""
+    """Return whether this is an answer to the question, or an error without a question."""
     if len(data) < 12 or not data[2] & 0x80:
         return False
     end = 12 + len(question.section)

@@ -1,9 +1,9 @@
-"""Questions to cluster DNS, and answers that can be believed.
+"""A DNS client for cluster DNS that validates answers.
 
-dnspython makes the queries, and reads the answers that are not plain.  A sweep asks the same
-questions every second, so queries are made once, and plain answers are compared by their bytes
-before anything is read again.  The client never raises for what DNS does: a failure is an outcome,
-and never looks like an answer.
+dnspython builds the queries, and parses answers that are not plain.  A sweep repeats the same
+queries every second, so queries are built once, and plain answers are compared as bytes
+before they are parsed again.  Failures of DNS never raise: a failure is an outcome,
+and distinct from any answer.
 """
 
 from __future__ import annotations
@@ -35,37 +35,37 @@ from fc_frontend.errors import Cause
 from fc_frontend.plan.model import Nameserver, Transport
 
 EDNS_PAYLOAD = 8192
-"""Bytes that a nameserver may send over UDP (RFC 6891, 6.2.3)."""
+"""The number of bytes that a nameserver may send over UDP (RFC 6891, 6.2.3)."""
 _CONCURRENT = 64
 _MOST_HOPS = 8
 MAX_QUESTIONS = 32768
 _TCP_PATIENCE = 2
-"""Times `timeout` that TCP may take, as it needs a connection first."""
+"""The timeout of TCP as a multiple of `timeout`, as it needs a connection first."""
 _PREFER_FOR = 30.0
 _CODES = {0: "NOERROR", 3: "NXDOMAIN"}
-"""Of plain answers."""
+"""The response codes of plain answers."""
 _LARGE = 4096
-"""Bytes of an answer that is not read in the event loop."""
+"""Larger answers, in bytes, are parsed outside of the event loop."""
 _FULL = 48 * 1024
-"""Bytes of a truncated answer over TCP that can only be for want of room (RFC 1035, 4.2.2)."""
+"""A truncated answer over TCP of at least this size was cut for lack of room (RFC 1035, 4.2.2)."""
 
 
 class ReplyOutcome(StrEnum):
-    """What kind of answer it was."""
+    """The outcome of a query."""
 
     ANSWER = "answer"
     PARTIAL = "partial"
-    """More records than an answer can carry, over TCP too: those that it brought are there."""
+    """More records than an answer can carry, even over TCP: the reply contains those received."""
     EMPTY = "empty"
     """The name exists, without records of this type (RFC 2308, NODATA)."""
     NXDOMAIN = "nxdomain"
     FAILURE = "failure"
-    """No nameserver gave a usable answer."""
+    """No nameserver returned a usable answer."""
 
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """Questions to one nameserver that were answered alike, and how long each took, in seconds."""
+    """Queries to one nameserver with the same result, and the duration of each, in seconds."""
 
     nameserver: str
     transport: str
@@ -75,7 +75,7 @@ class Exchange:
 
 @dataclass(frozen=True, slots=True, order=True)
 class ServiceRecord:
-    """An SRV record (RFC 2782) with the addresses that the answer brought for its target."""
+    """An SRV record (RFC 2782) with the addresses of its target in the same answer."""
 
     target: str
     port: int
@@ -84,7 +84,7 @@ class ServiceRecord:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """An answer.  `addresses` and `services` are sorted and free of duplicates."""
+    """A reply.  `addresses` and `services` are sorted and free of duplicates."""
 
     name: str
     rdtype: RecordType
@@ -93,38 +93,38 @@ class Reply:
     services: tuple[ServiceRecord, ...] = ()
     detail: str = ""
     cause: Cause | None = None
-    """Why it failed, where more can be done than to wait."""
+    """The cause of a failure, if there is a remedy other than to wait."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Failure:
-    """That one nameserver gave no usable answer, and why."""
+    """The failure of one nameserver to return a usable answer."""
 
     detail: str
     cause: Cause | None = None
 
 
 _TRUNCATED = _Failure("truncated, and TCP is not allowed", Cause.UNUSABLE_ANSWER)
-"""Over UDP, so that TCP is tried where it is allowed."""
+"""Over UDP: TCP follows if it is allowed."""
 _CAUSES = {
     "SERVFAIL": Cause.SERVFAIL,
     "REFUSED": Cause.REFUSED,
     "truncated": Cause.UNUSABLE_ANSWER,
     "malformed": Cause.UNUSABLE_ANSWER,
 }
-"""By response code, or what stands for it in metrics; the first counts if nameservers differ."""
+"""By response code, or its equivalent in metrics; the first one applies if nameservers differ."""
 
 
 @dataclass(slots=True, eq=False)
 class _Asked(Question):
-    """A question and the reply that its last plain answer made."""
+    """A question, and the reply of its last plain answer."""
 
     rdtype: RecordType
     reply: Reply | None = None
 
 
 class DnsClient:
-    """Asks nameservers in their order, and stays with one that answers while the first does not."""
+    """Queries nameservers in order, and keeps to one that responds while the first does not."""
 
     def __init__(
         self,
@@ -135,7 +135,7 @@ class DnsClient:
         observe: Callable[[Exchange], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`timeout` is for each try, in seconds; `observe` is told of each exchange."""
+        """`timeout` applies to each try, in seconds; `observe` is called with each exchange."""
         self._nameservers = tuple(nameservers)
         self._timeout = timeout
         self._tries = tries
@@ -150,7 +150,7 @@ class DnsClient:
         self._questions: dict[tuple[str, str], _Asked] = {}
 
     async def ask(self, name: str, rdtype: RecordType) -> Reply:
-        """The answer to a question; CNAMEs are followed (RFC 1034, 3.6.2)."""
+        """Return the reply to a query; CNAMEs are followed (RFC 1034, 3.6.2)."""
         alias = name
         closings = self._closings
         for _hop in range(_MOST_HOPS):
@@ -162,14 +162,14 @@ class DnsClient:
         return Reply(name, rdtype, ReplyOutcome.FAILURE, detail="a chain of CNAMEs does not end")
 
     def source(self, name: str, rdtype: RecordType, reply: Reply) -> Question | None:
-        """The question whose plain answer made this very reply, None if it was no plain one."""
+        """Return the question whose plain answer resulted in this reply; None if there is none."""
         asked = self._questions.get((name, rdtype))
         return asked if asked is not None and asked.reply is reply and asked.fingerprint else None
 
     async def compare(self, questions: Sequence[Question]) -> set[Question]:
-        """Those of many questions whose answers say the same as before, at little cost.
+        """Return those of many questions whose answers are unchanged, at low cost.
 
-        What is to be thought of the others is for `ask`, which also asks other nameservers.
+        The others are left to `ask`, which also queries other nameservers.
         """
         nameserver = self.preferred
         if nameserver is None or Transport.UDP not in nameserver.transports:
@@ -186,11 +186,11 @@ class DnsClient:
 
     @property
     def preferred(self) -> Nameserver | None:
-        """The nameserver that is asked first now."""
+        """The nameserver that is queried first."""
         return self._order()[0] if self._nameservers else None
 
     async def serial(self, zone: str) -> int | None:
-        """The serial in a zone's SOA record (RFC 1035, 3.3.13); None if nobody tells it at once."""
+        """Return the serial in a zone's SOA record (RFC 1035, 3.3.13); None if one try fails."""
         nameserver = self.preferred
         if nameserver is None or Transport.UDP not in nameserver.transports:
             return None
@@ -213,7 +213,7 @@ class DnsClient:
         return record.serial if isinstance(record, dns.rdtypes.ANY.SOA.SOA) else None
 
     def close(self) -> None:
-        """Close all sockets; questions under way fail.  The client may be used again."""
+        """Close all sockets; queries in flight fail.  The client may be used again."""
         self._closings += 1
         for channel in self._channels.values():
             channel.close()
@@ -223,7 +223,7 @@ class DnsClient:
         key = (name, rdtype)
         if key not in self._questions:
             if len(self._questions) >= MAX_QUESTIONS:
-                # Targets of CNAME and SRV records come and go.
+                # The targets of CNAME and SRV records change over time.
                 self._questions.clear()
             _, wire, section = _query(name, rdtype)
             self._questions[key] = _Asked(name, rdtype, wire, section)
@@ -234,9 +234,9 @@ class DnsClient:
         return [*self._nameservers[first:], *self._nameservers[:first]]
 
     async def _ask_all(self, question: _Asked, closings: int) -> tuple[Reply, str | None]:
-        """The first usable answer, and the name to ask next if it ends in an open CNAME.
+        """Return the first usable reply, and the next name to query if it ends in an open CNAME.
 
-        A question from before the client was closed opens no socket again: nobody would close it.
+        A query from before the client was closed opens no socket: nobody would close it.
         """
         failures: list[_Failure] = []
         for _round in range(self._tries):
@@ -269,7 +269,7 @@ class DnsClient:
     async def _ask_one(
         self, nameserver: Nameserver, question: _Asked
     ) -> tuple[Reply, str | None] | _Failure:
-        """An answer, or why there is none."""
+        """Return an answer, or the failure."""
         if Transport.UDP in nameserver.transports:
             result = await self._by_udp(nameserver, question)
             if result is not _TRUNCATED or Transport.TCP not in nameserver.transports:
@@ -340,12 +340,12 @@ class DnsClient:
             return self._failed(nameserver, transport, "malformed", started, type(exc).__name__)
         result = self._judge(nameserver, transport, question, response, started)
         if not isinstance(result, _Failure):
-            # An answer that begins a chain of CNAMEs is no plain one.
+            # An answer that begins a chain of CNAMEs is not plain.
             question.fingerprint, question.last, question.reply = found, wire[2:], result[0]
         return result
 
     async def _parsed(self, wire: bytes) -> dns.message.Message:
-        """An answer, read by dnspython: of 64 KiB, that takes a tenth of a second, so in a thread.
+        """Parse an answer with dnspython, in a thread if large: 64 KiB take a tenth of a second.
 
         One at a time, as it competes with the event loop.  Raises DNSException and ValueError.
         """
@@ -370,7 +370,7 @@ class DnsClient:
             return self._failed(nameserver, transport, _code(rcode), started)
         is_cut = bool(response.flags & dns.flags.TC)
         if is_cut and len(response.wire or b"") < _FULL:
-            # Over TCP, as UDP was left for it before: there is nowhere else to ask for the rest.
+            # This is the answer over TCP, after UDP: there is no other way to get the rest.
             return self._failed(nameserver, transport, "truncated", started)
         try:
             result = reply_of(question.name, question.rdtype, response)
@@ -396,7 +396,7 @@ class DnsClient:
 
 
 async def _exchange_over_tcp(nameserver: Nameserver, question: Question) -> bytes:
-    """The answer to a question.  Raises IncompleteReadError and OSError."""
+    """Return the answer to a question.  Raises IncompleteReadError and OSError."""
     number = secrets.token_bytes(2)
     reader, writer = await asyncio.open_connection(str(nameserver.address), nameserver.port)
     try:
@@ -410,7 +410,7 @@ async def _exchange_over_tcp(nameserver: Nameserver, question: Question) -> byte
 
 
 def _query(name: str, rdtype: str) -> tuple[dns.name.Name, bytes, bytes]:
-    """A name, the question about it without its id, and the question section of that."""
+    """Return a name, the query for it without its ID, and the question section of that."""
     query = dns.message.make_query(
         dns.name.from_text(name), rdtype, use_edns=0, payload=EDNS_PAYLOAD
     )
@@ -420,7 +420,10 @@ def _query(name: str, rdtype: str) -> tuple[dns.name.Name, bytes, bytes]:
 
 
 def _code(rcode: int) -> str:
-    """The name of a response code: each becomes a label of metrics, and there are 4,096."""
+    """Return the name of a response code.
+
+    Unknown ones are grouped: each name becomes a label of metrics, and there are 4,096 codes.
+    """
     return dns.rcode.to_text(dns.rcode.Rcode.make(rcode)) if rcode in _NAMED_CODES else "other"
 
 
@@ -436,7 +439,7 @@ def _label(nameserver: Nameserver) -> str:
 def reply_of(
     name: str, rdtype: RecordType, response: dns.message.QueryMessage
 ) -> tuple[Reply, str | None]:
-    """What a response says to a question, and the name to ask for instead if it is an alias."""
+    """Return the reply in a response, and the name to query instead if it is an alias."""
     if response.rcode() == dns.rcode.NXDOMAIN and not response.answer:
         return Reply(name, rdtype, ReplyOutcome.NXDOMAIN, detail="NXDOMAIN"), None
     chain = response.resolve_chaining()

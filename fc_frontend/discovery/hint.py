@@ -1,10 +1,10 @@
-"""When to sweep: the serial of the cluster's zone is a hint to ask less, never a proof.
+"""Decide when to sweep: an unchanged serial of the cluster's zone saves queries.
 
-CoreDNS's serial is the Unix time of the last change, of each replica's own (plugin *kubernetes*).
-While it stands, nothing moved, as far as it goes: a second change in the same second does not move
-it, another server may not keep it so, and a cache may tell an old one.  So a whole sweep comes
-every few intervals in any case, and a serial that stood still over a change is trusted no more for
-a while.  Pure.
+The serial is a hint, never a proof.  CoreDNS's serial is the Unix time of the last change, which
+each replica has of its own (plugin *kubernetes*).  An unchanged serial may hide a change: a second
+change in the same second does not alter it, another server may handle it differently, and a cache
+may return an old one.  So a full sweep follows every few intervals in any case, and a serial that
+did not change with the answers is ignored for a while.  Pure.
 """
 
 from __future__ import annotations
@@ -12,33 +12,33 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 WORTHWHILE = 100
-"""Services from which on a question for the serial is worth its while."""
+"""The number of services from which on a query for the serial pays off."""
 _GRAIN = 2.0
-"""Seconds within which two changes may have one serial."""
+"""Seconds within which two changes may have the same serial."""
 _DISTRUST = 600.0
 """Seconds."""
 
 
 def longest(interval: float) -> float:
-    """Seconds after which a whole sweep comes in any case; `interval` is that of the sweeps."""
+    """Return the seconds after which a full sweep is due; `interval` is that of sweeps."""
     return max(interval, min(5 * interval, 10.0))
 
 
 @dataclass(frozen=True, slots=True)
 class Hint:
-    """What is known of the serial.  All times are on the monotonic clock, in seconds."""
+    """The known serial.  All times are on the monotonic clock, in seconds."""
 
     serial: int | None = None
     since: float = 0.0
     """When this serial was first seen."""
     swept: float = float("-inf")
-    """When the last whole sweep began."""
+    """When the last full sweep began."""
     is_quiet: bool = False
-    """True if that found nothing new, nothing stale and nothing that is held."""
+    """Whether it found nothing new, nothing stale and no held answers."""
     distrusted_until: float = float("-inf")
 
     def is_due(self, serial: int | None, now: float, interval: float) -> bool:
-        """True if a whole sweep is due, with `serial` being that of now, None if not known."""
+        """Return whether a full sweep is due; `serial` is the current one, None if unknown."""
         return (
             serial is None
             or serial != self.serial
@@ -51,9 +51,9 @@ class Hint:
     def after(
         self, before: int | None, after: int | None, began: float, *, changed: bool, is_quiet: bool
     ) -> Hint:
-        """What is known after a whole sweep that began at `began`.
+        """Return the hint after a full sweep that began at `began`.
 
-        `before` and `after` are the serials around it; `changed` if it found something new.
+        `before` and `after` are the serials before and after it; `changed` if any answer changed.
         """
         same = before is not None and before == self.serial
         stood_still = same and before == after and self.swept >= self.since + _GRAIN

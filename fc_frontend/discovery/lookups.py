@@ -1,6 +1,6 @@
-"""Lookups of many services, where those that take long delay nobody else's answers.
+"""Look up many services, so that slow lookups do not delay the answers of others.
 
-A sweep returns what was answered; lookups that still wait for cluster DNS continue in the
+A sweep returns the answers so far; lookups that still wait for cluster DNS continue in the
 background.  Their services keep their previous answers until a later sweep returns the new ones.
 """
 
@@ -19,25 +19,25 @@ from fc_frontend.discovery.unchanged import UnchangedAnswers
 from fc_frontend.plan.model import Answer, Cluster, Freshness, Resolution, ServiceSpec
 
 SWEEP_QUIET = 0.3
-"""Seconds without any service's answer, after which a sweep ends."""
+"""Seconds without an answer for any service, after which a sweep ends."""
 NEW_QUIET = 1.2
-"""The same where services are new: a question that was lost is asked again after a second."""
+"""The same for new services: a lost query is repeated after a second."""
 LONGEST = 2.0
-"""Seconds that a sweep takes at most, and as many again for each `_EACH` services."""
+"""The maximum duration of a sweep in seconds, and as much again for each `_EACH` services."""
 _EACH = 1000
 _GRACE = 0.2
-"""Seconds that the other nameservers have to answer once one has."""
+"""Seconds that the other nameservers have to respond after the first one."""
 _SLOW_AT_ONCE = 16
 _SLOW_FOR = 60.0
-"""Seconds for which a service that failed or took too long is asked about apart from the others."""
+"""Seconds for which a service is looked up separately after its lookups failed or were slow."""
 
 
 @dataclass(frozen=True, slots=True)
 class Clients:
-    """Who asks cluster DNS.
+    """The clients for cluster DNS.
 
     `slow` has sockets and limits of its own, for services whose lookups failed or took too long:
-    many of them take nothing from the others.  `each` has one for each nameserver, where there are
+    even many of them do not affect the others.  `each` has one client per nameserver if there are
     several: it is for services whose slots fc-frontend fills.
     """
 
@@ -53,7 +53,7 @@ class Clients:
 
 @dataclass(frozen=True, slots=True)
 class _Answered:
-    """The answers of one nameserver or of each, and what the first one was asked."""
+    """The answers of one nameserver or of each, and the lookups of the first."""
 
     answers: tuple[Answer, ...]
     lookups: ServiceLookups
@@ -67,7 +67,7 @@ class _UnderWay:
 
 
 class Lookups:
-    """The lookups that are under way; for the same clients and cluster settings."""
+    """The lookups in progress, for the same clients and cluster settings."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -84,7 +84,7 @@ class Lookups:
 
     @property
     def pending(self) -> frozenset[str]:
-        """The services whose answers are still awaited."""
+        """The services whose lookups are still in progress."""
         return frozenset(self._under_way)
 
     async def answers(
@@ -97,10 +97,10 @@ class Lookups:
         hold: float,
         is_new: bool = False,
     ) -> dict[str, Answer]:
-        """The answers that came in time, by service; equal ones mean that nothing changed.
+        """Return the answers that arrived in time, by service; equal ones mean no change.
 
-        With `is_new`, nothing is known of these services, and they are waited for a little longer.
-        For `hold` seconds a sudden loss is not believed.
+        With `is_new`, these services have no answers yet, and the sweep waits a little longer.
+        A sudden loss is ignored for `hold` seconds.
         """
         async with self._turn:
             return await self._answers(
@@ -140,7 +140,7 @@ class Lookups:
         return {name: answer for name in listed if (answer := settled.get(name) or found.get(name))}
 
     def close(self) -> None:
-        """Give up all that is under way."""
+        """Cancel all lookups in progress."""
         for name in tuple(self._under_way):
             self._cancel(name)
 
@@ -167,7 +167,7 @@ class Lookups:
         self._progress.set()
 
     async def _wait(self, quiet: float, services: int) -> None:
-        """Wait for the answers that come soon: a service that says nothing is not waited for."""
+        """Wait for answers, but not for services that do not respond."""
         deadline = self._clock() + LONGEST * (1 + services / _EACH)
         while self._running and (remaining := deadline - self._clock()) > 0:
             self._progress.clear()
@@ -184,7 +184,7 @@ class Lookups:
         cluster: Cluster,
         hold: float,
     ) -> dict[str, Answer]:
-        """The answers of lookups that have ended, of services that are still asked about."""
+        """Return the answers of completed lookups, for services that are still listed."""
         now = self._clock()
         found: dict[str, Answer] = {}
         for name, each in tuple(self._under_way.items()):
@@ -197,7 +197,7 @@ class Lookups:
                 self._slow_until[name] = now + _SLOW_FOR
             before = previous.get(name)
             if before is not each.previous and before is not None:
-                # HAProxy was given other slots meanwhile.
+                # HAProxy has received other slots in the meantime.
                 answer = replace(answer, slots=before.slots, by_runtime=before.by_runtime)
             found[name] = held(before, answer, cluster.sudden_loss, now, hold)
             if len(answered.answers) == 1:
@@ -206,7 +206,7 @@ class Lookups:
         return found
 
     def _agreed(self, name: str, answers: Sequence[Answer], now: float, hold: float) -> Answer:
-        """The union of the answers of all nameservers for `hold` seconds, then the first one."""
+        """Return the union of all nameservers' answers for `hold` seconds, then the first one."""
         first = next((a for a in answers if a.freshness is Freshness.FRESH), answers[0])
         union = united(answers)
         if union is first:
@@ -222,7 +222,7 @@ class Lookups:
 async def _resolved(
     spec: ServiceSpec, cluster: Cluster, clients: Sequence[DnsClient], previous: Answer | None
 ) -> _Answered:
-    """The answers to each of `clients`; after a good one, the others have `_GRACE` to answer."""
+    """Return the answers of each client; after a good one, the others have `_GRACE` to respond."""
     tasks = [
         asyncio.create_task(resolve_within_limits(spec, cluster, client, previous))
         for client in clients
@@ -243,5 +243,5 @@ async def _resolved(
 
 
 def _asks_each(clients: Clients, previous: Answer | None) -> bool:
-    """True for a service whose slots fc-frontend fills, where there are several nameservers."""
+    """Return whether to query all nameservers: several exist, and fc-frontend fills the slots."""
     return bool(clients.each) and previous is not None and previous.by_runtime

@@ -1,4 +1,4 @@
-"""One look at cluster DNS, for commands: the daemon keeps asking by `daemon.cluster_dns`."""
+"""Single lookups in cluster DNS, for commands; the daemon uses `daemon.cluster_dns`."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from fc_frontend.plan.planner import assumed_kind
 from fc_frontend.text import one_line
 
 TIMEOUT = 2.0
-"""Seconds that cluster DNS has for its answers about one service."""
+"""The timeout for all answers about one service, in seconds."""
 _TRY = 0.9
-"""Seconds for one try of a question about one service."""
+"""The timeout of one try of a query about one service, in seconds."""
 
 
 class NameserverReply(NamedTuple):
-    """What one nameserver did with a question: `said` is empty if it answered, after `seconds`."""
+    """The result of a query to one nameserver: `said` is the error, empty if there is none."""
 
     said: str = ""
     seconds: float = 0.0
@@ -29,7 +29,7 @@ class NameserverReply(NamedTuple):
 async def resolve_once(
     specs: Sequence[ServiceSpec], cluster: Cluster, previous: Resolution, hold: float
 ) -> dict[str, Answer]:
-    """The answers about `specs`; `previous` ones stay for `hold` seconds where DNS fails."""
+    """Return the answers for `specs`; if DNS fails, `previous` ones are kept for `hold` seconds."""
     client = DnsClient(cluster.nameservers)
     try:
         return await resolve_all(specs, cluster, client, previous, hold=hold)
@@ -38,9 +38,9 @@ async def resolve_once(
 
 
 async def explain_one(spec: ServiceSpec, cluster: Cluster) -> tuple[Answer, str]:
-    """The answer about a service, and what of its name is missing besides the service.
+    """Return the answer for a service, and the part of its name that does not exist either.
 
-    That is "domain", "namespace" or "port", empty if nothing else is missing or it is not known.
+    That is "domain", "namespace" or "port", empty if nothing else is missing or it is unknown.
     """
     client = DnsClient(cluster.nameservers, timeout=_TRY)
     try:
@@ -60,9 +60,9 @@ async def explain_one(spec: ServiceSpec, cluster: Cluster) -> tuple[Answer, str]
 
 
 async def _absent(spec: ServiceSpec, cluster: Cluster, client: DnsClient) -> str:
-    """domain, namespace or port if more is missing than a pod; empty otherwise.
+    """Return domain, namespace or port if that does not exist; empty otherwise.
 
-    CoreDNS answers NXDOMAIN for a namespace that does not exist, and NOERROR for one that does.
+    CoreDNS returns NXDOMAIN for a namespace that does not exist, and NOERROR for one that does.
     """
     if isinstance(spec.port, str):
         bare = await client.ask(headless_name(spec, cluster.domain), "A")
@@ -78,7 +78,7 @@ async def _absent(spec: ServiceSpec, cluster: Cluster, client: DnsClient) -> str
 
 
 async def ask_nameserver(cluster: Cluster, index: int) -> NameserverReply:
-    """Ask one nameserver one question that every cluster can answer."""
+    """Send a query to one nameserver that it can answer in every cluster."""
     nameserver = cluster.nameservers[index]
     seconds: list[float] = []
     client = DnsClient(

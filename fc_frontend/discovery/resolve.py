@@ -1,12 +1,12 @@
-"""From answers of cluster DNS to the endpoints of services.
+"""Derive the endpoints of services from answers of cluster DNS.
 
     bare name in pod network      → headless
-    bare name in service network  → ask the wildcard name
+    bare name in service network  → query the wildcard name
         pods                      → wildcard (CoreDNS before 1.9)
         NXDOMAIN, nothing         → the Service's cluster IP, and how to make it headless
     anything unclear              → as before
 
-Absence is not evidence: a failure never empties what was known.
+Absence is not evidence: a failure never removes known endpoints.
 """
 
 from __future__ import annotations
@@ -60,11 +60,11 @@ _MAKE_HEADLESS = (
 
 @dataclass(frozen=True, slots=True)
 class LookupResult:
-    """What cluster DNS said of one name, over the address families that were asked for.
+    """The result for one name, over the address families queried.
 
-    `failure` is empty unless no usable answer came; `cause` is its cause.  `endpoints` are inside
-    the accepted networks, `rejected` are not.  `is_cut` if an answer was too small for the records
-    that there are.
+    `failure` is empty unless there was no usable answer; `cause` is its cause.  `endpoints` are
+    inside the accepted networks, `rejected` are not.  `is_cut` if an answer had no room for all
+    records.
     """
 
     name: str
@@ -86,10 +86,10 @@ async def resolve_all(
     hold: float = 0.0,
     unchanged: UnchangedAnswers | None = None,
 ) -> dict[str, Answer]:
-    """An answer for each service, by its name; equal answers mean that nothing changed.
+    """Return an answer for each service, by its name; equal answers mean that nothing changed.
 
-    For `hold` seconds a sudden loss is not believed; `now` is on the monotonic clock.  `unchanged`
-    remembers, from an earlier call with the same client, which replies have not changed.
+    A sudden loss is ignored for `hold` seconds; `now` is on the monotonic clock.  `unchanged`
+    contains, from an earlier call with the same client, the replies to compare.
     """
     listed = tuple(specs)
     unchanged = unchanged or UnchangedAnswers()
@@ -113,7 +113,7 @@ async def resolve_all(
 async def resolve_within_limits(
     spec: ServiceSpec, cluster: Cluster, client: DnsClient, previous: Answer | None
 ) -> tuple[Answer, ServiceLookups]:
-    """What cluster DNS says of one service now, and what it was asked; takes `MAX_SECONDS` at most.
+    """Return the answer for one service, and its lookups; takes at most `MAX_SECONDS`.
 
     A service whose lookups exceed a limit keeps its previous answer.
     """
@@ -134,11 +134,11 @@ async def resolve_within_limits(
 def held(
     previous: Answer | None, answer: Answer, sudden_loss: float, now: float, hold: float
 ) -> Answer:
-    """`answer`, or the previous one where that was lost suddenly less than `hold` seconds ago.
+    """Return `answer`, or the previous one for `hold` seconds after a sudden loss.
 
-    NXDOMAIN is what cluster DNS says of a deleted service and of one whose pods are all unready for
-    a moment.  An answer that names some pods is believed, as HAProxy's resolver does; where that
-    has no part in it, only if it does not lose more than the share `sudden_loss`.
+    Cluster DNS returns NXDOMAIN for a deleted service, and also for one whose pods are all unready
+    for a moment.  An answer with some pods is used, as HAProxy's resolver does; if that resolver is
+    not involved, only if it does not lose more than the share `sudden_loss`.
     """
     if previous is None or not previous.endpoints or answer.freshness is not Freshness.FRESH:
         return answer
@@ -164,7 +164,7 @@ def held(
 async def resolve_service(
     spec: ServiceSpec, cluster: Cluster, client: Resolver, previous: Answer | None
 ) -> Answer:
-    """What cluster DNS says of one service now; never raises for what DNS does."""
+    """Return the current answer for one service; failures of DNS never raise."""
     if spec.target is Target.NODE:
         return nodes_answer(spec, cluster)
     if spec.target is Target.SERVICE:
@@ -219,7 +219,7 @@ def choose(
     cluster: Cluster,
     previous: Answer | None,
 ) -> Answer:
-    """`discovery: auto`: the kind that follows from what the bare name and the wildcard say."""
+    """Return the answer for `discovery: auto`, from the bare name and the wildcard."""
     pods = _inside(bare, cluster.pod_networks)
     if pods.endpoints:
         return _answer(
@@ -238,7 +238,7 @@ def choose(
         if wildcard.failure and previous is not None and previous.kind is Kind.WILDCARD:
             return _answer(Kind.WILDCARD, previous.reason, wildcard, cluster, previous)
         if wildcard.failure:
-            # This says nothing of CoreDNS's version: what was found out before stays.
+            # This is independent of CoreDNS's version: earlier findings are kept.
             reason = f"{bare.name} is a cluster IP, used while {wildcard.name} cannot be asked"
             remedy, cause = "", None
             if previous is not None and previous.kind is Kind.SERVICE:
@@ -264,7 +264,7 @@ def choose(
 
 
 def srv_answer(said: LookupResult, cluster: Cluster, previous: Answer | None) -> Answer:
-    """The answer for a named port: pods, or the cluster IP with the Service's own port."""
+    """Return the answer for a named port: pods, or the cluster IP with the Service's own port."""
     reason = f"the port's name is known by SRV at {said.name}"
     pods = _inside(said, cluster.pod_networks)
     if not pods.endpoints:
@@ -282,7 +282,7 @@ def srv_answer(said: LookupResult, cluster: Cluster, previous: Answer | None) ->
 
 
 def nodes_answer(spec: ServiceSpec, cluster: Cluster) -> Answer:
-    """The answer for lb_service_port: the nodes, as declared."""
+    """Return the answer for lb_service_port: the declared nodes."""
     assert isinstance(spec.port, int)
     nodes = nodes_of(spec, cluster).values()
     endpoints = tuple(sorted(Endpoint(str(address), spec.port) for address in nodes))
@@ -300,7 +300,7 @@ def _answer(
     slots = previous.slots if previous else 0
     if said.failure:
         if previous is not None:
-            # What was never known does not become an old answer.
+            # An answer that was unknown does not become stale.
             known = previous.freshness is not Freshness.UNKNOWN
             freshness = Freshness.STALE if known else Freshness.UNKNOWN
             return replace(
@@ -314,7 +314,7 @@ def _answer(
     error, remedy, cause = None, "", None
     endpoints = said.endpoints
     if said.is_cut and previous is not None:
-        # Which records an answer brings is left to chance: those before are as good.
+        # The records in a truncated answer are arbitrary: the previous ones are as good.
         endpoints = tuple(sorted({*previous.endpoints, *endpoints}))[:MOST]
     if not said.endpoints and said.rejected:
         remedy, cause = _remedy(kind, said.rejected, cluster)
@@ -336,7 +336,7 @@ def _answer(
 
 
 def _remedy(kind: Kind, rejected: tuple[str, ...], cluster: Cluster) -> tuple[str, Cause]:
-    """What to do where all addresses are in the other network, or in none, and its cause."""
+    """Return the remedy if all addresses are in the other network, or in none, and the cause."""
     if kind is Kind.SERVICE:
         if any(is_within(address, cluster.pod_networks) for address in rejected):
             return "these are pods of a headless service: use pod_port", Cause.FOREIGN_NETWORK
@@ -350,7 +350,7 @@ def _remedy(kind: Kind, rejected: tuple[str, ...], cluster: Cluster) -> tuple[st
 
 
 def _inside(said: LookupResult, networks: tuple[Network, ...]) -> LookupResult:
-    """`said` with the endpoints outside of `networks` rejected."""
+    """Return `said` with the endpoints outside of `networks` rejected."""
     accepted = tuple([e for e in said.endpoints if is_within(e.address, networks)])
     if len(accepted) == len(said.endpoints):
         return said
@@ -367,9 +367,9 @@ def _families(spec: ServiceSpec, cluster: Cluster) -> tuple[Family, ...]:
 async def _addresses(
     client: Resolver, name: str, spec: ServiceSpec, cluster: Cluster, port: int | None = None
 ) -> LookupResult:
-    """What the address records of `name` say; HAProxy uses one family a server, so do we.
+    """Return the result of the address records of `name`, of one family, as in HAProxy.
 
-    `port` is the endpoints' port where the declaration has only its name.
+    `port` is the endpoints' port if the declaration has only its name.
     """
     if port is None:
         assert isinstance(spec.port, int)
@@ -377,7 +377,7 @@ async def _addresses(
     replies = await _by_family(client, name, _families(spec, cluster))
     chosen = None
     for reply in replies:
-        # The preferred family first: the other one must not take its place for a moment's failure.
+        # The preferred family first: a transient failure must not select the other one.
         if reply.outcome is ReplyOutcome.FAILURE:
             return LookupResult(name, failure=reply.detail, cause=reply.cause)
         if reply.addresses:
@@ -394,7 +394,7 @@ async def _addresses(
 async def _by_family(
     client: Resolver, name: str, families: tuple[Family, ...]
 ) -> tuple[Reply, ...]:
-    """Replies until one settles it: the next family counts only if the first has no addresses."""
+    """Return replies until one is conclusive: further families count only without addresses."""
     replies: list[Reply] = []
     for family in families:
         rdtype: RecordType = "A" if family == "ipv4" else "AAAA"
@@ -413,7 +413,7 @@ async def _services(client: Resolver, spec: ServiceSpec, cluster: Cluster) -> Lo
     is_cut = reply.outcome is ReplyOutcome.PARTIAL
     ports = {record.port for record in reply.services}
     if is_cut and len(ports) == 1:
-        # SRV records take ten times the room of addresses, and say the same of each pod.
+        # SRV records are ten times as large as addresses, and are the same for each pod.
         bare = headless_name(spec, cluster.domain)
         pods = await _addresses(client, bare, spec, cluster, ports.pop())
         return replace(pods, is_cut=True)
@@ -424,7 +424,7 @@ async def _services(client: Resolver, spec: ServiceSpec, cluster: Cluster) -> Lo
             replies = await asyncio.gather(*(_by_family(client, t, families) for t in targets))
             found.update(zip(targets, replies, strict=True))
             for answer in (answer for each in replies for answer in each):
-                # As in `_addresses`: a failure of the preferred family does not prefer the other.
+                # As in `_addresses`: a failure of the preferred family must not select the other.
                 if answer.outcome is ReplyOutcome.FAILURE:
                     return LookupResult(name, failure=answer.detail, cause=answer.cause)
     endpoints: set[Endpoint] = set()
@@ -446,7 +446,7 @@ def _batches(items: tuple[str, ...], size: int) -> Iterator[tuple[str, ...]]:
 
 
 def _of_family(addresses: tuple[str, ...], families: tuple[Family, ...]) -> tuple[str, ...]:
-    """The addresses of the first family that has any."""
+    """Return the addresses of the first family that has any."""
     for family in families:
         found = tuple(a for a in addresses if (":" in a) == (family == "ipv6"))
         if found:

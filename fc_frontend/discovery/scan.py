@@ -1,8 +1,8 @@
-"""Plain answers of cluster DNS, read without building anything.
+"""Compare plain answers of cluster DNS without parsing them.
 
-A sweep gets the same answers every second, but for TTLs that count down and records in another
-order (CoreDNS's `loadbalance`).  Whether they say the same is seen from the bytes; all that is out
-of the ordinary is left to dnspython.  Pure.
+A sweep receives the same answers every second, except for TTLs that count down and the order of
+records (CoreDNS's `loadbalance`).  The bytes show whether they are equal; all unusual answers are
+left to dnspython.  Pure.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ RecordType = Literal["A", "AAAA", "SRV"]
 ONE = b"\x00\x01"
 NONE = b"\x00\x00"
 LENGTHS = {"A": 4, "AAAA": 16}
-"""Bytes of an address."""
+"""The length of an address in bytes."""
 _IN = b"\x00\x01"
 _OPT = b"\x00\x00\x29"
 _POINTER_TO_QUESTION = b"\xc0\x0c"
@@ -23,15 +23,15 @@ _POINTER = 0xC0
 _SOA_IN = b"\x00\x06" + _IN
 
 AnswerFingerprint = tuple[bytes, ...] | bytes
-"""What an answer says, to be compared: sorted addresses, or how it says that there are none."""
+"""The comparable content of an answer: its sorted addresses, or the form of a negative answer."""
 
 
 def fingerprint(wire: bytes, section: int, rdtype: str) -> AnswerFingerprint | None:
-    """What a plain answer says: two of the same question with equal fingerprints are read alike.
+    """Return the content of a plain answer; equal fingerprints of a question mean equal content.
 
-    `section` is the length of the question section in bytes.  None for anything out of the
-    ordinary (an error, CNAME, SRV, more sections, other compression, a cut record), which
-    dnspython has to read.
+    `section` is the length of the question section in bytes.  None for anything unusual
+    (an error, CNAME, SRV, more sections, other compression, a cut record), which
+    dnspython has to parse.
     """
     if wire[6:8] == NONE:
         return plain_absence(wire, section)
@@ -39,9 +39,9 @@ def fingerprint(wire: bytes, section: int, rdtype: str) -> AnswerFingerprint | N
 
 
 def plain_absence(wire: bytes, section: int) -> bytes | None:
-    """An answer without records but the zone's SOA (RFC 2308, 2.1 and 2.2), all but what moves.
+    """Return an answer with only the zone's SOA (RFC 2308, 2.1 and 2.2), without variable parts.
 
-    That is the SOA's TTL and serial.  None for anything else.
+    These are the SOA's TTL and serial.  None for anything else.
     """
     if (
         len(wire) < 12
@@ -62,7 +62,7 @@ def plain_absence(wire: bytes, section: int) -> bytes | None:
 
 
 def _suffixes(wire: bytes, start: int, end: int) -> frozenset[int]:
-    """Where the labels of the question's name begin: what other names may end in."""
+    """Return the offsets of the labels of the question's name, where other names may point."""
     found = []
     while start < end and 0 < wire[start] < _POINTER:
         found.append(start)
@@ -71,9 +71,9 @@ def _suffixes(wire: bytes, start: int, end: int) -> frozenset[int]:
 
 
 def _after_name(wire: bytes, at: int, suffixes: frozenset[int]) -> int:
-    """Where the name at `at` ends (RFC 1035, 4.1.4); beyond the message if it is not plain.
+    """Return where the name at `at` ends (RFC 1035, 4.1.4); beyond the message if it is not plain.
 
-    A pointer to elsewhere than the question may lead to bytes that are not compared, as the id.
+    A pointer outside of the question may lead to bytes that are not compared, such as the ID.
     """
     while at < len(wire):
         length = wire[at]
@@ -87,11 +87,11 @@ def _after_name(wire: bytes, at: int, suffixes: frozenset[int]) -> int:
 
 
 def plain_records(wire: bytes, section: int, rdtype: str) -> tuple[bytes, ...] | None:
-    """The sorted data of an answer that has address records of the question's own name and no more.
+    """Return the sorted data of an answer with address records of the question's own name only.
 
-    `section` is the length of the question section in bytes.  None for anything out of the
-    ordinary (an error, CNAME, SRV, more sections, other compression, a cut record), which
-    dnspython has to read.
+    `section` is the length of the question section in bytes.  None for anything unusual
+    (an error, CNAME, SRV, more sections, other compression, a cut record), which
+    dnspython has to parse.
     """
     length = LENGTHS.get(rdtype)
     if length is None or not _begins_plainly(wire):
@@ -112,7 +112,7 @@ def plain_records(wire: bytes, section: int, rdtype: str) -> tuple[bytes, ...] |
 
 
 def _begins_plainly(wire: bytes) -> bool:
-    """True for a whole answer to a query, without error, with a question and no authority."""
+    """Return whether this is a whole answer to a query: a question, no error, no authority."""
     return (
         len(wire) >= 12
         and wire[2] & 0xFA == 0x80
@@ -123,7 +123,7 @@ def _begins_plainly(wire: bytes) -> bool:
 
 
 def _ends_plainly(wire: bytes, at: int) -> bool:
-    """True if nothing follows but an OPT record without error and options (RFC 6891, 6.1.2)."""
+    """Return whether only an OPT record without error or options may follow (RFC 6891, 6.1.2)."""
     if wire[10:12] == NONE:
         return len(wire) >= at
     return (

@@ -1,4 +1,4 @@
-"""From EndpointSlices to answers about services.  Pure."""
+"""Derive answers for services from EndpointSlices.  Pure."""
 
 from __future__ import annotations
 
@@ -20,10 +20,12 @@ from fc_frontend.plan.model import (
 from fc_frontend.plan.slices import SliceAnswer, SliceGap, endpoints_from_slices, standby_of
 
 MASS_WINDOW = 60.0
-"""Seconds in which most services become empty if the API server loses the nodes: it waits 40 s for
-each node (node-monitor-grace-period), and nodes renew their leases every 10 s."""
+"""Seconds in which most services lose their endpoints if the API server loses the nodes.
+
+It waits 40 s for each node (node-monitor-grace-period), and nodes renew their leases every 10 s.
+"""
 MASS_HELD = 600.0
-"""Seconds for which their last pods stay at most."""
+"""The maximum time for which their last pods are kept, in seconds."""
 _MIN_EMPTIED = 2
 
 _GAPS = {
@@ -66,7 +68,7 @@ def answer_of(
     cluster: Cluster,
     previous: Answer | None,
 ) -> Answer:
-    """What a complete and current copy of Services and EndpointSlices says of one service."""
+    """Return the answer for a service from a complete and current copy of Services and slices."""
     listed = tuple(slices)
     families = cluster.families(cluster.pod_networks)
     found = endpoints_from_slices(spec, service, listed, cluster.pod_networks, families)
@@ -93,7 +95,7 @@ def answer_of(
 def answer_of_nodes(
     spec: ServiceSpec, nodes: Iterable[KubeNode], cluster: Cluster, previous: Answer | None
 ) -> Answer:
-    """A port of each node, at the first address whose family the cluster's pods have."""
+    """Return a port of each node, preferably at an address of a family of the pods."""
     assert isinstance(spec.port, int)
     families = cluster.families(cluster.pod_networks)
     found: set[Endpoint] = set()
@@ -134,7 +136,7 @@ def _explained(spec: ServiceSpec, found: SliceAnswer) -> tuple[str | None, str]:
 
 
 def as_stale(spec: ServiceSpec, previous: Answer | None, error: str, remedy: str) -> Answer:
-    """The last answer while the API server does not say more."""
+    """Return the last answer as stale, while the API server is not available."""
     if previous is None or previous.freshness is Freshness.UNKNOWN:
         return Answer(
             kind=Kind.API,
@@ -146,16 +148,16 @@ def as_stale(spec: ServiceSpec, previous: Answer | None, error: str, remedy: str
 
 
 def _has_pods(answer: Answer) -> bool:
-    """True if the API named pods, which were not merely kept."""
+    """Return whether the API listed these pods, and they are not merely kept."""
     return answer.kind is Kind.API and bool(answer.endpoints) and answer.lost_at is None
 
 
 @dataclass(slots=True)
 class MassEmptying:
-    """Sees that most services lose all pods at once, and keeps these pods for a while.
+    """Detects that most services lose all pods at once, and keeps these pods for a while.
 
-    A cluster whose nodes cannot reach the API server turns all pods NotReady while they serve on
-    (kubernetes#77864, #105617).  HAProxy's checks know better.
+    If nodes cannot reach the API server, all their pods become NotReady while they still serve
+    (kubernetes#77864, #105617).  HAProxy's health checks decide then.
     """
 
     share: float
@@ -166,10 +168,10 @@ class MassEmptying:
     def looked(
         self, answers: Mapping[str, Answer], before: Mapping[str, Answer], now: float
     ) -> dict[str, Answer]:
-        """`answers`, with the last pods of services that became empty with most others.
+        """Return `answers`, with the last pods of services that became empty with most others.
 
-        `before` are the former answers; those stored, of a daemon that has just started.  Answers
-        about services that were held before come along.  `now` is on the monotonic clock.
+        `before` are the previous answers, after a start the stored ones.  Answers for services that
+        are already held must be included.  `now` is on the monotonic clock.
         """
         for name, answer in answers.items():
             if answer.endpoints or answer.draining:
@@ -202,13 +204,13 @@ class MassEmptying:
         return frozenset(self._held)
 
     def overdue(self, now: float) -> frozenset[str]:
-        """The services whose last pods were kept for long enough."""
+        """Return the services whose last pods have been kept for the maximum time."""
         return frozenset(name for name, at in self._held.items() if now - at > MASS_HELD)
 
     def keep(self, names: Iterable[str], now: float) -> None:
-        """Forget all services but those of `names`, which are declared, and those still held.
+        """Forget all services except `names`, which are declared, and those still held.
 
-        The file of a held service may be broken for a moment.
+        The file of a held service may be invalid for a moment.
         """
         held = self._held.keys() - self.overdue(now)
         for name in self._last.keys() - set(names) - held:

@@ -1,4 +1,4 @@
-"""What every way to find pods offers, whatever it asks.  Cluster DNS is one."""
+"""The interface of every source of pods, such as cluster DNS."""
 
 from __future__ import annotations
 
@@ -14,47 +14,47 @@ from fc_frontend.plan.model import Answer, Resolution, ServiceSpec, Settings
 
 @dataclass(frozen=True, slots=True)
 class News:
-    """Answers that changed, by service, and when the first change came, on the monotonic clock."""
+    """Changed answers, by service, and when the first change arrived, on the monotonic clock."""
 
     answers: Mapping[str, Answer]
     since: float | None
 
 
 class PodDiscovery(Protocol):
-    """Finds the pods of services.  Failures are in the answers: nothing is raised."""
+    """Finds the pods of services.  Failures are part of the answers: nothing is raised."""
 
     async def ask(
         self, specs: Sequence[ServiceSpec], settings: Settings, before: Resolution
     ) -> dict[str, Answer]:
-        """The answers about new services that come soon, by service; sweeps bring the others."""
+        """Return the first answers for new services, by service; sweeps return the others."""
 
     async def sweep(
         self, specs: Sequence[ServiceSpec], settings: Settings, before: Resolution
     ) -> dict[str, Answer] | None:
-        """The answers about all services that came in time; None if none differs from `before`."""
+        """Return the answers that arrived in time; None if none differs from `before`."""
 
     async def changed(self) -> None:
-        """Return once there is news that no sweep has to look for; never where there is none."""
+        """Return once there are changes without a sweep; never if the source reports none."""
 
     def news(self, specs: Sequence[ServiceSpec], settings: Settings, before: Resolution) -> News:
-        """What changed since the last call, without a wait.  `specs` are sorted by name."""
+        """Return the changes since the last call, without waiting.  `specs` are sorted by name."""
 
     @property
     def load_balancers(self) -> LoadBalancers | None:
-        """The cluster's Services of type LoadBalancer; None while they are not known."""
+        """The cluster's Services of type LoadBalancer; None while they are unknown."""
 
     @property
     def state(self) -> ApiState | None:
-        """How the watch of the Kubernetes API is doing; None where there is none."""
+        """The state of the watch of the Kubernetes API; None if there is none."""
 
     @property
     def may_fill(self) -> bool:
-        """True if slots with a standby are filled by what is known now."""
+        """Whether slots with a standby are filled from the current state."""
 
     async def disagreements(
         self, specs: Sequence[ServiceSpec], settings: Settings
     ) -> dict[str, Problem]:
-        """Warnings about services of which sources of equal rank say different things, by name."""
+        """Return warnings for services whose equivalent sources disagree, by name."""
 
     def close(self) -> None:
-        """Release what is open; the next call opens it again, with the settings of then."""
+        """Release all resources; the next call opens them again, with the settings at that time."""

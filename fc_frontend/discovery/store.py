@@ -1,6 +1,6 @@
-"""The last good answers on disk: what a restart, and `check` on a host without DNS, begin with.
+"""Store the last good answers on disk, for a restart, and for `check` on a host without DNS.
 
-A file that is missing, damaged or foreign is no error: it only means that nothing is known.
+A file that is missing, damaged or foreign is not an error: it only means that nothing is known.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _MOST_ENDPOINTS = 65536
 
 
 def load_answers(path: str) -> dict[str, Answer]:
-    """The stored answers by their key, all STALE; what makes no sense is left out."""
+    """Return the stored answers by their key, all STALE; malformed ones are left out."""
     try:
         content = files.read_own(path, _MOST_BYTES)
         document = json.loads(content) if content is not None else None
@@ -45,12 +45,15 @@ def load_answers(path: str) -> dict[str, Answer]:
 
 
 def dump_answers(answers: Mapping[str, Answer]) -> bytes:
-    """The answers as `load_answers` reads them: sorted, so that equal answers give equal bytes."""
+    """Return the answers in the format of `load_answers`.
+
+    They are sorted, so that equal answers result in equal bytes.
+    """
     return dump_written({key: write_answer(answer) for key, answer in answers.items()})
 
 
 def write_answer(answer: Answer) -> str:
-    """One answer, for `dump_written`."""
+    """Return one answer in the format of `dump_written`."""
     return _json(
         {
             "kind": answer.kind.value,
@@ -67,7 +70,7 @@ def write_answer(answer: Answer) -> str:
 
 
 def dump_written(answers: Mapping[str, str]) -> bytes:
-    """As `dump_answers`, of answers that are written already."""
+    """Like `dump_answers`, for answers from `write_answer`."""
     members = ",".join(f"{_json(key)}:{text}" for key, text in sorted(answers.items()))
     return f'{{"version":{VERSION},"answers":{{{members}}}}}\n'.encode()
 
@@ -77,7 +80,7 @@ def _json(value: Any) -> str:
 
 
 def _answer(entry: Any) -> Answer:
-    """An answer from untrusted values.  Raises KeyError, TypeError or ValueError."""
+    """Return an answer from untrusted values.  Raises KeyError, TypeError or ValueError."""
     count = _number(entry["slots"], 0, slots.MOST)
     reason = entry["reason"]
     if not isinstance(reason, str) or len(entry["endpoints"]) > _MOST_ENDPOINTS:

@@ -18,7 +18,7 @@ from fc_frontend.plan.model import Answer, Cluster, Freshness, Resolution, Servi
 
 @dataclass(slots=True)
 class _Known:
-    """An answer, and the queries with the fingerprints of their replies that it follows from."""
+    """An answer, with the queries and the fingerprints of the replies that it is based on."""
 
     spec: ServiceSpec
     answer: Answer
@@ -39,7 +39,7 @@ class UnchangedAnswers:
         client: DnsClient,
         previous: Resolution,
     ) -> dict[str, Answer]:
-        """The previous answers (the same objects) of services whose replies have not changed."""
+        """Return the previous answers (the same objects) of services with unchanged replies."""
         if self._for is None or self._for[0] is not client or self._for[1] != cluster:
             self._for, self._known = (client, cluster), {}
         known = [k for spec in specs if (k := self._still(spec, previous.get(spec.name)))]
@@ -69,7 +69,7 @@ class UnchangedAnswers:
         return known
 
     def learn(self, spec: ServiceSpec, answer: Answer, lookups: ServiceLookups) -> None:
-        """Remember what a new answer follows from, if that was plain."""
+        """Store the replies that a new answer is based on, if they are plain."""
         self._known.pop(spec.name, None)
         if answer.freshness is not Freshness.FRESH or answer.is_cut or answer.lost_at is not None:
             return

@@ -1,1 +1,1 @@
-"""Kubeconfigs for people and programs: made, listed and revoked with the caller's credentials."""
+"""Kubeconfigs for people and programs, managed with the caller's credentials."""

@@ -1,11 +1,11 @@
-"""What the cluster needs for a kubeconfig, and what the kubeconfig says.  Pure.
+"""The objects in the cluster for a kubeconfig, and its content.  Pure.
 
-A kubeconfig has an id, USER with a random ending, and so have all objects that are made for it:
+A kubeconfig has an ID, USER with a random suffix, which all of its objects share:
 
-- a record, which is a Secret without data, in a namespace that has nothing else;
+- a record, which is a Secret without data, in a dedicated namespace;
 - for a token, a ServiceAccount there; the token is bound to the record (TokenRequest API), and the
-  API server refuses it once the record or the ServiceAccount is deleted;
-- for a certificate, a group of that name in the certificate's subject;
+  API server rejects it once the record or the ServiceAccount is deleted;
+- for a certificate, a group with that name in the certificate's subject;
 - bindings of the ServiceAccount or the group to a ClusterRole.
 """
 
@@ -32,14 +32,14 @@ CLUSTER_ADMIN = "cluster-admin"
 SIGNER = "kubernetes.io/kube-apiserver-client"
 RBAC = "rbac.authorization.k8s.io"
 RESERVED = ("list", "revoke")
-"""Words of the command line, which no user can have as a name."""
+"""Words of the command line, which are not allowed as names of users."""
 MIN_SECONDS = 600
-"""The API server refuses less, for tokens and for certificates."""
+"""The minimum that the API server accepts, for tokens and for certificates."""
 MAX_SECONDS = {"token": 365 * 86400, "certificate": 7 * 86400}
-"""A token can be revoked.  A certificate cannot: only its rights can be taken away."""
+"""A token can be revoked.  A certificate cannot: only its permissions can be removed."""
 MAX_NAMESPACES = 50
 MAX_USER = 40
-"""Characters: the id with a prefix is a common name, which has at most 64 (RFC 5280, A.1)."""
+"""Characters: the ID with a prefix is a common name, which has at most 64 (RFC 5280, A.1)."""
 
 _USER = re.compile(r"[a-z0-9](?:[a-z0-9-]*[a-z0-9])?")
 _LABEL = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
@@ -65,7 +65,7 @@ class GrantKind(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Grant:
-    """A kubeconfig that is to be made.  Without `namespaces`, the role counts in all of them."""
+    """A kubeconfig to create.  Without `namespaces`, the role applies to all of them."""
 
     user: str
     id: str
@@ -76,20 +76,20 @@ class Grant:
 
     @property
     def common_name(self) -> str:
-        """The user's name in a certificate."""
+        """The name of the user in a certificate."""
         return f"fc-frontend:{self.user}"
 
     @property
     def group(self) -> str:
-        """The group in a certificate, which no other one has."""
+        """The group in a certificate, unique to this grant."""
         return f"fc-frontend:{self.id}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GrantRecord:
-    """A kubeconfig that was made.
+    """An existing kubeconfig.
 
-    `expires` is Unix time.  What a record lacks is empty or None: others may write in the cluster.
+    `expires` is in Unix time.  Missing values are empty or None: others may edit records.
     """
 
     user: str
@@ -102,7 +102,7 @@ class GrantRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ApiAddress:
-    """How the holder of a kubeconfig reaches the API server."""
+    """The address of the API server for the holder of a kubeconfig."""
 
     server: str
     ca: bytes | None = None
@@ -112,7 +112,7 @@ class ApiAddress:
 
 @dataclass(frozen=True, slots=True)
 class Issued:
-    """What the API server issued: a token, or a certificate for the key.  Times are Unix time."""
+    """The issued credential: a token, or a certificate for the key.  Times are in Unix time."""
 
     expires: float
     token: str | None = field(default=None, repr=False)
@@ -120,11 +120,11 @@ class Issued:
     key: bytes | None = field(default=None, repr=False)
 
 
-# What is asked for
+# Validation of arguments
 
 
 def checked_user(name: str) -> str:
-    """`name`, if a user can have it.  Raises `Refused`."""
+    """Return `name` if it is valid for a user.  Raises `Refused`."""
     shown = printable(name)
     if name in RESERVED:
         raise Refused.of(
@@ -146,7 +146,7 @@ def checked_user(name: str) -> str:
 
 
 def checked_role(role: str, namespaces: Sequence[str], *, is_admin: bool) -> None:
-    """Raise `Refused` for rights that would be more than they seem to be."""
+    """Raise `Refused` for permissions that are broader than they seem."""
     if is_admin:
         return
     if role == CLUSTER_ADMIN:
@@ -175,7 +175,7 @@ def checked_role(role: str, namespaces: Sequence[str], *, is_admin: bool) -> Non
 
 
 def seconds_in(text: str, kind: GrantKind) -> int:
-    """The seconds of a time such as `24h`.  Raises `Refused`."""
+    """Return the seconds of a duration such as `24h`.  Raises `Refused`."""
     match = _TIME.fullmatch(text)
     if match is None:
         raise Refused.of(f"{printable(text)} is not a time", "write 30m, 24h or 7d")
@@ -194,7 +194,7 @@ def seconds_in(text: str, kind: GrantKind) -> int:
 
 
 def path_of(resource: str, namespace: str = "", name: str = "", group: str = "") -> str:
-    """The path of an object, or of all of a resource; version v1."""
+    """Return the path of an object, or of a whole resource; version v1."""
     root = f"/apis/{group}/v1" if group else "/api/v1"
     where = f"/namespaces/{quoted(namespace)}" if namespace else ""
     which = f"/{quoted(name)}" if name else ""
@@ -202,7 +202,7 @@ def path_of(resource: str, namespace: str = "", name: str = "", group: str = "")
 
 
 def quoted(name: str) -> str:
-    """A name as a part of a path."""
+    """Return a name quoted for a path."""
     return quote(name, safe="")
 
 
@@ -212,7 +212,7 @@ REQUESTS = path_of("certificatesigningrequests", group="certificates.k8s.io")
 
 
 def namespace_object() -> Json:
-    """The namespace of the records and ServiceAccounts."""
+    """Return the namespace of the records and ServiceAccounts."""
     return {
         "apiVersion": "v1",
         "kind": "Namespace",
@@ -221,7 +221,7 @@ def namespace_object() -> Json:
 
 
 def record_object(grant: Grant) -> Json:
-    """The record of a kubeconfig.  It has no data: nothing in it is secret."""
+    """Return the record of a kubeconfig.  It has no data: nothing in it is secret."""
     notes = {
         "kind": grant.kind.value,
         "role": grant.role,
@@ -240,12 +240,12 @@ def record_object(grant: Grant) -> Json:
 
 
 def expiry_change(issued: Issued) -> Json:
-    """The change of a record, once it is known what was granted."""
+    """Return the patch of a record after the credential was issued."""
     return {"metadata": {"annotations": {f"{_NOTES}expires": shown_time(issued.expires)}}}
 
 
 def account_object(grant: Grant) -> Json:
-    """The ServiceAccount of a token.  No pod gets it."""
+    """Return the ServiceAccount of a token.  It is not mounted into pods."""
     return {
         "apiVersion": "v1",
         "kind": "ServiceAccount",
@@ -255,7 +255,7 @@ def account_object(grant: Grant) -> Json:
 
 
 def bindings(grant: Grant) -> list[tuple[str, Json]]:
-    """The bindings, each with the path to create it at."""
+    """Return the bindings, each with the path at which to create it."""
     subject: Json = (
         {"kind": "ServiceAccount", "name": grant.id, "namespace": NAMESPACE}
         if grant.kind is GrantKind.TOKEN
@@ -280,7 +280,7 @@ def bindings(grant: Grant) -> list[tuple[str, Json]]:
 
 
 def token_request(grant: Grant, record: Mapping[str, Any]) -> Json:
-    """The request for a token that is bound to `record`, as the API server stored it."""
+    """Return the request for a token bound to `record`, as the API server stored it."""
     return {
         "apiVersion": "authentication.k8s.io/v1",
         "kind": "TokenRequest",
@@ -297,7 +297,7 @@ def token_request(grant: Grant, record: Mapping[str, Any]) -> Json:
 
 
 def signing_request(grant: Grant, request: bytes) -> Json:
-    """The CertificateSigningRequest for `request`, which is PEM."""
+    """Return the CertificateSigningRequest for `request`, which is PEM."""
     return {
         "apiVersion": "certificates.k8s.io/v1",
         "kind": "CertificateSigningRequest",
@@ -312,7 +312,7 @@ def signing_request(grant: Grant, request: bytes) -> Json:
 
 
 def approved(request: Mapping[str, Any]) -> Json:
-    """A CertificateSigningRequest, as the API server stored it, with the approval."""
+    """Return a stored CertificateSigningRequest with the approval added."""
     condition = {
         "type": "Approved",
         "status": "True",
@@ -330,12 +330,12 @@ def _metadata(grant: Grant) -> Json:
 
 
 def selector(user: str | None) -> str:
-    """The label selector of the records: those of a user, or all."""
+    """Return the label selector of the records: those of a user, or all."""
     return _USER_LABEL if user is None else f"{_USER_LABEL}={user}"
 
 
 def records_in(items: Iterable[Any]) -> list[GrantRecord]:
-    """The records in a list of Secrets, by user and id; what is none of ours is left out."""
+    """Return the records in a list of Secrets, by user and ID; other Secrets are left out."""
     found = [record for item in items if (record := _record(item)) is not None]
     return sorted(found, key=lambda record: (record.user, record.id))
 
@@ -369,9 +369,10 @@ def _texts(value: Any) -> dict[str, str]:
 
 
 def made_for(record: GrantRecord) -> list[str]:
-    """The paths of all that was made for a kubeconfig, in the order in which they are deleted.
+    """Return the paths of all objects of a kubeconfig, in the order of deletion.
 
-    Rights go first.  The record goes last: until then, revoking can be repeated.
+    Permissions are deleted first.  The record is deleted last: until then, revoking can be
+    repeated.
     """
     name = f"fc-frontend:{record.id}"
     found = [path_of("rolebindings", each, name, RBAC) for each in record.namespaces]
@@ -388,12 +389,12 @@ def made_for(record: GrantRecord) -> list[str]:
 def address_for(
     own: ApiAddress, names: Sequence[str], server: str | None, this_host: str
 ) -> ApiAddress:
-    """The address for a holder elsewhere.
+    """Return the address for a holder on another machine.
 
     `own` is the caller's.  `names` are those in the certificate of the API server, `server` is the
-    URL to write instead of the caller's, if there is one.  A loopback address is replaced by
-    `this_host`.  The certificate is verified by a name that it has: the caller's, if it does not
-    have the new one.
+    URL to write instead of the caller's, if any.  A loopback address is replaced by
+    `this_host`.  If the certificate does not contain the new name, it is verified by the
+    caller's.
     """
     parts = urlsplit(own.server)
     host = parts.hostname or ""
@@ -406,9 +407,10 @@ def address_for(
 
 
 def public_server(binds: Iterable[Bind]) -> str | None:
-    """The URL of the bind that others reach most likely; None if there is none.
+    """Return the URL of the bind that others can most likely reach; None if there is none.
 
-    A public address comes before one of RFC 1918 or RFC 4193; wildcards and loopback do not count.
+    A public address is preferred to one of RFC 1918 or RFC 4193; wildcards and loopback are
+    ignored.
     """
     usable = [each for each in binds if each.kind == "ip" and each.host not in WILDCARD_HOSTS]
     found = [each for each in usable if not is_loopback(each.host)]
@@ -417,7 +419,7 @@ def public_server(binds: Iterable[Bind]) -> str | None:
 
 
 def covers(names: Sequence[str], host: str) -> bool:
-    """True if a certificate for `names` is good for `host`, as far as that is plain to see."""
+    """Return whether a certificate for `names` is valid for `host`, without wildcards."""
     try:
         address = ip_address(host)
     except ValueError:
@@ -432,7 +434,7 @@ def covers(names: Sequence[str], host: str) -> bool:
 
 
 def is_loopback(host: str) -> bool:
-    """True if only this machine reaches itself there."""
+    """Return whether `host` is a loopback address or `localhost`."""
     try:
         return ip_address(host).is_loopback
     except ValueError:
@@ -440,12 +442,12 @@ def is_loopback(host: str) -> bool:
 
 
 def bracketed(host: str) -> str:
-    """A host as URLs have it."""
+    """Return a host in the notation of URLs."""
     return f"[{host}]" if ":" in host else host
 
 
 def kubeconfig(grant: Grant, where: ApiAddress, issued: Issued) -> Json:
-    """The document of a kubeconfig with one context."""
+    """Return the document of a kubeconfig with one context."""
     cluster: Json = {"server": where.server}
     if where.ca is not None:
         cluster["certificate-authority-data"] = _encoded(where.ca)
@@ -477,12 +479,12 @@ def _encoded(pem: bytes) -> str:
 
 
 def shown_time(seconds: float) -> str:
-    """Unix time as Kubernetes writes it (RFC 3339, UTC)."""
+    """Return a Unix time in the notation of Kubernetes (RFC 3339, UTC)."""
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def time_in(text: Any) -> float | None:
-    """Unix time of a time as Kubernetes writes it; None if it is none."""
+    """Return the Unix time of a time in the notation of Kubernetes; None if it is invalid."""
     try:
         found = datetime.fromisoformat(text)
         return found.timestamp() if found.tzinfo else None

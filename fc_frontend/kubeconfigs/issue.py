@@ -1,4 +1,4 @@
-"""Makes, lists and revokes kubeconfigs by the API, with the credentials of who runs the command."""
+"""Create, list and revoke kubeconfigs through the API, with the credentials of the caller."""
 
 from __future__ import annotations
 
@@ -26,13 +26,16 @@ from fc_frontend.kubernetes.client import ApiClient, ApiConnection
 from fc_frontend.kubernetes.failures import ApiFailure, FailureKind
 
 SIGNING_SECONDS = 30.0
-"""For which an approved request may wait for its certificate; kube-controller-manager takes one."""
+"""How long to wait for the certificate of an approved request.
+
+kube-controller-manager takes one second.
+"""
 ENDED_SECONDS = 3600.0
-"""After this time, no clock doubts that a kubeconfig has ended."""
+"""After this time, a kubeconfig has expired by any clock."""
 _BETWEEN_LOOKS = 0.1
 """Seconds."""
 _K3S_KUBECONFIG = "/etc/rancher/k3s/k3s.yaml"
-"""Where k3s writes the administrator's, and its kubectl looks."""
+"""The administrator's kubeconfig of k3s, which its kubectl uses."""
 _REFUSALS = frozenset(
     (
         FailureKind.UNAUTHORIZED,
@@ -42,13 +45,13 @@ _REFUSALS = frozenset(
         FailureKind.UNSUPPORTED,
     )
 )
-"""Failures with which the API server refuses a request; all others may pass."""
+"""Failures with which the API server rejects a request; all others may be temporary."""
 
 Save = Callable[[Issued, ApiAddress], None]
 
 
 def callers_kubeconfig() -> str:
-    """The kubeconfig that kubectl would use.  Raises `Refused` and `Unavailable`."""
+    """Return the kubeconfig that kubectl would use.  Raises `Refused` and `Unavailable`."""
     named = [each for each in os.environ.get("KUBECONFIG", "").split(":") if each]
     usual = [str(Path("~/.kube/config").expanduser()), _K3S_KUBECONFIG]
     found = [each for each in named or usual if Path(each).is_file()]
@@ -65,10 +68,10 @@ def callers_kubeconfig() -> str:
 async def make(
     read_access: Callable[[], ApiAccess], grant: Grant, server: str | None, save: Save
 ) -> tuple[Issued, ApiAddress]:
-    """Make what `grant` says and call `save`; what was made is deleted again if anything fails.
+    """Create the objects of `grant` and call `save`; they are deleted again if anything fails.
 
-    `server` is the URL to write instead of the caller's.  Raises `Refused` if the API server does,
-    and `Unavailable`.
+    `server` is the URL to write instead of the caller's.  Raises `Refused` if the API server
+    rejects a request, and `Unavailable`.
     """
     client = ApiClient(read_access)
     created: list[str] = []
@@ -88,15 +91,15 @@ async def make(
 async def listed(
     read_access: Callable[[], ApiAccess], user: str | None = None
 ) -> list[GrantRecord]:
-    """The kubeconfigs of `user`, or all.  Raises as `make`."""
+    """Return the kubeconfigs of `user`, or all.  Raises the same errors as `make`."""
     async with _connected(ApiClient(read_access)) as api:
         return await _records(api, user)
 
 
 async def revoke(read_access: Callable[[], ApiAccess], user: str) -> list[GrantRecord]:
-    """The kubeconfigs of `user`, which are revoked now.
+    """Revoke the kubeconfigs of `user` and return them.
 
-    Raises as `make`; then some may be left, and revoking can be repeated.
+    Raises the same errors as `make`; some may be left then, and the call can be repeated.
     """
     async with _connected(ApiClient(read_access)) as api:
         found = await _records(api, user)
@@ -125,7 +128,7 @@ async def _make(api: ApiConnection, grant: Grant, created: list[str]) -> Issued:
 
 
 async def _require_role(api: ApiConnection, grant: Grant) -> None:
-    """Raise `Refused` if there is no such role; who may not read roles learns it later or never."""
+    """Raise `Refused` if the role does not exist; skipped without permission to read roles."""
     try:
         await api.get(grants.path_of("clusterroles", name=grant.role, group=grants.RBAC))
     except ApiFailure as exc:
@@ -141,7 +144,7 @@ async def _make_namespace(api: ApiConnection) -> None:
     try:
         await api.post(grants.path_of("namespaces"), grants.namespace_object())
     except ApiFailure as exc:
-        # Who may not create it can still use it.
+        # Callers without permission to create it can still use it.
         if exc.kind not in (FailureKind.CONFLICT, FailureKind.FORBIDDEN):
             raise _failure(f"the namespace {grants.NAMESPACE} cannot be created", exc) from None
 
@@ -151,7 +154,7 @@ async def _create(
 ) -> dict[str, Any]:
     name = item["metadata"]["name"]
     where = f"{path}/{grants.quoted(name)}"
-    # Before the answer: it may get lost.
+    # Before the response, which may get lost.
     created.append(where)
     try:
         stored = await api.post(path, item)
@@ -179,7 +182,7 @@ async def _token(api: ApiConnection, grant: Grant, record: dict[str, Any]) -> Is
     until = grants.time_in(status.get("expirationTimestamp"))
     if until is None:
         raise _unexpected("a token without the time when it expires")
-    # What a token says of itself is what counts, but nothing makes sure that it is a time.
+    # The expiry in the token is decisive, but it is not guaranteed to be a valid time.
     ends = says if says is not None and 0 < says < until else until
     return _require_time_left(Issued(ends, token=token))
 
@@ -206,7 +209,7 @@ async def _certificate(api: ApiConnection, grant: Grant, _record: dict[str, Any]
             await api.put(f"{created[0]}/approval", grants.approved(stored))
         pem = await _signed(api, created[0])
     finally:
-        # It would be deleted within an hour; a failure leaves it to that.
+        # It is deleted within an hour anyway if this fails.
         with contextlib.suppress(ApiFailure):
             await _delete(api, *created)
     until = not_after(pem)
@@ -216,7 +219,7 @@ async def _certificate(api: ApiConnection, grant: Grant, _record: dict[str, Any]
 
 
 async def _signed(api: ApiConnection, path: str) -> bytes:
-    """The certificate of an approved request, as soon as it is there."""
+    """Return the certificate of an approved request, once it is issued."""
     try:
         async with asyncio.timeout(SIGNING_SECONDS):
             while True:
@@ -241,7 +244,7 @@ async def _signed(api: ApiConnection, path: str) -> bytes:
 
 
 _ENDS = ("Denied", "Failed")
-"""Conditions with which a request has no certificate and gets none."""
+"""Conditions of a request that will never have a certificate."""
 
 
 def _decoded(text: Any) -> bytes:
@@ -259,7 +262,7 @@ async def _records(api: ApiConnection, user: str | None) -> list[GrantRecord]:
 
 
 async def _remove_ended(api: ApiConnection, user: str) -> None:
-    """Delete what is left of kubeconfigs of `user` that have ended, as far as that is allowed."""
+    """Delete expired kubeconfigs of `user`, as far as permissions allow."""
     with contextlib.suppress(Refused, Unavailable, ApiFailure):
         for record in await _records(api, user):
             if record.expires is not None and record.expires < time.time() - ENDED_SECONDS:
@@ -267,7 +270,7 @@ async def _remove_ended(api: ApiConnection, user: str) -> None:
 
 
 async def _delete(api: ApiConnection, *paths: str) -> None:
-    """Delete objects that may be gone already.  Raises `ApiFailure`."""
+    """Delete objects that may already be gone.  Raises `ApiFailure`."""
     for path in paths:
         try:
             await api.delete(path)
@@ -277,7 +280,10 @@ async def _delete(api: ApiConnection, *paths: str) -> None:
 
 
 async def _undo(client: ApiClient, created: list[str]) -> None:
-    """Delete what was made, over a new connection; what cannot be deleted has no credentials."""
+    """Delete the created objects over a new connection.
+
+    Errors are ignored: no credentials exist for the objects that remain.
+    """
     if created:
         with contextlib.suppress(ApiFailure):
             async with client.connect() as api:
@@ -296,7 +302,7 @@ async def _connected(client: ApiClient) -> AsyncIterator[ApiConnection]:
 
 @contextlib.contextmanager
 def _refused(what: str) -> Iterator[None]:
-    """Raise `Refused` or `Unavailable` for an `ApiFailure`, with what does not work."""
+    """Raise `Refused` or `Unavailable` for an `ApiFailure`; `what` is the failed action."""
     try:
         yield
     except ApiFailure as exc:

@@ -1,6 +1,6 @@
-"""How an API server is reached, and the credentials to do it with, which rotate.
+"""Access to an API server: its address, TLS settings and rotating credentials.
 
-Secrets have no `repr`, and no error quotes them.
+Secrets are excluded from every `repr` and never quoted in an error.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from fc_frontend.errors import Cause, Unavailable
 MAX_TOKEN_BYTES = 64 * 1024
 MAX_PEM_BYTES = 1024 * 1024
 TOKEN_SECONDS = 60.0
-"""After this time a token file is read again: bound tokens rotate at 80 % of their life."""
+"""Re-read a token file after this time: bound tokens rotate at 80 % of their lifetime."""
 CERTIFICATE_SECONDS = 300.0
-"""After this time the files of a client certificate are read again."""
+"""Re-read the files of a client certificate after this time."""
 
 
 @dataclass(frozen=True, slots=True)
 class Credential:
-    """What a client proves its identity with: a token, a certificate with its key, or nothing.
+    """The credential of a client: a token, a certificate with its key, or nothing.
 
-    `expires` is what the program said that gave it, in seconds since the epoch.
+    `expires` is the expiry that a credential plugin reported, in seconds since the epoch.
     """
 
     token: str | None = field(default=None, repr=False)
@@ -40,7 +40,7 @@ class Credential:
 
     @property
     def until(self) -> float | None:
-        """When the first of its parts expires, in Unix time; None if none of them says so."""
+        """The earliest expiry of its parts, in Unix time; None if no part has one."""
         of_certificate = None
         if self.certificate is not None:
             from fc_frontend.certificates.pem import not_after
@@ -50,7 +50,7 @@ class Credential:
         return min(known, default=None)
 
     def _token_until(self) -> float | None:
-        """What the token says (RFC 7519, `exp`); never verified."""
+        """Return the expiry of the token (RFC 7519, `exp`), which is not verified."""
         parts = (self.token or "").split(".")
         if len(parts) != 3:
             return None
@@ -65,7 +65,7 @@ class Credentials(Protocol):
     """A source of credentials."""
 
     async def get(self, *, renew: bool = False) -> Credential:
-        """The credential now; with `renew`, not a kept one.  Raises `Unavailable`."""
+        """Return the current credential; with `renew`, not a cached one.  Raises `Unavailable`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,15 +75,15 @@ class FixedCredentials:
     credential: Credential
 
     async def get(self, *, renew: bool = False) -> Credential:  # noqa: ARG002
-        """Always the same."""
+        """Return the same credential every time."""
         return self.credential
 
 
 @dataclass(slots=True)
 class FileCredentials:
-    """A token or a client certificate in files, which somebody else renews.
+    """A token or a client certificate in files that another program renews.
 
-    A file that cannot be read once leaves the credential in use: the old one may still be valid.
+    If a file cannot be read later on, the credential in use is kept: it may still be valid.
     """
 
     token_file: Path | None = None
@@ -93,7 +93,7 @@ class FileCredentials:
     _read_at: float = 0.0
 
     async def get(self, *, renew: bool = False) -> Credential:
-        """What the files have, at most `TOKEN_SECONDS` or `CERTIFICATE_SECONDS` old."""
+        """Return the content of the files, at most `TOKEN_SECONDS` or `CERTIFICATE_SECONDS` old."""
         lasts = TOKEN_SECONDS if self.token_file else CERTIFICATE_SECONDS
         now = time.monotonic()
         if self._kept is None or renew or now - self._read_at > lasts:
@@ -118,10 +118,10 @@ class FileCredentials:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ApiAccess:
-    """How an API server is reached.
+    """The address, TLS settings and credentials of an API server.
 
-    `prefix` is the path of its URL without a final slash.  `server_name` is the name in its
-    certificate, if that is not `host`.  `proxy` is the URL of an HTTP proxy that takes CONNECT.
+    `prefix` is the path of its URL without a trailing slash.  `server_name` is the name in its
+    certificate, if that is not `host`.  `proxy` is the URL of an HTTP proxy that accepts CONNECT.
     """
 
     host: str
@@ -136,12 +136,15 @@ class ApiAccess:
 
     @property
     def server(self) -> str:
-        """Its URL, to be shown."""
+        """The URL of the server, for display."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"https://{host}:{self.port}{self.prefix}"
 
     def tls(self, credential: Credential) -> ssl.SSLContext:
-        """A TLS context with the client certificate of `credential`.  Raises `Unavailable`."""
+        """Return a TLS context with the client certificate of `credential`.
+
+        Raises `Unavailable`.
+        """
         try:
             ca = self.ca if self.ca_file is None else read_bounded(self.ca_file, MAX_PEM_BYTES)
             context = ssl.create_default_context(cadata=ca.decode("ascii") if ca else None)
@@ -152,7 +155,7 @@ class ApiAccess:
             if credential.certificate is not None:
                 pem = credential.certificate + b"\n" + (credential.key or b"")
                 with _in_memory(pem) as path:
-                    # Without this, OpenSSL asks the terminal for the password of a locked key.
+                    # Without this, OpenSSL prompts for the password of an encrypted key.
                     context.load_cert_chain(path, password=b"")
         except (ssl.SSLError, OSError, ValueError):
             raise Unavailable.of(
@@ -163,7 +166,10 @@ class ApiAccess:
 
 
 def read_bounded(path: Path, limit: int) -> bytes:
-    """What is in the file, at most `limit` bytes.  Raises `Unavailable`, without its content."""
+    """Return the content of a file of at most `limit` bytes.
+
+    Raises `Unavailable`, without quoting the content.
+    """
     try:
         with path.open("rb") as stream:
             data = stream.read(limit + 1)
@@ -182,7 +188,10 @@ def read_bounded(path: Path, limit: int) -> bytes:
 
 
 def clean_token(data: bytes | str, path: Path | str) -> str:
-    """The token in `data`, which `path` has.  Raises `Unavailable` if it could not be a header."""
+    """Return the token in `data`, read from `path`.
+
+    Raises `Unavailable` if the token is not valid in a header.
+    """
     text = data.decode("ascii", "replace") if isinstance(data, bytes) else data
     text = text.strip()
     if not text or not all("!" <= letter <= "~" for letter in text):
@@ -194,7 +203,7 @@ def clean_token(data: bytes | str, path: Path | str) -> str:
 
 @contextlib.contextmanager
 def _in_memory(data: bytes) -> Iterator[str]:
-    """A path under which OpenSSL can read `data`, which never touches a disk."""
+    """Yield a path from which OpenSSL can read `data`; it is never written to disk."""
     number = os.memfd_create("client-certificate", os.MFD_CLOEXEC)
     try:
         os.write(number, data)

@@ -1,4 +1,4 @@
-"""What the Kubernetes API says of services: from a watch that goes on, or by one look."""
+"""Endpoints of services from the Kubernetes API: from a continuous watch or a single query."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from fc_frontend.plan.model import (
 from fc_frontend.plan.planner import uses_api
 
 LOOK_SECONDS = 5.0
-"""For which one look waits; 5,000 slices take one second."""
+"""Maximum duration of a single query; 5,000 slices take one second."""
 
 
 def key_of(spec: ServiceSpec) -> ObjectKey:
-    """What the endpoints of a declared service depend on: a Kubernetes Service, or the nodes."""
+    """Return the object that determines the endpoints of a service: a Service, or the nodes."""
     if spec.target is Target.NODE:
         return ANY_NODE
     return ObjectKey(spec.namespace, spec.service)
@@ -34,7 +34,11 @@ def key_of(spec: ServiceSpec) -> ObjectKey:
 def is_of_api(
     spec: ServiceSpec, cluster: Cluster, watch: ClusterWatch, previous: Resolution
 ) -> bool:
-    """True if the API tells the pods of `spec`, told them last, or is the only one to ask."""
+    """Return whether the API is the source of the pods of `spec`.
+
+    It is if `uses_api`, and if the watch is synced, the last answer came from the API, or no other
+    source applies.
+    """
     if not uses_api(spec, cluster):
         return False
     before = previous.get(spec.name)
@@ -46,7 +50,10 @@ def is_of_api(
 def answers_from(
     watch: ClusterWatch, specs: Iterable[ServiceSpec], cluster: Cluster, previous: Resolution
 ) -> dict[str, Answer]:
-    """The answers about those of `specs` that `is_of_api`; stale ones while it is not current."""
+    """Return the answers for those `specs` that `is_of_api`.
+
+    They are stale while the watch is not current.
+    """
     concerned = [spec for spec in specs if is_of_api(spec, cluster, watch, previous)]
     if not concerned:
         return {}
@@ -80,9 +87,9 @@ def _answer(
 async def ask_api(
     specs: Iterable[ServiceSpec], cluster: Cluster, previous: Resolution
 ) -> dict[str, Answer]:
-    """What the API says now; nothing about services that cluster DNS is to be asked about.
+    """Return the current answers from the API; services to be resolved by cluster DNS are left out.
 
-    Takes `LOOK_SECONDS` at most, and never raises for what the API does.
+    Takes at most `LOOK_SECONDS`.  Failures of the API never raise.
     """
     concerned = [spec for spec in specs if uses_api(spec, cluster)]
     if cluster.api is None or not concerned:

@@ -1,4 +1,4 @@
-"""How long to wait before the next attempt."""
+"""The delay before the next attempt."""
 
 from __future__ import annotations
 
@@ -8,23 +8,24 @@ from dataclasses import dataclass, field
 FIRST_SECONDS = 0.2
 MAX_SECONDS = 30.0
 GOOD_SECONDS = 120.0
-"""A connection that lasted this long ends a series of failures."""
+"""A connection that lasted this long resets the number of failures."""
 
 
 @dataclass(slots=True)
 class Backoff:
-    """Doubling waits up to `MAX_SECONDS`, each between half and all of its length.
+    """Exponential backoff up to `MAX_SECONDS`, with jitter: between half and all of each delay.
 
-    The jitter keeps the frontends of a cluster from coming back at once when its API server does.
+    The jitter keeps the frontends of a cluster from reconnecting all at once when its API server
+    is back.
     """
 
     random: random.Random = field(default_factory=random.Random)
     _failures: int = 0
 
     def failed(self, lasted: float, retry_after: float = 0.0) -> float:
-        """The seconds to wait after a connection that failed and had lasted `lasted` seconds.
+        """Return the seconds to wait after a failed connection that had lasted `lasted` seconds.
 
-        At least `retry_after`, which the server asked for.
+        At least `retry_after`, which the server requested.
         """
         if lasted >= GOOD_SECONDS:
             self._failures = 0

@@ -1,6 +1,6 @@
-"""HTTP/1.1 to an API server, with a limit for everything.
+"""HTTP/1.1 to an API server, with limits for time and size.
 
-A connection carries one request after the other; a watch ends it.
+A connection carries one request after another; a watch is its last request.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from fc_frontend.text import one_line
 
 CONNECT_SECONDS = 10.0
 REPLY_SECONDS = 30.0
-"""Until the head of an answer, and between two pieces of its body."""
+"""The timeout for the head of a response, and between two parts of its body."""
 MAX_BODY_BYTES = 256 * 1024 * 1024
 """A page of 500 slices with 100 endpoints each has some 20 MB."""
 MAX_LINE_BYTES = 16 * 1024 * 1024
-"""An event of a watch; etcd takes objects of 1.5 MB by default."""
+"""The maximum size of a watch event; etcd accepts objects of 1.5 MB by default."""
 MERGE_PATCH = "application/merge-patch+json"
 _MAX_HEAD_BYTES = 64 * 1024
 _READ_BYTES = 256 * 1024
@@ -40,14 +40,14 @@ _KEEPALIVE = (
     (socket.TCP_KEEPCNT, 3),
     (socket.TCP_USER_TIMEOUT, 30_000),
 )
-"""A peer that is gone is noticed after 30 s, sending or not (tcp(7))."""
+"""A dead peer is detected after 30 s, whether data is being sent or not (tcp(7))."""
 USER_AGENT = "fc-frontend"
-"""Also the name of the manager of what is written (metadata.managedFields)."""
+"""Also the field manager of written objects (metadata.managedFields)."""
 
 
 @dataclass(frozen=True, slots=True)
 class ApiReply:
-    """An answer with its body."""
+    """A response with its body."""
 
     status: int
     headers: Mapping[str, str]
@@ -57,7 +57,7 @@ class ApiReply:
 class ApiClient:
     """Connections to one API server.
 
-    `read_access` reads how it is reached.  It is called again for new credentials, since tools
+    `read_access` returns the access to use.  It is called again for new credentials, since tools
     write a new kubeconfig when its certificates rotate.
     """
 
@@ -66,11 +66,11 @@ class ApiClient:
         self._read_access = read_access
         self._context: tuple[Credential, ssl.SSLContext] | None = None
         self.expires: float | None = None
-        """When the credential of the last connection expires, in Unix time, where it is known."""
+        """When the credential of the last connection expires, in Unix time, if known."""
 
     @contextlib.asynccontextmanager
     async def connect(self, *, renew: bool = False) -> AsyncIterator[ApiConnection]:
-        """A new connection; with `renew`, with new credentials.  Raises `ApiFailure`."""
+        """Open a connection; with `renew`, with new credentials.  Raises `ApiFailure`."""
         try:
             if renew:
                 self.access = self._read_access()
@@ -87,11 +87,11 @@ class ApiClient:
         try:
             yield ApiConnection(self.access, credential.token, reader, writer)
         finally:
-            # Not `wait_closed`: a peer that does not answer would hold us up.
+            # Not `wait_closed`: a peer that does not respond would block here.
             writer.transport.abort()
 
     def _tls(self, credential: Credential) -> ssl.SSLContext:
-        """The context of the last time, unless the certificates can have changed."""
+        """Return the cached TLS context unless the certificates may have changed."""
         if self._context is None or self._context[0] != credential or self.access.ca_file:
             self._context = credential, self.access.tls(credential)
         return self._context[1]
@@ -149,7 +149,7 @@ class ApiConnection:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """DNS names and addresses in the server's certificate; none if it was not verified."""
+        """The DNS names and addresses in the server's certificate; empty if it was not verified."""
         tls = self._writer.get_extra_info("peercert") or {}
         return tuple(name for _, name in tls.get("subjectAltName", ()))
 
@@ -161,7 +161,10 @@ class ApiConnection:
         body: Any = None,
         content_type: str = "application/json",
     ) -> ApiReply:
-        """Any answer.  `path` begins with a slash; `body` is sent as JSON."""
+        """Return the response, whatever its status.
+
+        `path` begins with a slash; `body` is sent as JSON.
+        """
         response = await self._send(method, path, query, body, content_type)
         parts, size = [], 0
         async for part in self._body():
@@ -174,32 +177,38 @@ class ApiConnection:
         return ApiReply(response.status_code, _headers(response), b"".join(parts))
 
     async def get(self, path: str, query: Mapping[str, str] | None = None) -> dict[str, Any]:
-        """The object in an answer with status 200; any other status is a failure."""
+        """Return the object in a response with status 200 or 201; any other status is a failure."""
         return _object(await self.request("GET", path, query))
 
     async def post(self, path: str, body: Any) -> dict[str, Any]:
-        """The object in an answer with status 200 or 201; any other status is a failure."""
+        """Return the object in a response with status 200 or 201; any other status is a failure."""
         return _object(await self.request("POST", path, None, body))
 
     async def put(self, path: str, body: Any) -> dict[str, Any]:
-        """The object in an answer with status 200 or 201; any other status is a failure."""
+        """Return the object in a response with status 200 or 201; any other status is a failure."""
         return _object(await self.request("PUT", path, None, body))
 
     async def patch(self, path: str, change: Any) -> dict[str, Any]:
-        """The object after a merge patch (RFC 7396); any status but 200 is a failure."""
+        """Return the object after a merge patch (RFC 7396).
+
+        Any status but 200 or 201 is a failure.
+        """
         return _object(await self.request("PATCH", path, None, change, MERGE_PATCH))
 
     async def delete(self, path: str) -> dict[str, Any]:
-        """The object or Status in an answer with status 200; any other status is a failure."""
+        """Return the object or Status in a response with status 200 or 201.
+
+        Any other status is a failure.
+        """
         return _object(await self.request("DELETE", path))
 
     async def watch(
         self, path: str, query: Mapping[str, str], silence: Callable[[], float]
     ) -> AsyncGenerator[list[bytes], None]:
-        """Lines of a stream until the server ends it, those together that came together.
+        """Yield the lines of a stream until the server ends it, grouped as they arrive.
 
-        The first list is empty, and comes once the server has accepted.  `silence` gives the
-        seconds that the server may send nothing before that is a failure of kind SILENT.
+        The first list is empty and follows once the server has accepted the request.  `silence`
+        returns the seconds without data after which the watch fails with kind SILENT.
         """
         response = await self._send("GET", path, query, None)
         if response.status_code != 200:
@@ -251,7 +260,7 @@ class ApiConnection:
                 raise ApiFailure(FailureKind.CLOSED, "the connection ended before an answer")
 
     async def _body(self, silence: Callable[[], float] | None = None) -> AsyncIterator[bytes]:
-        """Pieces of the body; all that has arrived is one piece."""
+        """Yield parts of the body; data that has arrived together is one part."""
         while True:
             try:
                 event = await self._event(silence() if silence else REPLY_SECONDS)
@@ -271,7 +280,7 @@ class ApiConnection:
                 raise ApiFailure(FailureKind.CLOSED, "the connection ended within an answer")
 
     async def _event(self, silence: float) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
-        """The next event, waited for at most `silence` seconds."""
+        """Return the next event, after at most `silence` seconds without data."""
         while (event := self._parsed()) is h11.NEED_DATA:
             try:
                 async with asyncio.timeout(silence):
@@ -296,7 +305,7 @@ class ApiConnection:
 
 
 def status_failure(reply: ApiReply) -> ApiFailure:
-    """The failure that the status of `reply` means."""
+    """Return the failure that corresponds to the status of `reply`."""
     try:
         document = json.loads(reply.body)
     except (ValueError, RecursionError):
@@ -309,7 +318,7 @@ def status_failure(reply: ApiReply) -> ApiFailure:
 
 
 def object_failure(status: Mapping[str, Any], code: int, retry_after: float = 0.0) -> ApiFailure:
-    """The failure that a `Status` object means, which came with `code`."""
+    """Return the failure for a `Status` object that was received with `code`."""
     kind = _KINDS.get(code, FailureKind.SERVER)
     details = status.get("details")
     causes = details.get("causes") if isinstance(details, dict) else None
@@ -351,7 +360,7 @@ def _headers(response: h11.Response) -> dict[str, str]:
 
 
 def _retry_after(text: str | None) -> float:
-    """Seconds of a Retry-After header, which API servers give as a number (RFC 9110, 10.2.3)."""
+    """Return the seconds of a Retry-After header; API servers send a number (RFC 9110, 10.2.3)."""
     return min(float(text), _MAX_RETRY_AFTER) if text and text.isdecimal() else 0.0
 
 
@@ -365,7 +374,7 @@ def _keep_alive(writer: asyncio.StreamWriter) -> None:
 async def _tunnel(
     reader: asyncio.StreamReader, writer: asyncio.StreamWriter, access: ApiAccess
 ) -> None:
-    """Ask an HTTP proxy for a connection to the API server (RFC 9110, 9.3.6)."""
+    """Request a tunnel to the API server from an HTTP proxy (RFC 9110, 9.3.6)."""
     host = f"[{access.host}]" if ":" in access.host else access.host
     target = f"{host}:{access.port}"
     writer.write(f"CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n\r\n".encode("ascii"))
@@ -379,7 +388,7 @@ async def _tunnel(
 
 
 def _connection_failure(exc: OSError | ssl.CertificateError) -> ApiFailure:
-    """What failed, without anything that was sent."""
+    """Return the failure for an exception, without any data that was sent."""
     if isinstance(exc, ssl.SSLCertVerificationError):
         return ApiFailure(
             FailureKind.TLS, f"the server's certificate is not good: {exc.verify_message}"
@@ -388,6 +397,6 @@ def _connection_failure(exc: OSError | ssl.CertificateError) -> ApiFailure:
         return ApiFailure(FailureKind.TLS, f"TLS failed: {exc.reason or 'no reason given'}")
     if isinstance(exc, TimeoutError):
         return ApiFailure(FailureKind.TIMEOUT, "no answer in time")
-    # asyncio puts the address into `strerror`.
+    # asyncio adds the address to `strerror`.
     said = os.strerror(exc.errno) if exc.errno and exc.errno > 0 else exc.strerror
     return ApiFailure(FailureKind.CONNECT, said or "the connection failed")

@@ -1,4 +1,4 @@
-"""Services and EndpointSlices of a cluster, kept current by watches of the Kubernetes API."""
+"""The Services and EndpointSlices of a cluster, kept current by watches of the Kubernetes API."""
 
 from __future__ import annotations
 
@@ -39,17 +39,17 @@ SLICES: ApiResource[Slice] = ApiResource(
 )
 NODES: ApiResource[KubeNode] = ApiResource("/api/v1/nodes", parse_node)
 ANY_NODE = ObjectKey("", "")
-"""What `take` gives when nodes changed; no Service has this name."""
+"""The key that `take` returns when nodes changed; no Service has this name."""
 RETRY_SECONDS = 5.0
-"""Until credentials that could not be read at all are looked for again."""
+"""The delay before another attempt to read credentials that could not be read at all."""
 SETTLED_SECONDS = 1.0
-"""For which watches have to be open, to be good again after a failure."""
+"""How long watches have to be open after a failure to count as current again."""
 STALE_SECONDS = 10.0
-"""Without an open watch for this long, other sources may add pods."""
+"""After this time without an open watch, other sources may add pods."""
 
 
 def read_access(api: ApiSettings) -> ApiAccess:
-    """How the API server is reached.  Raises `Unavailable`."""
+    """Return the access to the API server.  Raises `Unavailable`."""
     if api.kubeconfig is not None:
         return read_kubeconfig(api.kubeconfig, api.context)
     assert api.server is not None
@@ -65,7 +65,7 @@ def read_access(api: ApiSettings) -> ApiAccess:
 
 
 class ClusterWatch:
-    """A copy of all Services and EndpointSlices.  What the API server says last stays."""
+    """A copy of all Services and EndpointSlices.  The last known state is kept during failures."""
 
     def __init__(
         self,
@@ -73,7 +73,7 @@ class ClusterWatch:
         clock: Callable[[], float] = time.monotonic,
         event: asyncio.Event | None = None,
     ) -> None:
-        """`event` is set whenever `take` has something to give."""
+        """`event` is set whenever `take` has changes to return."""
         self._api = api
         self._clock = clock
         self._services: Reflector[KubeService] | None = None
@@ -94,7 +94,7 @@ class ClusterWatch:
         self._client: ApiClient | None = None
 
     def start(self) -> None:
-        """Begin to watch; within a running loop."""
+        """Start watching; call within a running event loop."""
         self._task = asyncio.create_task(self._run(), name="cluster-api")
 
     def close(self) -> None:
@@ -133,12 +133,12 @@ class ClusterWatch:
         await self._nodes.run()
 
     def follow_nodes(self) -> None:
-        """Watch nodes as well: that needs a right of its own."""
+        """Watch nodes as well, which needs a permission of its own."""
         self._wants_nodes.set()
 
     @property
     def nodes(self) -> tuple[KubeNode, ...] | None:
-        """All nodes that load balancers may use; None until there was a complete list."""
+        """All nodes that load balancers may use; None until the first complete list."""
         if self._nodes is None or not self._nodes.status.is_synced:
             return None
         return tuple(self._nodes.store.values())
@@ -157,7 +157,7 @@ class ClusterWatch:
 
     @property
     def load_balancers(self) -> LoadBalancers | None:
-        """The Services of type LoadBalancer; None until there was a complete list of Services."""
+        """The Services of type LoadBalancer; None until the first complete list of Services."""
         if not self.is_synced:
             return None
         return LoadBalancers(self._balanced_version, self._balanced)
@@ -188,7 +188,7 @@ class ClusterWatch:
 
     @property
     def statuses(self) -> dict[str, ReflectorStatus]:
-        """How each reflector is doing, by resource; none before there are credentials."""
+        """The status of each reflector, by resource; empty until credentials were read."""
         reflectors: dict[str, Reflector[Any] | None] = {
             "services": self._services,
             "endpointslices": self._slices,
@@ -198,16 +198,16 @@ class ClusterWatch:
 
     @property
     def is_synced(self) -> bool:
-        """True once there was a complete list of all that is watched."""
+        """Whether a complete list of every watched resource has been received."""
         statuses = self.statuses
         wanted = 3 if self._wants_nodes.is_set() else 2
         return len(statuses) == wanted and all(each.is_synced for each in statuses.values())
 
     @property
     def is_current(self) -> bool:
-        """True while both watches are open, or were within `STALE_SECONDS`.
+        """Whether all watches are open, or were within `STALE_SECONDS`.
 
-        A watch that ends as soon as it is open counts as none.
+        A watch that ends as soon as it is open does not count.
         """
         if not self.is_synced:
             return False
@@ -224,33 +224,33 @@ class ClusterWatch:
 
     @property
     def age(self) -> float | None:
-        """Seconds since the API server last said anything; None if it never did."""
+        """Seconds since the API server last sent data; None if a resource never received any."""
         said = [status.current_at for status in self.statuses.values()]
         times = [at for at in said if at is not None]
         return time.monotonic() - min(times) if times and len(times) == len(said) else None
 
     @property
     def failure(self) -> ApiFailure | None:
-        """What is wrong now; None while all is well."""
+        """The current failure; None if there is none."""
         if self._refused is not None:
             return self._refused
         return next((s.failure for s in self.statuses.values() if s.failure is not None), None)
 
     @property
     def expires(self) -> float | None:
-        """When the credentials in use expire, in Unix time; None if that is not known."""
+        """When the credentials in use expire, in Unix time; None if unknown."""
         return self._client.expires if self._client else None
 
     def service(self, key: ObjectKey) -> KubeService | None:
-        """The Service of this name; None if there is none."""
+        """Return the Service with this key; None if there is none."""
         return self._services.store.get(key) if self._services else None
 
     def slices(self, key: ObjectKey) -> tuple[Slice, ...]:
-        """The EndpointSlices of the Service of this name."""
+        """Return the EndpointSlices of the Service with this key."""
         return tuple(self._by_service.get(key, {}).values())
 
     def take(self) -> tuple[frozenset[ObjectKey], float | None]:
-        """The Services that changed since the last call, and when the first of them did."""
+        """Return the Services changed since the last call, and the time of the first change."""
         keys, since = frozenset(self._changed), self._since
         self._changed.clear()
         self._since = None
@@ -258,9 +258,9 @@ class ClusterWatch:
         return keys, since
 
     async def synced(self, seconds: float) -> bool:
-        """Wait for the first complete lists, at most `seconds`; True if they are there.
+        """Wait at most `seconds` for the first complete lists; return whether they have arrived.
 
-        Returns early if the API server refuses.
+        Returns early if the API server refuses the requests.
         """
         deadline = self._clock() + seconds
         while not self.is_synced and (rest := deadline - self._clock()) > 0:
@@ -272,4 +272,4 @@ class ClusterWatch:
 
 
 _FINAL = (FailureKind.CREDENTIALS, FailureKind.UNAUTHORIZED, FailureKind.FORBIDDEN, FailureKind.TLS)
-"""What waiting does not help against."""
+"""Failures that waiting does not resolve."""

@@ -1,7 +1,7 @@
-"""Credentials from a program that a kubeconfig names (client.authentication.k8s.io/v1, v1beta1).
+"""Credential plugins of a kubeconfig (client.authentication.k8s.io/v1, v1beta1).
 
-As client-go's `exec` plugin: the program gets `KUBERNETES_EXEC_INFO`, prints an ExecCredential, and
-is run again once that has expired or was refused.  It gets no terminal.
+Like client-go's `exec` plugin: the program receives `KUBERNETES_EXEC_INFO`, prints an
+ExecCredential, and runs again once that has expired or was rejected.  It has no terminal.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from fc_frontend.kubernetes.access import Credential, clean_token
 
 API_VERSIONS = ("client.authentication.k8s.io/v1", "client.authentication.k8s.io/v1beta1")
 MAX_SECONDS = 30.0
-"""The program's time."""
+"""The timeout of the program."""
 MAX_OUTPUT_BYTES = 1024 * 1024
 EARLY_SECONDS = 10.0
 """A credential is renewed this long before it expires."""
@@ -30,7 +30,7 @@ EARLY_SECONDS = 10.0
 
 @dataclass(slots=True)
 class ExecCredentials:
-    """The credentials that a program prints."""
+    """Credentials printed by a program."""
 
     api_version: str
     command: tuple[str, ...]
@@ -40,11 +40,11 @@ class ExecCredentials:
     _running: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def get(self, *, renew: bool = False) -> Credential:
-        """The last credential while it is valid, else a new one.  Raises `Unavailable`."""
+        """Return the last credential while it is valid, else a new one.  Raises `Unavailable`."""
         before = self._kept
         async with self._running:
             kept = self._kept
-            # Another caller may have renewed it meanwhile.
+            # Another caller may have renewed it in the meantime.
             is_usable = kept is not None and (not renew or kept is not before)
             if kept is not None and is_usable and not _expires_soon(kept):
                 return kept
@@ -88,7 +88,7 @@ class ExecCredentials:
             if process.returncode is None:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
-                # asyncio waits for the end of the output, which somebody has to read.
+                # asyncio waits for the end of the output, so it has to be read.
                 while await process.stdout.read(65536):
                     pass
                 await process.wait()
@@ -141,7 +141,7 @@ def _expires_soon(credential: Credential) -> bool:
 
 
 async def _read_all(stream: asyncio.StreamReader) -> bytes:
-    """All output, or one byte more than is allowed."""
+    """Return the whole output, or slightly more than the limit if there is more."""
     parts, size = [], 0
     while size <= MAX_OUTPUT_BYTES and (part := await stream.read(65536)):
         parts.append(part)

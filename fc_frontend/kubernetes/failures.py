@@ -1,4 +1,4 @@
-"""What can go wrong between this host and an API server."""
+"""Failures of requests to an API server."""
 
 from __future__ import annotations
 
@@ -6,47 +6,47 @@ from enum import StrEnum
 
 
 class FailureKind(StrEnum):
-    """The kinds of failures, for code that decides on them and for metrics."""
+    """The kind of a failure, used for decisions in code and as a metric label."""
 
     CONNECT = "connect"
-    """The connection is refused, reset or not answered."""
+    """The connection is refused or reset, or times out."""
     TLS = "tls"
-    """The certificates do not fit: expired, another name, another authority, a wrong clock."""
+    """Certificate verification fails: expired, wrong name, wrong authority, or a wrong clock."""
     TIMEOUT = "timeout"
-    """An answer did not come in time."""
+    """No response arrived in time."""
     SILENT = "silent"
-    """A watch had neither event nor bookmark for longer than a server is silent."""
+    """A watch received neither an event nor a bookmark for longer than a working server takes."""
     CLOSED = "closed"
-    """The connection ended in the middle of an answer."""
+    """The connection ended in the middle of a response."""
     PROTOCOL = "protocol"
-    """What came is not HTTP, not JSON or not of the Kubernetes API."""
+    """The response is not HTTP, not JSON or not of the Kubernetes API."""
     UNAUTHORIZED = "unauthorized"
-    """The credentials are not accepted (401)."""
+    """The credentials are rejected (401)."""
     FORBIDDEN = "forbidden"
-    """The credentials are accepted, and the right is missing (403)."""
+    """The credentials are accepted, but the permission is missing (403)."""
     EXPIRED = "expired"
-    """The resourceVersion is too old (410): everything has to be listed again."""
+    """The resourceVersion is too old (410): a new list is necessary."""
     FUTURE = "future"
-    """The resourceVersion is not known yet (504): the server's data is an older copy."""
+    """The resourceVersion is not known yet (504): the server's data is older."""
     MISSING = "missing"
-    """The object, or the kind of objects, is not there (404)."""
+    """The object, or the resource, does not exist (404)."""
     CONFLICT = "conflict"
-    """The object is there already, or was changed in the meantime (409)."""
+    """The object already exists, or was changed in the meantime (409)."""
     THROTTLED = "throttled"
     """The server has too many requests (429)."""
     UNSUPPORTED = "unsupported"
-    """The server does not accept the request (400, 405, 422)."""
+    """The server does not support the request (400, 405, 422)."""
     SERVER = "server"
     """The server failed (any other status)."""
     CREDENTIALS = "credentials"
-    """There are no credentials: a file or a program does not give them."""
+    """No credentials are available: a file or a program does not supply them."""
 
 
 class ApiFailure(Exception):
     """A request to the API server failed.
 
-    `retry_after` are the seconds that the server asks to wait.  The message is for people, in one
-    line, and has nothing of what was sent.
+    `retry_after` is the delay in seconds that the server requests.  The message is for display, in
+    one line, and contains no data that was sent.
     """
 
     def __init__(self, kind: FailureKind, message: str, *, retry_after: float = 0.0) -> None:

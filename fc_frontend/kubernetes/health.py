@@ -1,4 +1,4 @@
-"""Ask the API server single questions: whether it is ready, for the nodes, for a Service."""
+"""Single requests to the API server: its readiness, the nodes, and one Service."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from fc_frontend.plan.untyped import as_list, as_mapping, as_text
 from fc_frontend.text import one_line
 
 _PAGE = 500
-"""Nodes in one answer: each is some 10 KB."""
+"""Nodes in one page: each has some 10 KB."""
 _SEE_DOCTOR = "see `fc-frontend doctor`"
 _MOST_PAGES = 20
-"""Twice what Kubernetes is made for, 5,000 nodes."""
+"""Twice the limit that Kubernetes is designed for, 5,000 nodes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,17 +36,17 @@ class _Asked:
 
 
 async def cluster_health(api: ApiSettings, seconds: float) -> ClusterHealth:
-    """Readiness and nodes, by the credentials of `api`; `seconds` for each request.
+    """Return the readiness and the nodes, with the credentials of `api`.
 
-    Raises `Unavailable` if the credentials cannot be used.
+    `seconds` is the timeout of each request.  Raises `Unavailable` if the credentials are unusable.
     """
     return await ask_health(ApiClient(lambda: read_access(api)), seconds)
 
 
 async def ask_health(client: ApiClient, seconds: float) -> ClusterHealth:
-    """As `cluster_health`, by a client whose access was read."""
+    """Like `cluster_health`, with a client whose access has been read."""
     access = client.access
-    # Credentials that do not fit are said as such, and not as a failed connection.
+    # Report unusable credentials as such, not as a failed connection.
     access.tls(await access.credentials.get())
     ready = await _get(client, "/readyz", seconds)
     listed, nodes = ready.response, None
@@ -62,7 +62,10 @@ async def ask_health(client: ApiClient, seconds: float) -> ClusterHealth:
 
 
 async def find_service(api: ApiSettings, key: ObjectKey, seconds: float) -> KubeService | None:
-    """The Service `key`; None if there is none.  Raises `Unavailable` after at most `seconds`."""
+    """Return the Service `key`; None if there is none.
+
+    Raises `Unavailable` if the request fails, or takes longer than `seconds`.
+    """
     client = ApiClient(lambda: read_access(api))
     path = f"/api/v1/namespaces/{quote(key.namespace, safe='')}/services/{quote(key.name, safe='')}"
     try:
@@ -95,7 +98,7 @@ async def _nodes(client: ApiClient, seconds: float) -> tuple[ApiResponse, tuple[
 
 
 async def _get(client: ApiClient, path: str, seconds: float) -> _Asked:
-    """The response to GET `path`, and how many days the server's certificate is good for."""
+    """Return the response to GET `path`, and the days until the server's certificate expires."""
     sent = time.time()
     days = None
     try:
@@ -123,9 +126,11 @@ def _date(reply: ApiReply) -> float | None:
 
 
 def ahead(date_header: float, sent: float, received: float) -> float:
-    """How far a server's clock is ahead, given its answer's date and our times around it.
+    """Return how far a server's clock is ahead of the local one, in seconds.
 
-    Within the time the answer took, and the second that the date is cut to, it counts as none.
+    `date_header` is the Date of its response, `sent` and `received` are the local times around it.
+    A difference within the duration of the request, plus one second since the date has no
+    fractions, counts as none.
     """
     if sent - 1 <= date_header <= received:
         return 0.0

@@ -1,7 +1,7 @@
-"""Access to an API server, from a kubeconfig or from single files.
+"""Access to an API server, from a kubeconfig or from individual files.
 
-Fields and their precedence are client-go's (tools/clientcmd): a `-data` field wins over the file,
-and relative paths start at the kubeconfig.
+The fields and their precedence are those of client-go (tools/clientcmd): a `-data` field takes
+precedence over a file, and paths are relative to the kubeconfig.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from fc_frontend.kubernetes.access import (
 from fc_frontend.kubernetes.exec_plugin import API_VERSIONS, ExecCredentials
 
 _NOT_USED = ("auth-provider", "username")
-"""Ways to authenticate that client-go dropped, or that API servers do."""
+"""Authentication methods that client-go or API servers no longer support."""
 
 _PLUGIN_FIELDS = ("server", "tls-server-name", "insecure-skip-tls-verify", "proxy-url")
 
 
 def read_kubeconfig(path: str, context: str | None = None) -> ApiAccess:
-    """The access of a context, the current one unless named.  Raises `Unavailable`."""
+    """Return the access of a context, by default the current one.  Raises `Unavailable`."""
     raw = read_bounded(Path(path), MAX_BYTES)
     try:
         document = read_document(raw.decode(), is_json=False).value
@@ -81,7 +81,7 @@ def access_from_files(
     proxy_url: str | None = None,
     tls_server_name: str | None = None,
 ) -> ApiAccess:
-    """The access by a URL and files, as pods and configuration management have them."""
+    """Return the access for a URL and files, as pods and configuration management provide them."""
     host, port, prefix = parse_server(server, server)
     return ApiAccess(
         host=host,
@@ -99,7 +99,10 @@ def access_from_files(
 
 
 def parse_server(url: Any, where: str) -> tuple[str, int, str]:
-    """Host, port and path of an API server's URL, which `where` has.  Raises `Unavailable`."""
+    """Return host, port and path of an API server's URL, read from `where`.
+
+    Raises `Unavailable`.
+    """
     try:
         parts = urlsplit(url if isinstance(url, str) else "")
         port = parts.port or 443
@@ -129,7 +132,7 @@ def _proxy(path: str, url: Any) -> str | None:
 def _credentials(
     path: str, user: Mapping[str, Any], cluster: Mapping[str, Any], base: Path
 ) -> Credentials:
-    """A token file wins over a token, and both over a program, as in client-go."""
+    """A token file takes precedence over a token, and both over a program, as in client-go."""
     certificate = _data(path, user, "client-certificate")
     key = _data(path, user, "client-key")
     certificate_file = None if certificate else _file(user, "client-certificate", base)
@@ -176,7 +179,7 @@ def _plugin(path: str, entry: Any, cluster: Mapping[str, Any], base: Path) -> Cr
 
 
 def _cluster_info(path: str, cluster: Mapping[str, Any], base: Path) -> dict[str, Any]:
-    """What a plugin may learn of the cluster: `spec.cluster` of an ExecCredential."""
+    """Return the cluster information for a plugin: `spec.cluster` of an ExecCredential."""
     ca = _data(path, cluster, "certificate-authority")
     if ca is None and (file := _file(cluster, "certificate-authority", base)) is not None:
         ca = read_bounded(file, MAX_PEM_BYTES)

@@ -1,8 +1,8 @@
-"""One writer among several frontends: a Lease (coordination.k8s.io/v1).
+"""Leader election among several frontends, with a Lease (coordination.k8s.io/v1).
 
-The holder renews it; others take it over once it has not changed for its duration, by their own
-monotonic clock.  Wall clocks are written for people and never compared (KEP-589; client-go's
-leaderelection does the same).
+The holder renews it; another frontend takes it over once it has not changed for its duration, by
+its own monotonic clock.  Wall-clock times are written for information only and never compared
+(KEP-589; client-go's leaderelection does the same).
 """
 
 from __future__ import annotations
@@ -20,22 +20,23 @@ LEASE_NAMESPACE = "fc-frontend"
 """As in contrib/kubernetes/rbac.yaml."""
 LEASE_SECONDS = 15
 RENEW_SECONDS = 5.0
-"""Between two renewals."""
+"""The interval between two renewals."""
 HELD_SECONDS = 10.0
-"""For which a renewal counts for the holder: less than `LEASE_SECONDS`, so that it has stopped to
-write before another one begins."""
+"""How long a renewal is valid for the holder: less than `LEASE_SECONDS`, so that it stops writing
+before another one begins.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class _Seen:
-    """A state of the Lease, and when it was first seen, on the monotonic clock."""
+    """A version of the Lease, and when it was first seen, on the monotonic clock."""
 
     version: str
     at: float
 
 
 class LeaseHolder:
-    """Takes the Lease `name` in `namespace` as `identity`, and keeps it."""
+    """Acquires the Lease `name` in `namespace` as `identity`, and keeps it."""
 
     def __init__(
         self, namespace: str, name: str, identity: str, clock: Callable[[], float]
@@ -47,22 +48,22 @@ class LeaseHolder:
         self._renewed_at = float("-inf")
         self._seen: _Seen | None = None
         self.holder = ""
-        """Who has it, as it was last seen."""
+        """The holder as last seen."""
 
     @property
     def is_held(self) -> bool:
-        """True while nobody else can have it: ask again before each write."""
+        """Whether this holder has the Lease exclusively; check again before each write."""
         return self._clock() - self._renewed_at < HELD_SECONDS
 
     @property
     def is_due(self) -> bool:
-        """True if it should be renewed, or looked at, now."""
+        """Whether the Lease should be renewed, or read, now."""
         return self._clock() - self._renewed_at >= RENEW_SECONDS
 
     async def renew(self, connection: ApiConnection) -> bool:
-        """Take or renew the Lease if it is free or ours; True if it is held.
+        """Take or renew the Lease if it is free or held by this holder; return whether it is held.
 
-        Raises `ApiFailure`, except for a conflict: somebody else was first.
+        Raises `ApiFailure`, except for a conflict, which means that another frontend was first.
         """
         now = self._clock()
         try:
@@ -79,13 +80,16 @@ class LeaseHolder:
                 self._renewed_at = float("-inf")
                 return False
             raise
-        # From before the request was sent: others may count from then.
+        # The time before the request was sent: others may count from then on.
         self._renewed_at = now
         self.holder = self._identity
         return True
 
     async def release(self, connection: ApiConnection) -> None:
-        """Let others take it at once, if it is held.  Raises `ApiFailure`."""
+        """Release the Lease if it is held, so that others can take it at once.
+
+        Raises `ApiFailure`.
+        """
         if not self.is_held:
             return
         self._renewed_at = float("-inf")
@@ -131,7 +135,7 @@ class LeaseHolder:
         }
 
     def _renewed(self, found: dict[str, Any]) -> dict[str, Any]:
-        """`found`, with its resourceVersion, as it is when this holder has it."""
+        """Return `found`, with its resourceVersion, as held by this holder."""
         spec = dict(_spec(found))
         if spec.get("holderIdentity") != self._identity:
             transitions = spec.get("leaseTransitions")
@@ -148,5 +152,5 @@ def _spec(lease: dict[str, Any]) -> dict[str, Any]:
 
 
 def micro_time() -> str:
-    """The time now as a MicroTime of the API, which takes nothing without microseconds."""
+    """Return the current time as a MicroTime of the API, which requires microseconds."""
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")

@@ -1,8 +1,9 @@
-"""A copy of all objects of one kind, kept up to date by a watch.
+"""A copy of all objects of one resource, kept up to date by a watch.
 
-Follows KEP-3157 (a watch that begins with all objects), KEP-956 (bookmarks) and the rules of
-kubernetes.io/docs/reference/using-api/api-concepts.  While the server is away or fails, the copy
-stays as it is: absence is not evidence.  Objects vanish only by an event, or by a complete list.
+Follows KEP-3157 (streaming lists), KEP-956 (bookmarks) and the rules of
+kubernetes.io/docs/reference/using-api/api-concepts.  While the server is unavailable or fails, the
+copy is kept unchanged: absence is not evidence.  Objects are removed only by an event, or by a
+complete list.
 """
 
 from __future__ import annotations
@@ -26,19 +27,20 @@ PAGE_OBJECTS = 500
 """Objects in a page of a list: client-go's default."""
 MIN_WATCH_SECONDS = 300
 MAX_WATCH_SECONDS = 600
-"""The server ends a watch between these, spread, as client-go asks for."""
+"""The range of the random watch timeout, as in client-go."""
 SILENT_SECONDS = 150.0
-"""API servers send a bookmark about every minute, so that one that is silent for longer is gone,
-or waits for a resourceVersion from the future (a restored etcd), which it never reports."""
+"""API servers send a bookmark about every minute.  One that is silent for longer is gone, or waits
+for a resourceVersion from the future (a restored etcd), which it never reports.
+"""
 SYNC_SILENT_SECONDS = 30.0
-"""While all objects are sent, before their end is marked."""
+"""The same while the initial objects are sent, before the bookmark that ends them."""
 _INITIAL_END = "k8s.io/initial-events-end"
 
 T = TypeVar("T")
 
 
 class ObjectChange(NamedTuple, Generic[T]):
-    """An object that differs.  `before` is None for a new one, `after` for one that is gone."""
+    """A changed object.  `before` is None for a new one, `after` for a deleted one."""
 
     key: ObjectKey
     before: T | None
@@ -47,26 +49,26 @@ class ObjectChange(NamedTuple, Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class ApiResource(Generic[T]):
-    """A kind of objects: its path, and how an object is reduced.
+    """A resource: its path, and how an object is reduced.
 
-    `parse` gives None for objects of no use, which then count as absent.
+    `parse` returns None for objects that are not needed, which then count as absent.
     """
 
     path: str
     parse: Callable[[Any], T | None]
     query: Mapping[str, str] = field(default_factory=dict)
-    """More of the query, such as a `labelSelector`."""
+    """Further query parameters, such as a `labelSelector`."""
 
 
 @dataclass(slots=True)
 class ReflectorStatus:
-    """How a reflector is doing.  Times are on the monotonic clock.
+    """The status of a reflector.  Times are on the monotonic clock.
 
-    `is_synced` once there was a complete list.  `is_watching` while a watch is open and good.
-    `current_at` is when the server last sent something: while it is silent or away, the copy is at
-    least as old as that.  `lists` counts complete lists by what made them necessary, `failures`
-    what went wrong, both by kind.  `failure` is the last failure that had to be waited for, until
-    a watch is open again: a complete list alone does not end it.
+    `is_synced` is set after the first complete list.  `is_watching` is set while a watch is open
+    and working.  `current_at` is when the server last sent data: while it is silent or unavailable,
+    the copy is at least as old as that.  `lists` counts complete lists by the kind of failure that
+    made them necessary, `failures` counts failures by kind.  `failure` is the last failure that
+    caused a delay, until a watch is open again: a complete list alone does not clear it.
     """
 
     is_synced: bool = False
@@ -79,10 +81,10 @@ class ReflectorStatus:
 
 
 class Reflector(Generic[T]):
-    """Follows one resource until its task is cancelled.
+    """Watches one resource until its task is cancelled.
 
-    `changed` is called with what differs, at once and within the loop: after each read of the
-    stream with all its events, and once after a complete list.
+    `changed` is called with the changes, synchronously and within the event loop: after each read
+    of the stream with all its events, and once after a complete list.
     """
 
     def __init__(
@@ -111,11 +113,11 @@ class Reflector(Generic[T]):
 
     @property
     def store(self) -> Mapping[ObjectKey, T]:
-        """All objects.  The mapping changes in place by events, and a list replaces it."""
+        """All objects.  Events change the mapping in place; a list replaces it."""
         return self._store
 
     async def run(self) -> NoReturn:
-        """List, watch, and begin again whenever something ends or fails."""
+        """List and watch, and start over whenever a watch ends or fails."""
         has_failed = renew = False
         while True:
             began = time.monotonic()
@@ -125,7 +127,7 @@ class Reflector(Generic[T]):
                     await self._follow(connection, is_checked=not has_failed)
                 has_failed = False
             except ApiFailure as failure:
-                # Before the wait, during which nothing is watched.
+                # Before the delay, during which there is no watch.
                 self._end_watch()
                 has_failed = True
                 renew = failure.kind in _RENEW
@@ -142,13 +144,13 @@ class Reflector(Generic[T]):
         self.status.is_watching = False
 
     def _has_other_way(self, kind: FailureKind) -> bool:
-        """Choose how to continue after a failure; True if that need not wait."""
+        """Choose how to continue after a failure; return whether that needs no delay."""
         if self._version is not None:
             if kind in _LISTS_AGAIN:
                 self._version, self._reason = None, kind
                 return True
         elif self._can_stream and kind in _REFUSES_STREAM:
-            # Servers before 1.32 refuse to stream a list, or ignore that and never mark its end.
+            # Servers before 1.32 reject a streaming list, or ignore it and never mark its end.
             self._can_stream = False
             return True
         elif self._is_paged and kind is FailureKind.EXPIRED:
@@ -176,7 +178,7 @@ class Reflector(Generic[T]):
     async def _check_version(self, connection: ApiConnection) -> None:
         """Raise a failure of kind FUTURE if the server has older data than this copy.
 
-        A watch from such a version is open and silent.
+        A watch from such a version stays open without events.
         """
         assert self._version is not None
         await connection.get(
@@ -190,7 +192,7 @@ class Reflector(Generic[T]):
         )
 
     async def _list(self, connection: ApiConnection) -> None:
-        """All objects in pages, which become the copy once the last one is there."""
+        """Fetch all objects in pages, which replace the copy once the last one has arrived."""
         store: dict[ObjectKey, T] = {}
         query = dict(self._resource.query)
         if self._is_paged:
@@ -236,7 +238,7 @@ class Reflector(Generic[T]):
         return self._silence if self._filling is None else self._sync_silence
 
     def _take(self, lines: Sequence[bytes]) -> None:
-        """Apply the events in `lines`, and report what they changed, up to one that is bad."""
+        """Apply the events in `lines` up to the first invalid one, and report their changes."""
         changes: list[ObjectChange[T]] = []
         try:
             for line in lines:
@@ -275,7 +277,7 @@ class Reflector(Generic[T]):
         return key, self._resource.parse(item)
 
     def _swap(self, store: dict[ObjectKey, T], version: str) -> None:
-        """Make a complete list the copy.  Objects that are equal stay the same objects."""
+        """Replace the copy by a complete list.  Objects that are equal keep their identity."""
         before = self._store
         changes = [ObjectChange(key, old, None) for key, old in before.items() if key not in store]
         for key, new in store.items():
@@ -293,15 +295,15 @@ class Reflector(Generic[T]):
 
 
 _LISTS_AGAIN = (FailureKind.EXPIRED, FailureKind.FUTURE, FailureKind.SILENT)
-"""What shows that a watch from the version of the copy would miss something."""
+"""Failures after which a watch from the version of the copy would miss changes."""
 _REFUSES_STREAM = (FailureKind.UNSUPPORTED, FailureKind.MISSING, FailureKind.SILENT)
-"""What a server may do that does not know `sendInitialEvents`."""
+"""Failures caused by a server that does not support `sendInitialEvents`."""
 _RENEW = (FailureKind.UNAUTHORIZED, FailureKind.TLS, FailureKind.CREDENTIALS)
-"""What other credentials may help against."""
+"""Failures that new credentials may resolve."""
 
 
 def _event(line: bytes) -> tuple[str, Any]:
-    """Type and object of an event.  An ERROR event is the failure that its status means."""
+    """Return the type and object of an event.  Raises the failure in an ERROR event."""
     try:
         event = json.loads(line)
         kind, item = event["type"], event["object"]
@@ -317,7 +319,10 @@ def _event(line: bytes) -> tuple[str, Any]:
 
 
 def _version(item: Any) -> str:
-    """The resourceVersion of an object, which is opaque: it is never compared or computed."""
+    """Return the resourceVersion of an object.
+
+    It is opaque: never compare it or compute with it.
+    """
     metadata = item.get("metadata") if isinstance(item, dict) else None
     version = metadata.get("resourceVersion") if isinstance(metadata, dict) else None
     if not isinstance(version, str) or not version:

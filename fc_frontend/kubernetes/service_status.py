@@ -1,4 +1,4 @@
-"""Write the status of a Service, and events about it."""
+"""Write the status of Services, and events for them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _MAX_NOTE = 1000
 
 
 class EventReason(StrEnum):
-    """What an event says; the names are those of Kubernetes' service controller and MetalLB."""
+    """The reason of an event; the names are those of Kubernetes' service controller and MetalLB."""
 
     ENSURED = "EnsuredLoadBalancer"
     UNAVAILABLE = "UnAvailableLoadBalancer"
@@ -35,12 +35,12 @@ class EventReason(StrEnum):
 
     @property
     def is_warning(self) -> bool:
-        """True if it is an event of type Warning."""
+        """Whether it is an event of type Warning."""
         return self not in (EventReason.ENSURED, EventReason.ALLOCATED)
 
 
 class Written(NamedTuple):
-    """A status that was written: what it was before, and what the server has made of it."""
+    """A written status: the request before, and the one in the server's response."""
 
     before: LoadBalancerRequest | None
     after: LoadBalancerRequest | None
@@ -49,9 +49,9 @@ class Written(NamedTuple):
 async def write_status(
     connection: ApiConnection, key: ObjectKey, status: ServiceStatus, expected: LoadBalancerRequest
 ) -> Written | None:
-    """Make `status` that of the Service; None if the Service is not as `expected` any more.
+    """Write the status of a Service; return None if the Service is no longer as `expected`.
 
-    It is read once more, and written with the resourceVersion that was read.  Raises `ApiFailure`.
+    The Service is read once more, and written with the resourceVersion read.  Raises `ApiFailure`.
     """
     path = f"/api/v1/namespaces/{key.namespace}/services/{key.name}"
     try:
@@ -83,7 +83,7 @@ def _change(item: dict[str, Any], status: ServiceStatus) -> dict[str, Any]:
         if as_mapping(entry).get("type") != SERVED
     ]
     conditions = [*others, *_condition_entries(item, status.condition)]
-    # A merge patch replaces the whole list; the resourceVersion keeps it from losing others' news.
+    # A merge patch replaces the whole list; the resourceVersion prevents lost updates of others.
     change["conditions"] = conditions or None
     version = as_text(as_mapping(item.get("metadata")).get("resourceVersion"))
     return {"metadata": {"resourceVersion": version}, "status": change}
@@ -124,7 +124,7 @@ def _condition_entries(
 async def write_event(
     connection: ApiConnection, key: ObjectKey, reason: EventReason, note: str, instance: str
 ) -> None:
-    """Add an event about a Service.  Raises `ApiFailure`."""
+    """Create an event for a Service.  Raises `ApiFailure`."""
     encoded = json.dumps(note)
     event = {
         "apiVersion": "events.k8s.io/v1",

@@ -1,1 +1,1 @@
-"""From an existing haproxy.cfg to declarations.  Pure: texts in, texts and problems out."""
+"""Convert an existing haproxy.cfg to declarations.  Pure: texts in, texts and problems out."""

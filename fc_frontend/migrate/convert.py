@@ -1,9 +1,9 @@
-"""The whole of an import: sections in, settings, services and fragments out.
+"""Convert the sections of a configuration to settings, services and fragments.
 
 section                                  becomes
 ---------------------------------------  --------------------------------------------------
 resolvers                                cluster.nameservers
-global                                   haproxy.*, global_extra for what is safe
+global                                   haproxy.*, global_extra for safe lines
 defaults                                 defaults_extra, or a service's extra_config
 a page like fc-frontend's own statistics haproxy.stats
 listen, or frontend with one backend,    a service
@@ -11,7 +11,7 @@ listen, or frontend with one backend,    a service
 frontend that chooses by host, path or   a frontend, and a service for each backend
   SNI between such backends
 frontend that redirects to https         that of the frontend with TLS
-all others                               a fragment, with all that it refers to
+all others                               a fragment, with all sections that it refers to
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ _OWN_LISTEN = Bind("ip", "127.0.0.1", 9484)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImportedProxy:
-    """The fields of a service or frontend, and the section that it was."""
+    """The fields of a service or frontend, and its original section."""
 
     name: str
     fields: dict[str, Any]
@@ -70,7 +70,7 @@ class ImportedProxy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeptSection:
-    """A section that stays HAProxy text, and why it is not a declaration."""
+    """A section that is kept as HAProxy text, and the reason."""
 
     title: str
     """Its kind and name, such as `frontend web`."""
@@ -90,10 +90,10 @@ class ImportedFragment:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Imported:
-    """All that came out.
+    """The result of an import.
 
-    `settings` is the settings file as a mapping.  Errors in `problems` are what was not carried
-    over, warnings what differs.
+    `settings` is the settings file as a mapping.  Errors in `problems` are about parts that were
+    not imported, warnings about differences.
     """
 
     settings: dict[str, Any]
@@ -108,10 +108,10 @@ def convert(
     own: str,
     address_of: Callable[[str], str | None] = lambda _host: None,
 ) -> Imported:
-    """What the configurations, given as (file, text), become.
+    """Return the result for the configurations, given as (file, text).
 
-    `own` is a configuration that fc-frontend renders with no service: what it sets by itself need
-    not be carried over.  `address_of` returns the address of a nameserver given by host name, as
+    `own` is a configuration that fc-frontend renders without services: its lines need not be
+    imported.  `address_of` returns the address of a nameserver given by host name, as
     HAProxy looks it up when it starts, or None.  Raises `Refused` if the texts are too large.
     """
     sections, problems = read_sections(texts)
@@ -121,7 +121,7 @@ def convert(
 
 @dataclass(slots=True)
 class _Conversion:
-    """One import on its way."""
+    """An import in progress."""
 
     sections: list[OldSection]
     problems: list[Problem]
@@ -203,7 +203,7 @@ class _Conversion:
                 )
 
     def _candidates(self, usable: Sequence[OldSection]) -> list[ConvertedSection]:
-        """The sections that could be services, looked at one by one."""
+        """Return the sections that could be services, each checked on its own."""
         own = own_defaults(self.own_sections)
         backends = {s.name: s for s in usable if s.kind == "backend"}
         found: list[ConvertedSection] = []
@@ -229,7 +229,7 @@ class _Conversion:
         return found
 
     def _routed(self, usable: Sequence[OldSection]) -> list[RoutedFrontend]:
-        """The frontends that choose between backends, with these, looked at one by one."""
+        """Return the frontends that choose between backends, each with these backends."""
         own = own_defaults(self.own_sections)
         backends = {s.name: s for s in usable if s.kind == "backend"}
         redirecting = [section for section in usable if only_redirects(section)]
@@ -237,7 +237,7 @@ class _Conversion:
         with_tls = [section for section in sections if has_tls(section)]
         found: list[RoutedFrontend] = []
         for section in sections:
-            # Where several frontends have TLS, nothing says to which of them one redirects.
+            # If several frontends have TLS, the target of a redirect is unknown.
             others = redirecting if with_tls == [section] else []
             try:
                 made = routed(section, backends, others, own, self._crt_base())
@@ -262,7 +262,7 @@ class _Conversion:
     def _whole(
         self, candidates: Sequence[ConvertedSection], routed: Sequence[RoutedFrontend]
     ) -> list[ConvertedSection]:
-        """The candidates without frontends of which a part is missing."""
+        """Return the candidates without frontends of which a part is missing."""
         kept = {id(candidate) for candidate in candidates}
         for each in routed:
             missing = [member for member in each.members if id(member) not in kept]
@@ -275,7 +275,7 @@ class _Conversion:
         return [candidate for candidate in candidates if id(candidate) in kept]
 
     def _only_backend(self, section: OldSection, backends: dict[str, OldSection]) -> OldSection:
-        """The backend of a frontend that has no other way to go.  Raises NotAService."""
+        """Return the backend of a frontend that has only this one.  Raises NotAService."""
         if any(line.keyword == "use_backend" for line in section.statements):
             raise NotAService("it chooses between backends (use_backend)")
         found = [line for line in section.statements if line.keyword == "default_backend"]
@@ -294,7 +294,7 @@ class _Conversion:
     def _choose_resolvers(
         self, usable: Sequence[OldSection], candidates: Sequence[ConvertedSection]
     ) -> OldSection | None:
-        """The `resolvers` that become fc-frontend's: `cluster`, else what most services use."""
+        """Return the `resolvers` to import: `cluster`, else the one that most services use."""
         known = {s.name: s for s in usable if s.kind == "resolvers"}
         if "cluster" in known or not known:
             return known.get("cluster")
@@ -307,7 +307,7 @@ class _Conversion:
         candidates: list[ConvertedSection],
         resolvers: OldSection | None,
     ) -> list[ConvertedSection]:
-        """The candidates that agree with each other, and that no other section refers to."""
+        """Return the candidates that are consistent, and to which no other section refers."""
         name = resolvers.name if resolvers else ""
         domains = Counter(c.domain for c in candidates if c.domain)
         domain = domains.most_common(1)[0][0] if domains else "cluster.local"
@@ -392,12 +392,12 @@ class _Conversion:
     def _declarations(
         self, candidates: list[ConvertedSection]
     ) -> tuple[list[ImportedProxy], list[ImportedProxy]]:
-        """The services and the frontends."""
+        """Return the services and the frontends."""
         shared = hoisted(candidates)
         self.found.haproxy["defaults_extra"] = [line.source for line in shared]
         logs = [_logs(c, self.found.has_log) for c in candidates]
         if candidates and not any(logs) and not self.found.has_log:
-            # Nothing is logged: not by any service, and there is no target in `global`.
+            # Nothing is logged: no service has a log target, and neither has `global`.
             self.found.haproxy["log"] = None
         services: list[ImportedProxy] = []
         frontends: list[ImportedProxy] = []
@@ -450,7 +450,7 @@ class _Conversion:
         return fragments
 
     def _reason(self, section: OldSection) -> str:
-        """Why a section is not a declaration."""
+        """Return why a section is not a declaration."""
         reason = self.reasons.get(id(section))
         if reason is not None:
             return reason
@@ -462,7 +462,7 @@ class _Conversion:
         return f"it is a backend of {_titles(users)}"
 
     def _own_listeners(self) -> None:
-        """fc-frontend's own listeners must not take an address that something else had."""
+        """Keep fc-frontend's own listeners from using an address that was in use."""
         binds = list(_binds(self.sections))
         if "stats" not in self.found.haproxy:
             for section, bind in binds:
@@ -528,7 +528,7 @@ _UNKNOWN_NETWORKS = Problem(
 
 
 def _logs(service: ConvertedSection, has_global: bool) -> list[tuple[str, ...]]:
-    """Where a service logs to; `global` counts only if something stands there."""
+    """Return the log targets of a service; `global` counts only if it has a target."""
     return [words for words in service.logs if has_global or words != ("global",)]
 
 
@@ -555,7 +555,7 @@ def _binds(sections: Iterable[OldSection]) -> Iterable[tuple[OldSection, Bind]]:
 
 
 def _comment(service: ConvertedSection) -> tuple[str, ...]:
-    """The comments in and above a service's sections."""
+    """Return the comments in and above a service's sections."""
     return tuple(
         text
         for part in service.sections

@@ -1,4 +1,4 @@
-"""An import as files: config.yaml and services.d, in YAML that people go on writing in."""
+"""Write an import as files: config.yaml and services.d, in YAML that people can edit."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _CLUSTER_NOTE = (
 
 
 def files(imported: Imported) -> dict[str, str]:
-    """The text of each file, by its path below the directory of the settings file."""
+    """Return the text of each file, by its path relative to the directory of the settings file."""
     proxies = {"frontends": imported.frontends, "services": imported.services}
     sources = sorted(
         {each.file for several in proxies.values() for each in several}

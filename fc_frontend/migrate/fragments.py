@@ -1,7 +1,7 @@
-"""Sections that stay HAProxy text: what belongs together, and the text of each fragment.
+"""Sections that are kept as HAProxy text: their groups, and the text of each fragment.
 
-A fragment stands alone: the `defaults` that a section relied on go with it, under a name, because
-another fragment's `defaults` must not reach into it.
+A fragment is self-contained: it includes the `defaults` of its sections, with a name, because
+they must not depend on another fragment's `defaults`.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ _BACKENDS = ("backend", "listen")
 
 
 class Mention(NamedTuple):
-    """What a section says of another one: its name.
+    """A reference to another section by name.
 
-    `is_route` is True where requests are sent, which only a backend takes.  A part of its name that
-    is computed for each request is `*`.
+    `is_route` is True if requests are sent to it, which only a backend accepts.  A part of its name
+    that is computed for each request is `*`.
     """
 
     name: str
@@ -38,12 +38,12 @@ class Mention(NamedTuple):
 
     @property
     def is_computed(self) -> bool:
-        """True if the name depends on the request."""
+        """Whether the name depends on the request."""
         return "*" in self.name
 
 
 class References:
-    """Which sections refer to which others."""
+    """The references between sections."""
 
     def __init__(self, sections: Sequence[OldSection]) -> None:
         by_name: dict[str, list[OldSection]] = {}
@@ -80,15 +80,19 @@ class References:
             self._named.setdefault(id(section), []).append(other)
 
     def users(self, section: OldSection) -> list[OldSection]:
-        """The sections that name it, and those whose computed names fit nothing else's backend."""
+        """Return the sections that refer to it.
+
+        These include sections with a computed name that matches it, if no section refers to it by
+        name.
+        """
         return self._users.get(id(section), [])
 
     def possible_users(self, section: OldSection) -> list[OldSection]:
-        """The sections that may send requests to it by a computed name; others name it."""
+        """Return the sections, besides its users, that may select it by a computed name."""
         return self._computed.get(id(section), [])
 
     def named(self, section: OldSection) -> list[OldSection]:
-        """The sections that it names."""
+        """Return the sections to which it refers."""
         return self._named.get(id(section), [])
 
 
@@ -122,9 +126,10 @@ def _mentions(line: Line) -> set[Mention]:
 
 
 def together(sections: Sequence[OldSection], references: References) -> list[list[OldSection]]:
-    """The sections in groups that refer to each other, in their order.
+    """Return the sections in groups that refer to each other, in their order.
 
-    What several groups of proxies use (`resolvers`, `userlist`, `peers`…) is a group of its own.
+    A section that several groups of proxies use (`resolvers`, `userlist`, `peers`…) is a group of
+    its own.
     """
     positions = {id(section): index for index, section in enumerate(sections)}
     leaders = list(range(len(sections)))
@@ -147,7 +152,7 @@ def together(sections: Sequence[OldSection], references: References) -> list[lis
                 join(positions[id(section)], user)
         elif users:
             shared.append(section)
-    # The proxies are in their groups: what is used by one of them only goes along.
+    # The proxies are in their groups: a section used by only one of these joins it.
     for section in reversed(shared):
         users = [positions[id(user)] for user in references.users(section) if id(user) in positions]
         if len({leader(user) for user in users}) == 1:
@@ -159,7 +164,7 @@ def together(sections: Sequence[OldSection], references: References) -> list[lis
 
 
 def fragment_name(group: Sequence[OldSection], taken: Iterable[str]) -> str:
-    """A file's name for a group, after its first proxy; one that is not in `taken`."""
+    """Return a file name for a group, based on its first proxy, that is not in `taken`."""
     named = next((s for s in group if s.kind in PROXIES), group[0])
     base = re.sub(r"[^A-Za-z0-9._-]", "-", named.name or named.kind)[:80].lstrip("._-") or "raw"
     name, number, used = base, 2, set(taken)
@@ -169,7 +174,7 @@ def fragment_name(group: Sequence[OldSection], taken: Iterable[str]) -> str:
 
 
 def fragment_text(name: str, group: Sequence[OldSection]) -> str:
-    """The text of a fragment: each section as it was, with the `defaults` that it relied on."""
+    """Return the text of a fragment: each section unchanged, with its `defaults`."""
     text: list[str] = []
     names: dict[int, str] = {}
 

@@ -1,4 +1,4 @@
-"""A frontend that chooses between backends, as a declared frontend with services.
+"""Convert a frontend that chooses between backends to a declared frontend with services.
 
 binds, `ssl crt`                 binds, tls.certificates
 redirect scheme https            http, with the binds of a frontend that does nothing else
@@ -66,7 +66,7 @@ _KEPT_ACTIONS = frozenset(
     """.split()
 )
 _HARMLESS = frozenset(("mode", "log", "option", "timeout", "maxconn", "description"))
-"""In a frontend that only redirects, beside what it is recognised by."""
+"""Keywords allowed in a frontend that only redirects, besides those that identify it."""
 _FORWARDED = re.compile(r"hdr[a-z_]*\((?:x-forwarded|forwarded)", re.IGNORECASE)
 
 
@@ -77,23 +77,23 @@ class RoutedFrontend:
     frontend: ConvertedSection
     services: tuple[ConvertedSection, ...]
     unreached: tuple[OldSection, ...] = ()
-    """Backends that it names, and to which none of its rules ever sends a request."""
+    """Backends in its rules that never receive a request."""
 
     @property
     def members(self) -> tuple[ConvertedSection, ...]:
-        """All of it."""
+        """The frontend and its services."""
         return (self.frontend, *self.services)
 
 
 def is_routed(section: OldSection) -> bool:
-    """True if a frontend chooses between backends."""
+    """Return whether a section is a frontend that chooses between backends."""
     return section.kind == "frontend" and any(
         line.keyword == "use_backend" for line in section.statements
     )
 
 
 def has_tls(section: OldSection) -> bool:
-    """True if a bind of a frontend terminates TLS."""
+    """Return whether a bind of a frontend terminates TLS."""
     return any(line.keyword == "bind" and "ssl" in line.arguments for line in section.statements)
 
 
@@ -104,15 +104,15 @@ def routed(
     own: Own,
     crt_base: str = "",
 ) -> RoutedFrontend:
-    """The frontend and its services; of `redirecting`, all belong to it.
+    """Return the frontend and its services; all of `redirecting` become part of it.
 
-    `crt_base` is where relative certificates are.  Raises NotAService.
+    `crt_base` is the base directory of relative certificates.  Raises NotAService.
     """
     return _Frontend(section, backends, redirecting, own, crt_base).result()
 
 
 def only_redirects(section: OldSection) -> bool:
-    """True if a frontend sends all requests to https, but for ACME's challenges."""
+    """Return whether a frontend redirects all requests to https, except for ACME challenges."""
     if section.kind != "frontend" or section.conditional or section.broken:
         return False
     acls = Acls(section.statements)
@@ -134,7 +134,7 @@ def only_redirects(section: OldSection) -> bool:
 
 
 class _Frontend:
-    """One conversion on its way."""
+    """A conversion in progress."""
 
     def __init__(
         self,
@@ -173,7 +173,7 @@ class _Frontend:
         by_backend = routes(found)
         self._rest()
         frontend = declared_frontend(section, self.own, skip=self.handled)
-        # HAProxy takes `redirect` after all of `http-request`, where our routes have answered.
+        # HAProxy runs `redirect` after all of `http-request`, where declared routes have responded.
         frontend.extra = [
             f"http-request {text}" if text.startswith("redirect ") else text
             for text in frontend.extra
@@ -347,7 +347,7 @@ class _Frontend:
         return found
 
     def _is_for_challenges(self, name: str, condition: Condition) -> bool:
-        """True if a rule sends ACME's challenges to one address, which becomes `acme`."""
+        """Return whether a rule sends ACME challenges to one address, which becomes `acme`."""
         if not all(_is_challenge(term) for terms in condition for term in terms):
             return False
         backend = self.backends.get(name)
@@ -426,7 +426,7 @@ class _Frontend:
     # The rest
 
     def _rest(self) -> None:
-        """Require that all other lines mean the same in `extra_config`."""
+        """Require that all other lines have the same effect in `extra_config`."""
         kept: list[Line] = []
         for line in self.section.statements:
             if id(line) in self.handled or line.keyword in ("mode", "log", "acl"):
@@ -465,12 +465,12 @@ class _Frontend:
             raise NotAService(found[0][1])
 
     def _notice(self, line: int, message: str, remedy: str) -> None:
-        """Warn of a difference, once, at the first line that makes it."""
+        """Warn about a difference, once, at the first line that causes it."""
         self.problems.setdefault(message, notice(self.section, line, message, remedy))
 
 
 def _is_kept(line: Line) -> bool:
-    """True for lines that have the same effect in `extra_config` of a declared frontend."""
+    """Return whether a line has the same effect in `extra_config` of a declared frontend."""
     if line.keyword == "redirect":
         return True
     if line.keyword == "http-request":
@@ -485,7 +485,7 @@ def _is_kept(line: Line) -> bool:
 
 
 def _is_client_hello(line: Line) -> bool:
-    """True for what waits for a Client Hello, which a declared frontend does by itself."""
+    """Return whether a line waits for a Client Hello, which a declared frontend does anyway."""
     return line.keyword == "tcp-request" and (
         line.arguments[:1] == ("inspect-delay",)
         or (line.arguments[:2] == ("content", "accept") and "ssl_hello_type" in line.code)
@@ -493,7 +493,7 @@ def _is_client_hello(line: Line) -> bool:
 
 
 def _to_https(line: Line) -> tuple[str, tuple[str, ...]] | None:
-    """The status of a redirect to https, and the words after it; None for other lines."""
+    """Return the status of a redirect to https, and the words after it; None for other lines."""
     words = line.arguments
     if line.keyword == "http-request":
         if words[:1] != ("redirect",):
@@ -512,7 +512,7 @@ def _to_https(line: Line) -> tuple[str, tuple[str, ...]] | None:
 def _conditions(
     redirect: tuple[str, tuple[str, ...]], line: Line, acls: Acls
 ) -> tuple[Condition, bool] | None:
-    """The condition of a redirect, and whether it is `unless`; None if there is none."""
+    """Return the condition of a redirect, and whether it is `unless`; None if there is none."""
     _, words = redirect
     if not words:
         return None
@@ -522,13 +522,13 @@ def _conditions(
 
 
 def _redirects_plain(condition: tuple[Condition, bool] | None) -> bool:
-    """True if a redirect takes all requests without TLS, but for ACME's challenges."""
+    """Return whether a redirect applies to all requests without TLS, except for ACME challenges."""
     if condition is None:
         return True
     alternatives, is_unless = condition
     terms = [term for each in alternatives for term in each]
     if is_unless:
-        # None of the alternatives holds for plain requests, other than for challenges.
+        # No alternative is true for plain requests, except for challenges.
         return all(
             len(each) == 1 and (_is_tls(each[0], True) or _is_challenge(each[0]))
             for each in alternatives
@@ -550,7 +550,7 @@ def _is_challenge(term: Term) -> bool:
 
 
 def _destination(line: Line) -> tuple[str, tuple[str, ...]]:
-    """The backend of a `use_backend`, and its condition.  Raises NotAService."""
+    """Return the backend of a `use_backend`, and its condition.  Raises NotAService."""
     words = line.arguments
     if any(word.variable for word in line.words) or not words or "%[" in words[0]:
         raise NotAService(f"line {line.number}: it computes the backend's name")
@@ -570,7 +570,7 @@ def _addresses(line: Line) -> list[str]:
 
 
 def _tls_options(line: Line) -> tuple[dict[str, list[str]] | None, list[str]]:
-    """A bind's TLS options with their arguments, None without `ssl`; and its other options."""
+    """Return a bind's TLS options with arguments, None without `ssl`; and its other options."""
     said: dict[str, list[str]] = {}
     rest: list[str] = []
     for option in options_in(line.words[2:]):

@@ -1,4 +1,4 @@
-"""What a haproxy.cfg that was taken over had in `global` and `defaults`, and ours lacks."""
+"""Find lines in `global` and `defaults` of a replaced haproxy.cfg that the new one lacks."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from fc_frontend.syntax.lines import Line
 _FILE = "haproxy.cfg"
 _MAX_SHOWN = 20
 _BY_SERVICE = frozenset(("mode", "log", "option httplog", "option tcplog", "option dontlognull"))
-"""What fc-frontend's own `defaults` decide, by a service's mode and by `haproxy.log`."""
+"""Lines of fc-frontend's own `defaults` that depend on a service's mode and `haproxy.log`."""
 
 
 def lost_settings(text: str, haproxy: Haproxy, ours: str) -> tuple[Problem, ...]:
-    """Warnings about what `text` had that `ours`, which replaces it, lacks; with the setting.
+    """Return warnings about lines of `text` that its replacement `ours` lacks.
 
-    Raises `Refused` if a text is too large.
+    Each warning contains the setting to use.  Raises `Refused` if a text is too large.
     """
     sections, _ = read_sections([(_FILE, text)])
     own_sections, _ = read_sections([(_FILE, ours)])

@@ -1,4 +1,4 @@
-"""The words after a `server` or `bind`, with their arguments (manual 5.1 and 5.2)."""
+"""The options of a `server` or `bind`, with their arguments (manual 5.1 and 5.2)."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ class Option:
 
     @property
     def source(self) -> str:
-        """As it was written, without spaces that would be lost in a declaration."""
+        """The original text, without whitespace that a declaration would lose."""
         return " ".join(word.source for word in self.words)
 
 
 def options_in(words: Sequence[Word]) -> list[Option]:
-    """The options that `words` are."""
+    """Return the options in `words`."""
     found: list[Option] = []
     at = 0
     while at < len(words):
@@ -51,7 +51,7 @@ def options_in(words: Sequence[Word]) -> list[Option]:
 
 
 def effective(options: Iterable[Option], keyword: str) -> Option | None:
-    """The last option of that name, which is the one that counts; None if it is not there."""
+    """Return the last option with this keyword, which takes effect; None if there is none."""
     last = None
     for option in options:
         if option.keyword == keyword:

@@ -1,7 +1,7 @@
-"""A proxy with all that holds for it, and how a declaration would say the same.
+"""Convert a proxy and its inherited lines to an equivalent declaration.
 
-A declared service gets fc-frontend's own defaults; what the configuration's `defaults` say
-otherwise goes along with it.
+A declared service inherits fc-frontend's own defaults; different lines in the `defaults` of the
+configuration are added to it.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _FOR_BOTH_MODES = re.compile(
     r"|tcp-smart-connect|contstats|allbackups)"
 )
 _V6_OPTIONS = ("v4v6", "v6only")
-"""Bind options that concern IPv6 only (manual 5.1); HAProxy ignores them at other addresses."""
+"""Bind options for IPv6 only (manual 5.1); HAProxy ignores them for other addresses."""
 _ROUTING = frozenset("use_backend default_backend use-server dispatch".split())
 _OWN_OPTIONS = frozenset("check no-check resolvers init-addr resolve-prefer".split())
 _TLS_OPTIONS = frozenset("ssl no-ssl verify ca-file sni verifyhost".split())
@@ -72,7 +72,7 @@ _CLIENT_SIDE = _subjects(
     """,
     """client client-fin client-hs""",
 )
-"""What a backend cannot have (manual 4.1)."""
+"""Lines that a backend cannot have (manual 4.1)."""
 _SERVER_SIDE = _subjects(
     """
     cookie external-check fullconn hash-type http-check http-reuse http-send-name-header
@@ -85,15 +85,15 @@ _SERVER_SIDE = _subjects(
     """,
     """check connect queue server server-fin tunnel""",
 )
-"""What a frontend cannot have."""
+"""Lines that a frontend cannot have."""
 
 
 class NotAService(Exception):
-    """Why a section cannot be said as a declaration; it becomes a fragment instead."""
+    """Why a section cannot become a declaration; it becomes a fragment instead."""
 
 
 class Role(StrEnum):
-    """What a section becomes."""
+    """The kind of declaration that a section becomes."""
 
     SERVICE = "service"
     """A service with binds of its own."""
@@ -104,7 +104,7 @@ class Role(StrEnum):
 
 @dataclass(slots=True)
 class ConvertedSection:
-    """A section as a declaration: its fields but for what `hoistable` lines say.
+    """A section as a declaration: its fields, without inherited lines.
 
     `carried` are lines from `defaults` that differ from fc-frontend's own; `overridden` are the
     keys of those that the section itself sets.
@@ -129,18 +129,18 @@ class ConvertedSection:
 
     @property
     def section(self) -> OldSection:
-        """The one that its place is told by."""
+        """The section whose place is reported."""
         return self.sections[0]
 
     @property
     def own_lines(self) -> list[str]:
-        """Lines for `extra_config`: those of `defaults` that a section of this role can have."""
+        """Lines for `extra_config`: those of `defaults` that a section with this role can have."""
         others = {Role.FRONTEND: _SERVER_SIDE, Role.ROUTED: _CLIENT_SIDE}.get(self.role, ())
         return [line.source for _, line in self.carried if _subject(line) not in others]
 
 
 def key_of(line: Line) -> Key:
-    """What a line sets, for those of which the last one counts; empty for others."""
+    """Return the key of a line if a later line with the same key overrides it; else empty."""
     keyword, arguments = line.keyword, line.arguments
     if keyword in ("timeout", "option") and arguments:
         return (keyword, arguments[0])
@@ -148,12 +148,12 @@ def key_of(line: Line) -> Key:
 
 
 def meaning_of(line: Line) -> Meaning:
-    """The words of a line, for comparison."""
+    """Return the words of a line, for comparison."""
     return tuple(word.text for word in line.words)
 
 
 def own_defaults(sections: Iterable[OldSection]) -> dict[str, dict[Key, Meaning]]:
-    """What fc-frontend's own `defaults` set, by mode, from a configuration rendered by it."""
+    """Return the lines of fc-frontend's own `defaults`, by mode, from a rendered configuration."""
     found: dict[str, dict[Key, Meaning]] = {}
     for section in sections:
         if section.kind == "defaults" and section.name in ("fc-tcp", "fc-http"):
@@ -169,7 +169,7 @@ def declared(
     backend: OldSection | None,
     own: Mapping[str, Mapping[Key, Meaning]],
 ) -> ConvertedSection:
-    """The declaration for a listen section, or for a frontend with its only backend.
+    """Return the declaration for a listen section, or for a frontend with its only backend.
 
     Raises NotAService with the reason.
     """
@@ -179,7 +179,7 @@ def declared(
 def declared_backend(
     backend: OldSection, own: Mapping[str, Mapping[Key, Meaning]]
 ) -> ConvertedSection:
-    """The declaration of a backend as a service of a frontend, without its routes.
+    """Return the declaration of a backend as a service of a frontend, without its routes.
 
     Raises NotAService.
     """
@@ -189,15 +189,15 @@ def declared_backend(
 def declared_frontend(
     section: OldSection, own: Mapping[str, Mapping[Key, Meaning]], *, skip: Collection[int]
 ) -> ConvertedSection:
-    """A frontend without fields: what its `defaults` and its own lines set.
+    """Return a frontend without fields: the lines of its `defaults` and its own.
 
-    Lines whose ids are in `skip` are left out.  Raises NotAService.
+    Lines whose IDs are in `skip` are left out.  Raises NotAService.
     """
     return _Proxy(section, None, skip=skip).frontend(own)
 
 
 class _Proxy:
-    """Gathers what holds for a proxy."""
+    """Collects all lines that apply to a proxy."""
 
     def __init__(
         self, section: OldSection, backend: OldSection | None, *, skip: Collection[int] = ()
@@ -348,7 +348,7 @@ class _Proxy:
         named: list[tuple[Line, list[Option], re.Match[str]]],
         others: list[Line],
     ) -> list[Line]:
-        """`others` without the one that `fallback: service` says."""
+        """Return `others` without the server that `fallback: service` represents."""
         for line, backup_options, backup in named:
             if (
                 any(line is other for other in others)
@@ -377,7 +377,7 @@ class _Proxy:
             self.rest.append(line)
 
     def _nodes(self, result: ConvertedSection) -> dict[str, Any]:
-        """Servers at literal addresses with one port, taken as the cluster's nodes."""
+        """Convert servers at literal addresses with one port, as the cluster's nodes."""
         if len(self.servers) < 2:
             raise NotAService("no server is a name in the cluster's DNS")
         _, first_options = self.servers[0]
@@ -456,7 +456,7 @@ class _Proxy:
         try:
             return parse_bind(normal_bind(text))
         except NotAnAddress as exc:
-            # A name has no colon in it: this is an address that HAProxy refuses as well.
+            # A name contains no colon: this is an address that HAProxy rejects as well.
             if text.startswith("[") and re.search(r"\[[0-9A-Fa-f:]*:[0-9A-Fa-f:]*\]", text):
                 self.problems.append(
                     Problem(
@@ -479,7 +479,7 @@ class _Proxy:
             result.fields["balance"] = text
 
     def _defaults(self, result: ConvertedSection, own: Mapping[Key, Meaning]) -> None:
-        """What `defaults` and the section set otherwise than fc-frontend's own `defaults`."""
+        """Collect the lines of `defaults` and the section that differ from fc-frontend's own."""
         set_here = {key_of(line) for line in self.rest} - {()}
         set_above: dict[Key, Line] = {}
         others: list[tuple[Key, Line]] = []
@@ -516,7 +516,7 @@ class _Proxy:
 
 
 def hoisted(services: Sequence[ConvertedSection]) -> list[Line]:
-    """The lines from `defaults` that may stand once for all services; each loses them."""
+    """Return the lines from `defaults` that all services can share, and remove them there."""
     if not services:
         return []
     found: list[Line] = []
@@ -539,7 +539,7 @@ def hoisted(services: Sequence[ConvertedSection]) -> list[Line]:
 
 
 def _subject(line: Line) -> str:
-    """A keyword, with the name of the option or timeout."""
+    """Return a keyword, with the name of the option or timeout."""
     if line.keyword in ("option", "timeout"):
         return " ".join((line.keyword, *line.arguments[:1]))
     return line.keyword
@@ -613,7 +613,7 @@ def _said(options: Iterable[Option], *without: str) -> list[str]:
 
 
 def _server_fields(options: list[Option]) -> dict[str, Any]:
-    """`check`, `tls` and `server_options`."""
+    """Return `check`, `tls` and `server_options`."""
     last = ""
     for option in options:
         if option.keyword in ("check", "no-check"):
@@ -637,7 +637,7 @@ def _is_ours(option: Option) -> bool:
 
 
 def _tls(options: list[Option]) -> bool | dict[str, str] | None:
-    """The `tls` field, None if it cannot say what the options say."""
+    """Return the `tls` field, None if it cannot express the options."""
     said: dict[str, str] = {}
     for option in options:
         if option.keyword in _TLS_OPTIONS:
@@ -675,12 +675,12 @@ def _accepted(name: str, fields: Mapping[str, Any]) -> bool:
 
 
 def accepted(service: ConvertedSection) -> bool:
-    """True if the loader will accept the declaration."""
+    """Return whether the loader will accept the declaration."""
     return _accepted(service.name, service.fields)
 
 
 def _simplify(result: ConvertedSection) -> None:
-    """Leave out what is the default anyway."""
+    """Remove fields that have their default value."""
     fields = result.fields
     port = next(
         (fields[key] for key in ("pod_port", "service_port", "lb_service_port") if key in fields),
@@ -704,7 +704,7 @@ def _simplify(result: ConvertedSection) -> None:
 
 
 def notice(section: OldSection, line: int, message: str, remedy: str) -> Problem:
-    """A warning about what a section becomes."""
+    """Return a warning about the conversion of a section."""
     return Problem(
         f"{section.kind} {section.name}: {message}",
         remedy,

@@ -1,9 +1,9 @@
-"""The rules by which a frontend chooses a backend, as routes of services.  Pure.
+"""Convert the rules by which a frontend chooses a backend to routes of services.  Pure.
 
-HAProxy takes the first `use_backend` whose condition holds (manual 4.2).  Routes are found by how
-much they say (see `syntax.routes`), whatever their order.  So each host is combined with each path
-that the rules name, and the first rule that matches the combination gives its backend; routes that
-the less specific ones imply are left out.
+HAProxy uses the first `use_backend` whose condition is true (manual 4.2).  Routes are matched by
+their specificity (see `syntax.routes`), independent of their order.  So each host is combined with
+each path in the rules, and the first rule that matches the combination determines its backend;
+routes that are implied by less specific ones are left out.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from fc_frontend.syntax.routes import NotARoute, Path, parse_host, parse_path
 ANY_HOST = ""
 ROOT = Path("")
 MOST_COMBINATIONS = 20_000
-"""Hosts times paths of one frontend."""
+"""The maximum number of hosts times paths of one frontend."""
 _MOST_ALTERNATIVES = 256
 CHALLENGES = Path("/.well-known/acme-challenge")
-"""Where certificates are applied for (RFC 8555, 8.3)."""
+"""The path of ACME challenges (RFC 8555, 8.3)."""
 
 _HOST = re.compile(
     r"(?:req\.)?f?hdr\(host\)((?:,(?:lower|host_only|(?:field|word)\(1,:\)))*)", re.IGNORECASE
@@ -36,7 +36,7 @@ _PATHS = {"path": "str", "path_beg": "beg", "path_str": "str"}
 
 
 class Fetch(StrEnum):
-    """What a condition looks at, as far as routes can express it."""
+    """The properties of a request in conditions that routes can express."""
 
     HOST = "host"
     PATH = "path"
@@ -49,36 +49,36 @@ class Fetch(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Test:
-    """One `acl` line, or what is in braces: true if the fetched value is one of `values`."""
+    """An `acl` line or an anonymous one in braces: true if the fetched value is one of `values`."""
 
     fetch: Fetch
     values: frozenset[str] | frozenset[Path] = frozenset()
     differences: tuple[str, ...] = ()
-    """How a route matches otherwise, for people."""
+    """How a route matches differently, for display."""
 
 
 @dataclass(frozen=True, slots=True)
 class Term:
-    """A test or its opposite.  Of several `tests`, one has to hold."""
+    """A test or its negation.  One of several `tests` has to be true."""
 
     tests: tuple[Test, ...]
     is_negated: bool = False
 
 
 Condition = tuple[tuple[Term, ...], ...]
-"""Alternatives, each of terms that must all hold."""
+"""Alternatives, each of terms that must all be true."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """Requests for one of `hosts` and one of `paths` go to `backend`; empty sets match all."""
+    """Requests for one of `hosts` and one of `paths` use `backend`; empty sets match all."""
 
     hosts: frozenset[str]
     paths: frozenset[Path]
     backend: str
 
     def matches(self, host: str, path: Path) -> bool:
-        """True if it takes the requests for `host` and `path` that no more specific path takes."""
+        """Return whether it matches `host` and `path`, apart from more specific paths."""
         return (not self.hosts or host in self.hosts) and (
             not self.paths or any(_covers(own, path) for own in self.paths)
         )
@@ -86,7 +86,7 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class Routes:
-    """Hosts and paths of one service; without hosts those of all, without paths all."""
+    """Hosts and paths of one service; an empty set of hosts or paths matches all."""
 
     hosts: tuple[str, ...]
     paths: tuple[Path, ...]
@@ -102,12 +102,15 @@ class Acls:
                 self._lines.setdefault(line.arguments[0], []).append(line)
 
     def used_by(self, lines: Iterable[Line]) -> list[Line]:
-        """The `acl` lines whose names occur in `lines`."""
+        """Return the `acl` lines whose names occur in `lines`."""
         words = {word.text.removeprefix("!") for line in lines for word in line.words}
         return [line for name in self._lines if name in words for line in self._lines[name]]
 
     def condition(self, words: Sequence[str], line: Line) -> Condition:
-        """The words after `if`.  Raises NotAService for what routes cannot express."""
+        """Parse the words after `if`.
+
+        Raises NotAService if routes cannot express the condition.
+        """
         found: list[tuple[Term, ...]] = []
         terms: list[Term] = []
         is_negated, at = False, 0
@@ -141,9 +144,9 @@ class Acls:
 def rules(
     backend: str, condition: Condition, line: Line, *, is_tls: bool, is_sni: bool
 ) -> tuple[list[Rule], list[str]]:
-    """The rules of one `use_backend`, and how routes match otherwise.
+    """Return the rules of one `use_backend`, and how routes match differently.
 
-    `is_tls` tells whether the frontend terminates TLS; with `is_sni`, TLS is passed through, and
+    `is_tls` is set if the frontend terminates TLS; with `is_sni`, TLS is passed through, and
     hosts are the names in Client Hellos.  Raises NotAService.
     """
     visible = {Fetch.SNI} if is_sni else {Fetch.HOST, Fetch.PATH}
@@ -167,7 +170,7 @@ def rules(
 
 
 def routes(rules: Sequence[Rule]) -> dict[str, list[Routes]]:
-    """By backend, the routes that lead to it, one for each set of hosts and paths.
+    """Return the routes of each backend, one for each set of hosts and paths.
 
     Raises NotAService if there are too many.  A backend that no request reaches has none.
     """
@@ -190,7 +193,7 @@ def routes(rules: Sequence[Rule]) -> dict[str, list[Routes]]:
 
 
 def _grouped(by_host: Mapping[str, Sequence[Path]]) -> list[Routes]:
-    """Hosts with the same paths together; no service can have some hosts and any host."""
+    """Group hosts with the same paths; a service cannot combine some hosts with any host."""
     by_paths: dict[tuple[bool, tuple[Path, ...]], list[str]] = {}
     for host, paths in by_host.items():
         by_paths.setdefault((host == ANY_HOST, tuple(paths)), []).append(host)
@@ -201,7 +204,7 @@ def _grouped(by_host: Mapping[str, Sequence[Path]]) -> list[Routes]:
 
 
 def _taken(kept: Mapping[str, Mapping[Path, str]], host: str, path: Path) -> str | None:
-    """The backend that less specific routes give: those for the host before those for any."""
+    """Return the backend of less specific routes: those for the host before those for any."""
     for name in dict.fromkeys((host, ANY_HOST)):
         own = () if name == host else (path,)
         for other in (*own, *_parents(path)):
@@ -211,7 +214,7 @@ def _taken(kept: Mapping[str, Mapping[Path, str]], host: str, path: Path) -> str
 
 
 def _parents(path: Path) -> Iterator[Path]:
-    """The prefixes that match all that `path` matches, the longest first."""
+    """Yield the prefixes that match everything that `path` matches, the longest first."""
     text = path.text
     if path.is_exact:
         text = text.removesuffix("/")
@@ -232,7 +235,7 @@ def _specificity(path: Path) -> tuple[bool, int, str]:
 
 
 def _is_certain(term: Term, line: Line) -> bool:
-    """True if a term does not depend on the request."""
+    """Return whether a term does not depend on the request."""
     kinds = {test.fetch for test in term.tests}
     if kinds == {Fetch.TLS}:
         return True
@@ -248,7 +251,7 @@ def _is_impossible(term: Term, is_tls: bool) -> bool:
 
 
 def _rule(backend: str, tests: Sequence[Test], line: Line) -> Rule | None:
-    """One rule for tests that must all hold; None if they never do."""
+    """Return a rule for tests that must all be true; None if that is impossible."""
     hosts: frozenset[str] | None = None
     paths: frozenset[Path] | None = None
     for test in tests:
@@ -269,7 +272,7 @@ def _outer(paths: frozenset[Path]) -> frozenset[Path]:
 
 
 def _test(words: Sequence[str], line: Line) -> Test:
-    """A test from its words: a fetch with converters, flags, values (manual 7.1)."""
+    """Return a test from its words: a fetch with converters, flags, values (manual 7.1)."""
     fetch = words[0] if words else ""
     method, values, ignores_case = "", list(words[1:]), False
     while values and values[0].startswith("-"):

@@ -1,7 +1,7 @@
-"""haproxy.cfg as sections of lines, with the place of each.
+"""Parse haproxy.cfg into sections of lines, with the place of each.
 
-Sections begin where HAProxy sees them begin.  What HAProxy could not read, or what no file of ours
-may hold, is told as a problem, and the section that it stands in is not used.
+Sections begin where they begin for HAProxy.  A line that HAProxy cannot parse, or that
+fc-frontend's files must not contain, is reported as a problem, and its section is not used.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from fc_frontend.syntax.lines import MAX_LINE, Line, LineKind, read_line
 from fc_frontend.syntax.sections import PROXIES
 
 MAX_TEXT = 4 * 1024 * 1024
-"""Of all files together, in characters."""
+"""The maximum size of all files together, in characters."""
 MOST_SECTIONS = 5_000
 MOST_DEFAULTS = 32
-"""One from another."""
+"""The maximum depth of inheritance."""
 MOST_INHERITED = 500
-"""Lines from `defaults` that hold for one section."""
+"""The maximum number of lines that a section inherits from `defaults`."""
 
 
 @dataclass(slots=True)
 class OldSection:
-    """A section: `base` is the `defaults` that holds for it, `comment` what stands above it."""
+    """A section: `base` is the `defaults` section it inherits, `comment` the comment above it."""
 
     kind: str
     name: str
@@ -34,21 +34,21 @@ class OldSection:
     comment: tuple[str, ...] = ()
     lines: list[Line] = field(default_factory=list)
     broken: bool = False
-    """True if it cannot be used; a problem says why."""
+    """Whether it cannot be used; a problem contains the reason."""
     depth: int = 0
-    """How many `defaults` hold for it."""
+    """The number of `defaults` sections that it inherits."""
     inherited: int = 0
-    """How many lines they have."""
+    """The number of lines in these."""
     conditional: bool = False
-    """True if HAProxy's preprocessor decides about some of its lines (`.if`)."""
+    """Whether some of its lines depend on HAProxy's preprocessor (`.if`)."""
 
     @property
     def statements(self) -> list[Line]:
-        """The lines that say something."""
+        """The lines that are not empty or comments."""
         return [line for line in self.lines if line.words]
 
     def lineage(self) -> list[OldSection]:
-        """The `defaults` that hold for it, the most general one first."""
+        """Return the `defaults` that it inherits, the most general one first."""
         chain: list[OldSection] = []
         base = self.base
         while base is not None:
@@ -58,9 +58,9 @@ class OldSection:
 
 
 def read_sections(texts: Iterable[tuple[str, str]]) -> tuple[list[OldSection], list[Problem]]:
-    """The sections of files, given as (file, text), in HAProxy's order, and what is wrong.
+    """Return the sections of files, given as (file, text), in HAProxy's order, and the problems.
 
-    Raises `Refused` if the whole is too large.
+    Raises `Refused` if the files together are too large.
     """
     reader = _Reader()
     size = 0
@@ -75,7 +75,7 @@ def read_sections(texts: Iterable[tuple[str, str]]) -> tuple[list[OldSection], l
 
 
 class _Reader:
-    """Reads files one after the other: `defaults` reach from one into the next."""
+    """Reads files one after another: `defaults` of one file apply to the next."""
 
     def __init__(self) -> None:
         self.sections: list[OldSection] = []
@@ -105,7 +105,7 @@ class _Reader:
     def _read_line(self, line: Line) -> None:
         number, code = line.number, line.code
         if line.kind is LineKind.BLANK:
-            # A comment is worth no refusal.
+            # A comment is no reason to reject a section.
             self._comment.append(_shown(line.source.rstrip()))
         elif line.kind is LineKind.EMPTY:
             self._refuse(
@@ -240,10 +240,10 @@ class _Reader:
         self._taken[kind, section.name] = section
 
     def _split_comment(self) -> tuple[str, ...]:
-        """The comment right above a section; what stands before a blank line belongs further up."""
+        """Return the comment directly above a section, without text before a blank line."""
         above: list[str] = []
         if self._section is None:
-            # What stands at the head of a file has no other place.
+            # Comments at the beginning of a file have no other place.
             above, self._comment = [text for text in self._comment if text], []
         while self._comment and self._comment[-1]:
             above.insert(0, self._comment.pop())

@@ -1,7 +1,7 @@
-"""`global`, `resolvers` and the statistics page as settings.
+"""Convert `global`, `resolvers` and the statistics page to settings.
 
-Of `global` only what is known to be safe goes along; what runs programs, belongs to the service
-manager or would take away what fc-frontend relies on is told instead.
+Only lines of `global` that are known to be safe are imported; lines that run programs, belong to
+the service manager or would remove what fc-frontend depends on are reported instead.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ OWN_GLOBAL = {
     "nbproc": "HAProxy 2.5 and later have threads only",
     "server-state-base": "fc-frontend writes its own",
 }
-"""Lines of `global` that fc-frontend writes itself, or that it does not need; and why."""
+"""Lines of `global` that fc-frontend writes itself or does not need, and the reasons."""
 _UNSAFE = {
     "zero-warning": "HAProxy warns of things that are meant; let `fc-frontend check` judge",
     "uid": "set haproxy.user to the account's name",
@@ -72,7 +72,7 @@ _HOST = re.compile(r"(?P<name>(?=[^:]*[A-Za-z])[A-Za-z0-9_.-]{1,253})(?::(?P<por
 
 @dataclass(slots=True)
 class FoundSettings:
-    """Settings, and what was not carried over (errors) or differs (warnings)."""
+    """The settings, and problems: parts that were not imported (errors) or differ (warnings)."""
 
     cluster: dict[str, Any] = field(default_factory=dict)
     haproxy: dict[str, Any] = field(default_factory=dict)
@@ -83,7 +83,7 @@ class FoundSettings:
 
 
 def take_global(found: FoundSettings, sections: Iterable[OldSection], own_log: Meaning) -> None:
-    """What the `global` sections say; `own_log` is the line that fc-frontend writes by itself."""
+    """Add the `global` sections; `own_log` is the log line that fc-frontend writes by default."""
     logs: list[tuple[OldSection, Line]] = []
     for section in sections:
         inside = 0
@@ -178,7 +178,7 @@ def _stats_socket(found: FoundSettings, section: OldSection, line: Line) -> None
 def take_resolvers(
     found: FoundSettings, section: OldSection, address_of: Callable[[str], str | None]
 ) -> None:
-    """A `resolvers` section as fc-frontend's own; `address_of` looks up a nameserver's name."""
+    """Add a `resolvers` section as fc-frontend's own; `address_of` resolves a nameserver's name."""
     nameservers: dict[tuple[str, int], set[str]] = {}
     for line in section.statements:
         keyword, arguments = line.keyword, line.arguments
@@ -284,7 +284,7 @@ _STATS_LINES = re.compile(
 
 
 def stats_bind(section: OldSection) -> str | None:
-    """The address of a section that is a statistics page such as fc-frontend's own; else None."""
+    """Return the address of a statistics page like fc-frontend's own; None for other sections."""
     binds, uri, mode = [], "", "tcp"
     statements = section.statements
     for line in [*(one for base in section.lineage() for one in base.statements), *statements]:
@@ -314,7 +314,7 @@ def stats_bind(section: OldSection) -> str | None:
 def unset_notice(
     unset: Iterable[tuple[str, tuple[str, ...]]], *, has_fragments: bool
 ) -> list[Problem]:
-    """What fc-frontend's own `defaults` add to the services, by mode."""
+    """Return warnings about lines that fc-frontend's own `defaults` add to services, by mode."""
     said: dict[str, dict[str, None]] = {}
     for mode, lines in unset:
         said.setdefault(mode, {}).update(dict.fromkeys(lines))

@@ -1,1 +1,1 @@
-"""The values that all stages share.  Imports nothing of ours."""
+"""Values shared by all stages.  Imports nothing of fc-frontend's own."""

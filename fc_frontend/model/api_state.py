@@ -1,4 +1,4 @@
-"""How the watch of the Kubernetes API is doing."""
+"""The state of the watch of the Kubernetes API."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 EXPIRY_WARNING: Final = 14 * 86400.0
-"""Seconds before the credentials expire from which on operators are warned."""
+"""The number of seconds before the expiry of the credentials at which warnings begin."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ApiState:
-    """One look at it.
+    """A snapshot of the state.
 
-    `age` is how many seconds ago the API server last said anything, None if it never did.  `lists`
-    counts complete lists by what made them necessary, `failures` what went wrong, by kind.
-    `failure` is what is wrong now, None while all is well.  `held` are the services whose last pods
-    are kept although the API shows none; `expires` is when the credentials do, in Unix time, where
-    that is known.
+    `age` is the time in seconds since the API server last sent data, None if it never did.  `lists`
+    counts complete lists by the kind of failure that made them necessary, `failures` counts
+    failures by kind.  `failure` is the current failure, None if there is none.  `held` are the
+    services whose last pods are kept although the API lists none; `expires` is the expiry of the
+    credentials, in Unix time, if known.
     """
 
     is_synced: bool = False
@@ -32,7 +32,7 @@ class ApiState:
     expires: float | None = None
 
     def as_json(self) -> dict[str, Any]:
-        """What the status document has of it."""
+        """Return the state in the format of the status document."""
         return {
             "current": self.is_current,
             "age": None if self.age is None else round(self.age, 3),

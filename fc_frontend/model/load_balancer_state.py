@@ -1,4 +1,4 @@
-"""How Services of type LoadBalancer are doing, for metrics and outputs."""
+"""The state of Services of type LoadBalancer, for metrics and outputs."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadBalancerState:
-    """One look at it.
+    """A snapshot of the state.
 
-    `services` counts them by what their condition says, or should say.  `pool_sizes` and
-    `pool_used` have the addresses of each pool, and those that Services have.  The counters are
-    about statuses since the start.
+    `services` counts them by the reason of their condition, actual or desired.  `pool_sizes` and
+    `pool_used` are the number of addresses of each pool, and of those in use by Services.  The
+    counters are about statuses since the start.
     """
 
     services: Mapping[str, int] = field(default_factory=dict)
@@ -27,11 +27,11 @@ class LoadBalancerState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BalancedService:
-    """A Service that gets its address here.
+    """A Service whose address is assigned here.
 
-    `addresses` are those that it is assigned, `published` those in its status; `problems` have what
-    is wrong with its address, and the fix.  `overwritten` counts how often others have changed the
-    status that this frontend had written.
+    `addresses` are those assigned to it, `published` those in its status; `problems` are the
+    problems with its address, and the remedies.  `overwritten` counts how often others have changed
+    the status written by this frontend.
     """
 
     namespace: str
@@ -44,7 +44,7 @@ class BalancedService:
     overwritten: int = 0
 
     def as_json(self) -> dict[str, Any]:
-        """The Service in the shape of all JSON output."""
+        """Return the Service in the format of all JSON output."""
         return {
             "namespace": self.namespace,
             "name": self.name,
@@ -58,9 +58,9 @@ class BalancedService:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadBalancerView:
-    """All Services that get their address here, and which frontend writes their status.
+    """All Services whose address is assigned here, and the frontend that writes their status.
 
-    `holder` has the Lease, as far as it is known; `is_leader` if that is this frontend.
+    `holder` is the holder of the Lease, if known; `is_leader` if that is this frontend.
     """
 
     is_leader: bool = False
@@ -68,7 +68,7 @@ class LoadBalancerView:
     services: tuple[BalancedService, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
-        """The view in the shape of all JSON output."""
+        """Return the view in the format of all JSON output."""
         return {
             "leader": self.is_leader,
             "holder": self.holder,

@@ -1,6 +1,6 @@
-"""Address pools, and what a Service of type LoadBalancer asks for.
+"""Address pools, and the requests of Services of type LoadBalancer.
 
-Imports nothing of ours.  Texts of a Service are as its author wrote them: they are hostile.
+Imports nothing of fc-frontend's own.  Texts of a Service are unvalidated: treat them as hostile.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ DEFAULT_CLASS = "fc-frontend.io/haproxy"
 
 
 def family_of(address: IpAddress) -> IpFamily:
-    """The family of an address."""
+    """Return the family of an address."""
     return "ipv4" if address.version == 4 else "ipv6"
 
 
@@ -39,7 +39,7 @@ class AddressRange:
 
     @property
     def size(self) -> int:
-        """How many addresses it has."""
+        """The number of its addresses."""
         return int(self.last) - int(self.first) + 1
 
     def __contains__(self, address: IpAddress) -> bool:
@@ -55,7 +55,7 @@ class AddressRange:
         return str(self.first) if self.first == self.last else f"{self.first}-{self.last}"
 
     def overlaps(self, other: AddressRange) -> bool:
-        """True if some address is in both."""
+        """Return whether both have an address in common."""
         return self.first in other or other.first in self
 
 
@@ -63,7 +63,7 @@ class AddressRange:
 class AddressPool:
     """Addresses for Services of type LoadBalancer.
 
-    A pool with `is_default` serves Services that name no pool.  `namespaces` are those whose
+    A pool with `is_default` serves Services that request no pool.  `namespaces` are those whose
     Services may use it, None for all.
     """
 
@@ -73,19 +73,19 @@ class AddressPool:
     namespaces: tuple[str, ...] | None = None
 
     def has(self, address: IpAddress) -> bool:
-        """True if `address` is in one of its ranges."""
+        """Return whether `address` is in one of its ranges."""
         return any(address in each for each in self.ranges)
 
     def admits(self, namespace: str) -> bool:
-        """True if Services of `namespace` may use it."""
+        """Return whether Services of `namespace` may use it."""
         return self.namespaces is None or namespace in self.namespaces
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadBalancerSettings:
-    """Which Services of type LoadBalancer get an address here, and from which pools.
+    """The Services of type LoadBalancer that get an address here, and the pools for it.
 
-    With `is_default`, Services without `loadBalancerClass` get one as well.
+    With `is_default`, this includes Services without `loadBalancerClass`.
     """
 
     class_name: str = DEFAULT_CLASS
@@ -93,7 +93,7 @@ class LoadBalancerSettings:
     pools: tuple[AddressPool, ...] = ()
 
     def owns(self, service: LoadBalancerRequest) -> bool:
-        """True if the Service's load balancer is this one (KEP-1959)."""
+        """Return whether this load balancer is responsible for the Service (KEP-1959)."""
         if service.has_left:
             return False
         if service.class_name is None:
@@ -118,7 +118,7 @@ class BalancedPort(NamedTuple):
 
     @property
     def is_served(self) -> bool:
-        """True if HAProxy can serve it: it has no UDP or SCTP load balancing."""
+        """Whether HAProxy can serve it: it does not balance UDP or SCTP."""
         return self.protocol == "TCP"
 
 
@@ -139,7 +139,7 @@ class IngressAddress(NamedTuple):
 
 
 class ServedCondition(NamedTuple):
-    """The condition `SERVED` of a Service: whether anything of it is served, and why not all is.
+    """The condition `SERVED` of a Service: whether any port is served, and why not all of them.
 
     `cause` is its `reason`, one word.
     """
@@ -151,12 +151,12 @@ class ServedCondition(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadBalancerRequest:
-    """What a Service of type LoadBalancer asks for, and what its status says.
+    """The request of a Service of type LoadBalancer, and its status.
 
     `created` is its creationTimestamp, which sorts as text.  `requested` are the addresses of the
-    annotation, and `load_balancer_ip` the deprecated field for one.  `affinity` is how many seconds
-    a client stays with its pod, None without sessionAffinity.  With `has_left`, it is of another
-    type by now, and has the status of a load balancer still.
+    annotation, and `load_balancer_ip` is the deprecated field for one.  `affinity` is how many
+    seconds a client keeps its pod, None without sessionAffinity.  With `has_left`, it has changed
+    to another type, but its status is still that of a load balancer.
     """
 
     created: str = ""

@@ -1,11 +1,11 @@
-"""The state of a service, for every output: one function of what is known of it at one moment.
+"""The state of a service, for every output: a function of its view at one moment.
 
-    unknown    HAProxy cannot be asked, or nothing was ever heard of the service
-    down       no server is up: nobody is served
-    empty      there are no endpoints: nobody is served
-    degraded   some servers are down, or some endpoints get no traffic
-    stale      the endpoints are older than they should be: discovery gives no answer
-    withheld   what the files declare is not deployed; it runs as before
+    unknown    HAProxy cannot be queried, or discovery never had an answer
+    down       no server is up: no requests are served
+    empty      there are no endpoints: no requests are served
+    degraded   some servers are down, or some endpoints receive no traffic
+    stale      the endpoints are outdated: discovery returns no answer
+    withheld   the declared configuration is not deployed; the service runs as before
     ok
 
 The first one that applies counts.
@@ -34,13 +34,13 @@ class HaproxyState(StrEnum):
 
     RUNNING = "running"
     STOPPED = "stopped"
-    """Nobody listens at its runtime socket."""
+    """No process listens at its runtime socket."""
     UNKNOWN = "unknown"
-    """It cannot be asked, for want of permission or because it gives no answer."""
+    """It cannot be queried, for lack of permission or because it does not respond."""
 
 
 class Health(StrEnum):
-    """What HAProxy does with a server."""
+    """The state of a server in HAProxy."""
 
     UP = "up"
     DOWN = "down"
@@ -52,9 +52,9 @@ class Health(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """How many servers of a service are in which state.
+    """The number of servers of a service in each state.
 
-    `standby` counts those that are up and take requests only while no other server is.
+    `standby` counts those that are up and receive requests only while no other server is up.
     """
 
     up: int = 0
@@ -66,16 +66,16 @@ class Counts:
 
     @property
     def with_pod(self) -> int:
-        """The servers that have a pod."""
+        """The number of servers that have a pod."""
         return self.up + self.down + self.drained + self.maintenance
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServiceView:
-    """What a service's state follows from.
+    """The values that determine a service's state.
 
-    `counts` is None if HAProxy does not have the service; `endpoints` is how many discovery found,
-    None if it never gave an answer.
+    `counts` is None if HAProxy does not have the service; `endpoints` is the number of discovered
+    endpoints, None if discovery never had an answer.
     """
 
     haproxy: HaproxyState
@@ -84,14 +84,14 @@ class ServiceView:
     without_slot: int = 0
     """Endpoints for which HAProxy has no server."""
     rejected: int = 0
-    """Addresses that get no traffic, as they are outside of the cluster's networks."""
+    """Addresses that receive no traffic, as they are outside of the cluster's networks."""
     is_current: bool = True
-    """True if discovery's last answer is a good one."""
+    """Whether discovery's last query succeeded."""
     is_withheld: bool = False
 
 
 def service_state(view: ServiceView) -> ServiceState:
-    """The state of a service."""
+    """Return the state of a service."""
     counts = view.counts
     if view.haproxy is HaproxyState.UNKNOWN:
         return ServiceState.UNKNOWN

@@ -1,11 +1,11 @@
-"""Units: the things that can be wrong on their own, and what HAProxy runs of them.
+"""Units: parts of the configuration that can be invalid on their own, with their running form.
 
     declared form ─┐
                    ├─► Change (added, edited, removed) ─► applied, or withheld
     running form ──┘
 
-A unit's form is the text of its section in haproxy.cfg.  Comparing texts covers everything that
-can change it: the declaration, DNS answers, settings, templates and another fc-frontend.
+A unit's form is the text of its section in haproxy.cfg.  A comparison of texts covers everything
+that can change it: the declaration, DNS answers, settings, templates and another fc-frontend.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 
 class UnitKind(StrEnum):
-    """What a unit is."""
+    """The kind of a unit."""
 
     SETTINGS = "settings"
     TEMPLATES = "templates"
@@ -26,10 +26,10 @@ class UnitKind(StrEnum):
     FILE = "file"
     """A file, or services.d, that cannot be read as a whole: it has no section of its own."""
     DUPLICATE = "duplicate"
-    """A definition of a service that does not count, because another file defines it as well."""
+    """A definition of a service that is ignored, because another file defines it as well."""
 
     __hash__ = str.__hash__
-    """As its text: an enum's own hash is computed in Python each time."""
+    """The hash of its text: an enum's own hash is computed in Python each time."""
 
 
 class UnitId(NamedTuple):
@@ -47,7 +47,7 @@ class UnitId(NamedTuple):
 
     @property
     def position(self) -> tuple[int, str, str]:
-        """The key by which units sort."""
+        """The sort key of units."""
         return _POSITIONS[self.kind], self.name, self.source
 
     def __str__(self) -> str:
@@ -68,8 +68,8 @@ ENVIRONMENT = frozenset((SETTINGS, TEMPLATES))
 class Resource(NamedTuple):
     """Something that sections share or compete for, such as a bind or the name of a backend.
 
-    `kind` is "bind", "service" (a Kubernetes Service and port), or HAProxy's word for a named
-    thing: "backend", "userlist", "peers", "resolvers" and so on.
+    `kind` is "bind", "service" (a Kubernetes Service and port), or HAProxy's keyword for a named
+    object: "backend", "userlist", "peers", "resolvers" and so on.
     """
 
     kind: str
@@ -83,8 +83,8 @@ class Resource(NamedTuple):
 class Section:
     """A unit's text in haproxy.cfg.
 
-    `declaration` is a digest of what it was rendered from: it stays the same where only templates
-    or DNS answers change.  `file` is the file that declares it, if that is known.
+    `declaration` is a digest of the source of the text: it does not change if only templates
+    or DNS answers change.  `file` is the file that declares it, if known.
     """
 
     unit: UnitId
@@ -92,7 +92,7 @@ class Section:
     declaration: str = ""
     file: str = field(default="", compare=False)
     is_trusted: bool = field(default=True, compare=False)
-    """False if the file is not trusted."""
+    """Whether the file is trusted."""
 
 
 class ChangeKind(StrEnum):

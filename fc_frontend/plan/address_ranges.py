@@ -1,4 +1,4 @@
-"""Address ranges of pools as operators write them."""
+"""Address ranges of pools, in the notation of the configuration."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ _UNUSABLE = tuple(
     AddressRange(network[0], network[-1])
     for network in map(ip_network, ("0.0.0.0/32", "224.0.0.0/3", "::/128", "ff00::/8", "fe80::/10"))
 )
-"""Wildcards, multicast and reserved addresses, and those that are valid on one link only."""
+"""Wildcard, multicast, reserved and link-local addresses."""
 
 
 def parse_address_range(text: str) -> AddressRange:
-    """An address, a network or two addresses of one family, as `198.51.100.16-198.51.100.31`.
+    """Parse an address, a network or a range of one family, as `198.51.100.16-198.51.100.31`.
 
-    All addresses of a network count, also its first and last.  Raises NotAnAddress.
+    All addresses of a network count, including the first and the last.  Raises NotAnAddress.
     """
     first_text, dash, last_text = text.partition("-")
     if dash:
@@ -47,7 +47,7 @@ def parse_address_range(text: str) -> AddressRange:
 def shared_ranges(
     pools: Iterable[AddressPool],
 ) -> tuple[tuple[str, AddressRange], tuple[str, AddressRange]] | None:
-    """Two pools that have an address in common, each with its range; None if there are none."""
+    """Return two pools that share an address, each with its range; None if there are none."""
     listed = [(pool.name, each) for pool in pools for each in pool.ranges]
     pairs = combinations(listed, 2)
     return next((pair for pair in pairs if pair[0][1].overlaps(pair[1][1])), None)

@@ -1,7 +1,7 @@
-"""Addresses as operators write them, turned into values that cannot carry anything else.
+"""Parse addresses from the configuration into values that are safe in haproxy.cfg.
 
 HAProxy expands environment variables and splits at commas inside addresses (manual 2.4 and 5.1), so
-nothing reaches haproxy.cfg that was not taken apart and put together again here.
+every address in haproxy.cfg is parsed and formatted again here.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from fc_frontend.plan.model import Address, Bind, BindRange, Nameserver, Network
 from fc_frontend.syntax.endpoints import MAX_SOCKET_PATH
 
 PATH_LETTERS = r"A-Za-z0-9._+@=~/-"
-"""As a regular expression has them in brackets."""
+"""The content of a character class in a regular expression."""
 SAFE_PATH = re.compile(rf"/[{PATH_LETTERS}]+")
 _ABSTRACT_NAME = re.compile(r"[A-Za-z0-9._@/-]{1,97}")
 _PORT = re.compile(r"[0-9]{1,5}")
 
 
 class NotAnAddress(ValueError):
-    """A text that is not what it should be, with the remedy."""
+    """A text that is not a valid address, with the remedy."""
 
     def __init__(self, message: str, remedy: str) -> None:
         super().__init__(message)
@@ -29,7 +29,7 @@ class NotAnAddress(ValueError):
 
 
 def parse_port(text: str, whole: str) -> int:
-    """A port from 1 to 65535.  Raises NotAnAddress."""
+    """Parse a port from 1 to 65535.  Raises NotAnAddress."""
     if re.fullmatch(r"[0-9]+-[0-9]+", text):
         raise NotAnAddress(
             f"{whole!r} is a range of ports", "give one port, and a line for each further one"
@@ -42,7 +42,7 @@ def parse_port(text: str, whole: str) -> int:
 
 
 def parse_address(text: str) -> Address:
-    """An IPv4 or IPv6 address without zone.  Raises NotAnAddress."""
+    """Parse an IPv4 or IPv6 address without a zone.  Raises NotAnAddress."""
     try:
         if "%" in text:
             raise ValueError
@@ -68,7 +68,7 @@ def _address_remedy(text: str) -> str:
 
 
 def parse_network(text: str) -> Network:
-    """An IPv4 or IPv6 network such as 10.1.0.0/16.  Raises NotAnAddress."""
+    """Parse an IPv4 or IPv6 network such as 10.1.0.0/16.  Raises NotAnAddress."""
     try:
         if "%" in text:
             raise ValueError
@@ -84,7 +84,7 @@ def parse_network(text: str) -> Network:
 
 
 def _split_host_port(text: str, *, default_port: str | None = None) -> tuple[str, str]:
-    """Host and port of `host:port` or `[v6]:port`, both still to be checked."""
+    """Return host and port of `host:port` or `[v6]:port`, neither of them validated."""
     if text.startswith("["):
         host, bracket, rest = text[1:].partition("]")
         if not bracket:
@@ -115,9 +115,9 @@ def _split_host_port(text: str, *, default_port: str | None = None) -> tuple[str
 
 
 def parse_bind(text: str) -> Bind:
-    """A bind address (HAProxy manual 5.1).  Raises NotAnAddress.
+    """Parse a bind address (HAProxy manual 5.1).  Raises NotAnAddress.
 
-    Takes IPv4 and bracketed IPv6 with a port, `*:port`, `unix@/path` and `abns@name`.
+    Accepts IPv4 and bracketed IPv6 with a port, `*:port`, `unix@/path` and `abns@name`.
     """
     if len(text.split()) > 1:
         raise NotAnAddress(
@@ -173,10 +173,10 @@ def _is_address(text: str) -> bool:
 
 
 def normal_bind(text: str) -> str:
-    """An IP bind as HAProxy accepts it (manual 11.1), in the way that `parse_bind` takes it.
+    """Convert an IP bind that HAProxy accepts (manual 11.1) to the notation of `parse_bind`.
 
-    IPv6 needs no brackets there, as in `:::80`: the port is what follows the last colon.  `ipv4@`
-    and `ipv6@` say which family a wildcard has.  What is no such bind is returned as it is.
+    HAProxy needs no brackets for IPv6, as in `:::80`: the port follows the last colon.  `ipv4@`
+    and `ipv6@` set the family of a wildcard.  Any other text is returned unchanged.
     """
     family, at, rest = text.rpartition("@")
     if at and family not in ("ipv4", "ipv6"):
@@ -193,7 +193,7 @@ def normal_bind(text: str) -> str:
 
 
 def parse_bind_range(text: str) -> BindRange:
-    """Addresses and ports such as `198.51.100.0/28:1024-65535` or `[2001:db8::1]:443`.
+    """Parse addresses and ports such as `198.51.100.0/28:1024-65535` or `[2001:db8::1]:443`.
 
     The address may be a network, or `*` for all; the port may be a range.  Raises NotAnAddress.
     """
@@ -215,7 +215,7 @@ def parse_bind_range(text: str) -> BindRange:
 
 
 def parse_nameserver(text: str) -> Nameserver:
-    """A nameserver: `10.0.0.254:53`, `[v6]:53`, or with `tcp://` or `udp://` before it.
+    """Parse a nameserver: `10.0.0.254:53`, `[v6]:53`, or with a `tcp://` or `udp://` prefix.
 
     Without a scheme both transports are used; without a port, 53.  Raises NotAnAddress.
     """
@@ -235,10 +235,10 @@ def parse_nameserver(text: str) -> Nameserver:
 
 @lru_cache(maxsize=65536)
 def is_within(text: str, networks: tuple[Network, ...]) -> bool:
-    """True if the address `text` is in one of `networks`, and can be the address of a pod.
+    """Return whether the address `text` is in one of `networks`, and can be the address of a pod.
 
-    Addresses of this host itself count only in a network of such addresses alone.  Remembered: a
-    sweep asks the same of the same addresses every second.
+    Loopback, link-local, multicast and unspecified addresses match only a network that consists of
+    them.  Cached: a sweep checks the same addresses every second.
     """
     address = ip_address(text)
     return any(
@@ -250,5 +250,5 @@ def is_within(text: str, networks: tuple[Network, ...]) -> bool:
 
 
 def _is_special(of: Address | Network) -> bool:
-    """True for this host's own and other addresses that no pod has, and networks of them alone."""
+    """Return whether an address or network is loopback, link-local, multicast or unspecified."""
     return of.is_loopback or of.is_link_local or of.is_multicast or of.is_unspecified

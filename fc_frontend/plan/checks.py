@@ -1,6 +1,6 @@
-"""What is wrong between declarations that are each fine for themselves.
+"""Find problems between declarations that are each valid on their own.
 
-Pure: the addresses of this host come in as values.
+Pure: the addresses of this host are passed as values.
 """
 
 from __future__ import annotations
@@ -22,7 +22,11 @@ from fc_frontend.plan.model import (
 
 
 def settings_problems(settings: Settings, host: Sequence[Address] = ()) -> tuple[Problem, ...]:
-    """Networks that overlap each other (errors) or addresses of this host (warnings), and more."""
+    """Return the problems of the settings.
+
+    Networks that overlap each other are errors, and those that contain addresses of this host are
+    warnings.
+    """
     cluster, haproxy = settings.cluster, settings.haproxy
     found: list[Problem] = []
     for service in cluster.service_networks:
@@ -82,7 +86,10 @@ def settings_problems(settings: Settings, host: Sequence[Address] = ()) -> tuple
 
 
 def service_problems(settings: Settings, specs: Iterable[ServiceSpec]) -> tuple[Problem, ...]:
-    """Services that need nodes or the API and have none, or whose nodes are their own binds."""
+    """Return the problems of services.
+
+    Services may lack the nodes or the API that they need, or have a node that is their own bind.
+    """
     listed = tuple(specs)
     return (
         *_without_nodes(settings, listed),
@@ -92,7 +99,7 @@ def service_problems(settings: Settings, specs: Iterable[ServiceSpec]) -> tuple[
 
 
 def _loops(settings: Settings, specs: Iterable[ServiceSpec]) -> tuple[Problem, ...]:
-    """Nodes at which HAProxy would connect to itself, again and again."""
+    """Return nodes at which HAProxy would connect to itself in a loop."""
     return tuple(
         Problem(
             f"node {name} has the address and port of the bind {bind}: HAProxy would connect to "

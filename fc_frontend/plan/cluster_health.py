@@ -1,4 +1,4 @@
-"""The basic health of a cluster: what its API server says of itself and of the nodes."""
+"""The basic health of a cluster: the readiness of its API server, and its nodes."""
 
 from __future__ import annotations
 
@@ -13,17 +13,20 @@ from fc_frontend.text import one_line
 
 @dataclass(frozen=True, slots=True)
 class ApiResponse:
-    """What the API server said to one request: `status` is None if nothing, and `said` why."""
+    """The response of the API server to a request.
+
+    Without a response, `status` is None, and `said` is the reason.
+    """
 
     status: int | None
     said: str = ""
     ahead: float | None = None
-    """Seconds that its clock is ahead of ours."""
+    """Seconds that its clock is ahead of the local one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A node, as far as it tells; `reason` is that of its Ready condition."""
+    """A node of the API; `reason` is that of its Ready condition."""
 
     name: str
     ready: bool
@@ -31,18 +34,18 @@ class Node:
     addresses: tuple[str, ...] = ()
     pod_networks: tuple[str, ...] = ()
     version: str = ""
-    """Of its kubelet, such as `v1.33.1+k3s1`."""
+    """The version of its kubelet, such as `v1.33.1+k3s1`."""
 
     def as_json(self) -> dict[str, Any]:
-        """The node in the shape of the JSON output."""
+        """Return the node in the format of the JSON output."""
         return {"name": self.name, "ready": self.ready, "reason": self.reason}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClusterHealth:
-    """What the API server answered: `ready` to GET /readyz, `listed` to the list of nodes.
+    """The responses of the API server: `ready` to GET /readyz, `listed` to the list of nodes.
 
-    `nodes` is None if they were not listed.
+    `nodes` is None if they could not be listed.
     """
 
     server: str
@@ -50,16 +53,16 @@ class ClusterHealth:
     listed: ApiResponse
     nodes: tuple[Node, ...] | None = None
     certificate_days: float | None = None
-    """How long the server's certificate is still good for, in days."""
+    """The days until the server's certificate expires."""
 
     @property
     def is_ready(self) -> bool | None:
-        """Whether the API server is ready; None if these credentials may not ask (403)."""
+        """Whether the API server is ready; None if these credentials lack the permission (403)."""
         return None if self.ready.status == 403 else self.ready.status == 200
 
     @property
     def is_k3s(self) -> bool:
-        """True if nodes say that they are of k3s."""
+        """Whether the kubelet version of a node is that of k3s."""
         return any("+k3s" in node.version for node in self.nodes or ())
 
     @property
@@ -69,12 +72,12 @@ class ClusterHealth:
 
     @property
     def unready_nodes(self) -> str:
-        """The first nodes that are not ready, with their reasons; empty if all are."""
+        """The first nodes that are not ready, with their reasons; empty if all are ready."""
         return some(f"{node.name} ({node.reason})" for node in self.nodes or () if not node.ready)
 
 
 def parse_nodes(items: Iterable[Any]) -> tuple[Node, ...]:
-    """The nodes in the items of lists; what is not as expected is left out."""
+    """Return the nodes in the items of lists; malformed items are left out."""
     return tuple(node for item in items if (node := _node(item)) is not None)
 
 

@@ -1,8 +1,8 @@
-"""Services and EndpointSlices of the Kubernetes API, reduced to what a frontend needs.
+"""Services and EndpointSlices of the Kubernetes API, reduced to the fields that a frontend needs.
 
-Tuples instead of objects: 5,000 slices take a third of the memory.  What the API server promises
-is not relied on: hand-made objects and other implementations leave fields out, so everything that
-is not what it should be counts as absent.
+Tuples instead of objects: 5,000 slices take a third of the memory.  The API's schema is not relied
+on: hand-made objects and other implementations omit fields, so every malformed value counts as
+absent.
 """
 
 from __future__ import annotations
@@ -17,29 +17,29 @@ from fc_frontend.plan.model import Family
 from fc_frontend.plan.untyped import as_list, as_mapping, as_text, is_port, is_text
 
 SERVICE_LABEL = "kubernetes.io/service-name"
-"""The label of a slice that names its Service, whoever manages the slice (discovery.k8s.io/v1)."""
+"""The label of a slice with the name of its Service, whatever manages it (discovery.k8s.io/v1)."""
 NOT_BALANCED = "node.kubernetes.io/exclude-from-external-load-balancers"
-"""The label of nodes that no load balancer sends anything to."""
+"""The label of nodes that are excluded from load balancers."""
 HEADLESS = "None"
 """The `clusterIP` of a headless Service."""
 
 
 class ObjectKey(NamedTuple):
-    """What names an object of one kind."""
+    """The identity of an object of one resource."""
 
     namespace: str
     name: str
 
 
 class Condition(IntEnum):
-    """What an endpoint's three conditions amount to (KEP-1672), best first."""
+    """The condition of an endpoint, derived from three conditions (KEP-1672), best first."""
 
     READY = 0
-    """It gets new connections."""
+    """It receives new connections."""
     DRAINING = 1
-    """Its pod terminates and still serves: it keeps its connections and gets no new ones."""
+    """Its pod terminates but still serves: it keeps its connections and receives no new ones."""
     NOT_READY = 2
-    """It gets no traffic."""
+    """It receives no traffic."""
 
 
 class SlicePort(NamedTuple):
@@ -51,7 +51,7 @@ class SlicePort(NamedTuple):
 
 
 class SliceEndpoint(NamedTuple):
-    """One endpoint: `pod` names its Pod, and is empty for one that is not a pod."""
+    """One endpoint: `pod` is the name of its Pod, empty if it is not a pod."""
 
     address: str
     condition: Condition
@@ -77,9 +77,9 @@ class ServicePort(NamedTuple):
 
 
 class KubeService(NamedTuple):
-    """A Service.  `cluster_ips` is empty for one that is headless or has no address yet.
+    """A Service.  `cluster_ips` is empty if it is headless or has no address yet.
 
-    `load_balancer` is None unless it is of type LoadBalancer, or has a status as if it were.
+    `load_balancer` is None unless the type is LoadBalancer, or the status still contains one.
     """
 
     key: ObjectKey
@@ -91,14 +91,14 @@ class KubeService(NamedTuple):
 
 
 class KubeNode(NamedTuple):
-    """A node that load balancers may use, with its addresses within the cluster's network."""
+    """A node that load balancers may use, with its internal addresses."""
 
     name: str
     addresses: tuple[str, ...]
 
 
 def parse_key(item: Any) -> ObjectKey | None:
-    """Namespace and name of any object; None if it has none."""
+    """Return the namespace and name of any object; None if it has no name."""
     metadata = as_mapping(as_mapping(item).get("metadata"))
     name = metadata.get("name")
     if not is_text(name) or not name:
@@ -107,7 +107,7 @@ def parse_key(item: Any) -> ObjectKey | None:
 
 
 def parse_slice(item: Any) -> Slice | None:
-    """The slice in `item`; None if it belongs to no Service, or has names instead of addresses."""
+    """Return the slice in `item`; None if it has no Service, or is not of type IPv4 or IPv6."""
     key = parse_key(item)
     if key is None:
         return None
@@ -134,7 +134,7 @@ def parse_slice(item: Any) -> Slice | None:
 
 
 def parse_service(item: Any) -> KubeService | None:
-    """The Service in `item`; None if it is not one."""
+    """Return the Service in `item`; None if it is malformed."""
     key = parse_key(item)
     if key is None:
         return None
@@ -156,7 +156,7 @@ def parse_service(item: Any) -> KubeService | None:
 
 
 def parse_node(item: Any) -> KubeNode | None:
-    """The node in `item`; None if it is kept out of load balancers (KEP-1143)."""
+    """Return the node in `item`; None if it is excluded from load balancers (KEP-1143)."""
     key = parse_key(item)
     if key is None or NOT_BALANCED in as_mapping(item["metadata"].get("labels")):
         return None
@@ -170,7 +170,7 @@ def parse_node(item: Any) -> KubeNode | None:
 
 
 def _slice_port(entry: dict[str, Any]) -> SlicePort | None:
-    """None for another protocol, and for `port: null`, which means all ports."""
+    """Return None for another protocol, and for `port: null`, which means all ports."""
     number = entry.get("port")
     if entry.get("protocol", "TCP") not in ("TCP", None) or not is_port(number):
         return None
@@ -180,7 +180,7 @@ def _slice_port(entry: dict[str, Any]) -> SlicePort | None:
 
 
 def _endpoint(entry: dict[str, Any]) -> SliceEndpoint | None:
-    """Only the first address counts: the others are not used by any consumer (discovery/v1)."""
+    """Return an endpoint with its first address: consumers ignore the others (discovery/v1)."""
     addresses = as_list(entry.get("addresses"))
     if not addresses or not is_text(addresses[0]):
         return None
@@ -190,9 +190,12 @@ def _endpoint(entry: dict[str, Any]) -> SliceEndpoint | None:
 
 
 def _condition(conditions: dict[str, Any]) -> Condition:
-    """A condition that is absent or null: ready, serving, not terminating (discovery/v1)."""
+    """Return the condition.
+
+    A condition that is absent or null means ready, serving, or not terminating (discovery/v1).
+    """
     if conditions.get("ready") in (True, None):
-        # Also for terminating pods of a Service with publishNotReadyAddresses.
+        # This includes terminating pods of a Service with publishNotReadyAddresses.
         return Condition.READY
     if conditions.get("terminating") is True and conditions.get("serving") in (True, None):
         return Condition.DRAINING

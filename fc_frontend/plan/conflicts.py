@@ -1,7 +1,7 @@
-"""Which listeners of one configuration take connections from each other.
+"""Find listeners of one configuration that take connections from each other.
 
 HAProxy binds with SO_REUSEPORT: two listeners on one address are accepted, and share its
-connections at random.  Pure: where paths really lead comes in as values.
+connections at random.  Pure: the targets of paths are passed as values.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ _Key = tuple[Hashable, ...]
 
 @dataclass(frozen=True, slots=True)
 class Conflict:
-    """`claim` takes what `holder`, which comes before it, has already.
+    """`claim` takes a place that `holder`, an earlier claim, already has.
 
-    `port` is the first port that both want, 0 without ports.
+    `port` is the first port of both, 0 without ports.
     """
 
     claim: Owned
@@ -29,17 +29,17 @@ class Conflict:
 
 @dataclass(frozen=True, slots=True)
 class Overlap:
-    """`wide` also covers what `covered` have, who get the connections there."""
+    """`wide` also covers the places of `covered`, which receive the connections there."""
 
     wide: Owned
     covered: tuple[Owned, ...]
 
 
 def conflicts(claims: Iterable[Owned], place: Callable[[str], Hashable]) -> tuple[Conflict, ...]:
-    """The claims on what an earlier claim has, one for each pair.
+    """Return the claims on a place that an earlier claim has, one for each pair.
 
-    Different interfaces are different places; an interface takes what a claim without one has.
-    `place` returns equal values for paths that lead to the same directory entry.
+    Different interfaces are different places; a claim with an interface conflicts with one without.
+    `place` returns equal values for paths of the same directory entry.
     """
     taken: dict[_Key, dict[str, Owned]] = {}
     found: dict[tuple[int, int], Conflict] = {}
@@ -60,7 +60,7 @@ def conflicts(claims: Iterable[Owned], place: Callable[[str], Hashable]) -> tupl
 
 
 def overlaps(claims: Iterable[Owned]) -> tuple[Overlap, ...]:
-    """The claims that also cover what others of `claims` have; equal ones are `conflicts`."""
+    """Return the claims that also cover the places of others; equal places are `conflicts`."""
     known = [claim for claim in claims if claim.listener.endpoint.family is Family.IP]
     special = [
         claim
@@ -87,11 +87,12 @@ def overlaps(claims: Iterable[Owned]) -> tuple[Overlap, ...]:
 
 
 def wider(one: ListenEndpoint, other: ListenEndpoint) -> ListenEndpoint | None:
-    """Of two endpoints that both match some connection, the one that Linux does not choose.
+    """Return the endpoint that Linux does not choose for a connection that matches both.
 
-    None if no connection matches both.  A socket with the address comes before a wildcard, then one
-    of the connection's own family (`*` before `::`), then one that is bound to the interface, but
-    for IPv6, where the first one comes first (measured on Linux 6.18; `compute_score` there).
+    None if no connection matches both.  A socket with the address is preferred to a wildcard, then
+    one of the connection's own family (`*` to `::`), then one that is bound to the interface,
+    except for IPv6, where the first one is preferred (measured on Linux 6.18; `compute_score`
+    there).
     """
     if (one.is_datagram, one.namespace) != (other.is_datagram, other.namespace):
         return None
@@ -120,13 +121,13 @@ def _excludes(one: Owned, other: Owned) -> bool:
 
 
 def _keys(endpoint: ListenEndpoint, place: Callable[[str], Hashable]) -> Iterator[tuple[int, _Key]]:
-    """What nobody else may have, each with its port."""
+    """Yield the places that an endpoint takes exclusively, each with its port."""
     if endpoint.family is Family.UNIX:
         yield 0, (Family.UNIX, place(endpoint.host))
     elif endpoint.family is not Family.IP:
         yield 0, (endpoint.family, endpoint.is_datagram, endpoint.host)
     else:
-        # `[::]` without v6only takes IPv4 as well, but gives way to a socket of IPv4.
+        # `[::]` without v6only accepts IPv4 as well, but an IPv4 socket takes precedence.
         address = endpoint.ipv6 or endpoint.ipv4
         for port in endpoint.ports:
             yield port, (endpoint.is_datagram, endpoint.namespace, address, port)

@@ -1,4 +1,4 @@
-"""Frontends with the routes of their services, for people."""
+"""Frontends with the routes of their services, for display."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 from fc_frontend.plan.model import FrontendSpec, ServicePlan
 
 MOST_ROUTES = 20
-"""Routes of a service that are listed; it may have 10,000."""
+"""The maximum number of routes listed for a service; it may have 10,000."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServiceRoutes:
-    """The first routes of a service, such as `shop.example.org/api`, and how many it has."""
+    """The first routes of a service, such as `shop.example.org/api`, and their total number."""
 
     service: str
     routes: tuple[str, ...]
@@ -22,7 +22,7 @@ class ServiceRoutes:
 
     @property
     def more(self) -> int:
-        """How many routes are not listed."""
+        """The number of routes that are not listed."""
         return self.count - len(self.routes)
 
 
@@ -38,11 +38,11 @@ class FrontendView:
 
     @property
     def route_count(self) -> int:
-        """The routes of all its services."""
+        """The total number of routes of its services."""
         return sum(each.count for each in self.services)
 
     def as_json(self) -> dict[str, Any]:
-        """The frontend in the shape of all JSON output."""
+        """Return the frontend in the format of all JSON output."""
         return {
             "name": self.name,
             "binds": list(self.binds),
@@ -58,7 +58,7 @@ class FrontendView:
 def frontend_views(
     frontends: Iterable[FrontendSpec], services: Iterable[ServicePlan]
 ) -> tuple[FrontendView, ...]:
-    """The frontends in the order given, each with its services in the order given."""
+    """Return the frontends and the services of each, both in the given order."""
     routed: dict[str, list[ServiceRoutes]] = {}
     for service in services:
         spec = service.spec

@@ -1,7 +1,7 @@
-"""The load balancer's part of a Service, read from an object of the API.
+"""Read the load balancer's part of a Service from an object of the API.
 
-What is not what it should be counts as absent.  The exception is what limits access: source ranges
-that make no sense are kept, so that they are refused later instead of ignored.
+Malformed values count as absent, except those that limit access: invalid source ranges are kept,
+so that they are rejected later instead of ignored.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ SHARING_ANNOTATION = "fc-frontend.io/sharing-key"
 PROXY_PROTOCOL_ANNOTATION = "fc-frontend.io/proxy-protocol"
 RANGES_ANNOTATION = "service.beta.kubernetes.io/load-balancer-source-ranges"
 DEFAULT_AFFINITY = 10800
-"""Seconds, if `sessionAffinityConfig` does not give any (core/v1, ClientIPConfig)."""
+"""The default in seconds if `sessionAffinityConfig` is not set (core/v1, ClientIPConfig)."""
 MAX_AFFINITY = 86400
 MAX_TEXT = 1000
-"""Characters of an annotation that count; more is not meant seriously."""
+"""The maximum length of an annotation, in characters; the rest is cut off."""
 
 _FAMILIES: dict[str, IpFamily] = {"IPv4": "ipv4", "IPv6": "ipv6"}
 
 
 def parse_load_balancer(item: Any) -> LoadBalancerRequest | None:
-    """What the Service in `item` asks for; None if that and its status have no load balancer."""
+    """Return the load balancer that a Service requests; None if neither spec nor status has one."""
     metadata, spec = as_mapping(item.get("metadata")), as_mapping(item.get("spec"))
     annotations = as_mapping(metadata.get("annotations"))
     class_name = spec.get("loadBalancerClass")
@@ -78,7 +78,10 @@ def _ports(spec: dict[str, Any]) -> list[BalancedPort]:
 
 
 def _families(spec: dict[str, Any]) -> tuple[IpFamily, ...]:
-    """In the Service's order; without `ipFamilies`, those of its cluster IPs, else IPv4."""
+    """Return the families in the Service's order.
+
+    Without `ipFamilies`, they are those of its cluster IPs, else IPv4.
+    """
     given = [_FAMILIES.get(as_text(entry)) for entry in as_list(spec.get("ipFamilies"))]
     found = [family for family in given if family is not None]
     if not found:
@@ -96,7 +99,7 @@ def _policy(spec: dict[str, Any]) -> FamilyPolicy:
 
 
 def _source_ranges(spec: dict[str, Any], annotations: dict[str, Any]) -> tuple[str, ...]:
-    """Those of the spec, else those of the annotation; empty if there is no limit."""
+    """Return the ranges of the spec, else those of the annotation; empty if there is no limit."""
     given = spec.get("loadBalancerSourceRanges")
     if given:
         return tuple(

@@ -1,10 +1,10 @@
-"""The values that flow through fc-frontend, one type a stage.
+"""The values of each stage of fc-frontend.
 
-    Settings, ServiceSpec, Fragment    what the operator declared
-    Answer                             what cluster DNS said of one service
-    ServicePlan, Plan                  what HAProxy should do
+    Settings, ServiceSpec, Fragment    the declared configuration
+    Answer                             the discovered servers of one service
+    ServicePlan, Plan                  the planned configuration of HAProxy
 
-All are frozen: a stage takes values and gives new ones.
+All are frozen: a stage takes values and returns new ones.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ S = TypeVar("S")
 
 
 FREE_ADDRESS = "127.0.0.255"
-"""The address of a slot without a pod, where the runtime API sets the addresses."""
+"""The address of an empty slot, if the runtime API sets the addresses."""
 
 
 STANDBY_SUFFIX = ".standby"
 
 
 def standby_name(service: str) -> str:
-    """The name of the backend that serves while nobody fills the slots of `service`."""
+    """Return the name of the backend used while the slots of `service` are not maintained."""
     return f"{service}{STANDBY_SUFFIX}"
 
 
@@ -46,7 +46,7 @@ WILDCARD_HOSTS = ("*", "::")
 
 
 class Kind(StrEnum):
-    """Where a service's servers come from."""
+    """The source of a service's servers."""
 
     WILDCARD = "wildcard"
     """A/AAAA of `*.svc.ns.svc.domain`: the pods, on CoreDNS before 1.9."""
@@ -59,27 +59,27 @@ class Kind(StrEnum):
     NODES = "nodes"
     """The addresses of `cluster.nodes`: no DNS."""
     API = "api"
-    """EndpointSlices of the Kubernetes API: the pods of any Service, which the daemon sets."""
+    """EndpointSlices of the Kubernetes API: the pods of any Service, set by the daemon."""
 
     @property
     def names_pods(self) -> bool:
-        """True if cluster DNS names the ready pods under the service's own name."""
+        """Whether cluster DNS lists the ready pods under the service's own name."""
         return self in (Kind.HEADLESS, Kind.SRV)
 
     @property
     def finds_ports(self) -> bool:
-        """True if cluster DNS gives the number of the port with each pod."""
+        """Whether cluster DNS returns a port number with each pod."""
         return self is Kind.SRV
 
     def with_ports_found(self, are_found: bool) -> Kind:
-        """The kind for pods whose ports are found with them, or are not."""
+        """Return the kind for pods with or without port numbers in DNS."""
         if are_found:
             return Kind.SRV
         return Kind.HEADLESS if self.finds_ports else self
 
 
 class Discovery(StrEnum):
-    """What the operator may ask for; `auto` takes the API where it is set, else DNS decides."""
+    """The declared discovery method; `auto` uses the API if it is configured, else DNS decides."""
 
     AUTO = "auto"
     API = "api"
@@ -89,7 +89,7 @@ class Discovery(StrEnum):
 
 
 class Target(StrEnum):
-    """What a service's port belongs to: which of the three port fields was given."""
+    """The target of a service's port: the port field that was declared."""
 
     POD = "pod_port"
     SERVICE = "service_port"
@@ -97,7 +97,7 @@ class Target(StrEnum):
 
 
 class Transport(StrEnum):
-    """How a nameserver is asked."""
+    """The transport of DNS queries."""
 
     UDP = "udp"
     TCP = "tcp"
@@ -105,7 +105,7 @@ class Transport(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Bind:
-    """One address that a service listens on, in HAProxy's words (manual 5.1, `bind`).
+    """An address that a service listens on, in HAProxy's notation (manual 5.1, `bind`).
 
     `kind` is "ip", "unix" or "abns".  For "ip", `host` is a canonical address or `*`.
     """
@@ -121,17 +121,17 @@ class Bind:
 
     @property
     def local_host(self) -> str:
-        """The address at which this host itself connects to it."""
+        """The address at which this host itself can connect to it."""
         return {"*": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
 
     def is_at(self, address: str, port: int) -> bool:
-        """True if connections to a canonical address and port surely come here."""
+        """Return whether connections to a canonical address and port certainly reach this bind."""
         return (self.kind, self.host, self.port) == ("ip", address, port)
 
     def overlaps(self, other: Bind) -> bool:
-        """True if both would take some connection: the same place, or a wildcard over it.
+        """Return whether a connection can match both: the same address, or a wildcard over it.
 
-        `[::]` takes IPv4 as well on Linux (net.ipv6.bindv6only=0, `v6only` in manual 5.1).
+        `[::]` accepts IPv4 as well on Linux (net.ipv6.bindv6only=0, `v6only` in manual 5.1).
         """
         if self == other:
             return True
@@ -145,7 +145,7 @@ class Bind:
 
 @dataclass(frozen=True, slots=True)
 class Nameserver:
-    """A cluster DNS server and the transports over which it may be asked."""
+    """A cluster DNS server and the transports to use for it."""
 
     address: Address
     port: int = 53
@@ -159,7 +159,7 @@ class Nameserver:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ApiSettings:
-    """How the Kubernetes API is reached: by `kubeconfig`, or by `server` and files."""
+    """Access to the Kubernetes API: by `kubeconfig`, or by `server` and files."""
 
     kubeconfig: str | None = None
     context: str | None = None
@@ -174,7 +174,7 @@ class ApiSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cluster:
-    """The cluster behind this frontend.  With `api`, pods are found by EndpointSlices."""
+    """The cluster behind this frontend.  With `api`, pods are discovered through EndpointSlices."""
 
     domain: str = "cluster.local"
     nameservers: tuple[Nameserver, ...] = ()
@@ -185,14 +185,14 @@ class Cluster:
     api: ApiSettings | None = None
 
     def families(self, networks: tuple[Network, ...]) -> tuple[Family, ...]:
-        """The address families of `networks`, the operator's first one first."""
+        """Return the address families of `networks`, in their order."""
         order = [("ipv4" if network.version == 4 else "ipv6") for network in networks]
         return tuple(dict.fromkeys(order))  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Haproxy:
-    """How HAProxy is reached and what its global section says.  Times are in seconds."""
+    """How to access HAProxy, and the settings of its global section.  Times are in seconds."""
 
     binary: str = "haproxy"
     config_file: str = "/etc/haproxy/haproxy.cfg"
@@ -217,7 +217,7 @@ class Haproxy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Intervals:
-    """How often things happen.  In seconds."""
+    """Intervals and delays, in seconds."""
 
     resolve: float = 1.0
     hold: float = 30.0
@@ -228,7 +228,7 @@ class Intervals:
 
     @property
     def emptied(self) -> float:
-        """Seconds after which a services.d that is suddenly empty is believed."""
+        """Seconds for which a services.d that is suddenly empty is ignored."""
         return self.removal * 120
 
 
@@ -247,7 +247,7 @@ class BindRange:
         return f"{host}:{self.first_port}{more}"
 
     def covers(self, bind: Bind) -> bool:
-        """True if `bind` is an IP bind within these addresses and ports."""
+        """Return whether `bind` is an IP bind within these addresses and ports."""
         if bind.port is None or not self.first_port <= bind.port <= self.last_port:
             return False
         if self.network is None:
@@ -257,14 +257,14 @@ class BindRange:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trust:
-    """Names or numbers of users whose files are trusted, besides root and the daemon's user."""
+    """Names or IDs of users whose files are trusted, besides root and the daemon's user."""
 
     users: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Untrusted:
-    """What files that are not trusted may publish.  None means no limit."""
+    """The limits for untrusted files.  None means no limit."""
 
     namespaces: tuple[str, ...] | None = None
     binds: tuple[BindRange, ...] | None = None
@@ -274,9 +274,10 @@ class Untrusted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ApiAccessSettings:
-    """The Kubernetes API through the frontend, for clients in `allow`; None is for all.
+    """Access to the Kubernetes API through the frontend, for clients in `allow`; None means all.
 
-    The API servers are `nodes`, by name, at `port`; without nodes, those that the API names.
+    The API servers are `nodes`, by name, at `port`; without nodes, the endpoints that the API
+    lists.
     """
 
     binds: tuple[Bind, ...]
@@ -287,7 +288,7 @@ class ApiAccessSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """All that is not a service."""
+    """All settings apart from services."""
 
     cluster: Cluster = field(default_factory=Cluster)
     haproxy: Haproxy = field(default_factory=Haproxy)
@@ -301,13 +302,13 @@ class Settings:
 
     @property
     def server_state_file(self) -> str:
-        """Where HAProxy reads its servers' last addresses from at each start."""
+        """The file from which HAProxy reads the last addresses of its servers at each start."""
         return f"{self.state_directory}/server-state"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tls:
-    """TLS to the pods.  Their certificates are verified if there is a `ca_file` to do it with."""
+    """TLS to the pods.  Their certificates are verified if there is a `ca_file`."""
 
     ca_file: str | None = None
     sni: str | None = None
@@ -315,7 +316,7 @@ class Tls:
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where something was declared.  `line` and `column` count from 1."""
+    """The place of a declaration.  `line` and `column` start at 1."""
 
     file: str
     line: int | None = None
@@ -324,7 +325,7 @@ class Origin:
 
 @dataclass(frozen=True, slots=True)
 class CertificateSource:
-    """Where certificates are: a file, directory or pattern; with a `key`, exactly one file."""
+    """The path of certificates: a file, directory or pattern; with a `key`, a single file."""
 
     path: str
     key: str | None = None
@@ -334,9 +335,9 @@ class CertificateSource:
 class FrontendTls:
     """TLS that a frontend terminates.
 
-    With `client_ca`, clients need a certificate of it, unless that is optional.  Without a
+    With `client_ca`, clients need a certificate issued by it, unless that is optional.  Without a
     `default`, handshakes for hosts without a certificate fail.  With `passthrough`, services may
-    have routes by SNI as well, and get TLS as it is.
+    have routes by SNI as well, and receive TLS unchanged.
     """
 
     certificates: tuple[CertificateSource, ...]
@@ -349,7 +350,7 @@ class FrontendTls:
 
 @dataclass(frozen=True, slots=True)
 class RateLimit:
-    """The requests that one client address may send in `period` seconds; more get 429."""
+    """The number of requests per client address in `period` seconds; further ones receive 429."""
 
     requests: int
     period: float
@@ -359,10 +360,10 @@ class RateLimit:
 class FrontendSpec:
     """Binds that several services share, by host and path, or by SNI with `mode` tcp.
 
-    ACME challenges of all hosts go to `acme`.  What comes in at `redirect_binds` is redirected to
-    https.  `hsts` is in seconds.  Clients outside of `allow` get 403; None is no limit.  Forwarded
-    headers are believed from `trusted_proxies` only.  Connections from `proxy_protocol_from` begin
-    with a PROXY header.
+    ACME challenges of all hosts are sent to `acme`.  Requests at `redirect_binds` are redirected to
+    https.  `hsts` is in seconds.  Clients outside of `allow` receive 403; None means no limit.
+    Forwarded headers are accepted from `trusted_proxies` only.  Connections from
+    `proxy_protocol_from` begin with a PROXY header.
     """
 
     name: str
@@ -381,31 +382,32 @@ class FrontendSpec:
 
     @property
     def match(self) -> Match:
-        """How services are found, but for exact paths."""
+        """The match type of routes, except for exact paths."""
         return Match.SNI if self.mode == "tcp" else Match.PREFIX
 
     @property
     def passes_through(self) -> bool:
-        """True if TLS for the names of some services is terminated, and for others passed on."""
+        """Whether TLS is terminated for some services and passed through for others."""
         return self.tls is not None and self.tls.passthrough
 
     @property
     def all_binds(self) -> tuple[Bind, ...]:
-        """All addresses that it listens on."""
+        """All binds of the frontend."""
         return self.binds + self.redirect_binds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServiceSpec:
-    """One declared service.  `name` is the HAProxy proxy's name, `service` the Kubernetes one's.
+    """A declared service.
 
-    With a `frontend`, it has `routes` there, and no binds of its own.  `slots` is None for `auto`,
-    which gives at most `max_slots`.  Clients outside of `allow` are rejected; None is no limit.  A
-    client stays with its pod for `session_affinity` seconds after its last connection; None is not
-    at all.  `timeout`, in seconds, is for an answer of a pod.  Headers are set, or removed where
-    the value is None.  `unavailable_page` is an HTML file for 503.  `nodes` are those behind its
-    `lb_service_port`, if these are not the cluster's.  `origin` takes no part in comparisons:
-    moving a declaration to another file changes nothing.
+    `name` is that of the HAProxy proxy, `service` that of the Kubernetes Service.  With a
+    `frontend`, it has `routes` there, and no binds of its own.  `slots` is None for `auto`, which
+    allocates at most `max_slots`.  Clients outside of `allow` are rejected; None means no limit.  A
+    client keeps its pod for `session_affinity` seconds after its last connection; None disables
+    this.  `timeout`, in seconds, applies to the response of a pod.  Headers are set, or removed if
+    the value is None.  `unavailable_page` is an HTML file for 503.  `nodes` serve its
+    `lb_service_port` instead of the cluster's nodes.  `origin` is excluded from comparisons: moving
+    a declaration to another file changes nothing.
     """
 
     name: str
@@ -445,18 +447,18 @@ class ServiceSpec:
 
     @property
     def places(self) -> tuple[str, ...]:
-        """Where clients reach it, for people: its binds, or its routes with their frontend."""
+        """Its binds, or its routes with their frontend, for display."""
         return tuple(map(str, self.binds)) + tuple(map(str, self.routes))
 
 
 def nodes_of(spec: ServiceSpec, cluster: Cluster) -> Mapping[str, Address]:
-    """The nodes that serve `lb_service_port` of `spec`, by name: its own, else the cluster's."""
+    """Return the nodes for `lb_service_port` of `spec`, by name: its own, else the cluster's."""
     return dict(spec.nodes) if spec.nodes else cluster.nodes
 
 
 @dataclass(frozen=True, slots=True)
 class Fragment:
-    """A raw piece of HAProxy configuration: `name` is its file's name without `.cfg`."""
+    """A raw part of the HAProxy configuration: `name` is the name of its file without `.cfg`."""
 
     name: str
     text: str
@@ -465,9 +467,9 @@ class Fragment:
 
 @dataclass(frozen=True, slots=True, order=True)
 class Endpoint:
-    """A pod (or cluster IP, or node) that takes traffic: a canonical address and a port.
+    """A pod, cluster IP or node that receives traffic: a canonical address and a port.
 
-    `name` is the DNS name that an SRV record gave for it, else empty.
+    `name` is the target of its SRV record, else empty.
     """
 
     address: str
@@ -477,7 +479,7 @@ class Endpoint:
 
 @dataclass(frozen=True, slots=True)
 class Standby:
-    """Where a service's requests go while the daemon that fills its slots is gone.
+    """The standby of a service, used while the daemon that fills its slots is not running.
 
     `address` is a cluster IP; None for a headless Service, whose `name` cluster DNS resolves.
     """
@@ -488,18 +490,18 @@ class Standby:
 
 
 class Freshness(StrEnum):
-    """How much an answer is worth."""
+    """How current an answer is."""
 
     FRESH = "fresh"
-    """Cluster DNS said so when it was last asked, or the watch of the API is open."""
+    """From the last query of cluster DNS, or from an open watch of the API."""
     STALE = "stale"
-    """The last good answer; there has been no good one since."""
+    """The last good answer; later queries failed."""
     UNKNOWN = "unknown"
-    """Nothing was asked, or there never was a good answer."""
+    """There was no query, or never a good answer."""
 
 
 class LookupLimit(StrEnum):
-    """What the lookups of one service may take in a sweep."""
+    """The limits of a service's lookups in a sweep."""
 
     QUERIES = "queries"
     SECONDS = "seconds"
@@ -508,16 +510,16 @@ class LookupLimit(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """What is known of one service's servers, and why its kind was chosen.
+    """The servers discovered for a service, and the reason for its kind.
 
-    `rejected` are addresses outside the pod and service networks: said, never used.  `error` is
-    what DNS last said instead of an answer, `failure` its cause; `remedy` is for `cause`.  `slots`
-    is the number of slots that the running configuration has for it, 0 if unknown.  `is_cut` tells
-    that there are more records than HAProxy can be given by DNS; `by_runtime` that the running
-    configuration has no resolver for it.  With `lost_at`, on the monotonic clock, DNS names none of
-    `endpoints` any more, or suddenly few, and that is not believed yet.  `exceeded` is the limit
-    that its lookups exceeded this time: then the last good answer stays.  Only the API tells of
-    `draining` endpoints, which finish what they have, of `is_h2c`, and of the `standby`.
+    `rejected` are addresses outside the pod and service networks: they are reported, never used.
+    `error` is the last error of DNS, `failure` its cause; `remedy` is for `cause`.  `slots` is the
+    number of slots that the running configuration has for it, 0 if unknown.  `is_cut` means that
+    there are more records than HAProxy can receive by DNS; `by_runtime` that the running
+    configuration has no resolver for it.  With `lost_at`, on the monotonic clock, DNS lists none of
+    `endpoints` any more, or suddenly few, and this is ignored for now.  `exceeded` is the limit
+    that its lookups exceeded: then the last good answer is kept.  Only the API reports `draining`
+    endpoints, which complete their connections, `is_h2c`, and the `standby`.
     """
 
     kind: Kind
@@ -540,18 +542,18 @@ class Answer:
 
 
 Resolution = Mapping[str, Answer]
-"""Service name → answer."""
+"""Answers by service name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServicePlan:
-    """What HAProxy should have for one service.
+    """The planned configuration of a service in HAProxy.
 
-    `query` is the DNS name that HAProxy resolves, None for nodes.  `slots` is the number of
-    servers in the template.  `fallback_query` names the cluster IP that serves as backup.
-    With `by_runtime`, the servers' addresses come through the runtime API, and `draining`
-    endpoints keep their slots.  `standby` serves while nobody fills the slots.  With `is_h2c`,
-    servers speak HTTP/2 without TLS.
+    `query` is the DNS name that HAProxy resolves, None for nodes.  `slots` is the number of servers
+    in the template.  `fallback_query` resolves to the cluster IP that serves as backup. With
+    `by_runtime`, the servers' addresses are set through the runtime API, and `draining` endpoints
+    keep their slots.  `standby` serves while the slots are not maintained.  With `is_h2c`, servers
+    use HTTP/2 without TLS.
     """
 
     spec: ServiceSpec
@@ -569,19 +571,19 @@ class ServicePlan:
 
     @property
     def standby_name(self) -> str | None:
-        """The backend of its standby; None without one."""
+        """The name of the backend of its standby; None without one."""
         return standby_name(self.spec.name) if self.standby else None
 
     @property
     def has_pods(self) -> bool:
-        """True if its servers are pods, whose number changes."""
+        """Whether its servers are pods, whose number changes."""
         return self.kind not in (Kind.SERVICE, Kind.NODES)
 
 
 def by_name(services: Sequence[S], names: Iterable[str], name_of: Callable[[S], str]) -> list[S]:
-    """Those of `services`, which are sorted by name, that have one of `names`, in order.
+    """Return those of `services`, which are sorted by name, that have one of `names`, in order.
 
-    An event concerns one of 1,000 services: looking at all of them took a third of its time.
+    An event affects one of 1,000 services: a scan of all of them took a third of its time.
     """
     found = []
     for name in sorted(names):
@@ -593,7 +595,7 @@ def by_name(services: Sequence[S], names: Iterable[str], name_of: Callable[[S], 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What HAProxy should do, all of it, and what the operator should know about it.
+    """The planned configuration of HAProxy, and the problems to report.
 
     `services`, `fragments` and `frontends` are sorted by name.
     """
@@ -605,12 +607,12 @@ class Plan:
     problems: tuple[Problem, ...] = ()
 
     def named(self, names: Iterable[str]) -> list[ServicePlan]:
-        """The services of these names, sorted by name."""
+        """Return the services with these names, sorted by name."""
         return by_name(self.services, names, lambda service: service.spec.name)
 
     @property
     def slot_count(self) -> int:
-        """The number of servers that HAProxy will have for the declared services."""
+        """The number of servers that HAProxy has for the declared services."""
         return sum(
             service.slots
             + bool(service.fallback_query)

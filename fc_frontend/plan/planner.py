@@ -1,15 +1,15 @@
-"""From declarations and DNS answers to a plan.  Pure: the same input gives the same plan.
+"""Make a plan from declarations and answers.  Pure: the same input results in the same plan.
 
-declared            what cluster DNS said              planned
+declared            answer of cluster DNS              planned
 ------------------  ---------------------------------  --------------------------------------
 pod_port: 443       pods at the bare name              server-template over the bare name
 pod_port: 443       cluster IP, pods at the wildcard   server-template over *.svc.ns.svc…
 pod_port: 443       cluster IP, no wildcard            one server: the cluster IP
-pod_port: 443       nothing known                      server-template over the bare name
+pod_port: 443       unknown                            server-template over the bare name
 pod_port: https     (not needed)                       server-template over _https._tcp.svc…
 any of these        EndpointSlices, with cluster.api   slots, filled by the daemon, and a standby
 service_port: 443   (not needed)                       one server: the cluster IP
-lb_service_port: …  (not needed)                       one server a node
+lb_service_port: …  (not needed)                       one server per node
 """
 
 from __future__ import annotations
@@ -52,11 +52,11 @@ def plan(
     shrink: bool = False,
     memo: PlanMemo | None = None,
 ) -> Plan:
-    """What HAProxy should do.
+    """Return the planned configuration of HAProxy.
 
-    `resolution` may lack services: they are planned from the declaration alone, and a warning says
-    so.  With `shrink`, automatic slot counts may fall below those of the running configuration.
-    What `memo` has of services that are still the same is not planned again.
+    Services without an answer in `resolution` are planned from the declaration alone, with a
+    warning. With `shrink`, automatic slot counts may fall below those of the running configuration.
+    Unchanged services are taken from `memo` instead of being planned again.
     """
     specs = sorted(services, key=attrgetter("name"))
     plans, notices = _services(settings, specs, resolution, shrink, memo or PlanMemo())
@@ -94,7 +94,7 @@ def plan(
 
 
 class PlanMemo:
-    """Services as they were planned before; apart for plans that may shrink."""
+    """The plans of unchanged services; those that may shrink are kept separately."""
 
     def __init__(self) -> None:
         self.plans: Memo[_Planned] = Memo()
@@ -102,7 +102,7 @@ class PlanMemo:
 
 
 _Planned = tuple[ServicePlan, tuple[Problem, ...]]
-"""The plan of a service, and what the operator should know of it."""
+"""The plan of a service, and the problems to report for it."""
 
 
 def _services(
@@ -123,7 +123,7 @@ def _services(
             made = _service(settings, spec, answer, shrink)
             return made, tuple(_notices(made, answer, hold))
 
-        # `origin` takes no part in comparisons of specs, and is in the plan.
+        # `origin` is excluded from comparisons of specs, but it is part of the plan.
         plan, said = known.of(spec.name, (spec, spec.origin, answer, cluster, hold), planned)
         plans.append(plan)
         if said:
@@ -133,14 +133,14 @@ def _services(
 
 
 def uses_api(spec: ServiceSpec, cluster: Cluster) -> bool:
-    """True if the pods of `spec` are found by the Kubernetes API, once that has answered."""
+    """Return whether the pods of `spec` are discovered through the Kubernetes API."""
     if spec.target is Target.NODE and nodes_of(spec, cluster):
         return False
     return cluster.api is not None and spec.discovery in (Discovery.AUTO, Discovery.API)
 
 
 def assumed_kind(spec: ServiceSpec) -> Kind:
-    """The kind of a service of which DNS has said nothing."""
+    """Return the kind of a service without an answer."""
     if spec.discovery is Discovery.API:
         return Kind.API
     if spec.target is Target.NODE:
@@ -171,7 +171,7 @@ def _service(
     elif spec.slots is not None:
         count = spec.slots
     else:
-        # Answers that may be out of date never shrink a service.
+        # Answers that may be outdated never shrink a service.
         may_shrink = shrink and answer is not None and _is_sure(answer)
         have = 0 if may_shrink or not answer else answer.slots
         count = slots.automatic(len(endpoints) + len(draining), have, spec.max_slots)
@@ -198,14 +198,14 @@ def _service(
         )
     if answer is None or planned.query is None:
         return planned
-    # Going back to HAProxy's resolver costs a reload: it waits for one, as shrinking does.
+    # A return to HAProxy's resolver needs a reload: it waits for one, like shrinking.
     stays = answer.by_runtime and not (shrink and _is_sure(answer))
-    # HAProxy's resolver takes any address that DNS names: it must not see those that are kept out.
+    # HAProxy's resolver accepts any address from DNS: it must not receive rejected ones.
     return replace(planned, by_runtime=answer.is_cut or bool(answer.rejected) or stays)
 
 
 def _may_be_h2c(spec: ServiceSpec) -> bool:
-    """True if the API may decide that pods are asked by HTTP/2 without TLS."""
+    """Return whether the API may select HTTP/2 without TLS for the pods."""
     return spec.mode == "http" and not spec.tls and spec.protocol is None
 
 

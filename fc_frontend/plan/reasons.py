@@ -1,4 +1,4 @@
-"""Why a configuration differs from the one before: a reload must have a reason, and it is data."""
+"""Explain how a configuration differs from the previous one: each reload has a reason, as data."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from fc_frontend.plan.model import Plan, ServicePlan
 
 
 class ReloadCause(StrEnum):
-    """What kind of change it was; the values are a metric's labels."""
+    """The kind of a change; the values are labels of a metric."""
 
     SERVICE_ADDED = "service-added"
     SERVICE_REMOVED = "service-removed"
@@ -22,18 +22,18 @@ class ReloadCause(StrEnum):
     SETTINGS = "settings"
     TEMPLATES = "templates"
     FILE_CHANGED = "file-changed"
-    """The content of a file that the configuration names, such as a certificate."""
+    """The content of a file that the configuration refers to, such as a certificate, changed."""
     RESUMED = "resumed"
-    """What an operator held has ended: normal deployments resume."""
+    """A hold by an operator has ended: normal deployments resume."""
     HAPROXY = "haproxy"
     """HAProxy does not run the configuration, which has not changed."""
     START = "start"
-    """Nothing is known of the configuration before."""
+    """The previous configuration is unknown."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reason:
-    """One cause, and the service or detail that it is about."""
+    """A cause, and the service or detail that it refers to."""
 
     cause: ReloadCause
     subject: str = ""
@@ -46,10 +46,11 @@ class Reason:
 def reasons(
     before: Plan | None, after: Plan, files: Iterable[str] = (), *, is_same_text: bool = False
 ) -> tuple[Reason, ...]:
-    """Why `after` is deployed in place of `before`.
+    """Return the reasons why `after` replaces `before`.
 
-    `files` are those whose content has changed.  If nothing else explains it, the reason is
-    `templates`, or `haproxy` if `is_same_text`: then HAProxy does not run what it should.
+    `files` are those whose content has changed.  Without any other explanation, the reason is
+    `templates`, or `haproxy` if `is_same_text`: then HAProxy does not run the expected
+    configuration.
     """
     if before is None:
         return (Reason(ReloadCause.START),)
@@ -59,7 +60,7 @@ def reasons(
     found += [Reason(ReloadCause.SERVICE_ADDED, name) for name in new if name not in old]
     found += [Reason(ReloadCause.SERVICE_REMOVED, name) for name in old if name not in new]
     for name, service in new.items():
-        # Most are the very same: planning remembers them.
+        # Most are the same object: planning caches them.
         if (former := old.get(name)) is not None and former is not service:
             found += _service_reasons(former, service)
     fragments = {fragment.name: fragment for fragment in before.fragments}

@@ -1,6 +1,6 @@
-"""What a site needs besides its route: who may log in, cookies, redirects, rewritten paths.
+"""The settings of a site besides its routes: logins, cookies, redirects and rewritten paths.
 
-`SiteFiles` is what files of this host add to a service; all else is declared.
+`SiteFiles` holds values from files of this host; all other values are declared.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ class BasicAuth:
     """Basic authentication (RFC 7617) with the users of a file.
 
     `users` is a file of htpasswd(1), `groups` one with lines `GROUP: USER…`.  With `allow_groups`,
-    only members of one of these groups get in.
+    only members of one of these groups are accepted.
     """
 
     users: str
@@ -28,7 +28,7 @@ class BasicAuth:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sticky:
-    """A client stays with its pod by a cookie, as long as the pod takes requests.
+    """A cookie that keeps a client at its pod, as long as the pod accepts requests.
 
     Without a name, each service has a cookie of its own: several may share a host.
     """
@@ -39,9 +39,10 @@ class Sticky:
 
 @dataclass(frozen=True, slots=True)
 class Redirect:
-    """Requests for `path` are redirected.
+    """A redirect of requests for `path`.
 
-    `to` is a path or a URL; it replaces a prefix, and the rest of the path and the query follow.
+    `to` is a path or a URL; it replaces the prefix, and the rest of the path and the query are
+    appended.
     """
 
     path: Path
@@ -51,7 +52,7 @@ class Redirect:
 
 @dataclass(frozen=True, slots=True)
 class Rewrite:
-    """In requests to the pods, `to` replaces the prefix or exact path `path`."""
+    """`to` replaces the prefix or exact path `path` in requests to the pods."""
 
     path: Path
     to: str
@@ -59,10 +60,10 @@ class Rewrite:
 
 @dataclass(frozen=True, slots=True)
 class SiteFiles:
-    """What files of this host say for a service.
+    """The values that a service takes from files of this host.
 
-    `digests` are of the files that `logins` were read from, by path.  `cookie_key` keeps clients
-    from computing a pod's address from its cookie.
+    `digests` are those of the files that `logins` were read from, by path.  `cookie_key` prevents
+    clients from computing a pod's address from its cookie.
     """
 
     logins: tuple[Login, ...] = ()

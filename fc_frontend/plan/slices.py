@@ -1,4 +1,4 @@
-"""The servers of a service, from the EndpointSlices of its Kubernetes Service.
+"""Derive the servers of a service from the EndpointSlices of its Kubernetes Service.
 
 Rules: discovery.k8s.io/v1; KEP-1672 (conditions); KEP-1669 (all endpoints terminate);
 kubernetes#93374 and #135266 (an endpoint may be in several slices, in different states).
@@ -28,18 +28,18 @@ H2C = "kubernetes.io/h2c"
 
 
 class SliceGap(StrEnum):
-    """Why a service has no servers in the API's view."""
+    """Why a service has no servers according to the API."""
 
     NO_SERVICE = "no-service"
-    """There is no such Service."""
+    """The Service does not exist."""
     EXTERNAL_NAME = "external-name"
-    """It is an alias of a name in DNS, and has no pods."""
+    """The Service is an alias of a DNS name, and has no pods."""
     NO_ENDPOINTS = "no-endpoints"
     """No slice has an endpoint for it."""
     NO_PORT = "no-port"
     """Neither the Service nor its slices have the port."""
     NOT_READY = "not-ready"
-    """All endpoints are not ready."""
+    """No endpoint is ready."""
     FOREIGN_NETWORK = "foreign-network"
     """All endpoints are outside of the networks where pods are expected."""
     LOOP = "loop"
@@ -48,11 +48,12 @@ class SliceGap(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class SliceAnswer:
-    """Where a service's pods are, by the API.  Endpoints are sorted, and each is there once.
+    """The endpoints of a service in the API.  They are sorted and unique.
 
-    `active` get traffic, `draining` finish what they have.  `rejected` are addresses outside of
-    the networks: they are never used.  `is_h2c` if all endpoints speak HTTP/2 without TLS.
-    `terminating` if `active` are the last ones, which terminate and still serve.
+    `active` endpoints receive traffic, `draining` ones complete their connections.  `rejected` are
+    addresses outside of the networks: they are never used.  `is_h2c` is set if all endpoints use
+    HTTP/2 without TLS.  `terminating` is set if `active` are the last endpoints, which terminate
+    but still serve.
     """
 
     active: tuple[Endpoint, ...] = ()
@@ -64,11 +65,11 @@ class SliceAnswer:
 
 
 API_NAMESPACE, API_SERVICE = "default", "kubernetes"
-"""The Service whose endpoints are the API servers, which write them themselves."""
+"""The Service of the API servers, which maintain its endpoints themselves."""
 
 
 def is_of_api_servers(spec: ServiceSpec) -> bool:
-    """True if the endpoints of `spec` are API servers: on nodes, not in the pod networks."""
+    """Return whether the endpoints of `spec` are API servers: on nodes, not in the pod networks."""
     return (spec.namespace, spec.service) == (API_NAMESPACE, API_SERVICE)
 
 
@@ -79,11 +80,11 @@ def endpoints_from_slices(
     networks: tuple[Network, ...],
     families: tuple[Family, ...],
 ) -> SliceAnswer:
-    """The servers of `spec`, whose Kubernetes Service is `service`, with these `slices`.
+    """Return the servers of `spec`, whose Kubernetes Service is `service`, with these `slices`.
 
-    `networks` are where pods may be; API servers may be at any unicast address that is not of this
-    host or link alone.  A pod with addresses in several families counts once, with
-    the address of the first of `families` that it has.
+    Pods must be in `networks`; API servers may have any unicast address except loopback and
+    link-local ones.  A pod with addresses in several families counts once, with its address of the
+    first matching family in `families`.
     """
     if service is None:
         return SliceAnswer(gap=SliceGap.NO_SERVICE)
@@ -119,7 +120,7 @@ def _states(
     slices: list[Slice],
     networks: tuple[Network, ...],
 ) -> tuple[dict[Endpoint, Condition], tuple[str, ...], set[str]]:
-    """The best condition of each endpoint, the addresses outside, and the protocols spoken."""
+    """Return the best condition of each endpoint, the rejected addresses, and the protocols."""
     states: dict[Endpoint, Condition] = {}
     rejected: set[str] = set()
     protocols: set[str] = set()
@@ -147,17 +148,17 @@ def _states(
 def _has_other_family(
     item: Slice, entry: SliceEndpoint, family_of_pod: dict[tuple[str, str], Family]
 ) -> bool:
-    """True if this endpoint's pod was seen with an address of a preferred family."""
+    """Return whether this endpoint's pod already has an address of a preferred family."""
     if not entry.pod:
         return False
     return family_of_pod.setdefault((item.key.namespace, entry.pod), item.family) != item.family
 
 
 def _ports(spec: ServiceSpec, service: KubeService, item: Slice) -> tuple[SlicePort, ...]:
-    """The port of `item`'s endpoints that `spec` means; at most one.
+    """Return the port of `item`'s endpoints that `spec` refers to; at most one.
 
     A number is that port of each pod, whether the slice lists it or not.  A name is the slice's
-    port of that name, whose number may differ from slice to slice.  A Service's port is the
+    port of that name, whose number may differ between slices.  A Service's port is the
     slice's port of the same name.
     """
     if spec.target is Target.POD and isinstance(spec.port, int):
@@ -173,7 +174,7 @@ def _ports(spec: ServiceSpec, service: KubeService, item: Slice) -> tuple[SliceP
 
 
 def _of_another_host(text: str) -> str | None:
-    """The canonical form of a unicast address that is not of this host or link alone, else None."""
+    """Return a unicast address, neither loopback nor link-local, in canonical form, else None."""
     try:
         address = parse_address(text)
     except NotAnAddress:
@@ -183,7 +184,7 @@ def _of_another_host(text: str) -> str | None:
 
 
 def _accepted(text: str, networks: tuple[Network, ...]) -> str | None:
-    """The canonical form of an address within `networks`; None for any other text."""
+    """Return an address within `networks` in canonical form; None for any other text."""
     try:
         address = str(parse_address(text))
     except NotAnAddress:
@@ -194,9 +195,9 @@ def _accepted(text: str, networks: tuple[Network, ...]) -> str | None:
 def standby_of(
     spec: ServiceSpec, service: KubeService | None, slices: Iterable[Slice], cluster: Cluster
 ) -> Standby | None:
-    """What serves `spec` while nobody fills its slots: cluster DNS's pods, or the cluster IP.
+    """Return the standby of `spec`: the pods in cluster DNS, or the cluster IP.
 
-    None if no port of the Service leads to the one that `spec` means, if the pods' numbers differ,
+    None if no port of the Service maps to the port of `spec`, if the pods' port numbers differ,
     or if the cluster IP is outside of the service networks.
     """
     if service is None or service.type == "ExternalName":
@@ -217,7 +218,7 @@ def standby_of(
 
 
 def _service_port(spec: ServiceSpec, service: KubeService, slices: list[Slice]) -> int | None:
-    """The Service's port that leads to the pods' port that `spec` means."""
+    """Return the Service's port that maps to the port of the pods in `spec`."""
     if spec.target is not Target.POD:
         wanted = [port for port in service.ports if spec.port in (port.number, port.name)]
     elif isinstance(spec.port, str):

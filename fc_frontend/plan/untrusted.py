@@ -1,7 +1,7 @@
-"""What a file that is not trusted may declare: values, within the setting `untrusted`.
+"""Check untrusted files: they may declare plain values, within the setting `untrusted`.
 
-Pure.  The limits keep such a file from harming services of other files: contrib/trust.rst,
-"Who may write what", has them for operators.
+Pure.  The limits prevent such a file from harming services of other files: contrib/trust.rst,
+"Who may write what", describes them for operators.
 """
 
 from __future__ import annotations
@@ -17,21 +17,24 @@ from fc_frontend.syntax.names import defined_names
 from fc_frontend.syntax.routes import covers_host
 
 MAX_LENGTH = 256 * 1024
-"""Of an untrusted file, in characters."""
+"""The maximum length of an untrusted file, in characters."""
 MAX_BINDS = 16
-"""Of one service.  Each is a listener in HAProxy."""
+"""The maximum number of binds of a service.  Each is a listener in HAProxy."""
 MAX_ROUTES = 100
-"""Of one service.  Each is an entry in a map of HAProxy."""
+"""The maximum number of routes of a service.  Each is an entry in a map of HAProxy."""
 MAX_SERVICES = 200
-"""Services in all untrusted files together."""
+"""The maximum number of services in all untrusted files."""
 MAX_SLOTS = 160
-"""Slots of one service.  Each is checked, and takes memory and a file descriptor of HAProxy."""
+"""The maximum number of slots of a service.
+
+Each is checked, and takes memory and a file descriptor of HAProxy.
+"""
 
 _PROXIES = ("frontend", "backend")
 
 
 class Needs(Enum):
-    """What makes a service acceptable."""
+    """What a service needs to be accepted."""
 
     TRUST = "trust"
     """A trusted file."""
@@ -40,7 +43,7 @@ class Needs(Enum):
 
 
 class Violation(NamedTuple):
-    """What an untrusted service may not declare."""
+    """A declaration that is not allowed in an untrusted file."""
 
     field: str
     message: str
@@ -56,7 +59,7 @@ TOO_MANY = Violation(
 
 
 def violations(spec: ServiceSpec, limits: Untrusted) -> Iterator[Violation]:
-    """What `spec` declares beyond values, and beyond `limits`."""
+    """Yield the declarations in `spec` that are not plain values or exceed `limits`."""
     yield from _raw_violations(spec, limits)
     for field, path in _paths(spec):
         if path is not None:
@@ -93,7 +96,7 @@ def violations(spec: ServiceSpec, limits: Untrusted) -> Iterator[Violation]:
 
 
 def _paths(spec: ServiceSpec) -> Iterator[tuple[str, str | None]]:
-    """The fields that name files."""
+    """Yield the fields that contain paths."""
     yield "tls.ca_file", spec.tls.ca_file if spec.tls else None
     yield "basic_auth.users", spec.basic_auth.users if spec.basic_auth else None
     yield "basic_auth.groups", spec.basic_auth.groups if spec.basic_auth else None
@@ -101,7 +104,7 @@ def _paths(spec: ServiceSpec) -> Iterator[tuple[str, str | None]]:
 
 
 def _raw_violations(spec: ServiceSpec, limits: Untrusted) -> Iterator[Violation]:
-    """Raw lines that are not allowed, one violation for each field."""
+    """Yield the raw lines that are not allowed, one violation for each field."""
     texts = (
         ("extra_config", spec.extra_config, safe.refused_in_line),
         ("server_options", (spec.server_options,), safe.refused_in_server_options),
@@ -168,9 +171,9 @@ def _target_violations(spec: ServiceSpec, limits: Untrusted) -> Iterator[Violati
 def name_violations(
     specs: Iterable[ServiceSpec], fragments: Sequence[Fragment]
 ) -> dict[str, Violation]:
-    """The services whose names fragments have already, for themselves or for one of their proxies.
+    """Return the services whose names are taken by a fragment or by one of its proxies.
 
-    HAProxy would refuse the fragment for it.
+    HAProxy would otherwise reject the fragment.
     """
     taken: dict[str, str] = {}
     for fragment in fragments:
