@@ -1,4 +1,4 @@
-"""The program's entry: `fc-frontend`, or `python -m fc_frontend`."""
+"""The entry point of the program: `fc-frontend`, or `python -m fc_frontend`."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ USAGE = 2
 
 
 def main() -> None:
-    """Run the command line and end the process with its exit code."""
+    """Run the command line and exit with its exit code."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            # Where the locale is not UTF-8, what it cannot show is escaped.
+            # If the locale is not UTF-8, characters that it lacks are escaped.
             stream.reconfigure(errors="backslashreplace")
     if sys.argv[1:] == ["--version"]:
-        # Answered before the command line is built: scripts ask for it often.
+        # Handled before the command line is built, because scripts call it often.
         from fc_frontend import __version__
 
         sys.stdout.write(f"fc-frontend {__version__}\n")

@@ -1,14 +1,14 @@
-"""The daemon's decisions: from what is known to the one thing to do next.  Pure.
+"""Decide the daemon's next action from the observed state.  Pure.
 
     State ─► decide ─► Nothing, Runtime, Install, Start, Reload, Restore or Refuse
 
-The rules, the first that applies:
+The first rule that matches applies:
 
     state                                            action
     -----------------------------------------------  ------------------------------------------
     a rollback is held                               run the held configuration, nothing else
-    haproxy.cfg is foreign and there is no consent   refuse; HAProxy keeps what it has
-    what runs now is refused with every change       refuse; start HAProxy if it does not run
+    haproxy.cfg is foreign and there is no consent   refuse; HAProxy keeps its configuration
+    the running one is refused with every change     refuse; start HAProxy if it does not run
     HAProxy does not run                             start it, or install for its next start
     it runs the desired text, and the file differs   restore the file, or leave it (drift)
     it runs the desired text                         runtime commands, or nothing
@@ -27,33 +27,33 @@ from fc_frontend.render.config import Config
 
 
 class FileState(StrEnum):
-    """What haproxy.cfg on disk is."""
+    """The state of haproxy.cfg on disk."""
 
     MISSING = "missing"
     OURS = "ours"
-    """It has a digest of ours, and the text is as we wrote it."""
+    """It has a digest of fc-frontend, and the text is unchanged."""
     EDITED = "edited"
-    """We wrote it, and others changed it since."""
+    """fc-frontend wrote it, and it has been changed since."""
     FOREIGN = "foreign"
-    """We did not write it, and it has proxies."""
+    """fc-frontend did not write it, and it has proxies."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Observed:
-    """What HAProxy and its file were last seen to be."""
+    """The last observed state of HAProxy and its file."""
 
     is_running: bool
-    """True if a HAProxy answers on one of its sockets."""
+    """Whether a HAProxy answers on one of its sockets."""
     running: str | None = None
-    """The digest that the running worker reports; None if it has none of ours."""
+    """The digest that the running worker reports; None if it is not one of fc-frontend's."""
     file: FileState = FileState.OURS
     installed: str | None = None
-    """The digest of haproxy.cfg where that is `OURS`."""
+    """The digest of haproxy.cfg if that is `OURS`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
-    """The settings that decide how HAProxy is handled."""
+    """The settings that determine how HAProxy is handled."""
 
     supervises: bool = False
     restores_drift: bool = True
@@ -61,7 +61,7 @@ class Policy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class State:
-    """Everything that a decision depends on."""
+    """All inputs of a decision."""
 
     observed: Observed
     policy: Policy = Policy()
@@ -69,7 +69,7 @@ class State:
     """The composition with all changes that are not withheld; None if there is none."""
     reasons: tuple[Reason, ...] = ()
     refused: tuple[Problem, ...] = ()
-    """Why not even what runs now would be accepted."""
+    """Why even the running configuration would not be accepted."""
     held: Config | None = None
     """The configuration that a rollback holds."""
     has_consent: bool = True
@@ -77,7 +77,7 @@ class State:
     failed: str | None = None
     """The digest of a text whose reload failed."""
     commands: tuple[str, ...] = ()
-    """Runtime commands that bring the servers of the running worker up to date."""
+    """Runtime commands that update the servers of the running worker."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,12 +88,12 @@ class Nothing:
 
 
 class Idle(StrEnum):
-    """Why there is nothing to do."""
+    """The reason why there is nothing to do."""
 
     IN_SYNC = "in-sync"
     DRIFT_LEFT = "drift-left"
     INSTALLED = "installed"
-    """HAProxy does not run, and will have the desired text when it is started."""
+    """HAProxy does not run, and loads the desired text when it is started."""
     ALREADY_FAILED = "already-failed"
 
 
@@ -106,21 +106,21 @@ class Runtime:
 
 @dataclass(frozen=True, slots=True)
 class Install:
-    """Write haproxy.cfg for a HAProxy that others start."""
+    """Write haproxy.cfg for a HAProxy that fc-frontend does not start."""
 
     config: Config
 
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """Write haproxy.cfg and start HAProxy, which we supervise."""
+    """Write haproxy.cfg and start the supervised HAProxy."""
 
     config: Config
 
 
 @dataclass(frozen=True, slots=True)
 class StartInstalled:
-    """Start HAProxy with haproxy.cfg as it is: nothing newer is accepted."""
+    """Start HAProxy with the existing haproxy.cfg: nothing newer is accepted."""
 
     digest: str
 
@@ -135,13 +135,13 @@ class Reload:
 
 @dataclass(frozen=True, slots=True)
 class Restore:
-    """Write the text that HAProxy runs back to haproxy.cfg, which others changed or removed."""
+    """Write HAProxy's running text back to haproxy.cfg, which was changed or removed."""
 
     config: Config
 
 
 class Refusal(StrEnum):
-    """Why nothing is deployed."""
+    """The reason why nothing is deployed."""
 
     FOREIGN_FILE = "foreign-file"
     BASE_REFUSED = "base-refused"
@@ -150,7 +150,7 @@ class Refusal(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Refuse:
-    """Deploy nothing, and report why."""
+    """Deploy nothing, and report the reason."""
 
     why: Refusal
     problems: tuple[Problem, ...] = ()
@@ -160,7 +160,7 @@ Action = Nothing | Runtime | Install | Start | StartInstalled | Reload | Restore
 
 
 def decide(state: State) -> Action:
-    """The one thing to do in `state`."""
+    """Return the one action to take in `state`."""
     observed, policy = state.observed, state.policy
     target = state.held or state.desired
     if observed.file is FileState.FOREIGN and not state.has_consent:
@@ -184,7 +184,7 @@ def decide(state: State) -> Action:
 
 
 def _in_sync(state: State, target: Config) -> Action:
-    """What to do while HAProxy runs the wanted text."""
+    """Return the action to take while HAProxy runs the wanted text."""
     observed = state.observed
     is_installed = observed.file is FileState.OURS and observed.installed == target.hash
     if not is_installed and (

@@ -17,51 +17,51 @@ from fc_frontend.model.units import UnitId
 from fc_frontend.text import one_line, printable
 
 LONGEST_PATH = 4096
-"""Bytes: no file's path is longer (PATH_MAX)."""
+"""In bytes: no file has a longer path (PATH_MAX)."""
 
 
 class Severity(StrEnum):
-    """How bad a problem is: an error refuses the configuration, a warning does not."""
+    """The severity of a problem: an error refuses the configuration, a warning does not."""
 
     ERROR = "error"
     WARNING = "warning"
 
 
 class Cause(StrEnum):
-    """Why something is wrong, for code that decides on it; messages are for people."""
+    """The cause of a problem, for code that decides on it; messages are for people."""
 
     FORBIDDEN = "forbidden"
-    """This user may not; another one may."""
+    """This user lacks permission; another one may have it."""
     NOT_LISTENING = "not-listening"
-    """Nobody listens at a socket: it is missing, or left over from a process that ended."""
+    """Nobody listens on a socket: it is missing, or left over from a process that ended."""
     SERVFAIL = "servfail"
     """A nameserver has no data: CoreDNS does not reach the API server, or serves another domain."""
     REFUSED = "refused"
-    """A nameserver does not answer this host."""
+    """A nameserver refuses to answer this host."""
     UNUSABLE_ANSWER = "unusable-answer"
-    """A nameserver's answer is cut short or malformed."""
+    """A nameserver's answer is truncated or malformed."""
     NO_WILDCARDS = "no-wildcards"
-    """CoreDNS 1.9 and later answer no wildcards, by which the pods of a Service are found."""
+    """CoreDNS 1.9 and later do not support wildcards, which would find the pods of a Service."""
     CLUSTER_IP = "cluster-ip"
-    """Cluster DNS names a cluster IP where pods are expected."""
+    """Cluster DNS returns a cluster IP where pods are expected."""
     FOREIGN_NETWORK = "foreign-network"
-    """Cluster DNS names addresses outside of the networks where they are expected."""
+    """Cluster DNS returns addresses outside the expected networks."""
     REMOVAL_WAITS = "removal-waits"
-    """A unit is gone from the files; it is removed unless it comes back soon."""
+    """A unit is no longer in the files; it is removed unless it reappears soon."""
     NO_SERVER_LEFT = "no-server-left"
     """A service has a server up, and would have none after a change."""
     EMPTIED = "emptied"
     """services.d is suddenly empty."""
     DISAGREEMENT = "disagreement"
-    """The nameservers of the cluster say different things of a service."""
+    """The nameservers of the cluster return different answers for a service."""
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing that is wrong, where it is, and how to fix it.
+    """One thing that is wrong, its location, and how to fix it.
 
-    `line` and `column` count from 1, as editors do.  Texts are bounded, and printable in one line,
-    whoever wrote what they quote.
+    `line` and `column` count from 1, as in editors.  Texts are limited in length, and printable in
+    one line, whatever they quote.
     """
 
     message: str
@@ -74,10 +74,10 @@ class Problem:
     service: str | None = None
     field: str | None = None
     unit: UnitId | None = None
-    """The unit whose change is the cause, where it is known."""
+    """The unit whose change is the cause, if known."""
     cause: Cause | None = None
     inside: int | None = None
-    """The line in the text of `field` that it is about, from 1, until its place is known."""
+    """The line in the text of `field` that it concerns, from 1, until its place is known."""
 
     def __post_init__(self) -> None:
         for name, clean in _CLEAN.items():
@@ -87,7 +87,7 @@ class Problem:
 
     @property
     def location(self) -> str:
-        """`file:line:column`, as much of it as is known; empty if nothing is."""
+        """`file:line:column`, as far as known; empty if nothing is."""
         parts = [self.file] if self.file else []
         if self.file and self.line is not None:
             parts.append(str(self.line))
@@ -97,17 +97,17 @@ class Problem:
 
     @property
     def subject(self) -> str:
-        """`service NAME: field`, as much of it as is known; empty if nothing is."""
+        """`service NAME: field`, as far as known; empty if nothing is."""
         service = f"service {self.service}" if self.service else ""
         return ": ".join(part for part in (service, self.field) if part)
 
     @property
     def statement(self) -> str:
-        """Where it is, what it is about and what is wrong, without severity and remedy."""
+        """The location, subject and message, without severity and remedy."""
         return ": ".join(part for part in (self.location, self.subject, self.message) if part)
 
     def as_json(self) -> dict[str, str | int | None]:
-        """The problem in the shape of all JSON output: no field is ever missing."""
+        """Return the problem as it appears in JSON output: no field is ever missing."""
         shown = {**asdict(self), "severity": self.severity.value, "cause": self.cause}
         del shown["unit"], shown["inside"]
         return shown
@@ -128,17 +128,17 @@ _CLEAN: Mapping[str, Callable[[str], str]] = {
 
 
 def errors_in(problems: Iterable[Problem]) -> tuple[Problem, ...]:
-    """The problems that refuse the configuration."""
+    """Return the problems that refuse the configuration."""
     return tuple(p for p in problems if p.severity is Severity.ERROR)
 
 
 def warnings_in(problems: Iterable[Problem]) -> tuple[Problem, ...]:
-    """The problems that do not refuse the configuration."""
+    """Return the problems that do not refuse the configuration."""
     return tuple(p for p in problems if p.severity is Severity.WARNING)
 
 
 class FrontendError(Exception):
-    """The base of all errors that fc-frontend raises on purpose; has one problem at least."""
+    """The base class of the errors that fc-frontend raises on purpose; has at least one problem."""
 
     def __init__(self, *problems: Problem) -> None:
         super().__init__("; ".join(str(p) for p in problems))
@@ -156,7 +156,7 @@ class FrontendError(Exception):
         field: str | None = None,
         cause: Cause | None = None,
     ) -> Self:
-        """An error with one problem."""
+        """Return an error with one problem."""
         problem = Problem(
             message, remedy, file=file, line=line, service=service, field=field, cause=cause
         )
@@ -169,8 +169,8 @@ class FrontendError(Exception):
 
 
 class Refused(FrontendError):
-    """The input is wrong: trying again with the same input gives the same answer."""
+    """The input is wrong: the same input fails again."""
 
 
 class Unavailable(FrontendError):
-    """Something around us does not answer now: the same input may work later."""
+    """An external resource does not answer now: the same input may work later."""

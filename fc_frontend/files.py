@@ -1,13 +1,14 @@
-"""Read, write and remove files, also as root in directories that other users may write.
+"""Read, write and remove files, even as root in directories that other users may write.
 
-Two kinds of path:
+There are two kinds of path:
 
-- The operator's, as haproxy.cfg: a symbolic link is followed if nobody but root and our own user
-  could have made it.
-- Our own, in the state directory and beside haproxy.cfg: the last component is never followed.
+- The operator's, such as haproxy.cfg: a symbolic link is followed if nobody but root and this user
+  could have created it.
+- fc-frontend's own, in the state directory and beside haproxy.cfg: the last component is never
+  followed.
 
-A writer replaces the name by rename(2), so that a reader, and HAProxy after a power failure, sees
-the old content or the new one.
+A file is replaced by rename(2), so that a reader, or HAProxy after a power failure, sees either the
+old content or the new one.
 """
 
 from __future__ import annotations
@@ -34,9 +35,9 @@ from fc_frontend.paths.own import (
 )
 
 MAX_BYTES = 256 * 1024 * 1024
-"""Of a file that is read."""
+"""Largest file that is read."""
 _PERMISSIONS = 0o777
-"""What is kept of a mode: no set-id bits."""
+"""The bits of a mode that are kept: no set-id bits."""
 _LEFTOVER = re.compile(r"\..{1,200}\.[0-9a-f]{12}\.tmp")
 _LEFTOVER_AGE = 60.0
 """In seconds."""
@@ -66,13 +67,13 @@ class Attributes:
 
     @classmethod
     def of(cls, status: os.stat_result) -> Attributes:
-        """Those of a file, without set-id bits."""
+        """Return the attributes of a file, without set-id bits."""
         return cls(stat.S_IMODE(status.st_mode) & _PERMISSIONS, status.st_uid, status.st_gid)
 
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """A file's bytes and attributes, read at one time."""
+    """A file's bytes and attributes, read at the same time."""
 
     data: bytes
     attributes: Attributes
@@ -82,23 +83,23 @@ class Content:
 
 
 def read(path: str, limit: int = MAX_BYTES) -> Content | None:
-    """The operator's file `path`; None if there is none.  Raises `Unavailable`."""
+    """Return the operator's file `path`, or None if there is none.  Raises `Unavailable`."""
     with reported("read", path):
         return _read(path, limit, follow=True)
 
 
 def read_own(path: str, limit: int) -> bytes | None:
-    """The content of our own file `path`, at most `limit` bytes; None if there is none.
+    """Return the content of fc-frontend's own file `path`, or None if there is none.
 
-    Raises `OSError`, also for a link, for anything that is not a regular file, and where others may
-    have written it.
+    Raises `OSError`, also for a file of more than `limit` bytes, for a link, for anything but a
+    regular file, and if others may have written it.
     """
     found = _read(path, limit, follow=False)
     return found.data if found else None
 
 
 def mode_of(path: str) -> int | None:
-    """The permissions of the operator's file `path`; None if they cannot be seen."""
+    """Return the permissions of the operator's file `path`, or None if they cannot be read."""
     with contextlib.suppress(OSError), place(path, follow=True) as (parent, name):
         status = status_of(parent, name)
         return Attributes.of(status).mode if status else None
@@ -106,7 +107,7 @@ def mode_of(path: str) -> int | None:
 
 
 def signature(path: str) -> tuple[int, int, int] | None:
-    """Changes whenever the file does; None if it cannot be seen."""
+    """Return a value that changes whenever the file does; None if it cannot be read."""
     try:
         status = Path(path).stat()
     except OSError:
@@ -115,9 +116,9 @@ def signature(path: str) -> tuple[int, int, int] | None:
 
 
 def sizes(path: str) -> dict[str, int]:
-    """The names in our own directory `path`, with the sizes of the files in bytes.
+    """Return the names in fc-frontend's own directory `path`, with the files' sizes in bytes.
 
-    None if there is no such directory, or no right to list it.
+    Empty if there is no such directory, or no permission to list it.
     """
     found: dict[str, int] = {}
     with (
@@ -136,12 +137,11 @@ def sizes(path: str) -> dict[str, int]:
 
 
 def write(path: str, data: bytes, *, mode: int = 0o640) -> None:
-    """Make `data` the content of the operator's file `path`.  Raises `Unavailable`.
+    """Write `data` to the operator's file `path`.  Raises `Unavailable`.
 
-    A link stays, and the file that it names is replaced unless that is read-only, as in
-    /nix/store.  An existing file keeps its mode and,
-    where permitted, its owner and group; a new one gets `mode`, and the directory's owner if we are
-    root.  Nothing is left behind on failure.
+    A link is kept, and its target is replaced unless that is read-only, as in /nix/store.  An
+    existing file keeps its mode and, where permitted, its owner and group; a new one gets `mode`
+    and, as root, the directory's owner.  Nothing is left behind on failure.
     """
     replace(path, data, mode=mode)
 
@@ -154,10 +154,10 @@ def replace(
     attributes: Attributes | None = None,
     expected: Callable[[Content | None], bool] = lambda _: True,
 ) -> bool:
-    """As `write`; False, with nothing changed, if `expected` rejects what is there at the end.
+    """Like `write`, but return False, with nothing changed, if `expected` rejects the content.
 
-    `expected` is called right before the rename.  With `attributes`, the file gets these, as far
-    as we may give them.
+    `expected` is called with the current content right before the rename.  With `attributes`, the
+    file gets these, as far as permitted.
     """
     with reported("written", path), place(path, follow=True) as (parent, name):
         existing = _replaceable(parent, name)
@@ -176,11 +176,10 @@ def replace(
 
 
 def write_own(path: str, data: bytes, *, mode: int = 0o640) -> None:
-    """Make `data` the content of our own file `path`.  Raises `OSError`.
+    """Write `data` to fc-frontend's own file `path`.  Raises `Unavailable`.
 
-    Whatever has the name is replaced, a link as such.  The mode is `mode`, without what a file that
-    is replaced does not have.  As root, the file belongs to the owner of its directory.  Raises
-    `Unavailable`.
+    Any existing file is replaced, a link itself rather than its target.  The mode is `mode`,
+    without bits that a replaced file lacks.  As root, the file gets the owner of its directory.
     """
     with reported("written", path), place(path, follow=False) as (parent, name):
         require_private(parent, str(Path(path).parent))
@@ -191,10 +190,9 @@ def write_own(path: str, data: bytes, *, mode: int = 0o640) -> None:
 
 
 def write_beside(path: str, suffix: str, data: bytes) -> None:
-    """Write our own file beside the operator's file `path`, with its mode and owner.
+    """Write a file of fc-frontend's own beside the operator's `path`, with its mode and owner.
 
-    Without a file at `path`, it is for the directory's owner and group to read.  Raises
-    `Unavailable`.
+    Without a file at `path`, the directory's owner and group may read it.  Raises `Unavailable`.
     """
     found = None
     with contextlib.suppress(OSError), place(path, follow=True) as (parent, name):
@@ -206,7 +204,7 @@ def write_beside(path: str, suffix: str, data: bytes) -> None:
 
 
 def remove(path: str, *, follow: bool = False) -> None:
-    """Remove the file or link `path` itself, or the file that it leads to, if it is there.
+    """Remove the file or link `path` itself or, with `follow`, its target, if it exists.
 
     Raises `Unavailable`.
     """
@@ -220,9 +218,9 @@ def remove(path: str, *, follow: bool = False) -> None:
 
 
 def remove_leftovers(directories: Iterable[str]) -> int:
-    """Remove temporary files of writers that were killed; returns how many.
+    """Remove temporary files of writers that were killed; return their number.
 
-    Only those that are too old to be anybody's.  What cannot be removed stays.
+    Only files too old to be in use are removed.  Errors are ignored.
     """
     removed = 0
     for path in directories:
@@ -238,20 +236,20 @@ def remove_leftovers(directories: Iterable[str]) -> int:
 
 
 def make_directory(path: str, *, mode: int) -> None:
-    """Create our own directory `path`, with its parents, if it is missing.  Raises `Unavailable`.
+    """Create fc-frontend's own directory `path`, with its parents.  Raises `Unavailable`.
 
-    As root, a new directory belongs to the owner of the one that it is in.
+    Does nothing if it exists.  As root, a new directory gets the owner of its parent.
     """
     with reported("made", path):
         _make_directory(path, mode)
 
 
 def open_lock(path: str) -> int:
-    """A descriptor of our own file `path`, to lock and to sign; it is created if it is missing.
+    """Open fc-frontend's own file `path` to lock and write it; create it if it is missing.
 
-    Raises `OSError`.
+    Returns the descriptor.  Raises `OSError`.
     """
-    # A pipe in its place would be waited for.
+    # O_NONBLOCK, because opening a pipe in its place would block.
     flags = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
     with place(path, follow=False) as (parent, name):
         file = -1
@@ -262,7 +260,7 @@ def open_lock(path: str) -> int:
             try:
                 file = os.open(name, os.O_RDWR | flags, dir_fd=parent)
             except PermissionError:
-                # Another user's: to lock it, reading is enough.
+                # The file of another user: reading is enough to lock it.
                 file = os.open(name, os.O_RDONLY | flags, dir_fd=parent)
             except OSError as error:
                 raise _not_followed(error, parent, name) from None
@@ -278,7 +276,7 @@ def open_lock(path: str) -> int:
 
 
 def unavailable(verb: str, path: str, error: OSError) -> Unavailable:
-    """That `path` cannot be read, written, removed…, why, and what to do."""
+    """Return the error that `path` cannot be read, written, removed…, with reason and remedy."""
     reason = error.strerror or str(error)
     remedy = _REMEDIES.get(error.errno or 0, "see the reason, and correct the path or the disk")
     if verb == "read" and error.errno in (errno.EACCES, errno.EPERM):
@@ -290,14 +288,14 @@ def unavailable(verb: str, path: str, error: OSError) -> Unavailable:
 
 @contextlib.contextmanager
 def reported(verb: str, path: str) -> Iterator[None]:
-    """Raise `Unavailable` for an `OSError`, as `unavailable` makes it."""
+    """Raise `Unavailable`, as returned by `unavailable`, for an `OSError`."""
     try:
         yield
     except OSError as error:
         raise unavailable(verb, path, error) from error
 
 
-# Behind them
+# Helpers
 
 
 def _make_directory(path: str, mode: int) -> None:
@@ -335,7 +333,7 @@ def _not_followed(error: OSError, parent: int, name: str) -> OSError:
 
 
 def _require_single(status: os.stat_result, parent: int) -> None:
-    """Raise unless it is a regular file that nobody linked in from elsewhere."""
+    """Raise unless it is a regular file that nobody has hard-linked from elsewhere."""
     if stat.S_ISDIR(status.st_mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
     if not stat.S_ISREG(status.st_mode):
@@ -352,7 +350,8 @@ def _read(path: str, limit: int, *, follow: bool) -> Content | None:
     try:
         with place(path, follow=follow) as (parent, name):
             if not follow and os.fstat(parent).st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-                # What is here decides what HAProxy gets: see config.trusted_users.state_verdict.
+                # Files here determine HAProxy's configuration: see
+                # config.trusted_users.state_verdict.
                 raise UntrustedPath(
                     f"other users may write in {Path(path).parent}",
                     f"chmod go-w {Path(path).parent}",
@@ -363,7 +362,7 @@ def _read(path: str, limit: int, *, follow: bool) -> Content | None:
 
 
 def _content(parent: int, name: str, limit: int) -> Content | None:
-    # Looked at first, as to open a device may do something.
+    # Checked before it is opened, because opening a device may have effects.
     before = status_of(parent, name)
     if before is not None and not stat.S_ISLNK(before.st_mode):
         _require_single(before, parent)
@@ -397,7 +396,10 @@ def _replaceable(parent: int, name: str) -> os.stat_result | None:
 
 
 def _inherited(parent: int, mode: int) -> Attributes:
-    """Of a new file: the directory's owner and group if we are root, else ours."""
+    """Return attributes of a new file.
+
+    As root, these are the directory's owner and group; otherwise -1, which keeps this user's.
+    """
     if os.geteuid() != 0:
         return Attributes(mode, -1, -1)
     holder = os.fstat(parent)
@@ -431,18 +433,18 @@ def _replace(
 
 
 def _give(file: int, attributes: Attributes) -> None:
-    # Changing the owner clears set-id bits, so the mode comes after.
+    # Changing the owner clears set-id bits, so the mode is set afterwards.
     _own(file, uid=-1, gid=attributes.gid)
     _own(file, uid=attributes.uid, gid=-1)
     os.fchmod(file, attributes.mode)
 
 
 def _own(file: int, *, uid: int, gid: int) -> None:
-    """Give the file an owner or group where permitted."""
+    """Set the owner or group of the file where permitted."""
     try:
         os.fchown(file, uid, gid)
     except OSError as error:
-        # In a user namespace an owner that is not mapped into it is an invalid one.
+        # In a user namespace, an owner that is not mapped is invalid.
         if error.errno not in (errno.EPERM, errno.EINVAL):
             raise
 
@@ -458,6 +460,6 @@ def _listable(opened: int) -> Iterator[int]:
 
 
 def _sync(parent: int) -> None:
-    # Only then does the new name survive a power failure.
+    # Only this makes the new name survive a power failure.
     with _listable(parent) as opened:
         os.fsync(opened)

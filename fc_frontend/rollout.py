@@ -1,4 +1,4 @@
-"""Bring HAProxy to what is declared: look, isolate, decide, execute; under one lock.
+"""Bring HAProxy to the declared configuration: observe, isolate, decide, execute; under one lock.
 
     observe ─► base ─► isolate (checks, haproxy -c, obstacles) ─► decide ─► execute
 
@@ -54,12 +54,12 @@ from fc_frontend.stored import RunningState
 from fc_frontend.syntax.binds import read_listeners
 
 Propose = Callable[[Base, Check], Prepared]
-"""Gives what to deploy, with the base of changes and the check of a candidate."""
+"""Returns the configuration to deploy, given the base of changes and the check of a candidate."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rollout:
-    """What was prepared, None if nothing had to be, and how its deployment went."""
+    """The prepared configuration, None if none was needed, and the result of its deployment."""
 
     prepared: Prepared | None
     deployment: Deployment
@@ -67,13 +67,13 @@ class Rollout:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """How to roll out.
+    """Options of a rollout.
 
-    `output` is the file that a supervised HAProxy which has to be started writes to.  `patience`
-    limits how long checks may take.  If `is_forced`, what failed at a reload before is tried again
-    as it is; if `is_strict`, nothing is deployed while a change is withheld.  `given` is recorded
-    first: consent to replace haproxy.cfg; so are `consents` to changes.  `advance` is called
-    whenever there is progress, and `checked` with each verdict of HAProxy.  `keeper` remembers
+    `output` is the file to which a supervised HAProxy writes if it has to be started.  `patience`
+    limits the duration of checks.  If `is_forced`, changes that failed at a reload are retried
+    unchanged; if `is_strict`, nothing is deployed while a change is withheld.  `given`, the consent
+    to replace haproxy.cfg, and `consents` to changes are recorded first.  `advance` is called
+    whenever there is progress, and `checked` with each verdict of HAProxy.  `keeper` caches
     certificates.
     """
 
@@ -95,9 +95,9 @@ def roll_out(
     attempt: Callable[[Prepared], None],
     options: Options,
 ) -> Rollout:
-    """Make HAProxy have what `propose` gives; raises nothing for what may go wrong.
+    """Deploy what `propose` returns to HAProxy; failures are returned, not raised.
 
-    `settings` say where HAProxy and the lock are.  `attempt` is called before anything changes.
+    `settings` locate HAProxy and the lock.  `attempt` is called before anything changes.
     """
     wait = settings.haproxy.check_timeout + settings.haproxy.reload_timeout
     prepared: Prepared | None = None
@@ -136,12 +136,12 @@ def deployed_declarations(
     copies: Mapping[str, str] = MappingProxyType({}),
     former: Mapping[str, tuple[RawDeclaration, ...]] = MappingProxyType({}),
 ) -> RunningDeclarations:
-    """What `prepared` is made of, for the next start.
+    """Return the declarations that make up `prepared`, for the next start.
 
-    `confirmed` is what ran before, `copies` are the files that the text names, each with
-    the name of its copy, and `former` are the guard's ways back.  A declaration that failed stays
-    recorded until the service runs in another one that its file declares.  So do consents until
-    the files say something else.
+    `confirmed` are the declarations that ran before, `copies` are the files that the text names,
+    each with the name of its copy, and `former` are the forms to which the guard can revert.  A
+    failed declaration remains recorded until the service runs in another form that its file
+    declares.  Consents remain until the files change.
     """
     assert prepared.config is not None
     raw, declared = prepared.declaration.raw, sources.services
@@ -175,17 +175,17 @@ def deployed_declarations(
 
 
 class _Checks:
-    """All that can refuse a candidate, while HAProxy is as it was observed."""
+    """All checks that can refuse a candidate, given the observed state of HAProxy."""
 
     def __init__(self, running: Running, options: Options) -> None:
         self._running = running
         self._options = options
         self._known_serving: frozenset[str] | None = None
         self.refused: tuple[Config, tuple[Problem, ...]] | None = None
-        """The first text that HAProxy refused, and why."""
+        """The first text that HAProxy refused, and the reasons."""
 
     def _serving(self, settings: Settings) -> frozenset[str]:
-        """The proxies that serve now; of a HAProxy that is taken over, the binds as well."""
+        """Return the proxies that serve; for a HAProxy that is taken over, the binds as well."""
         if self._known_serving is None:
             found = runtime.serving(self._running.servers)
             if found and self._running.hash is None:
@@ -194,7 +194,7 @@ class _Checks:
         return self._known_serving
 
     def check(self, candidate: Candidate, is_trial: bool) -> tuple[Problem, ...]:
-        """What refuses `candidate`.  Raises `Unavailable`."""
+        """Return the problems that refuse `candidate`, and warnings.  Raises `Unavailable`."""
         options, config = self._options, candidate.config
         options.advance()
         settings = candidate.plan.settings
@@ -220,7 +220,7 @@ class _Checks:
 
 
 def _binds_of_others(settings: Settings) -> frozenset[str]:
-    """The binds of a haproxy.cfg that we did not write."""
+    """Return the binds of a haproxy.cfg that fc-frontend did not write."""
     try:
         data = install.read(settings.haproxy.config_file)
     except Unavailable:
@@ -258,7 +258,7 @@ def _deploy(
         raise AssertionError(action)
     is_first = prepared.base.config is None and running.is_alive
     if prepared.withheld and (is_first or options.is_strict):
-        # What HAProxy serves is not replaced by less than what is declared.
+        # The running configuration is not replaced by less than the declared one.
         withheld = tuple(problem for each in prepared.withheld for problem in each.problems)
         return Deployment(
             outcome=Outcome.REFUSED,

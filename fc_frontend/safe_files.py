@@ -1,9 +1,8 @@
-"""Open files that others name, without being hung, flooded or fooled by what is there.
+"""Open files named by others without being blocked, flooded or deceived.
 
 A name in a configuration can lead to a pipe, a device, a file of the kernel or a file system that
-does not answer.  Nothing but a regular file is ever opened for reading, no more than a limit is
-read, and whatever leads into a file system that may not answer runs in a thread that is given up
-after `SECONDS`.
+does not answer.  Only regular files are opened for reading, and only up to a limit.  Access to a
+file system that may not answer runs in a thread that is abandoned after `SECONDS`.
 """
 
 from __future__ import annotations
@@ -22,15 +21,15 @@ from fc_frontend.paths.walk import ForeignLink, Found, InKernel, NotAFile, Remot
 T = TypeVar("T")
 
 SECONDS = 5.0
-"""How long one file may take.  A disk under load takes milliseconds."""
+"""Time limit for one file.  A disk under load takes milliseconds."""
 MAX_STUCK = 16
-"""Threads that may wait for file systems that do not answer."""
+"""Maximum number of threads that may wait for file systems that do not answer."""
 _NULL_DEVICE = os.makedev(1, 3)
 _CHUNK = 1024 * 1024
 
 
 class FileFault(StrEnum):
-    """Why a file is not read."""
+    """The reason why a file is not read."""
 
     MISSING = "missing"
     DENIED = "denied"
@@ -38,11 +37,11 @@ class FileFault(StrEnum):
     SPECIAL = "special"
     """A pipe, device or socket."""
     KERNEL = "kernel"
-    """It is in procfs, sysfs or the like, or the way to it leads through there."""
+    """It is in procfs, sysfs or a similar file system, or its path leads through one."""
     LINKS = "links"
     TOO_LARGE = "too-large"
     FOREIGN = "foreign"
-    """A link leads its owner to a file that he may not read."""
+    """A link leads to a file that the link's owner may not read."""
     BUSY = "busy"
     """Another process holds a lease on it (fcntl(2), F_SETLEASE)."""
     SLOW = "slow"
@@ -100,7 +99,7 @@ class Unsafe(Exception):
 
     @classmethod
     def of(cls, error: OSError) -> Unsafe:
-        """What the system, or the walk to the file, refused."""
+        """Return the fault for an error of the system, or of the walk to the file."""
         for kind, fault in _WALK_FAULTS.items():
             if isinstance(error, kind):
                 return cls(fault, (error.strerror or "") if fault is FileFault.FOREIGN else "")
@@ -111,19 +110,19 @@ class Unsafe(Exception):
 
 
 def read(path: str, limit: int) -> bytes:
-    """The content of a regular file of at most `limit` bytes.  Raises `Unsafe`."""
+    """Return the content of a regular file of at most `limit` bytes.  Raises `Unsafe`."""
     return read_found(path, limit)[0]
 
 
 def read_found(path: str, limit: int) -> tuple[bytes, Found]:
-    """As `read`, with what `path` leads to and who may change it.  Raises `Unsafe`."""
+    """Like `read`, with the target of `path` and who may change it.  Raises `Unsafe`."""
     return _local_first(lambda walker: _read(walker, path, limit))
 
 
 def read_listed(path: str, limit: int, directory: Found) -> tuple[bytes, Found]:
-    """As `read_found`, at less cost, for a file of a `directory` that has just been looked at.
+    """Like `read_found`, at less cost, for a file of a `directory` that was just examined.
 
-    A plain file in the file system of its directory cannot hang where the directory did not.
+    A plain file in the file system of its directory cannot hang if the directory did not.
     """
     try:
         found = os.lstat(path)
@@ -142,20 +141,21 @@ def read_listed(path: str, limit: int, directory: Found) -> tuple[bytes, Found]:
 
 
 def examine(path: str) -> Found:
-    """What `path` leads to, without opening it.  Raises `Unsafe`.
+    """Return the target of `path`, without opening it.  Raises `Unsafe`.
 
-    A file is one that `read` would open, or /dev/null, which HAProxy's manual uses as an empty one.
+    A file is one that `read` would open, or /dev/null, which HAProxy's manual uses as an empty
+    file.
     """
     return _local_first(lambda walker: _examine(walker, path))
 
 
 def look(path: str) -> Found:
-    """What `path` leads to, whatever it is, without opening it.  Raises `Unsafe`."""
+    """Return the target of `path`, of any type, without opening it.  Raises `Unsafe`."""
     return _local_first(lambda walker: _look(walker, path))
 
 
 def names(directory: str, limit: int) -> list[str]:
-    """The names in a directory, sorted.  Raises `Unsafe`, also if there are more than `limit`."""
+    """Return the names in a directory, sorted.  Raises `Unsafe`, also for more than `limit`."""
 
     def listed(walker: Walker) -> list[str]:
         found: list[str] = []
@@ -179,19 +179,19 @@ def names(directory: str, limit: int) -> list[str]:
 
 
 def bounded(place: str, work: Callable[[], T], seconds: float = SECONDS) -> T:
-    """What `work`, which is about `place`, returns or raises; `Unsafe` if it takes too long.
+    """Call `work`, which concerns `place`; raise `Unsafe` if it takes too long.
 
-    A thread that does not come back is left behind.  While it waits, the same place fails at once,
-    and so do all once `MAX_STUCK` threads wait.
+    A thread that does not return is abandoned.  While it waits, calls for the same place fail at
+    once, and so do all calls once `MAX_STUCK` threads wait.
     """
     return _WORKERS.call(place, work, seconds)
 
 
 def _local_first(work: Callable[[Walker], T]) -> T:
-    """What `work` returns: at once if it stays on local disks, else `bounded`.
+    """Call `work`: directly if it only needs local disks, else by `bounded`.
 
-    One path that does not answer stands for all of its file system, so that nobody can have others
-    wait by naming many.
+    One path that does not answer counts for its entire file system, so that nobody can make others
+    wait by naming many paths.
     """
     try:
         return work(Walker(stays_local=True))
@@ -200,7 +200,7 @@ def _local_first(work: Callable[[Walker], T]) -> T:
 
 
 def remote_mount(path: str) -> str | None:
-    """Where a file system is mounted that may not answer, if `path` leads there."""
+    """Return the mount point of a file system that may not answer, if `path` leads there."""
     try:
         Walker(stays_local=True).look(path)
     except RemoteMount as exc:
@@ -211,12 +211,12 @@ def remote_mount(path: str) -> str | None:
 
 
 def threads_stuck() -> int:
-    """How many threads wait for file systems that do not answer."""
+    """Return the number of threads that wait for file systems that do not answer."""
     return _WORKERS.stuck()
 
 
 _FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
-"""O_NONBLOCK, as another process may hold a lease on the file."""
+"""O_NONBLOCK, because another process may hold a lease on the file."""
 
 
 def _read(walker: Walker, path: str, limit: int) -> tuple[bytes, Found]:
@@ -241,7 +241,7 @@ def _all_of(descriptor: int, limit: int) -> bytes:
 
 
 def too_large(limit: int) -> Unsafe:
-    """That a file has more than `limit` bytes."""
+    """Return the error that a file has more than `limit` bytes."""
     return Unsafe(
         FileFault.TOO_LARGE, f"is larger than {limit} bytes", "split it into several files"
     )
@@ -283,9 +283,9 @@ class _Job:
 
 
 class _Worker(threading.Thread):
-    """A thread for calls that may block.  A daemon: one that is stuck must not keep us from ending.
+    """A thread for calls that may block; a daemon, so that a stuck one does not prevent exit.
 
-    It ends when it is given None.
+    It ends when it receives None.
     """
 
     def __init__(self) -> None:
@@ -324,7 +324,7 @@ class _Workers:
         if not job.done.wait(seconds):
             with self._lock:
                 self._stuck[path] = job
-            # It ends once it comes back.
+            # The thread ends once the call returns.
             worker.jobs.put(None)
             raise Unsafe(FileFault.SLOW)
         with self._lock:

@@ -1,6 +1,6 @@
-"""What is kept in the state directory between starts: answers of cluster DNS, what HAProxy runs.
+"""State kept between starts: answers of cluster DNS, and the running declarations.
 
-A file that is missing, damaged or not trusted counts as empty.
+A file that is missing, damaged or untrusted counts as empty.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ PENDING_FILE = "pending.json"
 
 
 WrittenAnswers = Memo[tuple[str, str]]
-"""Questions and answers as they were last written, by service."""
+"""Questions and answers as last written, by service."""
 
 
 def answers_path(settings: Settings) -> str:
-    """Where the last good answers of cluster DNS are kept."""
+    """Return the path of the last good answers of cluster DNS."""
     return f"{settings.state_directory}/{ANSWERS_FILE}"
 
 
 def stored_answers(settings: Settings, specs: Iterable[ServiceSpec]) -> dict[str, Answer]:
-    """The stored answers to the questions of `specs`, by service."""
+    """Return the stored answers to the questions of `specs`, by service."""
     stored = load_answers(answers_path(settings))
     asked = {spec.name: question(spec) for spec in specs}
     return {name: stored[text] for name, text in asked.items() if text in stored}
@@ -44,7 +44,7 @@ def stored_answers(settings: Settings, specs: Iterable[ServiceSpec]) -> dict[str
 def stored_form(
     specs: Iterable[ServiceSpec], resolution: Resolution, *, memo: WrittenAnswers | None = None
 ) -> bytes:
-    """The answers as `stored_answers` will read them."""
+    """Return the answers in the format that `stored_answers` reads."""
     memo = memo or WrittenAnswers()
     written: dict[str, tuple[str, str]] = {}
     for spec in specs:
@@ -68,22 +68,22 @@ def save_answers(
     *,
     memo: WrittenAnswers | None = None,
 ) -> None:
-    """Keep the answers for the next start, and for `check`.  Raises `Unavailable`."""
+    """Save the answers for the next start, and for `check`.  Raises `Unavailable`."""
     files.write_own(answers_path(settings), stored_form(specs, resolution, memo=memo))
 
 
 def question(spec: ServiceSpec) -> str:
-    """What is asked of cluster DNS for a service; answers to other questions are worth nothing."""
+    """Return the cluster DNS question of a service; answers to other questions are not used."""
     return f"{spec.name} {spec.service}.{spec.namespace} {spec.target} {spec.port} {spec.discovery}"
 
 
 def running_path(state_directory: str) -> str:
-    """Where the declarations of what HAProxy runs are kept."""
+    """Return the path of the declarations that HAProxy runs."""
     return f"{state_directory}/{RUNNING_FILE}"
 
 
 def stored_running(state_directory: str) -> RunningDeclarations:
-    """The declarations of what HAProxy ran last; none if others may have written them."""
+    """Return the declarations that HAProxy last ran; none if others may have written them."""
     verdict = state_verdict(state_directory)
     if verdict is not None and not verdict.is_trusted:
         return RunningDeclarations()
@@ -91,25 +91,25 @@ def stored_running(state_directory: str) -> RunningDeclarations:
 
 
 def stored_pending(state_directory: str) -> RunningDeclarations | None:
-    """What was being deployed when fc-frontend ended, if it ended in a deployment."""
+    """Return the declarations of a deployment that was interrupted when fc-frontend ended."""
     found = load_running(_pending_path(state_directory))
     return found if found.hash else None
 
 
 def save_running(settings: Settings, running: RunningDeclarations) -> None:
-    """Keep them for the next start.  Raises `Unavailable`."""
+    """Save the running declarations for the next start.  Raises `Unavailable`."""
     _save_forms(settings, running_path(settings.state_directory), running)
 
 
 def save_pending(settings: Settings, pending: RunningDeclarations) -> None:
-    """Write down what is about to be deployed.  Raises `Unavailable`."""
+    """Save the declarations that are about to be deployed.  Raises `Unavailable`."""
     files.make_directory(settings.state_directory, mode=0o750)
     _save_forms(settings, _pending_path(settings.state_directory), pending)
 
 
 def forget_pending(state_directory: str) -> None:
-    """Remove what was about to be deployed."""
-    # One that stays counts only while HAProxy runs exactly that configuration.
+    """Remove the declarations that were about to be deployed."""
+    # If removal fails, they count only while HAProxy runs exactly that configuration.
     with contextlib.suppress(Unavailable):
         files.remove(_pending_path(state_directory))
 
@@ -124,13 +124,13 @@ def _save_forms(settings: Settings, path: str, saved: RunningDeclarations) -> No
 
 
 class RunningState:
-    """The declarations of what HAProxy runs, in memory and on disk.
+    """The declarations that HAProxy runs, in memory and on disk.
 
     attempt ─► pending ─► HAProxy reports its digest ─► confirmed
     """
 
     def __init__(self, directory: str) -> None:
-        """Read what is kept in the state directory."""
+        """Read the state directory."""
         self.confirmed = stored_running(directory)
         self.pending = stored_pending(directory)
         self._saved = self.confirmed
@@ -139,11 +139,11 @@ class RunningState:
 
     @property
     def is_saved(self) -> bool:
-        """True if what is confirmed is on disk as it is here."""
+        """Whether the confirmed declarations are saved on disk."""
         return self.confirmed is self._saved
 
     def refresh(self) -> None:
-        """Read what is kept again, if another process has written it and nothing here is newer."""
+        """Read the file again if another process has written it and nothing here is newer."""
         seen = files.signature(running_path(self._directory))
         if seen == self._seen or not self.is_saved:
             return
@@ -151,14 +151,14 @@ class RunningState:
         self.confirmed = self._saved = stored_running(self._directory)
 
     def consent(self, settings: Settings, consents: Mapping[UnitId, str]) -> None:
-        """Record what an operator forces, with fingerprints.  Raises `Unavailable`."""
+        """Record the changes that an operator forces, with fingerprints.  Raises `Unavailable`."""
         if consents:
             confirmed = self.confirmed
             self.confirmed = replace(confirmed, consents={**confirmed.consents, **consents})
             self.save(settings)
 
     def attempt(self, settings: Settings, declarations: RunningDeclarations) -> None:
-        """Write down what is about to be deployed, for the case that we are killed.
+        """Save the declarations that are about to be deployed, in case this process is killed.
 
         `declarations` have the digest of the configuration.  Raises `Unavailable`.
         """
@@ -168,20 +168,20 @@ class RunningState:
         save_pending(settings, declarations)
 
     def confirm(self, running: str | None) -> bool:
-        """Promote what was being deployed if HAProxy runs it; True if it was."""
+        """Promote the pending declarations if HAProxy runs them; return whether it does."""
         if self.pending is None or self.pending.hash != running:
             return False
         self.promote(self.pending)
         return True
 
     def promote(self, declarations: RunningDeclarations) -> None:
-        """Make `declarations` those of what HAProxy runs."""
+        """Make `declarations` the confirmed ones, which HAProxy runs."""
         self.pending = None
         if declarations != self.confirmed or declarations.hash != self.confirmed.hash:
             self.confirmed = declarations
 
     def save(self, settings: Settings) -> None:
-        """Keep what is confirmed for the next start.  Raises `Unavailable`."""
+        """Save the confirmed declarations for the next start.  Raises `Unavailable`."""
         confirmed = self.confirmed
         if confirmed is self._saved:
             return

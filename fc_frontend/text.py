@@ -1,8 +1,8 @@
-"""Text from outside: names, messages and numbers that anybody may have written.
+"""Text from outside: names, messages and numbers from any source.
 
-Names are accepted where they come in only if they are printable.  Whatever else is printed goes
-through `printable`, `one_line` or `json_text`, so that no output can fail for a character that has
-no encoding, and none can begin a line, move a terminal's cursor or reorder what stands beside it.
+Input names are accepted only if they are printable.  All other text is printed through `printable`,
+`one_line` or `json_text`, so that no output fails for a character without an encoding, and no text
+can begin a line, move a terminal's cursor or reorder the text beside it.
 """
 
 from __future__ import annotations
@@ -12,26 +12,27 @@ import re
 import unicodedata
 
 LONGEST_NAME = 120
-"""Characters of a name that is not accepted: those that are have at most 63."""
+"""Maximum number of characters shown of a rejected name: accepted names have at most 63."""
 LONGEST_TEXT = 2000
 _BLANK = frozenset("\u115f\u1160\u2800\u3164\uffa0")
-"""Letters and symbols by their category that look like nothing or like a space."""
+"""Characters that are letters or symbols by category, but invisible or like a space."""
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 
 
 def is_printable(text: str) -> bool:
-    """True if `text` looks like what it is: visible characters and single-width spaces.
+    """Return whether `text` contains only visible characters and single-width spaces.
 
     Control and format characters, such as those that change the direction of writing, surrogates,
-    private and unassigned characters are not, nor are marks that change the character before them.
+    private and unassigned characters are not printable, nor are marks that change the character
+    before them.
     """
     return text.isprintable() and (text.isascii() or all(map(_is_plain, text)))
 
 
 def printable(text: object, longest: int = LONGEST_NAME) -> str:
-    """`text` as it may be printed: other characters are escaped as in Python (`\\n`, `\\u202e`).
+    """Return `text` in printable form: others are escaped as in Python (`\\n`, `\\u202e`).
 
-    It has at most `longest` characters: of more, the first are left, with `…` at the end.
+    A text of more than `longest` characters is cut to that length, with `…` at the end.
     """
     found = str(text)[: longest + 1]
     if not is_printable(found):
@@ -40,7 +41,7 @@ def printable(text: object, longest: int = LONGEST_NAME) -> str:
 
 
 def one_line(text: object, longest: int = LONGEST_TEXT) -> str:
-    """As `printable`, for sentences: line ends and other runs of blanks become a space."""
+    """Like `printable`, for sentences: line ends and other runs of blanks become a space."""
     found = str(text)
     if len(found) <= longest and is_printable(found) and "  " not in found:
         return found.strip()
@@ -48,10 +49,10 @@ def one_line(text: object, longest: int = LONGEST_TEXT) -> str:
 
 
 def json_text(document: object, *, indent: int | None = 2) -> str:
-    """JSON without a line end: UTF-8 can encode it, and no terminal obeys anything in it.
+    """Return JSON without a final line end, safe for UTF-8 and for terminals.
 
-    What is not printable is written as an escape; half a surrogate pair, which no JSON text may
-    hold (RFC 8259, 8.2), as U+FFFD.
+    Unprintable characters are escaped; half a surrogate pair, which JSON text must not contain (RFC
+    8259, 8.2), becomes U+FFFD.
     """
     text = json.dumps(document, ensure_ascii=False, indent=indent)
     if text.isascii() and text.replace("\n", "").isprintable():
@@ -61,7 +62,7 @@ def json_text(document: object, *, indent: int | None = 2) -> str:
 
 
 def whole_number(text: str | None, most: int = 2**63) -> int | None:
-    """The number that ASCII digits stand for; None if it is none, or more than `most`."""
+    """Return the number in ASCII digits, or None if it is not one or exceeds `most`."""
     if not text or len(text) > 20 or not (text.isascii() and text.isdigit()):
         return None
     number = int(text)

@@ -1,5 +1,5 @@
-"""All that touches HAProxy: its binary, its file, its sockets, its processes.
+"""Everything that touches HAProxy: its binary, configuration file, sockets and processes.
 
-Everything here blocks, within time limits that the caller gives; nothing here logs or prints.
-What happened is a returned value, or `Refused` and `Unavailable` with what to do about it.
+All calls block, within time limits set by the caller; nothing here logs or prints.  Functions
+return what happened, or raise `Refused` or `Unavailable` with a remedy.
 """

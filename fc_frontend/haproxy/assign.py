@@ -1,10 +1,10 @@
-"""Which pod has which slot, where HAProxy's resolver does not decide it.
+"""Assign pods to server slots where HAProxy's resolver does not.
 
-Pods of services found by the Kubernetes API have slots without a resolver, and so have those with
-more pods than an answer of cluster DNS carries (some 4,090 addresses; HAProxy throws a truncated
-one away whole).  Their addresses come from here, through the runtime API (Management Guide 9.3,
-`set server`).  HAProxy itself remembers who is where: what to do follows from what its worker says
-now.
+Two kinds of service have slots without a resolver: services found through the Kubernetes API, and
+services with more pods than a cluster DNS answer can carry (some 4,090 addresses; HAProxy discards
+a truncated answer entirely).  This module sets the addresses of these slots through the runtime API
+(Management Guide 9.3, `set server`).  It keeps no state of its own: each change is computed from
+the current state of the worker.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from fc_frontend.haproxy.runtime import ServerState
 from fc_frontend.plan.model import FREE_ADDRESS, Endpoint, Haproxy, Kind, ServicePlan
 
 GONE_AFTER = 30
-"""Seconds of failed checks after which a pod that DNS may have left out for want of room is gone.
+"""Seconds of failed checks after which a pod that a truncated answer may lack counts as gone.
 
-A pod that is not ready leaves DNS within seconds; this only has to outlast a restart.
+A pod that is not ready leaves DNS within seconds, so this only has to outlast a restart.
 """
 _ONE_BY_ONE = 16
-"""Services that are asked for one by one; with more, all servers are asked for at once."""
+"""Up to this many services are queried one by one; beyond it, all servers are queried at once."""
 _DRAIN = 8
 _MAINTENANCE = 1
 
 
 @dataclass(frozen=True, slots=True)
 class Assigned:
-    """What was done: how many slots changed, and which addresses are gone, by service.
+    """The result of an assignment: the number of changed slots, and silent addresses by service.
 
-    `leaving` are the services with slots whose pods are gone and still have sessions.
+    `leaving` contains the services with slots whose pods are gone but still have sessions.
     """
 
     changed: int
@@ -43,7 +43,7 @@ class Assigned:
 def assign(
     haproxy: Haproxy, services: Sequence[ServicePlan], drained: Drained = NOTHING
 ) -> Assigned:
-    """Give the services' endpoints to their slots in the running worker.  Raises `Unavailable`."""
+    """Assign the services' endpoints to slots in the running worker.  Raises `Unavailable`."""
     by_proxy = _servers(haproxy.runtime_socket, services)
     wanted: list[str] = []
     gone: dict[str, frozenset[str]] = {}
@@ -77,7 +77,7 @@ def _servers(path: str, services: Sequence[ServicePlan]) -> dict[str, list[Serve
 
 @dataclass(frozen=True, slots=True)
 class SlotChanges:
-    """Commands, one text a slot, and whether a slot waits for the sessions of a pod that left."""
+    """Commands, one string per slot, and whether a slot waits for a departed pod's sessions."""
 
     commands: tuple[str, ...]
     is_leaving: bool
@@ -89,14 +89,14 @@ def changes(
     sessions: Mapping[str, int],
     drained: Drained = NOTHING,
 ) -> SlotChanges:
-    """The commands that bring the slots to the service's endpoints.
+    """Return the commands that assign the service's endpoints to the slots.
 
-    Slots of pods that stay are not touched, whatever state an operator gave them: that is in
-    `drained`, and any other drain is what a daemon left that was killed.  A pod that leaves gets
-    nothing new, and its slot is free once it has no `sessions`, by server, or another pod needs it.
-    What has no free slot is left out.
+    The slot of a pod that remains keeps the state that an operator gave it, as recorded in
+    `drained`.  Any other drain is left over from a daemon that was killed, and is removed.  A pod
+    that leaves receives no new sessions.  Its slot becomes free when it has no `sessions` (by
+    server) left, or when another pod needs it.  Endpoints without a free slot are left out.
     """
-    # The cluster IP that is a backup beside the pods is left to HAProxy's resolver.
+    # HAProxy's resolver sets the address of the cluster IP, which is a backup beside the pods.
     own = "service" if service.kind is Kind.SERVICE else "pod"
     slots = [server for server in servers if server.server.startswith(own)]
     slots.sort(key=lambda server: (len(server.server), server.server))
@@ -121,7 +121,7 @@ def changes(
     for slot in left:
         endpoint = moved.pop(slot.address or "", None)
         if endpoint is not None:
-            # A pod whose port changed keeps its slot, and its sessions.
+            # A pod whose port changed keeps its slot and its sessions.
             del missing[endpoint.address, endpoint.port]
             commands.append(_set(slot, f"addr {endpoint.address} port {endpoint.port}"))
         elif _takes_nothing(slot) and not sessions.get(slot.server, 0):
@@ -130,7 +130,7 @@ def changes(
         else:
             commands += _drain(slot)
             waiting.append(slot)
-    # Pods that came need the slots more than what is left of those that went.
+    # New pods take precedence over the remaining sessions of departed pods.
     short = max(0, len(missing) - len(free))
     free += waiting[:short]
     for slot, endpoint in zip(free, missing.values(), strict=False):
@@ -147,7 +147,7 @@ def _drain(slot: ServerState) -> list[str]:
 
 
 def _is_left_drained(slot: ServerState, drained: Drained) -> bool:
-    """True if nobody who is on record has drained this slot."""
+    """Return whether this slot is drained although the record does not ask for it."""
     if not (slot.admin or 0) & _DRAIN or (slot.proxy, slot.server) in drained.slots:
         return False
     return not drained.covers(slot.proxy, slot.address)
@@ -162,7 +162,8 @@ def _freed(slot: ServerState) -> str:
 
 
 def _filled(slot: ServerState, endpoint: Endpoint, drained: Drained) -> str:
-    # In one line: a slot with an address that is not ready would look like an operator's wish.
+    # In one line: otherwise a slot with an address that is not ready would look like an operator's
+    # drain.
     state = "drain" if drained.covers(slot.proxy, endpoint.address) else "ready"
     place = f"addr {endpoint.address} port {endpoint.port}"
     before = [] if is_free(slot) else [_set(slot, "state maint")]
@@ -171,7 +172,7 @@ def _filled(slot: ServerState, endpoint: Endpoint, drained: Drained) -> str:
 
 
 def silent(servers: Iterable[ServerState]) -> frozenset[str]:
-    """The addresses whose checks have failed for `GONE_AFTER` seconds."""
+    """Return the addresses whose checks have failed for at least `GONE_AFTER` seconds."""
     return frozenset(
         server.address
         for server in servers
@@ -184,5 +185,5 @@ def silent(servers: Iterable[ServerState]) -> frozenset[str]:
 
 
 def is_free(server: ServerState) -> bool:
-    """True for a slot without a pod."""
+    """Return whether the slot has no pod."""
     return server.address in (None, FREE_ADDRESS)

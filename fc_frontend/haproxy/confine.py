@@ -1,11 +1,11 @@
-"""Become another program, within limits, that ends when its parent does.
+"""Replace this process by another program that runs within limits and ends with its parent.
 
-`process.run` starts this file as a script of its own, because nothing can be set safely between
-fork and exec in a process with threads (subprocess, `preexec_fn`).  It is never imported, and
-imports little: each check of a configuration waits for it.
+`process.run` starts this file as a separate script, because nothing can be set safely between fork
+and exec in a process with threads (subprocess, `preexec_fn`).  It is never imported, and imports
+little, because each check of a configuration waits for it.
 """
 
-# `signal` without its enums, which take as long to import as all the rest.
+# `_signal` is `signal` without its enums, which take as long to import as everything else.
 import _signal  # type: ignore[import-not-found]
 import ctypes
 import os
@@ -16,17 +16,19 @@ _PR_SET_PDEATHSIG = 1
 
 
 def main(parent: int, report: int, seconds: int, memory: int, program: list[str]) -> None:
-    """Replace this process by `program`; its errno goes to the descriptor `report` if it fails.
+    """Replace this process by `program`; on failure, write the errno to the descriptor `report`.
 
-    `seconds` limits CPU and wall time and `memory` writable memory in bytes; 0 is no limit.
+    `seconds` limits CPU and wall time, and `memory` limits writable memory in bytes; 0 means no
+    limit.
     """
     os.set_inheritable(report, False)
-    # Whatever happens to the parent, even SIGKILL.  It is kept over exec.
+    # The kernel kills this process whenever its parent dies, even by SIGKILL.  Exec keeps the
+    # setting.
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, _signal.SIGKILL)
     if os.getppid() != parent:
         sys.exit(1)
     if seconds:
-        # The timer is kept over exec, too.
+        # Exec keeps the timer, too.
         _signal.alarm(seconds)
         resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
     if memory:
@@ -43,7 +45,7 @@ def main(parent: int, report: int, seconds: int, memory: int, program: list[str]
 
 
 def _be_killed_first() -> None:
-    """If memory runs out nevertheless, let the kernel kill this program and not HAProxy."""
+    """Make the kernel kill this program rather than HAProxy if memory runs out nevertheless."""
     try:
         descriptor = os.open("/proc/self/oom_score_adj", os.O_WRONLY)
         os.write(descriptor, b"1000")

@@ -1,7 +1,7 @@
-"""What is wrong between the listeners of a rendered configuration, and whose fault it is.
+"""Find conflicts between the listeners of a rendered configuration, and the unit to blame for each.
 
-All of them count, whoever wrote them: declared binds, raw lines, fragments, templates, and the
-sockets of fc-frontend and of HAProxy's master, which are not in the text.
+All listeners count, whatever declares them: binds, raw lines, fragments, templates, and the sockets
+of fc-frontend and of HAProxy's master, which are not in the text.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from fc_frontend.syntax.binds import BindFlaw, Listener, Owned
 from fc_frontend.syntax.endpoints import Family, ListenEndpoint, ListenOptions, read_endpoints
 
 _MAX_NAMED = 3
-"""Units that one warning names."""
+"""Maximum number of units that one warning names."""
 
 
 def endpoint_of(bind: Bind) -> ListenEndpoint:
-    """The endpoint that HAProxy makes of a declared bind without options."""
+    """Return the endpoint that HAProxy creates for a declared bind without options."""
     (endpoint,) = read_endpoints(str(bind), ListenOptions())
     assert endpoint is not None
     return endpoint
@@ -38,12 +38,13 @@ def listener_problems(
     newcomers: Collection[UnitId],
     untrusted: Collection[str] = (),
 ) -> tuple[Problem, ...]:
-    """Listeners that take connections or paths from each other, or that cannot be known.
+    """Return problems of listeners that share connections or paths, or that cannot be determined.
 
-    Of two that want the same, the one to blame is that of `newcomers`, the units that HAProxy does
-    not have in this form.  Between newcomers, files come before Services of the cluster, and a bind
-    that is declared as such before raw text.  The services `untrusted` are to blame in any case,
-    and must not even overlap with others that are not of the same file.  Each problem has its unit.
+    If two listeners claim the same endpoint, the one to blame belongs to `newcomers`, the units
+    that HAProxy does not have in this form.  Among newcomers, files take precedence over Services
+    of the cluster, and declared binds over raw text.  The services in `untrusted` are to blame in
+    any case; they must not even overlap with listeners from another file.  Each problem names its
+    unit.
     """
     found, flaws = listeners_of(config, socket.gethostname())
     ordered = _ordered([*_outside(plan.settings), *found], plan, newcomers)
@@ -67,7 +68,7 @@ def listener_problems(
 
 
 def _ordered(claims: list[Owned], plan: Plan, newcomers: Collection[UnitId]) -> list[Owned]:
-    """The claims, those first that are not to blame if another one wants the same."""
+    """Return the claims in order of precedence: of two that conflict, the later one is to blame."""
     fresh_units = set(newcomers)
     if not ENVIRONMENT.isdisjoint(fresh_units):
         fresh_units.add(SETTINGS)
@@ -107,14 +108,14 @@ def _is_of(claim: Owned, services: Collection[str]) -> bool:
 
 
 def _outside(settings: Settings) -> Iterator[Owned]:
-    """What listens without being in haproxy.cfg."""
+    """Yield the listeners that are not in haproxy.cfg."""
     yield Owned(SETTINGS, Listener(ListenEndpoint(Family.UNIX, settings.haproxy.master_socket), 0))
     if settings.listen:
         yield Owned(SETTINGS, Listener(endpoint_of(settings.listen), 0))
 
 
 class _Wording:
-    """Makes problems of conflicts and overlaps."""
+    """Turn conflicts and overlaps into problems."""
 
     def __init__(self, plan: Plan, config: Config, untrusted: Collection[str]) -> None:
         self._untrusted = untrusted
@@ -123,11 +124,11 @@ class _Wording:
         self._compared_as_settings = {str(settings.haproxy.stats), str(settings.listen)}
 
     def flawed(self, flaw: BindFlaw) -> Problem:
-        """The problem that a line's listeners cannot be known."""
+        """Return the problem that the listeners of a line cannot be determined."""
         return self._places.problem(flaw.owner, flaw.line, None, flaw.message, flaw.remedy)
 
     def conflicting(self, conflict: Conflict) -> Problem | None:
-        """The problem that a unit wants what another has; None if it is reported elsewhere."""
+        """Return the problem that a unit claims another's endpoint; None if reported elsewhere."""
         claim, holder = conflict.claim, conflict.holder
         endpoint = claim.listener.endpoint
         what = str(endpoint)
@@ -151,7 +152,7 @@ class _Wording:
         )
 
     def overlapping(self, overlap: Overlap, rank: Mapping[int, int]) -> Iterator[Problem]:
-        """What is wrong with a listener that also covers others: an error where one is ours."""
+        """Yield problems of a listener that covers others: errors where one is fc-frontend's."""
         wide, others = overlap.wide, []
         for other in overlap.covered:
             ours = (wide.owner == SETTINGS, other.owner == SETTINGS)
@@ -182,7 +183,7 @@ class _Wording:
             )
 
     def _is_theft(self, one: Owned, other: Owned) -> bool:
-        """True if an overlap lets an untrusted file take connections from another file."""
+        """Return whether an overlap lets an untrusted file take connections from another file."""
         is_untrusted = any(_is_of(claim, self._untrusted) for claim in (one, other))
         return is_untrusted and self._places.file(one.owner) != self._places.file(other.owner)
 

@@ -1,7 +1,7 @@
-"""How many connections pods still have, old workers' included.
+"""Count the connections that pods still have, including those of old workers.
 
-An old worker ends its connections after a reload and may have thousands: who asks whether a pod
-can go must count them too.
+After a reload, an old worker finishes its connections and may have thousands, so a check whether a
+pod can be removed must count them too.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from fc_frontend.plan.model import Haproxy
 
 
 def connections(haproxy: Haproxy, service: str) -> Counter[str]:
-    """The sessions of each pod of `service`, by address, in the running worker and in old ones.
+    """Count the sessions of each pod of `service`, by address, in the running and the old workers.
 
-    Connections that HAProxy keeps open for reuse do not count: nobody waits on them.  Old workers
-    are known where the master socket answers.  Raises `Unavailable`.
+    Connections that HAProxy keeps open for reuse do not count, because nobody waits for them.  Old
+    workers are included if the master socket answers.  Raises `Unavailable`.
     """
     if not is_name(service):
         return Counter()
     found = _sessions(haproxy.runtime_socket, "", service)
     with contextlib.suppress(Unavailable):
         for old in show_proc(haproxy.master_socket).old_workers:
-            # It may end between the two questions.
+            # The old worker may end between the two queries.
             with contextlib.suppress(Unavailable):
                 found += _sessions(haproxy.master_socket, f"@!{old.pid} ", service)
     return found

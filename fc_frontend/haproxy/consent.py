@@ -1,6 +1,6 @@
-"""Consent to replace a haproxy.cfg that fc-frontend did not write, bound to that very text.
+"""Consent to replace a haproxy.cfg that fc-frontend did not write, bound to that exact text.
 
-`apply --take-over` gives it, the daemon uses it as well, and it ends with the next deployment.
+`apply --take-over` records it, the daemon uses it as well, and the next deployment removes it.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ class Consent:
 
 
 def path(state_directory: str) -> str:
-    """Where consent is recorded."""
+    """Return the path of the consent file."""
     return f"{state_directory}/{FILE}"
 
 
 def given(state_directory: str) -> frozenset[str]:
-    """The digests of texts that may be replaced.  A record that cannot be read gives none."""
+    """Return the digests of texts that may be replaced; none if the record cannot be read."""
     return frozenset(_load(state_directory))
 
 
@@ -49,7 +49,7 @@ def give(state_directory: str, consent: Consent) -> None:
 
 
 def end(state_directory: str) -> None:
-    """Remove all consent, as a text of ours is installed.  Raises `Unavailable`."""
+    """Remove all consent once a text of fc-frontend is installed.  Raises `Unavailable`."""
     if files.signature(path(state_directory)) is not None:
         files.remove(path(state_directory))
 

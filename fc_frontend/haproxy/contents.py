@@ -1,8 +1,8 @@
-"""The content of named files as part of the configuration: HAProxy has what it read at its start.
+"""The content of named files as part of the configuration: HAProxy reads them only when it starts.
 
-A section that names files ends with a comment for each of them, with a digest of its content.  So
-a renewed certificate gives another text, and goes the way of every other change: it is checked,
-withheld if HAProxy refuses it, as a key that does not match yet, and deployed by a reload.
+A section that names files ends with a comment for each of them, with a digest of its content.  So a
+renewed certificate changes the text and is handled like any other change: it is checked, withheld
+if HAProxy refuses it (for example, because its key does not match yet), and deployed by a reload.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from fc_frontend.syntax.files import NamedFile, files_of_crt_list, named_files
 
 _LENGTH = 16
 _MAX_TEXTS = 65_536
-"""Sections of which the named files are remembered: most name none, and never change."""
+"""Maximum number of cached sections: most sections name no files, and never change."""
 
 
 class Contents:
-    """The digests of files, computed again when a file's inode, size or time has changed."""
+    """The digests of files, recomputed when a file's inode, size or time changes."""
 
     def __init__(self) -> None:
         self._digests: Memo[str] = Memo()
 
     def marked(self, text: str, bases: str = "", former: str = "") -> str:
-        """The section `text` with the digests of the files that it names.
+        """Return the section `text` with the digests of the files that it names.
 
         `bases` are the lines of `global` on which relative names depend.  A file that this user may
-        not read counts as it does in `former`, the section as it runs.
+        not read keeps its digest from `former`, the running form of the section.
         """
         named = _named(bases, text)
         if not named:
@@ -48,11 +48,11 @@ class Contents:
         return "\n".join((text, *lines))
 
     def has_changed(self) -> bool:
-        """True if any of the files is another one than when its digest was computed last."""
+        """Return whether any of the files has changed since its digest was last computed."""
         return any(files.signature(path) != seen for path, seen in self._digests.sources())
 
     def _of(self, named: NamedFile) -> Iterator[tuple[str, str]]:
-        """The file, and those that belong to it, each with a digest."""
+        """Yield the file and the files that belong to it, each with a digest."""
         path = named.path
         assert path is not None
         try:
@@ -60,7 +60,7 @@ class Contents:
         except Unsafe:
             is_directory = False
         if is_directory:
-            # A name that comes or goes changes the directory.
+            # Adding or removing a name changes the directory's digest.
             yield path, self._remembered(path, lambda: _names_digest(named, path))
             for name in _entries(named, path):
                 yield f"{path}/{name}", self._digest(f"{path}/{name}")

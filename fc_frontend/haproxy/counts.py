@@ -1,4 +1,4 @@
-"""How many servers of each proxy are in which state, as the running worker says."""
+"""Count the servers of each proxy by state, as the running worker reports them."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ _MAINTENANCE = 0b11
 _DRAIN = 0b11000
 _NO_ADDRESS = 0b100000
 _BACKUP = "service"
-"""The server for a cluster IP: a backup where the service has servers for pods."""
+"""The server for the cluster IP: a backup if the service also has servers for pods."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Servers:
-    """What HAProxy says of its servers; `counts` is by proxy, and empty if it says nothing."""
+    """The servers that HAProxy reports; `counts` is by proxy, and empty without an answer."""
 
     state: HaproxyState
     counts: Mapping[str, Counts] = field(default_factory=dict)
     problem: Problem | None = None
-    """Why it says nothing."""
+    """The reason why HAProxy did not answer."""
 
 
 def servers_now(runtime_socket: str, timeout: float = runtime.TIMEOUT) -> Servers:
-    """The servers of the running worker; never raises for what HAProxy does."""
+    """Return the servers of the running worker; a failure of HAProxy is returned, not raised."""
     try:
         counts = counted(runtime.each_server(runtime_socket, timeout))
     except Unavailable as exc:
@@ -38,13 +38,13 @@ def servers_now(runtime_socket: str, timeout: float = runtime.TIMEOUT) -> Server
 
 
 def state_without(problem: Problem) -> HaproxyState:
-    """Whether HAProxy runs, where `problem` kept it from an answer."""
+    """Return HAProxy's state, given the `problem` that prevented an answer."""
     is_stopped = problem.cause is Cause.NOT_LISTENING
     return HaproxyState.STOPPED if is_stopped else HaproxyState.UNKNOWN
 
 
 def counted(servers: Iterable[ServerState]) -> dict[str, Counts]:
-    """How many servers of each proxy are in which state."""
+    """Count the servers of each proxy by state."""
     found: dict[str, dict[Health, int]] = {}
     backups: dict[str, Health] = {}
     for server in servers:
@@ -73,7 +73,7 @@ def counted(servers: Iterable[ServerState]) -> dict[str, Counts]:
 
 
 def health_of(server: ServerState) -> Health:
-    """What HAProxy does with a server."""
+    """Return the health of a server."""
     admin = server.admin or 0
     if is_free(server) or admin & _NO_ADDRESS:
         return Health.FREE

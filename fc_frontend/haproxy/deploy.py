@@ -1,7 +1,7 @@
-"""Make HAProxy have a configuration: install, reload, confirm; or change nothing.
+"""Deploy a configuration to HAProxy: install, reload and confirm it, or change nothing.
 
-Whatever fails, the file on disk is the last good one again, and HAProxy keeps running with what it
-has.  `rollout` decides what to deploy; a rollback deploys a text that is already known.
+If any step fails, the last good file is restored on disk, and HAProxy continues to run its current
+configuration.  `rollout` decides what to deploy; a rollback deploys a text that is already known.
 """
 
 from __future__ import annotations
@@ -51,25 +51,25 @@ from fc_frontend.text import whole_number
 
 
 class Outcome(StrEnum):
-    """What became of a configuration; the values are a metric's labels."""
+    """The outcome of a deployment; the values are labels of a metric."""
 
     IN_SYNC = "in-sync"
-    """The running worker has it already: nothing was done."""
+    """The running worker already has the configuration: nothing was done."""
     ROUTED = "routed"
-    """The running worker has it but for routes and addresses, and got these without a reload."""
+    """Only routes and addresses of the running worker differed; updated without a reload."""
     RELOADED = "reloaded"
     STARTED = "started"
-    """A supervised HAProxy was started with it."""
+    """A supervised HAProxy was started with the configuration."""
     INSTALLED = "installed"
-    """HAProxy does not run: it will have it when it is started."""
+    """HAProxy does not run; it loads the configuration when it is started."""
     REFUSED = "refused"
-    """HAProxy, or a trial of what HAProxy's check does not see, says no.  Nothing was changed."""
+    """HAProxy's check failed, or a trial of what it does not cover.  Nothing was changed."""
     FAILED = "failed"
-    """It could not be installed or the running worker does not have it.  All is as before."""
+    """The installation failed, or the running worker did not load it.  Everything was restored."""
     HELD = "held"
-    """An operator holds another one: nothing was done."""
+    """An operator holds another configuration: nothing was done."""
     NEEDS_CONSENT = "needs-consent"
-    """haproxy.cfg is somebody else's, who may be served by it.  Nothing was changed."""
+    """haproxy.cfg was not written by fc-frontend and may serve clients.  Nothing was changed."""
 
 
 _OK = (Outcome.IN_SYNC, Outcome.ROUTED, Outcome.RELOADED, Outcome.STARTED, Outcome.INSTALLED)
@@ -77,7 +77,7 @@ _OK = (Outcome.IN_SYNC, Outcome.ROUTED, Outcome.RELOADED, Outcome.STARTED, Outco
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Deployment:
-    """How a deployment went.  `duration` is the reload's or start's, in seconds."""
+    """The result of a deployment.  `duration` is that of the reload or start, in seconds."""
 
     outcome: Outcome
     hash: str
@@ -88,31 +88,31 @@ class Deployment:
     had_up: frozenset[str] = frozenset()
     """Proxies that had a server up just before."""
     reload: ReloadOutcome | None = None
-    """How the reload went that failed, if HAProxy was asked for one."""
+    """The result of the failed reload, if HAProxy was asked for one."""
     replaced: Replaced | None = None
-    """haproxy.cfg as it was before, if it was replaced."""
+    """The former haproxy.cfg, if it was replaced."""
     consent: Problem | None = None
-    """That haproxy.cfg was not replaced for want of consent, whether HAProxy needs it or not."""
+    """Why haproxy.cfg was not replaced without consent, whether HAProxy needs it or not."""
 
     @property
     def ok(self) -> bool:
-        """True if HAProxy has the configuration, or will have it when it is started."""
+        """Whether HAProxy has the configuration, or loads it when it is started."""
         return self.outcome in _OK
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Running:
-    """What HAProxy is doing now, as far as it can be asked."""
+    """The current state of HAProxy, as far as it answers."""
 
     hash: str | None = None
     processes: Processes | None = None
     worker: int | None = None
     servers: tuple[runtime.ServerState, ...] = ()
-    """Those with an address."""
+    """The servers that have an address."""
 
     @property
     def is_alive(self) -> bool:
-        """True if a HAProxy answers on one of its sockets."""
+        """Whether a HAProxy answers on one of its sockets."""
         return self.worker is not None or self.processes is not None
 
     @property
@@ -123,13 +123,13 @@ class Running:
 
     @property
     def taker(self) -> Taker:
-        """The HAProxy that is to take the listeners of another configuration."""
+        """The HAProxy that is to take over the listeners of another configuration."""
         master = self.processes.master if self.processes else None
         return Taker(self.hash, self.pids, master)
 
 
 def observe(haproxy: Haproxy) -> Running:
-    """What HAProxy is doing now; empty where it does not answer."""
+    """Return the current state of HAProxy; fields are empty where it does not answer."""
     worker_hash = worker = None
     servers: tuple[runtime.ServerState, ...] = ()
     processes = None
@@ -144,7 +144,7 @@ def observe(haproxy: Haproxy) -> Running:
 
 
 def proxies_up(servers: Iterable[runtime.ServerState]) -> frozenset[str]:
-    """The proxies that have a server which takes new connections."""
+    """Return the proxies that have a server which accepts new connections."""
     return frozenset(server.proxy for server in servers if server.up)
 
 
@@ -159,10 +159,9 @@ def deploy_text(
 ) -> Deployment:
     """Deploy a configuration of which only the text is known.
 
-    Pods that the worker knows keep their addresses; the declaration has no part in it.  `first` is
-    called once HAProxy has accepted the text, before anything is changed; it may raise
-    `Unavailable`.  haproxy.cfg gets `attributes` if they are given.  For callers that are
-    `deploying`.
+    Pods that the worker knows keep their addresses; the declaration is not used.  `first` is called
+    once HAProxy has accepted the text, before anything is changed; it may raise `Unavailable`.
+    haproxy.cfg gets `attributes` if they are given.  Callers must hold the `deploying` lock.
     """
     haproxy = settings.haproxy
 
@@ -199,13 +198,13 @@ def execute(
     output: str | None,
     keeper: Keeper | None = None,
 ) -> Deployment:
-    """Install `config`, which passed all checks, and have HAProxy reload or start with it.
+    """Install `config`, which passed all checks, and make HAProxy reload or start with it.
 
-    For callers that are `deploying`, and that saw what HAProxy is `running`.  `output` is the file
-    that a supervised HAProxy which has to be started writes to; without it, it writes where we do.
-    `keeper` remembers certificates.  Raises `Refused` and `Unavailable`.
+    Callers must hold the `deploying` lock and pass the observed state in `running`.  `output` is
+    the file to which a supervised HAProxy writes if it has to be started; without it, HAProxy
+    inherits standard output.  `keeper` caches certificates.  Raises `Refused` and `Unavailable`.
     """
-    # The new worker loads them; the one that runs judges them before.
+    # The new worker loads the certificates; the running worker checks them first.
     (keeper or Keeper()).bring(plan.settings, plan.frontends)
     deployment = _install_and_activate(
         plan.settings,
@@ -222,14 +221,14 @@ def execute(
 
 
 def look_for_obstacles(plan: Plan, config: Config, running: Running) -> tuple[Problem, ...]:
-    """What keeps the HAProxy that is `running` from `config`, though its own check accepts it."""
+    """Return the obstacles to a reload with `config` that HAProxy's own check does not report."""
     return trial(plan.settings.haproxy, config, running.taker, plan=plan)
 
 
 def stay(settings: Settings, config: Config, running: Running) -> Deployment:
-    """HAProxy runs `config`, perhaps with other routes: bring these and haproxy.cfg up to date.
+    """Update the routes and haproxy.cfg of a HAProxy that already runs `config`.
 
-    Raises `Unavailable`; haproxy.cfg is as before then.
+    Raises `Unavailable`, with haproxy.cfg as before.
     """
     data = config.text.encode("utf-8", "surrogateescape")
     worker = take_over.worker_of(settings, running.hash, (config.hash,))
@@ -251,7 +250,7 @@ def stay(settings: Settings, config: Config, running: Running) -> Deployment:
 
 
 def missing_consent(settings: Settings, config: Config, running: Running) -> Problem | None:
-    """Why haproxy.cfg may not become `config`; None if it may, or has it.  Raises `Unavailable`."""
+    """Return why haproxy.cfg may not become `config`, or None.  Raises `Unavailable`."""
     data = config.text.encode("utf-8", "surrogateescape")
     worker = take_over.worker_of(settings, running.hash, (config.hash,))
     return take_over.obstacle(settings, data, worker, (config.hash,))
@@ -267,7 +266,7 @@ def _bring_text(
     is_forced: bool,
     attributes: Attributes | None,
 ) -> Deployment:
-    """Judge, try, install and activate a text."""
+    """Check, try, install and activate a text."""
     haproxy = settings.haproxy
     if running.hash == config.hash:
         return stay(settings, config, running)
@@ -334,7 +333,7 @@ def _install_and_activate(
 
 
 def needs_consent(config: Config, problem: Problem) -> Deployment:
-    """The outcome that haproxy.cfg may not be replaced."""
+    """Return the outcome that haproxy.cfg may not be replaced without consent."""
     return Deployment(
         outcome=Outcome.NEEDS_CONSENT, hash=config.hash, problems=(problem,), consent=problem
     )
@@ -343,11 +342,11 @@ def needs_consent(config: Config, problem: Problem) -> Deployment:
 def revive(
     haproxy: Haproxy, held: Hold | None = None, *, output: str | None = None
 ) -> Deployment | None:
-    """Start a supervised HAProxy that does not run with the configuration that is installed.
+    """Start a supervised HAProxy that does not run, with the installed configuration.
 
-    For when what is declared is refused: the last good configuration is on disk, and HAProxy must
-    serve with it.  None if it runs, is not ours to start, or if what is installed is neither ours
-    nor `held`.
+    Used when the declared configuration is refused: the last good configuration is on disk, and
+    HAProxy must serve with it.  Returns None if HAProxy runs, if fc-frontend does not supervise it,
+    or if the installed configuration is neither written by fc-frontend nor `held`.
     """
     if not haproxy.supervise:
         return None
@@ -368,10 +367,10 @@ def revive(
 
 
 def reload_again(settings: Settings, *, output: str | None) -> Deployment:
-    """Let HAProxy load files again that the installed configuration names.
+    """Make HAProxy reload, to load changed files that the installed configuration names.
 
-    The configuration stays as it is; a worker that runs another one is left alone.  For callers
-    that are `deploying`.  Raises `Unavailable`.
+    The configuration itself does not change; a worker that runs another one is left alone.  Callers
+    must hold the `deploying` lock.  Raises `Unavailable`.
     """
     haproxy = settings.haproxy
     text = (install.read(haproxy.config_file) or b"").decode("utf-8", "surrogateescape")
@@ -398,7 +397,7 @@ def _start(haproxy: Haproxy, digest: str | None, output: str | None) -> None:
 
 
 def refused(haproxy: Haproxy, config: Config, said: tuple[Problem, ...]) -> Deployment:
-    """The outcome that `config` is refused; its text is kept beside haproxy.cfg."""
+    """Return the outcome that `config` is refused; keep its text beside haproxy.cfg."""
     refused_file: str | None = None
     try:
         refused_file = install.write_refused(haproxy.config_file, config.text)
@@ -414,14 +413,14 @@ def refused(haproxy: Haproxy, config: Config, said: tuple[Problem, ...]) -> Depl
 
 
 def forget_refused(haproxy: Haproxy) -> None:
-    """Remove the refused text that is kept, once nothing is refused any more."""
-    # An old refused file misleads nobody: it names its own hash.
+    """Remove the saved refused text, once nothing is refused any more."""
+    # An old refused file does no harm: it contains its own hash.
     with contextlib.suppress(Unavailable):
         install.clear_refused(haproxy.config_file)
 
 
 def server_state_now(plan: Plan, resolution: Resolution) -> bytes:
-    """What the running worker knows of its servers, for a start that does not come from us.
+    """Return the state of the running worker's servers, for a start outside fc-frontend.
 
     Raises `Unavailable`.
     """
@@ -437,9 +436,9 @@ def server_state_now(plan: Plan, resolution: Resolution) -> bytes:
 def save_running(
     settings: Settings, text: str, before: str, servers: Iterable[runtime.ServerState]
 ) -> tuple[Problem, ...]:
-    """Keep `servers`, which run with the text `before`, for a start with `text`.
+    """Save `servers`, which run with the text `before`, for a start with `text`.
 
-    Returns what could not be read of the drains.  Raises `Unavailable`.
+    Returns the problems of reading the record of drains.  Raises `Unavailable`.
     """
     drained, problems = drain_record.load(settings)
     state = state_of_running(text, before, servers, drained=drained)
@@ -450,7 +449,7 @@ def save_running(
 def _write_server_state(
     plan: Plan, resolution: Resolution, running: Running, text: str
 ) -> tuple[Problem, ...]:
-    """Write the state file for `text`; returns what could not be read of the drains."""
+    """Write the state file for `text`; return the problems of reading the record of drains."""
     files.make_directory(plan.settings.state_directory, mode=0o750)
     drained, problems = drain_record.load(plan.settings)
     before = _text_of(running, plan.settings.haproxy)
@@ -462,14 +461,14 @@ def _write_server_state(
 
 
 def _text_of(running: Running, haproxy: Haproxy) -> str:
-    """The text that the worker runs with; empty if that is not known."""
+    """Return the text that the worker runs, or an empty one if it is not known."""
     installed = install.read(haproxy.config_file)
     text = installed.decode("utf-8", "replace") if installed else ""
     return text if config_hash(text) == running.hash else ""
 
 
 def _drain_again(plan: Plan, resolution: Resolution) -> tuple[Problem, ...]:
-    """Drain what the state file cannot say: the empty slots of services that are drained whole."""
+    """Drain what the state file cannot express: the empty slots of entirely drained services."""
     declared = [service.spec.name for service in plan.services]
     try:
         drain_record.keep(plan.settings, resolution, declared)
@@ -481,7 +480,7 @@ def _drain_again(plan: Plan, resolution: Resolution) -> tuple[Problem, ...]:
 def _activate(haproxy: Haproxy, config: Config, running: Running, output: str | None) -> Deployment:
     started = time.monotonic()
     outcome = Outcome.RELOADED
-    # A text of others has no digest that its worker could report.
+    # A text that fc-frontend did not write has no digest for its worker to report.
     proof = config.hash if own_hash(config.text) == config.hash else None
     if haproxy.reload_command:
         result = reload_by_command(haproxy.reload_command, haproxy.reload_timeout)
@@ -523,7 +522,10 @@ def _activate(haproxy: Haproxy, config: Config, running: Running, output: str | 
 
 
 def _was_asked(haproxy: Haproxy, before: Running) -> bool:
-    """False if HAProxy has surely not been asked to reload, as by a command that fails at once."""
+    """Return False if HAProxy was certainly not asked to reload.
+
+    This is so if a reload command fails at once.
+    """
     if not haproxy.reload_command or before.processes is None:
         return True
     with contextlib.suppress(Unavailable):

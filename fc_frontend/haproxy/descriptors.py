@@ -1,6 +1,6 @@
-"""How many file descriptors HAProxy needs for a configuration, and how many it may have.
+"""Compute how many file descriptors HAProxy needs for a configuration, and how many it may have.
 
-`haproxy -c` does not look at this, and a reload fails without enough of them.
+`haproxy -c` does not check this, and a reload fails without enough of them.
 """
 
 from __future__ import annotations
@@ -15,15 +15,16 @@ from fc_frontend.syntax.demand import Demand
 
 RESERVED = 64
 _LEAST_CONNECTIONS = 100
-"""HAProxy's master reserves descriptors for so many, whatever `maxconn` says."""
+"""HAProxy's master reserves descriptors for this many connections, whatever `maxconn` is."""
 
 
 def file_descriptors_needed(demand: Demand, listeners: int) -> int:
-    """How many file descriptors HAProxy's start asks for, and does not start without.
+    """Return the number of file descriptors that HAProxy requests when it starts, and requires.
 
-    `listeners` are all binds, the statistics' and the runtime socket.  Without `nbthread`, HAProxy
-    starts one thread for each CPU that it may use, which are taken to be ours.  Without `maxconn`,
-    it allows as many connections as the limit leaves descriptors for.
+    `listeners` counts all binds, including those for statistics and the runtime socket.  Without
+    `nbthread`, HAProxy starts one thread for each CPU available to it, assumed to be the CPUs
+    available to this process.  Without `maxconn`, it allows as many connections as the limit leaves
+    descriptors for.
 
     Measured: the smallest hard limit with which a master-worker start works is exactly
 
@@ -43,8 +44,9 @@ def file_descriptors_needed(demand: Demand, listeners: int) -> int:
         5000    20 + 1     2        -         5259   5270
         0       1 + 1      1        -          237    248   (1000 slots without check)
 
-    Nameservers, log targets and the state file take none; `splice-auto` takes maxconn ÷ 2.  We ask
-    for R = 64, which leaves room for 17 old workers on 2.8 and is 2.6 % too much with 1,000 slots.
+    Nameservers, log targets and the state file need none; `splice-auto` needs maxconn ÷ 2.
+    fc-frontend uses R = 64, which leaves room for 17 old workers on 2.8 and is 2.6 % too much with
+    1,000 slots.
     """
     threads = demand.threads or len(os.sched_getaffinity(0))
     connections = max(demand.connections or 0, _LEAST_CONNECTIONS)
@@ -53,10 +55,10 @@ def file_descriptors_needed(demand: Demand, listeners: int) -> int:
 
 
 def check_file_descriptors(needed: int, limit: int) -> Problem | None:
-    """The problem that HAProxy would not start with `limit` file descriptors, None if it would.
+    """Return a problem if HAProxy would not start with `limit` file descriptors, else None.
 
-    HAProxy ends with an alert then, as `strict-limits` is the default (manual 3.1), and
-    `haproxy -c` does not try it.
+    HAProxy exits with an alert in that case, because `strict-limits` is the default (manual 3.1),
+    and `haproxy -c` does not test it.
     """
     if needed <= limit:
         return None
@@ -69,10 +71,10 @@ def check_file_descriptors(needed: int, limit: int) -> Problem | None:
 
 
 def descriptor_limit(pid: int | None) -> int:
-    """How many file descriptors HAProxy's process `pid` may have; our own limit without one.
+    """Return the file descriptor limit of HAProxy's process `pid`, or of this process without one.
 
-    The hard limit, or with CAP_SYS_RESOURCE, with which HAProxy raises it, the kernel's
-    `fs.nr_open`.  Falls back to our own if that process cannot be seen.
+    This is the hard limit or, with CAP_SYS_RESOURCE, which lets HAProxy raise it, the kernel's
+    `fs.nr_open`.  Falls back to this process's limit if that process cannot be inspected.
     """
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     process = Path("/proc", str(pid) if pid is not None else "self")

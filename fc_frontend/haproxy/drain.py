@@ -1,8 +1,8 @@
-"""Draining: pods that end what they have and get nothing new.
+"""Draining: pods that finish their sessions and receive no new ones.
 
-HAProxy's drain bit belongs to a server, which is a slot: when DNS gives the slot to another pod,
-that pod inherits the bit.  So what operators asked for is kept apart, by pod address, and what the
-servers must be told follows from it.  Pure; nothing that an operator wrote reaches a command.
+HAProxy's drain bit belongs to a server, which is a slot: when DNS assigns the slot to another pod,
+that pod inherits the bit.  So operators' requests are recorded separately, by pod address, and the
+state of the servers is derived from them.  Pure; no text from an operator reaches a command.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ from fc_frontend.plan.model import (
 
 VERSION = 1
 MOST_BYTES = 4 * 1024 * 1024
-"""Of the record on disk: 15,000 drained servers are 0.3 MB."""
+"""Largest record on disk: 15,000 drained servers take 0.3 MB."""
 
 _MAINTENANCE = 1
 _DRAIN = 8
 _NAME = re.compile(r"[A-Za-z0-9._:-]{1,256}")
-"""What HAProxy takes as the name of a proxy or server (manual 2.3)."""
+"""The names that HAProxy accepts for a proxy or server (manual 2.3)."""
 
 _SHOWN = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Drained:
-    """What operators asked to drain, and which servers are drained for it.
+    """The drains that operators requested, and the servers that are drained for them.
 
-    `pods` are (service, address); `services` those that are drained whole, with the pods that come
-    later; `slots` are (service, server) whose drain bit we set and may take away again.
+    `pods` are (service, address); `services` are drained entirely, including pods that are added
+    later; `slots` are (service, server) whose drain bit fc-frontend set and may clear again.
     """
 
     pods: frozenset[tuple[str, str]] = frozenset()
@@ -53,7 +53,7 @@ class Drained:
 
     @property
     def names(self) -> frozenset[str]:
-        """The services that this is about."""
+        """The services that the record mentions."""
         return (
             self.services
             | {standby_name(name) for name in self.services}
@@ -61,16 +61,16 @@ class Drained:
         )
 
     def covers(self, service: str, address: str | None) -> bool:
-        """True if a pod of `service` with this address, or none yet, is to be drained."""
+        """Return whether to drain a pod of `service` with this address, or a slot without a pod."""
         if service.removesuffix(STANDBY_SUFFIX) in self.services:
             return True
-        # Nearly always there are none, and spelling costs.
+        # Usually there are no drained pods, and `canonical` is slow.
         return (
             bool(self.pods) and address is not None and (service, canonical(address)) in self.pods
         )
 
     def admin(self, service: str, address: str, server: ServerState | None) -> int:
-        """The administrative state that this makes of the state of `server`, None for a new one."""
+        """Return the administrative state that `server` is to have, where None is a new server."""
         state = (server.admin or 0) if server else 0
         if self.covers(service, address):
             return state if state & _MAINTENANCE else state | _DRAIN
@@ -83,7 +83,7 @@ NOTHING = Drained()
 
 
 def canonical(address: str) -> str:
-    """The one spelling of an address; what is none stays as it is."""
+    """Return the canonical form of an address; return other text unchanged."""
     try:
         return str(ip_address(address))
     except ValueError:
@@ -91,9 +91,10 @@ def canonical(address: str) -> str:
 
 
 def commands(wanted: Drained, servers: Iterable[ServerState]) -> list[str]:
-    """What to tell the worker so that `servers` are drained as wanted, and no others by us.
+    """Return the commands that drain `servers` as wanted, and undo fc-frontend's other drains.
 
-    Servers in maintenance are left alone: they get nothing new, and draining would end that.
+    Servers in maintenance are skipped: they receive nothing new, and draining would end
+    maintenance.
     """
     freed: list[str] = []
     drained: list[str] = []
@@ -111,7 +112,7 @@ def commands(wanted: Drained, servers: Iterable[ServerState]) -> list[str]:
 
 
 def covered(wanted: Drained, servers: Iterable[ServerState]) -> frozenset[tuple[str, str]]:
-    """The servers that are to be drained."""
+    """Return the servers to drain."""
     return frozenset(
         (server.proxy, server.server)
         for server in servers
@@ -120,7 +121,7 @@ def covered(wanted: Drained, servers: Iterable[ServerState]) -> frozenset[tuple[
 
 
 def marked(wanted: Drained, servers: Iterable[ServerState]) -> Drained:
-    """`wanted` with the slots that have the drain bit for it, or had it and could not be freed."""
+    """Return `wanted` with the slots that have the drain bit for it, or could not be freed."""
     found = tuple(servers)
     ours = covered(wanted, found) | wanted.slots
     bits = {(server.proxy, server.server) for server in found if (server.admin or 0) & _DRAIN}
@@ -133,11 +134,11 @@ def without_gone(
     declared: Iterable[str],
     servers: Iterable[ServerState],
 ) -> Drained:
-    """`wanted` without what is gone for good: Kubernetes gives a pod's address to another one.
+    """Return `wanted` without pods and services that are gone: pod addresses are reassigned.
 
-    A pod is gone when a fresh answer does not name it and no server has it any more: HAProxy may
-    see the answer up to a second later, and must not send it anything in its last moment.  A
-    service is gone when it is not declared and HAProxy does not have it.
+    A pod is gone when a fresh answer does not contain it and no server has its address: HAProxy may
+    see the answer up to a second later, and must not send anything to the pod in its last moment.
+    A service is gone when it is not declared and HAProxy does not have it.
     """
     known = set(declared)
     held: set[tuple[str, str]] = set()
@@ -167,10 +168,10 @@ def pod_address(
     endpoints: Iterable[Endpoint],
     recorded: Drained = NOTHING,
 ) -> str:
-    """The address of the pod that an operator names by address, slot, or endpoint name.
+    """Return the address of the pod that an operator names by address, slot or endpoint name.
 
-    An endpoint's name is the one that an SRV record gave, whole or up to its first dot.  Raises
-    `Refused`, with the pods that there are, if it is none of them or more than one.
+    An endpoint's name is the one from its SRV record, in full or up to the first dot.  Raises
+    `Refused`, with a list of the pods, if none or more than one matches.
     """
     labels: dict[str, set[str]] = {}
     empty: set[str] = set()
@@ -209,12 +210,12 @@ def _listed(labels: Mapping[str, set[str]]) -> str:
 
 
 def is_name(text: str) -> bool:
-    """True if a runtime command can name a proxy or server `text`."""
+    """Return whether a runtime command can name a proxy or server `text`."""
     return _NAME.fullmatch(text) is not None
 
 
 def dump(drained: Drained) -> bytes:
-    """The record as `parse` reads it: sorted, so that equal records give equal bytes."""
+    """Return the record in the format of `parse`, sorted so that equal records have equal bytes."""
     slots: dict[str, list[str]] = {}
     for name, server in sorted(drained.slots):
         slots.setdefault(name, []).append(server)
@@ -228,7 +229,7 @@ def dump(drained: Drained) -> bytes:
 
 
 def parse(content: bytes) -> Drained:
-    """The record in untrusted bytes.  Raises ValueError, with the reason, if it is damaged."""
+    """Parse a record from untrusted bytes.  Raises ValueError, with the reason, if damaged."""
     if len(content) > MOST_BYTES:
         raise ValueError(f"it is longer than {MOST_BYTES} bytes")
     try:

@@ -1,8 +1,8 @@
-"""The record of what is drained, on disk, and the running worker held to it.
+"""The record of drains on disk, and its application to the running worker.
 
 The command and the daemon both change the record: each holds a lock on the state directory from
-reading it to the last command.  A slot is recorded as ours before the worker is told to drain it,
-so that nobody who is killed in between leaves a drained slot that is never freed.
+reading it to the last command.  A slot is recorded as fc-frontend's own before the worker drains
+it, so that a process killed in between leaves no drained slot that is never freed.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from fc_frontend.plan.model import Resolution, Settings
 FILE = "drained.json"
 _ANEW = "remove it, `undrain` its services, and drain again what is to be drained"
 _MOST_BACKENDS = 16
-"""Services that are asked for one by one; with more, all servers are asked for at once."""
+"""Up to this many services are queried one by one; beyond it, all servers are queried at once."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DrainOutcome:
-    """The worker was held to `record`; `before` is the record until then.
+    """The result of applying `record` to the worker; `before` is the former record.
 
-    `servers` are those of the services concerned, after it.  `sent` are the commands that it took.
+    `servers` are those of the services concerned, afterwards.  `sent` are the commands sent.
     """
 
     before: Drained = NOTHING
@@ -40,7 +40,7 @@ class DrainOutcome:
     problems: tuple[Problem, ...] = ()
 
     def drained(self, service: str) -> tuple[str, ...]:
-        """The addresses of the pods of `service` that are drained for the record, in slot order."""
+        """Return the addresses of the pods of `service` drained for the record, in slot order."""
         return tuple(
             server.address
             for server in self.servers
@@ -52,17 +52,17 @@ class DrainOutcome:
 
 
 def path(settings: Settings) -> str:
-    """Where the record is kept."""
+    """Return the path of the record."""
     return f"{settings.state_directory}/{FILE}"
 
 
 def signature(settings: Settings) -> tuple[int, int, int] | None:
-    """What changes when the record does; None if there is none."""
+    """Return a value that changes when the record does, or None if there is no record."""
     return files.signature(path(settings))
 
 
 def load(settings: Settings) -> tuple[Drained, tuple[Problem, ...]]:
-    """The record; empty, with a warning, if it cannot be read."""
+    """Return the record; if it cannot be read, return an empty one and a warning."""
     file = path(settings)
     try:
         content = files.read_own(file, drain.MOST_BYTES)
@@ -89,7 +89,7 @@ def change(
     changed: Callable[[Drained, tuple[ServerState, ...]], Drained],
     services: Iterable[str] = (),
 ) -> DrainOutcome:
-    """Make the record what `changed` makes of it, and hold the running worker to it.
+    """Update the record by `changed`, and apply it to the running worker.
 
     `changed` gets the record and the servers of its services and of `services`, and may raise.
     Raises `Unavailable` if HAProxy does not answer, with the record as before, or if the record
@@ -109,7 +109,7 @@ def change(
             record = replace(record, slots=record.slots | drain.covered(record, servers))
             save(settings, before, record)
             saved = record
-            # A server that a reload has just taken away is no failure: the next look sees to it.
+            # A server that a reload has just removed is not an error: the next pass handles it.
             runtime.commands(socket, sent)
             servers = _servers(socket, names)
         settled = drain.marked(record, servers)
@@ -120,7 +120,7 @@ def change(
 
 
 def keep(settings: Settings, resolution: Resolution, declared: Iterable[str]) -> DrainOutcome:
-    """Hold the running worker to the record, after forgetting pods that are gone for good.
+    """Apply the record to the running worker, after removing pods that are gone for good.
 
     Does nothing if nothing is recorded.  Raises `Unavailable`.
     """
@@ -135,7 +135,7 @@ def keep(settings: Settings, resolution: Resolution, declared: Iterable[str]) ->
 
 
 def save(settings: Settings, before: Drained | None, record: Drained) -> None:
-    """Write `record` unless it is what was there `before`.  Raises `Unavailable`."""
+    """Write `record` unless it equals `before`.  Raises `Unavailable`."""
     if record == before:
         return
     data = drain.dump(record)

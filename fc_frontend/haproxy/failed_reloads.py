@@ -1,9 +1,9 @@
-"""Reloads that failed: what is not tried again, because each attempt may pause all listeners.
+"""Failed reloads, which are not retried, because each attempt may pause all listeners.
 
     reload fails ─► blame units ─► record ─► the trial of the next deployment rejects these units
 
-A unit is tried again when its text changes, when what may have blocked it changes, or by force.  A
-failure that no unit can be blamed for is recorded for the text as a whole.
+A unit is retried when its text changes, when something that may have blocked it changes, or by
+force.  A failure that cannot be attributed to a unit is recorded for the entire text.
 """
 
 from __future__ import annotations
@@ -38,18 +38,18 @@ VERSION = 1
 MAX_BYTES = 1024 * 1024
 MAX_FAILURES = 200
 MAX_WORDS = 500
-"""Characters of a message that are recorded."""
+"""Maximum number of characters of a message that are recorded."""
 _SERVER_LINES = (["server"], ["server-template"])
-"""The first words of lines that follow the pods: they do not make a text another one."""
+"""The first words of lines that depend on the pods: they are left out of a text's digest."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failure:
-    """What is not tried again: a unit, or the whole text if `kind` is empty.
+    """A unit that is not retried, or the entire text if `kind` is empty.
 
-    `text` is the digest of the unit's section, or of the whole text, and `circumstances` that of
-    everything known that may have blocked it.  `binds` names the listeners that HAProxy could not
-    take, and `message` is what HAProxy said.  `is_suspected` if it is one of several units that may
+    `text` is the digest of the unit's section, or of the entire text; `circumstances` that of
+    all known conditions that may have blocked it.  `binds` names the listeners that HAProxy could
+    not bind, and `message` is its message.  `is_suspected` marks one of several units that may
     be the cause.  `at` is Unix time.
     """
 
@@ -64,17 +64,17 @@ class Failure:
 
     @property
     def unit(self) -> UnitId | None:
-        """The unit that is blamed, None for the whole text."""
+        """The unit that is blamed, or None for the entire text."""
         return UnitId(UnitKind(self.kind), self.name) if self.kind else None
 
 
 def path(state_directory: str) -> str:
-    """Where failures are recorded."""
+    """Return the path of the record of failures."""
     return f"{state_directory}/{FILE}"
 
 
 def load(state_directory: str) -> tuple[Failure, ...]:
-    """The recorded failures; none where they cannot be read."""
+    """Return the recorded failures, or none if they cannot be read."""
     try:
         content = files.read_own(path(state_directory), MAX_BYTES)
         document = json.loads(content) if content else {}
@@ -94,7 +94,7 @@ def load(state_directory: str) -> tuple[Failure, ...]:
 
 
 def _failure(value: dict[str, Any]) -> Failure:
-    """Raises an error that `load` catches for what `save` did not write."""
+    """Parse a failure; raise an error that `load` catches if `save` did not write it."""
     failure = Failure(**value)
     if failure.kind:
         UnitKind(failure.kind)
@@ -106,14 +106,14 @@ def _failure(value: dict[str, Any]) -> Failure:
 
 
 def save(state_directory: str, failures: Iterable[Failure]) -> None:
-    """Record these failures instead of all others.  Raises `Unavailable`."""
+    """Replace the recorded failures by these.  Raises `Unavailable`."""
     kept = sorted(failures, key=lambda failure: failure.at)[-MAX_FAILURES:]
     document = {"version": VERSION, "failures": [asdict(failure) for failure in kept]}
     files.write_own(path(state_directory), json.dumps(document).encode() + b"\n")
 
 
 class Attempt:
-    """One deployment of `config`, with what earlier ones say about it."""
+    """One deployment of `config`, checked against the failures of earlier ones."""
 
     def __init__(
         self, settings: Settings, config: Config, plan: Plan | None = None, *, is_forced: bool
@@ -125,21 +125,22 @@ class Attempt:
         self._is_forced = is_forced
 
     def rejected(self, taker: Taker) -> tuple[Problem, ...]:
-        """The units, or the text, that failed at a reload before and would fail again."""
+        """Return problems for units, or the text, that failed at a reload and would fail again."""
         if self._is_forced or not self._before:
             return ()
         relevant = [failure for failure in self._before if self._is_same(failure, taker)]
         if sum(failure.is_suspected for failure in self._before) > 1:
-            # One at a time shows which one it is; the last one left needs no further attempt.
-            # Others may be withheld from this text already: that does not make one the last.
+            # Trying one unit at a time identifies the cause; the last one left needs no attempt.
+            # Others may already be withheld from this text, so a single one here is not necessarily
+            # the last.
             first = next((failure for failure in relevant if failure.is_suspected), None)
             relevant = [failure for failure in relevant if failure is not first]
         return tuple(self._problem(failure) for failure in relevant)
 
     def failed(self, taker: Taker, outcome: ReloadOutcome) -> tuple[Problem, ...]:
-        """Record that HAProxy failed to take the configuration; returns what hindered that.
+        """Record that HAProxy failed to load the configuration; return problems of recording.
 
-        `taker` is HAProxy as it is now.
+        `taker` is the current state of HAProxy.
         """
         blamed, is_certain = self._blamed(taker, outcome)
         units = {owned.owner for owned in blamed if owned.owner in self._texts}
@@ -162,7 +163,7 @@ class Attempt:
 
         fresh = [failure(unit) for unit in most_suspicious_last(units, blamed, self._plan)]
         fresh = fresh or [failure(None)]
-        # The one that fails alone is the cause: those that were suspected with it are not.
+        # A unit that fails alone is the cause, which clears the units suspected with it.
         is_settled = is_certain or len(fresh) == 1
         others = [
             each
@@ -173,7 +174,7 @@ class Attempt:
         return self._saved((*others, *fresh))
 
     def succeeded(self) -> tuple[Problem, ...]:
-        """Forget the failures of what HAProxy has now; returns what hindered that."""
+        """Forget the failures of units that HAProxy now runs; return problems of recording."""
         kept = tuple(
             failure
             for failure in self._before
@@ -188,7 +189,7 @@ class Attempt:
 
     @cached_property
     def _texts(self) -> dict[UnitId | None, str]:
-        """The digests of the units' sections, and that of the whole text with None."""
+        """The digests of the units' sections, with that of the entire text under None."""
         sections = {section.unit: section.text for section in self._config.sections}
         texts: dict[UnitId | None, str] = {unit: _digest(text) for unit, text in sections.items()}
         texts[None] = _digest("\n".join(sections.values())) if sections else self._config.hash
@@ -200,10 +201,11 @@ class Attempt:
         )
 
     def _blamed(self, taker: Taker, outcome: ReloadOutcome) -> tuple[list[Owned], bool]:
-        """The listeners that are the cause, and whether that is certain.
+        """Return the listeners that caused the failure, and whether that is certain.
 
-        HAProxy names them from 2.7 on.  Otherwise it is one of the new ones, and rather one of
-        those that we could not try.  None if there are none: then it was something else.
+        HAProxy 2.7 and later report them.  Otherwise the cause is one of the new listeners, most
+        likely one that fc-frontend could not try.  The list is empty if there are no new listeners:
+        the cause lies elsewhere.
         """
         file = Path(self._settings.haproxy.config_file).name
         lines = {line for path, line in outcome.refused_binds if Path(path).name == file}
@@ -228,14 +230,14 @@ class Attempt:
         return new, False
 
     def _line(self, owned: Owned) -> int:
-        """The line of a listener in the whole text."""
+        """Return the line of a listener in the entire text."""
         for each in self._config.places:
             if each.unit == owned.owner:
                 return each.first + owned.listener.line - 1
         return owned.listener.line
 
     def _circumstances(self, unit: UnitId | None, taker: Taker) -> str:
-        """A digest of what may have blocked a unit, or of HAProxy's processes for the text."""
+        """Return a digest of possible obstacles to a unit, or of HAProxy's processes for a text."""
         endpoints = [listener.endpoint for owner, listener in self._wanted if owner == unit]
         facts: list[object] = [taker.master]
         if unit is None:
@@ -275,9 +277,9 @@ class Attempt:
 def most_suspicious_last(
     units: Iterable[UnitId], blamed: Iterable[Owned], plan: Plan | None
 ) -> list[UnitId]:
-    """The units in the order in which they may be tried again one by one.
+    """Return the units in the order in which they may be retried one by one.
 
-    Binds that are declared as such are checked more closely than raw text.
+    Declared binds come first, because they are checked more closely than raw text.
     """
     declared = {
         (service.spec.name, str(bind))
@@ -293,13 +295,13 @@ def most_suspicious_last(
 
 
 def _digest(text: str) -> str:
-    """A digest of a text that stays the same when only pods come and go."""
+    """Return a digest of a text that does not change with the pods alone."""
     lines = [line for line in text.split("\n") if line.split()[:1] not in _SERVER_LINES]
     return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
 def _surroundings(endpoint: ListenEndpoint, holders: Holders) -> object:
-    """What may keep HAProxy from an endpoint, as far as it can be seen, but for HAProxy itself."""
+    """Return the visible state, other than HAProxy's, that may prevent binding an endpoint."""
     foreign = sorted(
         (one.name, one.port, one.inode)
         for one in holders.foreign(holders.on(endpoint))

@@ -1,17 +1,17 @@
-"""What a haproxy.cfg on disk is, and whether it may be replaced: somebody may be served by it.
+"""Classify a haproxy.cfg on disk, and decide whether it may be replaced: it may serve clients.
 
 ==============================  =====================================================
 on disk                         replaced
 ==============================  =====================================================
-nothing, or a text of ours      yes
-our text, edited                yes; it is kept in the history as edited
-another's without a proxy       yes; it is kept in the history as foreign
-another's with proxies          with consent to this very text; it is kept as foreign
+no file, or fc-frontend's text  yes
+fc-frontend's text, edited      yes; it is kept in the history as edited
+foreign text without a proxy    yes; it is kept in the history as foreign
+foreign text with proxies       with consent to this very text; it is kept as foreign
 ==============================  =====================================================
 
-A text that cannot be read counts as one with proxies.  Without a text of ours on disk, a worker
-that serves the proxies of others needs consent as well: its file was moved away, or it has more
-than one.  Pure.
+A text that cannot be parsed counts as one with proxies.  Without a text of fc-frontend on disk,
+consent is also needed to replace a worker that serves foreign proxies: its file was moved away, or
+it uses more than one.  Pure.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from fc_frontend.syntax.lines import LineKind
 from fc_frontend.syntax.sections import PROXIES, ConfigSection, read_sections
 
 _LIVE = frozenset((*PROXIES, "log-forward", "program"))
-"""Sections that serve, or run, something by themselves."""
+"""Sections that serve clients, or run a program, by themselves."""
 _STATED = re.compile(rf"{HASH_PREFIX}([0-9a-f]{{{HASH_LENGTH}}})")
 _SHOWN = 5
 
@@ -39,24 +39,24 @@ Name = tuple[str, str]
 
 
 class FileOrigin(StrEnum):
-    """Who wrote a haproxy.cfg, and what is in it."""
+    """The author and kind of a haproxy.cfg."""
 
     NONE = "none"
     """There is no file, or an empty one."""
     OURS = "ours"
     EDITED = "edited"
-    """It has the digest of a text of ours, or our comments and no proxy but ours."""
+    """It has the digest of a text of fc-frontend, or its comments and no other proxies."""
     BARE = "bare"
-    """Another's, without a proxy."""
+    """A foreign text without a proxy."""
     FOREIGN = "foreign"
-    """Another's, with proxies."""
+    """A foreign text with proxies."""
     UNREADABLE = "unreadable"
-    """It is not HAProxy's language, as far as we can read it."""
+    """A text that cannot be parsed as a HAProxy configuration."""
 
 
 @dataclass(frozen=True, slots=True)
 class ForeignProxy:
-    """A section that serves something."""
+    """A section that serves clients or runs a program."""
 
     kind: str
     name: str
@@ -69,7 +69,10 @@ class ForeignProxy:
 
 @dataclass(frozen=True, slots=True)
 class FoundConfig:
-    """What is on disk.  `digest` is the SHA-256 of its bytes, `hash` that of a text of ours."""
+    """The file on disk.
+
+    `digest` is the SHA-256 of its bytes; `hash` is the digest in a text that fc-frontend wrote.
+    """
 
     origin: FileOrigin
     digest: str = ""
@@ -84,8 +87,8 @@ NOTHING = FoundConfig(FileOrigin.NONE)
 class Decision:
     """Whether the file may be replaced.
 
-    `needed` are the digests that lack consent.  `kept` is what kind of text the history has to keep
-    first, None if nothing is lost.
+    `needed` are the digests that lack consent.  `kept` is the kind under which the history must
+    first keep the text, or None if nothing is lost.
     """
 
     needed: frozenset[str] = frozenset()
@@ -93,16 +96,16 @@ class Decision:
 
     @property
     def allowed(self) -> bool:
-        """True if it may be replaced."""
+        """Whether the file may be replaced."""
         return not self.needed
 
 
 @dataclass(frozen=True, slots=True)
 class ServingWorker:
-    """What HAProxy runs.
+    """The running worker.
 
-    `is_ours` if it has a text of ours.  `proxies` are the names of what it serves if that is
-    another's.
+    `is_ours` is set if it runs a text of fc-frontend.  Otherwise, `proxies` are the names of the
+    sections that it serves.
     """
 
     is_ours: bool = False
@@ -110,20 +113,20 @@ class ServingWorker:
 
     @property
     def digest(self) -> str:
-        """Stands for a text that only HAProxy's memory has."""
+        """The digest of a configuration that exists only in HAProxy's memory."""
         return hashlib.sha256("\n".join(sorted(self.proxies)).encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
 class OwnConfigs:
-    """What we wrote on this host: `has` tells of a digest, `proxies` gives sections by name."""
+    """Lookups in the texts that fc-frontend wrote here: `has` a digest, `proxies` in them."""
 
     has: Callable[[str], bool] = lambda _: False
     proxies: Callable[[], frozenset[Name]] = frozenset
 
 
 def look_at(data: bytes | None, known: OwnConfigs) -> FoundConfig:
-    """What a haproxy.cfg is."""
+    """Classify a haproxy.cfg."""
     if not data or not data.strip():
         return NOTHING
     digest = hashlib.sha256(data).hexdigest()
@@ -142,13 +145,16 @@ def look_at(data: bytes | None, known: OwnConfigs) -> FoundConfig:
 
 
 def proxies_in(text: str) -> frozenset[Name]:
-    """The sections of a text that serve something."""
+    """Return the sections of a text that serve clients or run a program."""
     sections = read_sections(text)
     return frozenset((section.kind, section.name) for section in sections if section.kind in _LIVE)
 
 
 def _is_derived(text: str, proxies: Collection[ForeignProxy], known: OwnConfigs) -> bool:
-    """True if a text has our comments, and no proxy but ours: only its digest was removed."""
+    """Return whether a text is fc-frontend's, with its digest removed.
+
+    It has fc-frontend's comments, and no proxies but fc-frontend's.
+    """
     names = {(proxy.kind, proxy.name) for proxy in proxies}
     return bool(names) and has_mark(text) and names <= known.proxies()
 
@@ -161,10 +167,10 @@ def decide(
     always: bool = False,
     is_refused: bool = False,
 ) -> Decision:
-    """Whether the file `found` may be replaced.
+    """Decide whether the file `found` may be replaced.
 
-    With `always`, consent is given to everything.  `is_refused` says of an unreadable file that
-    HAProxy refuses it: while HAProxy runs a text of ours, nobody is served by it.
+    `always` means consent to everything.  `is_refused` means that HAProxy refuses an unreadable
+    file: if HAProxy runs a text of fc-frontend, that file serves nobody.
     """
     asked: set[str] = set()
     if found.origin is FileOrigin.FOREIGN:
@@ -198,7 +204,7 @@ def _printable(text: str) -> str:
 
 
 def stated_in(sections: Iterable[ConfigSection]) -> str | None:
-    """The digest that HAProxy reports of a text, true or not; None if that is none of ours.
+    """Return the digest that HAProxy reports for a text, valid or not; None if it has none.
 
     The last `description` counts.
     """
@@ -213,7 +219,7 @@ def stated_in(sections: Iterable[ConfigSection]) -> str | None:
 
 
 def _is_readable(section: ConfigSection) -> bool:
-    """False if something in it could hide a proxy, or is in no section."""
+    """Return False if a line may hide a proxy, or is outside any section."""
     for line in section.lines:
         if line.kind in (LineKind.INVALID, LineKind.SCOPE):
             return False

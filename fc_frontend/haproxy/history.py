@@ -1,8 +1,8 @@
-"""Deployment history: what HAProxy was given, when, why and with what outcome, to go back to.
+"""Deployment history: each configuration, with its time, reasons and outcome, for rollback.
 
-Each deployment is a file of its own in the state directory; one that HAProxy took has its text
-beside it.  Texts of others that were overwritten are kept in the same way: the first one is entry
-0.  Numbers only rise.  A damaged entry is left out, and affects nothing else.
+Each deployment is a separate file in the state directory; the text of an accepted one is stored
+beside it.  Foreign texts that were overwritten are kept in the same way: the first one is entry 0.
+Numbers only increase.  A damaged entry is left out, and affects no others.
 """
 
 from __future__ import annotations
@@ -29,30 +29,30 @@ from fc_frontend.text import one_line
 DIRECTORY = "history"
 MOST_ENTRIES = 50
 MOST_BYTES = 64 * 1024 * 1024
-"""Of all entries and texts together."""
+"""Total size of all entries and texts."""
 ACCEPTED = frozenset(("routed", "reloaded", "started", "installed"))
-"""Outcomes of deployments that HAProxy took, or will take when it is started."""
+"""Outcomes of deployments that HAProxy accepted, or loads when it is started."""
 _KEPT_ACCEPTED = 2
-"""The newest accepted entries that are never forgotten: the one that runs and the one before."""
+"""Number of newest accepted entries that are always kept: the running one and the one before."""
 _KEPT_FOREIGN = 5
-"""The newest texts of others that are never forgotten; nor is entry 0."""
+"""Number of newest foreign texts that are always kept, in addition to entry 0."""
 _KEPT_EDITED = 10
-"""Texts edited by hand; they make room for deployments."""
+"""Maximum number of texts edited by hand; they make room for deployments."""
 BEFORE_US = 0
-"""The number of the text that was there before fc-frontend."""
+"""The number of the text that existed before fc-frontend."""
 _MOST_REASONS = 20
 _LONGEST_WORD = 500
 _LARGEST_ENTRY = 64 * 1024
 _COPY = 0o640
 _MAX_COUNT = 2**32 - 1
-"""The invalid user and group; no number of services, slots or permissions comes near."""
+"""The invalid user and group ID; far above any number of services, slots or permissions."""
 _PERMISSIONS = 0o777
 _NAME = re.compile(r"^(\d{6}|[1-9]\d{6,11})\.(json|cfg)$")
 _HASH = re.compile(r"^[0-9a-f]{16}$")
 
 
 class Kept(StrEnum):
-    """Outcomes of texts that were not deployed, but overwritten."""
+    """Outcomes of texts that were overwritten, not deployed."""
 
     FOREIGN = "foreign"
     """Not written by fc-frontend."""
@@ -67,10 +67,10 @@ _REASONS = {Kept.FOREIGN: "not written by fc-frontend", Kept.EDITED: "edited by 
 class Entry:
     """One deployment, or one text that was kept before it was overwritten.
 
-    `at` is Unix time, `seconds` how long its reload or start took.  `id` is -1 until it is
-    recorded.  `slots` and `services` are None where they are not known; of a foreign text,
-    `services` counts its proxies.  `mode`, `uid` and `gid` are those of a file that was kept.
-    `by` is the user whose command it was, empty for the daemon; `files` have what changed.
+    `at` is Unix time; `seconds` is the duration of the reload or start.  `id` is -1 until the entry
+    is recorded.  `slots` and `services` are None if unknown; for a foreign text, `services` counts
+    its proxies.  `mode`, `uid` and `gid` are those of a file that was kept.  `by` is the user who
+    ran the command, empty for the daemon; `files` lists the files that changed.
     """
 
     id: int = -1
@@ -89,32 +89,32 @@ class Entry:
 
     @property
     def accepted(self) -> bool:
-        """True if HAProxy took it."""
+        """Whether HAProxy accepted it."""
         return self.outcome in ACCEPTED
 
     @property
     def has_text(self) -> bool:
-        """True if there is a text to go back to."""
+        """Whether there is a text to roll back to."""
         return self.accepted or self.outcome in set(Kept)
 
     @property
     def has_served(self) -> bool:
-        """True if HAProxy has served something with it, as far as that is known."""
+        """Whether HAProxy has served clients with it, as far as that is known."""
         return self.accepted or (self.outcome == Kept.FOREIGN and bool(self.services))
 
     @property
     def attributes(self) -> Attributes | None:
-        """Permissions and owner of the file that was kept; None of a deployment."""
+        """Permissions and owner of the file that was kept; None for a deployment."""
         if self.mode is None or self.uid is None or self.gid is None:
             return None
         return Attributes(self.mode, self.uid, self.gid)
 
 
 def record(state_directory: str, entry: Entry, text: str, *, mode: int = 0o640) -> Entry | None:
-    """Keep `entry`, and `text` if HAProxy took it; returns it with its number.
+    """Record `entry`, and `text` if HAProxy accepted it; return the entry with its number.
 
-    The text gets `mode`.  None if the last entry says the same: something that is refused again
-    and again is recorded once.  Forgets what is too old.  Raises `Unavailable`.
+    The text gets `mode`.  Returns None if the last entry is the same: a configuration that is
+    refused repeatedly is recorded once.  Removes old entries.  Raises `Unavailable`.
     """
     with _exclusive(state_directory):
         directory = _directory(state_directory)
@@ -136,9 +136,9 @@ def record(state_directory: str, entry: Entry, text: str, *, mode: int = 0o640) 
 def keep(
     state_directory: str, content: Content, kind: Kept, *, proxies: int = 0, reason: str = ""
 ) -> Entry:
-    """Keep a text that is about to be overwritten, byte for byte; returns its entry.
+    """Keep a text that is about to be overwritten, byte for byte; return its entry.
 
-    The first foreign one is entry 0.  A text that the history has already is not kept twice.
+    The first foreign text is entry 0.  A text that is already in the history is not kept twice.
     Raises `Unavailable`.
     """
     data, attributes = content.data, content.attributes
@@ -169,9 +169,9 @@ def keep(
 
 
 def keep_installed(state_directory: str, content: Content) -> Entry | None:
-    """Record a text of ours that was installed while nothing else is known to go back to.
+    """Record the installed text of fc-frontend when the history has no other text to roll back to.
 
-    As after the state directory was lost.  Raises `Unavailable`.
+    This happens, for example, after the state directory was lost.  Raises `Unavailable`.
     """
     text = content.data.decode("utf-8", "surrogateescape")
     reasons = ("was installed before",)
@@ -180,12 +180,12 @@ def keep_installed(state_directory: str, content: Content) -> Entry | None:
 
 
 def digest_of(data: bytes) -> str:
-    """The hash of a text that is not ours."""
+    """Return the hash of a text that fc-frontend did not write."""
     return hashlib.sha256(data).hexdigest()[:HASH_LENGTH]
 
 
 def unseen(state_directory: str) -> Problem | None:
-    """That this user may not read the history, so that nothing follows from what is not seen."""
+    """Return a problem if this user may not read the history, so that it only seems empty."""
     directory = _directory(state_directory)
     try:
         next(directory.iterdir(), None)
@@ -202,12 +202,12 @@ def unseen(state_directory: str) -> Problem | None:
 
 
 def deployments(directory: str) -> tuple[Entry, ...]:
-    """The entries that are deployments, not texts that were kept; as `entries` otherwise."""
+    """Return the entries that are deployments, not kept texts; otherwise like `entries`."""
     return tuple(each for each in entries(directory) if each.outcome not in set(Kept))
 
 
 def entries(state_directory: str) -> tuple[Entry, ...]:
-    """The entries that can be read, the oldest one first."""
+    """Return the readable entries, the oldest first."""
     directory = _directory(state_directory)
     found = (
         _read(directory / f"{number:06}.json", number)
@@ -218,24 +218,24 @@ def entries(state_directory: str) -> tuple[Entry, ...]:
 
 
 def damaged(state_directory: str) -> tuple[str, ...]:
-    """The paths of entries that cannot be read; they are left out everywhere else."""
+    """Return the paths of entries that cannot be read; all other functions skip them."""
     directory = _directory(state_directory)
     found = (
         (directory / f"{number:06}.json", number)
         for number, suffix in sorted(_files(directory))
         if suffix == "json"
     )
-    # One that has gone meanwhile has only made room.
+    # A file that no longer exists was pruned in the meantime.
     return tuple(
         str(path) for path, number in found if _read(path, number) is None and os.path.lexists(path)
     )
 
 
 def text(state_directory: str, entry: Entry) -> str:
-    """The haproxy.cfg of an entry that HAProxy took, or that was kept.
+    """Return the haproxy.cfg of an entry that HAProxy accepted, or that was kept.
 
-    Raises `Refused` if there is none, or if it is not what was recorded; `Unavailable` if it cannot
-    be read.
+    Raises `Refused` if there is none or if it differs from the recorded hash, and `Unavailable` if
+    it cannot be read.
     """
     path = _directory(state_directory) / f"{entry.id:06}.cfg"
     if not entry.has_text:
@@ -252,7 +252,7 @@ def text(state_directory: str, entry: Entry) -> str:
             file=str(path),
         ) from error
     except OSError:
-        # A link, a pipe: nothing of ours.
+        # A link or a pipe, which fc-frontend did not write.
         data = b""
     content = data.decode("utf-8", "surrogateescape")
     if entry.hash in (digest_of(data), own_hash(content)):
@@ -265,18 +265,18 @@ def text(state_directory: str, entry: Entry) -> str:
 
 
 def own_hash(content: str) -> str | None:
-    """The digest of a text that fc-frontend wrote and nobody edited, else None."""
-    # A surrogate has no hash: it could not have been rendered.
+    """Return the digest of an unedited text of fc-frontend, else None."""
+    # A text with surrogates has no hash: fc-frontend cannot have rendered it.
     with contextlib.suppress(UnicodeEncodeError):
         return config_hash(content)
     return None
 
 
 def prune(state_directory: str) -> None:
-    """Forget what is beyond `MOST_ENTRIES` and `MOST_BYTES`, the oldest first.
+    """Remove entries beyond `MOST_ENTRIES` and `MOST_BYTES`, the oldest first.
 
-    Entry 0, the newest entries that HAProxy took and the newest foreign ones stay.  Of what it
-    refused there is no more than half of all.
+    Entry 0, the newest accepted entries and the newest foreign texts are kept.  At most half of all
+    entries may be refused ones.
     """
     directory = _directory(state_directory)
     known = entries(state_directory)
@@ -290,7 +290,7 @@ def prune(state_directory: str) -> None:
     sizes: dict[int, int] = {}
     for (number, _), size in _files(directory).items():
         sizes[number] = sizes.get(number, 0) + size
-    # Damaged entries count as well, or they would stay for ever.
+    # Damaged entries count as well, or they would never be removed.
     left = MOST_ENTRIES - len(kept & sizes.keys())
     room = MOST_BYTES - sum(sizes.get(number, 0) for number in kept)
     for number in sorted(sizes.keys() - kept, reverse=True):
@@ -305,7 +305,7 @@ def prune(state_directory: str) -> None:
 
 @contextlib.contextmanager
 def _exclusive(state_directory: str) -> Iterator[None]:
-    """Nobody else records in the meantime, so that no number is given twice.
+    """Lock the history, so that no number is assigned twice.
 
     Raises `Unavailable`.
     """
@@ -325,7 +325,7 @@ def _directory(state_directory: str) -> Path:
 
 
 def _files(directory: Path) -> dict[tuple[int, str], int]:
-    """The files of entries, by number and suffix, and their sizes in bytes."""
+    """Return the sizes of the entries' files in bytes, by number and suffix."""
     return {
         (int(match[1]), match[2]): size
         for name, size in files.sizes(str(directory)).items()
@@ -389,7 +389,7 @@ def _is_count(value: object) -> bool:
 
 
 def _is_time(value: object) -> bool:
-    # NaN and infinity, which json reads, compare as outside.
+    # NaN and infinity, which json accepts, are out of range.
     return isinstance(value, int | float) and 0 <= value < 1e11
 
 

@@ -1,6 +1,6 @@
-"""The hold that `rollback` sets: while it is there, changes are not deployed.
+"""The hold that `rollback` sets: while it exists, changes are not deployed.
 
-A file, so that it outlasts whoever set it, and the daemon.
+It is a file, so that it outlives the command that set it, and the daemon.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ _HASH = re.compile(r"^[0-9a-f]{16}$")
 class Hold:
     """Entry `id` of the history, with `hash`, is held since the Unix time `since`, set by `by`.
 
-    A file that cannot be understood holds what HAProxy has: then `hash` is empty and `id` 0.
+    A file that cannot be parsed holds the running configuration: then `hash` is empty and `id` is
+    0.
     """
 
     id: int = 0
@@ -32,19 +33,20 @@ class Hold:
     by: str = ""
 
     def as_json(self) -> dict[str, Any]:
-        """The hold in the shape of all JSON output."""
+        """Return the hold as it appears in JSON output."""
         return asdict(self)
 
 
 def path(state_directory: str) -> str:
-    """Where the hold is kept."""
+    """Return the path of the hold file."""
     return f"{state_directory}/{FILE}"
 
 
 def load(state_directory: str) -> Hold | None:
-    """The hold, None if there is none.
+    """Return the hold, or None if there is none.
 
-    Raises nothing: an operator who went back has reasons, so a file that cannot be read holds too.
+    Never raises.  An unreadable file counts as a hold, because an operator rolled back for a
+    reason.
     """
     try:
         content = files.read_own(path(state_directory), _MOST_BYTES)
@@ -54,7 +56,7 @@ def load(state_directory: str) -> Hold | None:
 
 
 def unseen(state_directory: str) -> Problem | None:
-    """That this user may not see whether anything is held; None if he may."""
+    """Return a problem if this user may not read the hold file, else None."""
     try:
         with Path(path(state_directory)).open("rb"):
             return None
@@ -69,7 +71,7 @@ def unseen(state_directory: str) -> Problem | None:
 
 
 def problem(held: Hold) -> Problem:
-    """That nothing else is deployed, as a problem of who wanted to."""
+    """Return the problem that deployments are paused by this hold."""
     by = f" by {held.by}" if held.by else ""
     what = f"configuration {held.id}" if held.hash else "the running configuration"
     return Problem(

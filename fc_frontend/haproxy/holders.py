@@ -1,7 +1,7 @@
-"""Who has which socket on this host, read from /proc.
+"""Find the processes that hold the sockets of this host, from /proc.
 
-On a busy frontend most sockets are connections: a general list of sockets would describe each one,
-for seconds.
+On a busy frontend most sockets are connections.  A general socket listing would describe each of
+them, which takes seconds.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from fc_frontend.syntax.endpoints import Family, ListenEndpoint
 from fc_frontend.text import printable
 
 _ACCEPTS = 0x10000
-"""__SO_ACCEPTCON in the flags of /proc/net/unix: it listens."""
+"""__SO_ACCEPTCON in the flags of /proc/net/unix: the socket listens."""
 _TABLES = "/proc/thread-self/net"
 """The sockets in the network namespace of the calling thread."""
 _DATAGRAM = 2
 """SOCK_DGRAM in the types of /proc/net/unix."""
 _LISTENING, _UNCONNECTED = "0A", "07"
-"""The states of TCP and UDP sockets that take what comes."""
+"""The states of TCP and UDP sockets that accept connections or datagrams from any peer."""
 _TEMPORARY = re.compile(r"\.\d+\.tmp$")
-"""HAProxy's sockets are known by the temporary names under which they were bound."""
+"""/proc lists HAProxy's sockets by the temporary names under which they were bound."""
 ABSTRACT_LENGTH = 108
-"""Of a whole abstract name, its first NUL included."""
+"""Length of a full abstract name, including its first NUL."""
 
 
 @dataclass(frozen=True, slots=True)
 class BoundSocket:
-    """A socket that takes connections or datagrams: `name` is a canonical address or a path."""
+    """A socket that accepts connections or datagrams: `name` is a canonical address or a path."""
 
     name: str
     port: int
@@ -45,10 +45,10 @@ class BoundSocket:
 
 @dataclass(frozen=True, slots=True)
 class Holding:
-    """Who listens on an endpoint.
+    """The holders of an endpoint.
 
-    `others` are processes that are not HAProxy's, with their numbers.  `is_hidden` if somebody
-    listens whom this user may not see.
+    `others` are processes that are not HAProxy's, with their PIDs.  `is_hidden` is set if this user
+    may not see a holder.
     """
 
     by_haproxy: bool = False
@@ -59,7 +59,7 @@ class Holding:
 def holding(
     endpoints: Iterable[ListenEndpoint], *, owned_by: frozenset[int]
 ) -> dict[ListenEndpoint, Holding]:
-    """Who listens on each endpoint now; nothing is tried.
+    """Return the current holders of each endpoint; nothing is bound.
 
     `owned_by` are HAProxy's processes.
     """
@@ -68,7 +68,7 @@ def holding(
 
 
 def takes(endpoint: ListenEndpoint, address: str) -> bool:
-    """True if a socket for `endpoint` and one on `address` with the same port surely collide."""
+    """Return whether `endpoint` surely collides with a socket on `address` and the same port."""
     host = kernel_host(endpoint)
     if host == address:
         return True
@@ -79,17 +79,17 @@ def takes(endpoint: ListenEndpoint, address: str) -> bool:
 
 
 def kernel_host(endpoint: ListenEndpoint) -> str:
-    """The address of an IP endpoint as /proc shows it."""
+    """Return the address of an IP endpoint in the format of /proc."""
     if endpoint.ipv4 == "*" and endpoint.ipv6 is None:
         return "0.0.0.0"  # noqa: S104 - as HAProxy does
     return endpoint.ipv6 or endpoint.ipv4 or endpoint.host
 
 
 def place(path: str) -> Hashable:
-    """Where a socket's path leads: its directory on disk, and its name there.
+    """Return the identity of a socket's path: its directory on disk, and its name in it.
 
-    Equal for all paths to the same entry, through links, `..` or bind mounts.  The last component
-    is not followed: HAProxy renames its socket over it.
+    It is equal for all paths to the same entry, through links, `..` or bind mounts.  The last
+    component is not followed, because HAProxy renames its socket over it.
     """
     directory, _, name = path.rpartition("/")
     try:
@@ -100,12 +100,12 @@ def place(path: str) -> Hashable:
 
 
 def final_name(held: BoundSocket) -> str:
-    """The path that a UNIX socket has once HAProxy has renamed it."""
+    """Return the path of a UNIX socket after HAProxy has renamed it."""
     return _TEMPORARY.sub("", held.name)
 
 
 class Holders:
-    """The sockets of this host and the processes that have them, each looked up at most once.
+    """The sockets of this host and the processes that hold them, each looked up at most once.
 
     `owned_by` are HAProxy's processes, which hand their sockets over in a reload.
     """
@@ -116,7 +116,7 @@ class Holders:
 
     @cached_property
     def ip(self) -> tuple[BoundSocket, ...]:
-        """The TCP sockets that listen, and the UDP sockets without a peer."""
+        """The listening TCP sockets, and the UDP sockets without a peer."""
         found = (
             *_ip_sockets(("tcp", "tcp6"), _LISTENING, is_datagram=False),
             *_ip_sockets(("udp", "udp6"), _UNCONNECTED, is_datagram=True),
@@ -126,13 +126,13 @@ class Holders:
 
     @cached_property
     def unix(self) -> tuple[BoundSocket, ...]:
-        """The UNIX sockets that listen, and those for datagrams that have a name."""
+        """The listening UNIX sockets, and the named UNIX sockets for datagrams."""
         found = tuple(_unix_sockets())
         self._find_pids({one.inode for one in found})
         return found
 
     def on(self, endpoint: ListenEndpoint) -> list[BoundSocket]:
-        """The sockets with the port of an IP endpoint, or the path or name of another one."""
+        """Return the sockets with the port of an IP endpoint, or the path or name of another."""
         if endpoint.family is Family.IP:
             return [
                 one
@@ -151,11 +151,11 @@ class Holders:
         return [one for one in self.unix if one.name == shown]
 
     def holding(self, endpoint: ListenEndpoint) -> Holding:
-        """Who listens on `endpoint`."""
+        """Return the holders of `endpoint`."""
         found = self.on(endpoint)
         if endpoint.family is Family.IP:
             host = kernel_host(endpoint)
-            # What listens on this very address gets the connections, whoever has the wildcard.
+            # A socket on this exact address gets the connections, whoever holds the wildcard.
             found = (
                 [one for one in found if one.name == host]
                 or [one for one in found if takes(endpoint, one.name)]
@@ -170,19 +170,19 @@ class Holders:
         )
 
     def foreign(self, sockets: Iterable[BoundSocket]) -> list[BoundSocket]:
-        """Those of `sockets` that no process of HAProxy holds."""
+        """Return those of `sockets` that no process of HAProxy holds."""
         return [one for one in sockets if not any(self._owned(pid) for pid in self.pids(one))]
 
     def pids(self, held: BoundSocket) -> set[int]:
-        """The processes that hold a socket, as far as we may see them."""
+        """Return the processes that hold a socket, as far as this user may see them."""
         return self._pids.get(held.inode, set())
 
     def _owned(self, pid: int) -> bool:
-        # A worker that the master has started since `owned_by` was asked counts too.
+        # Include workers that the master has started since `owned_by` was determined.
         return pid in self._owned_by or _parent(pid) in self._owned_by
 
     def _find_pids(self, inodes: set[int]) -> None:
-        """Note who holds `inodes`; what HAProxy holds needs no look at other processes."""
+        """Find the holders of `inodes`; scan other processes only for those not HAProxy's."""
         for pid in self._owned_by:
             self._note(pid, inodes)
         missing = inodes - self._pids.keys()
@@ -193,7 +193,7 @@ class Holders:
                 self._note(int(entry.name), missing)
 
     def _note(self, pid: int, inodes: set[int]) -> None:
-        # Processes and descriptors may end while we scan, and some we may not see.
+        # Processes and descriptors may disappear during the scan, and some are not visible.
         with contextlib.suppress(OSError), os.scandir(f"/proc/{pid}/fd") as descriptors:
             for descriptor in descriptors:
                 with contextlib.suppress(OSError):
@@ -204,18 +204,18 @@ class Holders:
 
 
 def abstract_address(endpoint: ListenEndpoint) -> bytes:
-    """The address that HAProxy binds for an abstract name (manual 5.1, `abns@` and `abnsz@`)."""
+    """Return the address that HAProxy binds for `abns@` and `abnsz@` names (manual 5.1)."""
     name = b"\0" + os.fsencode(endpoint.host)
     return name if endpoint.family is Family.ABSTRACT_SHORT else name.ljust(ABSTRACT_LENGTH, b"\0")
 
 
 def shown_name(endpoint: ListenEndpoint) -> str:
-    """An abstract name as /proc/net/unix shows it, where each NUL is an @."""
+    """Return an abstract name in the format of /proc/net/unix, where each NUL is an @."""
     return os.fsdecode(abstract_address(endpoint).replace(b"\0", b"@"))
 
 
 def process_name(pid: int) -> str:
-    """The name of a process, which may choose any bytes, as it may be printed."""
+    """Return the printable name of a process; the process may have set any bytes."""
     try:
         return printable(Path(f"/proc/{pid}/comm").read_text(errors="surrogateescape").strip())
     except OSError:
@@ -223,7 +223,7 @@ def process_name(pid: int) -> str:
 
 
 def _ip_sockets(tables: Iterable[str], state: str, *, is_datagram: bool) -> Iterator[BoundSocket]:
-    """The sockets in a state.  In the kernel's tables, listeners come before all connections."""
+    """Yield the sockets in a state.  The kernel's tables list listeners before connections."""
     for table in tables:
         with contextlib.suppress(FileNotFoundError), Path(f"{_TABLES}/{table}").open() as rows:
             next(rows)
@@ -248,7 +248,7 @@ def _unix_sockets() -> Iterator[BoundSocket]:
 
 
 def _plain(words: str) -> str:
-    """An address of /proc/net/tcp, 32-bit words in the machine's order, in canonical form."""
+    """Return the canonical form of an address in /proc/net/tcp: 32-bit words, host byte order."""
     parts = (int(words[i : i + 8], 16).to_bytes(4, sys.byteorder) for i in range(0, len(words), 8))
     address = ip_address(b"".join(parts))
     if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:

@@ -1,6 +1,6 @@
-"""Put a configuration in its place, whole or not at all, and put the former one back.
+"""Install a configuration file atomically, and restore the former one.
 
-This module never looks at what it writes.
+This module never examines the content that it writes.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ _COPY = 0o640
 
 
 def read(path: str) -> bytes | None:
-    """The content of `path`, None if there is no such file.  Raises `Unavailable`."""
+    """Return the content of `path`, or None if there is no such file.  Raises `Unavailable`."""
     found = files.read(path)
     return found.data if found else None
 
 
 def install(path: str, text: str) -> bytes | None:
-    """Make `text` the content of `path` and return what was there before, None for no file.
+    """Write `text` to `path` and return the former content, or None if there was no file.
 
-    A file that has this content is left alone.  Raises `Unavailable`.
+    A file that already has this content is not written.  Raises `Unavailable`.
     """
     previous = read(path)
     data = text.encode("utf-8", "surrogateescape")
@@ -30,13 +30,13 @@ def install(path: str, text: str) -> bytes | None:
 
 
 def mode_of_copies(path: str) -> int:
-    """The mode for copies of the text at `path`: nobody may read them who may not read it."""
+    """Return the mode for copies of the text at `path`, no more permissive than that file's."""
     mode = files.mode_of(path)
     return _COPY if mode is None else _COPY & mode
 
 
 def restore(path: str, previous: bytes | None) -> None:
-    """Undo `install`, given what it returned.  Raises `Unavailable`."""
+    """Undo `install`, given its return value.  Raises `Unavailable`."""
     if previous is None:
         files.remove(path, follow=True)
     elif read(path) != previous:
@@ -44,16 +44,16 @@ def restore(path: str, previous: bytes | None) -> None:
 
 
 def refused_path(path: str) -> str:
-    """Where the last text that HAProxy refused for `path` is kept for the operator to read."""
+    """Return the path of the last text that HAProxy refused for `path`, kept for the operator."""
     return path + _REFUSED
 
 
 def write_refused(path: str, text: str) -> str:
-    """Keep the refused `text` beside `path`; returns where.  Raises `Unavailable`."""
+    """Keep the refused `text` beside `path`; return its path.  Raises `Unavailable`."""
     files.write_beside(path, _REFUSED, text.encode("utf-8", "surrogateescape"))
     return refused_path(path)
 
 
 def clear_refused(path: str) -> None:
-    """Remove what `write_refused` kept, if it is there.  Raises `Unavailable`."""
+    """Remove the file of `write_refused`, if it exists.  Raises `Unavailable`."""
     files.remove(refused_path(path))

@@ -1,4 +1,4 @@
-"""HAProxy's verdict on a rendered configuration, traced to the services that it is about."""
+"""Check a rendered configuration with HAProxy, and trace its messages to the services."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from fc_frontend.render.config import Config
 _OF_STATE = re.compile(
     r"server state file|\(leaving (?:forced )?maintenance\)|from server-state after"
 )
-"""What HAProxy says of its servers' last state, which is no matter of the configuration."""
+"""HAProxy's messages about the saved state of servers, which do not concern the configuration."""
 
 
 _REMEDIES = {
@@ -32,7 +32,7 @@ _REMEDIES = {
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """HAProxy's verdict on a rendered configuration, and how it was reached."""
+    """HAProxy's verdict on a rendered configuration, and how the check ended."""
 
     accepted: bool
     problems: tuple[Problem, ...]
@@ -48,14 +48,14 @@ def judge(
     patience: Patience | None = None,
     is_trial: bool = False,
 ) -> Judgement:
-    """HAProxy's verdict, with the services and fragments that its messages are about.
+    """Return HAProxy's verdict, with its messages attributed to services and fragments.
 
-    HAProxy is not asked where a file that `config` names would block it, or is not for everybody to
-    see.  `plan` is what `config` was rendered from: it shows where something was declared.  `kept`
-    is the directory of our own copies of such files.
+    HAProxy is not run if a file that `config` names would block it or must not be disclosed.
+    `plan` is the source of `config`, used to locate declarations.  `kept` is the directory of
+    fc-frontend's own copies of such files.
 
-    A check that takes longer than `patience` allows, or `haproxy.check_timeout` without it, refuses
-    the configuration.  Raises `Unavailable` if HAProxy cannot be run.
+    A check that takes longer than `patience` allows, or than `haproxy.check_timeout` without it,
+    refuses the configuration.  Raises `Unavailable` if HAProxy cannot be run.
     """
     binary = find_binary(haproxy.binary)
     if problems := file_problems(config, haproxy, plan, kept):
@@ -74,7 +74,7 @@ def judge(
 
 
 def _too_old(binary: str) -> tuple[Problem, ...]:
-    """That HAProxy is older than what is supported, which would explain a refusal."""
+    """Return the problem that HAProxy is older than supported, which would explain a refusal."""
     version = binary_version(binary)
     if version.supported:
         return ()
@@ -90,7 +90,7 @@ def _too_old(binary: str) -> tuple[Problem, ...]:
 def verdict_problems(
     verdict: CheckVerdict, config: Config, plan: Plan | None = None
 ) -> tuple[Problem, ...]:
-    """HAProxy's alerts and warnings as problems of the units that they are about.
+    """Return HAProxy's alerts and warnings as problems of the units that they concern.
 
     They quote names and declared fields, but no other content of files.
     """

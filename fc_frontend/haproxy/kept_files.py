@@ -1,12 +1,13 @@
-"""Copies of the files that the configuration names, for when one of them is broken or gone.
+"""Copies of the files that the configuration names, for use if one of them is broken or missing.
 
-A certificate that is replaced by a bad one would make HAProxy refuse its service's last good form
-too.  Copies are readable by nobody else: they may hold private keys.
+A certificate that is replaced by an invalid one would make HAProxy refuse the last good form of its
+service too.  No other user can read the copies, which may contain private keys.
 
 Each copy is one file, named after the SHA-256 of its content.  A directory of certificates and a
-`crt-list` become a list of copies: HAProxy takes `crt-list LIST` for `crt DIRECTORY`, with the
-certificates in the same order (manual 5.1).  A directory of CA files becomes one file with all of
-them.  What else HAProxy finds beside a certificate (`.ocsp`, `.sctl`, `.issuer`) is not kept.
+`crt-list` become a list of copies: HAProxy accepts `crt-list LIST` in place of `crt DIRECTORY`,
+with the certificates in the same order (manual 5.1).  A directory of CA files becomes one file with
+all of them.  Other files that HAProxy loads beside a certificate (`.ocsp`, `.sctl`, `.issuer`) are
+not kept.
 """
 
 from __future__ import annotations
@@ -27,27 +28,27 @@ from fc_frontend.syntax.files import CHANGING, NamedFile, Use, files_of_crt_list
 
 DIRECTORY = "kept"
 LIST = ".list"
-"""At the end of the name of a copy that names others."""
+"""Suffix of the name of a copy that lists others."""
 MOST_BYTES = 16 * 1024 * 1024
-"""Of one file, as many as HAProxy may read."""
+"""Largest size of one file, equal to the limit for files that HAProxy may read."""
 _LARGE = 1024 * 1024
 _MOST_LARGE_BYTES = 64 * 1024 * 1024
-"""Of all files that are larger than `_LARGE`."""
+"""Total size of all files that are larger than `_LARGE`."""
 _MOST_FILES = 2000
 _MOST_ENTRIES = 6000
-"""Of a directory or a list."""
+"""Maximum number of entries of a directory or a list."""
 _CERTIFICATE, _KEY = b"BEGIN CERTIFICATE", b"PRIVATE KEY-----"
 _NOTHING: Mapping[str, str] = MappingProxyType({})
 _LISTED = re.compile(rf"^\S*/{DIRECTORY}/([0-9a-f]{{64}})(?!\S)", re.MULTILINE)
 
 
 def directory(state_directory: str) -> str:
-    """Where copies are kept."""
+    """Return the directory of the copies."""
     return f"{state_directory}/{DIRECTORY}"
 
 
 def files_in(text: str) -> dict[str, NamedFile]:
-    """The files and directories that a configuration names and HAProxy only reads, by path."""
+    """Return the files and directories in a configuration that HAProxy only reads, by path."""
     return {
         named.path: named
         for named in named_files(text)
@@ -60,9 +61,9 @@ def files_in(text: str) -> dict[str, NamedFile]:
 def keep(
     state_directory: str, named: Iterable[NamedFile], former: Mapping[str, str] = _NOTHING
 ) -> dict[str, str]:
-    """Copy files, directories and lists; return path → name of the copy, and `former` ones.
+    """Copy files, directories and lists; return the name of each path's copy, and `former` ones.
 
-    What cannot be read is left out.  Raises `Unavailable` if a copy cannot be written.
+    Unreadable files are skipped.  Raises `Unavailable` if a copy cannot be written.
     """
     place = directory(state_directory)
     kept = dict(former)
@@ -79,15 +80,15 @@ def keep(
                 files.make_directory(place, mode=0o700)
                 files.write_own(f"{place}/{name}", content, mode=0o600)
                 there.add(name)
-            # The last one names the others, if there are any.
+            # The last copy lists the others, if there are any.
             kept[file.path] = name
     return kept
 
 
 def forget(state_directory: str, kept: Mapping[str, str]) -> None:
-    """Remove the copies that `kept` does not name, as far as they can be removed.
+    """Remove the copies that `kept` does not name, as far as possible.
 
-    Those that HAProxy uses already stand for themselves: `kept` has them as paths.
+    Copies that HAProxy already uses appear in `kept` as paths.
     """
     place = directory(state_directory)
     used = set(kept.values()) | {posixpath.basename(path) for path in kept}
@@ -101,7 +102,7 @@ def forget(state_directory: str, kept: Mapping[str, str]) -> None:
 
 
 def with_copies(text: str, state_directory: str, kept: Mapping[str, str], bases: str = "") -> str:
-    """The section `text` with those copies that exist in place of the files that it names.
+    """Return the section `text` with the named files replaced by their copies, where they exist.
 
     `bases` are the lines of `global` on which relative names depend.
     """
@@ -114,7 +115,7 @@ def with_copies(text: str, state_directory: str, kept: Mapping[str, str], bases:
             continue
         keyword, word = re.escape(named.keyword), re.escape(named.written)
         becomes = "crt-list" if name.endswith(LIST) else named.keyword
-        # Options follow their keyword; names of lists and maps stand in conditions and functions.
+        # Options follow their keyword; names of lists and maps appear in conditions and functions.
         before = rf"(?<!\S){keyword}(?P<gap>\s+[\"']?)" if named.is_option else "(?P<gap>)"
         found = re.compile(rf"{before}(?<![{PATH_LETTERS}]){word}(?![{PATH_LETTERS}])")
         copy = rf"{becomes}\g<gap>{place}/{name}" if named.is_option else f"{place}/{name}"
@@ -123,7 +124,7 @@ def with_copies(text: str, state_directory: str, kept: Mapping[str, str], bases:
 
 
 def _copies(place: str, named: NamedFile, path: str) -> dict[str, bytes]:
-    """The copies that make up what is named, by their names; nothing if it cannot be read."""
+    """Return the copies of the named file, by their names; empty if it cannot be read."""
     content = _content(path)
     if named.keyword == "crt-list":
         text = (content or b"")[:MAX_LIST_BYTES].decode("utf-8", "surrogateescape")
@@ -140,7 +141,7 @@ def _copies(place: str, named: NamedFile, path: str) -> dict[str, bytes]:
 
 
 def _entries(named: NamedFile, path: str) -> list[str]:
-    """What HAProxy opens of a directory; nothing if it is none, or cannot be read."""
+    """Return the entries of a directory that HAProxy opens; empty if it cannot be read."""
     try:
         names = safe_files.names(path, _MOST_ENTRIES)
     except Unsafe:
@@ -150,7 +151,7 @@ def _entries(named: NamedFile, path: str) -> list[str]:
 
 
 def _lines_of(text: str, named: NamedFile) -> Iterator[tuple[str, str]]:
-    """Each line of a `crt-list` that names a certificate, with the path of that."""
+    """Yield each path of a certificate in a `crt-list`, with its line."""
     lines = text.split("\n")
     for inner in files_of_crt_list(text, named):
         if inner.keyword == "crt" and inner.path is not None:
@@ -158,9 +159,9 @@ def _lines_of(text: str, named: NamedFile) -> Iterator[tuple[str, str]]:
 
 
 def _list(place: str, lines: Iterable[tuple[str, str]]) -> dict[str, bytes]:
-    """Copies of certificates and a `crt-list` of them.
+    """Return copies of certificates, and of a `crt-list` of them.
 
-    `lines` are their paths and their lines in the list, which begin with a name.
+    `lines` are the certificates' paths and their lines in the list, which begin with a name.
     """
     copies: dict[str, bytes] = {}
     listed = []
@@ -177,10 +178,10 @@ def _list(place: str, lines: Iterable[tuple[str, str]]) -> dict[str, bytes]:
 
 
 def _content(path: str) -> bytes | None:
-    """What is kept of a file; of a certificate without its key, both.
+    """Return the content to keep of a file; for a certificate without its key, add the key.
 
-    HAProxy looks for the key beside the certificate (`ssl-load-extra-files`), and a copy stands
-    elsewhere.
+    HAProxy looks for the key beside the certificate (`ssl-load-extra-files`), and a copy is in
+    another directory.
     """
     try:
         content = safe_files.read(path, MOST_BYTES)

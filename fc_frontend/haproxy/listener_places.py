@@ -1,4 +1,4 @@
-"""Where a listener of haproxy.cfg is declared: setting, service field, or line of a fragment."""
+"""Locate a listener's declaration: a setting, a service field, or a line of a fragment."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fc_frontend.syntax.endpoints import Family, ListenEndpoint
 
 
 class ListenerPlaces:
-    """Finds the places of listeners in what was declared."""
+    """Locates the declarations of listeners."""
 
     def __init__(self, plan: Plan, config: Config) -> None:
         self._specs: dict[str, ServiceSpec | FrontendSpec] = {
@@ -34,11 +34,11 @@ class ListenerPlaces:
         self._raw = "haproxy.global_extra" if haproxy.global_extra else "haproxy.templates"
 
     def setting(self, endpoint: ListenEndpoint | None) -> str:
-        """The setting that makes HAProxy, or fc-frontend, listen on an endpoint."""
+        """Return the setting that makes HAProxy, or fc-frontend, listen on an endpoint."""
         return self._settings.get(str(endpoint), self._raw)
 
     def file(self, owner: UnitId) -> str | None:
-        """The file that declares a service or fragment."""
+        """Return the file that declares a service or fragment."""
         if owner.kind is UnitKind.FRAGMENT and owner.name in self._fragments:
             return self._fragments[owner.name].origin.file
         spec = self._specs.get(owner.name)
@@ -47,7 +47,7 @@ class ListenerPlaces:
     def about(
         self, claim: Owned, message: str, remedy: str, severity: Severity = Severity.ERROR
     ) -> Problem:
-        """A problem with a listener."""
+        """Return a problem with a listener."""
         listener = claim.listener
         problem = self.problem(claim.owner, listener.line, listener.endpoint, message, remedy)
         return replace(problem, severity=severity)
@@ -55,7 +55,7 @@ class ListenerPlaces:
     def problem(
         self, owner: UnitId, line: int, endpoint: ListenEndpoint | None, message: str, remedy: str
     ) -> Problem:
-        """A problem with a line of a unit's section, which may not be known to open `endpoint`."""
+        """Return a problem with a line of a unit's section; `endpoint` is None if it is unknown."""
         problem = Problem(message, remedy, service=owner.name or None, unit=owner)
         if owner == SETTINGS:
             return replace(problem, field=self.setting(endpoint))

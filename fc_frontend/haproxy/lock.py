@@ -1,10 +1,10 @@
 """Locks between processes: for deployments, for the history and for the record of drains.
 
-The daemon, `apply`, `rollback` and the others take turns.
+They serialize the daemon, `apply`, `rollback` and other commands.
 
-Not `filelock`: it opens the path itself, so it can neither use a file that was opened without
-following links of other users, nor lock a directory.  It would replace the 12 lines of `_wait`, and
-take 30 ms to import.
+`filelock` is not used: it opens the path itself, so it can neither use a file that was opened
+without following links of other users, nor lock a directory.  It would replace the 12 lines of
+`_wait`, and takes 30 ms to import.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ _PAUSE = 0.01
 
 @contextlib.contextmanager
 def deploying(state_directory: str, timeout: float) -> Iterator[tuple[Problem, ...]]:
-    """Hold the lock; waits for another holder for at most `timeout` seconds.
+    """Hold the deployment lock; wait for another holder for at most `timeout` seconds.
 
-    Ends with the process that has it; not to be taken twice.  A lock that cannot be made, as on a
-    read-only file system, hinders nobody: then it gives a warning.  Raises `Unavailable` if another
-    process holds it for too long.
+    The lock is released when its process ends; it is not reentrant.  If the lock cannot be created,
+    as on a read-only file system, the caller continues without it and gets a warning.  Raises
+    `Unavailable` if another process holds it for too long.
     """
     path = Path(state_directory) / FILE
     try:
@@ -55,9 +55,9 @@ def deploying(state_directory: str, timeout: float) -> Iterator[tuple[Problem, .
 
 @contextlib.contextmanager
 def directory_locked(path: Path, timeout: float = 5.0) -> Iterator[None]:
-    """Have a directory to oneself, among those who ask for it; waits for at most `timeout` seconds.
+    """Hold an advisory lock on a directory; wait for it for at most `timeout` seconds.
 
-    Ends with the process that has it; not to be taken twice.  Raises `Unavailable`.
+    The lock is released when its process ends; it is not reentrant.  Raises `Unavailable`.
     """
     try:
         with directory(str(path)) as opened:
@@ -77,7 +77,7 @@ def directory_locked(path: Path, timeout: float = 5.0) -> Iterator[None]:
 
 
 def not_locked(path: Path, reason: str) -> Unavailable:
-    """A directory cannot be had alone."""
+    """Return the error that a directory cannot be locked."""
     return Unavailable.of(
         f"{path} cannot be locked: {reason}",
         "run as the user that fc-frontend's daemon runs as, or as root; else try again",
@@ -86,7 +86,7 @@ def not_locked(path: Path, reason: str) -> Unavailable:
 
 
 def _wait(file: int, timeout: float) -> bool:
-    """True once it is locked, False if others have had it all the time."""
+    """Return whether the file was locked before `timeout`."""
     deadline = time.monotonic() + timeout
     while True:
         try:
@@ -100,7 +100,7 @@ def _wait(file: int, timeout: float) -> bool:
 
 
 def _sign(file: int) -> None:
-    # Only told to those who wait in vain: a full disk must not stop a deployment.
+    # The PID only serves the message to waiting processes: a full disk must not stop a deployment.
     with contextlib.suppress(OSError):
         os.truncate(file, 0)
         os.pwrite(file, str(os.getpid()).encode(), 0)

@@ -3,8 +3,9 @@
     haproxy.cfg ─► maps_in ─► files, before haproxy.cfg itself
                         └───► follow: differences to the worker ─► runtime API ─► read back
 
-Maps of routes, and lists of allowed addresses, follow from the text of haproxy.cfg alone.  A worker
-reads the files at its start; one that runs the same text but for these is changed without a reload.
+Maps of routes and lists of allowed addresses are derived from the text of haproxy.cfg alone.  A
+worker reads the files when it starts.  If the running text differs only in maps and lists, the
+worker is updated without a reload.
 """
 
 from __future__ import annotations
@@ -22,17 +23,17 @@ from fc_frontend.syntax.routes import ALLOW_ENDING
 from fc_frontend.text import whole_number
 
 MAX_PAYLOAD = 15_000
-"""Bytes of a command with its payload: HAProxy 2.6 ignores 16,384 and more without an error."""
+"""Largest command with payload, in bytes: HAProxy 2.6 silently ignores 16,384 and more."""
 MAX_SINGLE = 200
-"""Changes of a map that are made one by one; for more, the whole map is exchanged."""
+"""Maximum number of changes made to a map one by one; beyond it, the entire map is replaced."""
 _WORDS = {"map": 3, "acl": 2}
-"""In each line that HAProxy shows."""
+"""Words in each line of HAProxy's output."""
 
 
 class MapEntry(NamedTuple):
-    """An entry of a map in the worker; `reference` is its name in commands.
+    """An entry of a map in the worker; `reference` identifies it in commands.
 
-    One of a list has no value.
+    An entry of a list has no value.
     """
 
     reference: str
@@ -43,8 +44,8 @@ class MapEntry(NamedTuple):
 def write(settings: Settings, data: bytes) -> None:
     """Write the maps that the configuration `data` needs.  Raises `Unavailable`.
 
-    They get the permissions of haproxy.cfg.  Maps of frontends that are gone stay: a worker that
-    is about to be replaced may be the one that serves in the end.
+    They get the permissions of haproxy.cfg.  Maps of removed frontends are kept: if the reload
+    fails, the worker that uses them continues to serve.
     """
     path = settings.haproxy.config_file
     wanted = maps_in(path, data.decode("utf-8", "surrogateescape"))
@@ -62,8 +63,8 @@ def write(settings: Settings, data: bytes) -> None:
 def follow(settings: Settings, text: str) -> bool:
     """Update the maps of the worker, which runs `text` except for its routes.
 
-    True if it did not have them.  Reads each map back.  Raises `Unavailable` if the worker does not
-    have them then.
+    Returns whether any map changed.  Reads each map back; raises `Unavailable` if the worker does
+    not have the new content.
     """
     socket, is_changed = settings.haproxy.runtime_socket, False
     for path, content in maps_in(settings.haproxy.config_file, text).items():
@@ -82,7 +83,7 @@ def follow(settings: Settings, text: str) -> bool:
 
 
 def parse_map(content: str) -> dict[str, str]:
-    """The entries of a map file: key → value."""
+    """Return the entries of a map file, by key."""
     found: dict[str, str] = {}
     for line in content.splitlines():
         key, _, value = line.partition(" ")
@@ -95,7 +96,7 @@ def _is_same(have: list[MapEntry], wanted: Mapping[str, str]) -> bool:
 
 
 def _entries(socket: str, path: str) -> list[MapEntry]:
-    """A map as the worker has it.  Raises `Unavailable`."""
+    """Return the worker's entries of a map.  Raises `Unavailable`."""
     found = []
     kind = _kind(path)
     for line in ask(socket, f"show {kind} {path}", TIMEOUT).splitlines():
@@ -110,7 +111,7 @@ def _entries(socket: str, path: str) -> list[MapEntry]:
 
 
 def _change(socket: str, path: str, have: list[MapEntry], wanted: Mapping[str, str]) -> None:
-    """Change the worker's map to `wanted`.  No key is missing meanwhile."""
+    """Change the worker's map to `wanted`.  No key is missing in between."""
     known = {each.key: each for each in have}
     added = [f"{key} {value}" for key, value in wanted.items() if key not in known]
     changed = [each for each in have if each.key in wanted and each.value != wanted[each.key]]
@@ -127,18 +128,18 @@ def _change(socket: str, path: str, have: list[MapEntry], wanted: Mapping[str, s
 
 
 def _add(socket: str, path: str, lines: Iterable[str], version: str = "") -> None:
-    """Add lines, to a `version` such as `@1 ` that is prepared."""
+    """Add lines, optionally to a prepared `version` such as `@1 `."""
     if _kind(path) == "map":
         for payload in _payloads(lines):
             _do(socket, f"add map {version}{path}", payload)
         return
-    # A list takes no payload.
+    # The command for lists accepts no payload.
     for line in lines:
         _do(socket, f"add acl {version}{path} {line.strip()}")
 
 
 def _exchange(socket: str, path: str, wanted: Mapping[str, str]) -> None:
-    """Fill a new version of a map, and commit it at once."""
+    """Fill a new version of a map, and commit it in one step."""
     kind = _kind(path)
     said = ask(socket, f"prepare {kind} {path}", TIMEOUT).strip()
     version = whole_number(said.rpartition(" ")[2])
@@ -149,12 +150,12 @@ def _exchange(socket: str, path: str, wanted: Mapping[str, str]) -> None:
 
 
 def _kind(path: str) -> str:
-    """What HAProxy calls it: a map, or a list of addresses."""
+    """Return HAProxy's term for the file: `map`, or `acl` for a list of addresses."""
     return "acl" if path.endswith(ALLOW_ENDING) else "map"
 
 
 def _payloads(lines: Iterable[str]) -> Iterator[str]:
-    """`lines` joined, as many as fit into a command."""
+    """Yield `lines`, joined into payloads that fit into a command."""
     batch: list[str] = []
     size = 0
     for line in lines:

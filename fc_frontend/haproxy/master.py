@@ -1,7 +1,7 @@
-"""What HAProxy's master process says about its workers.
+"""Query HAProxy's master process for the state of its workers.
 
-The master outlives reloads, so its socket tells which worker serves and which old ones still end
-their connections.  This module asks and never changes anything.
+The master survives reloads, so its socket reports which worker serves and which old workers are
+still finishing their connections.  This module never changes anything.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ _ROW = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class OldWorker:
-    """A worker of a former configuration that still ends its connections.
+    """A worker of a former configuration that is still finishing its connections.
 
-    `reloads` is how many reloads it has outlived, `uptime` its age in seconds.
+    `reloads` is the number of reloads since it was started, `uptime` its age in seconds.
     """
 
     pid: int
@@ -43,10 +43,10 @@ class OldWorker:
 class Processes:
     """HAProxy's processes (Management Guide 9.4, `show proc`).
 
-    `reloads` counts the master's reloads, whether they worked or not; `failed` those that failed
-    since the last one that worked.  `worker` is the one that serves, None while there is none;
-    `worker_reloads` is 0 if it came with the last reload.  After a failed reload some versions
-    list the worker that serves on among the old ones.
+    `reloads` counts the master's reloads, successful or not; `failed` counts those that failed
+    since the last success.  `worker` is the current worker, or None; `worker_reloads` is 0 if the
+    last reload started it.  After a failed reload, some versions list the worker that still serves
+    among the old ones.
     """
 
     master: int
@@ -65,10 +65,10 @@ class Processes:
 
 
 def show_proc(path: str, timeout: float = 5.0, *, patience: float = 0.0) -> Processes:
-    """What the master behind the socket `path` says of itself and its workers.
+    """Return the processes of the master behind the socket `path`.
 
-    `patience` is for how many seconds it is asked again if it cannot be reached or breaks off: a
-    master that starts or reloads replaces itself, and drops who has already connected.  Raises
+    For `patience` seconds, the query is repeated if the master cannot be reached or breaks off: a
+    master that starts or reloads re-executes itself and drops existing connections.  Raises
     `Unavailable`.
     """
     deadline = time.monotonic() + patience
@@ -82,7 +82,7 @@ def show_proc(path: str, timeout: float = 5.0, *, patience: float = 0.0) -> Proc
 
 
 def parse_processes(path: str, answer: str) -> Processes:
-    """`show proc`'s answer as a value; `path` is named in the `Unavailable` for a strange one."""
+    """Parse the answer to `show proc`; the `Unavailable` for an invalid one names `path`."""
     master: re.Match[str] | None = None
     current: list[re.Match[str]] = []
     old: list[OldWorker] = []
@@ -99,7 +99,7 @@ def parse_processes(path: str, answer: str) -> Processes:
                 current.append(row)
     if master is None:
         raise _not_a_master(path, answer)
-    # Should there be two, the one that came last serves.
+    # If two are listed, the most recent one serves.
     current.sort(key=lambda row: _count(row["reloads"]))
     serving = current[0] if current else None
     old += [OldWorker(int(r["pid"]), _count(r["reloads"]), _seconds(r)) for r in current[1:]]
@@ -127,7 +127,7 @@ def _seconds(row: re.Match[str]) -> float:
 
 def _not_a_master(path: str, answer: str) -> Unavailable:
     if not answer.strip():
-        # A master that replaces itself accepts connections that it can no longer answer.
+        # A master that re-executes itself accepts connections that it can no longer answer.
         return NoAnswer.of(
             f"{path} gave an empty answer to `show proc`", "try again: HAProxy may be reloading"
         )

@@ -1,6 +1,6 @@
 """Examine the files that a configuration names before HAProxy opens them.
 
-HAProxy opens whatever is named: it waits for pipes, reads devices without end, and as root serves
+HAProxy opens every named file: it blocks on pipes, reads devices endlessly, and as root serves
 files that nobody else may read.
 """
 
@@ -25,19 +25,22 @@ from fc_frontend.safe_files import FileFault, Unsafe
 from fc_frontend.syntax.files import NamedFile, Use, files_of_crt_list, named_files
 
 MAX_BYTES = 16 * 1024 * 1024
-"""Of one file.  As a list of addresses it takes HAProxy 215 MB, as one-letter lines 1.5 GB."""
+"""Largest size of one file.
+
+HAProxy needs 215 MB for a list of addresses of this size, and 1.5 GB for one-letter lines.
+"""
 MAX_UNIT_BYTES = 64 * 1024 * 1024
-"""Of all files that one unit names, each counted once."""
+"""Largest total size of the files that one unit names, each counted once."""
 MAX_ENTRIES = 20_000
-"""Of a directory with certificates."""
+"""Maximum number of entries of a directory with certificates."""
 MAX_NAMES = 200_000
-"""Of a directory in which a certificate is."""
+"""Maximum number of names in a directory that contains a certificate."""
 MAX_LIST_BYTES = 1024 * 1024
-"""Of a file in which other files are named."""
+"""Largest file that names other files."""
 KEY_TYPES = (".rsa", ".ecdsa", ".dsa")
-"""After the name of a certificate of which there is one for each type of key (manual 5.1)."""
+"""Suffixes of a certificate that exists once for each type of key (manual 5.1)."""
 _COMPANIONS = (".key", ".ocsp", ".sctl", ".issuer")
-"""What HAProxy adds to the name of a certificate to find more of it (`ssl-load-extra-files`)."""
+"""Suffixes of the files that HAProxy loads beside a certificate (`ssl-load-extra-files`)."""
 _KINDS = {
     "crt": "the certificate",
     "crt-list": "the list of certificates",
@@ -53,18 +56,18 @@ _KINDS = {
     "lua-load": "the Lua program",
     "lua-load-per-thread": "the Lua program",
 }
-"""What a keyword names, in messages."""
+"""The kind of file that a keyword names, for messages."""
 _CA_ENDINGS = (".pem", ".crt", ".cer", ".crl")
-"""Of the files that HAProxy reads in a `ca-file` directory; it opens them whatever they are."""
+"""Suffixes of the files in a `ca-file` directory that HAProxy opens, whatever their type."""
 
 
 def file_problems(
     config: Config, haproxy: Haproxy, plan: Plan | None = None, kept: str | None = None
 ) -> tuple[Problem, ...]:
-    """What is wrong with the files that `config` names, as problems of the units that name them.
+    """Return problems of the files that `config` names, each for the unit that names the file.
 
-    A missing file is a problem if HAProxy needs it (`NamedFile.must_exist`).  `plan` is what
-    `config` was rendered from, `kept` the directory of our own copies of such files, which are good
+    A missing file is a problem if HAProxy needs it (`NamedFile.must_exist`).  `plan` is the source
+    of `config`, and `kept` the directory of fc-frontend's own copies of such files, which are valid
     for any use.
     """
     examination = _Examination(haproxy, kept)
@@ -84,7 +87,7 @@ def _problem(named: NamedFile, message: str, remedy: str) -> Problem:
 
 
 class _Examination:
-    """One look at all files of a configuration: each is examined once."""
+    """One examination of all files of a configuration, each file once."""
 
     def __init__(self, haproxy: Haproxy, kept: str | None) -> None:
         self._kept = kept
@@ -95,12 +98,12 @@ class _Examination:
         self._names: dict[str, frozenset[str]] = {}
 
     def of(self, named: NamedFile, unit: UnitId | None) -> tuple[Problem, ...]:
-        """What is wrong with a file that a unit names, and with those that it names itself."""
+        """Return problems of a file that a unit names, and of the files named in it."""
         self._unit = unit
         return self.problems(named)
 
     def problems(self, named: NamedFile) -> tuple[Problem, ...]:
-        """What is wrong with a file and with those that it names."""
+        """Return problems of a file and of the files named in it."""
         if named.path is None:
             return (
                 _problem(
@@ -138,7 +141,7 @@ class _Examination:
                 return
             yield from self._contents(named, path, found)
         except Unsafe as exc:
-            # HAProxy reads it as root before it gives up its rights; this user need not.
+            # HAProxy reads it as root before it drops privileges; this user need not have access.
             is_state = named.keyword == "server-state-file" and exc.fault is FileFault.DENIED
             if exc.fault is not FileFault.MISSING and not is_state:
                 yield _problem(named, f"{path} {exc.message}", exc.remedy)
@@ -149,7 +152,7 @@ class _Examination:
             yield from self._companions(named, path)
 
     def _require_bounds(self, found: Found, use: Use) -> None:
-        """Raise `Unsafe` for a file that is too large, alone or with the others."""
+        """Raise `Unsafe` for a file that is too large, alone or with the unit's other files."""
         size = found.status.st_size
         if use is Use.WRITTEN:
             return
@@ -165,19 +168,20 @@ class _Examination:
             )
 
     def _contents(self, named: NamedFile, path: str, found: Found) -> Iterator[Problem]:
-        """What is wrong with the files that are named in this one."""
+        """Yield problems of the files that are named in this file."""
         if named.keyword not in ("crt-list", "config") or stat.S_ISCHR(found.status.st_mode):
             return
         text = safe_files.read(path, MAX_LIST_BYTES).decode("utf-8", "surrogateescape")
         inner = files_of_crt_list(text, named) if named.keyword == "crt-list" else named_files(text)
         for file in inner:
-            # HAProxy reports missing ones: a message must not show words of a file that is no list.
+            # HAProxy reports missing files: a message must not quote words of a file that is not a
+            # list.
             for problem in self.problems(replace(file, must_exist=False)):
                 message = f"{path}, line {file.line}: {problem.message}"
                 yield _problem(named, message, problem.remedy)
 
     def _entries(self, named: NamedFile, directory: Found) -> Iterator[Problem]:
-        """What is wrong with the entries of a directory that HAProxy would open."""
+        """Yield problems of the entries of a directory that HAProxy would open."""
         is_ca = _is_ca(named)
         for name in safe_files.names(directory.path, MAX_ENTRIES):
             path = f"{directory.path}/{name}"
@@ -188,13 +192,14 @@ class _Examination:
                 if not found.is_directory:
                     self._require_bounds(found, named.use)
             except Unsafe as exc:
-                # HAProxy looks what it is before it opens a certificate, but not a CA.
+                # HAProxy checks the type of a file before it opens a certificate, but not a CA
+                # file.
                 if exc.fault is FileFault.MISSING or (exc.fault is FileFault.SPECIAL and not is_ca):
                     continue
                 yield _problem(named, f"{path} {exc.message}", exc.remedy)
 
     def _names_in(self, directory: str) -> frozenset[str]:
-        """The names in a directory, as far as it can be listed."""
+        """Return the names in a directory, or none if it cannot be listed."""
         if directory not in self._names:
             try:
                 self._names[directory] = frozenset(safe_files.names(directory, MAX_NAMES))
@@ -219,24 +224,24 @@ class _Examination:
 
 
 def companions_of(path: str) -> tuple[str, ...]:
-    """The files that HAProxy looks for beside the certificate `path` (`ssl-load-extra-files`)."""
+    """Return the files that HAProxy looks for beside a certificate (`ssl-load-extra-files`)."""
     stem = path.rpartition(".")[0] or path
     found = [path + each + more for each in ("", *KEY_TYPES) for more in ("", *_COMPANIONS)]
     return tuple(dict.fromkeys(each for each in (*found, f"{stem}.key") if each != path))
 
 
 def is_opened(named: NamedFile, name: str) -> bool:
-    """True if HAProxy opens the entry `name` of a directory that `named` is."""
+    """Return whether HAProxy opens the entry `name` of the directory `named`."""
     return not name.startswith(".") and (not _is_ca(named) or name.endswith(_CA_ENDINGS))
 
 
 def is_certificate(name: str) -> bool:
-    """True if an entry of a directory is a certificate to HAProxy, not what belongs to one."""
+    """Return whether HAProxy loads an entry as a certificate, not as a file beside one."""
     return not name.endswith(_COMPANIONS)
 
 
 def _is_bundle(named: NamedFile, path: str) -> bool:
-    """True if HAProxy finds the certificate `path` by the key types after its name (manual 5.1)."""
+    """Return whether the certificate `path` exists with suffixes of key types (manual 5.1)."""
     return named.keyword == "crt" and any(os.path.lexists(path + kind) for kind in KEY_TYPES)
 
 
@@ -245,7 +250,7 @@ def _is_ca(named: NamedFile) -> bool:
 
 
 def _number(name: str | None, look_up: Callable[[str], int]) -> int | None:
-    """The number of a user or group; None if there is none."""
+    """Return the ID of a user or group, or None if it does not exist."""
     try:
         return look_up(name) if name else None
     except KeyError:
@@ -253,9 +258,9 @@ def _number(name: str | None, look_up: Callable[[str], int]) -> int | None:
 
 
 class _Readers:
-    """Who may read a file: what clients can see must not be for root alone.
+    """Check who may read a file: clients must not see files that only root may read.
 
-    HAProxy reads its files as root where it is started as root.  A file that it shows to others is
+    HAProxy reads its files as root if it is started as root.  A file that it discloses to others is
     refused unless they may read it themselves.
     """
 
@@ -265,7 +270,7 @@ class _Readers:
         self._own = {str(path) for path in Path(haproxy.config_file).resolve().parents}
 
     def refuse(self, found: Found, use: Use) -> tuple[str, str] | None:
-        """Why HAProxy must not use a file so, and the remedy; None if it may."""
+        """Return why HAProxy must not use a file in this way, and the remedy; None if it may."""
         if use not in (Use.SERVED, Use.READ) or stat.S_ISCHR(found.status.st_mode):
             return None
         if self._is_public(found):
@@ -287,7 +292,7 @@ class _Readers:
             return False
         for parent in Path(found.path).parents:
             if str(parent) in self._own:
-                # Where haproxy.cfg is, its files may be as well.
+                # Directories above haproxy.cfg are not checked: its files may be there as well.
                 return True
             if not parent.stat().st_mode & stat.S_IXOTH:
                 return False

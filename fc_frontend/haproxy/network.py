@@ -1,4 +1,4 @@
-"""Network namespaces of this host, as HAProxy's `namespace` names them."""
+"""Run code in the network namespaces that HAProxy's `namespace` names."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from typing import TypeVar
 from fc_frontend.syntax.files import NETWORK_NAMESPACES
 
 _CLONE_NEWNET = 0x40000000
-"""As in linux/sched.h; `os.setns` comes with Python 3.12."""
+"""As in linux/sched.h; Python has `os.setns` from 3.12 on."""
 _Result = TypeVar("_Result")
 
 
 def run_in_network(name: str, function: Callable[[], _Result]) -> _Result:
-    """What `function` returns in the network namespace `name`.
+    """Call `function` in the network namespace `name`, and return its result.
 
-    It runs in a thread of its own, as a namespace is entered by threads, setns(2).  Raises OSError
-    if the namespace does not exist or may not be entered, and what `function` raises.
+    It runs in a separate thread, because setns(2) affects only the calling thread.  Raises OSError
+    if the namespace does not exist or may not be entered, and any exception of `function`.
     """
 
     def inside() -> _Result:

@@ -1,8 +1,8 @@
-"""Sessions of pods that left, in workers of former configurations.
+"""Close sessions to departed pods in workers of former configurations.
 
-A service with `on-marked-down shutdown-sessions` (manual 5.2) wants no session with a server that
-is down.  A replaced worker neither checks nor resolves any more, so it would keep them until
-`hard-stop-after`.  What the worker that serves says of the same address decides.
+A service with `on-marked-down shutdown-sessions` (manual 5.2) must not have sessions with a server
+that is down.  A replaced worker runs no health checks and no resolver, so it would keep them until
+`hard-stop-after`.  The current worker's state of the same address decides.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _SERVERS = ("server", "server-template", "default-server")
 
 @lru_cache(maxsize=2)
 def proxies_that_shut(text: str) -> frozenset[str]:
-    """The proxies of a configuration whose servers take their sessions along when they go down."""
+    """Return the proxies whose servers shut down their sessions when marked down."""
     if _OPTION[0] not in text:
         return frozenset()
     return frozenset(
@@ -46,7 +46,7 @@ def _has_option(words: tuple[str, ...]) -> bool:
 
 
 def shut_left_sessions(master_socket: str, runtime_socket: str, proxies: frozenset[str]) -> int:
-    """End the sessions in old workers whose servers are gone or down; how many these were.
+    """Close sessions in old workers whose servers are gone or down; return their number.
 
     Does nothing if there are no old workers.  Raises `Unavailable`.
     """
@@ -61,7 +61,7 @@ def shut_left_sessions(master_socket: str, runtime_socket: str, proxies: frozens
     }
     ended = 0
     for old in old_workers:
-        # After a failed reload the worker that serves may be listed as an old one.
+        # After a failed reload, the current worker may be listed as an old one.
         if str(old.pid) != serving:
             ended += _shut(master_socket, f"@!{old.pid}", proxies, up)
     return ended
@@ -88,7 +88,7 @@ def _shut(
         for session in found:
             ask(master_socket, f"{prefix} shutdown session {session}", _TIMEOUT)
     except Unavailable:
-        # It has just ended, or does not answer: the next look sees.
+        # The worker has just ended, or does not answer: the next pass tries again.
         return 0
     return len(found)
 

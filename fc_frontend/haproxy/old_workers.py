@@ -1,7 +1,7 @@
-"""Workers of former configurations: how many still serve, how old, what memory, and a bound.
+"""Old workers: their number, age and memory, and a limit on their number.
 
-They live as long as their connections, at most `hard-stop-after` (manual 3.1).  Each reload under
-long connections leaves one more, with as much memory as the worker that serves.
+They live as long as their connections, at most `hard-stop-after` (manual 3.1).  With long-lived
+connections, each reload leaves one more, which uses as much memory as the current worker.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ _SESSIONS_LIMIT = 16 * 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class OldWorkers:
-    """`oldest` is the greatest age in seconds, `memory` the resident bytes of all of them.
+    """Old workers: `oldest` is the highest age in seconds, `memory` their resident bytes.
 
-    `ended` are the processes that were ended since there were too many.
+    `ended` are the processes that were ended because there were too many.
     """
 
     count: int = 0
@@ -36,7 +36,7 @@ class OldWorkers:
 
 
 def bound_old_workers(master_socket: str, runtime_socket: str, most: int) -> OldWorkers:
-    """The old workers; where there are more than `most`, the oldest ones are ended.
+    """Return the old workers; end the oldest ones if there are more than `most`.
 
     Reports no old workers if the master does not answer.
     """
@@ -44,7 +44,7 @@ def bound_old_workers(master_socket: str, runtime_socket: str, most: int) -> Old
 
     try:
         found = sorted(show_proc(master_socket).old_workers, key=lambda old: -old.reloads)
-        # After a failed reload the worker that serves may be listed as an old one.
+        # After a failed reload, the current worker may be listed as an old one.
         serving = runtime.info(runtime_socket).get("Pid") if len(found) > most else None
     except Unavailable:
         return OldWorkers()
@@ -62,11 +62,11 @@ def bound_old_workers(master_socket: str, runtime_socket: str, most: int) -> Old
 
 
 def _end(master_socket: str, worker: OldWorker) -> bool:
-    """End a worker with its connections; False if it cannot be reached."""
+    """End a worker with its connections; return False if it cannot be reached."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.kill(worker.pid, signal.SIGTERM)
         return True
-    # Another user's process: without connections it ends by itself.
+    # The process of another user: it exits by itself once it has no connections.
     prefix = f"@!{worker.pid}"
     try:
         sessions = _SESSION.findall(

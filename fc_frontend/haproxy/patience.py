@@ -1,41 +1,41 @@
-"""How long a check of a configuration may take.
+"""Time limits for checks of a configuration.
 
-A change that blocks HAProxy is found by trials without it.  If each of them could take
-`haproxy.check_timeout`, one such change would keep all others waiting for minutes.
+If a change blocks HAProxy, trials without it identify that change.  If each trial could take
+`haproxy.check_timeout`, one such change would delay all others for minutes.
 """
 
 from __future__ import annotations
 
 MIN_SECONDS = 2.0
 TIMES_ACCEPTED = 10.0
-"""A trial may take this many times as long as the check that was accepted last."""
+"""Limit for a trial, as a multiple of the duration of the last accepted check."""
 
 
 class Patience:
-    """Remembers how long an accepted check takes."""
+    """Remembers the duration of the last accepted check."""
 
     def __init__(self) -> None:
         self._accepted: float | None = None
         self._is_short = False
 
     def limit(self, timeout: float, *, is_trial: bool) -> float:
-        """Seconds that the next check may take, at most `timeout`.
+        """Return the time limit of the next check in seconds, at most `timeout`.
 
-        Trials get less than the check of a whole configuration, and so do all checks from one that
-        took too long until `relax` is called.
+        Trials get a shorter limit than the check of an entire configuration.  After a check that
+        took too long, all checks get the shorter limit until `relax` is called.
         """
         if self._accepted is None or not (is_trial or self._is_short):
             return timeout
         return min(timeout, max(MIN_SECONDS, TIMES_ACCEPTED * self._accepted))
 
     def accepted(self, seconds: float) -> None:
-        """Note that HAProxy accepted a configuration after so many seconds."""
+        """Record that HAProxy accepted a configuration after this many seconds."""
         self._accepted = seconds
 
     def exceeded(self) -> None:
-        """Note that a check took too long: the same change will be tried again."""
+        """Record that a check took too long: the same change will be tried again."""
         self._is_short = True
 
     def relax(self) -> None:
-        """Note that nothing is withheld any more."""
+        """Record that nothing is withheld any more."""
         self._is_short = False

@@ -1,4 +1,4 @@
-"""Where something in haproxy.cfg was declared: the unit, its file and line, its field."""
+"""Locate the declaration of something in haproxy.cfg: the unit, its file and line, its field."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from fc_frontend.syntax.lines import read_line, read_lines
 from fc_frontend.syntax.names import defined_names, used_names
 
 RENDERED = "rendered haproxy.cfg"
-"""The file of a problem in the rendered text.  No fragment can have this name: it has a space."""
+"""The file of problems in the rendered text.  It has a space, as no fragment's name can."""
 _FIELDS = {
     "bind": "bind_options",
     "server": "server_options",
     "server-template": "server_options",
 }
-"""What a line of a service's section is made of, by its keyword; others are `extra_config`."""
+"""The field behind a line of a service's section, by keyword; `extra_config` for others."""
 
 
 class Places:
     """Finds the declarations behind the lines of one configuration."""
 
     def __init__(self, config: Config, plan: Plan | None = None) -> None:
-        """`plan` is what `config` was rendered from, where that is known."""
+        """`plan` is the source from which `config` was rendered, if known."""
         self._config = config
         self._plan = plan
         self._fragments = {each.name: each for each in plan.fragments} if plan else {}
@@ -34,9 +34,9 @@ class Places:
         self._frontends = {each.name: each for each in plan.frontends} if plan else {}
 
     def placed(self, problem: Problem, line: int | None, name: str | None = None) -> Problem:
-        """`problem`, which is about a line or about the section `name`, with all that is known.
+        """Return `problem`, about a line or the section `name`, with its known place added.
 
-        The line of a service's field is for the declaration to find.  What belongs to no service
+        The declaration resolves the line of a service's field.  A problem that concerns no service
         or fragment gets its place in the rendered haproxy.cfg.
         """
         unit = self._config.unit_at(line) if line else None
@@ -53,12 +53,12 @@ class Places:
         return self._in_fragment(problem, unit, line)
 
     def ca_file(self, service: str | None) -> str | None:
-        """The CA file in the `tls` field of a service."""
+        """Return the CA file in the `tls` field of a service."""
         spec = self._services.get(service or "")
         return spec.tls.ca_file if spec and spec.tls else None
 
     def _definer(self, name: str) -> UnitId | None:
-        """The fragment with a section of this name."""
+        """Return the fragment that defines a section of this name."""
         for section in self._config.sections:
             is_fragment = section.unit.kind is UnitKind.FRAGMENT
             if is_fragment and name in {each.name for each in defined_names(section.text)}:
@@ -66,7 +66,7 @@ class Places:
         return None
 
     def raw_lines(self, unit: UnitId | None) -> frozenset[str]:
-        """The lines that the fields of a service, or the settings, add to the configuration."""
+        """Return the raw lines that a service or the settings add to the configuration."""
         if unit is None or unit.kind in (UnitKind.SETTINGS, UnitKind.TEMPLATES):
             haproxy = self._plan.settings.haproxy if self._plan else None
             return frozenset((*haproxy.global_extra, *haproxy.defaults_extra) if haproxy else ())
@@ -74,11 +74,11 @@ class Places:
         return frozenset(spec.extra_config if spec else ())
 
     def visible_words(self, unit: UnitId | None) -> frozenset[str]:
-        """The words that a message about a unit may quote.
+        """Return the words that a message about a unit may quote.
 
         These are names, absolute paths of files that its text names, and the words of declared
-        fields.  Other text of fragments and templates is none: it can be any file that a link
-        leads to.
+        fields.  Other text of fragments and templates is excluded: it may come from any file that a
+        link leads to.
         """
         text = self.text(unit)
         names = {resource.name for resource in (*defined_names(text), *used_names(text))}
@@ -95,7 +95,7 @@ class Places:
         return frozenset(names).union(*map(words_of, fields))
 
     def _spec(self, unit: UnitId | None) -> ServiceSpec | FrontendSpec | None:
-        """The declaration of a service or frontend."""
+        """Return the declaration of a service or frontend."""
         match unit:
             case UnitId(kind=UnitKind.SERVICE):
                 return self._services.get(unit.name)
@@ -104,7 +104,7 @@ class Places:
         return None
 
     def text(self, unit: UnitId | None) -> str:
-        """The text of a unit's section."""
+        """Return the text of a unit's section."""
         sections = self._config.sections
         return next((s.text for s in sections if s.unit == (unit or SETTINGS)), "")
 
@@ -118,7 +118,7 @@ class Places:
         first = next((p.first for p in self._config.places if p.unit == unit), None)
         if line is None or first is None or start < 0:
             return problem
-        # A template may print something before and after it; blank lines at its head are lost.
+        # A template may add text before and after the fragment; leading blank lines are lost.
         own = line - first - section.count("\n", 0, start)
         lost = len(fragment.text) - len(fragment.text.lstrip("\n"))
         is_inside = 0 <= own < fragment.text.strip("\n").count("\n") + 1
@@ -134,5 +134,5 @@ class Places:
 
 
 def words_of(text: str) -> frozenset[str]:
-    """All words of a text, as HAProxy reads them."""
+    """Return all words of a text, split as HAProxy does."""
     return frozenset(word.text for line in read_lines(text) for word in line.words)

@@ -1,8 +1,8 @@
-"""Try what `haproxy -c` does not: whether HAProxy can take its listeners.
+"""Try what `haproxy -c` does not: whether HAProxy can bind its listeners.
 
-A listener that cannot be taken makes a reload fail that was judged good, and pauses all listeners
-for 2 s before HAProxy gives up.  Trying never disturbs who listens: a socket is bound and closed,
-never made to listen, so no connection can reach it.
+If a listener cannot be bound, a reload fails although the check passed, and HAProxy pauses all
+listeners for 2 s before it gives up.  A trial never disturbs existing listeners: a socket is bound
+and closed, but never listens, so no connection can reach it.
 """
 
 from __future__ import annotations
@@ -32,21 +32,21 @@ from fc_frontend.syntax.endpoints import Family, ListenEndpoint
 _RESOURCE_EXHAUSTION = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _NOT_ALLOWED = (errno.EACCES, errno.EPERM)
 _IP_FREEBIND = 15
-"""As in linux/in.h; not in Python's socket module before 3.12."""
+"""As in linux/in.h; Python's socket module lacks it before 3.12."""
 _PROTECTED_HARDLINKS = Path("/proc/sys/fs/protected_hardlinks")
 _FIRST_FREE_PORT = Path("/proc/sys/net/ipv4/ip_unprivileged_port_start")
 
 
 @dataclass(frozen=True, slots=True)
 class Obstacle:
-    """What keeps HAProxy from taking an endpoint, or may do so where `is_certain` is False."""
+    """A condition that prevents HAProxy from binding an endpoint, or may if not `is_certain`."""
 
     endpoint: ListenEndpoint
     message: str
     remedy: str
     is_certain: bool = True
     is_hidden: bool = False
-    """True if this user may not see who holds the endpoint: it may be HAProxy."""
+    """Whether this user may not see who holds the endpoint: it may be HAProxy."""
 
 
 def find_obstacles(
@@ -55,21 +55,23 @@ def find_obstacles(
     owned_by: frozenset[int],
     rights: Rights | None = None,
 ) -> tuple[Obstacle, ...]:
-    """What keeps HAProxy from taking `endpoints`, each of which is really tried.
+    """Return the obstacles to binding `endpoints`, each of which is actually tried.
 
     `owned_by` are the processes that hand their sockets over in a reload: HAProxy's master and
-    workers (`Processes.pids`).  `rights` are those of the process that binds, None if not known.
+    workers (`Processes.pids`).  `rights` are those of the process that binds, None if unknown.
 
-    A holder that this user may not see counts as foreign.  Without root, HAProxy's own are among
-    these: give only the endpoints then that the running configuration does not have.  Ports for
-    which we lack the privilege are only compared with who listens; what else we may not do and
-    HAProxy may, gives no obstacle.  Endpoints of another network namespace are tried there, which
-    takes CAP_SYS_ADMIN; without it their obstacle is uncertain.
+    A holder that this user may not see counts as foreign.  Without root, this includes HAProxy's
+    own processes, so pass only endpoints that the running configuration does not have.  Ports that
+    this process lacks the privilege to bind are only compared with existing listeners; other
+    restrictions that do not apply to HAProxy are not obstacles.  Endpoints of another network
+    namespace are tried there, which requires CAP_SYS_ADMIN; without it, their obstacle is
+    uncertain.
 
-    Binding is enough to find a conflict, measured on Linux: where another socket listens, bind()
-    with SO_REUSEADDR gives EADDRINUSE, with the same results for all pairs of address, wildcard
-    and family as bind() with listen().  A holder that shares by SO_REUSEPORT would let HAProxy in
-    and take part of the traffic; as we do not set that option, it is found too.
+    Binding is enough to detect a conflict, as measured on Linux: if another socket listens, bind()
+    with SO_REUSEADDR fails with EADDRINUSE, with the same results for all pairs of address,
+    wildcard and family as bind() with listen().  A holder that shares by SO_REUSEPORT would let
+    HAProxy bind and take part of the traffic; as the trial does not set that option, it detects
+    this holder too.
     """
     by_namespace: dict[str, list[ListenEndpoint]] = {}
     for endpoint in dict.fromkeys(endpoints):
@@ -88,7 +90,7 @@ def find_obstacles(
 def _obstacles(
     endpoints: Iterable[ListenEndpoint], owned_by: frozenset[int], rights: Rights | None
 ) -> list[Obstacle]:
-    """The obstacles in the network namespace of the calling thread."""
+    """Return the obstacles in the network namespace of the calling thread."""
     trial = _Trial(Holders(owned_by), rights)
     found = (trial.obstacle(endpoint) for endpoint in endpoints)
     return [obstacle for obstacle in found if obstacle is not None]
@@ -105,16 +107,16 @@ def _untried(endpoint: ListenEndpoint) -> Obstacle:
 
 
 def missing_interface(endpoint: ListenEndpoint) -> Obstacle | None:
-    """The obstacle that an endpoint's interface does not exist.
+    """Return the obstacle that an endpoint's interface does not exist.
 
-    HAProxy only warns then, and listens on all interfaces (`sock_inet_bind_receiver`).
-    None for an endpoint of another network namespace, where `find_obstacles` looks.
+    HAProxy only warns in that case, and listens on all interfaces (`sock_inet_bind_receiver`).
+    Returns None for an endpoint of another network namespace, which `find_obstacles` checks.
     """
     return _missing_interface(endpoint) if not endpoint.namespace else None
 
 
 def _missing_interface(endpoint: ListenEndpoint) -> Obstacle | None:
-    """The same, in the network namespace of the calling thread."""
+    """Like `missing_interface`, in the network namespace of the calling thread."""
     if not endpoint.interface:
         return None
     try:
@@ -167,7 +169,7 @@ class _Trial:
                 found = None
             else:
                 return _impossible(endpoint, error)
-            # A holder may have closed its socket while we looked for its name.
+            # The holder may have closed its socket during the lookup of its name.
             if found is not None and _bind_error(endpoint, port) == error:
                 return found
         return None
@@ -186,7 +188,7 @@ class _Trial:
         )
 
     def _conflict(self, endpoint: ListenEndpoint, port: int, *, certain: bool) -> Obstacle | None:
-        """Who holds a port, unless it is HAProxy.  `certain` if trying it showed a conflict."""
+        """Return the foreign holder of a port.  `certain` is set if binding showed a conflict."""
         same_port = [one for one in self._holders.on(endpoint) if one.port == port]
         held = [one for one in same_port if takes(endpoint, one.name)]
         foreign = self._holders.foreign(held)
@@ -194,10 +196,10 @@ class _Trial:
             return self._held(endpoint, foreign)
         if held or not certain:
             return None
-        # A wildcard over both families, unless it is over IPv6 alone, which only its owner knows.
+        # A wildcard covers both families unless it is IPv6-only, which only its owner can see.
         held = [one for one in same_port if one.name == "::"]
         foreign = self._holders.foreign(held)
-        # Where nobody listens, an outgoing connection may have got this port as its own.
+        # If nobody listens, an outgoing connection may use this port as its local port.
         return self._held(endpoint, foreign) if foreign or not held else None
 
     def _held(self, endpoint: ListenEndpoint, sockets: Iterable[BoundSocket]) -> Obstacle:
@@ -214,7 +216,7 @@ class _Trial:
         return Obstacle(endpoint, said, remedy, is_hidden=not pids)
 
     def _on_path(self, endpoint: ListenEndpoint) -> Obstacle | None:
-        """HAProxy binds a temporary name and renames it: that replaces whatever is there."""
+        """Check a path: HAProxy binds a temporary name and renames it over any existing file."""
         path = Path(endpoint.host)
         directory = path.parent
 
@@ -255,7 +257,7 @@ class _Trial:
                 "remove it, or choose another path",
             )
         found = self._holders.on(endpoint)
-        # A temporary name is HAProxy's way of binding, also where we may not see its process.
+        # A temporary name is HAProxy's, even if its process is not visible.
         foreign = [
             one
             for one in self._holders.foreign(found)
@@ -280,7 +282,7 @@ class _Trial:
 
 
 def first_free_port() -> int:
-    """The first port that every user may bind."""
+    """Return the first port that every user may bind."""
     try:
         return int(_FIRST_FREE_PORT.read_text())
     except (OSError, ValueError):
@@ -288,17 +290,17 @@ def first_free_port() -> int:
 
 
 def first_bind_error(endpoint: ListenEndpoint) -> int | None:
-    """The error that binding an IP endpoint gives on its first port; None if it works."""
+    """Return the error of binding an IP endpoint on its first port; None if it works."""
     return _bind_error(endpoint, endpoint.port)
 
 
 def _bind_error(endpoint: ListenEndpoint, port: int) -> int | None:
-    """The error that binding gives, with the options that HAProxy sets; None if it works."""
+    """Return the error of binding with HAProxy's options; None if it works."""
     family = socket.AF_INET6 if ":" in endpoint.host else socket.AF_INET
     kind = socket.SOCK_DGRAM if endpoint.is_datagram else socket.SOCK_STREAM
     try:
         with socket.socket(family, kind) as probe:
-            # For datagrams, this option alone lets a socket in beside another one.
+            # For datagrams, this option alone would permit binding beside another socket.
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, not endpoint.is_datagram)
             if family == socket.AF_INET6:
                 probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, endpoint.v6only)
@@ -332,7 +334,7 @@ def _impossible(endpoint: ListenEndpoint, error: int) -> Obstacle:
 
 
 def _may_write(directory: os.stat_result, rights: Rights | None) -> bool:
-    """False if a process with these rights surely may not create files in a directory."""
+    """Return False if a process with these rights surely may not create files in a directory."""
     if rights is None or rights.has(Capability.DAC_OVERRIDE):
         return True
     if directory.st_uid == rights.user:
@@ -341,17 +343,17 @@ def _may_write(directory: os.stat_result, rights: Rights | None) -> bool:
         bits = directory.st_mode >> 3
     else:
         bits = directory.st_mode
-    # An access control list shows up as the group's bits.
+    # An access control list appears as the group's bits.
     return bits & 0o3 == 0o3 or bool(directory.st_mode & 0o030 == 0o030)
 
 
 def _may_replace(
     directory: os.stat_result, existing: os.stat_result, rights: Rights | None
 ) -> bool:
-    """False if a process with these rights surely may not rename a socket over an existing one.
+    """Return False if a process with these rights surely may not rename over an existing socket.
 
-    HAProxy first links the existing one to another name, which `fs.protected_hardlinks` forbids for
-    sockets of others; in a sticky directory, renaming is forbidden as well.
+    HAProxy first links the existing socket to another name, which `fs.protected_hardlinks` forbids
+    for sockets of others; in a sticky directory, renaming is forbidden as well.
     """
     if rights is None or rights.has(Capability.FOWNER) or existing.st_uid == rights.user:
         return True
@@ -367,10 +369,10 @@ def _are_hardlinks_protected() -> bool:
 
 
 def _is_alive(path: str) -> bool:
-    """True if a socket file belongs to a socket, in whichever namespace.
+    """Return whether a socket file belongs to a socket, in any namespace.
 
-    Connecting a datagram socket disturbs nobody: it succeeds with another datagram socket without
-    anything being sent, and does not reach a socket of another type (`unix_find_bsd` in Linux).
+    Connecting a datagram socket disturbs nobody: with another datagram socket it succeeds without
+    sending anything, and it does not reach a socket of another type (`unix_find_bsd` in Linux).
     """
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
         try:

@@ -1,7 +1,7 @@
-"""Run another program to its end, within bounds of time, memory, output and environment.
+"""Run another program to completion, with limits on time, memory, output and environment.
 
-A program that hangs or floods us must never take fc-frontend with it, never outlives us, and never
-sees the secrets in our environment.
+A program that hangs or floods its output must not affect fc-frontend, must not outlive it, and must
+not see the secrets in its environment.
 """
 
 from __future__ import annotations
@@ -23,20 +23,22 @@ _CHUNK = 65536
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _CONFINE = str(Path(__file__).with_name("confine.py"))
 _GRACE = 10
-"""Seconds after which a program ends by itself that we should have ended."""
+"""Seconds after which a program ends by itself if fc-frontend has failed to end it."""
 _NOT_STARTED = 127
-"""The status with which `confine` ends where it cannot start a program."""
+"""The exit status of `confine` if it cannot start a program."""
 _LOOK = 0.02
-"""How often the end of a silent program is looked for, in seconds: it may leave its output open
-to a child of its own, which then gives no end of file."""
+"""Interval in seconds at which the end of a silent program is checked.
+
+A child of the program may hold its output open, so that there is no end of file.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class Finished:
     """How a program ended.
 
-    `status` is the exit status, or negative the signal that killed it.  It is None if the program
-    was killed because `timeout` had passed.  `output` is what it wrote, as much as was allowed.
+    `status` is the exit status, or the negative number of the signal that killed the program.  It
+    is None if the program was killed after `timeout`.  `output` is its output, up to the limit.
     """
 
     status: int | None
@@ -59,7 +61,7 @@ class Finished:
 
 
 def minimal_environment() -> dict[str, str]:
-    """The environment of programs whose output is parsed: `PATH`, and the C locale."""
+    """Return the environment of programs whose output is parsed: `PATH`, and the C locale."""
     return {"PATH": os.environ.get("PATH", _PATH), "LC_ALL": "C.UTF-8"}
 
 
@@ -72,15 +74,15 @@ def run(
     stdout: bool = True,
     pass_fds: tuple[int, ...] = (),
 ) -> Finished:
-    """Run `argv` and return how it ended and what it wrote.
+    """Run `argv`; return how it ended and its output.
 
     It runs in its own process group, in `/`, with `minimal_environment`.  After `timeout` seconds
-    the whole group is killed, and when this process or thread ends, the program is (prctl(2),
-    PR_SET_PDEATHSIG).  `memory` limits what it may allocate, in bytes; with it, CPU time is limited
-    as well, and the kernel kills it first if memory runs out.  A program that starts others which
-    stay, as a reload command may, must have no such limits.  `limit` bounds the output, in bytes;
-    the rest is read and dropped.  Standard error is always kept, standard output if `stdout`.
-    Raises `Unavailable` if it cannot be started.
+    the entire group is killed, and the program is killed when this process or thread ends
+    (prctl(2), PR_SET_PDEATHSIG).  `memory` limits its allocations, in bytes; this also limits CPU
+    time, and makes the kernel kill it first if memory runs out.  A program that starts other
+    programs which keep running, as a reload command may, must not have these limits.  `limit`
+    bounds the output, in bytes; the rest is read and discarded.  Standard error is always captured,
+    standard output if `stdout`.  Raises `Unavailable` if it cannot be started.
     """
     started = time.monotonic()
     seconds = int(timeout) + _GRACE if memory else 0
@@ -122,7 +124,7 @@ def run(
 
 
 def cannot_start(program: str, error: OSError) -> Problem:
-    """The problem that `program` could not be started."""
+    """Return the problem that `program` could not be started."""
     if error.errno in (errno.ENOENT, errno.ENOTDIR):
         remedy = "install it, or correct the path"
     elif error.errno in (errno.EACCES, errno.EPERM, errno.ENOEXEC):
@@ -133,7 +135,7 @@ def cannot_start(program: str, error: OSError) -> Problem:
 
 
 def _read(process: subprocess.Popen[bytes], fd: int, deadline: float, limit: int) -> bytes:
-    """All that comes out of `fd` until its end or the process's, at most `limit` bytes kept."""
+    """Read `fd` until its end or the end of the process; keep at most `limit` bytes."""
     os.set_blocking(fd, False)
     poller = select.poll()
     poller.register(fd, select.POLLIN)
@@ -157,7 +159,7 @@ def _read(process: subprocess.Popen[bytes], fd: int, deadline: float, limit: int
 
 
 def _kill_group(process: subprocess.Popen[bytes]) -> None:
-    # Not yet waited for, so its number still belongs to it, and to its group.
+    # It has not been waited for, so its PID and process group ID cannot have been reused.
     if process.returncode is None:
         try:
             os.killpg(process.pid, signal.SIGKILL)
@@ -167,5 +169,5 @@ def _kill_group(process: subprocess.Popen[bytes]) -> None:
 
 
 def _text(output: bytes) -> str:
-    # HAProxy quotes the configuration's bytes, which need not be UTF-8.
+    # HAProxy quotes the bytes of the configuration, which need not be UTF-8.
     return output.decode("utf-8", "replace")

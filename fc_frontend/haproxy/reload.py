@@ -1,7 +1,7 @@
-"""Make HAProxy take a new configuration without dropping a connection, and see that it did.
+"""Reload HAProxy with a new configuration without dropping connections, and verify the result.
 
-A reload's outcome is a value, failed or not; only what could not even be tried is raised.  Who
-wants proof asks `confirm`, which believes nobody but the worker that serves.
+The outcome of a reload, failed or not, is a value; only an attempt that cannot be made raises.
+`confirm` verifies a reload, and relies only on the current worker.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from fc_frontend.haproxy.wording import without_content
 from fc_frontend.plan.model import Haproxy
 
 _WORDS = 4096
-"""How much of HAProxy's words is kept, in bytes."""
+"""Maximum number of bytes of HAProxy's messages that are kept."""
 
 _ATTEMPT = 2.0
 _FIRST_PAUSE = 0.005
@@ -34,7 +34,7 @@ _NO_WORDS = "HAProxy keeps the former configuration; its log has the reason"
 
 
 class FilePlace(NamedTuple):
-    """A line, counted from 1, of a file as HAProxy was given it."""
+    """A line, counted from 1, of a file as passed to HAProxy."""
 
     file: str
     line: int
@@ -42,12 +42,12 @@ class FilePlace(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ReloadOutcome:
-    """How a reload went.
+    """The outcome of a reload.
 
-    `message` has HAProxy's own words where it gave any, at most 4 KiB; `duration` is in seconds,
-    from the request until HAProxy had said how it went.  `refused_binds` are the lines whose
-    listeners HAProxy could not take, where it names them (2.7 and later).  `is_known` is False if
-    HAProxy did not say how it went within the time limit.
+    `message` contains HAProxy's own messages if there are any, at most 4 KiB; `duration` is in
+    seconds, from the request until HAProxy reported the result.  `refused_binds` are the lines of
+    listeners that HAProxy could not bind, if it reports them (2.7 and later).  `is_known` is False
+    if HAProxy did not report a result within the time limit.
     """
 
     ok: bool
@@ -58,14 +58,15 @@ class ReloadOutcome:
 
 
 def reload_by_master(socket: str, version: Version, timeout: float) -> ReloadOutcome:
-    """Reload through the master socket, and wait until it is known how that went.
+    """Reload through the master socket, and wait for the result.
 
-    From 2.7 `reload` waits and says so itself.  Before, it says nothing and the socket is gone
-    until the new master runs; then the count of reloads has risen, and `[failed: N]` tells (a bind
-    that cannot be taken is retried by HAProxy for 2 s first).  Management Guide 9.4, `reload`.
+    From 2.7 on, `reload` waits and reports the result itself.  Before, it reports nothing and the
+    socket is gone until the new master runs; then the count of reloads has increased, and
+    `[failed: N]` shows the result (HAProxy first retries a failing bind for 2 s).  Management
+    Guide 9.4, `reload`.
 
-    A failed or overdue reload is an outcome; raises `Unavailable` only if there is no master to
-    ask.
+    A failed or overdue reload is an outcome; raises `Unavailable` only if the master cannot be
+    reached.
     """
     started = time.monotonic()
     deadline = started + timeout
@@ -77,7 +78,8 @@ def reload_by_master(socket: str, version: Version, timeout: float) -> ReloadOut
     except NoListener:
         raise
     except Unavailable:
-        # The master may break off as it replaces itself: its count tells whether it did.
+        # The master may break off as it re-executes itself: the count of reloads shows whether it
+        # did.
         answer = ""
     said, ok, words, places = parse_answer(answer)
     if said:
@@ -92,9 +94,9 @@ def reload_by_master(socket: str, version: Version, timeout: float) -> ReloadOut
 
 
 def reload_by_command(argv: Sequence[str], timeout: float) -> ReloadOutcome:
-    """Reload by running the operator's own command, as `systemctl reload haproxy`.
+    """Reload by running the operator's own command, such as `systemctl reload haproxy`.
 
-    The outcome is its exit status, and its output.  After `timeout` seconds it is killed with its
+    The outcome is its exit status and its output.  After `timeout` seconds it is killed with its
     children.  Raises `Unavailable` if it cannot be started.
     """
     finished = run(argv, timeout=timeout, limit=_WORDS)
@@ -110,10 +112,10 @@ def reload_by_command(argv: Sequence[str], timeout: float) -> ReloadOutcome:
 def confirm(
     runtime_socket: str, expected_hash: str, timeout: float, master: int | None = None
 ) -> bool:
-    """True as soon as the worker that serves has the configuration `expected_hash`.
+    """Wait until the current worker has the configuration `expected_hash`; return whether it does.
 
-    False if it has not within `timeout` seconds, or once the process `master` has ended.  Asks at
-    once, then after 5 ms, 10 ms and so on up to every 100 ms, each time on a new connection.
+    Returns False after `timeout` seconds, or once the process `master` has ended.  Queries at once,
+    then after 5 ms, 10 ms and so on up to every 100 ms, each time on a new connection.
     """
     deadline = time.monotonic() + timeout
     pause = _FIRST_PAUSE
@@ -135,10 +137,11 @@ def confirm(
 
 
 def confirm_foreign(haproxy: Haproxy, before: Processes | None, timeout: float) -> bool:
-    """True as soon as another worker serves than `before`, and none of a text of ours.
+    """Wait until a worker other than that of `before` serves; return whether one does.
 
-    For a text of others, which the worker cannot prove; where the master cannot be asked, the
-    reload's own word counts.  False if that is not so within `timeout` seconds.
+    This is for a text that fc-frontend did not write, which the worker cannot confirm by a digest.
+    If the master cannot be queried, the result of the reload counts.  Returns False after `timeout`
+    seconds.
     """
     deadline = time.monotonic() + timeout
     former = None if before is None else before.worker
@@ -158,9 +161,9 @@ def confirm_foreign(haproxy: Haproxy, before: Processes | None, timeout: float) 
 
 
 def unconfirmed(expected_hash: str, running: str | None, timeout: float) -> Problem:
-    """The problem that a reload is said to have worked, but the worker tells otherwise.
+    """Return the problem that a reload succeeded, but the worker has another configuration.
 
-    `running` is the hash that the worker has, None if it has none of ours or does not answer.
+    `running` is the hash of the worker, None if it has none of fc-frontend's or does not answer.
     """
     has = f"the configuration {running}" if running else "no configuration of ours"
     return Problem(
@@ -170,13 +173,13 @@ def unconfirmed(expected_hash: str, running: str | None, timeout: float) -> Prob
 
 
 def _visible(pid: int | None) -> Path | None:
-    """What exists as long as the process does; None if it cannot be seen from our namespace."""
+    """Return a path that exists as long as the process; None if it is not visible here."""
     process = Path(f"/proc/{pid}")
     return process if pid is not None and process.exists() else None
 
 
 def parse_answer(answer: str) -> tuple[bool, bool, str, tuple[FilePlace, ...]]:
-    """Whether the answer tells how it went, whether well, HAProxy's words, and `refused_binds`."""
+    """Return whether the answer has a result, whether it is success, messages, `refused_binds`."""
     head, _, logs = answer.partition("\n--\n")
     first = head.strip().splitlines()[0] if head.strip() else ""
     if not first.startswith("Success="):
@@ -194,7 +197,7 @@ def parse_answer(answer: str) -> tuple[bool, bool, str, tuple[FilePlace, ...]]:
 
 
 def refused_binds(logs: str) -> tuple[FilePlace, ...]:
-    """Where the listeners are that HAProxy could not take, by what it logged.
+    """Return the lines of the listeners that HAProxy could not bind, from its log messages.
 
     `protocol_bind_all` in HAProxy's source: `Binding [FILE:LINE] for …` and `Starting […] for …`.
     """
@@ -209,7 +212,7 @@ def refused_binds(logs: str) -> tuple[FilePlace, ...]:
 def _await_count(
     socket: str, before: Processes, master: Path | None, deadline: float
 ) -> tuple[bool, str] | None:
-    """Whether the reload went well, and HAProxy's words; None if that is not known in time."""
+    """Return whether the reload succeeded, and HAProxy's messages; None if not known in time."""
     pause = _FIRST_PAUSE
     while True:
         remaining = deadline - time.monotonic()

@@ -1,4 +1,4 @@
-"""What a process may do: its user, its groups and its capabilities."""
+"""The rights of a process: its user, groups and capabilities."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ class Rights:
     capabilities: int
 
     def has(self, capability: Capability) -> bool:
-        """True if the capability is in effect."""
+        """Return whether the capability is in effect."""
         return bool(self.capabilities >> capability & 1)
 
 
 def rights_of(pid: int) -> Rights | None:
-    """What process `pid` may do, None if it cannot be seen."""
+    """Return the rights of process `pid`, or None if it is not visible."""
     try:
         return rights_in(Path(f"/proc/{pid}/status").read_text(errors="replace"))
     except OSError:
@@ -41,7 +41,7 @@ def rights_of(pid: int) -> Rights | None:
 
 
 def rights_in(status: str) -> Rights | None:
-    """The rights in /proc/<pid>/status, given as text (proc(5)); None if they are not there."""
+    """Return the rights in the text of /proc/<pid>/status (proc(5)), or None if absent."""
     fields = dict(line.partition(":")[::2] for line in status.splitlines())
     try:
         return Rights(

@@ -1,10 +1,10 @@
 """Roll back to an entry of the history, and hold it.
 
-The daemon deploys nothing while there is a hold, and nobody deploys meanwhile, so that no step of
-the daemon comes between.  If anything fails, file and hold are as before.
+The daemon deploys nothing while a hold exists, and the lock excludes other deployments meanwhile,
+so that no step of the daemon interferes.  If anything fails, file and hold are restored.
 
-A text that fc-frontend did not write has no digest that the worker could report.  What proves it is
-that the reload worked, that another worker serves since, and that the text is still on disk.
+A text that fc-frontend did not write has no digest that the worker could report.  It is confirmed
+by a successful reload, by a new worker, and by the text still being on disk.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from fc_frontend.syntax.sections import read_sections
 
 
 def present_hash(haproxy: Haproxy, held: Hold | None) -> str | None:
-    """The hash that the running worker has; else the one that it will be started with.
+    """Return the hash of the running worker; if there is none, that of the installed text.
 
     Raises `Unavailable`.
     """
@@ -45,14 +45,14 @@ def present_hash(haproxy: Haproxy, held: Hold | None) -> str | None:
 
 
 def running_hash(haproxy: Haproxy, held: Hold | None) -> str | None:
-    """The hash of what HAProxy runs; None if it does not answer, or runs what is not known."""
+    """Return the hash of the running configuration; None if HAProxy does not report it."""
     try:
         running = runtime.running_hash(haproxy.runtime_socket)
     except Unavailable:
         if held is None:
             return None
         try:
-            # What is held may have its sockets elsewhere.
+            # The held configuration may have its sockets elsewhere.
             if show_proc(haproxy.master_socket).worker is None:
                 return None
         except Unavailable:
@@ -65,10 +65,10 @@ def running_hash(haproxy: Haproxy, held: Hold | None) -> str | None:
 
 
 def identity(haproxy: Haproxy, held: Hold | None, running: str | None) -> str | None:
-    """The hash of what HAProxy runs, which answers and reports the digest `running`.
+    """Return the hash of the running configuration, given the digest `running` that it reports.
 
-    Of a held text that is not ours, HAProxy reports none, or the one of the text that it was made
-    of.  Raises `Unavailable`.
+    For a held text that fc-frontend did not write, HAProxy reports no digest, or that of the text
+    from which it was derived.  Raises `Unavailable`.
     """
     if held is None or not held.hash or running == held.hash:
         return running
@@ -80,7 +80,7 @@ def identity(haproxy: Haproxy, held: Hold | None, running: str | None) -> str | 
 
 
 def present(entries: Iterable[Entry], digest: str | None, held: Hold | None) -> Entry | None:
-    """The entry that HAProxy has now: the one that is held, else the newest one with this hash."""
+    """Return the current entry: the one that is held, else the newest one with this hash."""
     same = [entry for entry in entries if entry.has_text and entry.hash == digest]
     chosen = [entry for entry in same if held is not None and entry.id == held.id]
     return next(reversed(chosen or same), None)
@@ -89,7 +89,7 @@ def present(entries: Iterable[Entry], digest: str | None, held: Hold | None) -> 
 def choice(
     entries: tuple[Entry, ...], digest: str | None, held: Hold | None, wanted: int | None
 ) -> Entry:
-    """The entry to go back to: `wanted`, else the one before that served before what runs now.
+    """Return the entry to roll back to: `wanted`, else the last one that served before the current.
 
     Raises `Refused` if there is none.
     """
@@ -101,7 +101,7 @@ def choice(
     now = present(entries, digest, held)
     for entry in reversed(entries):
         is_before = now is None or entry.id < now.id
-        # Only routes may differ from what has the same hash.
+        # With the same hash, only routes may differ.
         is_other = entry.hash != digest or (now is not None and now.outcome == Outcome.ROUTED)
         if entry.has_served and is_before and is_other:
             return entry
@@ -113,9 +113,9 @@ def choice(
 def go_back(
     settings: Settings, wanted: int | None, *, by: str, output: str | None
 ) -> tuple[Entry, Deployment]:
-    """Make HAProxy have a former configuration, and hold it; which one, and how that went.
+    """Roll back to a former configuration and hold it; return its entry and the deployment.
 
-    Raises `Refused` if there is no such one, and `Unavailable`.
+    Raises `Refused` if there is no such entry, and `Unavailable`.
     """
     directory = settings.state_directory
     with deploying(directory, _patience(settings.haproxy)) as unlocked:
@@ -149,10 +149,10 @@ def go_back(
 
 
 def go_on_holding(settings: Settings, held: Hold) -> Deployment | None:
-    """Make HAProxy have what is held, if it has something else.
+    """Deploy the held configuration if HAProxy runs another one.
 
-    As after a `go_back` that was killed half-way, or a HAProxy that others started.  None if there
-    is nothing to do, or nothing that could be done.
+    This happens after a `go_back` that was killed half-way, or if HAProxy was started otherwise.
+    Returns None if nothing is to be done, or nothing can be done.
     """
     directory = settings.state_directory
     try:
@@ -175,7 +175,7 @@ def go_on_holding(settings: Settings, held: Hold) -> Deployment | None:
 
 
 def _consent_again(directory: str, config: Config, by: str) -> None:
-    """Let `resume` replace a text that is not ours: consent to that was given once."""
+    """Let `resume` replace a text that fc-frontend did not write, as consent was given before."""
     if history.own_hash(config.text) is None:
         data = config.text.encode("utf-8", "surrogateescape")
         with contextlib.suppress(Unavailable):
@@ -191,7 +191,7 @@ def _record(
     reason: str,
     by: str = "",
 ) -> tuple[Problem, ...]:
-    """Keep in the history how `entry` was deployed again; what hindered that, as warnings."""
+    """Record the repeated deployment of `entry` in the history; return failures as warnings."""
     if deployment.outcome in (Outcome.IN_SYNC, Outcome.NEEDS_CONSENT):
         return ()
     done = replace(

@@ -1,8 +1,8 @@
-"""What the running worker says, and what it can be told without a reload.
+"""Query the running worker, and change it without a reload.
 
-Only the worker knows which configuration serves: our text carries its hash as `description`, and
-`show info` gives it back.  Connects anew each time, so that each answer comes from the worker that
-serves now.
+Only the worker knows which configuration it serves: the rendered text contains its hash as
+`description`, and `show info` returns it.  Each call opens a new connection, so that the current
+worker answers.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from fc_frontend.plan.model import FREE_ADDRESS
 from fc_frontend.text import whole_number
 
 TIMEOUT = 5.0
-"""In seconds, for one command."""
+"""Time limit of one command, in seconds."""
 
 BATCH = 7000
 """Bytes in a line of several commands: well below the smallest buffer (16 kB, halved)."""
 
 _AWAY = 1 | 2 | 8 | 16 | 32
-"""Maintenance or drain, by an operator, by a tracked server, or for want of an address."""
+"""Maintenance or drain, set by an operator, by a tracked server, or for lack of an address."""
 _MAINTENANCE = 1 | 2 | 32
 _WITHOUT_POD = (["-"], [FREE_ADDRESS])
 _LINE = re.compile(r"[^\n]+")
@@ -36,11 +36,12 @@ _HASH = re.compile(r"^fc-frontend:([0-9a-f]{16})$")
 
 @dataclass(frozen=True, slots=True)
 class ServerState:
-    """One server, as `show servers state` has it (Management Guide 9.3).
+    """One server, as in the output of `show servers state` (Management Guide 9.3).
 
-    `address` is None for a slot without one.  `operational` is 0 stopped, 1 starting, 2 running,
-    3 stopping; `admin` a bit field, 0 ready, 1 maintenance by us, 8 drain, 32 maintenance because
-    DNS gives no address.  `changed_ago` is in seconds.  What this version does not show is None.
+    `address` is None for a slot without one.  `operational` is 0 stopped, 1 starting, 2 running, 3
+    stopping; `admin` is a bit field: 0 ready, 1 maintenance set at runtime, 8 drain, 32 maintenance
+    because DNS has no address.  `changed_ago` is in seconds.  Columns that this version does not
+    show are None.
     """
 
     proxy: str
@@ -62,16 +63,16 @@ class ServerState:
 
     @property
     def up(self) -> bool:
-        """True if it takes new connections: it runs, and is neither in maintenance nor draining.
+        """Whether it accepts new connections: it runs, and is neither in maintenance nor draining.
 
-        4 only says that the configuration has it disabled, which it was enabled from since; 64 that
-        DNS gave its name, by SRV.
+        Two bits of `admin` do not matter: 4 only means that the configuration disables it, although
+        it was enabled since; 64 means that its name came from an SRV record.
         """
         return self.operational in (1, 2) and not (self.admin or 0) & _AWAY
 
 
 def serving(servers: Iterable[ServerState]) -> frozenset[str]:
-    """The proxies with a server that serves, be it only what it has because it is drained."""
+    """Return the proxies with a server that serves, even if only existing sessions of a drain."""
     return frozenset(
         server.proxy
         for server in servers
@@ -80,12 +81,12 @@ def serving(servers: Iterable[ServerState]) -> frozenset[str]:
 
 
 def info(path: str, timeout: float = TIMEOUT) -> dict[str, str]:
-    """`show info` of the worker that serves, by field name.  Raises `Unavailable`."""
+    """Return the fields of the current worker's `show info`, by name.  Raises `Unavailable`."""
     return info_of(path, ask(path, "show info", timeout))
 
 
 def info_of(path: str, answer: str) -> dict[str, str]:
-    """`show info`'s answer by field name.  Raises `Unavailable`, about the socket `path`."""
+    """Parse the answer to `show info`; the `Unavailable` for an invalid one names `path`."""
     fields: dict[str, str] = {}
     for line in answer.splitlines():
         name, colon, value = line.partition(":")
@@ -97,7 +98,7 @@ def info_of(path: str, answer: str) -> dict[str, str]:
 
 
 def running_hash(path: str, timeout: float = TIMEOUT) -> str | None:
-    """The hash of the configuration that the worker serves, None if it is not one of ours.
+    """Return the hash of the worker's configuration, or None if fc-frontend did not write it.
 
     Raises `Unavailable` if the worker does not answer.
     """
@@ -105,32 +106,32 @@ def running_hash(path: str, timeout: float = TIMEOUT) -> str | None:
 
 
 def hash_in(fields: Mapping[str, str]) -> str | None:
-    """The hash of our configuration in `show info`'s fields, None if it is not one of ours."""
+    """Return the hash in the fields of `show info`, or None if it is not fc-frontend's."""
     found = _HASH.match(fields.get("description", ""))
     return found[1] if found else None
 
 
 def servers(path: str, timeout: float = TIMEOUT) -> tuple[ServerState, ...]:
-    """All servers with their state.  Raises `Unavailable`."""
+    """Return all servers with their state.  Raises `Unavailable`."""
     return parse_servers(path, ask(path, "show servers state", timeout))
 
 
 def servers_with_address(path: str, timeout: float = TIMEOUT) -> tuple[ServerState, ...]:
-    """As `servers`, without slots that have no pod: they are most, and cost as much each."""
+    """Like `servers`, without slots that have no pod: these are the majority, and cost as much."""
     return tuple(
         _each_server(path, ask(path, "show servers state", timeout), only_with_address=True)
     )
 
 
 def each_server(path: str, timeout: float = TIMEOUT) -> Iterator[ServerState]:
-    """As `servers`, one by one: tens of thousands take tens of megabytes at once."""
+    """Like `servers`, one by one: tens of thousands at once take tens of megabytes."""
     yield from _each_server(path, ask(path, "show servers state", timeout))
 
 
 def servers_of(path: str, proxy: str, timeout: float = TIMEOUT) -> tuple[ServerState, ...]:
-    """The servers of one proxy, none if there is no such proxy.  Raises `Unavailable`.
+    """Return the servers of one proxy, none if there is no such proxy.  Raises `Unavailable`.
 
-    `proxy` must be a name as HAProxy takes it: it goes into a command.
+    `proxy` must be a name that HAProxy accepts, because it becomes part of a command.
     """
     answer = ask(path, f"show servers state {proxy}", timeout)
     if answer.startswith("Can't find backend"):
@@ -139,10 +140,10 @@ def servers_of(path: str, proxy: str, timeout: float = TIMEOUT) -> tuple[ServerS
 
 
 def statistics(path: str, proxy: str, timeout: float = TIMEOUT) -> tuple[dict[str, str], ...]:
-    """The rows of `show stat` for one proxy, by column: its frontend, servers and backend.
+    """Return the rows of `show stat` for one proxy, by column: its frontend, servers and backend.
 
-    Empty if there is no such proxy.  `proxy` must be a name as HAProxy takes it: it goes into a
-    command.  Raises `Unavailable`.
+    Empty if there is no such proxy.  `proxy` must be a name that HAProxy accepts, because it
+    becomes part of a command.  Raises `Unavailable`.
     """
     answer = ask(path, f"show stat {proxy} 7 -1", timeout)
     if answer.startswith("No such proxy"):
@@ -154,13 +155,13 @@ def statistics(path: str, proxy: str, timeout: float = TIMEOUT) -> tuple[dict[st
 
 
 def current_sessions(path: str, proxy: str, timeout: float = TIMEOUT) -> dict[str, int]:
-    """The current sessions of each server of one proxy, by its name.  Raises `Unavailable`."""
+    """Return the current sessions of each server of one proxy, by name.  Raises `Unavailable`."""
     return sessions(ask(path, f"show stat {proxy} 4 -1", timeout))
 
 
 def traffic(path: str, timeout: float = TIMEOUT, *, backends: bool = False) -> dict[str, Traffic]:
-    """What passes through each proxy, by its name; see `traffic_in`.  Raises `Unavailable`."""
-    # 3: frontends and backends, without their servers.
+    """Return the traffic of each proxy, by its name; see `traffic_in`.  Raises `Unavailable`."""
+    # Type 3: frontends and backends, without their servers.
     answer = ask(path, "show stat -1 3 -1", timeout)
     found = parse_traffic(answer, backends=backends)
     if found is None:
@@ -169,7 +170,7 @@ def traffic(path: str, timeout: float = TIMEOUT, *, backends: bool = False) -> d
 
 
 def sessions(answer: str) -> dict[str, int]:
-    """The current sessions of each server, by its name, in `show stat PROXY 4 -1`'s answer."""
+    """Return the current sessions of each server, by name, from `show stat PROXY 4 -1`."""
     return {
         row["svname"]: count
         for row in _table(answer)
@@ -178,7 +179,7 @@ def sessions(answer: str) -> dict[str, int]:
 
 
 def _table(answer: str) -> tuple[dict[str, str], ...]:
-    """The rows of `show stat`'s answer, by column; none if it is no table."""
+    """Return the rows of a `show stat` answer, by column; empty if it is not a table."""
     rows = csv.DictReader(answer.removeprefix("# ").strip().splitlines())
     try:
         return tuple({key: value or "" for key, value in row.items() if key} for row in rows)
@@ -187,7 +188,7 @@ def _table(answer: str) -> tuple[dict[str, str], ...]:
 
 
 def parse_servers(path: str, answer: str) -> tuple[ServerState, ...]:
-    """`show servers state`'s answer as values; columns go by the names in the header line."""
+    """Parse the answer to `show servers state`; the header line names the columns."""
     return tuple(_each_server(path, answer))
 
 
@@ -195,7 +196,7 @@ def _each_server(
     path: str, answer: str, *, only_with_address: bool = False
 ) -> Iterator[ServerState]:
     columns: list[str] = []
-    # A slice, as a line may be too short for the column.
+    # A slice, because a line may be too short for the column.
     address = slice(0)
     # Without a list of lines: there may be tens of thousands.
     for line in _LINE.finditer(answer):
@@ -206,7 +207,8 @@ def _each_server(
                 address = slice(columns.index("srv_addr"), columns.index("srv_addr") + 1)
         elif len(words) > 3 and words[address] not in _WITHOUT_POD:
             row = dict(zip(columns, words, strict=False))
-            # Names become parts of commands: what HAProxy would not take as one is none.
+            # Names become parts of commands: rows with names that HAProxy does not accept are
+            # skipped.
             if _NAME.fullmatch(row.get("be_name", "")) and _NAME.fullmatch(row.get("srv_name", "")):
                 yield _server(row)
     if "be_name" not in columns or "srv_name" not in columns:
@@ -214,22 +216,22 @@ def _each_server(
 
 
 def command(path: str, text: str, timeout: float = TIMEOUT) -> str:
-    """The worker's answer to one command, without the blank line that ends it.
+    """Return the worker's answer to one command, without the blank line at its end.
 
-    `set …` commands say nothing when they worked, or tell what changed.  Raises `Unavailable`,
-    and `Refused` for more than one line.
+    `set …` commands return nothing on success, or what changed.  Raises `Unavailable`, and
+    `Refused` for more than one line.
     """
     return ask(path, text, timeout).strip("\n")
 
 
 def commands(path: str, texts: Iterable[str], timeout: float = TIMEOUT) -> tuple[str, ...]:
-    """The worker's answers to several commands, in their order; each as `command` gives it.
+    """Return the worker's answers to several commands, in their order, as `command` does.
 
-    They are sent in lines of at most 7 kB joined by `;`, a connection and `timeout` seconds each:
-    HAProxy executes the rest of a line even if one of it fails.  Meant for commands with answers
-    without blank lines, as `set` and `add` have.  A text may have several commands joined by `;`,
-    which then go in one line.  Raises `Unavailable` if a line gets no answer or
-    answers that cannot be told apart; commands before that are done.
+    The commands are sent in lines of at most 7 kB, joined by `;`, with one connection and `timeout`
+    seconds each: HAProxy executes the rest of a line even if one command fails.  Only for commands
+    whose answers contain no blank lines, such as `set` and `add`.  A text may contain several
+    commands joined by `;`, which are then sent in one line.  Raises `Unavailable` if a line gets no
+    answer, or answers that cannot be separated; earlier commands have been executed by then.
     """
     answers: list[str] = []
     for batch in _batches(texts):
@@ -257,7 +259,7 @@ def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
 
 
 def split_answers(answer: str) -> list[str]:
-    """The single answers: an empty line where nothing was said, else text up to an empty line."""
+    """Split an answer: an empty line is an empty answer, other text ends at an empty line."""
     found: list[str] = []
     while answer:
         if answer.startswith("\n"):

@@ -1,9 +1,9 @@
-"""The server state file: addresses that servers have before the new worker's first connection.
+"""The server state file: addresses of the servers before the new worker's first connection.
 
 HAProxy reads it at each start (manual 3.1 `server-state-file`, management guide `show servers
-state`).  Pure: the text follows from the plan, from what cluster DNS said, and from what the
-running worker knows.  One short line would make HAProxy discard the whole file, so every line is
-made here.
+state`).  Pure: the text is derived from the plan, the answers of cluster DNS and the state of the
+running worker.  A single line that is too short would make HAProxy discard the entire file, so
+every line is rendered here.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ from fc_frontend.plan.model import (
 from fc_frontend.syntax.lines import Line, LineKind, notable_lines
 
 EMPTY = "1\n"
-"""A state file without servers; 2.6 warns of an empty one."""
+"""A state file without servers; HAProxy 2.6 warns about an empty one."""
 
 _FORCED = 1 | 8
 """Administrative states that an operator set: maintenance and drain."""
 _DISABLED = 4
-"""Says of a server that is `disabled` in the configuration that it was enabled since."""
+"""For a server that is `disabled` in the configuration: it was enabled since."""
 _MAKE_SERVERS = frozenset(("server", "server-template"))
 
 
 @dataclass(frozen=True, slots=True)
 class TextServers:
-    """A line of a configuration's text that makes servers: their names, and what they are of.
+    """A line of a configuration that creates servers: their names, and their target.
 
-    `port` is None where SRV records bring it.
+    `port` is None if SRV records supply it.
     """
 
     names: tuple[str, ...]
@@ -62,12 +62,12 @@ def server_state(
     text: str = "",
     before: str = "",
 ) -> str:
-    """The state file's text for `plan`, whose configuration is `text`.
+    """Return the text of the state file for `plan`, whose configuration is `text`.
 
-    Servers of fragments keep what the worker, which runs with the text `before`, has for them.
+    Servers of fragments keep their state in the worker, which runs the text `before`.
 
-    Servers that the running worker knows keep their state, and their slot where they can; pods that
-    a fresh answer does not name any more are left out.  Pods that are `drained` are so from the
+    Servers that the running worker has keep their state, and their slot if possible; pods that a
+    fresh answer no longer contains are left out.  Pods that are `drained` are drained from the
     first connection on, whichever slot they get.
     """
     known: dict[str, list[ServerState]] = {}
@@ -92,7 +92,7 @@ def server_state(
 
 
 def servers_in(text: str) -> dict[str, tuple[TextServers, ...]]:
-    """The servers that get their addresses from cluster DNS in a rendered text, by proxy."""
+    """Return the servers in a rendered text whose addresses come from cluster DNS, by proxy."""
     found: dict[str, list[TextServers]] = {}
     proxy = ""
     for line in notable_lines(text, _MAKE_SERVERS):
@@ -105,7 +105,7 @@ def servers_in(text: str) -> dict[str, tuple[TextServers, ...]]:
 
 
 def _text_servers(line: Line) -> TextServers | None:
-    """What a statement makes, if cluster DNS says where it is (manual 4.2, `server-template`)."""
+    """Return a statement's servers if cluster DNS has their addresses (manual 4.2)."""
     match line.keyword, line.arguments:
         case "server-template", (prefix, count, address, *options):
             low, dash, high = count.rpartition("-")
@@ -134,10 +134,10 @@ def _is_number(text: str) -> bool:
 def state_of_running(
     text: str, before: str, running: Iterable[ServerState], *, drained: Drained = NOTHING
 ) -> str:
-    """The state file's text for a configuration of which only the text is known.
+    """Return the text of the state file for a configuration of which only the text is known.
 
-    Servers that the worker knows, which runs with the text `before`, keep their addresses where
-    both texts ask cluster DNS for the same; all others wait for HAProxy's resolver.
+    Servers that the worker has, which runs the text `before`, keep their addresses if both texts
+    query cluster DNS for the same name; all others wait for HAProxy's resolver.
     """
     known: dict[str, list[ServerState]] = {}
     for server in running:
@@ -154,7 +154,7 @@ def _lines_of_others(
     drained: Drained,
     services: AbstractSet[str],
 ) -> list[str]:
-    """The lines of servers of which only the texts are known, but for those of `services`."""
+    """Return the lines of servers known only from the texts, except those of `services`."""
     former = servers_in(before)
     lines: list[str] = []
     for proxy, made in servers_in(text).items():
@@ -217,7 +217,7 @@ def _service_lines(
 def _standby_lines(
     service: ServicePlan, standby: Standby, known: list[ServerState], drained: Drained
 ) -> list[str]:
-    """Lines of the servers that cluster DNS will name: those known, else the pods of the API."""
+    """Return lines of servers that cluster DNS will list: known ones, else the API's pods."""
     servers = {server.address: server for server in known if server.address is not None}
     addresses = list(servers) or [endpoint.address for endpoint in service.endpoints]
     names = [f"pod{number}" for number in range(1, service.slots + 1)][: len(addresses)]
@@ -237,10 +237,10 @@ def _standby_lines(
 def _placed(
     names: list[str], addresses: list[str], servers: dict[str, ServerState]
 ) -> dict[str, str]:
-    """A slot's name for each address, as many as there are names.
+    """Assign a slot name to each address, as far as there are names.
 
-    Servers keep their slot where that leaves no gap: HAProxy fills an empty slot from the first
-    answer of DNS before it looks at the slots after it, and would move their addresses about.
+    Servers keep their slot if that leaves no gap: HAProxy fills an empty slot from the first DNS
+    answer before it checks the slots after it, and would move their addresses around.
     """
     kept = {
         server.server: address
@@ -266,7 +266,7 @@ def _node_lines(
     known: list[ServerState],
     drained: Drained,
 ) -> list[str]:
-    """Lines for nodes that are not simply ready: all else of them is in the configuration."""
+    """Return lines for nodes in maintenance or drain: the configuration has everything else."""
     assert isinstance(service.spec.port, int)
     servers = {server.server: server for server in known}
     lines: list[str] = []
@@ -294,12 +294,12 @@ def _line(
 def _text_line(
     proxy: str, name: str, endpoint: Endpoint, server: ServerState | None, admin: int
 ) -> str:
-    # What checks found out about another port says nothing of this one.
+    # Results of checks on another port do not apply to this one.
     is_up = server is None or server.port != endpoint.port or server.operational in (1, 2)
     weight = server.weight if server and server.weight is not None else 1
     initial = server.initial_weight if server and server.initial_weight is not None else 1
     health = "3 3 6" if is_up else "2 0 6"
-    # No fqdn and no SRV record, in SRV services too: 2.8 takes servers that came with these for
+    # No fqdn and no SRV record, in SRV services too: 2.8 treats servers loaded with these as
     # outdated once DNS has been silent for `timeout resolve` + `resolve_retries` × `timeout retry`,
     # and would drop all of them.  A wildcard fqdn would make the line fail.
     return (

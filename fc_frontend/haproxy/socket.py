@@ -1,8 +1,8 @@
-"""Ask HAProxy one question over one of its unix sockets.
+"""Send one command to HAProxy over one of its UNIX sockets.
 
-One connection a command: a session that stays open would go on talking to the old worker after a
-reload, and keep it alive (Management Guide 9.3).  A peer that hangs, floods or is no HAProxy costs
-at most the given time and memory.
+Each command uses a new connection: a session that remains open would stay with the old worker after
+a reload, and keep it alive (Management Guide 9.3).  A peer that hangs, floods or is not HAProxy
+costs at most the given time and memory.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ import time
 from fc_frontend.errors import Cause, Refused, Unavailable
 
 ANSWER_LIMIT = 32 * 1024 * 1024
-"""In bytes; the state of 15,000 servers is 2 MB."""
+"""In bytes; the state of 15,000 servers takes 2 MB."""
 
 _PAUSE = 0.005
 _GONE = (errno.ENOENT, errno.ECONNREFUSED)
 
 
 class NoListener(Unavailable):
-    """Nobody listens at the socket: it is missing, or left over from a HAProxy that ended."""
+    """Nobody listens on the socket: it is missing, or left over from a HAProxy that ended."""
 
 
 class NoAnswer(Unavailable):
-    """Somebody listens, but no complete answer came.  The command may have been executed."""
+    """There is a listener, but no complete answer.  The command may have been executed."""
 
 
 def ask(
@@ -37,14 +37,14 @@ def ask(
     patience: float = 0.0,
     payload: str = "",
 ) -> str:
-    """The answer to `command`, with its `payload` of lines, at the unix socket `path`.
+    """Send `command`, with its `payload` of lines, to the UNIX socket `path`; return the answer.
 
-    `timeout` bounds the whole, in seconds; for `patience` seconds of it a missing or refusing
-    socket is tried again, as HAProxy's are while it reloads.  `limit` bounds the answer, in bytes.
-    The writing side is closed after the command: the master socket does not close by itself.
+    `timeout` bounds the whole call, in seconds; for `patience` seconds of it, a missing or refusing
+    socket is retried, as HAProxy's are while it reloads.  `limit` bounds the answer, in bytes.  The
+    writing side is closed after the command, because the master socket does not close by itself.
 
-    Raises `NoListener`, `NoAnswer`, or a plain `Unavailable` where permission is lacking; and
-    `Refused` for a command that is more than one line, and for a payload with a blank line.
+    Raises `NoListener`, `NoAnswer`, or a plain `Unavailable` if permission is lacking; and
+    `Refused` for a command of more than one line, or a payload with a blank line.
     """
     if any(character in command for character in "\n\r\0"):
         raise Refused.of(
@@ -53,7 +53,7 @@ def ask(
     if payload:
         if any(not line or "\r" in line or "\0" in line for line in payload.split("\n")):
             raise Refused.of("not a payload for HAProxy", "leave blank lines, CR and NUL out of it")
-        # An empty line ends it (Management Guide 9.3).
+        # An empty line ends the payload (Management Guide 9.3).
         command = f"{command} <<\n{payload}\n"
     started = time.monotonic()
     deadline = started + timeout
@@ -83,7 +83,7 @@ def _connect(connection: socket.socket, path: str, deadline: float, patient_unti
             connection.connect(path)
         except OSError as error:
             now = time.monotonic()
-            # EAGAIN: the queue of waiting connections is full, which passes.
+            # EAGAIN: the queue of pending connections is full, which is temporary.
             until = deadline if error.errno == errno.EAGAIN else patient_until
             if error.errno in (*_GONE, errno.EAGAIN) and now < until:
                 time.sleep(min(_PAUSE, until - now))

@@ -1,8 +1,8 @@
 """Start HAProxy without an init system, find it again, and end it on request.
 
-HAProxy outlives us: it has its own session, none of our pipes, and its own reaper once we are
-gone.  A process is only ever ended after it has said itself, on its master socket, that it is the
-master that is meant.
+HAProxy outlives fc-frontend: it has its own session, holds none of fc-frontend's pipes, and is
+adopted by another reaper when fc-frontend ends.  A process is only ended after it has reported, on
+its master socket, that it is the expected master.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ _ALERTS = 3
 _WORDS = 64 * 1024
 
 _SIGNALS = (signal.SIGPIPE, signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
-"""HAProxy starts without what we have set for these."""
+"""HAProxy starts with the default handlers of these signals, not with fc-frontend's."""
 
 _children: set[int] = set()
-"""Masters that this process started: while it lives, it alone can take note of their end."""
+"""Masters that this process started: only it can wait for them while it lives."""
 
 
 def running(master_socket: str, timeout: float = 5.0) -> Processes | None:
-    """The HAProxy behind `master_socket`, so that it can be adopted; None if there is none.
+    """Return the HAProxy behind `master_socket`, so that it can be adopted; None if there is none.
 
-    Nobody listens there either while a master replaces itself in a reload: as long as a process
-    has this socket among its arguments, it is waited for.  Raises `Unavailable` if there is one
-    that does not answer as a master within `timeout` seconds.
+    During a reload the master replaces itself, and nobody listens for a moment: as long as a
+    process has this socket among its arguments, the call waits for it.  Raises `Unavailable` if a
+    listener does not answer as a master within `timeout` seconds.
     """
     _reap()
     deadline = time.monotonic() + timeout
@@ -68,16 +68,16 @@ def start(
     runtime_socket: str,
     output: str | None = None,
 ) -> int:
-    """Start `haproxy -W -db -f CONFIG -S MASTER_SOCKET` and return its master's process id.
+    """Start `haproxy -W -db -f CONFIG -S MASTER_SOCKET` and return the PID of its master.
 
-    It runs on when we end.  Returns once its master socket answers and its worker reports the
-    configuration `expected_hash`; None is for a text of others, which it cannot report.  Its output
-    goes to the file `output`, appended, or where ours goes.  The directories of the sockets must
-    exist.
+    It continues to run when fc-frontend ends.  Returns once its master socket answers and its
+    worker reports the configuration `expected_hash`; None is for a foreign text, for which it
+    cannot report one.  Its output is appended to the file `output`, or goes to fc-frontend's own
+    output.  The directories of the sockets must exist.
 
-    Raises `Unavailable` if a HAProxy is there already, or if this one is not ready after `timeout`
-    seconds or ends before that; then nothing of it is left, and its first alerts are in the
-    message.
+    Raises `Unavailable` if a HAProxy runs there already, or if this one is not ready after
+    `timeout` seconds or ends before that; then none of its processes is left, and the message
+    contains its first alerts.
     """
     if (there := running(master_socket)) is not None:
         raise Unavailable.of(
@@ -106,11 +106,11 @@ def start(
 
 
 def stop(master_pid: int, *, master_socket: str, graceful: bool, timeout: float) -> bool:
-    """End the HAProxy with the master `master_pid`; True if it has ended within `timeout` seconds.
+    """End the HAProxy with the master `master_pid`; return whether it ended within `timeout`.
 
-    `graceful` lets connections end first (SIGUSR1), else they are cut off (SIGTERM); Management
-    Guide 4.  Nothing is ended that does not say on `master_socket` that it is `master_pid`: raises
-    `Unavailable` then.
+    `timeout` is in seconds.  `graceful` lets connections finish first (SIGUSR1); otherwise they are
+    cut off (SIGTERM); Management Guide 4.  Only a process that reports on `master_socket` that it
+    is `master_pid` is ended: raises `Unavailable` otherwise.
     """
     _reap()
     try:
@@ -118,7 +118,7 @@ def stop(master_pid: int, *, master_socket: str, graceful: bool, timeout: float)
     except ProcessLookupError:
         return True
     try:
-        # Held before it is asked, so that the number cannot pass to another process meanwhile.
+        # The process is opened before the query, so that its PID cannot be reused in between.
         said = show_proc(master_socket)
         if said.master != master_pid:
             raise Unavailable.of(
@@ -135,7 +135,7 @@ def stop(master_pid: int, *, master_socket: str, graceful: bool, timeout: float)
 
 
 def _inheritable() -> list[int]:
-    """Our open files that a program started from here would get, but for the standard ones."""
+    """Return the open files, other than the standard ones, that a child would inherit."""
     found: list[int] = []
     for entry in Path("/proc/self/fd").iterdir():
         with contextlib.suppress(OSError):
@@ -148,7 +148,7 @@ def _spawn(binary: str, config_file: str, master_socket: str, output: str | None
     actions: list[tuple[int, int, str, int, int] | tuple[int, int, int] | tuple[int, int]] = [
         (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)
     ]
-    # watchdog opens inotify without close-on-exec: HAProxy would keep it.
+    # watchdog opens inotify without close-on-exec: HAProxy would keep it open.
     actions += [(os.POSIX_SPAWN_CLOSE, fd) for fd in _inheritable()]
     if output is not None:
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
@@ -156,8 +156,8 @@ def _spawn(binary: str, config_file: str, master_socket: str, output: str | None
             (os.POSIX_SPAWN_OPEN, 1, str(Path(output).absolute()), flags, 0o640),
             (os.POSIX_SPAWN_DUP2, 1, 2),
         ]
-    # `-C /`: relative paths in the configuration mean the same as when it was judged.
-    # `-db`: a text with `daemon` would leave a master that is no child of ours.
+    # `-C /`: relative paths in the configuration resolve as in the check.
+    # `-db`: a text with `daemon` would leave a master that is not a child of this process.
     argv = [binary, "-W", "-db", "-C", "/", "-f", str(Path(config_file).absolute())]
     argv += ["-S", str(Path(master_socket).absolute())]
     try:
@@ -178,7 +178,7 @@ def _spawn(binary: str, config_file: str, master_socket: str, output: str | None
 
 
 def _claimed(master_socket: str) -> bool:
-    """True if a process was started with `-S master_socket`."""
+    """Return whether a process was started with `-S master_socket`."""
     wanted = os.fsencode(Path(master_socket).absolute())
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
@@ -193,7 +193,7 @@ def _claimed(master_socket: str) -> bool:
 def _await_ready(
     pid: int, master_socket: str, runtime_socket: str, expected_hash: str | None, timeout: float
 ) -> str | None:
-    """None as soon as HAProxy serves `expected_hash`, else how it failed to, in words."""
+    """Wait until HAProxy serves `expected_hash`; return None, or the reason of a failure."""
     deadline = time.monotonic() + timeout
     lacking = "its master socket does not answer"
     while True:
@@ -216,7 +216,7 @@ def _await_ready(
 
 
 def _end(pid: int) -> None:
-    """End a master that we have started and not yet taken note of, with its workers."""
+    """End a master that this process started and has not yet reaped, with its workers."""
     if pid not in _children:
         return
     process = os.pidfd_open(pid)
@@ -248,7 +248,7 @@ def _reap() -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Words:
-    """What HAProxy writes from now on, if that can be read: a file and where to begin in it."""
+    """HAProxy's output from now on, if it can be read: a file and the offset at which to start."""
 
     path: str | None
     offset: int
@@ -278,7 +278,7 @@ class _Words:
 
 
 def _judged(binary: str, config_file: str, timeout: float) -> list[str]:
-    """The alerts that HAProxy has against the file, where its own words went elsewhere."""
+    """Return HAProxy's alerts about the file, if its own output is not available."""
     try:
         text = Path(config_file).read_text("utf-8", "surrogateescape")
         alerts = validate(binary, text, timeout=timeout).alerts[:_ALERTS]

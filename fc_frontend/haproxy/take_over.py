@@ -1,6 +1,6 @@
-"""Replace haproxy.cfg, with consent where somebody else wrote it, and keep what was there.
+"""Replace haproxy.cfg, with consent if fc-frontend did not write it, and keep the former text.
 
-`foreign` decides.  What is replaced is what was judged, and it is in the history before.
+`foreign` decides.  Only the text that was checked is replaced, and it is in the history first.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ from fc_frontend.render.sites import has_secrets
 _SHOWN = 5
 _MAX_ATTEMPTS = 5
 _COMPARED = 2
-"""The newest texts of ours with which an edited one is compared."""
+"""Number of fc-frontend's newest texts with which an edited one is compared."""
 _TIMEOUT = 5.0
-"""In seconds, for an answer of HAProxy."""
+"""Time limit for an answer of HAProxy, in seconds."""
 
 
 class NeedsConsent(Exception):
-    """The file may not be replaced; `problem` says why, and what to do."""
+    """The file may not be replaced; `problem` has the reason and the remedy."""
 
     def __init__(self, problem: Problem) -> None:
         super().__init__(problem.message)
@@ -54,7 +54,7 @@ class NeedsConsent(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """haproxy.cfg as it was judged."""
+    """haproxy.cfg at the time of the decision, and the decision."""
 
     path: str
     content: Content | None
@@ -64,15 +64,15 @@ class Judged:
 
     @property
     def problem(self) -> Problem | None:
-        """Why it may not be replaced, and what to do; None if it may."""
+        """Why it may not be replaced, with a remedy; None if it may."""
         return None if self.decision.allowed else _problem(self)
 
 
 @dataclass(frozen=True, slots=True)
 class Replaced:
-    """haproxy.cfg as it was before it was replaced.
+    """haproxy.cfg before it was replaced.
 
-    `entry` is where the history has it, None for a text that needs not be kept.
+    `entry` is its history entry, None for a text that need not be kept.
     """
 
     content: Content | None = None
@@ -81,9 +81,9 @@ class Replaced:
 
 
 def judge(settings: Settings, worker: ServingWorker, known: Collection[str] = ()) -> Judged:
-    """Whether haproxy.cfg as it is now may be replaced.  Raises `Unavailable` if it is unreadable.
+    """Decide whether the current haproxy.cfg may be replaced.  Raises `Unavailable` if unreadable.
 
-    `known` are digests of texts of ours that the history may not have.
+    `known` are digests of texts by fc-frontend that the history may lack.
     """
     path, directory = settings.haproxy.config_file, settings.state_directory
     content = files.read(path)
@@ -108,7 +108,7 @@ def judge(settings: Settings, worker: ServingWorker, known: Collection[str] = ()
 
 
 def present(settings: Settings) -> Judged:
-    """As `judge`, after HAProxy was asked what it runs."""
+    """Like `judge`, after a query for HAProxy's running configuration."""
     running = None
     with contextlib.suppress(Unavailable):
         running = runtime.running_hash(settings.haproxy.runtime_socket)
@@ -116,7 +116,7 @@ def present(settings: Settings) -> Judged:
 
 
 def missing_consent(settings: Settings, *, asks_haproxy: bool = True) -> tuple[Problem, ...]:
-    """A warning that `apply` will not replace haproxy.cfg; none if it will, or if it is unreadable.
+    """Return a warning if `apply` will not replace haproxy.cfg; none if it is unreadable.
 
     Without `asks_haproxy`, only the file counts.
     """
@@ -131,7 +131,7 @@ def missing_consent(settings: Settings, *, asks_haproxy: bool = True) -> tuple[P
 def obstacle(
     settings: Settings, data: bytes, worker: ServingWorker, known: Collection[str]
 ) -> Problem | None:
-    """Why haproxy.cfg may not become `data`; None if it may, or has it.  Raises `Unavailable`."""
+    """Return why haproxy.cfg may not become `data`; None if it may or is.  Raises `Unavailable`."""
     judged = judge(settings, worker, known)
     is_there = judged.content is not None and judged.content.data == data
     return None if is_there else judged.problem
@@ -145,12 +145,12 @@ def install(
     known: Collection[str] = (),
     attributes: Attributes | None = None,
 ) -> Replaced:
-    """Make `data` the content of haproxy.cfg, after keeping what nobody else has.
+    """Write `data` to haproxy.cfg, after keeping a former text that exists nowhere else.
 
-    What is kept is what is replaced: a file that changes meanwhile is judged again.  It keeps its
-    permissions and owner unless `attributes` are given; with secrets in it, others may not read it.
-    For callers that are `deploying`.  Raises
-    `NeedsConsent` and `Unavailable`; nothing has changed then.
+    The text that is kept is the one that is replaced: if the file changes meanwhile, the decision
+    is made again.  The file keeps its permissions and owner unless `attributes` are given; if
+    `data` contains secrets, others may not read it.  Callers must hold the `deploying` lock.
+    Raises `NeedsConsent` and `Unavailable`, with nothing changed.
     """
     path = settings.haproxy.config_file
     for _ in range(_MAX_ATTEMPTS):
@@ -187,7 +187,7 @@ def _write_companions(settings: Settings, data: bytes) -> None:
 
 
 def undo(settings: Settings, replaced: Replaced, data: bytes) -> None:
-    """Put back what `install` replaced, unless somebody else has changed the file since.
+    """Restore the text that `install` replaced, unless the file has been changed since.
 
     Raises `Unavailable`.
     """
@@ -209,9 +209,9 @@ def undo(settings: Settings, replaced: Replaced, data: bytes) -> None:
 
 
 def finish(settings: Settings, data: bytes) -> tuple[Problem, ...]:
-    """End all consent after `data` was deployed, if it is ours; what hindered that, as warnings.
+    """Remove all consent after `data` was deployed, if fc-frontend wrote it; return warnings.
 
-    A text of others that is rolled back to is replaced by `resume` later.
+    After a rollback to a foreign text, consent is kept: `resume` replaces that text later.
     """
     if history.own_hash(data.decode("utf-8", "surrogateescape")) is None:
         return ()
@@ -225,16 +225,16 @@ def finish(settings: Settings, data: bytes) -> tuple[Problem, ...]:
 def worker_of(
     settings: Settings, running: str | None, known: Collection[str] = ()
 ) -> ServingWorker:
-    """What HAProxy runs, which reports the digest `running`; as far as it can be asked.
+    """Return the running worker, which reports the digest `running`, as far as it answers.
 
-    `known` are digests of texts of ours that the history may not have.
+    `known` are digests of texts by fc-frontend that the history may lack.
     """
     haproxy = settings.haproxy
     if running is not None and _Written(settings.state_directory, known).has(running):
         return ServingWorker(is_ours=True)
     with contextlib.suppress(Unavailable):
         return ServingWorker(proxies=tuple(runtime.traffic(haproxy.runtime_socket)))
-    # A configuration of others may have its sockets elsewhere; the master's is the same for all.
+    # A foreign configuration may have its sockets elsewhere; the master's is the same for all.
     with contextlib.suppress(Unavailable):
         answer = ask(haproxy.master_socket, "@1 show stat -1 3 -1", _TIMEOUT)
         return ServingWorker(proxies=tuple(parse_traffic(answer) or ()))
@@ -242,7 +242,7 @@ def worker_of(
 
 
 class _Written:
-    """What we wrote on this host, by the history and `digests`; read only where that decides."""
+    """The texts that fc-frontend wrote on this host, by the history and `digests`; read lazily."""
 
     def __init__(self, directory: str, digests: Collection[str] = ()) -> None:
         self._directory = directory
@@ -250,15 +250,15 @@ class _Written:
 
     @cached_property
     def accepted(self) -> tuple[Entry, ...]:
-        """The deployments that HAProxy took."""
+        """The deployments that HAProxy accepted."""
         return tuple(entry for entry in history.entries(self._directory) if entry.accepted)
 
     def has(self, digest: str) -> bool:
-        """True if we wrote a text with this digest."""
+        """Return whether fc-frontend wrote a text with this digest."""
         return digest in self._digests or any(entry.hash == digest for entry in self.accepted)
 
     def proxies(self) -> frozenset[Name]:
-        """The proxies in the newest texts."""
+        """Return the proxies in the newest texts."""
         found: frozenset[Name] = frozenset()
         for entry in self.accepted[-_COMPARED:]:
             with contextlib.suppress(Refused, Unavailable):
@@ -267,7 +267,7 @@ class _Written:
 
 
 def _is_refused(haproxy: Haproxy, data: bytes) -> bool:
-    """True if HAProxy itself refuses a text."""
+    """Return whether HAProxy itself refuses a text."""
     text = data.decode("utf-8", "surrogateescape")
     try:
         binary = find_binary(haproxy.binary)
@@ -277,7 +277,7 @@ def _is_refused(haproxy: Haproxy, data: bytes) -> bool:
 
 
 def _keep(settings: Settings, judged: Judged, known: Collection[str]) -> Entry | None:
-    """Keep in the history what is about to be lost.  Raises `Unavailable`."""
+    """Keep the text that is about to be lost in the history.  Raises `Unavailable`."""
     content, kind = judged.content, judged.decision.kept
     if content is None:
         return None
@@ -286,7 +286,7 @@ def _keep(settings: Settings, judged: Judged, known: Collection[str]) -> Entry |
         return history.keep(directory, content, kind, proxies=len(found.proxies))
     written = _Written(directory, known)
     if found.origin is FileOrigin.OURS and not written.has(found.hash):
-        # Our own text can be made anew, so it is not worth a refusal.
+        # fc-frontend can render its own text again, so a failure here must not stop a deployment.
         with contextlib.suppress(Unavailable):
             if not written.accepted:
                 return history.keep_installed(directory, content)

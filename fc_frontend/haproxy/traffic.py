@@ -1,7 +1,7 @@
-"""What passes through HAProxy's proxies, from `show stat`'s CSV (Management Guide 9.1).
+"""Traffic of HAProxy's proxies, from the CSV of `show stat` (Management Guide 9.1).
 
-Pure.  For requests a row of HTTP counts requests and answers with 5xx, one of TCP connections and
-those that no server took or that broke off there.
+Pure.  For HTTP, requests are counted, and as errors the answers with 5xx; for TCP, connections, and
+as errors those that no server accepted or that broke off at the server.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ _COLUMNS = (
     *("pxname", "svname", "scur", "stot", "rate", "econ", "eresp", "hrsp_5xx", "req_rate"),
     "req_tot",
 )
-"""All stand before the first column that may have a comma in it, which is `last_chk`."""
+"""All precede the first column that may contain a comma, which is `last_chk`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """What a proxy or server has to do.
+    """The load of a proxy or server.
 
-    `rate` is of HAProxy's last second; `requests` and `errors` since its worker began; `sessions`
-    are open now.
+    `rate` covers HAProxy's last second; `requests` and `errors` count since the worker started;
+    `sessions` are currently open.
     """
 
     requests: int = 0
@@ -37,7 +37,7 @@ NO_TRAFFIC = Traffic()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """Each proxy's traffic in worker `pid`, `at` seconds on a clock that only rises."""
+    """Each proxy's traffic in worker `pid`, `at` seconds on a monotonic clock."""
 
     at: float
     pid: int | None
@@ -46,7 +46,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rates:
-    """What a proxy has to do, a second; `errors` is None where only one sample is known."""
+    """The load of a proxy per second; `errors` is None if only one sample is known."""
 
     requests: float
     errors: float | None
@@ -54,10 +54,10 @@ class Rates:
 
 
 def rates(now: Sample, before: Sample | None) -> tuple[dict[str, Rates], float | None]:
-    """Each proxy's rates, and the seconds between the two samples that they come from.
+    """Return each proxy's rates, and the seconds between the two samples they are based on.
 
-    Without a sample of the same worker before, requests are those of HAProxy's own last second, and
-    there are no seconds.
+    Without an earlier sample of the same worker, requests are those of HAProxy's own last second,
+    and the seconds are None.
     """
     if before is None or before.pid is None or before.pid != now.pid or now.at <= before.at:
         return {name: _of_last_second(one) for name, one in now.traffic.items()}, None
@@ -65,7 +65,7 @@ def rates(now: Sample, before: Sample | None) -> tuple[dict[str, Rates], float |
     found = {}
     for name, one in now.traffic.items():
         old = before.traffic.get(name)
-        # Counters fall where somebody cleared them.
+        # Counters decrease if they are cleared.
         if old is None or one.requests < old.requests or one.errors < old.errors:
             found[name] = _of_last_second(one)
         else:
@@ -82,15 +82,16 @@ def _of_last_second(one: Traffic) -> Rates:
 
 
 def parse_traffic(answer: str, *, backends: bool = False) -> dict[str, Traffic] | None:
-    """Each proxy's traffic by its name, None if that is not `show stat`'s answer."""
+    """Return each proxy's traffic by name, or None if `answer` is not from `show stat`."""
     rows = _rows(answer)
     return None if rows is None else traffic_in(rows, backends=backends)
 
 
 def traffic_in(rows: Iterable[Mapping[str, str]], *, backends: bool = False) -> dict[str, Traffic]:
-    """Each proxy's traffic by its name; with `backends`, also of those without a frontend part.
+    """Return each proxy's traffic by name; `backends` includes those without a frontend part.
 
-    Clients are counted at frontends, and TCP's failures at backends: a frontend does not know them.
+    Clients are counted at frontends, and TCP failures at backends, because frontends do not count
+    them.
     """
     behind: dict[str, Traffic] = {}
     found: dict[str, Traffic] = {}
@@ -109,7 +110,7 @@ def traffic_in(rows: Iterable[Mapping[str, str]], *, backends: bool = False) -> 
 
 
 def traffic_of(row: Mapping[str, str]) -> Traffic:
-    """One row's traffic."""
+    """Return the traffic in one row."""
     is_http = bool(row.get("hrsp_5xx"))
     is_front = row.get("svname") == "FRONTEND"
     return Traffic(

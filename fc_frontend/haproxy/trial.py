@@ -1,4 +1,4 @@
-"""What keeps HAProxy from a configuration that its own check accepts."""
+"""Find obstacles to a configuration that HAProxy's own check accepts."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ from fc_frontend.syntax.demand import demand_of
 from fc_frontend.syntax.endpoints import Family, ListenEndpoint
 
 Seat = tuple[Hashable, ...]
-"""What one socket occupies: kind, network namespace, address or path, and port."""
+"""The resource that one socket occupies: kind, network namespace, address or path, and port."""
 
 
 @dataclass(frozen=True, slots=True)
 class Taker:
-    """The HAProxy that is to take the listeners.
+    """The HAProxy that is to take over the listeners.
 
-    `hash` is that of the configuration that it runs, None if it is not one of ours.  `pids` are its
-    processes, and `master` the one that binds; both are unknown while it does not run.
+    `hash` is that of its running configuration, None if fc-frontend did not write it.  `pids` are
+    its processes, and `master` the one that binds; both are unknown while it does not run.
     """
 
     hash: str | None = None
@@ -42,19 +42,19 @@ class Taker:
     master: int | None = None
 
     def rights(self, haproxy: Haproxy) -> Rights | None:
-        """What the process that binds may do, None if that is not known."""
+        """Return the rights of the process that binds, or None if unknown."""
         if self.master is not None:
             return rights_of(self.master)
-        # A supervised one is started by us.
+        # fc-frontend itself starts a supervised HAProxy.
         return rights_of(os.getpid()) if haproxy.supervise and not self.pids else None
 
 
 def trial(
     haproxy: Haproxy, config: Config, taker: Taker, *, plan: Plan | None = None
 ) -> tuple[Problem, ...]:
-    """What HAProxy's check does not see: listeners that cannot be taken, too few descriptors.
+    """Return problems outside HAProxy's check: unavailable listeners, too few descriptors.
 
-    With `plan`, problems have the units and places of their listeners.
+    With `plan`, problems include the units and places of their listeners.
     """
     wanted, _ = listeners_of(config, socket.gethostname())
     problems = [
@@ -71,7 +71,7 @@ def trial(
 def new_obstacles(
     haproxy: Haproxy, wanted: Iterable[Owned], taker: Taker
 ) -> Iterator[tuple[Owned, Obstacle]]:
-    """The listeners of `wanted` that HAProxy cannot take, and does not have yet."""
+    """Yield the listeners of `wanted` that HAProxy cannot bind, and does not have yet."""
     known = known_seats(haproxy, taker)
     new: dict[ListenEndpoint, Owned] = {}
     for owned in wanted:
@@ -79,7 +79,7 @@ def new_obstacles(
         seats = list(seats_of(endpoint))
         missing = [port for port, seat in seats if seat not in known]
         if not missing:
-            # HAProxy has the address; other options make it bind anew.
+            # HAProxy has the address; with other options it binds again.
             if (obstacle := missing_interface(endpoint)) is not None:
                 yield owned, obstacle
         elif len(missing) == len(seats):
@@ -91,7 +91,7 @@ def new_obstacles(
 
 
 def known_seats(haproxy: Haproxy, taker: Taker) -> frozenset[Seat]:
-    """What HAProxy occupies with the configuration that it runs, as far as that is installed."""
+    """Return the seats of HAProxy's running configuration, if that is the installed one."""
     try:
         installed = install.read(haproxy.config_file)
     except Unavailable:
@@ -104,7 +104,7 @@ def known_seats(haproxy: Haproxy, taker: Taker) -> frozenset[Seat]:
 
 
 def seats_of(endpoint: ListenEndpoint) -> Iterator[tuple[int, Seat]]:
-    """What the sockets of an endpoint occupy, each with its port."""
+    """Yield the seats of an endpoint's sockets, each with its port."""
     kind = endpoint.family, endpoint.is_datagram, endpoint.namespace
     if endpoint.family is Family.UNIX:
         yield 0, (*kind, place(endpoint.host))

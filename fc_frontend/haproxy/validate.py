@@ -1,7 +1,7 @@
-"""Let HAProxy judge a configuration before any running HAProxy sees it.
+"""Let HAProxy check a configuration before any running HAProxy loads it.
 
-The text reaches `haproxy -c` through memory, so judging writes nothing and needs no right to write
-anywhere.  This module never judges by itself, and never takes silence for consent.
+The text is passed to `haproxy -c` in memory, so a check writes no files and needs no write
+permission.  This module never decides by itself, and never treats a missing verdict as acceptance.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from fc_frontend.syntax.routes import ALLOW_ENDING, MAPS_DIRECTORY
 Level = Literal["alert", "warning", "notice"]
 
 MAX_MEMORY = 2 * 1024 * 1024 * 1024
-"""What `haproxy -c` may allocate, in bytes.
+"""The memory that `haproxy -c` may allocate, in bytes.
 
 Measured on 2.6 and 2.8: 5,000 services with 20 slots each take 550 MB, 5,000 certificates 150 MB,
 16 MiB of addresses for `src -f` 215 MB, the same of one-letter lines 1.5 GB.
 """
 _READ = 8 * 1024 * 1024
 _SHOWN = 256 * 1024
-"""An alert may stand behind thousands of warnings: more is judged than is kept, in bytes."""
+"""Maximum output that is kept, in bytes; more is parsed, as an alert may follow many warnings."""
 
 _OWN_LIST = re.compile(rf"/[^\s,()]*/{MAPS_DIRECTORY}/[^\s,()]+{re.escape(ALLOW_ENDING)}(?!\S)")
 _OWN_MAP = re.compile(rf"/[^\s,()]*/{MAPS_DIRECTORY}/[^\s,()]+")
@@ -48,7 +48,7 @@ class Ending(StrEnum):
     """How a check ended."""
 
     JUDGED = "judged"
-    """HAProxy reached a verdict and said why."""
+    """HAProxy reached a verdict and reported the reasons."""
     TIME = "time"
     """It did not finish in time: something that the configuration names or does blocks it."""
     KILLED = "killed"
@@ -57,10 +57,10 @@ class Ending(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One thing that HAProxy said.
+    """One message of HAProxy.
 
-    `line` counts from 1 in the judged text.  `section` and `server` are names that the message
-    gives; errors of meaning often have these and no line.
+    `line` counts from 1 in the checked text.  `section` and `server` are names in the message;
+    semantic errors often have these and no line.
     """
 
     level: Level
@@ -72,10 +72,10 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class CheckVerdict:
-    """What HAProxy thinks of a configuration.
+    """HAProxy's verdict on a configuration.
 
-    `messages` leaves out the sentences that only sum up others; `output` is all that it said, at
-    most 256 KiB.  In both, the configuration is called `haproxy.cfg`.
+    `messages` omits those that only sum up others; `output` is the entire output, at most 256 KiB.
+    In both, the configuration is called `haproxy.cfg`.
     """
 
     accepted: bool
@@ -87,36 +87,36 @@ class CheckVerdict:
 
     @property
     def alerts(self) -> tuple[Message, ...]:
-        """The messages for which HAProxy would not start."""
+        """The messages that prevent HAProxy from starting."""
         return tuple(m for m in self.messages if m.level == "alert")
 
     @property
     def warnings(self) -> tuple[Message, ...]:
-        """The messages with which HAProxy starts all the same."""
+        """The messages that do not prevent HAProxy from starting."""
         return tuple(m for m in self.messages if m.level == "warning")
 
 
 def validate(binary: str, text: str, *, timeout: float) -> CheckVerdict:
-    """HAProxy's verdict on the configuration `text` (Management Guide 3, `-c`).
+    """Return HAProxy's verdict on the configuration `text` (Management Guide 3, `-c`).
 
-    Accepted is what gives no alert and status 0, or status 2, which HAProxy before 3.0 gives to a
-    configuration without a listener: that is not wrong, only not yet of use.  Any alert refuses,
-    as 3.x may print one and still return 0.
+    A configuration is accepted if there is no alert and the status is 0, or 2, which HAProxy before
+    3.0 returns for a configuration without a listener: that is valid, only not yet of use.  Any
+    alert refuses it, because 3.x may print one and still return 0.
 
-    Parse errors come all at once; errors of meaning only when parsing is clean.
+    Parse errors are reported together; semantic errors only if parsing succeeds.
 
     A check that takes longer than `timeout` seconds, needs more than `MAX_MEMORY` or crashes
-    refuses the configuration as well: `ending` tells.  Raises `Unavailable` if `binary` cannot be
-    run at all.
+    refuses the configuration as well; see `ending`.  Raises `Unavailable` if `binary` cannot be run
+    at all.
     """
-    # Our maps and lists are written with the configuration, and any content is good.  HAProxy does
-    # not take one name for a map and for a list.
+    # fc-frontend's maps and lists are written with the configuration, and any content is valid.
+    # HAProxy does not accept the same name for a map and a list.
     text = _OWN_LIST.sub("/dev/./null", text)
     text = _OWN_MAP.sub("/dev/null", text)
     with contextlib.ExitStack() as opened:
         passed = []
         if any(own_lists(text)):
-            # Certificates were checked when they were stored, and to load 5,000 takes 8 s.
+            # Certificates were checked when they were stored, and loading 5,000 takes 8 s.
             passed.append(opened.enter_context(_in_memory("pem", _stand_in())))
             text = with_certificate(text, f"/proc/self/fd/{passed[0]}")
         content = text.encode("utf-8", "surrogateescape")
@@ -150,7 +150,7 @@ def validate(binary: str, text: str, *, timeout: float) -> CheckVerdict:
 
 @contextlib.contextmanager
 def _in_memory(name: str, content: bytes) -> Iterator[int]:
-    """A descriptor of a file in memory."""
+    """Yield the descriptor of a file in memory."""
     memory = os.memfd_create(name)
     try:
         with open(memory, "wb", closefd=False) as file:
@@ -178,11 +178,11 @@ def _ending(finished: Finished) -> Ending:
 
 
 def parse_messages(output: str, *, is_one_process: bool = False) -> tuple[Message, ...]:
-    """The messages in what HAProxy wrote to standard error, in their order.
+    """Return the messages in HAProxy's standard error, in their order.
 
-    A line without a level belongs to the message before it.  So does a line with another process
-    id if `is_one_process`: HAProxy repeats words of the configuration as they are, line feeds
-    included, and they may look like messages.
+    A line without a level belongs to the previous message.  So does a line with another process ID
+    if `is_one_process`: HAProxy quotes words of the configuration verbatim, line feeds included,
+    and they may look like messages.
     """
     found: list[tuple[Level, list[str]]] = []
     process = ""
@@ -197,10 +197,10 @@ def parse_messages(output: str, *, is_one_process: bool = False) -> tuple[Messag
 
 
 def _message(level: Level, text: str) -> Message:
-    """A message with the place that it is about.
+    """Return a message with the place that it concerns.
 
-    HAProxy says that first.  What follows may be words of the configuration, which can look like
-    other places.
+    HAProxy names the place first.  The rest may quote the configuration, which can look like other
+    places.
     """
     line = _LINE.match(text)
     names = [match for match in (_BOTH.search(text), _SECTION.search(text)) if match]
@@ -217,7 +217,7 @@ def _message(level: Level, text: str) -> Message:
 
 
 def _require_start(binary: str, finished: Finished, messages: tuple[Message, ...]) -> None:
-    """Raise `Unavailable` where HAProxy did not even start, for want of a library."""
+    """Raise `Unavailable` if HAProxy did not even start, for lack of a library."""
     if finished.status not in (126, 127) or messages:
         return
     last = finished.output.strip().splitlines()[-1:]

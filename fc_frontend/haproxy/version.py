@@ -1,6 +1,6 @@
-"""Which HAProxy this is, and what differs between versions.
+"""The version of HAProxy, and the differences between versions.
 
-The one place that knows about version differences: others ask a property by its meaning and never
+All knowledge of version differences is here: callers query a property by its meaning and never
 compare numbers.
 """
 
@@ -32,21 +32,21 @@ class Version:
 
     @property
     def supported(self) -> bool:
-        """True if fc-frontend works with it: 2.6 and later, the oldest that is tested."""
+        """Whether fc-frontend supports it: 2.6, the oldest tested version, and later."""
         return (self.major, self.minor) >= (2, 6)
 
     @property
     def reload_answers(self) -> bool:
-        """True if `reload` on the master socket waits and says `Success=1` or `Success=0`.
+        """Whether `reload` on the master socket waits and returns `Success=1` or `Success=0`.
 
-        From 2.7 (Management Guide 9.4, `reload`).  Before, the answer is empty and the socket
-        refuses until the new master has started.
+        From 2.7 on (Management Guide 9.4, `reload`).  Before, the answer is empty and the socket
+        refuses connections until the new master has started.
         """
         return (self.major, self.minor) >= (2, 7)
 
 
 def parse_version(text: str) -> Version:
-    """The version in `haproxy -v`'s output, in `show info`'s answer, or as such (`2.6.12-1`).
+    """Parse a version from `haproxy -v`, from `show info`, or on its own (`2.6.12-1`).
 
     Raises `Unavailable` if there is none.
     """
@@ -63,7 +63,7 @@ def parse_version(text: str) -> Version:
 
 
 def binary_version(binary: str, timeout: float = 10.0) -> Version:
-    """The version of the executable `binary`, asked once for each state of its file.
+    """Return the version of the executable `binary`; it is run again only when the file changes.
 
     Raises `Unavailable` if it cannot be run, or does not answer as HAProxy within `timeout`
     seconds.

@@ -1,6 +1,6 @@
-"""HAProxy's messages without what it quotes from files.
+"""HAProxy's messages without the content of files that they quote.
 
-HAProxy quotes the word that it does not understand.  That word can come from a list, a map or a
+HAProxy quotes any word that it cannot parse.  That word can come from a list, a map or a
 file that a link in services.d leads to, and messages end up in logs and on pages.
 """
 
@@ -28,25 +28,25 @@ retries retry-on server server-state-file-name server-template source stats stic
 tcp-check tcp-request tcp-response timeout transparent unique-id-format unique-id-header
 use-fcgi-app use-server use_backend user
 """.split()
-"""Of proxies and lists of users (manual 4.1 and 3.4)."""
+"""Keywords of proxies and of lists of users (manual 4.1 and 3.4)."""
 _ALGORITHMS = """
 first hash hdr(name) leastconn log-hash log-sticky random rdp-cookie rdp-cookie(name) roundrobin
 static-rr uri url_param
 """.split()
-"""Of `balance` (manual 4.2), which HAProxy lists where another one is declared."""
+"""Algorithms of `balance` (manual 4.2), which HAProxy lists if another one is declared."""
 _KNOWN = frozenset((*SECTIONS, *PREPROCESSOR, *_KEYWORDS, *_ALGORITHMS, "haproxy.cfg", ""))
 _SUGGESTED = "did you mean "
-"""Before a keyword of HAProxy's own."""
+"""Text before one of HAProxy's own keywords."""
 
 
 def without_content(text: str, visible: Collection[str] = (), hidden: Collection[str] = ()) -> str:
-    """The first line of a message, in which only `visible` words are quoted.
+    """Return the first line of a message, in which only `visible` words are quoted.
 
-    Further lines repeat the configuration, as after "unmatched quote at position 23:".  Only where
-    the first line ends with a section ("'bind :443' in section 'listen' :", if a certificate cannot
-    be loaded) does the second give the reason.
+    Further lines repeat the configuration, as after "unmatched quote at position 23:".  Only if the
+    first line ends with a section ("'bind :443' in section 'listen' :", if a certificate cannot be
+    loaded) does the second line contain the reason.
 
-    Words that HAProxy does not quote stay, unless they are `hidden` and more than letters.
+    Words that HAProxy does not quote are kept, unless they are `hidden` and more than letters.
     """
     line, *more = text.split("\n")
     if more and _NAMES_A_SECTION.search(line):
@@ -76,6 +76,6 @@ def without_content(text: str, visible: Collection[str] = (), hidden: Collection
 
 
 def without_lines(text: str) -> str:
-    """A message without line numbers of the rendered text: they move with every change above."""
+    """Return a message without rendered line numbers, which change with every edit above."""
     text = re.sub(r"^parsing \[haproxy\.cfg:\d+\]\s*:\s*", "", text)
     return re.sub(r"\b(haproxy\.cfg):\d+", r"\1", text)

@@ -1,1 +1,1 @@
-"""Follow paths, and see who may change what they lead to."""
+"""Follow paths, and find out who may change their targets."""

@@ -1,4 +1,4 @@
-"""Who may change a file, as values."""
+"""Write access to a file, as values."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ class Part(StrEnum):
     LINK = "link"
     FILE = "file"
     MOUNT = "mount"
-    """A FUSE file system: the user who mounted it decides what it shows, owners included."""
+    """A FUSE file system: the user who mounted it controls its content, owners included."""
 
 
 @dataclass(frozen=True, slots=True)
 class Component:
-    """One component of a path as lstat(2) shows it; `mode` has the permission bits only."""
+    """One component of a path as lstat(2) returns it; `mode` has the permission bits only."""
 
     path: str
     part: Part
@@ -32,11 +32,11 @@ class Component:
 
 @dataclass(frozen=True, slots=True)
 class WriteAccess:
-    """Who may change a file: by its owner and mode, and those of all directories and links to it.
+    """Who may change a file, by owner and mode of it and of all directories and links to it.
 
     `owners` has the first component of each owner other than root.  `writable` is the first
-    component that users other than its owner may write, `linked` the file if others may have
-    linked it into its directory; None if there is none.
+    component that users other than its owner may write; `linked` is the file if others may have
+    linked it into its directory.  Both may be None.
     """
 
     owners: tuple[Component, ...] = ()

@@ -1,4 +1,4 @@
-"""Users of this host: their names, and the one that the daemon runs as."""
+"""Users of this host: their names and IDs, and the user of this process."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 
 def user_name(uid: int) -> str:
-    """The name of a user, or `user UID` if it has none."""
+    """Return the name of a user, or `user UID` if it has none."""
     try:
         return pwd.getpwuid(uid).pw_name
     except KeyError:
@@ -17,7 +17,7 @@ def user_name(uid: int) -> str:
 
 
 def group_name(gid: int) -> str:
-    """The name of a group, or its number."""
+    """Return the name of a group, or its number."""
     try:
         return grp.getgrgid(gid).gr_name
     except KeyError:
@@ -25,7 +25,7 @@ def group_name(gid: int) -> str:
 
 
 def user_id(name: str) -> int | None:
-    """The user ID of `name`, which may be a number; None if there is no such user."""
+    """Return the user ID of `name`, which may be a number; None if there is no such user."""
     if name.isdigit():
         return int(name)
     try:
@@ -35,10 +35,10 @@ def user_id(name: str) -> int | None:
 
 
 def user_ids(names: Iterable[str]) -> frozenset[int]:
-    """The user IDs of those `names` that exist."""
+    """Return the user IDs of those `names` that exist."""
     return frozenset(uid for uid in map(user_id, names) if uid is not None)
 
 
 def own_id() -> int:
-    """The user ID that this process acts as."""
+    """Return the effective user ID of this process."""
     return os.geteuid()

@@ -1,8 +1,8 @@
-"""Mounts by /proc/PID/mountinfo (proc(5)): the kernel's own, FUSE's, and read-only ones.
+"""Mounts from /proc/PID/mountinfo (proc(5)): kernel, FUSE and read-only file systems.
 
-A mount is read-only in one mount namespace and at one place.  With systemd's ProtectSystem=strict
-the daemon sees all of /etc read-only, while other users write it; a read-only bind mount leaves the
-place that it shows writable.  So a directory counts as read-only only if neither this process nor
+A mount is read-only in one mount namespace and at one place.  With systemd's ProtectSystem=strict,
+the daemon sees all of /etc as read-only, while other users write to it; a read-only bind mount
+leaves its source writable.  So a directory counts as read-only only if neither this process nor
 process 1 has a writable mount that leads to it.
 """
 
@@ -53,7 +53,7 @@ class Mount:
 
 
 def parse(text: str) -> tuple[Mount, ...]:
-    """The mounts in the text of a mountinfo file, in its order: later ones cover earlier ones."""
+    """Return the mounts in the text of a mountinfo file, in its order: later ones cover earlier."""
     mounts = []
     for line in text.splitlines():
         before, _, after = line.partition(" - ")
@@ -80,7 +80,7 @@ def _unescaped(escape: re.Match[str]) -> str:
 
 
 def leads_to(mounts: Sequence[Mount], device: int, inside: str) -> bool:
-    """True if a path leads to the directory `inside` of a file system through a writable mount."""
+    """Return whether a writable mount leads to the directory `inside` of a file system."""
     for number, mount in enumerate(mounts):
         if mount.device != device or not mount.is_writable or not _is_below(inside, mount.root):
             continue
@@ -100,27 +100,27 @@ def _moved(path: str, old: str, new: str) -> str:
 
 
 class Mounts:
-    """The mounts that this process has, and those of process 1."""
+    """The mounts of this process, and those of process 1."""
 
     def __init__(self) -> None:
         self._own = _read(_OWN) or ()
         self.kernel_devices = frozenset(m.device for m in self._own if m.kind in _KERNEL)
-        """The device numbers of file systems in which the kernel shows itself."""
+        """The device numbers of the kernel's own file systems, such as procfs."""
         self.remote_points = frozenset(
             m.point for m in self._own if m.kind not in _LOCAL | _KERNEL and m.point != "/"
         )
-        """Where file systems are mounted that may not answer: NFS, FUSE and whatever is unknown."""
+        """Mount points of file systems that may not answer: NFS, FUSE and any unknown type."""
         self.users = {m.device: m.user for m in self._own if m.user is not None}
-        """Who mounted FUSE file systems, by device number: what they show is that user's choice."""
+        """The users who mounted FUSE file systems, by device number: they control the content."""
 
     @cached_property
     def _first(self) -> tuple[Mount, ...] | None:
         return _read(_FIRST)
 
     def is_read_only(self, descriptor: int, path: str) -> bool:
-        """True if nobody can write the open directory or file `path`, whatever its mode.
+        """Return whether nobody can write the open directory or file `path`, whatever its mode.
 
-        False where that cannot be found out.
+        Returns False if that cannot be determined.
         """
         if not os.fstatvfs(descriptor).f_flag & os.ST_RDONLY or self._first is None:
             return False
@@ -146,7 +146,7 @@ def _read(path: str) -> tuple[Mount, ...] | None:
 
 
 class _Table:
-    """The mounts, read again whenever the kernel tells that they changed (proc(5), mountinfo)."""
+    """The mounts, read again whenever the kernel reports a change (proc(5), mountinfo)."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -175,5 +175,5 @@ _TABLE = _Table()
 
 
 def mounts() -> Mounts:
-    """The mounts as they are now."""
+    """Return the current mounts."""
     return _TABLE.get()

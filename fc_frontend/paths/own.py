@@ -1,4 +1,4 @@
-"""Directories in which we write: only links that can be trusted are followed on the way.
+"""Directories to which fc-frontend writes: only trusted links are followed on the way.
 
 All functions raise `OSError`.
 """
@@ -25,9 +25,9 @@ class UntrustedPath(OSError):
 
 @contextlib.contextmanager
 def directory(path: str) -> Iterator[int]:
-    """A descriptor of the directory `path`, for `dir_fd`.
+    """Open the directory `path`, and yield its descriptor for `dir_fd`.
 
-    Links on the way are followed if nobody but root and our own user could have made them.  Raises
+    Links on the way are followed if nobody but root and this user could have created them.  Raises
     `OSError`.
     """
     with contextlib.closing(_TrustedSteps(path)) as steps:
@@ -37,9 +37,9 @@ def directory(path: str) -> Iterator[int]:
 
 
 def is_shared(status: os.stat_result) -> bool:
-    """True if users other than a directory's owner, and groups that are not ours, may write it.
+    """Return whether users other than the owner, or foreign groups, may write to a directory.
 
-    Sticky directories, as /tmp, let nobody else touch what is ours.
+    In a sticky directory such as /tmp, no other user can remove or rename this user's files.
     """
     if status.st_mode & stat.S_ISVTX and status.st_uid in (0, os.geteuid()):
         return False
@@ -48,9 +48,9 @@ def is_shared(status: os.stat_result) -> bool:
 
 
 def require_private(opened: int, path: str) -> None:
-    """Raise `UntrustedPath` unless the directory is root's or ours, and not everybody's.
+    """Raise `UntrustedPath` unless root or this user owns the directory, and not all may write.
 
-    Root takes the directory's owner for the user of the daemon.
+    Root assumes that the directory's owner is the daemon's user.
     """
     status = os.fstat(opened)
     if status.st_mode & stat.S_IWOTH:
@@ -70,7 +70,7 @@ def require_private(opened: int, path: str) -> None:
 
 
 class _TrustedSteps(Steps):
-    """Steps that stop at a link which others may have made."""
+    """Steps that stop at a link which other users may have created."""
 
     def followed(self, path: str, link: os.stat_result) -> None:
         _require_trusted(link, self.statuses[-1], path.rpartition("/")[2])
@@ -78,7 +78,7 @@ class _TrustedSteps(Steps):
 
 @contextlib.contextmanager
 def place(path: str, *, follow: bool) -> Iterator[tuple[int, str]]:
-    """The directory of `path` and the name in it; with `follow`, of the file that a link names."""
+    """Yield the directory of `path` and the name in it; with `follow`, those of a link's target."""
     where = Path(path)
     links = 0
     while True:
@@ -107,7 +107,7 @@ def _require_trusted(link: os.stat_result, holder: os.stat_result, name: str) ->
 
 
 def status_of(parent: int, name: str) -> os.stat_result | None:
-    """The status of a link or file itself; None if there is none."""
+    """Return the status of a link or file itself, or None if there is none."""
     try:
         return os.stat(name, dir_fd=parent, follow_symlinks=False)
     except FileNotFoundError:

@@ -1,7 +1,7 @@
-"""Open a path one component at a time, each beneath the one before, and never through a link.
+"""Open a path one component at a time, each beneath the previous one, never through a link.
 
-What is opened is what was looked at: nobody can put another file in its place in between (openat(2)
-with O_NOFOLLOW).
+The component that is opened is the one that was checked: nobody can replace it in between
+(openat(2) with O_NOFOLLOW).
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from collections import deque
 from pathlib import Path
 
 MAX_LINKS = 40
-"""As the kernel has it (path_resolution(7))."""
+"""The kernel's limit (path_resolution(7))."""
 _STEP = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class Steps:
-    """The way to one path, with the descriptors of the directories that lead to it.
+    """The steps to one path, with the descriptors of the directories that lead to it.
 
-    Subclasses judge each component: `before`, `opened` and `followed` raise `OSError` to stop.
+    Subclasses check each component: `before`, `opened` and `followed` raise `OSError` to stop.
     """
 
     def __init__(self, path: str) -> None:
@@ -31,7 +31,7 @@ class Steps:
         self.names: list[str] = []
         """The components so far, without links."""
         self.descriptors = [os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)]
-        """Of / and of each component so far, opened with O_PATH."""
+        """Descriptors of / and of each component so far, opened with O_PATH."""
         self.statuses = [os.fstat(self.descriptors[0])]
 
     def before(self, path: str) -> None:
@@ -50,7 +50,7 @@ class Steps:
         self.descriptors = []
 
     def walk(self) -> os.stat_result:
-        """Go to the end; the status of what is there.  Raises `OSError`."""
+        """Walk to the end, and return the status of the target.  Raises `OSError`."""
         while self._left:
             name = self._left.popleft()
             if name in ("", "."):
@@ -85,7 +85,7 @@ class Steps:
             self._leave(0)
 
     def _leave(self, depth: int) -> None:
-        """Go back to the directory that is `depth` below /."""
+        """Go back to the directory that is `depth` levels below /."""
         depth = max(depth, 0)
         for descriptor in self.descriptors[depth + 1 :]:
             os.close(descriptor)

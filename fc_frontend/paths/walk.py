@@ -1,4 +1,4 @@
-"""Follow a path, and see who may change what it leads to: what is read is what was judged."""
+"""Follow a path, and find out who may change its target; the checked file is the one read."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _ROOT = 0
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What a path leads to: its path without links, its status, and who may change it.
+    """The target of a path: its path without links, its status, and who may change it.
 
     `is_shared` is true for a sticky directory in which others may create files.
     """
@@ -36,7 +36,7 @@ class Found:
 
     @property
     def is_directory(self) -> bool:
-        """True for a directory."""
+        """Whether it is a directory."""
         return stat.S_ISDIR(self.status.st_mode)
 
 
@@ -45,18 +45,18 @@ class NotAFile(OSError):
 
 
 class InKernel(OSError):
-    """A path leads through procfs, sysfs or the like.
+    """A path leads through procfs, sysfs or a similar file system.
 
-    A link there means something else in each process: HAProxy would open another file.
+    A link there has a different target in each process: HAProxy would open another file.
     """
 
 
 class ForeignLink(OSError):
-    """A link leads its owner to a file that he may not read himself."""
+    """A link leads to a file that the link's owner may not read."""
 
 
 class RemoteMount(OSError):
-    """A path leads into a file system that may not answer; `filename` is where it is mounted."""
+    """A path leads into a file system that may not answer; `filename` is its mount point."""
 
 
 class Walker:
@@ -71,15 +71,15 @@ class Walker:
         self._owner_of_root = Path("/").stat().st_uid
 
     def look(self, path: str) -> Found:
-        """What `path` leads to.  Raises OSError as opening it would, InKernel among them."""
+        """Return the target of `path`.  Raises OSError like an open would, including InKernel."""
         with contextlib.closing(_Way(self, path)) as way:
             return way.follow()
 
     @contextlib.contextmanager
     def opened(self, path: str) -> Iterator[tuple[int, Found]]:
-        """A descriptor for reading what `path` leads to, and who may change just that.
+        """Open the target of `path`; yield a descriptor, and who may change exactly that file.
 
-        Raises OSError, and NotAFile for what has effects when it is opened.
+        Raises OSError, and NotAFile for files whose opening has effects.
         """
         with contextlib.closing(_Way(self, path)) as way:
             found = way.follow()
@@ -92,14 +92,14 @@ class Walker:
                 os.close(descriptor)
 
     def entry(self, directory: Found, path: str, status: os.stat_result) -> Found:
-        """What the last component of `path` is in a known directory; it must not be a link."""
+        """Return the last component of `path` in a known directory; it must not be a link."""
         real = f"{directory.path.rstrip('/')}/{path.rpartition('/')[2]}"
         return Found(real, status, self.entry_access(directory, real, status))
 
     def entry_access(self, directory: Found, path: str, status: os.stat_result) -> WriteAccess:
-        """Who may change the last component of `path` in a known directory; it must not be a link.
+        """Return who may change the last component of `path` in a known directory; not for links.
 
-        The very access of the directory if nobody else may.
+        This is the same object as the directory's access if nobody else may.
         """
         is_plain = status.st_uid == _ROOT and not status.st_mode & _OTHERS_MAY_WRITE
         if is_plain and not directory.is_shared:
@@ -109,7 +109,7 @@ class Walker:
         return self._judged(directory.access, real, status, directory.is_shared)
 
     def is_shared(self, status: os.stat_result) -> bool:
-        """True if others may create files in a directory, but not remove those of its owner."""
+        """Return whether others may create files in a directory, but not remove the owner's."""
         return bool(
             status.st_mode & _OTHERS_MAY_WRITE
             and status.st_mode & stat.S_ISVTX
@@ -117,10 +117,9 @@ class Walker:
         )
 
     def is_root(self, uid: int) -> bool:
-        """True for root, and for who owns /.
+        """Return whether `uid` is root, or owns /.
 
-        In a user namespace root of the host has no number, and nobody has more power than who
-        owns /.
+        In a user namespace the host's root has no ID, and the owner of / has the most power.
         """
         return uid in (_ROOT, self._owner_of_root)
 
@@ -132,7 +131,7 @@ class Walker:
         is_in_shared: bool,
         descriptor: int | None = None,
     ) -> WriteAccess:
-        """`access` with one more component."""
+        """Return `access` with one more component."""
         is_root = self.is_root(status.st_uid)
         part, mode = _part(status), stat.S_IMODE(status.st_mode)
         if is_root and (part is Part.LINK or not mode & _OTHERS_MAY_WRITE) and not is_in_shared:
@@ -176,7 +175,7 @@ def _part(status: os.stat_result) -> Part:
 
 
 class _Way(Steps):
-    """The way to one path, and who may change what it leads to."""
+    """The steps to one path, and who may change its target."""
 
     def __init__(self, walker: Walker, path: str) -> None:
         super().__init__(path)
@@ -188,15 +187,15 @@ class _Way(Steps):
         """Users other than root who own a link on the way, and the link."""
 
     def follow(self) -> Found:
-        """Go to the end.  Raises OSError."""
+        """Walk to the end.  Raises OSError."""
         status = self.walk()
         self._refuse_foreign_links(status)
         is_shared = stat.S_ISDIR(status.st_mode) and self._walker.is_shared(status)
         return Found("/" + "/".join(self.names), status, self._access, is_shared)
 
     def reopen(self) -> int:
-        """A descriptor for reading just the file that `follow` found.  Raises OSError."""
-        # Opens that very inode (proc(5)), even if another file has its name by now.
+        """Open exactly the file that `follow` found, for reading.  Raises OSError."""
+        # This opens the same inode (proc(5)), even if another file has its name by now.
         return os.open(f"/proc/self/fd/{self.descriptors[-1]}", _READ)
 
     def before(self, path: str) -> None:
@@ -226,7 +225,7 @@ class _Way(Steps):
             self._access = replace(self._access, owners=(*self._access.owners, mount))
 
     def _refuse_foreign_links(self, status: os.stat_result) -> None:
-        """Raise an error if a link leads its owner to a file that he may not read himself."""
+        """Raise an error if a link leads to a file that the link's owner may not read."""
         for uid, link in self._linkers.items():
             is_readable = status.st_uid == uid or status.st_mode & stat.S_IROTH
             is_reachable = all(

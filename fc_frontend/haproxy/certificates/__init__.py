@@ -2,7 +2,7 @@
 
     originals ─► store: copies and a crt-list for each frontend ─► swap: the running worker
 
-What HAProxy loads are the copies, which are complete and checked: whoever renews certificates may
-replace the originals one by one.  A copy is written first and swapped at runtime then, so that a
-worker which starts in between has it as well.
+HAProxy loads the copies, which are complete and checked, so an ACME client may replace the
+originals one by one.  Each copy is written first and swapped at runtime afterwards, so that a
+worker that starts in between loads it too.
 """

@@ -1,8 +1,9 @@
-"""Bring certificates from the operator's files to our copies, and to the running worker.
+"""Bring certificates from the operator's files to the copies and to the running worker.
 
     find, read, check ─► write copies and lists ─► swap in the worker ─► read back
 
-What cannot be read, is incomplete or is refused leaves the copy and the worker as they are.
+If a certificate cannot be read, is incomplete or is refused, the copy and the worker keep the
+former one.
 """
 
 from __future__ import annotations
@@ -40,15 +41,15 @@ from fc_frontend.syntax.routes import Match
 from fc_frontend.text import whole_number
 
 _MAX_JUDGED = 500
-"""New certificates that the worker judges although it does not have their list yet."""
+"""Maximum number of new certificates that the worker checks before it has their list."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Brought:
-    """What was done.  `swapped` are originals that the worker got now, or lost.
+    """The result of `Keeper.bring`.  `swapped` are originals that the worker just gained or lost.
 
-    `unswapped` are those that take a reload, and `failed` those that cannot be used as they are.
-    `directories` are where changes are to be seen.
+    `unswapped` are originals that need a reload, and `failed` those that are not usable as is.
+    `directories` are the directories to watch for changes.
     """
 
     served: tuple[Served, ...] = ()
@@ -61,7 +62,7 @@ class Brought:
 
 @dataclass(slots=True)
 class _Wanted:
-    """What the lists of frontends should have, and new content of copies."""
+    """The wanted entries of each frontend's list, and the new content of copies."""
 
     lists: dict[str, list[ListEntry]] = field(default_factory=dict)
     bundles: dict[str, Bundle] = field(default_factory=dict)
@@ -71,21 +72,21 @@ class _Wanted:
 
 
 class Keeper:
-    """Keeps copies and the worker up to date; remembers what it has read and compared."""
+    """Keep copies and the worker up to date, with caches of the contents read and compared."""
 
     def __init__(self) -> None:
         self._originals = Originals()
         self._copies: dict[str, tuple[object, bytes, Certificate | None]] = {}
         self._verified: dict[str, str] = {}
-        """Fingerprints of copies that the worker had."""
+        """Fingerprints of the copies that the worker had."""
         self._refused: dict[str, tuple[bytes, tuple[Problem, ...]]] = {}
-        """What HAProxy said of new content for copies."""
+        """HAProxy's messages about new content that it refused, by copy."""
         self._worker: int | None = None
 
     def bring(self, settings: Settings, frontends: Iterable[FrontendSpec]) -> Brought:
-        """Write copies and lists, and let the worker have them.
+        """Write copies and lists, and load them into the running worker.
 
-        For callers that are `deploying`.  Raises `Unavailable`.
+        Callers must hold the `deploying` lock.  Raises `Unavailable`.
         """
         listed = _with_tls(frontends)
         if not listed:
@@ -97,19 +98,19 @@ class Keeper:
         try:
             self._swap(settings, wanted, former, swapped, unswapped)
         except NoListener:
-            # It reads the files when it starts.
+            # HAProxy reads the files when it starts.
             self._worker = None
         store.remove_unlisted(settings.state_directory)
         return self._brought(settings, listed, wanted, swapped, unswapped)
 
     def look(self, settings: Settings, frontends: Iterable[FrontendSpec]) -> Brought:
-        """What `bring` would find, without any change."""
+        """Return what `bring` would find, without changing anything."""
         listed = _with_tls(frontends)
         wanted = self._wanted(settings, listed)
         return self._brought(settings, listed, wanted, (), ())
 
     def is_copied(self, settings: Settings, original: Original) -> bool:
-        """True if our copy of a certificate is up to date, as far as this user may see."""
+        """Return whether the copy of a certificate is up to date, as far as this user can see."""
         try:
             bundle = self._originals.bundle(original)
         except (Unsafe, NotUsable):
@@ -132,7 +133,7 @@ class Keeper:
         found = find(frontend.name, tls)
         wanted.directories |= found.directories
         has_former = any(former)
-        # What this user may not read, `certificates sync` brings as root.
+        # `certificates sync`, run as root, reads what this user may not.
         wanted.problems += (
             each for each in found.problems if not (has_former and each.cause is Cause.FORBIDDEN)
         )
@@ -146,7 +147,7 @@ class Keeper:
         wanted.lists[path] = list(dict.fromkeys(entries))
 
     def _first(self, settings: Settings, frontend: FrontendSpec, wanted: _Wanted) -> ListEntry:
-        """The first entry of a list: the default certificate, or a stand-in."""
+        """Return the first entry of a list: the default certificate, or a stand-in."""
         assert frontend.tls is not None
         original = find_default(frontend.tls)
         if original is None:
@@ -160,7 +161,7 @@ class Keeper:
     def _read(
         self, frontend: str, original: Original, copy: str, wanted: _Wanted, *, is_kept: bool
     ) -> bool:
-        """Read a certificate into `wanted`; True if there is one, be it the copy that is there."""
+        """Read a certificate into `wanted`; return whether it has a copy, new or existing."""
         try:
             wanted.bundles[copy] = self._originals.bundle(original)
         except Unsafe as exc:
@@ -187,10 +188,11 @@ class Keeper:
         wanted: _Wanted,
         entries: Iterable[ListEntry],
     ) -> list[ListEntry]:
-        """Entries that stay although their original is not found.
+        """Return the entries that are kept although their original is not found.
 
-        It may be missing for a moment only.  It stays until it ends or others have its names; not
-        if it is there, and the frontend does not name it any more.
+        The original may be missing only for a moment.  An entry is kept until the certificate
+        expires or other certificates cover all its names.  It is not kept if the original exists
+        and the frontend no longer names it.
         """
         others = [
             wanted.bundles[entry.copy].certificate
@@ -210,7 +212,7 @@ class Keeper:
         return kept
 
     def _write(self, settings: Settings, wanted: _Wanted) -> dict[str, bytes | None]:
-        """Write copies and lists; what changed, with its former content."""
+        """Write copies and lists; return the changed copies with their former content."""
         state, former = settings.state_directory, {}
         store.prepare(state)
         for path, bundle in list(wanted.bundles.items()):
@@ -232,7 +234,7 @@ class Keeper:
         return former
 
     def _copy(self, path: str) -> bytes | None:
-        """The content of a copy; None if there is none, or if this user may not read it."""
+        """Return the content of a copy, or None if it does not exist or is not readable."""
         seen = files.signature(path)
         if seen is None:
             return None
@@ -308,13 +310,13 @@ class Keeper:
         self._follow_lists(worker, wanted, listed, refused, swapped, unswapped)
 
     def _verify(self, worker: WorkerCertificates, paths: Collection[str]) -> None:
-        """Ask for the fingerprints that are not known of this worker."""
+        """Query the fingerprints that are not yet known for this worker."""
         unknown = [path for path in paths if path not in self._verified]
         if unknown:
             self._verified |= worker.fingerprints(unknown)
 
     def _restore(self, copy: str, before: bytes | None) -> None:
-        """Put a copy back that HAProxy refused: it would not start with it."""
+        """Restore a copy that HAProxy refused: HAProxy would not start with the new content."""
         if before is not None:
             store.write_copy(copy, before)
 
@@ -327,7 +329,7 @@ class Keeper:
         swapped: list[str],
         unswapped: Collection[str],
     ) -> None:
-        """Add to the worker's lists what is new, and take out what is gone."""
+        """Add new entries to the worker's lists, and remove those that are gone."""
         for path, entries in wanted.lists.items():
             have = listed[path]
             without = [each for each in entries if each.copy in refused and not self._has(each)]
@@ -347,7 +349,7 @@ class Keeper:
                     swapped.append(copy)
 
     def _has(self, entry: ListEntry) -> bool:
-        """True if a refused copy has its former content again."""
+        """Return whether a refused copy has its former content again."""
         known = self._certificate(entry.copy)
         return known is not None and self._verified.get(entry.copy) == known.fingerprint
 
@@ -382,14 +384,14 @@ class Keeper:
 
 
 def tls_hosts(plan: Plan) -> Mapping[str, Mapping[str, str]]:
-    """Frontend with TLS → host → the first service with routes for it."""
+    """Return, for each frontend with TLS, its hosts, each with the first service that routes it."""
     found: dict[str, dict[str, str]] = {
         frontend.name: {} for frontend in plan.frontends if frontend.tls is not None
     }
     for service in plan.services:
         for route in service.spec.routes:
             host = route.key.partition("/")[0]
-            # What is passed through by SNI needs no certificate here.
+            # A route that passes TLS through by SNI needs no certificate here.
             if host and route.frontend in found and route.match is not Match.SNI:
                 found[route.frontend].setdefault(host, service.spec.name)
     return found
@@ -400,5 +402,5 @@ def _with_tls(frontends: Iterable[FrontendSpec]) -> tuple[FrontendSpec, ...]:
 
 
 def _exists(path: str) -> bool:
-    """True if an original is there, though no frontend names it."""
+    """Return whether an original exists, whether or not a frontend names it."""
     return files.signature(path) is not None and not is_missing(Original(path))

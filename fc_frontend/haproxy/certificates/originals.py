@@ -1,4 +1,4 @@
-"""The operator's certificate files: find them, and read those that belong together."""
+"""Find the operator's certificate files, and read the files that belong together."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from fc_frontend.plan.model import CertificateSource, FrontendTls
 from fc_frontend.safe_files import FileFault, Unsafe
 
 MAX_ENTRIES = 20_000
-"""Names in a directory, and certificates of a frontend."""
+"""Maximum number of names in a directory, and of certificates of a frontend."""
 _MAX_BYTES = 256 * 1024
-"""Of one file."""
+"""Largest size of one file."""
 _MAGIC = frozenset("*?[")
 
 
 @dataclass(frozen=True, slots=True)
 class Original:
-    """The files of one certificate; without `key`, the key is in `chain` as well.
+    """The files of one certificate; without `key`, `chain` contains the key as well.
 
-    `path` names the certificate in messages and in our lists.
+    `path` names the certificate in messages and in the crt-lists.
     """
 
     chain: str
@@ -33,13 +33,13 @@ class Original:
 
     @property
     def path(self) -> str:
-        """The file by which the certificate is known."""
+        """The file that identifies the certificate."""
         return self.chain
 
 
 @dataclass(frozen=True, slots=True)
 class FoundCertificates:
-    """What `tls.certificates` leads to: certificates, directories to watch, and what is wrong."""
+    """The result of `find`: certificates, directories to watch, and problems."""
 
     originals: tuple[Original, ...]
     directories: frozenset[str]
@@ -47,7 +47,7 @@ class FoundCertificates:
 
 
 def find(frontend: str, tls: FrontendTls) -> FoundCertificates:
-    """The certificates of a frontend, in a fixed order.  Problems are warnings."""
+    """Return the certificates of a frontend, in a fixed order.  Problems are warnings."""
     search = _Search(frontend)
     for number, source in enumerate(tls.certificates):
         search.add(source, f"tls.certificates.{number}")
@@ -59,7 +59,7 @@ def find(frontend: str, tls: FrontendTls) -> FoundCertificates:
 
 
 def find_default(tls: FrontendTls) -> Original | None:
-    """The default certificate's files; None if none is declared."""
+    """Return the default certificate's files, or None if none is declared."""
     source = tls.default
     if source is None:
         return None
@@ -69,19 +69,19 @@ def find_default(tls: FrontendTls) -> Original | None:
 
 
 def read(original: Original) -> tuple[bytes, bytes | None]:
-    """Chain and key.  Raises `Unsafe`."""
+    """Return the chain and the key.  Raises `Unsafe`."""
     chain = safe_files.read(original.chain, _MAX_BYTES)
     return chain, None if original.key is None else safe_files.read(original.key, _MAX_BYTES)
 
 
 class Originals:
-    """Reads originals, again only if one of their files has changed."""
+    """Read originals, and read them again only if one of their files has changed."""
 
     def __init__(self) -> None:
         self._bundles: dict[Original, tuple[object, Bundle]] = {}
 
     def bundle(self, original: Original) -> Bundle:
-        """The checked certificate.  Raises `Unsafe` and `NotUsable`."""
+        """Return the checked certificate.  Raises `Unsafe` and `NotUsable`."""
         from fc_frontend.certificates.pem import bundle
 
         seen = _signature(original)
@@ -95,7 +95,7 @@ class Originals:
         return made
 
     def keep(self, originals: Collection[Original]) -> None:
-        """Forget all others."""
+        """Forget all other originals."""
         self._bundles = {each: self._bundles[each] for each in originals if each in self._bundles}
 
 
@@ -104,7 +104,7 @@ def _signature(original: Original) -> object:
 
 
 class _Search:
-    """One look at all sources of a frontend."""
+    """One search through all certificate sources of a frontend."""
 
     def __init__(self, frontend: str) -> None:
         self._frontend = frontend
@@ -114,7 +114,7 @@ class _Search:
         self.problems: list[Problem] = []
 
     def add(self, source: CertificateSource, field: str) -> None:
-        """Find what a source leads to."""
+        """Add the certificates of a source."""
         self._field = field
         if source.key is not None:
             self.originals.append(Original(source.path, source.key))
@@ -167,7 +167,7 @@ class _Search:
         self._add_directory(path, depth=1)
 
     def _add_directory(self, path: str, depth: int) -> None:
-        """The certificates of a directory and, as in certbot's `live`, of those in it."""
+        """Add the certificates of a directory or, as in certbot's `live`, of its subdirectories."""
         self.directories.add(path)
         names = self._names(path)
         pairs = pairs_in(names)
@@ -190,7 +190,7 @@ class _Search:
             return []
 
     def _expanded(self, pattern: str) -> Iterator[str]:
-        """The paths that match, sorted.  As in a shell, `*` matches no hidden names and no `/`."""
+        """Yield the matching paths, sorted.  As in a shell, `*` matches no hidden names or `/`."""
         parts = [part for part in pattern.split("/") if part]
         paths = [""]
         for number, part in enumerate(parts):
@@ -229,14 +229,14 @@ def _is_directory(path: str) -> bool:
 
 
 def warning(frontend: str, original: Original, message: str, remedy: str) -> Problem:
-    """A warning about a certificate of a frontend."""
+    """Return a warning about a certificate of a frontend."""
     return Problem(
         f"{original.path}: {message}", remedy, severity=Severity.WARNING, service=frontend
     )
 
 
 def is_missing(original: Original) -> bool:
-    """True if the certificate's file does not exist; False also if that cannot be seen."""
+    """Return whether the certificate's file does not exist; False if that cannot be determined."""
     try:
         safe_files.examine(original.chain)
     except Unsafe as exc:

@@ -1,7 +1,7 @@
-"""Our copies of certificates, one PEM file each, and a crt-list for each frontend.
+"""fc-frontend's copies of certificates, one PEM file each, and a crt-list for each frontend.
 
-All are in a directory that nobody else may read.  A list names the original of each copy in a
-comment, so that this directory alone says what HAProxy has.
+They are in a directory that no other user may read.  A list names the original of each copy in a
+comment, so that this directory alone documents HAProxy's certificates.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ _MODE = 0o600
 
 @dataclass(frozen=True, slots=True)
 class ListEntry:
-    """A line of a list: the copy, and the original that it is of; empty for a stand-in."""
+    """A line of a list: the copy and its original, which is empty for a stand-in."""
 
     copy: str
     original: str
 
 
 def copy_of(state_directory: str, original: str) -> str:
-    """Where the copy of a certificate is; it says for people which one it is."""
+    """Return the path of a certificate's copy, with a readable name."""
     directory, _, name = original.rpartition("/")
     shown = directory.rpartition("/")[2] if name in _GENERIC else name.rpartition(".")[0]
     shown = _UNUSABLE.sub("-", shown.lower()).strip(".-")[:60] or "certificate"
@@ -43,28 +43,28 @@ def copy_of(state_directory: str, original: str) -> str:
 
 
 def stand_in(state_directory: str) -> str:
-    """The certificate that each list without a default begins with."""
+    """Return the path of the first certificate in each list without a default."""
     return f"{directory_in(state_directory)}/{STAND_IN}"
 
 
 def default_copy(state_directory: str, frontend: str) -> str:
-    """The copy of a frontend's default certificate."""
+    """Return the path of the copy of a frontend's default certificate."""
     return f"{directory_in(state_directory)}/{frontend}.default.pem"
 
 
 def read_copy(path: str) -> bytes | None:
-    """A copy's content; None if there is none.  Raises `Unavailable`."""
+    """Return a copy's content, or None if there is no copy.  Raises `Unavailable`."""
     with files.reported("read", path):
         return files.read_own(path, _MAX_PEM_BYTES)
 
 
 def write_copy(path: str, pem: bytes) -> None:
-    """Make `pem` a copy's content.  Raises `Unavailable`."""
+    """Write `pem` as a copy's content.  Raises `Unavailable`."""
     files.write_own(path, pem, mode=_MODE)
 
 
 def read_list(path: str) -> tuple[ListEntry, ...] | None:
-    """The entries of a list; None if there is none.  Raises `Unavailable`."""
+    """Return the entries of a list, or None if there is no list.  Raises `Unavailable`."""
     with files.reported("read", path):
         content = files.read_own(path, _MAX_LIST_BYTES)
     if content is None:
@@ -80,7 +80,7 @@ def read_list(path: str) -> tuple[ListEntry, ...] | None:
 
 
 def list_text(entries: Iterable[ListEntry]) -> str:
-    """A list file."""
+    """Return the text of a list file."""
     lines = []
     for entry in entries:
         lines += [f"{_ORIGIN}{entry.original}\n"] if entry.original else []
@@ -89,7 +89,7 @@ def list_text(entries: Iterable[ListEntry]) -> str:
 
 
 def write_list(path: str, entries: Iterable[ListEntry]) -> bool:
-    """Make `entries` a list's content; True if it was another one.  Raises `Unavailable`."""
+    """Write `entries` to a list; return whether its content changed.  Raises `Unavailable`."""
     content = list_text(entries).encode("utf-8", "surrogateescape")
     with files.reported("read", path):
         if files.read_own(path, _MAX_LIST_BYTES) == content:
@@ -99,13 +99,13 @@ def write_list(path: str, entries: Iterable[ListEntry]) -> bool:
 
 
 def prepare(state_directory: str) -> None:
-    """Make the directory and the stand-in.  Raises `Unavailable`."""
+    """Create the directory and the stand-in.  Raises `Unavailable`."""
     files.make_directory(directory_in(state_directory), mode=0o700)
     require_pem(stand_in(state_directory))
 
 
 def require_pem(path: str) -> None:
-    """Write a certificate that nobody trusts unless there is one.  Raises `Unavailable`."""
+    """Write a self-signed certificate unless the file exists.  Raises `Unavailable`."""
     if read_copy(path) is None:
         from fc_frontend.certificates.pem import self_signed
 
@@ -113,12 +113,12 @@ def require_pem(path: str) -> None:
 
 
 def require_lists(state_directory: str, text: str) -> None:
-    """Make the lists that the configuration `text` needs and that are missing, without entries.
+    """Create the missing lists that the configuration `text` needs, with only the stand-in.
 
     HAProxy would not start without them.  Raises `Unavailable`.
     """
     for path in own_lists(text):
-        # A text may name the directory of another state directory, which is not ours to write.
+        # A text may name a list in another state directory, which must not be written.
         if path.rpartition("/")[0] != directory_in(state_directory) or read_list(path) is not None:
             continue
         prepare(state_directory)
@@ -139,7 +139,7 @@ def remove_unlisted(state_directory: str) -> None:
 
 
 def entries_of(state_directory: str, frontend: str) -> tuple[ListEntry, ...]:
-    """What a frontend's list has; nothing if it cannot be read."""
+    """Return the entries of a frontend's list, or none if it cannot be read."""
     try:
         return read_list(list_path(state_directory, frontend)) or ()
     except Unavailable:

@@ -1,7 +1,7 @@
-"""Certificates in the running worker (Management Guide 9.3, `set ssl cert`).
+"""Swap certificates in the running worker (Management Guide 9.3, `set ssl cert`).
 
-HAProxy 2.6 has one transaction for all certificates: callers are `deploying`, and what fails is
-aborted.
+HAProxy 2.6 has a single transaction for all certificates, so callers must hold the `deploying`
+lock, and a failed transaction is aborted.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from fc_frontend.haproxy.runtime import BATCH, TIMEOUT
 from fc_frontend.haproxy.socket import ask
 
 MAX_COMMAND = 16_000
-"""Bytes of `set ssl cert` with its payload: at 16,384, HAProxy 2.6 does not answer."""
+"""Largest `set ssl cert` with payload, in bytes: HAProxy 2.6 does not answer at 16,384."""
 _FINGERPRINT = re.compile(r"^SHA1 FingerPrint: ([0-9A-F]{40})$", re.MULTILINE)
 _FILE = re.compile(r"^Filename: (\S+)$", re.MULTILINE)
 _SUCCESS = "Success!"
@@ -23,7 +23,7 @@ _CREATED = "ransaction "
 
 
 class TooLarge(Exception):
-    """A certificate that cannot be swapped at runtime: it takes a reload."""
+    """A certificate that is too large to swap at runtime and needs a reload."""
 
 
 class WorkerCertificates:
@@ -36,20 +36,20 @@ class WorkerCertificates:
         return ask(self._socket, command, TIMEOUT, payload=payload).strip()
 
     def loaded(self) -> frozenset[str]:
-        """The certificate files that it has.  Raises `Unavailable`."""
+        """Return the certificate files that the worker has.  Raises `Unavailable`."""
         return frozenset(
             line for line in self._ask("show ssl cert").splitlines() if line[:1] == "/"
         )
 
     def listed(self, path: str) -> tuple[str, ...] | None:
-        """The files in its crt-list `path`; None if it does not have that list."""
+        """Return the files in the worker's crt-list `path`, or None if there is no such list."""
         lines = self._ask(f"show ssl crt-list {path}").splitlines()
         if not lines or lines[0] != f"# {path}":
             return None
         return tuple(line.split(" ")[0] for line in lines if line[:1] == "/")
 
     def fingerprints(self, paths: Iterable[str]) -> dict[str, str]:
-        """SHA-1 fingerprint by file, of those that it has.  Raises `Unavailable`."""
+        """Return the SHA-1 fingerprint of each file that the worker has.  Raises `Unavailable`."""
         found: dict[str, str] = {}
         for batch in _batches([f"show ssl cert {path}" for path in paths]):
             for part in re.split(r"(?m)^(?=Filename: )", self._ask(";".join(batch))):
@@ -59,10 +59,10 @@ class WorkerCertificates:
         return found
 
     def swap(self, path: str, pem: bytes, fingerprint: str, *, is_new: bool = False) -> None:
-        """Let the worker have `pem` for the file `path`, and read it back.
+        """Set the content of the file `path` in the worker to `pem`, and read it back.
 
-        Raises `TooLarge`, `Refused` with what HAProxy says, and `Unavailable`.  The former one
-        stays then.
+        Raises `TooLarge`, `Refused` with HAProxy's message, and `Unavailable`.  The worker keeps
+        the former certificate then.
         """
         text = pem.decode("ascii").strip("\n")
         command = f"set ssl cert {path}"
@@ -89,15 +89,15 @@ class WorkerCertificates:
             )
 
     def add(self, crt_list: str, path: str) -> None:
-        """Add a file that it has to a list.  Raises `Refused` and `Unavailable`."""
+        """Add a file that the worker has to a list.  Raises `Refused` and `Unavailable`."""
         said = self._ask(f"add ssl crt-list {crt_list} {path}")
         if _SUCCESS not in said:
             raise _refused(path, said)
 
     def remove(self, crt_list: str, path: str) -> None:
-        """Take a file out of a list, and forget it unless another list has it."""
+        """Remove a file from a list, and from the worker unless another list uses it."""
         self._ask(f"del ssl crt-list {crt_list} {path}")
-        # Refused while it is in use elsewhere.
+        # HAProxy refuses this while the file is in use elsewhere.
         self._ask(f"del ssl cert {path}")
 
 
