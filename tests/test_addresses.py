@@ -1,4 +1,4 @@
-"""Addresses as operators write them: taken apart, and nothing else can hide in them."""
+"""Addresses as operators write them: parsed into parts, with nothing else hidden in them."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ def test_control_plane_nodes_as_declared(tmp_path: Path, haproxy_binary: str) ->
     assert "server cp1 192.0.2.1:6443 check check-ssl verify none" in section
     assert "server cp2 [2001:db8::2]:6443 check check-ssl verify none" in section
     assert "# fc-frontend allow: 203.0.113.0/24" in section
-    # TLS passes through: HAProxy's own is for checks alone.
+    # TLS passes through: HAProxy uses its own TLS for checks only.
     assert " ssl " not in section
     verdict = validate(haproxy_binary, text, timeout=30)
     assert verdict.accepted, verdict.output
@@ -115,7 +115,7 @@ def test_a_mistake_leaves_the_access_that_runs(tmp_path: Path) -> None:
 
 
 def test_api_servers_are_nodes_and_never_this_host() -> None:
-    """The network of nodes is not known; a slice must not lead HAProxy to its own host."""
+    """The node network is unknown; a slice must not direct HAProxy to its own host."""
     spec = ServiceSpec(
         name="kubernetes-api",
         service="kubernetes",
@@ -133,13 +133,13 @@ def test_api_servers_are_nodes_and_never_this_host() -> None:
     answer = answer_of(spec, service, [listed], cluster, None)
     assert [each.address for each in answer.endpoints] == ["192.0.2.1"]
     assert set(answer.rejected) == {*addresses[1:]}
-    # Pods of other Services are where pods are.
+    # Pods of other Services are still limited to the pod network.
     other = ServiceSpec(name="a", service="a", binds=(), port="https", discovery=Discovery.API)
     assert not answer_of(other, service, [listed], cluster, None).endpoints
 
 
 def test_api_servers_at_the_bind_itself_are_never_used() -> None:
-    """HAProxy would connect to itself where API servers advertise the frontend's address."""
+    """HAProxy would connect to itself if API servers advertise the frontend's address."""
     spec = ServiceSpec(
         name="kubernetes-api",
         service="kubernetes",
@@ -203,7 +203,7 @@ def test_what_doctor_says_of_the_way_to_the_api() -> None:
 
 @contextlib.contextmanager
 def answering(address: str, port: int, status: int, context: ssl.SSLContext) -> Iterator[None]:
-    """An https server that gives each request this status."""
+    """Run an HTTPS server that answers each request with this status."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -258,7 +258,7 @@ def test_api_servers_that_refuse_anonymous_requests_are_up(
 class ControlPlane(ApiFrontend):
     """Three API servers of one cluster: one for the daemon, two behind the frontend.
 
-    These are in the pod network, as loopback addresses outside of it are never used.
+    They are in the pod network, because loopback addresses outside it are never used.
     """
 
     def __enter__(self) -> ControlPlane:
@@ -282,7 +282,7 @@ class ControlPlane(ApiFrontend):
         super().__exit__(*exc)
 
     def begin(self, address: str) -> None:
-        """Start an API server, which asks for client certificates and requires none."""
+        """Start an API server that requests client certificates but does not require them."""
         context = self.certificates.server_context()
         context.load_verify_locations(self.certificates.path("ca.crt"))
         context.verify_mode = ssl.CERT_OPTIONAL
@@ -291,7 +291,7 @@ class ControlPlane(ApiFrontend):
         self.call(stack.enter_async_context(server.serving(context, PORT, address)))
 
     def end(self, address: str) -> None:
-        """End an API server with all of its connections."""
+        """Stop an API server and close all of its connections."""
         self.call(self.stacks.pop(address).aclose())
 
 
@@ -303,7 +303,7 @@ def plane(either_binary: str, certificates: Certificates) -> Iterator[ControlPla
 
 @pytest.fixture
 def admin(plane: ControlPlane, tmp_path: Path) -> Path:
-    """A kubeconfig with a client certificate, for the address of the frontend."""
+    """Return a kubeconfig with a client certificate, for the address of the frontend."""
     path = tmp_path / "admin.kubeconfig"
     done = fc(
         *("kubeconfig", "root", "--certificate", "--cluster-admin", "--for", "1h"),
@@ -331,7 +331,7 @@ def test_kubectl_through_the_frontend(plane: ControlPlane, admin: Path, kubectl:
     done = asked("auth", "whoami", "-o", "json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["status"]["userInfo"]["username"] == "fc-frontend:root"
-    # An API server restarts: no `get` fails that is tried twice.
+    # An API server restarts: no `get` fails if it is retried once.
     reloads = plane.metric("fc_frontend_reloads_total")
     for address in plane.addresses:
         plane.end(address)
@@ -339,7 +339,7 @@ def test_kubectl_through_the_frontend(plane: ControlPlane, admin: Path, kubectl:
             assert any(asked("get", "nodes", "-o", "name").stdout for _ in range(2))
         plane.begin(address)
         plane.until(lambda: up(plane) == 2)
-    # A control-plane node comes, and another one goes.
+    # One control-plane node is added, and another is removed.
     third = f"127.{plane.octet}.120.3"
     plane.begin(third)
     states = dict.fromkeys((plane.addresses[1], third), READY)
@@ -354,7 +354,7 @@ def test_kubectl_through_the_frontend(plane: ControlPlane, admin: Path, kubectl:
     said = plane.run("doctor", check=False).stdout
     assert f"{plane.host}:{PORT} leads to an API server" in said
     assert f"the API server's certificate does not have {plane.host}" in said
-    # Addresses that are not allowed are rejected, from then on.
+    # Addresses that are not allowed are rejected from now on.
     for allowed, code in (("192.0.2.0/24", 1), (f"127.{plane.octet}.0.0/16, 127.0.0.0/8", 0)):
         plane.settings["api_access"]["allow"] = allowed.split(", ")
         plane.write()

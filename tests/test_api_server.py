@@ -53,7 +53,7 @@ def recorded(name: str) -> Answer:
 async def replay(
     server: ApiServer, name: str, *, faster: bool = True, token: str | None = None
 ) -> Answer:
-    """The answer of `server` to the recorded request, with another token if one is given."""
+    """Return the answer of `server` to the recorded request, with another token if given."""
     request = (RECORDED / f"{name}.request").read_bytes()
     if b"\r\n" not in request:
         head, _, body = request.partition(b"\n\n")
@@ -99,7 +99,7 @@ def slice_of(service: str, name: str) -> Json:
 
 
 def filled() -> Objects:
-    """About what the recorded server had, and versions that the recorded requests can name."""
+    """Return roughly the recorded objects, with the versions that recorded requests name."""
     objects = Objects()
     for name in ("api", "lb", "web"):
         kind = "LoadBalancer" if name == "lb" else "ClusterIP"
@@ -148,13 +148,13 @@ def test_errors_are_those_of_a_real_server(name: str) -> None:
 
 
 def without_times(item: Json) -> Json:
-    """An object without what depends on when and by whom it was written."""
+    """Return an object without the fields that depend on who wrote it and when."""
     metadata = {"name": item["metadata"]["name"], "namespace": item["metadata"]["namespace"]}
     return {**item, "metadata": metadata}
 
 
 def _of_status(answer: Answer) -> list[Json]:
-    """Who has written the status, without the times."""
+    """Return the managers of the status, without the times."""
     entries = answer.object["metadata"].get("managedFields", ())
     of_status = [each for each in entries if each.get("subresource") == "status"]
     return [{name: each[name] for name in each if name != "time"} for each in of_status]
@@ -257,7 +257,7 @@ def test_pages_have_a_token_that_gives_the_rest() -> None:
 
 
 async def watched(server: ApiServer, name: str, *changes: Any) -> list[Json]:
-    """Events of a recorded watch, during which `changes` are made."""
+    """Return the events of a recorded watch during which `changes` are made."""
     task = asyncio.create_task(replay(server, name))
     while not server.objects.listeners:  # noqa: ASYNC110
         await asyncio.sleep(0)
@@ -267,7 +267,7 @@ async def watched(server: ApiServer, name: str, *changes: Any) -> list[Json]:
 
 
 def moving(objects: Objects) -> tuple[Any, Any, Any]:
-    """Make, change and delete a slice, as was done while the watches were recorded."""
+    """Create, change and delete a slice, as was done while the watches were recorded."""
     item = slice_of("manual", "moving")
     key = ("endpointslices", "shop", "moving")
     return (
@@ -352,14 +352,14 @@ ADMIN_TOKEN = "dummy." * 2
 
 
 def answers(certificates: Certificates, *names: str) -> list[Answer]:
-    """The answers of a server with identities to recorded requests, sent by an administrator."""
+    """Return the answers of a server with identities to recorded requests from an administrator."""
 
     async def scene() -> list[Answer]:
         objects = Objects()
         server = ApiServer(objects, identities=Identities(objects, certificates, ADMIN_TOKEN))
         item = {"metadata": {"name": "frontend", "namespace": "shop"}}
         objects.create("serviceaccounts", stamped(item))
-        # The recorded approval names the version of the recorded request.
+        # The recorded approval contains the version of the recorded request.
         objects.version = 1259
         key = ("certificatesigningrequests", "", "frontend-vm1")
         async with server.serving():
@@ -452,14 +452,14 @@ def test_a_deletion_is_answered_as_by_a_real_server(certificates: Certificates) 
 
 
 def without(item: Any, *names: str) -> Any:
-    """A document without these fields, wherever they are."""
+    """Return a document without these fields, at any depth."""
     if isinstance(item, dict):
         return {name: without(each, *names) for name, each in item.items() if name not in names}
     return [without(each, *names) for each in item] if isinstance(item, list) else item
 
 
 def shape(item: Any) -> Any:
-    """The fields of a document, with the types of their values."""
+    """Return the fields of a document, with the types of their values."""
     if isinstance(item, dict):
         return {name: shape(each) for name, each in item.items()}
     return [shape(each) for each in item] if isinstance(item, list) else type(item).__name__

@@ -1,4 +1,4 @@
-"""Declarations of Services of type LoadBalancer, and their place beside those of files."""
+"""Declarations of Services of type LoadBalancer, and their order relative to those in files."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def test_every_gap_has_a_message_and_a_remedy(gap: AddressGap) -> None:
 
 
 def with_services(services: Mapping[str, Any], files: Mapping[str, Any] | None = None) -> Sources:
-    """Sources with services of files and of the cluster, by name."""
+    """Return sources with services from files and from the cluster, by name."""
     known = {name: BalancedDeclaration(WEB, fields) for name, fields in services.items()}
     return replace(sources(SETTINGS, files or {}), cluster=cluster_raws(known, None))
 
@@ -155,7 +155,7 @@ FILED = {"binds": [BIND], "pod_port": 443}
 
 
 def test_files_win_between_two_additions_of_a_bind() -> None:
-    # The Service is the first by name.
+    # The Service sorts first by name.
     found = proposed(with_services({"svc.shop.web.443": of_cluster(BIND)}, {"zoo": FILED}))
     assert deployed(found) == {"zoo"}
     (withheld,) = found.withheld

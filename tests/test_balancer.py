@@ -1,6 +1,6 @@
-"""Addresses of Services of type LoadBalancer: sticky, deterministic, no address twice.
+"""Addresses of Services of type LoadBalancer: sticky, deterministic, never assigned twice.
 
-Rows are those of the checklist for implementations of load balancers, by number.
+Row numbers refer to the checklist for load balancer implementations.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def assigned(
     host: HostAddresses = ANY_HOST,
     served: Mapping[str, Sequence[tuple[str, int]]] | None = None,
 ) -> dict[str, Assignment]:
-    """The assignments of Services in one namespace, by name."""
+    """Return the assignments of Services in one namespace, by name."""
     found = assign(
         {key(name): service for name, service in services.items()},
         pools,
@@ -171,14 +171,14 @@ def test_row_07_require_dual_stack_takes_both_families_or_none() -> None:
     service = request(**DUAL, policy=FamilyPolicy.REQUIRE_DUAL)
     (found,) = assigned({"web": service}, [six]).values()
     assert found == Assignment((), (AddressProblem(AddressGap.NO_POOL, "ipv4"),))
-    # The address that it cannot use alone is left to others.
+    # The Service cannot use one address alone, so that address is left to others.
     other = request(families=("ipv6",), created="2026-02-01T00:00:00Z")
     for wish in ("", V6):
         requiring = replace(service, requested=wish)
         both = assigned({"web": requiring, "other": replace(other, requested=wish)}, [six])
         assert addresses(both["web"]) == []
         assert addresses(both["other"]) == [V6]
-    # What it had before, it keeps.
+    # It keeps an address that it already had.
     (found,) = assigned({"web": service}, [six], {"web": proxy(V6)}).values()
     assert addresses(found) == [V6]
     assert gaps(found) == [AddressGap.NO_POOL]
@@ -251,7 +251,7 @@ def test_row_08_requests_that_exchange_addresses_are_fulfilled_as_they_become_fr
 
 
 def test_row_09_every_status_is_claimed_before_anything_is_allocated() -> None:
-    # The newcomer is older and sorts first.
+    # The new Service is older and sorts first.
     services = {"a": request(), "z": request(created="2026-02-01T00:00:00Z")}
     found = assigned(services, statuses={"z": proxy(V4)})
     assert addresses(found["z"]) == [V4]
@@ -310,7 +310,7 @@ def test_row_10_an_address_is_shared_with_an_equal_key_and_other_ports() -> None
         assert addresses(found["second"]) == expected
         if not expected:
             assert gaps(found["second"]) == [AddressGap.OUT_OF_ADDRESSES]
-            # It is tried again when the address is freed.
+            # Allocation is retried when the address is freed.
             assert addresses(assigned({"second": second}, one)["second"]) == [V4]
 
 
@@ -325,7 +325,7 @@ def test_row_10_services_with_the_same_key_go_to_the_same_address() -> None:
 def test_row_05_a_port_that_was_added_and_is_taken_is_reported_alone() -> None:
     statuses = {"a": proxy(V4), "b": proxy(V4)}
     services = {
-        # The older one added the port that the other one has.
+        # The older Service added the port that the other one already has.
         "a": request(443, 80, sharing_key="k"),
         "b": request(80, sharing_key="k", created="2026-02-01T00:00:00Z"),
     }
@@ -350,7 +350,7 @@ def test_an_address_that_this_host_lost_stays_assigned() -> None:
         {"web": request()}, statuses={"web": proxy(V4)}, host=HostAddresses()
     ).values()
     assert found == Assignment((AssignedAddress(ip_address(V4)),), (problem,))
-    # What HAProxy has bound, it keeps.
+    # A Service keeps the addresses that HAProxy has bound.
     (found,) = assigned(
         {"web": request()}, host=HostAddresses(), served={"web": [(V4, 443)]}
     ).values()
@@ -408,7 +408,7 @@ def test_row_03_the_status_of_a_real_api_server_is_read() -> None:
     ],
 )
 def test_rows_12_13_and_19_change_nothing(row: int, field: str, value: Any) -> None:
-    """Traffic policies, node ports and external IPs have no meaning for a proxy to the pods."""
+    """Traffic policies, node ports and external IPs do not apply to a proxy to the pods."""
     item = json.loads(recorded("lb-before").body)
     expected = read_service(item)
     for port in item["spec"]["ports"] if row == 13 else ():
@@ -434,7 +434,7 @@ def test_row_11_and_14_source_ranges_and_affinity_are_read() -> None:
     assert read({name: " "}).source_ranges == ()
     both = read({name: "10.0.0.0/8"}, loadBalancerSourceRanges=[" 192.0.2.0/24 "])
     assert both.source_ranges == ("192.0.2.0/24",)
-    # What makes no sense is kept, to be refused.
+    # Invalid values are kept, so that they are refused later.
     assert read(loadBalancerSourceRanges=[7, None]).source_ranges == ("7", "None")
     assert read(loadBalancerSourceRanges="everybody").source_ranges == ("everybody",)
     assert read({name: "10.0.0.0/8,"}).source_ranges == ("10.0.0.0/8", "")
@@ -487,9 +487,9 @@ hosts = st.one_of(
 
 @dataclass
 class Frontend:
-    """A frontend, with the cluster as far as it concerns load balancers.
+    """A frontend, with the parts of the cluster that concern load balancers.
 
-    Whatever is assigned is served at once, and is in the statuses, unless these were wiped.
+    Every assignment is served at once and written to the statuses, until these are wiped.
     """
 
     services: dict[ObjectKey, LoadBalancerRequest] = field(default_factory=dict)
@@ -511,7 +511,7 @@ class Frontend:
         return found
 
     def check(self, before: Mapping[ObjectKey, Assignment]) -> None:
-        """All that must hold whatever happened."""
+        """Check the invariants that hold after any event."""
         found = self.assignments()
         holders: dict[IpAddress, list[tuple[ObjectKey, AssignedAddress]]] = {}
         for each, assignment in found.items():
@@ -550,7 +550,7 @@ events = st.lists(
 
 
 def apply(frontend: Frontend, kind: str, name: str | None, value: Any) -> set[ObjectKey]:
-    """One event; the Services that asked for a change by it."""
+    """Apply one event; return the Services that asked for a change through it."""
     match kind:
         case "put":
             assert name is not None
@@ -564,7 +564,7 @@ def apply(frontend: Frontend, kind: str, name: str | None, value: Any) -> set[Ob
         case "host":
             frontend.host = value
         case "wipe":
-            # Where it is not served either, nobody knows what it was.
+            # If a Service is not served either, its former address is unknown.
             frontend.statuses = {
                 each: status
                 for each, status in frontend.statuses.items()

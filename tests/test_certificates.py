@@ -1,4 +1,4 @@
-"""Certificates as bytes: what is read of them beside what openssl says, and what is refused."""
+"""Certificates as bytes: parsed values compared with those of openssl, and refused input."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def test_a_key_with_a_passphrase_is_refused(site: Issued, tmp_path: Path) -> Non
 def test_a_certificate_for_no_host_is_refused(authority: Authority) -> None:
     nameless = authority.issue("", common_name="A Person")
     assert fault(nameless.chain, nameless.key) is PemFault.NO_NAME
-    # HAProxy uses the common name where there is no other.
+    # HAProxy uses the common name if there is no other name.
     old = authority.issue("", common_name="old.example.org")
     assert bundle(old.chain, old.key).certificate.names == ("old.example.org",)
 
@@ -207,7 +207,7 @@ def test_of_two_certificates_for_a_name_one_is_hidden(authority: Authority) -> N
     found = [
         served("/c/a.pem", "a.test", "www.a.test"),
         served("/c/old.pem", "www.a.test"),
-        # Clients that cannot use one kind of key get the other.
+        # Clients that cannot use one kind of key get the other certificate.
         served("/c/rsa.pem", "a.test", key="rsa:2048"),
         served("/c/default.pem", "a.test", default=True),
         served("/c/wild.pem", "*.a.test"),
@@ -221,7 +221,7 @@ def test_of_two_certificates_for_a_name_one_is_hidden(authority: Authority) -> N
 
 
 def test_what_cryptography_cannot_read_is_refused(site: Issued) -> None:
-    """A version that does not exist: neither ValueError nor any other common error."""
+    """An X.509 version that does not exist raises neither ValueError nor another common error."""
     body = base64.b64decode(b"".join(site.leaf.splitlines()[1:-1]))
     at = body.index(b"\xa0\x03\x02\x01\x02")
     damaged = base64.encodebytes(body[: at + 4] + b"\x07" + body[at + 5 :])
@@ -233,6 +233,6 @@ def test_what_cryptography_cannot_read_is_refused(site: Issued) -> None:
 
 
 def test_a_daemon_without_certificates_does_without_cryptography() -> None:
-    """It takes 8 MB of memory."""
+    """Importing cryptography takes 8 MB of memory."""
     script = "import sys, fc_frontend.daemon.service; sys.exit('cryptography' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0

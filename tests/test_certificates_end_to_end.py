@@ -1,4 +1,4 @@
-"""Certificates of a frontend through the real daemon and HAProxy, seen by real TLS clients."""
+"""Certificates of a frontend through the real daemon and HAProxy, checked by real TLS clients."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def frontend(either_binary: str) -> Iterator[Frontend]:
 
 
 def put(frontend: Frontend, issued: Issued, name: str = "shop") -> None:
-    """Put a certificate into place as certbot does: one link after the other."""
+    """Install a certificate as certbot does: one link after the other."""
     live = frontend.directory / "live" / name
     archive = frontend.directory / "archive" / name
     live.mkdir(exist_ok=True)
@@ -62,7 +62,7 @@ def put(frontend: Frontend, issued: Issued, name: str = "shop") -> None:
 
 
 def serial(frontend: Frontend, authority: Authority, name: str = "shop.example.org") -> str:
-    """The serial number of the certificate that a client which verifies it is served."""
+    """Return the serial number of the certificate served to a client that verifies it."""
     context = ssl.create_default_context(cafile=str(authority.root_file))
     context.set_alpn_protocols(["h2", "http/1.1"])
     with (
@@ -108,7 +108,7 @@ def test_a_renewed_certificate_is_served_without_a_reload(
     checks = frontend.metric("fc_frontend_checks_total")
     put(frontend, second)
     frontend.until(lambda: serial(frontend, authority) == of(second))
-    # A new one appears, for a host that has had none.
+    # A new certificate appears, for a host that had none.
     assert is_refused(frontend, authority, "other.example.org")
     problems = [each["message"] for each in frontend.status()["problems"]]
     assert "frontend web has no certificate for other.example.org" in problems
@@ -116,7 +116,7 @@ def test_a_renewed_certificate_is_served_without_a_reload(
     frontend.until(lambda: serial(frontend, authority, "other.example.org") == of(other))
     frontend.until(lambda: not frontend.status()["problems"])
     assert is_refused(frontend, authority, "unknown.example.org")
-    # A pair that does not belong together leaves the former one.
+    # A certificate and key that do not match leave the former pair in place.
     (frontend.directory / "live" / "shop" / "fullchain.pem").unlink()
     shutil.copy(
         frontend.directory / "archive/shop/fullchain1.pem",
@@ -131,7 +131,7 @@ def test_a_renewed_certificate_is_served_without_a_reload(
     path = f"{frontend.directory}/live/shop/fullchain.pem"
     ends = frontend.metric("fc_frontend_certificate_expiry_timestamp_seconds", certificate=path)
     assert ends > 1_700_000_000
-    # The next worker has them as well, and nobody else may read them.
+    # The next worker loads them as well, and nobody else may read them.
     store = frontend.directory / "state" / "fc-frontend-certificates"
     assert store.stat().st_mode & 0o777 == 0o700
     assert {path.stat().st_mode & 0o777 for path in store.iterdir()} == {0o600}
@@ -190,7 +190,7 @@ def test_the_default_certificate_is_served_for_other_names(
     put(frontend, site)
     frontend.start()
     frontend.until(lambda: serial(frontend, authority) == of(site))
-    # The stand-in, until there is one.
+    # The stand-in is served until a default certificate exists.
     assert is_refused(frontend, authority, "any.example.org")
     path = frontend.directory / "default.pem"
     for issued in (fallback, renewed):
@@ -214,7 +214,7 @@ def test_of_two_certificates_for_a_name_the_first_is_served(
     assert "loaded first" in frontend.run("check").stderr
     shutil.rmtree(frontend.directory / "live" / "a-old")
     frontend.until(lambda: serial(frontend, authority) == of(new))
-    # One that comes later at runtime hides nothing, whatever its place in the list.
+    # A certificate added at runtime hides no other, whatever its place in the list.
     put(frontend, old, "a-old")
     frontend.until(lambda: "loaded first" in str(frontend.status()["problems"]))
     assert serial(frontend, authority) == of(new)
@@ -240,7 +240,7 @@ def test_a_certificate_that_is_too_large_takes_a_reload(
 def test_what_others_did_to_certificates_is_put_right(
     frontend: Frontend, authority: Authority
 ) -> None:
-    """A transaction that somebody left open, and a HAProxy that was restarted."""
+    """A transaction that somebody left open, and a restarted HAProxy."""
     first, second = (authority.issue("shop.example.org") for _ in range(2))
     put(frontend, first)
     frontend.start()
@@ -334,7 +334,7 @@ def test_protocols_before_tls_1_2_are_refused(frontend: Frontend, authority: Aut
 
 
 def test_acme_challenges_of_all_hosts_reach_the_client(frontend: Frontend) -> None:
-    """Before redirects, and from addresses that are not allowed."""
+    """They come before redirects, and also from addresses that are not allowed."""
     frontend.scale("client", 1)
     client = f"{frontend.pods['client'].addresses[0]}:8080"
     web = frontend.settings["frontends"]["web"]

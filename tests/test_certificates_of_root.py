@@ -1,4 +1,4 @@
-"""Certificates that only root may read: the daemon serves what `certificates sync` copies."""
+"""Certificates that only root may read: the daemon serves the copies of `certificates sync`."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def issued(authority: Authority) -> Issued:
 
 @pytest.fixture
 def frontend() -> Iterator[Frontend]:
-    # The other versions may be where only root may execute them.
+    # The other HAProxy versions may be installed where only root may execute them.
     with Frontend(binary_of("2.6-debian")) as made:
         (made.directory / "live").mkdir(mode=0o700)
         tls = {"certificates": f"{made.directory}/live/*/"}
@@ -175,7 +175,7 @@ def test_a_pattern_without_certificates_is_a_warning(tmp_path: Path) -> None:
 
 
 def test_no_message_has_a_key(frontend: Frontend, issued: Issued) -> None:
-    """What is wrong with a certificate is reported without its content."""
+    """Problems with a certificate are reported without its content."""
     put(frontend, Issued(issued.leaf, issued.key + issued.chain[:90], issued.key))
     frontend.write()
     text = frontend.run("check", check=False)

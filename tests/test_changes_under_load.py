@@ -1,9 +1,9 @@
-"""Random sequences of edits, mistakes, removals, DNS changes and kills, with requests throughout.
+"""Random sequences of edits, mistakes, removals, DNS changes and kills under constant load.
 
-The property: no request to a service fails because of a change to another one, and no change that
-is refused or withheld before its reload causes one, or a reload.
+The property: no request to a service fails because another service changes, and a change that is
+refused or withheld before its reload causes neither a failed request nor a reload.
 
-`FC_FRONTEND_SEQUENCES` gives the number of sequences for longer runs.
+`FC_FRONTEND_SEQUENCES` sets the number of sequences for longer runs.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from tests.support.frontend import Frontend
 
 SERVICES = ("one", "two", "three")
 PORTS = {name: 8080 + number for number, name in enumerate(SERVICES)} | {"edge": 8095}
-"""Of the services, and of a fragment that passes connections to `one`."""
+"""The ports of the services, and of a fragment that passes connections to `one`."""
 SEQUENCES = int(os.environ.get("FC_FRONTEND_SEQUENCES", "4"))
 STEPS = 15
 PATIENCE = 60.0
@@ -50,12 +50,12 @@ MISTAKES: dict[str, dict[str, Any]] = {
     "bind": {},
     "text": {},
 }
-"""What keeps a service from being deployed before a reload."""
+"""Mistakes that prevent a service from being deployed, found before a reload."""
 names = st.sampled_from(SERVICES)
 
 
 class Changes(RuleBasedStateMachine):
-    """What was declared so far, and which services have to serve without a failure."""
+    """The configuration declared so far, and the services that must serve without failures."""
 
     binary: ClassVar[str]
 
@@ -64,14 +64,14 @@ class Changes(RuleBasedStateMachine):
         self.stack = ExitStack()
         self.frontend = Frontend(self.binary)
         self.fields: dict[str, dict[str, Any]] = {}
-        """The last good fields of each service that is declared or runs."""
+        """The last good fields of each service that is declared or running."""
         self.files: dict[str, str] = {}
-        """The file in which each service is declared, or was."""
+        """The file that declares each service, or last declared it."""
         self.marks: dict[str, str] = {}
         self.count = 0
         self.withheld: set[str] = set()
         self.gone: set[str] = set()
-        """Services that were removed, and are not served."""
+        """Services that were removed and are not served."""
         self.is_settings_wrong = False
 
     @initialize()
@@ -101,7 +101,7 @@ class Changes(RuleBasedStateMachine):
     # Steps
 
     def put(self, name: str, fields: dict[str, Any], file: str = "") -> None:
-        """Declare a service, as its last good form, with a line that shows when it is deployed."""
+        """Declare a service as its last good form, with a line that shows its deployment."""
         self.files[name] = file or self.files.get(name, f"{name}.json")
         self.count += 1
         self.marks[name] = f"timeout client-fin {1000 + self.count}ms"
@@ -123,7 +123,7 @@ class Changes(RuleBasedStateMachine):
         touched: Iterable[str] = (),
         may_reload: bool = True,
     ) -> None:
-        """Wait until what is declared is deployed or withheld, and compare the counts."""
+        """Wait until all declarations are deployed or withheld, and compare the counts."""
         frontend = self.frontend
 
         def is_settled() -> bool:
@@ -134,7 +134,7 @@ class Changes(RuleBasedStateMachine):
                 else h["name"].rpartition("/")[2].split(".")[0]
                 for h in status["withheld"]
             }
-            # Where all services stay as they run, the settings take no server from any of them.
+            # If every service is kept as it runs or is gone, the settings take no server from any.
             is_felt = self.is_settings_wrong and not set(SERVICES) <= self.withheld | self.gone
             wanted = self.withheld | ({"settings"} if is_felt else set())
             text = frontend.haproxy_cfg.read_text()
@@ -158,7 +158,7 @@ class Changes(RuleBasedStateMachine):
             assert not failures, (name, failures)
         assert may_reload or self.reloads() == reloads
 
-    # Changes that are right
+    # Valid changes
 
     @precondition(lambda self: self.served())
     @rule(data=st.data(), slots=st.sampled_from(["auto", 8, 12]), second=st.booleans())
@@ -250,7 +250,7 @@ class Changes(RuleBasedStateMachine):
         self.is_settings_wrong = False
         self.settled(before)
 
-    # What the cluster does, and what happens to us
+    # Changes in the cluster, and faults of fc-frontend and HAProxy
 
     @rule(name=names, count=st.integers(2, 4))
     def scale(self, name: str, count: int) -> None:
@@ -290,7 +290,7 @@ class Changes(RuleBasedStateMachine):
         self.settled(before)
 
     def served(self) -> list[str]:
-        """The services that are declared or kept, in order."""
+        """Return the services that are declared or kept, in order."""
         return sorted(set(SERVICES) - self.gone)
 
 
@@ -303,7 +303,7 @@ def test_no_change_costs_another_service_a_request(either_binary: str) -> None:
             max_examples=SEQUENCES,
             stateful_step_count=STEPS,
             deadline=None,
-            # A sequence takes a minute: a failing one is printed as it is.
+            # A sequence takes a minute: print a failing one without shrinking it.
             phases=(Phase.generate,),
             suppress_health_check=list(HealthCheck),
             database=None,

@@ -1,4 +1,4 @@
-"""The commands as a user meets them: words, exit codes, no traceback for a user's mistake."""
+"""The commands from a user's view: wording, exit codes, no traceback for a user's mistake."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def fc(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
 
 
 def help_of(*command: str) -> str:
-    """What `--help` prints, without a process of its own."""
+    """Return the output of `--help` without starting a process."""
     done = CliRunner().invoke(cli, [*command, "--help"], prog_name="fc-frontend")
     assert done.exit_code == 0, done.output
     return done.stdout
@@ -78,7 +78,7 @@ def test_a_good_configuration(tmp_path: Path, either_binary: str) -> None:
     assert done.stdout == (
         "good: 1 service, 10 slots, accepted by HAProxy, all files are trusted\n"
     )
-    # The same by the option before the command, and by the environment.
+    # The same with the option before the command, and with the environment variable.
     assert fc("--config", config(tmp_path), "check").returncode == 0
     assert fc("check", FC_FRONTEND_CONFIG=config(tmp_path)).returncode == 0
 
@@ -154,7 +154,7 @@ def test_without_haproxy_it_cannot_tell(tmp_path: Path) -> None:
 
 
 def test_a_haproxy_that_is_too_old_is_named(tmp_path: Path) -> None:
-    """A stand-in for a version that no package brings: it speaks as 2.2 does and refuses."""
+    """A script stands in for a version without a package: it reports 2.2 and refuses."""
     old = tmp_path / "haproxy"
     old.write_text(
         "#!/bin/sh\nif [ $1 = -v ]; then echo 'HA-Proxy version 2.2.9-2 2021/02/06'; exit 0; fi\n"
@@ -173,7 +173,7 @@ def test_a_missing_settings_file(tmp_path: Path) -> None:
 
 
 def test_check_needs_no_write_access(tmp_path: Path) -> None:
-    """Even with nothing writable at all: in a mount namespace whose every mount is read-only."""
+    """The check succeeds in a mount namespace whose every mount is read-only."""
     path = config(tmp_path)
     script = 'mount -o remount,bind,ro / 2>/dev/null || mount -o remount,ro,bind / && exec "$@"'
     user = [] if os.getuid() == 0 else ["--user", "--map-root-user"]

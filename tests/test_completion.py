@@ -1,4 +1,4 @@
-"""bash, zsh and fish themselves complete what is typed, by the scripts that `completion` prints."""
+"""bash, zsh and fish complete typed words with the scripts that `completion` prints."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.fixture
 def environ(tmp_path: Path) -> dict[str, str]:
-    """An environment with `fc-frontend` in PATH, two services, and a shell without settings."""
+    """Return an environment with `fc-frontend` in PATH, two services, no shell settings."""
     programs = tmp_path / "bin"
     programs.mkdir()
     program = programs / "fc-frontend"
@@ -45,7 +45,7 @@ def shell(name: str) -> str:
 
 
 def write(directory: Path, name: str) -> Path:
-    """The script for shell `name`, in a file whose name zsh accepts for a function."""
+    """Write the script for shell `name` to a file whose name zsh accepts for a function."""
     path = directory / "_fc-frontend"
     path.write_text(fc("completion", name).stdout)
     return path
@@ -74,7 +74,7 @@ def test_bash(environ: dict[str, str], tmp_path: Path) -> None:
 def test_zsh(environ: dict[str, str], tmp_path: Path) -> None:
     write(tmp_path, "zsh")
     with Terminal([shell("zsh"), "-f", "-i"], environ) as terminal:
-        # As the package has it: a file in fpath, loaded when it is first needed.
+        # As in the package: a file in fpath, loaded when it is first needed.
         terminal.type(
             f"PROMPT=ready'> '; fpath=({tmp_path} $fpath); autoload -U compinit; compinit -u -D\n"
         )
@@ -88,7 +88,7 @@ def test_zsh(environ: dict[str, str], tmp_path: Path) -> None:
             terminal.until(completed)
             terminal.type("\x15")
         terminal.type("fc-frontend d\t")
-        # What each does stands beside it.
+        # The description of each command is shown beside it.
         terminal.until(COMMANDS["doctor"][:30])
 
 
@@ -114,7 +114,7 @@ def test_fish(environ: dict[str, str], tmp_path: Path) -> None:
 
 
 def asked(environ: dict[str, str], *words: str) -> list[str]:
-    """What fc-frontend tells a shell about the last of `words`."""
+    """Return the completions that fc-frontend offers a shell for the last of `words`."""
     done = subprocess.run(
         [str(Path(environ["PATH"].split(":")[0]) / "fc-frontend")],
         env={
@@ -152,9 +152,9 @@ def test_pods_and_entries_are_completed_from_what_is_stored(environ: dict[str, s
     assert asked(environ, "drain", "shipping", "") == []
     assert asked(environ, "undrain", "shop", "10.1.0.2") == ["10.1.0.2"]
     assert asked(environ, "rollback", "") == []
-    # What was given already is not offered again.
+    # Words given already are not offered again.
     assert asked(environ, "resolve", "shop", "") == ["shipping"]
-    # The settings file is the one that the line names, before or after the command.
+    # The settings file is the one named on the command line, before or after the command.
     other = state / "other.yaml"
     other.write_text("services: {mail: {pod_port: 25}}\n")
     for words in (("-c", str(other), "explain", ""), ("explain", "-c", str(other), "")):

@@ -1,4 +1,4 @@
-"""Listeners that take connections or paths from each other, whoever declares them."""
+"""Listeners that take connections or paths from each other, whatever declares them."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def test_branches_of_one_condition_do_not_meet() -> None:
     assert conflicts(read_listeners(f"{text}bind :80\n").listeners, str)
 
 
-# What is declared
+# Declared services and settings
 
 
 class Site:
@@ -143,7 +143,7 @@ class Site:
         (self.directory / "services.d" / f"{name}.cfg").write_text(text)
 
     def found(self) -> tuple[list[Problem], set[UnitId]]:
-        """Problems with a bind, and the units that are to blame."""
+        """Return the problems with a bind, and the units to blame."""
         path = self.directory / "config.json"
         path.write_text(json.dumps(self.settings))
         declaration = declare(read(str(path)), self.running)
@@ -153,7 +153,7 @@ class Site:
         return problems, units - {SETTINGS} if len(units) > 1 else units
 
     def accept(self) -> None:
-        """Let what is declared now be what HAProxy has."""
+        """Record the present declarations as the running ones."""
         path = self.directory / "config.json"
         path.write_text(json.dumps(self.settings))
         self.running = declare(read(str(path))).raw
@@ -244,7 +244,7 @@ def test_new_settings_lose_against_what_serves(site: Site) -> None:
     assert [str(unit) for unit in units] == ["settings"]
     assert (problem.service, problem.field) == (None, "haproxy.stats")
     assert problem.line is not None
-    # An old service gives way to nothing, and a new one to settings of the same age.
+    # An existing service is kept; a new one yields to settings of the same age.
     site.settings["services"] = {}
     site.service("other", "127.0.0.1:8001")
     assert blamed(site) == "service other"

@@ -1,4 +1,4 @@
-"""The content of named files: a change is a reload, and what HAProxy refuses waits."""
+"""The content of named files: a change causes a reload, and content that HAProxy refuses waits."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.support.frontend import Frontend
 
 
 def certificate(directory: Path, name: str, serial: int) -> tuple[str, str]:
-    """A self-signed certificate with this serial number, and its key."""
+    """Return a self-signed certificate with this serial number, and its key."""
     key, cert = directory / f".{name}.key", directory / f".{name}.crt"
     subprocess.run(
         [
@@ -35,7 +35,7 @@ def certificate(directory: Path, name: str, serial: int) -> tuple[str, str]:
 
 
 def served(frontend: Frontend, port: int) -> int:
-    """The serial number of the certificate that is served."""
+    """Return the serial number of the served certificate."""
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     with (
@@ -55,7 +55,7 @@ def served(frontend: Frontend, port: int) -> int:
 
 @pytest.fixture
 def frontend(either_binary: str, tmp_path: Path) -> Iterator[Frontend]:
-    """A service of one pod that terminates TLS with `tls/site.pem`."""
+    """Yield a frontend with a service that terminates TLS with `tls/site.pem`."""
     with Frontend(either_binary) as made:
         made.scale("shop", 2)
         tls = made.directory / "tls"

@@ -1,4 +1,4 @@
-"""The Debian package, built and installed by dpkg into a root of its own, runs from there."""
+"""The Debian package, built and installed by dpkg into a separate root, runs from there."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ NOBODY = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--no-n
 
 @pytest.fixture(scope="module")
 def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The package, built in a fresh checkout."""
+    """Build the package in a fresh checkout."""
     directory = tmp_path_factory.mktemp("package")
     done = subprocess.run(
         ["sh", "contrib/debian/build", str(directory)],
@@ -44,7 +44,7 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def root(package: Path) -> Iterator[Path]:
-    """A directory that dpkg took for the root; every user may look into it."""
+    """Yield the directory that dpkg used as root; every user may read it."""
     root = Path(tempfile.mkdtemp(prefix="fcf-", dir="/tmp"))
     root.chmod(0o755)
     for directory in ("var/lib/dpkg/info", "var/lib/dpkg/updates", "etc/haproxy"):
@@ -54,7 +54,7 @@ def root(package: Path) -> Iterator[Path]:
     (root / "etc/group").write_text("root:x:0:\nhaproxy:x:105:\n")
     (root / "etc/passwd").write_text("root:x:0:0::/root:/bin/sh\nhaproxy:x:102:105::/:/bin/false\n")
     inside = [] if os.getuid() == 0 else ["unshare", "--map-root-user", "--map-auto"]
-    # The script is not run by a shell inside (there is none): it gets DPKG_ROOT and must heed it.
+    # No shell inside the root runs the script (there is none): it gets DPKG_ROOT and must use it.
     force = "--force-script-chrootless,depends"
     done = subprocess.run(
         [*inside, "dpkg", f"--root={root}", force, "--install", str(package)],
@@ -70,7 +70,7 @@ def root(package: Path) -> Iterator[Path]:
 
 
 def said(*argv: str) -> subprocess.CompletedProcess[str]:
-    """A finished command, run by a user without any right where we can give them up."""
+    """Run a command to its end, without privileges if the test can drop them."""
     return subprocess.run(
         [*(NOBODY if os.getuid() == 0 else []), *argv],
         stdin=subprocess.DEVNULL,
@@ -145,7 +145,7 @@ def test_the_package_needs_what_it_was_built_for(package: Path) -> None:
 
 
 def test_installing_touches_nothing_but_its_root(package: Path) -> None:
-    """Each of systemd's tools in the script is told which root it is about."""
+    """Each systemd tool in the script is given its root."""
     control = Path(tempfile.mkdtemp(dir=package.parent))
     subprocess.run(["dpkg-deb", "--control", str(package), str(control)], check=True)
     script = (control / "postinst").read_text()

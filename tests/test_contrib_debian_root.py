@@ -62,11 +62,14 @@ SYSTEMCTL = """\
 #!/bin/sh
 echo "systemctl $*" >>/tmp/systemctl.log
 """
-"""Stands for a running systemd, which a chroot has not: every unit is active."""
+"""A stand-in for a running systemd, which a chroot lacks: every unit is active."""
 
 
 def inside(root: Path, *argv: str, network: bool = True) -> str:
-    """What a command in `root` prints; it must succeed.  What it started ends with it."""
+    """Return the output of a command in `root`, which must succeed.
+
+    Processes that the command started end with it.
+    """
     namespaces = ["unshare", "--mount", "--pid", "--fork", "--kill-child"]
     with_proc = ["sh", "-c", 'mount -t proc proc /proc && exec "$@"', "sh"]
     done = subprocess.run(
@@ -83,19 +86,19 @@ def inside(root: Path, *argv: str, network: bool = True) -> str:
 
 
 def install(root: Path, *argv: str) -> None:
-    """Install a package and no more than it depends on."""
+    """Install a package with its dependencies only."""
     inside(root, "apt-get", "install", "-y", "-qq", "--no-install-recommends", *argv)
 
 
 def attributes(path: Path) -> tuple[int, int, int]:
-    """Owner, group and mode."""
+    """Return owner, group and mode."""
     found = path.stat()
     return found.st_uid, found.st_gid, found.st_mode
 
 
 @pytest.fixture(scope="module")
 def debian() -> Iterator[Path]:
-    """A minimal Debian with a haproxy.cfg that somebody wrote."""
+    """Yield a minimal Debian with a haproxy.cfg written by an administrator."""
     if os.getuid() != 0:
         pytest.fail("run this test as root: it makes a Debian in a directory and enters it")
     mirror = re.search(r"^URIs:\s*(\S+)", SOURCES.read_text(), re.MULTILINE)
@@ -133,7 +136,7 @@ def test_install_serve_upgrade_and_purge(debian: Path, package: Path) -> None:
         debian, "apt-get", "install", "-y", "-qq", "--no-install-recommends", "/tmp/fc-frontend.deb"
     )
 
-    # Installed: the user and a commented configuration are there, haproxy.cfg is as it was.
+    # Installed: the user and a commented configuration exist, haproxy.cfg is unchanged.
     assert config.read_text() == HAPROXY_CFG
     assert attributes(config) == before
     inside(debian, "fc-frontend", "check")
@@ -154,7 +157,7 @@ def test_install_serve_upgrade_and_purge(debian: Path, package: Path) -> None:
     served = inside(debian, "sh", "/tmp/serve", network=False)
     assert "answer: served by a pod" in served
 
-    # Upgraded: what changes is shown, and the daemon restarted.
+    # Upgraded: the changes are shown, and the daemon is restarted.
     control = debian / "tmp/package"
     subprocess.run(["dpkg-deb", "-R", str(package), str(control)], check=True)
     text = (control / "DEBIAN/control").read_text()
@@ -176,7 +179,7 @@ def test_install_serve_upgrade_and_purge(debian: Path, package: Path) -> None:
     assert "systemctl restart fc-frontend.service" in log.read_text()
     assert settings.read_text() == original + CLUSTER
 
-    # Purged: HAProxy keeps its configuration, and nothing of fc-frontend is left but the services.
+    # Purged: HAProxy keeps its configuration; only the services remain of fc-frontend.
     inside(debian, "env", path, "dpkg", "--purge", "fc-frontend")
     assert "disable --now fc-frontend.service" in log.read_text()
     assert not (debian / "var/lib/fc-frontend").exists()

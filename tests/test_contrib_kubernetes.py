@@ -1,4 +1,4 @@
-"""The rights that contrib/kubernetes grants are those that are used, and no others."""
+"""contrib/kubernetes grants exactly the rights that are used."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_the_rights_for_statuses_are_those_that_are_used_and_no_others(
 
 
 def right_of(request: str) -> tuple[str, str]:
-    """Verb and resource of a request: all of them are in a namespace, or for all namespaces."""
+    """Return the verb and resource of a request, in a namespace or for all namespaces."""
     method, target = request.split(" ")
     path, _, query = target.partition("?")
     parts = path.split("/")
@@ -114,7 +114,7 @@ def frontend(either_binary: str, certificates: Certificates) -> Iterator[ApiFron
 
 
 def ran(frontend: ApiFrontend, kubectl: Path, *argv: str) -> subprocess.CompletedProcess[str]:
-    """A command that finds `kubectl`, which has access to the frontend's API server."""
+    """Run a command with `kubectl` in PATH and access to the frontend's API server."""
     path = f"{kubectl.parent}:{os.environ['PATH']}"
     environment = {**os.environ, "PATH": path, "KUBECONFIG": str(frontend.kubeconfig)}
     return subprocess.run(argv, env=environment, capture_output=True, text=True, check=False)
@@ -161,7 +161,7 @@ def test_kubectl_applies_the_example_of_a_load_balancer(
 def test_kubectl_makes_a_kubeconfig_that_is_usable(
     frontend: ApiFrontend, kubectl: Path, tmp_path: Path
 ) -> None:
-    """Against a server that has the Secret's token."""
+    """The server accepts the Secret's token."""
     script = str(CONTRIB / "kubeconfig")
     frontend.token_secret("fc-frontend", "frontend-token")
     refused = ran(frontend, kubectl, script)

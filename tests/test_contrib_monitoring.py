@@ -1,6 +1,6 @@
-"""Rules, dashboard and checks ask for what a running daemon really tells.
+"""Rules, dashboard and checks use only metrics that a running daemon exports.
 
-Prometheus' own tools judge the rules, and a real Prometheus scrapes a real daemon and answers every
+Prometheus' own tools check the rules, and a real Prometheus scrapes a real daemon and answers every
 query of the dashboard.
 """
 
@@ -41,7 +41,7 @@ _GROUPING = re.compile(r"\b(?:by|without|on|ignoring)\s*\(([^)]*)\)")
 
 
 def program(name: str) -> str:
-    """The path of one of Prometheus' programs; the test fails if it is missing."""
+    """Return the path of one of Prometheus' programs; fail the test if it is missing."""
     found = shutil.which(name)
     if found is None:
         pytest.fail(f"{name} is missing: apt install prometheus")
@@ -63,7 +63,7 @@ def promtool(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess[st
 
 @pytest.fixture(scope="module")
 def frontend(certificates: Certificates) -> Iterator[Frontend]:
-    """A daemon with pods from cluster DNS and from the API, and HAProxy's own metrics."""
+    """Yield a daemon with pods from cluster DNS and from the API, and HAProxy's own metrics."""
     with ApiFrontend(binary_of("2.6-debian"), certificates) as made:
         made.write_kubeconfig(token_until(2_000_000_000))
         pods = made.scale("shop", 2)
@@ -93,11 +93,11 @@ def frontend(certificates: Certificates) -> Iterator[Frontend]:
 
 @pytest.fixture(scope="module")
 def exported(frontend: Frontend) -> dict[str, set[str]]:
-    """The names of all samples of a running daemon, with their labels."""
+    """Return the names of all samples of a running daemon, with their labels."""
     names: dict[str, set[str]] = {}
     exposed = frontend.get("/metrics")[1] + frontend.get("/metrics", 8000)[1]
     for family in text_string_to_metric_families(exposed.decode()):
-        # A label's values come and go with what happens: the family's labels are what counts.
+        # The values of a label change over time: only the labels of the family matter.
         for sample in family.samples:
             names.setdefault(sample.name, set()).update(sample.labels)
     names["fc_frontend_reloads_total"] |= {"reason", "result"}
@@ -116,7 +116,7 @@ def dashboard_queries() -> list[str]:
 
 
 def filled(query: str) -> str:
-    """A dashboard's query as Grafana sends it, for everything."""
+    """Return a dashboard query as Grafana sends it with all values selected."""
     return re.sub(r"\$(job|instance|service)\b", ".*", query).replace("$__rate_interval", "1m")
 
 
@@ -235,7 +235,7 @@ def test_names_and_labels_are_those_of_the_daemon(
 
 @pytest.fixture(scope="module")
 def prometheus(frontend: Frontend, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a Prometheus that has scraped the daemon with our rules, at least twice."""
+    """Yield the address of a Prometheus with the rules, which scraped at least twice."""
     rules_file = PROMETHEUS / "fc-frontend.rules.yml"
     with scraping(frontend, rules_file, tmp_path_factory.mktemp("prometheus")) as address:
         yield address
@@ -243,7 +243,7 @@ def prometheus(frontend: Frontend, tmp_path_factory: pytest.TempPathFactory) -> 
 
 @contextlib.contextmanager
 def scraping(frontend: Frontend, rules_file: Path, directory: Path) -> Iterator[str]:
-    """A Prometheus that scrapes daemon and HAProxy each second; yields its address."""
+    """Run a Prometheus that scrapes daemon and HAProxy each second; yield its address."""
     document = yaml.safe_load((PROMETHEUS / "prometheus.yml").read_text())
     document["rule_files"] = [str(rules_file)]
     document["global"] = {"evaluation_interval": "1s"}
@@ -281,7 +281,7 @@ def scraping(frontend: Frontend, rules_file: Path, directory: Path) -> Iterator[
 
 
 def asked(address: str, query: str) -> list[dict[str, Any]]:
-    """The series that a query gives now."""
+    """Return the present series of a query."""
     host, _, port = address.rpartition(":")
     connection = http.client.HTTPConnection(host, int(port), timeout=10)
     try:
@@ -316,7 +316,7 @@ def test_nothing_fires_on_a_good_frontend(prometheus: str) -> None:
         for series in asked(prometheus, 'ALERTS{alertstate=~"firing|pending"}')
     }
     assert not firing
-    # Recorded once a rule has seen two scrapes.
+    # Samples are recorded once a rule has seen two scrapes.
     assert patiently(lambda: asked(prometheus, "fc_frontend:dns_query_duration_seconds:p99_5m"))
     assert first(asked(prometheus, 'up{job="haproxy"}'), "0") == "1"
 
@@ -334,7 +334,7 @@ def test_the_dashboards_variables_find_the_service(prometheus: str) -> None:
 
 
 def firing(address: str) -> dict[str, set[str]]:
-    """The alerts that fire now, each with what it is about."""
+    """Return the alerts that fire now, each with its subject."""
     found: dict[str, set[str]] = {}
     for series in asked(address, 'ALERTS{alertstate="firing"}'):
         metric = series["metric"]
@@ -345,7 +345,7 @@ def firing(address: str) -> dict[str, set[str]]:
 
 @pytest.mark.extended
 def test_what_users_feel_fires_on_a_broken_frontend(tmp_path: Path) -> None:
-    """With the rules' times shortened, as nobody waits for an hour."""
+    """The times of the rules are shortened, so that the test does not wait for an hour."""
     text = (PROMETHEUS / "fc-frontend.rules.yml").read_text()
     text = re.sub(r"for: \d+[mh]", "for: 1s", text).replace("[5m]", "[10s]")
     (tmp_path / "rules.yml").write_text(text)
@@ -360,7 +360,7 @@ def test_what_users_feel_fires_on_a_broken_frontend(tmp_path: Path) -> None:
         with scraping(frontend, tmp_path / "rules.yml", tmp_path) as address:
             frontend.drop("bad.yaml", "services: {bad: {pod_prt: 1}}")
             patiently(lambda: firing(address).get("FcFrontendChangeWithheld") == {"service"})
-            # An address where nobody listens.
+            # An address without a listener.
             dead = f"127.{frontend.octet}.15.250"
             frontend.publish("mail", (*frontend.pods["mail"].addresses, dead))
             patiently(lambda: "mail" in firing(address).get("FcFrontendServiceDegraded", ()))

@@ -45,7 +45,7 @@ SETTINGS = {"cluster": {"nameservers": ["10.0.0.254:53"], "nodes": {"node1": "19
 def evaluated(
     tmp_path: Path, services: dict[str, Any], settings: dict[str, Any], **more: Any
 ) -> subprocess.CompletedProcess[str]:
-    """Nix's answer; it has no store of its own and gets only JSON from us."""
+    """Evaluate the module with Nix, without a store of its own and with JSON input only."""
     program = shutil.which("nix-instantiate")
     if program is None:
         pytest.fail("nix-instantiate is missing: apt install nix-bin")
@@ -65,7 +65,7 @@ def evaluated(
 def written(
     tmp_path: Path, services: dict[str, Any], settings: dict[str, Any], **more: Any
 ) -> Path:
-    """The directory that the module fills, as /etc/fc-frontend."""
+    """Return the directory that the module fills, as /etc/fc-frontend."""
     done = evaluated(tmp_path, services, settings, **more)
     assert done.returncode == 0, done.stderr
     for name, text in json.loads(done.stdout)["etc"].items():
@@ -110,7 +110,7 @@ def test_the_declarations_say_what_the_options_said(tmp_path: Path) -> None:
     assert shop.server_options == "maxconn 200 slowstart 5s"
     assert [str(bind) for bind in found["ingress"].binds] == ["127.0.0.1:10443", "[::1]:10443"]
     assert [str(bind) for bind in found["legacy"].binds] == ["127.0.0.1:8081"]
-    # The predecessor's default of `mode`, which is not fc-frontend's.
+    # The predecessor's default of `mode` differs from fc-frontend's.
     assert {name: spec.mode for name, spec in found.items()} == {
         "ingress": "tcp",
         "shop": "http",
@@ -121,7 +121,7 @@ def test_the_declarations_say_what_the_options_said(tmp_path: Path) -> None:
 
 
 def test_enabling_it_brings_all(tmp_path: Path) -> None:
-    """Package, users, directories, and units that agree with the settings on HAProxy's paths."""
+    """Package, users and directories, and units that agree with the settings on HAProxy's paths."""
     done = evaluated(tmp_path, {}, {})
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
@@ -212,7 +212,7 @@ def test_no_text_ends_its_field(tmp_path: Path, text: str) -> None:
 
 
 def test_the_module_for_acme_declares_a_frontend(tmp_path: Path) -> None:
-    """contrib/acme/security-acme.nix, and what NixOS's own module gets from it."""
+    """contrib/acme/security-acme.nix, and the options that it sets in NixOS's own module."""
     program = shutil.which("nix-instantiate")
     if program is None:
         pytest.fail("nix-instantiate is missing: apt install nix-bin")

@@ -1,7 +1,7 @@
-"""The units are what systemd takes, are well confined, and never tie HAProxy to fc-frontend.
+"""systemd accepts the units; they are well confined, and never tie HAProxy to fc-frontend.
 
-Offline: systemd's own tools judge copies in a directory, and no service manager is involved.  What
-HAProxy makes of the drop-in's options is tried with HAProxy.
+The tests run offline: systemd's own tools check copies in a directory, and no service manager is
+involved.  The options of the drop-in are tried with HAProxy.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ TIES = ("Requires", "Requisite", "BindsTo", "PartOf", "Upholds", "Conflicts", "P
 
 
 def said(*argv: str, **environ: str) -> subprocess.CompletedProcess[str]:
-    """A finished command, its output as one text."""
+    """Run a command to its end, with its output as one text."""
     return subprocess.run(
         argv,
         stdout=subprocess.PIPE,
@@ -45,7 +45,7 @@ def said(*argv: str, **environ: str) -> subprocess.CompletedProcess[str]:
 
 
 def settings(path: Path) -> list[tuple[str, str]]:
-    """The assignments of a unit file, in order."""
+    """Return the assignments of a unit file, in order."""
     lines = path.read_text().splitlines()
     return [
         (name, value)
@@ -56,7 +56,7 @@ def settings(path: Path) -> list[tuple[str, str]]:
 
 @pytest.fixture
 def units(tmp_path: Path) -> Path:
-    """A directory with the units, in which the program they start is there."""
+    """Return a directory with the units, whose start program exists."""
     program = tmp_path / "fc-frontend"
     program.write_text("#!/bin/sh\n")
     program.chmod(0o755)
@@ -109,7 +109,7 @@ def test_the_daemons_unit_speaks_its_protocols() -> None:
 
 
 def test_the_drop_in_changes_what_debians_unit_has() -> None:
-    """Debian's ExecStart= takes the options from $EXTRAOPTS; if that changes, so must we."""
+    """Debian's ExecStart= takes options from $EXTRAOPTS; the drop-in depends on that."""
     debian = settings(HAPROXY_UNIT)
     assert any(name == "ExecStart" and value.endswith("$EXTRAOPTS") for name, value in debian)
     original = [value for name, value in debian if name == "ExecReload"]
@@ -120,7 +120,7 @@ def test_the_drop_in_changes_what_debians_unit_has() -> None:
 
 
 def extra_options() -> list[str]:
-    """The words that the drop-in has HAProxy started with."""
+    """Return the options that the drop-in passes to HAProxy."""
     (value,) = (value for name, value in settings(DROP_IN) if name == "Environment")
     (assignment,) = shlex.split(value)
     name, _, words = assignment.partition("=")
@@ -138,7 +138,7 @@ def test_group_haproxy_may_use_the_master_socket(
         "mode": "660",
         "group": "haproxy",
     }
-    # Only root may give a file to a group that it is not in.
+    # Only root may give a file to a group that the user is not in.
     group = "haproxy" if os.getuid() == 0 else grp.getgrgid(os.getgid()).gr_name
     with started(haproxy_binary, short_directory, option, options, group) as master:
         until(master.exists)
@@ -151,7 +151,7 @@ def test_group_haproxy_may_use_the_master_socket(
 def started(
     binary: str, directory: Path, option: str, options: list[str], group: str
 ) -> Iterator[Path]:
-    """HAProxy with the drop-in's options; the path of its master socket."""
+    """Start HAProxy with the drop-in's options; yield the path of its master socket."""
     haproxy = RealHaproxy(binary, directory)
     haproxy.write(haproxy.configuration())
     words = [group if word == "haproxy" else word for word in options]
@@ -174,7 +174,7 @@ def started(
 
 @pytest.mark.parametrize(("program", "code"), [("exit 1", 1), ("exit 0", 0), (None, 0)])
 def test_a_reload_by_hand_asks_first(tmp_path: Path, program: str | None, code: int) -> None:
-    """Refused: no reload.  Without fc-frontend: a reload as ever."""
+    """A refusal prevents the reload; without fc-frontend HAProxy reloads as usual."""
     ours = [value for name, value in settings(DROP_IN) if name == "ExecReload"]
     path = tmp_path / "fc-frontend"
     if program:
@@ -185,7 +185,7 @@ def test_a_reload_by_hand_asks_first(tmp_path: Path, program: str | None, code: 
 
 
 def test_only_the_daemon_may_write_where_haproxy_is_configured(tmp_path: Path) -> None:
-    """systemd's own tools create user and directories, in an empty root."""
+    """systemd's own tools create the user and the directories in an empty root."""
     root = tmp_path / "root"
     (root / "etc" / "haproxy").mkdir(parents=True)
     (root / "etc" / "haproxy" / "haproxy.cfg").write_text("")
@@ -203,7 +203,7 @@ def test_only_the_daemon_may_write_where_haproxy_is_configured(tmp_path: Path) -
     }
     assert passwd["fc-frontend"][6].endswith("nologin")
     gid = passwd["fc-frontend"][3]
-    # Never without --root: it would act on this host.
+    # Always with --root: otherwise it would act on this host.
     done = said(*inside, "systemd-tmpfiles", f"--root={root}", "--create", str(files))
     assert done.returncode == 0, done.stdout
     shown = said(*inside, "stat", "-c", "%a %u %g", str(root / "etc/haproxy"))

@@ -1,6 +1,6 @@
-"""The daemon does the work that is expected for a fixed script of changes, and no more.
+"""The daemon does the expected work for a fixed script of changes, and no more.
 
-What is expected stands in tests/bench/expectations.json; tests/bench/counted.py has the script.
+The expected counts are in tests/bench/expectations.json; the script is in tests/bench/counted.py.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def test_a_script_of_changes_costs_what_is_expected() -> None:
 
 
 def test_no_two_configurations_are_judged_at_once(either_binary: str) -> None:
-    """Whatever comes together: files, SIGHUPs, pods that outgrow slots, and who asks by hand."""
+    """Files, SIGHUPs, pods that outgrow slots, and checks by hand may all coincide."""
     with Frontend(either_binary) as frontend:
         log, lock = frontend.directory / "judged.log", frontend.directory / "judging"
         program = frontend.directory / "haproxy"
@@ -116,7 +116,7 @@ def test_a_step_that_is_missing_or_new_shows(expected: Counted) -> None:
 
 
 def test_less_work_shows_where_it_is_exact(expected: Counted) -> None:
-    """So that what was won is not lost again unseen."""
+    """An improvement is visible, so that it is not lost again unnoticed."""
     counted = copy.deepcopy(expected)
     counted["change a port"]["haproxy -c"] -= 1
     counted["touch it again"]["service files read"] -= 1

@@ -1,4 +1,4 @@
-"""The example of a dashboard, with Chromium before it and a stand-in for Headlamp behind it."""
+"""The example of a dashboard, with Chromium in front and a stand-in for Headlamp behind."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_nothing_in_the_manifest_has_rights() -> None:
     assert kinds == {"Namespace", "ServiceAccount", "Deployment", "Service", "NetworkPolicy"}
     pod = of_kind("Deployment")["spec"]["template"]["spec"]
     (container,) = pod["containers"]
-    # It would act for everybody by its own rights.
+    # The dashboard would act for every user with its own rights.
     assert not [each for each in container["args"] if "service-account-token" in each]
     assert pod["securityContext"]["runAsNonRoot"]
     assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
@@ -70,7 +70,7 @@ def test_the_example_and_the_manifest_are_of_the_same_service() -> None:
 
 @pytest.fixture
 def frontend(either_binary: str, tmp_path: Path) -> Iterator[Frontend]:
-    """The example on loopback: other addresses and paths, and nothing else is changed."""
+    """Yield the example on loopback: only addresses and paths differ."""
     with Frontend(either_binary) as made, contextlib.ExitStack() as stack:
         pair = made.directory / "certificate"
         pair.mkdir()
@@ -117,19 +117,19 @@ def frontend(either_binary: str, tmp_path: Path) -> Iterator[Frontend]:
 
 @pytest.fixture
 def chromium(frontend: Frontend, tmp_path: Path) -> Iterator[webdriver.Chrome]:
-    """A browser for which the host of the example is the frontend."""
+    """Yield a browser that resolves the host of the example to the frontend."""
     with chromium_with(
         tmp_path / "profile",
         f"--host-resolver-rules=MAP {HOST} {frontend.host}",
         f"--proxy-bypass-list={HOST}",
-        # No authority that Chromium knows has issued the certificate; the name is checked below.
+        # The certificate is from an authority unknown to Chromium; the name is checked below.
         "--ignore-certificate-errors",
     ) as browser:
         yield browser
 
 
 def fetched(browser: webdriver.Chrome, headers: dict[str, str]) -> dict[str, Any]:
-    """What the pod got of a request that a script of the page sends."""
+    """Return what the pod received of a request sent by a script of the page."""
     found: dict[str, Any] = browser.execute_async_script(
         "const done = arguments[arguments.length - 1];"
         "fetch(location.origin + '/headers', {headers: arguments[0]})"
@@ -140,7 +140,7 @@ def fetched(browser: webdriver.Chrome, headers: dict[str, str]) -> dict[str, Any
 
 
 def check_headers(got: dict[str, Any], frontend: Frontend) -> None:
-    """No password came to the pod, and nothing of what proxies say that a client wrote itself."""
+    """Check that the pod got no password and no forwarding header that the client wrote."""
     names = [name for name, _ in got["headers"]]
     assert "authorization" not in names
     forwarded = {name: value for name, value in got["headers"] if "forwarded" in name}
@@ -180,7 +180,7 @@ def test_members_of_the_group_see_the_dashboard_and_its_websocket(
 def test_a_dashboard_that_sends_a_token_in_place_of_the_password_gets_401(
     frontend: Frontend, tmp_path: Path
 ) -> None:
-    """What the comment in the example says of the Kubernetes dashboard."""
+    """The comment in the example describes this for the Kubernetes dashboard."""
 
     def status(*arguments: str) -> str:
         curl = [

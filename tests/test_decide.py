@@ -1,4 +1,4 @@
-"""What the daemon does in each state, as a table."""
+"""The daemon's decision in each state, as a table."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The demo's cluster DNS, asked over real sockets."""
+"""The demo's cluster DNS, queried over real sockets."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def texts(response: dns.message.Message, section: str = "answer") -> list[str]:
 
 
 def outcome(response: dns.message.Message) -> tuple[str, list[str], list[str]]:
-    """The code, the answers sorted, and the types in the authority section."""
+    """Return the code, the sorted answers, and the types in the authority section."""
     authority = [dns.rdatatype.to_text(rrset.rdtype) for rrset in response.authority]
     return dns.rcode.to_text(response.rcode()), sorted(texts(response)), authority
 
@@ -80,7 +80,7 @@ NODATA: tuple[str, list[str], list[str]] = ("NOERROR", [], ["SOA"])
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[ClusterDnsThread]:
-    """A server whose content no test changes."""
+    """Yield a server whose content no test changes."""
     services = (
         WEB,
         INGRESS,
@@ -657,7 +657,7 @@ def test_stopping_drops_delayed_answers() -> None:
                 assert await closed_by_server(reader)
                 writer.close()
                 await server.start()
-                # The timer of the old socket's answer fires before this one's.
+                # The timer of the old socket's answer fires before the timer of this answer.
                 host, port = server.address
                 response = await dns.asyncquery.udp(
                     query("cluster.local", "SOA"), host, port=port, timeout=PATIENCE
@@ -688,7 +688,7 @@ def test_queries_are_counted_by_name_type_and_transport(tcp: bool) -> None:
 
 
 def exchange(running: ClusterDnsThread, packet: bytes) -> list[bytes]:
-    """The answers to a packet, known to be complete when a later query is answered."""
+    """Return the answers to a packet, complete once a later query is answered."""
     probe = query("cluster.local", "SOA", identifier=0xBEEF).to_wire()
     answers: list[bytes] = []
     with socket.socket(type=socket.SOCK_DGRAM) as client:
@@ -743,7 +743,7 @@ GOOD = [
 
 @st.composite
 def damaged(draw: st.DrawFn) -> bytes:
-    """A good query with some bytes changed, cut off or added."""
+    """Return a valid query with some bytes changed, cut off or added."""
     packet = bytearray(draw(st.sampled_from(GOOD)))
     for _ in range(draw(st.integers(1, 6))):
         packet[draw(st.integers(0, len(packet) - 1))] = draw(st.integers(0, 255))
@@ -842,7 +842,7 @@ def test_starting_twice_and_taken_ports() -> None:
 
 
 def test_a_free_port_is_free_for_both_transports(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first port that the system offers for UDP is taken for TCP."""
+    """The first port that the system offers for UDP is already in use for TCP."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         busy = taken.getsockname()[1]
         offered: list[int] = []

@@ -1,4 +1,4 @@
-"""The demo's pods, asked over real connections."""
+"""The demo's pods, queried over real connections."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def request(
 
 
 def talk(pod: Pod, sent: bytes) -> bytes:
-    """Send bytes on a new connection, close the sending side, return all that comes back."""
+    """Send bytes on a new connection, close the sending side, and return all bytes received."""
     with socket.create_connection(pod.address, timeout=PATIENCE) as client:
         client.sendall(sent)
         client.shutdown(socket.SHUT_WR)

@@ -1,4 +1,4 @@
-"""`diff` says what `apply` changes: each change is told, then applied, and then there is none."""
+"""`diff` lists what `apply` changes: each change is listed, then applied, and then gone."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support.frontend import Frontend
 
 @pytest.fixture
 def frontend(either_binary: str) -> Iterator[Frontend]:
-    """A frontend without a daemon, where `apply` has been run for one service."""
+    """Yield a frontend without a daemon, where `apply` has run for one service."""
     with Frontend(either_binary) as made:
         made.scale("shop", 3)
         made.settings["services"]["shop"] = made.service("shop", 8080)
@@ -28,7 +28,7 @@ def frontend(either_binary: str) -> Iterator[Frontend]:
 
 @pytest.fixture
 def known(either_binary: str) -> Iterator[Frontend]:
-    """A frontend whose daemon has kept the last good forms, and is stopped."""
+    """Yield a frontend whose daemon stored the last good forms and was stopped."""
     with Frontend(either_binary) as made:
         made.scale("shop", 3)
         made.settings["services"]["shop"] = made.service("shop", 8080)
@@ -40,7 +40,7 @@ def known(either_binary: str) -> Iterator[Frontend]:
 
 
 def diff(frontend: Frontend) -> dict[str, Any]:
-    """What `diff --json` says."""
+    """Return the document of `diff --json`."""
     done = frontend.run("diff", "--json", check=False)
     assert done.returncode in (0, 1), done.stdout + done.stderr
     document: dict[str, Any] = json.loads(done.stdout)
@@ -56,7 +56,7 @@ def only(document: dict[str, Any], what: str, name: str) -> dict[str, Any]:
 
 
 def applied(frontend: Frontend, *, reloads: bool) -> None:
-    """Apply what diff has told; it was right about the reload, and nothing is left to change."""
+    """Apply the listed changes: `diff` predicted the reload, and no change is left."""
     before = frontend.running_hash()
     done = frontend.run("apply")
     assert ("reloaded" in done.stdout) == reloads, done.stdout
@@ -137,7 +137,7 @@ def test_what_is_about_the_daemon_alone_needs_no_reload(known: Frontend) -> None
 def test_pods_that_come_and_go_need_no_reload_until_there_are_no_slots_left(
     frontend: Frontend,
 ) -> None:
-    # What HAProxy has already is no difference, and usually its resolver is quicker than we are.
+    # Endpoints that HAProxy already has are no difference; usually its resolver is faster.
     frontend.settings["intervals"]["resolve"] = "1h"
     frontend.write()
     frontend.run("apply")
@@ -176,7 +176,7 @@ def test_fragments_settings_and_templates(frontend: Frontend) -> None:
     change = only(diff(frontend), "fragment", "hand")
     assert (change["how"], change["lines"]) == ("changed", ["+timeout server 1s"])
     applied(frontend, reloads=True)
-    # Where it is not known what the installed text was made of, its sections are compared.
+    # If the source of the installed text is unknown, its sections are compared.
     running = frontend.directory / "state" / "running.json"
     running.unlink()
     frontend.settings["haproxy"]["hard_stop_after"] = "2h"
@@ -252,7 +252,7 @@ def test_what_would_be_refused_and_what_cannot_be_told(frontend: Frontend) -> No
     assert done.returncode == 1
     assert "not JSON" in done.stderr
     (frontend.services_d / "bad.json").unlink()
-    # A user who may not read haproxy.cfg sees nothing of it; root may read all but a directory.
+    # A user who may not read haproxy.cfg sees none of it; root may read anything but a directory.
     moved = frontend.haproxy_cfg.rename(frontend.directory / "moved.cfg")
     frontend.haproxy_cfg.mkdir()
     done = frontend.run("diff", check=False)

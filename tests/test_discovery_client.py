@@ -38,9 +38,9 @@ from tests.support.nameservers import (
 )
 
 SOON = 0.1
-"""Seconds for what never comes."""
+"""Timeout in seconds for an answer that never arrives."""
 SPARE = 2.0
-"""Seconds where one server is silent; on a busy host the next one answers within them."""
+"""Timeout in seconds if one server is silent; on a busy host the next one answers within it."""
 PREFERRED_FOR = 30.0
 """Seconds for which the server that answered last is asked before those ahead of it."""
 
@@ -165,7 +165,7 @@ async def test_aliases_inside_one_answer_are_followed() -> None:
 
 @in_loop
 async def test_aliases_across_several_answers_are_followed_and_keep_the_name_asked_for() -> None:
-    # The server ends an answer after eight of them.
+    # The server ends an answer after eight aliases.
     aliases = {f"a{i}.example": f"a{i + 1}.example" for i in range(20)} | {"a20.example": WEB}
     async with (
         ClusterDns([SERVICE], extra_records=aliases) as dns_server,
@@ -390,7 +390,7 @@ async def test_a_silent_first_nameserver_delays_a_sweep_of_many_names_only_once(
         async with asking(first, second, timeout=SPARE) as ask:
             replies = await asyncio.gather(*(ask(f"s{i}.{ZONE}") for i in range(400)))
             assert {reply.outcome for reply in replies} == {ReplyOutcome.ANSWER}
-            # No more than may be under way at the same time.
+            # At most the number of concurrent queries.
             assert Counter(ask.told())[text(first.address), "udp", "timeout"] <= 64
 
 
@@ -445,7 +445,7 @@ async def test_closing_leaves_no_socket_open_and_the_client_can_go_on() -> None:
                 await ask(f"crowd.{ZONE}")
                 ask.client.close()
             assert (await ask()).outcome is ReplyOutcome.ANSWER
-        # The server closes its ends of TCP in its own time.
+        # The server closes its ends of TCP connections with a delay.
         await until_in_loop(lambda: process.num_fds() <= before)
 
 
@@ -468,7 +468,7 @@ async def test_questions_from_before_the_client_was_closed_open_no_socket_again(
     arrived = asyncio.Event()
     async with scripted(lambda _query: arrived.set()) as nameserver, asking(nameserver) as ask:
         before = process.num_fds()
-        # More than may be under way at the same time: the others wait for their turn.
+        # More than the limit of concurrent queries: the others wait for their turn.
         tasks = [asyncio.create_task(ask(f"s{i}.{ZONE}")) for i in range(100)]
         await arrived.wait()
         ask.client.close()

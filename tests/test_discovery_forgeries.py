@@ -1,4 +1,4 @@
-"""The DNS client among forged and damaged answers, and what it reads without dnspython."""
+"""The DNS client among forged and damaged answers, and the messages it reads without dnspython."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ from tests.support.nameservers import (
 from tests.support.objects import count_of
 
 SOON = 0.1
-"""Seconds for what never comes."""
+"""Timeout in seconds for an answer that never arrives."""
 MESSAGES = int(os.environ.get("FC_FRONTEND_DNS_MESSAGES", "2500"))
 
 FORGED = "10.66.66.66"
@@ -135,14 +135,14 @@ async def test_queries_have_ids_and_come_from_a_port_that_cannot_be_guessed() ->
 
 @st.composite
 def garbage(draw: st.DrawFn) -> tuple[bytes, bytes]:
-    """What stands before and after the question of an answer: any flags, counts and records."""
+    """Return the bytes around the question of an answer: any flags, counts and records."""
     flags = draw(st.integers(0, 0xFFFF)) | 0x8000
     counts = draw(st.tuples(*[st.integers(0, 3) | st.integers(0, 0xFFFF)] * 3))
     return struct.pack("!HHHHH", flags & ~0x0200, 1, *counts), draw(st.binary(max_size=60))
 
 
 def readable(wire: bytes) -> bool:
-    """True if dnspython reads `wire` as an answer that is none of a failure."""
+    """Return whether dnspython reads `wire` as an answer that reports no failure."""
     try:
         message = dns.message.from_wire(wire, ignore_trailing=True)
     except (dns.exception.DNSException, ValueError):
@@ -247,11 +247,11 @@ async def test_targets_that_change_for_ever_do_not_fill_the_memory(
         assert count_of(Question) - before <= 50
 
 
-# What is read without dnspython
+# Messages read without dnspython
 
 
 def made_message(rng: random.Random) -> tuple[RecordType, dns.message.Message, bytes]:
-    """A question, and an answer to it as any server might encode it."""
+    """Return a question, and an answer to it as any server might encode it."""
     rdtype: RecordType = rng.choice(["A", "AAAA"])
     name = dns.name.from_text(rng.choice([WEB, f"*.{WEB}", "x.", f"{'a' * 63}.{WEB}"]))
     query = dns.message.make_query(name, rdtype)
@@ -286,7 +286,7 @@ def ip(data: bytes) -> object:
 
 
 def uncompressed(response: dns.message.Message, rng: random.Random) -> bytes:
-    """The message with some names in full and some as pointers to the question's."""
+    """Return the message with some names in full and some as pointers to the question's name."""
     head = bytearray(response.to_wire()[:12])
     question = (response.question[0].name.to_wire() or b"") + struct.pack(
         "!HH", response.question[0].rdtype, 1
@@ -305,7 +305,7 @@ def uncompressed(response: dns.message.Message, rng: random.Random) -> bytes:
 
 
 def read_by_dnspython(wire: bytes, rdtype: RecordType) -> list[bytes] | None:
-    """The addresses of an answer without error, sorted; None if there is no such answer."""
+    """Return the sorted addresses of an answer without error; None for any other message."""
     try:
         message = dns.message.from_wire(wire, ignore_trailing=True)
         if not isinstance(message, dns.message.QueryMessage) or message.rcode():
@@ -336,7 +336,7 @@ def test_what_is_read_without_dnspython_is_what_dnspython_reads() -> None:
         read += 1
         whole += number % 3 == 0
         assert sorted(set(records)) == read_by_dnspython(wire, rdtype), (number, wire.hex())
-    # Most messages without damage and aliases must go this way, or it is no use.
+    # The fast path is useless unless it reads most messages without damage and aliases.
     assert read > MESSAGES / 10
     assert whole > MESSAGES / 30
 

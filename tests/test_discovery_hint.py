@@ -1,4 +1,4 @@
-"""The zone's serial makes sweeps rarer, and is never believed further than it goes."""
+"""The zone's serial makes sweeps rarer, and is trusted only within its limits."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.support.frontend import Frontend
 
 
 def settled(serial: int = 7) -> Hint:
-    """After two sweeps that found nothing new, at 0 and 10 s."""
+    """Return the hint after two sweeps without changes, at 0 and 10 s."""
     hint = Hint().after(serial, serial, 0.0, changed=True, is_quiet=False)
     return hint.after(serial, serial, 10.0, changed=False, is_quiet=True)
 
@@ -37,7 +37,7 @@ def test_two_changes_in_one_second_have_one_serial() -> None:
     hint = hint.after(8, 8, 12.0, changed=False, is_quiet=True)
     assert hint.is_due(8, 12.5, 1.0)
     hint = hint.after(8, 8, 13.0, changed=True, is_quiet=False)
-    # That was within the grain of the serial: no reason for distrust.
+    # That change was within the granularity of the serial: no reason for distrust.
     hint = hint.after(8, 8, 14.0, changed=False, is_quiet=True)
     assert not hint.is_due(8, 15.0, 1.0)
 
@@ -105,9 +105,9 @@ def test_the_daemon_asks_less_while_nothing_moves_and_at_once_when_something_doe
 
         before = frontend.until(lambda: (now := swept())["spared"] >= 3 and now)
         after = frontend.until(lambda: (now := swept())["spared"] >= before["spared"] + 12 and now)
-        # One in five, and those whose answers came late.
+        # One sweep in five, and those whose answers were late.
         assert after["whole"] - before["whole"] <= (after["spared"] - before["spared"]) / 3
-        # The serial tells of it, as does the end of the longest time without a sweep.
+        # The serial reveals the change, as does the end of the longest time without a sweep.
         frontend.scale("shop", 4)
         frontend.until(
             lambda: frontend.metric("fc_frontend_service_endpoints", service="shop") == 4

@@ -1,4 +1,4 @@
-"""Lookups of many services: what is slow, countless or silent delays nobody else's answers."""
+"""Lookups of many services: slow, numerous or silent names delay no other service's answers."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ SRV = f"_http._tcp.evil.{ZONE}"
 
 
 def in_loop(test: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, None]:
-    """The test as an ordinary function, in an event loop of its own."""
+    """Wrap the test in an ordinary function that runs it in an event loop of its own."""
 
     @functools.wraps(test)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
@@ -71,7 +71,7 @@ class Sweeps:
         self.hold = 30.0
 
     async def sweep(self, *, is_new: bool = False) -> dict[str, Answer]:
-        """What a sweep brings; all that is known is in `known`."""
+        """Return the answers of a sweep; all known answers are in `known`."""
         answers = await self.lookups.answers(
             self.specs, self.cluster, self.clients, self.known, hold=self.hold, is_new=is_new
         )
@@ -79,7 +79,7 @@ class Sweeps:
         return answers
 
     async def until(self, is_so: Callable[[], bool]) -> None:
-        """Sweep until something is so."""
+        """Sweep until a condition holds."""
         async with asyncio.timeout(60):
             while not is_so():
                 await self.sweep()
@@ -94,7 +94,7 @@ class Sweeps:
 
 @contextlib.asynccontextmanager
 async def sweeping(*specs: ServiceSpec) -> AsyncIterator[Sweeps]:
-    """The services of GOOD with a pod each, and `evil` with many pods behind a named port."""
+    """Yield the services of GOOD with a pod each, and `evil` with many pods behind a named port."""
     services = [KubernetesService(s.service, endpoints=("10.1.9.9",)) for s in GOOD]
     evil = KubernetesService("evil", ports={"http": 8080}, endpoints=PODS)
     async with ClusterDns([*services, evil]) as dns:
@@ -117,17 +117,17 @@ async def test_slots_that_are_filled_here_have_the_pods_of_all_nameservers() -> 
         def has(*addresses: str) -> bool:
             return {e.address for e in sweeps.known["s0"].endpoints} == {*addresses}
 
-        # The first one lags behind.
+        # The first nameserver lags behind.
         second.set_service(KubernetesService("s0", endpoints=("10.1.9.10",)))
         await sweeps.until(lambda: has("10.1.9.9", "10.1.9.10"))
         sweeps.dns.set_endpoints("s0", ("10.1.9.10",))
         await sweeps.until(lambda: has("10.1.9.10"))
-        # Not for ever.
+        # A pod that only one nameserver lists is not kept forever.
         second.set_endpoints("s0", ("10.1.9.10", "10.1.9.11"))
         await sweeps.until(lambda: has("10.1.9.10", "10.1.9.11"))
         sweeps.hold = 0.0
         await sweeps.until(lambda: has("10.1.9.10"))
-        # One that is silent or has nothing to tell takes nothing away.
+        # A nameserver that is silent or has no answer removes no pod.
         sweeps.hold = 30.0
         second.fault_for[f"s0.{ZONE}"] = Fault.SILENT
         sweeps.dns.set_endpoints("s0", ("10.1.9.10", "10.1.9.12"))
@@ -154,7 +154,7 @@ async def test_many_silent_services_take_no_place_from_the_others() -> None:
         for each in silent:
             sweeps.dns.fault_for[f"{each.name}.{ZONE}"] = Fault.SILENT
         await sweeps.until(lambda: len(sweeps.known) == len(sweeps.specs))
-        # They have failed once now, and wait among themselves.
+        # They have failed once now, and wait in a queue of their own.
         for number in range(3):
             sweeps.dns.set_endpoints("s0", (f"10.1.8.{1 + number}",))
             answers = await sweeps.sweep()

@@ -1,4 +1,4 @@
-"""From cluster DNS to endpoints: every kind, `auto`, and what failures leave as it was."""
+"""From cluster DNS to endpoints: every kind, `auto`, and the data that failures leave unchanged."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from tests.support.nameservers import ANSWER_TIMEOUT
 P = ParamSpec("P")
 
 SOON = 0.1
-"""Seconds for an answer that never comes."""
+"""Timeout in seconds for an answer that never arrives."""
 
 BARE = "web.default.svc.cluster.local"
 WILDCARD = f"*.{BARE}"
@@ -54,7 +54,7 @@ SPEC = ServiceSpec(name="web", service="web", binds=(Bind("ip", "*", 80),), port
 
 
 def in_loop(test: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, None]:
-    """The test as an ordinary function, in an event loop of its own."""
+    """Wrap the test in an ordinary function that runs it in an event loop of its own."""
 
     @functools.wraps(test)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
@@ -65,7 +65,7 @@ def in_loop(test: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, None]:
 
 @dataclass
 class Frontend:
-    """A cluster with its DNS, and one service of it that is asked for."""
+    """A cluster with its DNS, and one service that is looked up in it."""
 
     dns: ClusterDns
     cluster: Cluster
@@ -74,11 +74,11 @@ class Frontend:
     async def resolve(
         self, previous: Answer | None = None, spec: ServiceSpec = SPEC, **changes: Any
     ) -> Answer:
-        """The answer for `spec` with `changes`."""
+        """Return the answer for `spec` with `changes`."""
         return await resolve_service(replace(spec, **changes), self.cluster, self.client, previous)
 
     def asked(self) -> set[tuple[str, str]]:
-        """The names and types that were asked for since the last call."""
+        """Return the names and types queried since the last call."""
         seen = {(name, rdtype) for name, rdtype, _ in self.dns.queries}
         self.dns.queries.clear()
         return seen
@@ -93,7 +93,7 @@ async def frontend(
     nameserver: Nameserver | None = None,
     **options: Any,
 ) -> AsyncIterator[Frontend]:
-    """A cluster DNS with `services`, and a client of it."""
+    """Yield a cluster DNS with `services`, and a client of it."""
     async with ClusterDns(services, **options) as server:
         cluster = Cluster(
             nameservers=(
@@ -115,7 +115,7 @@ def at(*addresses: str, port: int = 8080) -> tuple[Endpoint, ...]:
 
 
 def dual(**more: Any) -> dict[str, Any]:
-    """IPv4 first, then IPv6."""
+    """Return fields for IPv4 first, then IPv6."""
     return {
         "pods": ("10.1.0.0/16", "fd00::/64"),
         "cluster_ips": ("10.96.0.0/12", "fd96::/112"),
@@ -123,7 +123,7 @@ def dual(**more: Any) -> dict[str, Any]:
     }
 
 
-# Kinds that were asked for
+# Explicitly declared kinds
 
 
 @in_loop
@@ -313,7 +313,7 @@ async def test_auto_begins_with_the_cluster_ip_while_the_wildcard_fails() -> Non
         f.dns.fault_for[WILDCARD] = Fault.SERVFAIL
         first = await f.resolve()
         assert (first.kind, first.endpoints) == (Kind.SERVICE, at("10.96.0.7"))
-        # A failure tells nothing of CoreDNS's version.
+        # A failure reveals nothing about CoreDNS's version.
         assert "cannot be asked" in first.reason
         assert first.remedy == ""
         assert await f.resolve(first) == first
@@ -393,7 +393,7 @@ def test_an_answer_in_no_network_keeps_the_kind_and_is_rejected() -> None:
 async def test_in_a_dual_stack_cluster_the_operators_first_family_is_taken() -> None:
     async with frontend(HEADLESS, **dual()) as f:
         assert (await f.resolve()).endpoints == at(*V4)
-        # What the second one has does not matter then.
+        # The answer for the second family does not matter then.
         assert f.asked() == {(BARE, "A")}
     async with frontend(HEADLESS, **dual(pods=("fd00::/64", "10.1.0.0/16"))) as f:
         assert (await f.resolve()).endpoints == at(*V6)
@@ -486,7 +486,7 @@ async def test_a_target_of_srv_that_cannot_be_asked_for_keeps_all_pods() -> None
         assert "SERVFAIL" in str(answer.error)
 
 
-# Addresses that nobody may be sent to
+# Addresses that traffic must not be sent to
 
 HOSTILE = ("127.0.0.1", "169.254.169.254", "0.0.0.0", "224.0.0.1", "192.0.2.9", "10.2.0.1")
 HOSTILE_V6 = ("::1", "fe80::1", "::", "ff02::1", "::ffff:10.1.0.3", "fd01::1")
@@ -539,11 +539,11 @@ async def test_an_alias_out_of_the_cluster_is_followed_but_its_address_is_reject
         assert (answer.endpoints, answer.rejected) == ((), ("192.0.2.80",))
 
 
-# What stays
+# Data that is kept
 
 
 def specs() -> dict[str, ServiceSpec]:
-    """A service of each kind that asks cluster DNS."""
+    """Return a service of each kind that is looked up in cluster DNS."""
     return {
         "auto": replace(SPEC, name="auto"),
         "wildcard": replace(SPEC, name="wildcard", discovery=Discovery.WILDCARD),
@@ -644,11 +644,11 @@ async def test_one_service_that_fails_leaves_the_others_alone() -> None:
             assert answers[f"n{i}"].endpoints == expected
 
 
-# A server that says what the embedded one never would
+# A server with answers that the embedded one never gives
 
 
 def add(response: dns.message.Message, owner: str, rdtype: str, *data: str) -> None:
-    """Add records to the answer if they are what is asked for."""
+    """Add records to the answer if the question asks for them."""
     asked = response.question[0]
     name = dns.name.from_text(owner)
     if asked.name == name and asked.rdtype == dns.rdatatype.from_text(rdtype):
@@ -673,7 +673,7 @@ class _Scripted(asyncio.DatagramProtocol):
 async def scripted(
     respond: Callable[[dns.message.Message, dns.message.Message], None],
 ) -> AsyncIterator[Nameserver]:
-    """A nameserver for UDP alone; `respond` is given each query, and its response to complete."""
+    """Run a nameserver for UDP only; `respond` gets each query, with its response to complete."""
     transport, _ = await asyncio.get_running_loop().create_datagram_endpoint(
         lambda: _Scripted(respond), local_addr=("127.0.0.1", 0)
     )

@@ -1,4 +1,4 @@
-"""Stored answers: what is written is read again, and no file can do harm."""
+"""Stored answers: they are read back as written, and no file can do harm."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from fc_frontend.plan.model import Answer, Endpoint, Freshness, Kind
 from fc_frontend.text import is_printable
 
 LARGEST = 16 * 1024 * 1024
-"""Bytes; a file with more is not read."""
+"""Bytes; a larger file is not read."""
 
 by_examples = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -249,7 +249,7 @@ def test_hostile_values_raise_nothing_and_give_only_sane_answers(
 
 
 def assert_sane(answer: Answer) -> None:
-    """Any part of `answer` may stand in a configuration or on a terminal."""
+    """Check that any part of `answer` may appear in a configuration or on a terminal."""
     checks: list[Callable[[Answer], bool]] = [
         lambda a: isinstance(a.kind, Kind),
         lambda a: a.freshness is Freshness.STALE,

@@ -1,4 +1,4 @@
-"""Sweeps in which nothing changes: at little cost, and never believing what is not the same."""
+"""Sweeps without changes: they are cheap, and never take a different answer for the same one."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def headless(name: str, number: int, pods: int = 3) -> KubernetesService:
 
 @dataclass
 class Sweeping:
-    """A cluster's services as they are swept, and what was asked."""
+    """A cluster's services as they are swept, and the queries sent."""
 
     server: ClusterDns
     cluster: Cluster
@@ -67,7 +67,7 @@ class Sweeping:
     now: float = 0.0
 
     async def sweep(self, hold: float = 0.0) -> dict[str, Answer]:
-        """The answers now; `queries` and `exchanges` are those of this sweep."""
+        """Return the current answers; `queries` and `exchanges` are those of this sweep."""
         self.server.queries.clear()
         self.exchanges.clear()
         self.answers = await resolve_all(
@@ -153,7 +153,7 @@ async def test_names_that_do_not_exist_and_such_without_pods_are_compared_as_wel
         assert "NXDOMAIN" in (first["gone"].error or "")
         again = await swept.sweep()
         assert all(again[name] is answer for name, answer in first.items())
-        # Serials and TTLs are no change of what is said.
+        # Serials and TTLs do not count as a change of the answer.
         swept.server.set_service(headless("other", 3))
         again = await swept.sweep()
         assert all(again[name] is answer for name, answer in first.items())
@@ -242,17 +242,17 @@ async def test_large_answers_do_not_overrun_the_buffers() -> None:
     services = [headless(f"s{n}", n, pods=240) for n in range(40)]
     async with sweeping(*services, patience=2) as swept:
         await swept.sweep()
-        # A busy host may delay an answer beyond its time; small buffers would always lose some.
+        # A busy host may delay an answer beyond its timeout; small buffers would always lose some.
         async with asyncio.timeout(PATIENCE):
             while (swept.told, len(swept.queries)) != (40, 40):
                 await swept.sweep()
 
 
-# Servers that fail or lie
+# Servers that fail or send wrong answers
 
 
 def answering(behave: Callable[[Query, bytes], None]) -> Callable[[Query], None]:
-    """A server that knows one pod for each name, and does with the answer what a test wants."""
+    """Return a server with one pod for each name; `behave` handles its answers."""
 
     def respond(query: Query) -> None:
         name = query.message.question[0].name.to_text()
@@ -267,7 +267,7 @@ async def test_a_lost_datagram_is_asked_for_again_and_costs_a_moment() -> None:
 
     def behave(query: Query, answer: bytes) -> None:
         seen[query.wire[12:]] = seen.get(query.wire[12:], 0) + 1
-        # The second question of each second name gets lost.
+        # The second question for every other name is lost.
         if seen[query.wire[12:]] != 2 or query.wire[13] % 2:
             query.reply(answer)
 
@@ -381,11 +381,11 @@ async def test_a_client_that_is_closed_meanwhile_leaves_what_was_known() -> None
             assert await swept.sweep() == first
 
 
-# Never at odds with dnspython
+# Agreement with dnspython
 
 
 def made_message(rng: random.Random) -> tuple[RecordType, bytes, bytes]:
-    """A type, the question section and an answer to it."""
+    """Return a type, the question section and an answer to it."""
     rdtype: RecordType = rng.choice(["A", "AAAA"])
     query = dns.message.make_query(NAME, rdtype, use_edns=0 if rng.random() < 0.8 else -1)
     response = dns.message.make_response(query, recursion_available=rng.random() < 0.5)
@@ -415,7 +415,7 @@ def made_message(rng: random.Random) -> tuple[RecordType, bytes, bytes]:
 
 
 def read_by_dnspython(rdtype: RecordType, wire: bytes) -> object:
-    """The reply that an answer makes, as for one that is not plain."""
+    """Return the reply for an answer, read as one that is not plain."""
     try:
         message = dns.message.from_wire(wire, ignore_trailing=True)
         if not isinstance(message, dns.message.QueryMessage):

@@ -101,7 +101,7 @@ def test_a_running_frontend_is_fit_and_stays_as_it_is(frontend: Frontend) -> Non
     assert files(frontend) == before
     after = show_proc(master)
     assert (after.worker, after.reloads) == (processes.worker, processes.reloads)
-    # The daemon too: it serves while it is looked at.
+    # The daemon is unaffected too: it serves during the checks.
     frontend.start()
     _, found = doctor(frontend)
     for check in ("runtime socket", "master socket", "binds", "low ports", "file descriptors"):
@@ -147,7 +147,7 @@ def test_a_runtime_socket_that_permits_too_little(haproxy: RealHaproxy, frontend
 
 @pytest.mark.extended
 def test_sockets_that_hang_cost_only_their_time(frontend: Frontend) -> None:
-    """And a nameserver that says nothing: the whole ends within 15 seconds."""
+    """A nameserver is silent as well: the whole command ends within 15 seconds."""
     frontend.settings["services"] = {
         f"web{n}": frontend.service(f"web{n}", 10000 + n) for n in range(50)
     }
@@ -244,7 +244,7 @@ def test_progress_on_a_terminal(frontend: Frontend) -> None:
     try:
         while chunk := os.read(ours, 4096):
             seen += chunk
-    except OSError:  # EIO: the last one has closed its end
+    except OSError:  # EIO: the last process has closed its end
         pass
     finally:
         os.close(ours)

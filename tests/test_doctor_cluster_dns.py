@@ -159,7 +159,7 @@ def test_sizes_over_udp() -> None:
 
 @contextlib.contextmanager
 def lossy(at: Nameserver, *, largest: int = 65535, edns: bool = True) -> Iterator[Nameserver]:
-    """A way to `at` on which UDP loses larger answers, or questions with EDNS."""
+    """Relay to `at`; UDP loses larger answers, or questions with EDNS."""
     relay = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     relay.bind(("127.0.0.1", 0))
 

@@ -30,7 +30,7 @@ from tests.support.doctor import result_of, said
 
 TODAY = datetime.date(2026, 11, 23)
 ENDS = {"2.6": 2027, "2.8": 2028, "3.0": 2029}
-"""When the branches get their last fixes, by their own word (`haproxy -vv`)."""
+"""The years of the last fixes of the branches, as `haproxy -vv` reports them."""
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_the_real_binaries_tell_all(haproxy_binary: str) -> None:
     build = observe_build(Haproxy(binary=haproxy_binary), 10.0)
     assert build.supported
     assert {"OPENSSL", "PROMEX"} <= build.features
-    # The table and the binary's own word agree.
+    # The table agrees with the status that the binary reports.
     own = parse_build("", f"Status: {build.status}\n", build.version, "0.0", True)
     for known in (build, own):
         found = judge_build(known, TODAY, with_tls=True, with_stats=True)

@@ -61,14 +61,14 @@ class ApiServer(http.server.ThreadingHTTPServer):
     asked: list[tuple[str, str | None]]
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """A client that does not trust us hangs up: nothing to tell."""
+        """Ignore a client that distrusts the server and hangs up."""
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
     server: ApiServer
 
     def log_message(self, *_arguments: object) -> None:
-        """Nothing: the test reads `asked`."""
+        """Log nothing: the test reads `asked`."""
 
     def date_time_string(self, timestamp: float | None = None) -> str:
         return email.utils.formatdate(time.time() + self.server.ahead, usegmt=True)
@@ -144,7 +144,7 @@ def kubeconfig(api: ApiServer, certificates: Certificates, tmp_path: Path) -> Ku
 
 
 class KubeConfig:
-    """A kubeconfig with a client certificate, as `kubernetes-make-kubeconfig` makes it."""
+    """A kubeconfig with a client certificate, as `kubernetes-make-kubeconfig` writes it."""
 
     def __init__(self, path: Path, api: ApiServer, certificates: Certificates) -> None:
         self.path = path
@@ -250,7 +250,7 @@ def test_an_api_that_answers_strangely(kubeconfig: KubeConfig, api: ApiServer) -
     assert result_of(kubeconfig.judged(), "nodes") == "unknown"
     api.raw = b"null"
     assert result_of(kubeconfig.judged(), "nodes") == "problem"
-    # A redirect is not followed: the token would go with it.
+    # A redirect is not followed: the token would be sent along.
     api.redirect = "https://127.0.0.1:1/elsewhere"
     found = kubeconfig.judged()
     assert "answers 302" in said(found)
@@ -313,7 +313,7 @@ def test_a_certificate_that_ends_soon() -> None:
 def test_kubeconfigs_that_cannot_be_used(
     kubeconfig: KubeConfig, change: dict[str, Any], words: str
 ) -> None:
-    """All of them are in the tests of `fc_frontend.kubernetes`."""
+    """The tests of `fc_frontend.kubernetes` cover all of them."""
     text = change.pop("text", None)
     if "user" in change:
         kubeconfig.user = change.pop("user")
@@ -337,7 +337,7 @@ def cluster(either_binary: str, certificates: Certificates) -> Iterator[ApiFront
 
 
 def found_of(frontend: ApiFrontend) -> list[dict[str, str]]:
-    """What `doctor` says of the API."""
+    """Return the results of `doctor` for the API."""
     frontend.write()
     done = frontend.run("doctor", "--format", "json", check=False)
     findings = json.loads(done.stdout)["findings"]
@@ -345,7 +345,7 @@ def found_of(frontend: ApiFrontend) -> list[dict[str, str]]:
 
 
 def checks(frontend: ApiFrontend) -> dict[str, dict[str, str]]:
-    """The same, by check."""
+    """Return the same results, by check."""
     return {each["check"]: each for each in found_of(frontend)}
 
 
@@ -487,7 +487,7 @@ def test_credentials_that_others_may_read_or_nobody_can(cluster: ApiFrontend) ->
 
 @pytest.mark.extended
 def test_credentials_that_the_daemons_user_may_not_read(cluster: ApiFrontend) -> None:
-    """Who is not root asks for itself, and could not have read them."""
+    """A user other than root checks with its own rights, and could not have read them."""
     is_root = os.geteuid() == 0
     if is_root:
         state = Path(cluster.settings["state_directory"])

@@ -42,7 +42,7 @@ def test_places(tmp_path: Path) -> None:
 
 
 def test_nothing_writable_at_all(tmp_path: Path) -> None:
-    """In a mount namespace whose every mount is read-only, as a broken disk makes it."""
+    """In a mount namespace whose every mount is read-only, as after a disk failure."""
     settings = {
         "cluster": {"nameservers": ["127.0.0.1:5"]},
         "state_directory": str(tmp_path),
@@ -91,7 +91,7 @@ def test_the_clock(tmp_path: Path) -> None:
 
 def test_other_clocks() -> None:
     assert judge_serial("dns", None, 2e9) == ()
-    # Other servers have dates, which no clock shows before 2033.
+    # The serials of other servers are dates, which no clock reaches before 2033.
     assert judge_serial("dns", 2026112301, 1.8e9) == ()
     assert judge_serial("dns", 1, 2e9) == ()
     assert judge_serial("dns", 1_900_000_000, 2e9)[0].result is Result.OK

@@ -1,4 +1,4 @@
-"""`doctor` on networks: overlaps and routes, from facts and in real network namespaces."""
+"""`doctor` on networks: overlaps and routes, from given facts and in real network namespaces."""
 
 from __future__ import annotations
 
@@ -169,7 +169,7 @@ def test_routes_as_the_kernel_writes_them() -> None:
 
 
 def in_namespace(tmp_path: Path, setup: str, config: dict[str, Any]) -> dict[str, Any]:
-    """What doctor says in a network namespace of its own, after the shell commands `setup`."""
+    """Return the output of doctor in a new network namespace, after the shell commands `setup`."""
     path = tmp_path / "config.json"
     path.write_text(json.dumps(config))
     user = [] if os.getuid() == 0 else ["--map-root-user"]

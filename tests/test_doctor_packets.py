@@ -1,7 +1,8 @@
 """`doctor` on packet filter rules that take connections before HAProxy gets them.
 
 The rules are as kube-proxy (iptables and nftables mode), the CNI plugin portmap, Docker and
-firewalls write them.  What is judged is held against what arrives in network namespaces.
+firewalls write them.  The judgments are compared with the connections that arrive in network
+namespaces.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ RULES = ROOT / "tests/recorded/packet_filter"
 IPTABLES = RULES / "kube-proxy.iptables"
 NFTABLES = RULES / "kube-proxy.nft"
 LISTED = RULES / "kube-proxy.nft.json"
-"""What `nft --json list ruleset` (1.0.6) writes of the rules."""
+"""The output of `nft --json list ruleset` (1.0.6) for the rules."""
 ADDRESS = "198.51.100.2"
 SETUP = f"{VETH.format('eth9')}; ip address add {ADDRESS}/32 dev eth9"
 
@@ -184,7 +185,7 @@ print(json.dumps([not any(hit.is_sure for hit in each) for each in hits]))
 
 
 def in_own_network(*argv: str) -> Any:
-    """What a program prints, as JSON, in a network namespace of its own."""
+    """Return the JSON that a program prints in a new network namespace."""
     user = [] if os.getuid() == 0 else ["--map-root-user"]
     done = subprocess.run(
         ["unshare", *user, "--net", *argv],
@@ -207,7 +208,7 @@ def test_what_is_judged_is_what_arrives(kind: str) -> None:
     arrived = in_own_network(*outside)
     command = f'ip link set lo up && {LOADS[kind]} && exec "$@"'
     ours = in_own_network("sh", "-c", command, "sh", sys.executable, "-c", JUDGES, wanted)
-    # From 192.0.2.9 the firewall lets 7000 through; others it refuses: nobody is judged by that.
+    # The firewall accepts 7000 from 192.0.2.9 and refuses other clients: that is not judged.
     assert dict(zip(WANTED, ours, strict=True)) == dict(zip(WANTED, arrived, strict=True))
     assert True in arrived
     assert False in arrived
@@ -237,7 +238,7 @@ def test_doctor_names_the_owner(tmp_path: Path, kind: str) -> None:
 
 @pytest.mark.extended
 def test_looking_changes_nothing() -> None:
-    """`iptables-legacy-save -t nat` makes the table nat; what is run here must not."""
+    """`iptables-legacy-save -t nat` creates the table nat; the commands of doctor must not."""
     listed = "nft list ruleset; cat /proc/net/ip_tables_names /proc/net/ip6_tables_names"
     look = f"{sys.executable} -c '{JUDGES}' '[]'"
     command = f"ip link set lo up; {{ {look}; {listed}; }} 2>&1 | grep -v '^# Warning: iptables'"

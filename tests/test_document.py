@@ -1,4 +1,4 @@
-"""YAML and JSON as plain values, with places."""
+"""YAML and JSON as plain values, with positions."""
 
 from __future__ import annotations
 
@@ -69,10 +69,10 @@ def test_every_place_in_json_is_found(value: Any, indent: int) -> None:
 )
 def test_yaml_is_read_back_as_it_was_written(value: Any) -> None:
     text = yaml.safe_dump(value, allow_unicode=True, default_style=None)
-    # A float without a dot, such as 0E0, is none in YAML 1.1.
+    # A float without a dot, such as 0E0, is not a float in YAML 1.1.
     is_other = re.search(r"[0-9][eE][-+]?[0-9]", text) is not None
     if is_other or any(word in text for word in ("0o", "_", ":")) or "y" in text.lower():
-        # YAML 1.1 writes some texts without quotes that 1.2 reads as other values, and back.
+        # YAML 1.1 writes some strings unquoted that 1.2 reads as other values, and vice versa.
         text = json.dumps(value)
     assert read_document(text, is_json=False).value == value
 

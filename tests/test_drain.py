@@ -1,4 +1,4 @@
-"""Draining: what the servers must be told, and that it holds whatever DNS and reloads do."""
+"""Draining: the commands for the servers, and that drains survive any DNS change and reload."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def pods(*addresses: str, slots: tuple[str, ...] = ()) -> Drained:
 WHOLE = Drained(services=frozenset({"shop"}))
 
 
-# What the worker must be told
+# Commands for the worker
 
 
 def test_the_slot_that_holds_a_drained_pod_is_drained_and_no_other() -> None:
@@ -99,7 +99,7 @@ _wanted = st.builds(
 
 
 def obeyed(servers: list[ServerState], told: list[str]) -> list[ServerState]:
-    """The servers as HAProxy has them after the commands."""
+    """Return the servers as HAProxy has them after the commands."""
     words = {command.split()[2]: command.split()[4] for command in told}
     after = []
     for server in servers:
@@ -128,7 +128,7 @@ def test_one_round_is_enough_and_touches_nothing_that_is_not_ours(
     assert settled.slots <= drained
 
 
-# What is forgotten
+# Forgotten drains
 
 
 def test_a_pod_is_forgotten_only_when_dns_and_haproxy_have_both_let_it_go() -> None:
@@ -149,7 +149,7 @@ def test_a_service_is_forgotten_when_it_is_neither_declared_nor_served() -> None
     assert without_gone(WHOLE, {}, ["other"], []) == NOTHING
 
 
-# Who is meant
+# Drained servers and pods
 
 
 NAMED = (Endpoint(A, 8080, "web-0.shop.default.svc.cluster.local"), Endpoint(B, 8080, "web-1.x"))
@@ -264,7 +264,7 @@ def test_the_state_file_drains_pods_wherever_they_come_to_be() -> None:
     plan = planned(resolution)
     servers = [running("pod2", A), running("pod4", B, admin=8), running("pod9", C, admin=8)]
     text = server_state(plan, resolution, servers, drained=pods(A, slots=("pod4",)))
-    # pod9 was drained by somebody else, pod4 by us and for another pod.
+    # pod9 was drained by another operator, pod4 by fc-frontend and for another pod.
     assert dict(admins(text).values()) == {A: "8", B: "0", C: "8"}
     new = server_state(plan, resolution, [], drained=WHOLE)
     assert {admin for _, admin in admins(new).values()} == {"8"}
@@ -272,7 +272,7 @@ def test_the_state_file_drains_pods_wherever_they_come_to_be() -> None:
     assert admins(kept)["pod1"] == (A, "1")
 
 
-# The whole
+# From end to end
 
 
 @pytest.fixture
@@ -282,7 +282,7 @@ def frontend(either_binary: str) -> Iterator[Frontend]:
 
 
 def serving(frontend: Frontend, count: int = 3) -> None:
-    """Service shop with `count` pods on ports 8080 (HTTP) and, as `raw`, 8081 (TCP)."""
+    """Start service shop with `count` pods on ports 8080 (HTTP) and, as `raw`, 8081 (TCP)."""
     pods = frontend.scale("shop", count)
     frontend.settings["services"]["shop"] = frontend.service("shop", 8080)
     frontend.settings["services"]["raw"] = frontend.service("shop", 8081, mode="tcp")
@@ -314,7 +314,7 @@ def shown(frontend: Frontend, service: str = "shop") -> list[str]:
 
 
 def others(frontend: Frontend, *drained: str) -> set[str]:
-    """The names of the pods that are not drained."""
+    """Return the names of the pods that are not drained."""
     return {pod.name for pod in frontend.pods["shop"].pods if pod.address[0] not in drained}
 
 
@@ -323,7 +323,7 @@ def answering(frontend: Frontend, port: int = 8080, count: int = 24) -> set[str]
 
 
 def until_one_is_open(frontend: Frontend, slot: str) -> None:
-    """Wait until HAProxy has seen all connections of service raw to a slot end but for one."""
+    """Wait until HAProxy has one connection left of service raw to a slot."""
     socket = frontend.settings["haproxy"]["runtime_socket"]
     frontend.until(lambda: runtime.current_sessions(socket, "raw")[slot] == 1)
 
@@ -341,7 +341,7 @@ def test_a_drained_pod_gets_nothing_new_and_ends_what_it_has(frontend: Frontend)
     assert done.stdout == f"{slot} {victim} of raw: draining, 1 connection left\n"
     assert done.stderr == ""
     assert answering(frontend, 8081) == others(frontend, victim)
-    # Another service's traffic to the same pod is none of it.
+    # Another service's traffic to the same pod is not affected.
     assert answering(frontend, 8080) == others(frontend)
     assert ask(connection) == (name, None)
     frontend.until(lambda: shown(frontend, "raw") == [victim])
@@ -362,7 +362,7 @@ def test_a_drained_pod_gets_nothing_new_and_ends_what_it_has(frontend: Frontend)
     assert frontend.metric("fc_frontend_service_drained", service="raw") == 0
     assert record(frontend) == NOTHING
     assert frontend.run("undrain", "raw").stdout == "raw: not drained\n"
-    # None of it took a reload.
+    # None of these steps caused a reload.
     assert frontend.metric("fc_frontend_reloads_total") == 1
 
 
@@ -396,7 +396,7 @@ def test_a_drain_outlives_reloads_restarts_and_moves(frontend: Frontend) -> None
     # Only shop and its probes reach the pod from here on.
     frontend.run("drain", "raw", victim)
     before = asked()
-    # A new service makes a reload.
+    # A new service causes a reload.
     frontend.drop("new.json", {"new": frontend.service("other", 8082)})
     frontend.until(lambda: len(frontend.status()["services"]) == 3 and frontend.ready())
     assert answering(frontend) == rest
@@ -410,14 +410,14 @@ def test_a_drain_outlives_reloads_restarts_and_moves(frontend: Frontend) -> None
     frontend.scale("shop", 24)
     frontend.until(lambda: frontend.metric("fc_frontend_service_slots", service="shop") > 24)
     frontend.until(lambda: answering(frontend, count=72) == others(frontend, victim))
-    # The slots shrink: the pod comes to another one.
+    # The slots shrink: the pod moves to another one.
     frontend.scale("shop", 3)
     frontend.settings["services"]["shop"]["slots"] = 4
     frontend.settings["services"]["shop"]["balance"] = "roundrobin"
     frontend.write()
     frontend.until(lambda: len(servers(frontend)) == 4 and frontend.ready())
     frontend.until(lambda: answering(frontend) == rest)
-    # HAProxy itself is killed, and started by the daemon.
+    # HAProxy itself is killed, and the daemon starts it again.
     frontend.end_haproxy()
     frontend.until(lambda: answering(frontend) == rest)
     frontend.until(lambda: shown(frontend) == [victim])
@@ -435,7 +435,7 @@ def test_the_next_pod_in_the_slot_is_served_and_the_drained_one_forgotten(
     victim = addresses[1]
     slot = slot_of(frontend, victim)
     assert slot is not None
-    # Somebody's own drain, by hand: it is not ours to undo.
+    # A drain by hand is not fc-frontend's own and is not undone.
     by_hand = slot_of(frontend, addresses[2])
     socket = frontend.settings["haproxy"]["runtime_socket"]
     assert runtime.command(socket, f"set server shop/{by_hand} state drain") == ""
@@ -446,12 +446,12 @@ def test_the_next_pod_in_the_slot_is_served_and_the_drained_one_forgotten(
     frontend.until(lambda: record(frontend) == NOTHING)
     frontend.until(lambda: not (servers(frontend)[slot].admin or 0) & 8)
     frontend.until(lambda: frontend.events("drain-ended"))
-    # The address comes back, as another pod's may: it is served.
+    # The address returns, perhaps as another pod: it is served.
     frontend.publish("shop", addresses)
     frontend.until(lambda: answering(frontend) == {"shop-1", "shop-2"})
     assert frontend.metric("fc_frontend_service_drained", service="shop") == 0
 
-    # All at once: the drained pod leaves, and another takes its slot in the same answer.
+    # In the same answer, the drained pod leaves and another one takes its slot.
     slot = slot_of(frontend, victim)
     assert slot is not None
     frontend.run("drain", "shop", victim)
@@ -462,7 +462,7 @@ def test_the_next_pod_in_the_slot_is_served_and_the_drained_one_forgotten(
     frontend.until(lambda: answering(frontend) == {"shop-1", "shop-4"})
     frontend.until(lambda: record(frontend) == NOTHING)
     assert (servers(frontend)[str(by_hand)].admin or 0) & 8
-    # Asked for by name, it is freed as well.
+    # An undrain by address frees this pod as well.
     frontend.run("undrain", "shop", addresses[2])
     assert answering(frontend) == {"shop-1", "shop-3", "shop-4"}
 
@@ -491,7 +491,7 @@ def test_a_whole_service_is_drained_with_the_pods_that_come_later(frontend: Fron
     assert "fc-frontend undrain shop" in done.stderr
     assert all(who.endswith("status 503") for who in frontend.answers(8080, 6))
     assert answering(frontend, 8081) == others(frontend)
-    # In empty slots, and beyond them after a reload.
+    # New pods in empty slots, and more pods than slots after a reload, are drained too.
     frontend.scale("shop", 6)
     frontend.until(lambda: len(shown(frontend)) == 6)
     assert all(who.endswith("status 503") for who in frontend.answers(8080, 12))
@@ -525,7 +525,7 @@ def test_without_a_daemon(frontend: Frontend) -> None:
     frontend.drop("new.json", {"new": frontend.service("new", 8081)})
     assert "reloaded" in frontend.run("apply").stdout
     assert answering(frontend) == {"shop-2", "shop-3"}
-    # A broken file keeps nobody from draining.
+    # A broken file does not prevent a drain.
     frontend.drop("bad.json", "{")
     frontend.run("drain", "shop", pods.addresses[1])
     assert answering(frontend) == {"shop-3"}
@@ -548,7 +548,7 @@ def test_nodes_and_cluster_ips_can_be_drained(frontend: Frontend) -> None:
     before = pods.pods[0].requests
     frontend.drop("new.json", {"new": frontend.service("new", 8081)})
     frontend.until(lambda: len(frontend.status()["services"]) == 2 and frontend.ready())
-    # From the new worker's first connection on: health checks are no requests.
+    # This holds from the new worker's first connection on: health checks are no requests.
     assert answering(frontend) == {"shop-2"}
     assert pods.pods[0].requests == before
     assert (servers(frontend)["node-a"].admin or 0) & 8

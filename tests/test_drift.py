@@ -1,4 +1,4 @@
-"""haproxy.cfg changed by others, and more old workers than there may be."""
+"""haproxy.cfg changed by others, and more old workers than allowed."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_a_file_edited_by_hand_is_put_right(frontend: Frontend) -> None:
 
 @pytest.mark.extended
 def test_what_apply_deploys_is_no_drift(frontend: Frontend) -> None:
-    """The daemon withholds a service, until a command deploys it: that is nobody's edit."""
+    """The daemon withholds a service until a command deploys it: that is not an edit by hand."""
     frontend.scale("shop", 2)
     frontend.settings["services"]["shop"] = frontend.service("shop", 8080)
     frontend.start()
@@ -96,7 +96,7 @@ def test_an_adopted_file_stays_until_the_configuration_changes(frontend: Fronten
     reload_by_hand(frontend)
     frontend.until(lambda: frontend.metric("fc_frontend_config_drift") == 1)
     frontend.until(lambda: frontend.running_hash() is None)
-    # A change without effect on the text, and the daemon's looks, leave it alone.
+    # A change without effect on the text, and the daemon's checks, leave it unchanged.
     frontend.drop("empty.yaml", "# nothing\n")
     frontend.until(lambda: frontend.metric("fc_frontend_config_in_sync") == 0)
     assert frontend.haproxy_cfg.read_text() == edited
@@ -117,7 +117,7 @@ def test_the_oldest_of_too_many_old_workers_are_ended(frontend: Frontend) -> Non
     with contextlib.ExitStack() as connections:
         opened: list[socket.socket] = []
         for number in range(4):
-            # Each holds the worker that is replaced next.
+            # Each connection holds the worker that is replaced next.
             connection = socket.create_connection((frontend.host, 8080))
             opened.append(connections.enter_context(connection))
             connection.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
@@ -133,7 +133,7 @@ def test_the_oldest_of_too_many_old_workers_are_ended(frontend: Frontend) -> Non
         frontend.until(lambda: len(show_proc(haproxy["master_socket"]).old_workers) == 2)
         frontend.until(lambda: frontend.metric("fc_frontend_old_workers") == 2)
         assert frontend.metric("fc_frontend_old_workers_memory_bytes") > 1_000_000
-        # The oldest connections are those that ended.
+        # The connections that ended are the oldest.
         for connection, is_open in zip(opened, (False, False, True, True), strict=True):
             connection.settimeout(5)
             with contextlib.suppress(ConnectionError):

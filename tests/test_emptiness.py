@@ -1,4 +1,4 @@
-"""Absence is not evidence, and not every address is a pod's: what cluster DNS is not believed."""
+"""Absence is not evidence, and not every address is a pod's: ignored answers of cluster DNS."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_addresses_outside_of_the_pod_network_never_get_traffic(frontend: Fronte
             )
         )
         frontend.until(lambda: addresses(frontend) == set(pods.addresses))
-        # Pods that come and go are followed without HAProxy's resolver, and without a reload.
+        # Pod changes are followed without HAProxy's resolver, and without a reload.
         reloads = frontend.metric("fc_frontend_reloads_total")
         more = frontend.scale("shop", 5, publish=False)
         frontend.dns.set_service(replace(shop, endpoints=(*more.addresses, outside)))
@@ -153,7 +153,7 @@ def test_special_addresses_need_a_network_of_their_own(
 
 
 def test_servers_outside_of_the_pod_network_are_taken_away(frontend: Frontend) -> None:
-    """Whatever made HAProxy's resolver take them: fc-frontend fills the slots itself then."""
+    """Whatever made HAProxy's resolver add them: fc-frontend then fills the slots itself."""
     frontend.settings["intervals"]["resolve"] = "1h"
     pods = frontend.scale("shop", 2)
     outside = f"127.{frontend.octet}.200.77"

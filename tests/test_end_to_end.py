@@ -38,7 +38,7 @@ def test_traffic_reaches_the_pods_that_dns_names_and_leaves_those_it_drops(
     frontend.scale("shop", 2)
     frontend.until(lambda: frontend.serves(8080, pods))
     frontend.until(lambda: frontend.serves(8081, pods))
-    # HAProxy discovers by itself: none of this needed a reload.
+    # HAProxy discovers the pods by itself: none of this needed a reload.
     assert frontend.metric("fc_frontend_reloads_total") == 1
 
 
@@ -66,7 +66,7 @@ BAD_FILES = (
     ("bad.yaml", "services: {bad: {pod_port: 80, extra_config: nonsense}}", "nonsense"),
     ("bad.cfg", "listen bad\n  bind 127.0.0.1:1\n  nonsense\n", "unknown keyword '…'"),
 )
-"""Name, content and what is said of it."""
+"""The name and content of a file, and the message reported for it."""
 
 
 def test_a_bad_file_costs_only_what_it_declares(frontend: Frontend) -> None:
@@ -155,7 +155,7 @@ def test_signals(frontend: Frontend) -> None:
     assert frontend.serves(8080, pods)
     assert frontend.events("stopped")
     running = frontend.running_hash()
-    # HAProxy is adopted as it is; nothing is reloaded.
+    # HAProxy is adopted as it is, without a reload.
     frontend.start()
     assert frontend.running_hash() == running
     assert frontend.events("config-in-sync")
@@ -178,7 +178,7 @@ def test_a_bind_that_another_process_holds_is_refused_before_a_reload(frontend: 
             assert f"{frontend.host}:8081 is in use by" in problem["message"]
             assert f"process {os.getpid()}" in problem["message"]
             assert frontend.metric("fc_frontend_reloads_total") == 1
-        # The daemon tries again by itself.
+        # The daemon retries by itself.
         frontend.until(lambda: not frontend.status()["withheld"])
         tally = load.stop()
     assert not tally.failures
@@ -203,7 +203,7 @@ def test_an_outage_of_dns_costs_nothing_even_across_a_reload(frontend: Frontend)
         frontend.drop("other.json", {"other": frontend.service("other", 8081)})
         frontend.until(lambda: len(frontend.status()["services"]) == 3)
         frontend.until(frontend.ready)
-        # The daemon and HAProxy's resolver ask in vain meanwhile.
+        # The daemon and HAProxy's resolver get no answers meanwhile.
         before = sum(frontend.dns.queries.values())
         frontend.until(lambda: sum(frontend.dns.queries.values()) > before + 20)
         assert frontend.serves(8080, pods)
@@ -238,7 +238,7 @@ def test_a_supervised_haproxy_that_dies_is_started_again(frontend: Frontend) -> 
 def test_a_supervised_haproxy_serves_on_with_the_last_good_configuration(
     frontend: Frontend,
 ) -> None:
-    """Whether it dies while a file is broken, or is started, as after a reboot, with one."""
+    """HAProxy ends while a file is broken, or is started with one, as after a reboot."""
     pods = frontend.scale("shop", 2)
     frontend.settings["services"]["shop"] = frontend.service("shop", 8080)
     frontend.start()
@@ -252,7 +252,7 @@ def test_a_supervised_haproxy_serves_on_with_the_last_good_configuration(
     assert frontend.running_hash() == running
     frontend.stop_daemon()
     frontend.end_haproxy()
-    # Settings that make no sense, and nothing known of better ones: what is on disk serves.
+    # The settings are invalid and no good ones are known: the file on disk is served.
     good = frontend.config.read_text()
     (frontend.directory / "state" / "running.json").unlink()
     frontend.settings["cluster"]["pod_network"] = frontend.settings["cluster"]["service_network"]
@@ -340,7 +340,7 @@ def test_systemd_is_told(frontend: Frontend) -> None:
 
 
 def test_a_swapped_symlink_is_seen(frontend: Frontend) -> None:
-    """As NixOS does: /etc/static → store, and services.d behind it."""
+    """NixOS does this: /etc/static → store, and services.d behind it."""
     generations = [frontend.directory / f"store-{n}" for n in (1, 2)]
     for number, generation in enumerate(generations):
         (generation / "services.d").mkdir(parents=True)
@@ -362,7 +362,7 @@ def test_a_swapped_symlink_is_seen(frontend: Frontend) -> None:
 
 
 def external(frontend: Frontend, haproxy: RealHaproxy) -> None:
-    """Let the daemon work with a HAProxy that somebody else started, with another configuration."""
+    """Let the daemon use a HAProxy that was started externally, with another configuration."""
     frontend.settings["haproxy"].update(
         supervise=False,
         take_over="always",

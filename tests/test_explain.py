@@ -1,6 +1,7 @@
-"""`explain` names what is wrong with a service, and the remedy: each cause is really produced.
+"""`explain` names the fault of a service and the remedy: the tests really produce each cause.
 
-Somebody is paged at night: 503 on a service.  One command must tell where its way is interrupted.
+An operator is paged at night: 503 on a service.  One command must show where the path of its
+requests is broken.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ NAME = "shop.default.svc.cluster.local"
 
 
 def explained(frontend: Frontend, service: str) -> dict[str, Any]:
-    """What `explain --json` says, with its exit code and the text for people."""
+    """Return the document of `explain --json`, with its exit code and the text for people."""
     done = frontend.run("explain", service, "--json", check=False)
     document: dict[str, Any] = json.loads(done.stdout)
     assert done.returncode == {"ok": 0, "warn": 1, "bad": 1, "unknown": 3}[document["verdict"]]
@@ -42,7 +43,7 @@ def step(document: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def caused(frontend: Frontend, service: str, cause: str) -> dict[str, Any]:
-    """The explanation, as soon as it names `cause` as the step at which the way breaks."""
+    """Return the explanation as soon as it names `cause` as the step at which the path breaks."""
 
     def found() -> dict[str, Any] | None:
         document = explained(frontend, service)
@@ -63,12 +64,12 @@ def admin(frontend: Frontend, text: str) -> str:
     return runtime.command(frontend.settings["haproxy"]["runtime_socket"], text)
 
 
-# Causes that stand side by side in one frontend
+# Causes that coexist in one frontend
 
 
 @pytest.fixture(scope="module")
 def many(either_binary: str) -> Iterator[Frontend]:
-    """A frontend whose services each have another fault; what they ask for does not change."""
+    """Yield a frontend whose services each have another fault; the requests in it do not change."""
     with Frontend(either_binary) as frontend:
         frontend.scale("shop", 3)
         ports = {"http": 8080}
@@ -173,7 +174,7 @@ def test_the_first_step_that_is_bad_is_named_with_its_remedy(many: Frontend, nam
     assert document["cause"]["said"] in document["summary"]
 
     def is_said_in_words() -> bool:
-        """HAProxy's words on a check may have changed since."""
+        """Return whether the text matches; HAProxy's check messages may have changed since."""
         now = explained(many, name)
         text = many.run("explain", name, check=False)
         assert text.returncode == 1
@@ -223,12 +224,12 @@ def test_names_from_the_command_line_reach_neither_haproxy_nor_the_terminal(many
     assert many.serves(8080, many.pods["shop"])
 
 
-# Causes that take the frontend's own parts away
+# Causes that remove parts of the frontend itself
 
 
 @pytest.fixture
 def frontend(either_binary: str) -> Iterator[Frontend]:
-    """A frontend with a service `shop` of three pods that serves on port 8080."""
+    """Yield a frontend with a service `shop` of three pods that serves on port 8080."""
     with Frontend(either_binary) as made:
         made.scale("shop", 3)
         made.settings["services"]["shop"] = made.service("shop", 8080)
@@ -286,7 +287,7 @@ def test_pods_that_died_before_dns_fell_silent_are_the_cause(frontend: Frontend)
     frontend.dns.fault = Fault.SERVFAIL
     document = caused(frontend, "shop", "servers")
     assert step(document, "dns")["verdict"] == "warn"
-    # Later nobody knows: the pods may be elsewhere by now.
+    # Later the state is unknown: the pods may have moved.
     frontend.dns.fault = Fault.NONE
     frontend.stop_daemon()
     frontend.dns.fault = Fault.SERVFAIL
@@ -418,7 +419,7 @@ def test_without_the_daemon_it_tells_what_it_can(frontend: Frontend) -> None:
     frontend.drop("more.json", {"more": frontend.service("shop", 8081)})
     document = caused(frontend, "more", "servers")
     assert document["cause"]["said"] == "HAProxy does not run a section of this name"
-    # Its own section is what it was.
+    # Its own section is unchanged.
     found = step(explained(frontend, "shop"), "configuration")
     assert found["verdict"] == "warn"
     assert "fc-frontend apply" in found["remedy"]
@@ -472,7 +473,7 @@ def test_no_settings_no_fragments_no_traceback(frontend: Frontend) -> None:
 
 @contextlib.contextmanager
 def answering(host: str, port: int, answer: bytes) -> Iterator[None]:
-    """Somebody else on the daemon's port, who answers that to whatever is asked."""
+    """Run another server on the daemon's port, which answers every request in this way."""
     code = (
         "import socket,sys\n"
         f"s=socket.create_server(({host!r},{port}))\n"

@@ -1,4 +1,4 @@
-"""What `explain` and `status` say follows from causes, whatever the words are."""
+"""The output of `explain` and `status` depends on causes, whatever the wording of messages."""
 
 from __future__ import annotations
 

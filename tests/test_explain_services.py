@@ -119,7 +119,7 @@ def test_services_of_the_cluster(frontend: Balanced) -> None:
     assert f"ok      address       {frontend.address(2)}\n" in shown
     assert "\nsvc.default.web.80\nok      declaration" in shown
 
-    # A Service that a file names, and Services that get no address here.
+    # A Service that a file names, and Services that get no address from this frontend.
     plain = explained(frontend, "svc/default/plain")
     assert steps_of(plain) == {"Service": "ok: type ClusterIP, TCP ports: 80; declared in a file"}
     assert [each["service"] for each in plain["services"]] == ["file"]
@@ -137,7 +137,7 @@ def test_services_of_the_cluster(frontend: Balanced) -> None:
     assert port["service"] == "svc.default.odd.80"
     assert "10.0.0.0/33" in json.dumps(port["steps"])
 
-    # `status` has the source of each service, and who writes the status of Services.
+    # `status` contains the source of each service, and the writer of the status of Services.
     status = json.loads(frontend.run("status", "--json", check=False).stdout)
     sources = {each["name"]: each["source"] for each in status["services"]}
     assert sources["svc.default.web.80"] == "Service default/web"
@@ -151,7 +151,7 @@ def test_services_of_the_cluster(frontend: Balanced) -> None:
     )
     assert "Service default/web" in frontend.run("status", "-o", "wide", check=False).stdout
 
-    # Without the daemon, the cluster and HAProxy still tell.
+    # Without the daemon, the cluster and HAProxy still provide facts.
     frontend.stop_daemon()
     document = explained(frontend, "svc/default/web")
     assert steps_of(document)["address"].startswith("unknown: ")

@@ -1,4 +1,4 @@
-"""What is not tried again after a failed reload, and when it is."""
+"""What is not retried after a failed reload, and when it is retried."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ UNNAMED = ReloadOutcome(False, "its log has the reason", 2.0)
 
 
 class Site:
-    """Sections with one bind each, and the record of what failed."""
+    """Sections with one bind each, and the record of failed reloads."""
 
     def __init__(self, directory: Path, *names: str) -> None:
         haproxy = Haproxy(config_file=f"{directory}/haproxy.cfg")
@@ -44,12 +44,12 @@ class Site:
         assert not self.attempt().failed(taker, outcome)
 
     def rejected(self, taker: Taker = TAKER, *, is_forced: bool = False) -> list[str]:
-        """The units that are not tried again, empty for the text as a whole."""
+        """Return the units that are not retried; an empty name stands for the text as a whole."""
         found = self.attempt(is_forced=is_forced).rejected(taker)
         return [str(problem.unit or "") for problem in found]
 
     def line(self, name: str) -> int:
-        """The line of the bind of a service."""
+        """Return the line of a service's bind."""
         place = next(each for each in self.config.places if each.unit.name == name)
         return place.first + 1
 
@@ -77,7 +77,7 @@ def test_only_the_unit_that_haproxy_names_is_rejected(site: Site) -> None:
     (problem,) = site.attempt().rejected(TAKER)
     assert "cannot bind socket" in problem.message
     assert site.rejected(is_forced=True) == []
-    # It is not deployed, and remembered; once it is, it is forgotten.
+    # While withheld, the unit is not deployed and the failure is kept; a deployment clears it.
     withheld = site.sections.pop("b")
     assert site.rejected() == []
     assert not site.attempt().succeeded()
@@ -119,12 +119,12 @@ def test_other_circumstances_are_another_chance(site: Site, tmp_path: Path) -> N
 def test_of_several_suspects_all_but_one_wait(site: Site) -> None:
     site.fails()
     assert site.rejected() == ["service b", "service c"]
-    # The first one goes through, and is not suspected any more.
+    # The first suspect is deployed successfully and is no longer suspected.
     others = {name: site.sections.pop(name) for name in "bc"}
     assert not site.attempt().succeeded()
     site.sections |= others
     assert site.rejected() == ["service c"]
-    # The second one fails alone, which clears the third.
+    # The second suspect fails alone, which clears the third.
     del site.sections["a"], site.sections["c"]
     site.fails()
     site.sections |= others

@@ -1,4 +1,4 @@
-"""What mistakes and evidence fall back to: the guard and the last good forms by themselves."""
+"""The fallback after mistakes and failures: the guard and the last good forms in isolation."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def form(number: int) -> RawDeclaration:
 
 
 def watching(*numbers: int) -> Guard:
-    """A guard after reloads with these forms of a service that had servers up throughout."""
+    """Return a guard after reloads with these forms of a service that always had servers up."""
     guard = Guard()
     for before, after in itertools.pairwise(numbers):
         guard.watch({"shop": form(before)}, {"shop": form(after)}, {"shop"}, 0.0)
@@ -44,7 +44,7 @@ def watching(*numbers: int) -> Guard:
 
 
 def lost(guard: Guard, now: float = 1.0) -> Mapping[str, RawDeclaration]:
-    """What is to be reverted after enough looks without a server up."""
+    """Return the declarations to revert after `MAX_LOOKS_DOWN` looks without a server up."""
     for _ in range(MAX_LOOKS_DOWN):
         found = guard.look((), {"shop"}, now)
     return found
@@ -53,7 +53,7 @@ def lost(guard: Guard, now: float = 1.0) -> Mapping[str, RawDeclaration]:
 def test_each_evidence_takes_back_one_change() -> None:
     guard = watching(0, 1, 2)
     assert lost(guard) == {"shop": form(1)}
-    # HAProxy still runs the form that was taken back.
+    # HAProxy still runs the reverted form.
     assert lost(guard) == {}
     guard.watch({"shop": form(1)}, {"shop": form(1)}, (), 2.0)
     assert lost(guard, 3.0) == {"shop": form(0)}
@@ -109,7 +109,7 @@ def test_a_watch_is_taken_up_by_the_next_daemon(tmp_path: Path) -> None:
     resumed = Guard()
     resumed.resume(load_running(str(file)).former, 100.0)
     assert lost(resumed, 100.0 + WATCH_FOR - 1) == {"shop": form(1)}
-    # Not if it was away for long: what happened since says nothing about the change.
+    # Not after a long absence: the state of the servers then no longer reflects the change.
     past = file.stat().st_mtime - MAX_FORMER_AGE
     os.utime(file, (past, past))
     assert not load_running(str(file)).former
@@ -124,14 +124,14 @@ def test_copies_of_files_that_a_former_form_names_are_kept() -> None:
     assert list(running.named_files()) == ["/a/x.pem"]
 
 
-# What mistakes and evidence fall back to, by files and verdicts alone
+# The fallback after mistakes and failures, with files and verdicts only
 
 SHOP = UnitId(UnitKind.SERVICE, "shop")
 REFUSED = {SHOP: (Problem("refused"),)}
 
 
 class Daemon:
-    """What the daemon knows of a service `shop`, with HAProxy's part played by the test."""
+    """The daemon's records of a service `shop`; the test plays HAProxy's part."""
 
     def __init__(self, directory: Path) -> None:
         self._file = directory / "services.d" / "shop.json"
@@ -150,7 +150,7 @@ class Daemon:
     def declares(
         self, text: str | int | None = None, withhold: Mapping[UnitId, tuple[Problem, ...]] = {}
     ) -> Prepared:
-        """What is prepared with this in the file, or with the service having so many slots."""
+        """Return the configuration prepared for this file content, or for this number of slots."""
         if isinstance(text, int):
             entry = {"mode": "tcp", "pod_port": 80, "binds": "127.0.0.1:8080", "slots": text}
             text = json.dumps({"services": {"shop": entry}})
@@ -164,7 +164,7 @@ class Daemon:
         text: str | int | None = None,
         withhold: Mapping[UnitId, tuple[Problem, ...]] = {},
     ) -> Prepared:
-        """As `declares`; HAProxy confirms it."""
+        """Prepare as `declares` does, and record that HAProxy confirmed it."""
         prepared = self.declares(text, withhold)
         self.running = deployed_declarations(
             prepared, self.running, self._sources, former=self.former
@@ -173,7 +173,7 @@ class Daemon:
         return prepared
 
     def fails(self, back: RawDeclaration) -> None:
-        """The guard has evidence against what runs."""
+        """Record a failure of the running form, reverted to `back`."""
         self.running = self.running.after_failure("shop", "evidence", back)
         self._base = replace(self._base, declarations=self.running)
 
@@ -204,7 +204,7 @@ def test_evidence_during_a_mistake_is_against_what_haproxy_runs(tmp_path: Path) 
     daemon.fails(first)
     assert slots(daemon.runs("{")) == 10
     assert slots(daemon.runs("{")) == 10
-    # It is not tried again when only the mistake is gone, but any other form is.
+    # Fixing only the mistake does not retry the failed form; any other form is tried.
     assert slots(daemon.runs(11)) == 10
     assert slots(daemon.runs(12)) == 12
     assert slots(daemon.runs("{")) == 12

@@ -1,4 +1,4 @@
-"""Files that sections name, changed, spoilt and removed with requests throughout: none fails."""
+"""Files named in sections are changed, corrupted and removed under load: no request fails."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ errorfile 503 DIR/error
 
 
 def page(words: str) -> str:
-    """A file for `errorfile`: a whole answer of HTTP (configuration.txt, section 4.2)."""
+    """Return a file for `errorfile`: a complete HTTP response (configuration.txt, section 4.2)."""
     return f"HTTP/1.0 503 Service Unavailable\r\nContent-Length: {len(words)}\r\n\r\n{words}"
 
 
@@ -45,19 +45,19 @@ FILES: dict[str, tuple[str, Callable[[str], str], str | None]] = {
     "format": ("/format", lambda word: word, "%[nonsense]"),
     "error": ("/error", page, "no answer of HTTP"),
 }
-"""Of each file: the path that shows it, its content for a word, and one that HAProxy refuses."""
+"""For each file: the path that shows it, its content for a word, and content HAProxy refuses."""
 WORDS = ("one", "two", "six", "ten", "end")
 
 
 def shown(frontend: Frontend, name: str) -> tuple[tuple[int, bytes], ...]:
-    """What clients see of a file."""
+    """Return what clients receive from a file."""
     path = FILES[name][0]
     paths = [path + word for word in WORDS] if name == "list" else [path]
     return tuple(frontend.get(path, PLAIN) for path in paths)
 
 
 class Handshakes:
-    """A thread that opens one TLS connection after the other, and asks once on each."""
+    """A thread that opens TLS connections one after another, with one request on each."""
 
     def __init__(self, host: str, port: int) -> None:
         self.done = 0
@@ -91,7 +91,7 @@ class Handshakes:
 
 
 def declare(site: Site, directory: Path, tls: str) -> None:
-    """Services `files` and `tls`, both before the pods of shop."""
+    """Declare services `files` and `tls`, both in front of the pods of shop."""
     lines = [line for line in LINES.replace("DIR", str(directory)).splitlines() if line]
     pods = {"service": "shop", "mode": "http"}
     site.declare("files", PLAIN, **pods, extra_config=lines)
@@ -100,7 +100,7 @@ def declare(site: Site, directory: Path, tls: str) -> None:
 
 @pytest.mark.parametrize("name", FILES)
 def test_a_file_that_changes_costs_no_request(either_binary: str, name: str) -> None:
-    """Changed, changed within its time stamp's second, refused, mended, removed, restored."""
+    """Change the file, in the same second too, then corrupt, fix, remove and restore it."""
     with serving(either_binary) as site:
         frontend = site.frontend
         directory = frontend.directory / "named"
@@ -127,7 +127,7 @@ def test_a_file_that_changes_costs_no_request(either_binary: str, name: str) -> 
             (directory / name).unlink()
             site.until_held({("service", "files"): KEPT})
             assert shown(frontend, name) == pages[-1]
-            # What is withheld keeps no other change, and outlives HAProxy.
+            # A change of another file in the meantime costs no request.
             put(directory / "body" if name != "body" else directory / "map", "/map/x new\n")
             site.still_serve()
             put(directory / name, content("end"))
@@ -140,7 +140,7 @@ def test_a_file_that_changes_costs_no_request(either_binary: str, name: str) -> 
 
 @pytest.mark.parametrize("form", ["file", "key beside it", "directory", "list", "relative"])
 def test_a_certificate_that_changes_costs_no_handshake(either_binary: str, form: str) -> None:
-    """Renewed, half written, renewed again, removed, restored."""
+    """Renew the certificate, write half of it, renew it again, remove it and restore it."""
     with serving(either_binary) as site:
         frontend = site.frontend
         directory = frontend.directory / "named"
@@ -195,7 +195,7 @@ def test_a_certificate_that_changes_costs_no_handshake(either_binary: str, form:
 
 
 def test_a_program_of_the_settings_that_is_broken_costs_no_request() -> None:
-    """Debian's HAProxy runs Lua.  The program is named in `global`, which everybody needs."""
+    """Debian's HAProxy supports Lua.  `global` names the program, so every section needs it."""
     with Frontend(binary_of("2.6-debian")) as frontend:
         program = frontend.directory / "answer.lua"
         good = (
@@ -214,7 +214,7 @@ def test_a_program_of_the_settings_that_is_broken_costs_no_request() -> None:
             put(program, good.replace("WORD", "two"))
             frontend.until(lambda: frontend.get("/lua", PLAIN) == (200, b"two"))
             put(program, "no Lua")
-            # Others are deployed all the same.
+            # Other services are still deployed.
             site.declare(*EXTRA)
             frontend.until(lambda: frontend.ask(EXTRA[1]) == f"{EXTRA[0]}-1")
             frontend.until(site.held)

@@ -1,4 +1,4 @@
-"""Where somebody who is new to it would stumble: what each command says then, and what to do."""
+"""Mistakes of new users: what each command reports, and the remedy it suggests."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.test_status import publish
 PROGRAM = (sys.executable, "-m", "fc_frontend")
 ROOT = Path(__file__).parent.parent
 WITHOUT_RIGHTS = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"] if os.getuid() == 0 else []
-"""Root without capabilities may read only what the mode of a file lets it read."""
+"""Root without capabilities may read only what the file mode permits."""
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def test_no_answer_says_nothing_about_pods(frontend: Frontend) -> None:
 
 
 def test_what_is_not_in_force_is_told_beside_what_is(frontend: Frontend) -> None:
-    """Who has just corrected the port must not look for it in the form before."""
+    """A user who just corrected the port must not be sent to look for it in the previous form."""
     frontend.scale("shop", 2)
     frontend.drop("far.json", {"far": frontend.service("shop", 8081, pod_port=8099)})
     frontend.start()
@@ -92,7 +92,7 @@ def test_the_step_that_is_pointed_to_is_the_right_one(frontend: Frontend) -> Non
         steps = document["steps"]
         return str(next(step["remedy"] for step in steps if step["step"] == "servers"))
 
-    # Until the daemon has taken the slots from it, HAProxy's resolver may have filled one.
+    # HAProxy's resolver may have filled a slot before the daemon took the slots over.
     frontend.until(lambda: remedy().startswith("see the step networks: "))
     (row,) = json.loads(frontend.run("status", "--json", check=False).stdout)["services"]
     assert row["why"] == "cluster DNS names only addresses outside of the cluster's networks"

@@ -1,4 +1,4 @@
-"""Servers of fragments survive reloads and silence of cluster DNS as those of services do."""
+"""Servers of fragments survive reloads and cluster DNS outages, as those of services do."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from tests.support.frontend import Frontend
 
 RELOADS = 6
 LONG = 50.0
-"""Seconds of silence; plain HAProxy gives up what it resolved after `hold` of 30 s."""
+"""Seconds of silence; plain HAProxy drops resolved addresses after a `hold` of 30 s."""
 
 
 @pytest.fixture
 def frontend(either_binary: str) -> Iterator[Frontend]:
-    """A service, and a fragment with two ways to make servers by cluster DNS."""
+    """A frontend with a service, and a fragment that creates servers from cluster DNS twice."""
     with Frontend(either_binary) as made:
         made.scale("shop", 3)
         made.settings["services"]["plain"] = made.service("shop", 8081)
@@ -71,12 +71,12 @@ def test_a_reload_by_others_costs_a_fragment_no_request(frontend: Frontend) -> N
 
 
 def _of_pool(text: str) -> str:
-    """The lines of a state file that are about the fragment's backend."""
+    """Return the lines of a state file that belong to the fragment's backend."""
     return "\n".join(line for line in text.splitlines() if " pool " in line)
 
 
 def test_a_fragment_serves_while_cluster_dns_is_silent(frontend: Frontend) -> None:
-    """Over a reload, too: the new worker has nobody to ask."""
+    """This holds over a reload too, although the new worker gets no answer from cluster DNS."""
     frontend.dns.fault = Fault.SILENT
     with Load(frontend.host, 8080, clients=4) as load:
         frontend.drop("more.json", {"more": frontend.service("shop", 8090)})
@@ -90,7 +90,7 @@ def test_a_fragment_serves_while_cluster_dns_is_silent(frontend: Frontend) -> No
 def test_a_fragment_serves_after_silence_that_plain_haproxy_does_not_survive(
     frontend: Frontend,
 ) -> None:
-    """With a reload after `LONG`: its new worker never had an answer of its own."""
+    """Reload after `LONG` seconds: the new worker never received an answer of its own."""
     frontend.dns.fault = Fault.SILENT
     with Load(frontend.host, 8080, clients=2, interval=0.05) as load:
         frontend.until(
@@ -101,7 +101,7 @@ def test_a_fragment_serves_after_silence_that_plain_haproxy_does_not_survive(
         frontend.until(lambda: len(frontend.events("config-reloaded")) == 1)
         before = load.tally()
         frontend.until(lambda: load.tally().since(before).requests > 200)
-        # Pods that came meanwhile are used as soon as there are answers again.
+        # Pods added in the meantime are used as soon as cluster DNS answers again.
         frontend.scale("shop", 4)
         frontend.dns.fault = Fault.NONE
         frontend.until(lambda: frontend.serves(8080, frontend.pods["shop"]))

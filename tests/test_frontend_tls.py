@@ -1,4 +1,4 @@
-"""`tls:` of a frontend, from files to what real HAProxys accept; no certificate is read here."""
+"""`tls:` of a frontend, from files to text that real HAProxys accept; reads no certificates."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_haproxy_accepts_it_without_a_certificate(
 def test_haproxy_warns_of_nothing_where_challenges_are_forwarded(
     tmp_path: Path, either_binary: str, passes: str
 ) -> None:
-    """Rules before and after `use_backend`, with standbys and without."""
+    """Cover rules before and after `use_backend`, with standbys and without."""
     token = tmp_path / "token"
     token.write_text("token")
     more = "    acme: {challenges: '127.0.0.1:8402'}\n    http: {binds: '127.0.0.1:8080'}\n"

@@ -1,4 +1,4 @@
-"""Several services on one address: frontends, from files to what real HAProxy serves."""
+"""Several services on one address: frontends, from files to the traffic a real HAProxy serves."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Whatever bytes come from files, from DNS or from HAProxy: no reader fails in an unforeseen way.
+"""No reader fails unexpectedly on any bytes from files, DNS or HAProxy.
 
-Samples of real inputs are damaged at random, by a seed that a failure shows.  A run takes a moment;
-`python -m tests.support.fuzz --count N` runs as many inputs as wanted.
+Samples of real inputs are damaged at random, from a seed that a failure reports.  A run is short;
+`python -m tests.support.fuzz --count N` runs N inputs.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ HOSTILE = (
 
 
 def damaged(generator: random.Random, sample: bytes) -> bytes:
-    """The sample with some pieces lost, doubled, moved, overwritten or put in."""
+    """Return the sample with some pieces deleted, duplicated, moved, overwritten or inserted."""
     data = bytearray(sample)
     for _ in range(generator.randint(1, 6)):
         at = generator.randrange(len(data) + 1)
@@ -104,7 +104,7 @@ def damaged(generator: random.Random, sample: bytes) -> bytes:
 def inputs(
     name: str, samples: list[bytes], check: Callable[[bytes], object], share: int = 1
 ) -> None:
-    """Give damaged samples to `check`; what it raises fails the test and shows the input."""
+    """Pass damaged samples to `check`; an exception fails the test and reports the input."""
     generator = random.Random(f"{SEED} {name}")
     count = max(20, INPUTS // share)
     began = time.monotonic()
@@ -146,7 +146,7 @@ def test_declarations(tmp_path: Path) -> None:
 
 
 def judge(sources: Sources, base: Base) -> None:
-    """Nothing raises, what is taken can be written, and what was good stays."""
+    """Check that nothing raises, that an accepted plan can be rendered and that shop is kept."""
     declaration = declare(sources)
     found = prepared(sources, base)
     if found.config is None:
@@ -240,7 +240,7 @@ def test_answers_of_dns(rdtype: RecordType) -> None:
 
 
 def _is_of(data: bytes, section: int, query: dns.message.Message) -> bool:
-    """The client looks at answers that repeat its question only."""
+    """Return whether the answer repeats the question; the client ignores any other answer."""
     return data[12 : 12 + section] == query.to_wire()[12 : 12 + section]
 
 
@@ -248,7 +248,7 @@ def _is_of(data: bytes, section: int, query: dns.message.Message) -> bool:
 
 
 def test_haproxy_text() -> None:
-    """Every reader takes any text, and raw lines without a fault never begin a section."""
+    """Every reader accepts any text, and raw lines without a fault never begin a section."""
     samples = [path.read_bytes() for path in sorted(ROOT.glob("tests/golden/*/expected.cfg"))]
     lines = [line for sample in samples for line in sample.split(b"\n") if line.strip()]
 
@@ -306,10 +306,10 @@ STATUS = json.dumps(
 
 
 def test_every_output_format() -> None:
-    """Whatever names and messages hold, all that is printed is UTF-8 without control characters."""
+    """Output is UTF-8 without control characters, whatever names and messages contain."""
 
     def check(data: bytes) -> None:
-        # Damaged names, in JSON that is sound: surrogates come as the escapes of lone halves.
+        # Damaged names in valid JSON: surrogates appear as escapes of single halves.
         text = data.decode("utf-8", "surrogateescape")
         document = json.loads(STATUS)
         document["services"][0].update(name=text, reason=text, error=text, binds=[text])
@@ -350,7 +350,7 @@ def test_every_output_format() -> None:
 
 
 def test_names_from_files_to_every_output(tmp_path: Path) -> None:
-    """Whatever services and files are called, commands, pages, metrics and log stay well-formed."""
+    """Commands, pages, metrics and the log are well-formed for any names of services and files."""
     (tmp_path / "config.yaml").write_text("cluster: {nameservers: ['127.0.0.1:53']}\n")
     directory = tmp_path / "services.d"
     directory.mkdir()
@@ -424,7 +424,7 @@ def _as_file_name(data: bytes) -> bytes:
 # HAProxy
 
 
-SERVERS = (  # as HAProxy writes them
+SERVERS = (  # in HAProxy's format
     b"1\n# be_id be_name srv_id srv_name srv_addr srv_op_state srv_admin_state srv_uweight "
     b"srv_iweight srv_time_since_last_change srv_check_status srv_check_result srv_check_health "
     b"srv_check_state srv_agent_state bk_f_forced_id srv_f_forced_id srv_fqdn srv_port srvrecord\n"

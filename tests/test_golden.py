@@ -1,7 +1,8 @@
-"""Cases under tests/golden: declarations and DNS answers in, haproxy.cfg out, accepted by HAProxy.
+"""Cases under tests/golden: haproxy.cfg rendered from declarations and DNS answers.
 
-Each case has a config.yaml, may have services.d/ and answers.json, and has expected.cfg.  With
-UPDATE_GOLDEN=1 in the environment expected.cfg is written anew; HAProxy judges it then as well.
+HAProxy must accept each rendered file.  Each case has config.yaml and expected.cfg, and may have
+services.d/ and answers.json.  With UPDATE_GOLDEN=1 in the environment, expected.cfg is rewritten;
+HAProxy checks it in that case too.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A change after which a service has no server up any more is taken back."""
+"""A change that leaves a service without a server up is reverted."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_a_port_that_nobody_serves_is_taken_back_with_the_evidence(frontend: Fro
     frontend.until(lambda: frontend.serves(8081, other))
     with Load(frontend.host, 8081, clients=2) as load:
         frontend.drop("shop.json", {"shop": frontend.service("shop", 8080, pod_port=9)})
-        # A change of another service, in the same reload or the next one, goes through.
+        # A change of another service, in the same reload or the next one, is deployed.
         frontend.drop("other.json", {"other": frontend.service("other", 8081, slots=33)})
         (change,) = frontend.until(lambda: held(frontend))
         assert (change["kind"], change["name"]) == ("service", "shop")
@@ -43,7 +43,7 @@ def test_a_port_that_nobody_serves_is_taken_back_with_the_evidence(frontend: Fro
         assert frontend.metric("fc_frontend_service_slots", service="other") == 33
         assert len(frontend.events("service-reverted")) == 1
         assert not load.stop().failures
-    # Neither other files nor a restart try the same form again.
+    # Neither a change of other files nor a restart retries the same form.
     reloads = frontend.metric("fc_frontend_reloads_total")
     frontend.drop("more.json", {"more": frontend.service("more", 8082)})
     frontend.until(lambda: frontend.metric("fc_frontend_reloads_total") == reloads + 1)
@@ -51,7 +51,7 @@ def test_a_port_that_nobody_serves_is_taken_back_with_the_evidence(frontend: Fro
     frontend.start()
     assert held(frontend)
     assert frontend.serves(8080, pods)
-    # In another form it is deployed by itself.
+    # Any other form is deployed without further action.
     frontend.drop("shop.json", {"shop": frontend.service("shop", 8080, slots=20)})
     frontend.until(lambda: not held(frontend))
     assert frontend.serves(8080, pods)
@@ -60,7 +60,7 @@ def test_a_port_that_nobody_serves_is_taken_back_with_the_evidence(frontend: Fro
 
 
 def test_a_change_to_a_named_port_is_not_taken_back(frontend: Frontend) -> None:
-    """HAProxy marks servers that it knows by SRV, and they serve all the same."""
+    """HAProxy flags servers named by SRV records; they serve traffic all the same."""
     pods = frontend.scale("shop", 2)
     frontend.drop("shop.json", {"shop": frontend.service("shop", 8080)})
     frontend.start()
@@ -68,7 +68,7 @@ def test_a_change_to_a_named_port_is_not_taken_back(frontend: Frontend) -> None:
     frontend.drop("shop.json", {"shop": frontend.service("shop", 8080, pod_port="http")})
     frontend.until(lambda: frontend.status()["services"][0]["discovery"] == "srv")
     frontend.until(lambda: frontend.serves(8080, pods))
-    # It is the last good form at once, and the former one is forgotten after 15 s.
+    # The new form becomes the last good form at once; the former one is dropped after 15 s.
     last_good = frontend.directory / "state" / "running.json"
     frontend.until(lambda: '"pod_port":"http"' in last_good.read_text())
     frontend.until(lambda: '"former":{}' in last_good.read_text())
@@ -77,7 +77,7 @@ def test_a_change_to_a_named_port_is_not_taken_back(frontend: Frontend) -> None:
 
 @pytest.mark.extended
 def test_a_change_that_works_is_not_taken_back_when_its_pods_go(frontend: Frontend) -> None:
-    """Without servers before the change, or without pods, the change is not to blame."""
+    """A change is not reverted if there were no servers before it, or if the pods are gone."""
     frontend.drop("shop.json", {"shop": frontend.service("shop", 8080)})
     frontend.scale("shop", 0)
     frontend.start()

@@ -1,4 +1,4 @@
-"""A change after which a running service would have no server is withheld before the reload."""
+"""A change that would leave a running service without servers is withheld before the reload."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.support.frontend import Frontend
 
 @pytest.fixture
 def frontend(either_binary: str) -> Iterator[Frontend]:
-    """A service with three pods, under load in each test."""
+    """A service with three pods; each test puts it under load."""
     with Frontend(either_binary) as made:
         made.scale("shop", 3)
         made.settings["services"]["shop"] = made.service("shop", 8080)
@@ -24,19 +24,19 @@ def frontend(either_binary: str) -> Iterator[Frontend]:
 
 
 def withheld(frontend: Frontend) -> list[dict[str, Any]]:
-    """What is withheld, by the daemon's word."""
+    """Return the withheld changes in the daemon's status."""
     found: list[dict[str, Any]] = frontend.status()["withheld"]
     return found
 
 
 def change(frontend: Frontend, mistake: str) -> None:
-    """Make a mistake about where pods are."""
+    """Introduce a mistake that leads to the wrong pods."""
     cluster = frontend.settings["cluster"]
     match mistake:
         case "domain":
             cluster["domain"] = "cluster.locla"
         case "nameserver":
-            # Nobody answers there.
+            # Nothing listens at this address.
             cluster["nameservers"] = [f"127.{frontend.octet}.255.99:53"]
         case "pod-network":
             cluster["pod_network"] = "10.1.0.0/16"

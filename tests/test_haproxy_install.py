@@ -1,4 +1,4 @@
-"""A configuration file changes whole or not at all, and stays the operator's own."""
+"""A configuration file is replaced atomically and keeps the operator's ownership and mode."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def as_nobody(work: Callable[[], None]) -> str:
-    """What `work` raised as `Unavailable`, run by a user without privileges."""
+    """Run `work` as a user without privileges; return the message of its `Unavailable`, or ""."""
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
 
@@ -239,7 +239,7 @@ print(left, open(path).read())
 
 
 def test_a_full_and_a_read_only_disk_leave_the_old_file(tmp_path: Path) -> None:
-    """On a small disk of its own; where none may be mounted, on a limit for the file's size."""
+    """Use a small disk of its own or, where mounting is not permitted, a file size limit."""
     namespace = ["unshare", "-m"] if os.geteuid() == 0 else ["unshare", "-rm"]
     probe = ["mount", "-t", "tmpfs", "none", str(tmp_path)]
     mounts = subprocess.run([*namespace, *probe], capture_output=True, check=False)

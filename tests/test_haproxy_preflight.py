@@ -1,4 +1,4 @@
-"""What `haproxy -c` does not see is found before, and agrees with what HAProxy then does."""
+"""The preflight finds problems that `haproxy -c` misses, and agrees with HAProxy's behaviour."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def listening(
     reuse: bool = True,
     share: bool = False,
 ) -> Iterator[socket.socket]:
-    """A socket of our own on `bind`."""
+    """Yield a socket of this process on `bind`."""
     family = socket.AF_INET6 if ":" in bind.host else socket.AF_INET
     with socket.socket(family) as holder:
         holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, reuse)
@@ -63,7 +63,7 @@ def listening(
 
 @contextmanager
 def foreign_process(bind: Bind, name: str = "python3") -> Iterator[int]:
-    """The number of another process, which is called `name` and listens on `bind`."""
+    """Yield the ID of another process, which is called `name` and listens on `bind`."""
     script = (
         "import socket, sys\n"
         "open('/proc/self/comm', 'w').write(sys.argv[3])\n"
@@ -88,7 +88,7 @@ def check_binds(
     owned_by: frozenset[int],
     v6only: frozenset[Bind] = frozenset(),
 ) -> tuple[Obstacle, ...]:
-    """What keeps HAProxy from declared binds, of which some have the option v6only."""
+    """Return what prevents HAProxy from using the binds; those in `v6only` have that option."""
     endpoints = [
         replace(endpoint_of(bind), v6only=True, ipv4=None) if bind in v6only else endpoint_of(bind)
         for bind in binds
@@ -97,7 +97,7 @@ def check_binds(
 
 
 def as_nobody(check: Callable[[], Iterable[Obstacle]]) -> list[str]:
-    """What `check` finds, run by a user who may see nothing of others."""
+    """Run `check` as a user who may not inspect other users' processes, and return its findings."""
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
 
@@ -126,9 +126,9 @@ def privileged_port() -> int:
 
 
 def starts(haproxy: RealHaproxy, text: str, descriptors: int | None = None) -> bool:
-    """True if HAProxy really starts with `text`.
+    """Return whether HAProxy really starts with `text`.
 
-    Its master may end after the worker has started: both have to answer.
+    Its master may end after the worker has started, so both must answer.
     """
     haproxy.write(text)
     process = haproxy.launch(descriptors=descriptors)
@@ -185,7 +185,7 @@ HOLDERS = [("address", False), ("*", False), ("::", False), ("::", True), ("::1"
 
 
 def port_free_everywhere() -> int:
-    """A port that nobody holds on any address of this host."""
+    """Return a port that is free on every address of this host."""
     while True:
         port = random.randint(10_000, 30_000)
         with contextlib.suppress(OSError), listening(Bind("ip", "::", port)):
@@ -237,7 +237,7 @@ def test_a_wildcard_over_ipv6_alone_is_not_blamed(haproxy: RealHaproxy) -> None:
 
 
 def test_a_holder_that_would_share_is_a_problem(haproxy: RealHaproxy) -> None:
-    """HAProxy would start, and lose part of the traffic to the other."""
+    """HAProxy would start, and lose part of the traffic to the other process."""
     bind = free_bind()
     with listening(bind, share=True):
         assert len(check_binds([bind], owned_by=NONE)) == 1
@@ -245,7 +245,7 @@ def test_a_holder_that_would_share_is_a_problem(haproxy: RealHaproxy) -> None:
 
 
 def test_a_port_without_a_listener_can_be_held(haproxy: RealHaproxy) -> None:
-    """As an outgoing connection does with its own port."""
+    """An outgoing connection holds its own port like this."""
     bind = free_bind()
     with listening(bind, listen=False, reuse=False):
         (problem,) = check_binds([bind], owned_by=NONE)
@@ -334,7 +334,7 @@ def test_a_unix_bind_needs_its_directory(haproxy: RealHaproxy) -> None:
 
 
 def test_a_unix_bind_does_not_replace_what_is_not_its_own(haproxy: RealHaproxy) -> None:
-    """HAProxy would: over a file, and over a socket on which another process listens."""
+    """HAProxy would replace a file, and also a socket on which another process listens."""
     file = haproxy.directory / "file"
     file.touch()
     (problem,) = check_binds([Bind("unix", str(file))], owned_by=NONE)
@@ -493,7 +493,7 @@ def test_the_limit_is_that_of_the_running_haproxy(haproxy: RealHaproxy) -> None:
 
 @pytest.mark.parametrize(("capabilities", "raises"), [("000001ffffffffff", True), ("0", False)])
 def test_who_may_raise_limits_is_bound_by_the_kernel_alone(capabilities: str, raises: bool) -> None:
-    """By the text of /proc/<pid>/status: a process with that capability is not always at hand."""
+    """Use the text of /proc/<pid>/status: a process with this capability may not be available."""
     status = "Name:\thaproxy\nUid:\t0\t99\t0\t0\nGid:\t0\t7\t0\t0\nGroups:\t4 5\n"
     rights = rights_in(f"{status}CapEff:\t{capabilities}\n")
     assert rights is not None

@@ -1,4 +1,4 @@
-"""A reload takes over without a loss, or leaves all as it was and says why."""
+"""A reload takes over without losses, or leaves everything as it was and reports the reason."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ LAST = "00000000000000ff"
 
 @contextmanager
 def echoing() -> Iterator[Bind]:
-    """A server that gives back what it gets: a pod."""
+    """Run an echo server in place of a pod; yield its bind."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.settimeout(0.05)
         stop = threading.Event()
@@ -236,7 +236,7 @@ def test_a_master_that_hangs_costs_the_time_limit(haproxy: RealHaproxy) -> None:
 
 
 def test_a_reload_that_takes_too_long_is_an_outcome(haproxy: RealHaproxy) -> None:
-    """HAProxy retries a bind that it cannot take for 2 s."""
+    """HAProxy retries for 2 s to bind an address that is in use."""
     taken = free_bind()
     haproxy.start()
     with socket.create_server((taken.host, taken.port or 0)):
@@ -248,7 +248,7 @@ def test_a_reload_that_takes_too_long_is_an_outcome(haproxy: RealHaproxy) -> Non
 
 
 def test_a_master_that_dies_is_an_outcome(haproxy: RealHaproxy) -> None:
-    """The master replaces itself by its binary: without that, it cannot go on."""
+    """The master re-executes its binary and cannot continue without it."""
     link = haproxy.directory / "haproxy"
     link.symlink_to(haproxy.binary)
     version = binary_version(haproxy.binary)
@@ -290,7 +290,7 @@ def test_a_command_that_hangs_is_killed_with_its_children(tmp_path: Path) -> Non
 
 
 def test_a_command_may_leave_a_child_behind(tmp_path: Path) -> None:
-    """Its open output is not waited for."""
+    """The command's result does not wait for the child's open output."""
     marker = tmp_path / "child"
     outcome = reload_by_command(["sh", "-c", f"sleep 60 & echo $! >{marker}; echo done"], TIMEOUT)
     assert (outcome.ok, outcome.message) == (True, "done")
@@ -418,7 +418,7 @@ def test_haproxy_outlives_us(haproxy: RealHaproxy) -> None:
 
 
 def test_a_reloading_haproxy_is_waited_for(haproxy: RealHaproxy) -> None:
-    """On 2.6 nobody listens while the master retries a bind that it cannot take, for 2 s."""
+    """On 2.6, the socket has no listener while the master retries a failed bind for 2 s."""
     pid = start(haproxy)
     taken = free_bind()
     with socket.create_server((taken.host, taken.port or 0)):
@@ -448,7 +448,7 @@ def test_a_bind_that_is_held_is_told_in_haproxys_words(haproxy: RealHaproxy) -> 
 
 
 def test_words_that_went_elsewhere_are_asked_for_again(haproxy: RealHaproxy) -> None:
-    """Our standard error is a pipe here, as it is a socket under systemd."""
+    """Standard error is a pipe here; under systemd it is a socket."""
     haproxy.write(haproxy.configuration("  nonsense"))
     argv = [haproxy.binary, haproxy.config_file, haproxy.master_socket, haproxy.runtime_socket]
     finished = subprocess.run(

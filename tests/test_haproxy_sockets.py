@@ -1,4 +1,4 @@
-"""HAProxy's sockets: what it says, and what becomes of us when it does not."""
+"""HAProxy's sockets: parsing the answers, and handling missing or malformed ones."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ PODS = (
 
 @contextmanager
 def fake_socket(path: Path, *answer: bytes, hang: bool = False) -> Iterator[str]:
-    """A peer with the faults that HAProxy cannot be made to show: garbage, floods, silence."""
+    """Run a peer with faults that HAProxy cannot be made to show: garbage, floods, silence."""
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))
         listener.listen()
@@ -106,7 +106,7 @@ def test_a_peer_that_hangs_costs_the_time_limit(short_directory: Path) -> None:
 
 
 def test_a_queue_that_is_full_costs_the_time_limit(short_directory: Path) -> None:
-    """A listener that never accepts, as a stopped HAProxy."""
+    """A listener never accepts a connection, like a stopped HAProxy."""
     path = str(short_directory / "s")
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(path)
@@ -143,7 +143,7 @@ def test_a_slow_flood_keeps_to_the_time_limit_as_a_whole(short_directory: Path) 
 
         thread = threading.Thread(target=drip)
         thread.start()
-        # It drips until it is stopped, so that without the limit this would not end.
+        # The peer sends bytes until it is stopped, so this would not end without the limit.
         with pytest.raises(NoAnswer):
             ask(str(path), "show info", 0.4)
         stop.set()
@@ -230,7 +230,7 @@ def test_garbage_is_told(short_directory: Path, garbage: bytes) -> None:
 
 
 def test_all_forms_of_show_proc_are_read() -> None:
-    """Rows as versions from 2.2 to 3.x write them, with programs and strangers between."""
+    """Parse rows as written by versions 2.2 to 3.x, mixed with programs and unknown lines."""
     said = parse_processes(
         "s",
         "#<PID>          <type>          <relative PID>  <reloads>       <uptime>     <version>\n"

@@ -1,4 +1,4 @@
-"""HAProxy judges configurations; what it says reaches the operator whole and in place."""
+"""HAProxy checks configurations; the operator sees its messages complete, with their places."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ NO_SECTIONS = Config("", "")
 
 
 def executable(path: Path, script: str) -> str:
-    """A program that does what the real HAProxy cannot be made to do."""
+    """Write a program that does what the real HAProxy cannot be made to do; return its path."""
     path.write_text(f"#!/bin/sh\n{script}\n")
     path.chmod(0o755)
     return str(path)
 
 
 def ended(stat: Path) -> bool:
-    """True if the process behind /proc/<pid>/stat has ended, whether anybody took note or not."""
+    """Return whether the process of /proc/<pid>/stat has ended, reaped or not."""
     try:
         return stat.read_text().rpartition(")")[2].split()[0] == "Z"
     except OSError:
@@ -136,7 +136,7 @@ def test_a_flood_of_warnings_is_bounded_and_its_alert_is_seen(haproxy: RealHapro
 
 
 def test_a_check_that_hangs_refuses_and_is_killed_with_its_children(tmp_path: Path) -> None:
-    """A fake, as HAProxy starts no processes in a check."""
+    """Use a fake: HAProxy starts no processes in a check."""
     marker = tmp_path / "child"
     hangs = executable(tmp_path / "haproxy", f"sleep 60 & echo $! >{marker}; wait")
     verdict = validate(hangs, "global\n", timeout=3)
@@ -146,7 +146,7 @@ def test_a_check_that_hangs_refuses_and_is_killed_with_its_children(tmp_path: Pa
 
 
 def lua(haproxy: RealHaproxy, program: str) -> str:
-    """A configuration that makes HAProxy run a program while it reads it."""
+    """Return a configuration that makes HAProxy run a program while reading it."""
     script = haproxy.directory / "script.lua"
     script.write_text(program)
     return haproxy.configuration(settings=(f"lua-load {script}",))
@@ -168,7 +168,7 @@ def test_a_check_that_needs_too_much_memory_refuses(
 
 
 def test_a_check_that_is_killed_refuses(tmp_path: Path) -> None:
-    """A fake: the real one would need a lack of memory."""
+    """Use a fake: the real HAProxy would need a memory shortage."""
     killed = executable(tmp_path / "haproxy", "kill -9 $$")
     verdict = validate(killed, "", timeout=TIMEOUT)
     assert (verdict.accepted, verdict.ending) == (False, Ending.KILLED)
@@ -219,7 +219,7 @@ def test_trials_get_as_much_time_as_an_accepted_check_suggests() -> None:
 
 
 def test_an_alert_refuses_even_with_status_0(tmp_path: Path) -> None:
-    """A fake: 3.x does this, which is not at hand."""
+    """Use a fake: only 3.x does this, and it is not available here."""
     prints = executable(tmp_path / "haproxy", "echo '[ALERT]    (1) : config : no' >&2")
     verdict = validate(prints, "", timeout=TIMEOUT)
     assert not verdict.accepted
@@ -227,7 +227,7 @@ def test_an_alert_refuses_even_with_status_0(tmp_path: Path) -> None:
 
 
 def test_silence_is_not_consent(tmp_path: Path) -> None:
-    """A fake: HAProxy always gives a reason."""
+    """Use a fake: HAProxy always reports a reason."""
     verdict = validate(executable(tmp_path / "haproxy", "exit 1"), "", timeout=TIMEOUT)
     assert not verdict.accepted
     assert "ended with status 1" in verdict.alerts[0].text
@@ -243,13 +243,13 @@ def test_what_cannot_be_run_is_unavailable(tmp_path: Path, mode: int, content: s
 
 
 def test_the_older_form_of_messages_is_read() -> None:
-    """Text of HAProxy 2.3, with its day and time."""
+    """The text is from HAProxy 2.3, with its date and time."""
     (alert,) = parse_messages("[ALERT] 123/112233 (42) : parsing [haproxy.cfg:7] : no\n")
     assert (alert.level, alert.line) == ("alert", 7)
 
 
 def test_the_messages_of_haproxy_3_4_are_read() -> None:
-    """3.4 gives the first error of meaning only, without `config : ` and without a summary."""
+    """3.4 reports only the first semantic error, without `config : ` and without a summary."""
     said = (
         "[ALERT]    (4711) : Proxy 'second': unable to find required default_backend: 'nowhere'.\n"
     )

@@ -1,4 +1,4 @@
-"""What HAProxy's messages quote is shown if it was declared, and hidden otherwise."""
+"""Text that HAProxy's messages quote is shown if it was declared, and hidden otherwise."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_only_what_was_declared_is_quoted(message: str, shown: str) -> None:
 @pytest.mark.parametrize(
     ("message", "shown"),
     [
-        # Of each version: where a word of the configuration cannot be read, the line follows.
+        # In every version, the line follows if a word of the configuration cannot be parsed.
         (
             "parsing [haproxy.cfg:7]: unmatched quote at position 23:\n  user a password x'y",
             "parsing [haproxy.cfg:7]: unmatched quote at position 23:",

@@ -1,4 +1,4 @@
-"""The history, going back under load, and the hold that outlasts the daemon."""
+"""The history, rollback under load, and a hold that survives a restart of the daemon."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ GOOD = Path(__file__).parent / "golden" / "headless-grown" / "expected.cfg"
 
 
 def good_text() -> tuple[str, str]:
-    """A rendered text and its hash."""
+    """Return a rendered text and its hash."""
     text = GOOD.read_text()
     digest = config_hash(text)
     assert digest
@@ -39,7 +39,7 @@ def entry(outcome: str = "reloaded", digest: str = "0" * 16, **fields: Any) -> E
     return Entry(at=1.0, hash=digest, outcome=outcome, **fields)
 
 
-# What is kept
+# Retention
 
 
 def test_entries_come_back_as_they_were_and_texts_only_of_what_was_taken(tmp_path: Path) -> None:
@@ -93,7 +93,7 @@ def test_no_more_than_fifty_entries_and_the_bytes_are_bounded(
     files = list((tmp_path / "history").iterdir())
     assert sum(path.stat().st_size for path in files) <= 10_000
     assert history.entries(state)[-1].hash == "f" * 16
-    # What runs, and what was there before it, stay whatever they need.
+    # The running entry and the one before it are kept, whatever their size.
     history.record(state, entry(digest="e" * 16), "x" * 20_000)
     assert [e.hash[0] for e in history.entries(state)] == ["f", "e"]
 
@@ -209,7 +209,7 @@ def test_a_hold_comes_back_and_one_that_cannot_be_understood_holds_too(tmp_path:
     assert hold.load(state) is None
 
 
-# What is gone back to
+# The target of a rollback
 
 
 def test_going_back_without_a_number_goes_on_from_what_is_held() -> None:
@@ -221,12 +221,12 @@ def test_going_back_without_a_number_goes_on_from_what_is_held() -> None:
         entry(digest=c, id=4),
     )
     assert choice(known, c, None, None).id == 2
-    # Gone back to 2, which made an entry of its own: then to 1.
+    # A rollback to 2 added an entry of its own; the next rollback goes to 1.
     after = (*known, entry(digest=b, id=5))
     held = Hold(id=2, hash=b)
     assert choice(after, b, held, None).id == 1
     assert choice(after, b, held, 4).id == 4
-    # What HAProxy has is not known: the newest that was taken.
+    # If the running hash is unknown, choose the newest entry that HAProxy accepted.
     assert choice(known, None, None, None).id == 4
     for there in (known, ()):
         with pytest.raises(Refused, match="nothing from before"):
@@ -253,7 +253,7 @@ def test_running_servers_keep_addresses_where_both_texts_mean_the_same_pods() ->
         replace(running("pod1", "10.1.0.9"), proxy="srv"),
     ]
     lines = [line.split() for line in state_of_running(text, before, servers).splitlines()]
-    # In slots that are there, with the port of the text; SRV keeps the port of the record.
+    # Only existing slots, with the port of the text; for SRV, the port of the record is kept.
     assert [(line[1], line[3], line[4], line[6], line[-2]) for line in lines[1:]] == [
         ("shop", "pod1", "10.1.0.7", "8", "80"),
         ("shop", "pod2", "10.1.0.8", "0", "80"),
@@ -262,7 +262,7 @@ def test_running_servers_keep_addresses_where_both_texts_mean_the_same_pods() ->
     assert state_of_running(text, "", servers) == "1\n"
 
 
-# The whole of it
+# End to end
 
 
 @pytest.fixture
@@ -277,7 +277,7 @@ def listed(frontend: Frontend) -> list[dict[str, Any]]:
 
 
 def started(frontend: Frontend) -> None:
-    """A daemon that has deployed shop, and then more."""
+    """Start a daemon that has deployed shop, and then more."""
     frontend.settings["services"]["shop"] = frontend.service("shop", 8080)
     pods = frontend.scale("shop", 3)
     frontend.start()
@@ -303,7 +303,7 @@ def test_going_back_and_resuming_under_load_loses_no_request(frontend: Frontend)
         frontend.until(frontend.ready)
         status = frontend.status()
         assert status["held"]["id"] == 1 and status["wanted_hash"] == first["hash"]
-        # It stays, whatever is declared.
+        # The hold is kept, whatever is declared.
         frontend.drop("third.json", {"third": frontend.service("third", 8082, service="shop")})
         frontend.until(lambda: len(load.tally().pods) == 3)
         refused = frontend.run("apply", check=False)
@@ -335,7 +335,7 @@ def test_a_hold_outlasts_the_daemon_and_a_haproxy_that_dies(frontend: Frontend) 
     frontend.drop("third.json", {"third": frontend.service("third", 8082, service="shop")})
     frontend.start()
     assert frontend.running_hash() == held and frontend.status()["held"]["id"] == 1
-    # Files change, and are wrong; pods come: HAProxy finds them by itself.
+    # The hold is kept with invalid files; HAProxy's resolver finds new pods by itself.
     frontend.drop("bad.json", {"bad": {"pod_port": "no such thing !"}})
     frontend.until(lambda: frontend.status()["problems"] or frontend.status()["withheld"])
     frontend.scale("shop", 5)
@@ -345,7 +345,7 @@ def test_a_hold_outlasts_the_daemon_and_a_haproxy_that_dies(frontend: Frontend) 
     frontend.until(lambda: frontend.events("haproxy-revived"))
     frontend.until(lambda: frontend.running_hash() == held and frontend.ready())
     frontend.until(lambda: frontend.serves(8080, pods))
-    # With settings that are wrong, too, the commands do what they must.
+    # `resume` works even with invalid settings.
     frontend.settings["no_such_field"] = 1
     frontend.write()
     assert "last good form" in frontend.run("resume").stderr
@@ -382,14 +382,14 @@ def test_a_text_that_haproxy_refuses_now_changes_nothing(frontend: Frontend) -> 
         assert done.returncode == code and words in done.stderr, done.stderr
         assert frontend.haproxy_cfg.read_bytes() == text and frontend.running_hash() == second
         assert not (frontend.directory / "state" / hold.FILE).exists()
-    # The refusal is in the history, once.
+    # The history contains the refusal once.
     assert [found["outcome"] for found in listed(frontend)[len(before) :]] == ["refused"]
     refused = frontend.run("rollback", "3", check=False)
     assert refused.returncode == 1 and "did not take" in refused.stderr
     (frontend.directory / "state" / "history" / "000001.cfg").write_text("global\n")
     damaged = frontend.run("rollback", "1", check=False)
     assert damaged.returncode == 1 and "damaged" in damaged.stderr
-    # What runs can be held as well.
+    # The running configuration can be held as well.
     frontend.run("rollback", "2")
     frontend.until(lambda: frontend.metric("fc_frontend_held") == 1 and frontend.ready())
     assert frontend.running_hash() == second and not frontend.events("resumed")
@@ -464,7 +464,7 @@ def test_an_entry_is_shown_and_compared_with_others(frontend: Frontend) -> None:
 
 @pytest.mark.extended
 def test_a_rollback_is_the_last_reload_and_has_its_user(frontend: Frontend) -> None:
-    """And while it is held, `status` shows the binds that are served."""
+    """While the hold lasts, `status` shows the binds that are served."""
     frontend.settings["services"]["shop"] = frontend.service("shop", 8080)
     frontend.scale("shop", 2)
     frontend.start()

@@ -1,6 +1,6 @@
-"""Going back when things are bad already: what `rollback` is for.
+"""Rollback under adverse conditions, which is its purpose.
 
-By commands and files only: whoever changes how the history is kept need not touch these.
+Only commands and files are used: a change of how the history is stored does not affect these tests.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def held(frontend: Frontend) -> dict[str, Any] | None:
 
 
 def applied_twice(frontend: Frontend) -> tuple[str | None, str | None]:
-    """Without a daemon, `apply` of shop, and of shop and more; the hashes."""
+    """Run `apply` for shop, then for shop and more, without a daemon; return both hashes."""
     frontend.scale("shop", 2)
     frontend.settings["services"]["shop"] = frontend.service("shop", 8080)
     frontend.write()
@@ -55,7 +55,7 @@ def applied_twice(frontend: Frontend) -> tuple[str | None, str | None]:
 
 
 def started_twice(frontend: Frontend) -> tuple[str | None, str | None]:
-    """The same by a daemon."""
+    """Deploy the same two configurations with a daemon; return both hashes."""
     pods = frontend.scale("shop", 2)
     frontend.settings["services"]["shop"] = frontend.service("shop", 8080)
     frontend.start()
@@ -88,7 +88,7 @@ def test_settings_that_are_broken_do_not_stand_in_the_way_back(
     first, second = started_twice(frontend)
     frontend.stop_daemon()
     frontend.config.write_text(content)
-    # As under systemd: what cannot be read at all cannot tell where the state is.
+    # As under systemd: a file that cannot be parsed cannot name the state directory.
     frontend.environ["STATE_DIRECTORY"] = str(frontend.directory / "state")
     assert [entry["hash"] for entry in listed(frontend)] == [first, second]
     frontend.run("rollback")
@@ -123,7 +123,7 @@ def test_a_wrong_port_is_mended_by_the_way_back(frontend: Frontend) -> None:
     frontend.run("apply")
     frontend.until(lambda: "503" in frontend.ask(8080))
     frontend.run("rollback")
-    # At once: the addresses are known, and the port is that of the text.
+    # Traffic flows at once: the addresses are known, and the port is that of the text.
     assert frontend.serves(8080, frontend.pods["shop"])
 
 
@@ -189,7 +189,7 @@ def test_what_is_refused_over_and_over_does_not_push_out_what_was_good(
 
 
 def until_it_waits(pid: int, frontend: Frontend) -> None:
-    """Wait until process `pid` has opened what only a deployment opens."""
+    """Wait until process `pid` has opened the deployment lock."""
     lock = lock_of(frontend)
 
     def waits() -> bool:
@@ -216,13 +216,13 @@ sys.stdin.read()
 
 
 def lock_of(frontend: Frontend) -> str:
-    """What deployments take turns by."""
+    """Return the path of the lock that serialises deployments."""
     return str(frontend.directory / "state" / "deploy.lock")
 
 
 @pytest.mark.parametrize("who", ["apply", "daemon"])
 def test_what_is_held_meanwhile_is_not_overwritten(frontend: Frontend, who: str) -> None:
-    """A hold that comes while somebody is on the way to deploy counts."""
+    """A hold that appears while a deployment is in progress takes effect."""
     _, second = started_twice(frontend)
     if who == "apply":
         frontend.stop_daemon()
@@ -278,7 +278,7 @@ def test_a_way_back_that_was_killed_half_way_is_finished_by_the_daemon(
     frontend.until(lambda: frontend.metric("fc_frontend_held") == 1)
     frontend.run("resume")
     frontend.until(lambda: frontend.running_hash() == second and frontend.ready())
-    # As `rollback` leaves it if it is killed between the hold and the reload.
+    # `rollback` leaves this file if it is killed between the hold and the reload.
     hold.write_bytes(content)
     with Load(frontend.host, 8080, clients=2) as load:
         frontend.until(lambda: frontend.running_hash() == first and frontend.ready())
@@ -288,7 +288,7 @@ def test_a_way_back_that_was_killed_half_way_is_finished_by_the_daemon(
 
 @pytest.mark.extended
 def test_deployments_never_meet(frontend: Frontend) -> None:
-    """Several `apply` and the daemon, each with another configuration for the same HAProxy."""
+    """Run several `apply` and the daemon, each with a different configuration for one HAProxy."""
     frontend.scale("shop", 1)
     frontend.settings["services"]["shop"] = frontend.service("shop", 8080)
     frontend.write()
@@ -340,12 +340,12 @@ def test_deployments_never_meet(frontend: Frontend) -> None:
         thread.join()
     assert set(codes.values()) == {0}, said
     assert not met.exists()
-    # The daemon has the last word.
+    # The daemon deploys last.
     frontend.until(frontend.ready)
     assert config_hash(frontend.haproxy_cfg.read_text()) == frontend.running_hash()
     entries = listed(frontend)
     assert len({entry["id"] for entry in entries}) == len(entries)
-    # None of them took the number of another.
+    # No two deployments used the same number.
     assert sum(entry["reasons"] == ["apply"] for entry in entries) == 5
 
 
@@ -365,7 +365,7 @@ def test_a_history_that_cannot_be_kept_hinders_nobody(frontend: Frontend) -> Non
     history.unlink()
     history.with_name("away").rename(history)
     frontend.drop("more.json", {"more": frontend.service("shop", 8081)})
-    # The text that could not be recorded is kept when it is replaced.
+    # A text that could not be recorded is recorded when it is replaced.
     frontend.until(lambda: len(listed(frontend)) == 3)
 
 
@@ -404,7 +404,7 @@ def test_a_damaged_entry_is_left_out_with_a_warning(tmp_path: Path, content: str
 
 
 def as_root(script: str) -> None:
-    """Run Python as root, or as one who is root in a namespace with users of its own."""
+    """Run a Python script as root, or as root of a user namespace."""
     argv = [sys.executable, "-c", script]
     if os.geteuid() != 0:
         argv = ["unshare", "--map-root-user", "--map-auto", *argv]
@@ -413,7 +413,7 @@ def as_root(script: str) -> None:
 
 
 def test_the_daemon_can_read_what_root_wrote(tmp_path: Path) -> None:
-    """The daemon has a user of its own, and owns the state directory; `rollback` runs as root."""
+    """The daemon has its own user, which owns the state directory; `rollback` runs as root."""
     as_root(
         f"""
 import os, pathlib, tempfile

@@ -1,4 +1,4 @@
-"""The HTTP listener on real sockets, with clients that behave and clients that do not."""
+"""The HTTP listener on real sockets, with well-behaved and misbehaving clients."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ ROUTES: dict[str, Handler] = {
 
 
 class Listener:
-    """An `HttpServer` on a free port, and all that went wrong in the loop."""
+    """An `HttpServer` on a free port, and all errors that occurred in the loop."""
 
     def __init__(self, host: str = "127.0.0.1", **options: Any) -> None:
         self.errors: list[Exception] = []
@@ -89,7 +89,7 @@ class Listener:
         return Connection(reader, writer)
 
     async def ask(self, request: bytes) -> list[Answer]:
-        """All answers to what is sent, until the server closes the connection."""
+        """Send a request; return all answers until the server closes the connection."""
         connection = await self.connect()
         try:
             connection.send(request)
@@ -106,7 +106,7 @@ class Answer:
 
 
 class Connection:
-    """A client that sends whatever it is given, and judges answers with h11."""
+    """A client that sends arbitrary bytes and parses answers with h11."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader = reader
@@ -117,7 +117,7 @@ class Connection:
         self.writer.write(data)
 
     async def receive(self) -> bytes:
-        """More bytes, empty at the end."""
+        """Return more bytes, or none at the end of the connection."""
         try:
             async with asyncio.timeout(PATIENCE):
                 return await self.reader.read(1 << 20)
@@ -125,7 +125,7 @@ class Connection:
             return b""
 
     async def answer(self, method: str = "GET") -> Answer:
-        """The next answer, which must be well-formed."""
+        """Return the next answer, which must be well-formed."""
         http = h11.Connection(h11.CLIENT)
         http.send(h11.Request(method=method, target="/", headers=[("Host", "x")]))
         http.send(h11.EndOfMessage())
@@ -187,7 +187,7 @@ def run(scenario: Coroutine[Any, Any, None]) -> None:
 
 
 def run_and_collect(scenario: Coroutine[Any, Any, None]) -> None:
-    """What was not closed warns when it is collected, and warnings are errors."""
+    """Run garbage collection: unclosed resources raise warnings, and warnings are errors."""
     gc.collect()
     asyncio.run(scenario)
     gc.collect()
@@ -319,7 +319,7 @@ def test_ipv6_is_listened_on() -> None:
     run(scenario())
 
 
-# What is refused
+# Refused requests
 
 
 def test_unknown_paths_are_not_found() -> None:
@@ -472,7 +472,7 @@ PIECES = st.sampled_from(
 
 @pytest.fixture(scope="module")
 def listening() -> Iterator[tuple[asyncio.Runner, Listener]]:
-    """One listener for many examples."""
+    """Yield one listener for many examples."""
     with asyncio.Runner() as runner:
         listener = Listener()
         runner.run(listener.__aenter__())
@@ -656,7 +656,7 @@ def test_an_idle_connection_may_be_silent_for_longer_than_a_head_may_take() -> N
 
 
 async def never_answered(listener: Listener) -> Connection:
-    """A connection whose request is being answered, and never will be."""
+    """Return a connection whose request is in progress and is never answered."""
     connection = await listener.connect()
     connection.send(get("/never"))
     async with asyncio.timeout(PATIENCE):
@@ -668,7 +668,7 @@ def test_requests_beyond_the_limit_are_refused_and_others_go_on() -> None:
     async def scenario() -> None:
         async with Listener(max_connections=4) as listener:
             busy = [await never_answered(listener) for _ in range(3)]
-            # A quarter of the connections is for answers that need no time.
+            # A quarter of the connections is reserved for answers that are available at once.
             for _ in range(5):
                 assert (await listener.ask(last()))[0].status == 200
                 (answer,) = await listener.ask(last("/later/x"))
@@ -694,7 +694,7 @@ def test_connections_beyond_the_limit_are_refused_if_none_gives_way() -> None:
 
 @pytest.mark.parametrize("sent", [b"", b"GET / HT", get()])
 def test_idle_connections_give_way_to_new_ones(sent: bytes) -> None:
-    """Those that sent nothing, part of a head, or that were answered; the longest idle first."""
+    """Idle: nothing sent, part of a head sent, or already answered; the longest idle goes first."""
 
     async def scenario() -> None:
         async with Listener(max_connections=8, header_timeout=60) as listener:
@@ -769,7 +769,7 @@ def test_a_slow_reader_does_not_keep_others_waiting() -> None:
             for connection in slow:
                 connection.send(get("/large"))
             for _ in range(20):
-                # The slow ones have not read a byte yet.
+                # The slow clients have not read a byte yet.
                 (answer,) = await listener.ask(last())
                 assert answer.status == 200
             large = await slow[0].answer()
@@ -863,7 +863,7 @@ def test_stop_ends_all_connections_at_once() -> None:
 
 
 def test_stop_loses_no_connection_that_just_came() -> None:
-    """Neither those in the kernel's queue nor those that the loop has just accepted."""
+    """This covers connections in the kernel's queue and those that the loop has just accepted."""
 
     async def scenario() -> None:
         for turns in range(6):

@@ -1,7 +1,7 @@
-"""From a haproxy.cfg to declarations: the same words, the same sections, the same HAProxy.
+"""From haproxy.cfg to declarations: the same words, the same sections, the same behaviour.
 
-The last word has HAProxy: it reads what the tokenizer reads, and serves from the import what it
-served from the original.  FC_FRONTEND_IMPORTS sets how many random texts are tried (300 by
+HAProxy is the reference: it reads the words as the tokenizer does, and serves the same traffic from
+the import as from the original.  FC_FRONTEND_IMPORTS sets the number of random texts (300 by
 default).
 """
 
@@ -42,7 +42,7 @@ def imported(text: str) -> Imported:
 
 
 def service(text: str, resolvers: bool = True) -> dict[str, Any]:
-    """The fields of the only service that `text` becomes."""
+    """Convert `text` to its only service, and return the fields of that service."""
     more = "\nresolvers cluster\n  nameserver a 10.0.0.254:53\n" if resolvers else ""
     result = imported(text + more)
     assert not result.fragments, result.fragments
@@ -105,7 +105,7 @@ def test_quoting_and_splitting_gives_the_words_back(words: list[str]) -> None:
 
 
 def test_the_real_haproxy_reads_the_same_words(haproxy: RealHaproxy) -> None:
-    """Random lines of quotes, escapes and comments, each as an environment variable."""
+    """Check random lines of quotes, escapes and comments, each as an environment variable."""
     chance = random.Random(4711)
     letters = ["a", "b", " ", "\\", "'", '"', "#", "x41", "t", "$", "{", "}", "é", "\\'", '\\"']
     lines: dict[str, str] = {}
@@ -118,7 +118,7 @@ def test_the_real_haproxy_reads_the_same_words(haproxy: RealHaproxy) -> None:
         except NotWords:
             refused.append(line.replace(f"V{len(lines)}", "V"))
             continue
-        # Without a variable, and with one word that can be shown in a line.
+        # Keep lines without a variable whose single value can be shown in one line.
         value = words[2] if len(words) == 3 else None
         if value and value.text and value.text.isprintable() and not value.variable:
             lines[line] = value.text
@@ -129,7 +129,7 @@ def test_the_real_haproxy_reads_the_same_words(haproxy: RealHaproxy) -> None:
         if re.match(r"V[0-9]+=", entry)
     )
     assert shown == {f"V{index}": text for index, text in enumerate(lines.values())}
-    # HAProxy gives up after 50 faults.
+    # HAProxy stops after 50 faults.
     for start in range(0, 160, 40):
         text = "\n".join(["global", *refused[start : start + 40], ""])
         verdict = validate(haproxy.binary, text, timeout=20)
@@ -530,7 +530,7 @@ listen raw
         "tcp://[2001:db8::1]:5353",
     ]
     assert result.settings["intervals"] == {"resolve": "500ms"}
-    # Another section relies on it under its own name.
+    # Another section refers to it by its original name.
     texts = {fragment.name: fragment.text for fragment in result.fragments}
     assert set(texts) == {"raw", "other"}
     assert "resolvers k8s\n" in texts["raw"]
@@ -546,7 +546,7 @@ def test_the_statistics_page() -> None:
     result = imported(f"{page}  stats admin if LOCALHOST\n")
     assert "stats" not in result.settings.get("haproxy", {})
     assert [fragment.name for fragment in result.fragments] == ["stats"]
-    # One more listener than before must not take what another one has.
+    # An additional listener must not take an address that another one uses.
     result = imported(page.replace("9000", "8000") + "  stats auth a:b\n")
     assert result.settings["haproxy"]["stats"] is None
     assert [f.name for f in result.fragments] == ["stats"]
@@ -592,7 +592,7 @@ def test_sizes_are_bounded() -> None:
     assert len(result.services) == MOST_SECTIONS - 1
 
 
-# Anything
+# Arbitrary text
 
 HOSTILE = st.sampled_from(
     [
@@ -612,7 +612,7 @@ LINES = st.lists(HOSTILE | st.text(max_size=30), max_size=30).map("\n".join)
 
 
 def written(directory: Path, result: Imported) -> list[Problem]:
-    """The loader's problems with the files of an import."""
+    """Write the files of an import, and return the loader's problems with them."""
     (directory / "services.d").mkdir(parents=True)
     for name, text in files(result).items():
         (directory / name).write_text(text)
@@ -639,7 +639,7 @@ def test_any_text_is_imported_or_refused_and_the_loader_takes_what_comes_out(
         if not any(words in problem.message for words in ours)
     ]
     assert not wrong, text
-    # Nothing is invented, and no line is lost: each ends in a file or is told of.
+    # Nothing is invented and no line is lost: each ends up in a file or is reported.
     names = {s.name for s in result.services}
     assert names <= set(re.findall(r"^(?:listen|frontend) (\S+)", text, re.MULTILINE))
     for name, made in files(result).items():

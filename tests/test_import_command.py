@@ -1,4 +1,4 @@
-"""`fc-frontend import` as users run it; HAProxy serves from the import what it served before."""
+"""`fc-frontend import` as users run it; HAProxy serves the same traffic as before the import."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_what_haproxy_refuses_is_1(tmp_path: Path) -> None:
 def test_without_haproxy_it_cannot_tell(tmp_path: Path) -> None:
     original = write_original(tmp_path, "global\n  maxconn 5\n")
     new = tmp_path / "new"
-    # A directory in PATH that is asked first, with a haproxy that does not run.
+    # This directory is first in PATH and contains a haproxy that does not run.
     (tmp_path / "bin").mkdir()
     broken = tmp_path / "bin" / "haproxy"
     broken.write_text("#!/nonexistent\n")
@@ -100,7 +100,7 @@ def test_the_help_shows_an_example() -> None:
     assert "fc-frontend import /etc/haproxy/haproxy.cfg --output new" in done.stdout
 
 
-# The same HAProxy
+# HAProxy's behaviour
 
 ORIGINAL = """global
     maxconn 500
@@ -194,7 +194,7 @@ def cluster(either_binary: str) -> Iterator[Frontend]:
 
 
 def facts(real: RealHaproxy) -> dict[str, Any]:
-    """What HAProxy says of itself, but for fc-frontend's own sections."""
+    """Return what HAProxy reports about itself, without fc-frontend's own sections."""
     rows = csv.DictReader(io.StringIO(ask(real.runtime_socket, "show stat", 10).lstrip("# ")))
     stats = {
         (row["pxname"], row["svname"], row["type"], row["mode"], row["algo"], row["slim"])
@@ -204,7 +204,7 @@ def facts(real: RealHaproxy) -> dict[str, Any]:
     servers: dict[str, set[tuple[str | None, int | None]]] = {}
     for state in runtime.servers(real.runtime_socket):
         if not state.proxy.startswith("fc-"):
-            # An empty slot of a SRV service has port 1 for us, and none else.
+            # Ignore the ports of empty slots: fc-frontend renders port 1 for those of SRV services.
             port = state.port if state.address else None
             servers.setdefault(state.proxy, set()).add((state.address, port))
     assert real.pid is not None
@@ -218,10 +218,10 @@ def facts(real: RealHaproxy) -> dict[str, Any]:
 
 
 def resolved(real: RealHaproxy, expected: dict[str, int]) -> bool:
-    """True if each proxy has as many servers up as there are pods."""
+    """Return whether each proxy has as many servers up as there are pods."""
     up: dict[str, int] = dict.fromkeys(expected, 0)
     for state in runtime.servers(real.runtime_socket):
-        # A server that an SRV record named has 64 in `admin`, and takes traffic.
+        # A server named by an SRV record has `admin` 64, and takes traffic.
         if state.proxy in up and state.address and state.operational == 2:
             up[state.proxy] += 1
     return up == expected
@@ -283,7 +283,7 @@ def test_haproxy_serves_from_the_import_what_it_served_from_the_original(
         "routed.cfg",
         "stats.cfg",
     ]
-    # fc-frontend's own page is one listener more than before.
+    # fc-frontend's statistics page is one listener more than before.
     after, answered_after = observed(text_for(new, haproxy.directory))
     after["listening"] -= {("127.0.0.1", 8000)}
     assert after == before

@@ -1,6 +1,7 @@
-"""Files shaped like real ones: HAProxy listens, balances and resolves after the import as before.
+"""Files modelled on real ones: HAProxy listens, balances and resolves as before the import.
 
-Each file of tests/imported runs in HAProxy; so does what fc-frontend renders from its import.
+Each file of tests/imported runs in HAProxy, and so does the configuration that fc-frontend renders
+from its import.
 """
 
 from __future__ import annotations
@@ -32,11 +33,11 @@ EXPECTED = {
     "09": (["frontdoor", "internal"], []),
     "10": (["mail"], ["legacy"]),
 }
-"""Services and fragments of each file."""
+"""The services and fragments of each file."""
 
 
 def ports() -> dict[str, str]:
-    """Four ports that are free on every address."""
+    """Return four ports that are free on every address."""
     found: dict[str, str] = {}
     while len(found) < 4:
         port = random.randint(20000, 32000)
@@ -51,11 +52,11 @@ def ports() -> dict[str, str]:
 
 
 def facts(real: RealHaproxy) -> dict[str, object]:
-    """Where HAProxy listens, what each bind's proxy does, and which servers there are."""
+    """Return where HAProxy listens, how each proxy balances, and its servers."""
     state = ask(real.runtime_socket, "show servers state", 10).splitlines()[2:]
     fields = [line.split() for line in state if line.strip()]
     fields = [row for row in fields if not row[1].startswith("fc-")]
-    # The port of a server that SRV records name means nothing before there is a record.
+    # The port of a server named by SRV records is meaningless before there is a record.
     servers = sorted(
         (row[17], row[4], row[18] if row[19] == "-" else "", row[19]) for row in fields
     )
@@ -84,7 +85,7 @@ def test_haproxy_does_the_same_from_the_import(
     text = path.read_text().replace("@HOST@", host)
     for mark, port in ports().items():
         text = text.replace(mark, port)
-    # Nobody answers there: servers keep their names and no addresses.
+    # Nothing answers at this address: servers keep their names and have no addresses.
     text = text.replace("@DNSPORT@", "9").replace("@DNS@", f"{host}:9")
 
     def observed(configuration: str) -> dict[str, object]:
@@ -107,7 +108,7 @@ def test_haproxy_does_the_same_from_the_import(
     assert sorted(each.stem for each in (new / "services.d").glob("*.cfg")) == fragments
     after = observed(text_for(new, haproxy.directory))
     assert isinstance(after["listening"], set)
-    # fc-frontend's own page of statistics, where the file had none.
+    # fc-frontend's statistics page, which the file may lack.
     after["listening"] -= {("127.0.0.1", 8000)}
     assert after == before
 

@@ -37,13 +37,13 @@ def backend(name: str, *lines: str) -> str:
 
 
 def imported(text: str, *names: str, defaults: str = DEFAULTS) -> Imported:
-    """What `text` becomes, with a backend for each of `names`."""
+    """Convert `text`, with a backend for each of `names`."""
     whole = defaults + text + "".join(backend(name) for name in names) + RESOLVERS
     return convert([("haproxy.cfg", whole)], OWN)
 
 
 def routes(result: Imported) -> dict[str, Any]:
-    """Service → its fields about routes."""
+    """Return the route fields of each service by name."""
     assert not result.fragments, result.fragments
     assert not errors_in(result.problems), result.problems
     fields = ("hosts", "paths", "sni")
@@ -58,7 +58,7 @@ def said(result: Imported) -> str:
 
 
 def reason(result: Imported) -> str:
-    """Why the first section of the only fragment is none of ours."""
+    """Return why the first section of the only fragment was not converted."""
     (fragment,) = result.fragments
     assert not result.services
     return fragment.sections[0].reason
@@ -98,7 +98,7 @@ def test_the_plain_file_with_two_hosts_gives_two_services() -> None:
             "use_backend one if h",
             {"one": {"hosts": ["a.test", "b.test", "c.test"]}},
         ),
-        # Hosts and paths together; the order is that of the least specific first.
+        # Hosts and paths together, the most specific rule first.
         (
             "use_backend one if { hdr(host) a.test } { path_beg /api }\n"
             "use_backend two if { hdr(host) a.test }\ndefault_backend three",
@@ -108,7 +108,7 @@ def test_the_plain_file_with_two_hosts_gives_two_services() -> None:
                 "three": {},
             },
         ),
-        # `or`, on both sides of which there may be several terms.
+        # `or` with several terms on either side.
         (
             "use_backend one if { hdr(host) a.test } { path /x } || { hdr(host) b.test }",
             {
@@ -125,13 +125,13 @@ def test_the_plain_file_with_two_hosts_gives_two_services() -> None:
                 "two": {"hosts": ["a.test"]},
             },
         ),
-        # The longer path comes last, and is never reached.
+        # The longer path comes last and is never reached.
         (
             "use_backend one if { path_beg /a }\nuse_backend two if { path_beg /a/b }\n"
             "default_backend three",
             {"one": {"paths": ["/a"]}, "three": {}},
         ),
-        # The host comes last, and is reached for other paths only.
+        # The host comes last and is reached for other paths only.
         (
             "use_backend one if { path / }\nuse_backend two if { hdr(host) a.test }",
             {
@@ -140,13 +140,13 @@ def test_the_plain_file_with_two_hosts_gives_two_services() -> None:
                 "two": {"hosts": ["a.test"]},
             },
         ),
-        # Two hosts never hold together.
+        # Two hosts never match together.
         (
             "acl a hdr(host) a.test\nacl b hdr(host) b.test\nuse_backend one if a b\n"
             "use_backend two if a",
             {"two": {"hosts": ["a.test"]}},
         ),
-        # A frontend without TLS has none.
+        # On a frontend without TLS, `ssl_fc` never matches.
         (
             "use_backend one if { ssl_fc } { hdr(host) a.test }\nuse_backend two if !{ ssl_fc }",
             {"two": {}},
@@ -393,7 +393,7 @@ def test_lines_of_defaults_go_where_they_hold() -> None:
     assert "timeout client 50s" not in lines["shop"]
 
 
-# The same HAProxy
+# HAProxy's behaviour
 
 HOSTS = ["a.test", "b.test", "c.d.test"]
 PATHS = ["/", "/a", "/a/b", "/a/b/c", "/b", "/c%20d", "/e.f"]
@@ -402,21 +402,21 @@ ASKED_PATHS = [path + more for path in PATHS for more in ("", "/", "/x", "?q=/a"
 
 
 def condition(chance: random.Random) -> str:
-    """A condition for hosts, for paths, or for both."""
+    """Return a random condition for hosts, for paths, or for both."""
     terms = []
     if chance.random() < 0.7:
         hosts = " ".join(chance.sample(HOSTS, chance.randint(1, 2)))
         terms.append(f"{{ hdr(host) -i {hosts} }}")
     if chance.random() < 0.6 or not terms:
         kind = chance.choice(("path", "path_beg"))
-        # `path_beg /` holds for all, and /a for /ab, which is not asked for.
+        # `path_beg /` matches everything, and /a matches /ab, which is not requested.
         paths = " ".join(chance.sample(PATHS, chance.randint(1, 2)))
         terms.append(f"{{ {kind} {paths} }}")
     return " ".join(terms)
 
 
 def frontends(chance: random.Random, count: int, directory: Path) -> str:
-    """Frontends with random rules, each with backends of its own."""
+    """Return frontends with random rules, each with backends of its own."""
     text = ""
     for number in range(count):
         names = [f"t{number}s{each}" for each in range(4)]
@@ -433,7 +433,7 @@ def frontends(chance: random.Random, count: int, directory: Path) -> str:
 
 
 def answering(text: str) -> str:
-    """`text` with backends that answer with their names instead of pods."""
+    """Return `text` with backends that answer with their names instead of using pods."""
     text = re.sub(r"^ *server-template .*\n", "", text, flags=re.MULTILINE)
     return re.sub(
         r"^(backend (\S+).*\n)",
@@ -444,7 +444,7 @@ def answering(text: str) -> str:
 
 
 def asked(path: Path, requests: list[tuple[str, str]]) -> list[str]:
-    """Which backend answers each request; empty if none does."""
+    """Return the backend that answers each request; an empty string if none does."""
     found = []
     for host, target in requests:
         with socket.socket(socket.AF_UNIX) as connection:
@@ -462,7 +462,7 @@ def asked(path: Path, requests: list[tuple[str, str]]) -> list[str]:
 
 
 def compare(haproxy: RealHaproxy, tmp_path: Path, tables: int, requests: int, seed: int) -> None:
-    """Let HAProxy decide by original rules and by imported routes."""
+    """Compare HAProxy's decisions by the original rules with those by the imported routes."""
     chance = random.Random(f"{tables} {requests} {seed}")
     directory = haproxy.directory
     sockets = f"global\n    stats socket {haproxy.runtime_socket} level admin\n"

@@ -1,4 +1,4 @@
-"""Reading, planning and rendering what changed gives the very same as doing it all anew."""
+"""Incremental reading, planning and rendering give the same result as starting from scratch."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ LONG_AGO = time.time() - 3600
 
 
 class Files:
-    """Settings and services.d, whose changes are as old as those of files mostly are."""
+    """Settings and services.d, with time stamps in the past, as those of files usually are."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -76,7 +76,7 @@ class Files:
         self.age(self.services_d / name)
 
     def age(self, path: Path) -> None:
-        """Another time at each call, and always one that is past."""
+        """Set a time stamp that differs at each call and is always in the past."""
         global LONG_AGO  # noqa: PLW0603
         LONG_AGO += 0.001
         os.utime(path, (LONG_AGO, LONG_AGO))
@@ -87,7 +87,7 @@ class Files:
 
 @pytest.fixture
 def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Files:
-    # The times of change of inodes cannot be set: only that they are past is left out.
+    # The ctime of an inode cannot be set, so only the check of its age is left out.
     monkeypatch.setattr(reading, "CLOCK_GRAIN", -(10**9))
     return Files(tmp_path)
 
@@ -150,7 +150,7 @@ def test_what_was_changed_just_now_is_read_again(tmp_path: Path) -> None:
     path = files.services_d / "a.json"
     path.write_text(services(a=service(1)))
     before = files.read()
-    # As on a file system whose clock is coarse: another content with the same times.
+    # As on a file system with a coarse clock: different content with the same times.
     assert not is_unchanged(before)
     now = files.read(before)
     assert now.services["a"].document is not before.services["a"].document
@@ -332,7 +332,7 @@ def answers(pods: list[int], turn: int) -> dict[str, Answer]:
 
 
 def comparable(sources: Sources) -> tuple[object, ...]:
-    """What was read, without how it is located: problems have their lines from that."""
+    """Return what was read, without its locator; the lines of problems are derived from it."""
     return (
         sources.settings,
         {name: (raw.value, raw.file) for name, raw in sources.services.items()},

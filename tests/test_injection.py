@@ -1,9 +1,9 @@
-"""Whatever a declaration holds, HAProxy gets the declared sections and no more.
+"""HAProxy gets the declared sections and no others, whatever a declaration contains.
 
-Each example is a whole configuration of 20 services, most of them with a hostile text in some
-field.  What the loader accepts is rendered and given to a real HAProxy, which is then asked over
-its runtime socket which proxies and servers it has.  FC_FRONTEND_DECLARATIONS sets how many
-declarations are tried at least (500 by default).
+Each example is a configuration of 20 services, most of them with hostile text in some field.  A
+configuration that the loader accepts is rendered and run in a real HAProxy, which then reports its
+proxies and servers over its runtime socket.  FC_FRONTEND_DECLARATIONS sets the minimum number of
+declarations (500 by default).
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ FIELDS = [
 
 @st.composite
 def services(draw: st.DrawFn) -> dict[str, Any]:
-    """Services by name: good ones, ones with a hostile field, and ones with a hostile name."""
+    """Draw services by name: valid ones, and ones with a hostile field or a hostile name."""
     found: dict[str, Any] = {}
     for number in range(BATCH):
         fields = draw(good_service(number))
@@ -183,7 +183,7 @@ def declared(path: Path, names: dict[str, Any], file: str = "hostile.json") -> R
 
 
 def expected(prepared: Rendered) -> dict[str, set[str]]:
-    """Proxies and their servers, as declared."""
+    """Return the declared proxies and their servers."""
     sections = {}
     for service in prepared.plan.services:
         if service.kind is Kind.NODES:
@@ -198,7 +198,7 @@ def expected(prepared: Rendered) -> dict[str, set[str]]:
 
 
 def parsed(binary: str, path: Path, text: str) -> dict[str, set[str]]:
-    """Proxies and their servers, as a running HAProxy tells them."""
+    """Return the proxies and servers that a running HAProxy reports."""
     config = path / "haproxy.cfg"
     config.write_text(text)
     with (path / "log").open("wb") as log:
@@ -210,7 +210,7 @@ def parsed(binary: str, path: Path, text: str) -> dict[str, set[str]]:
             try:
                 said = runtime.command(f"{path}/admin.sock", "show stat")
             except Unavailable:
-                # Not there, or bound and not listening yet.
+                # The socket does not exist, or is bound and not listening yet.
                 return []
             return [line.split(",") for line in said.splitlines() if line and line[0] != "#"]
 

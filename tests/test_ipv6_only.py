@@ -1,4 +1,4 @@
-"""On a host without any IPv4 address, listeners that nobody named are on `::1`."""
+"""On a host without IPv4 addresses, listeners without an explicit address are on `::1`."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Isolation of changes: rules of the base, conflicts, removals, groups and blame.
 
-No HAProxy: a trial is a function of the composed sections.
+No HAProxy is involved: a trial is a function of the composed sections.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def by_unit(*sections: Section) -> dict[UnitId, Section]:
 
 
 def refusing(*texts: str, named: bool = True) -> Trial:
-    """A trial that refuses every section with one of `texts`, by name or as a whole."""
+    """Return a trial that refuses sections containing one of `texts`, by name or as a whole."""
 
     def trial(sections: Sequence[Section]) -> tuple[Problem, ...]:
         found = [s for s in sections if any(text in s.text for text in texts)]
@@ -85,7 +85,7 @@ def accepting(sections: Sequence[Section]) -> tuple[Problem, ...]:
 
 
 def all_of(trial: Trial) -> Callable[[Sequence[Section], AbstractSet[UnitId]], tuple[Problem, ...]]:
-    """`trial` as `isolate` calls it."""
+    """Return `trial` with the signature that `isolate` calls."""
     return lambda sections, _withheld: trial(sections)
 
 
@@ -107,7 +107,7 @@ def isolated(
 def taken_binds(
     running: Mapping[UnitId, Section], sections: Sequence[Section]
 ) -> tuple[Problem, ...]:
-    """The binds that two units want; the one that runs with it keeps it, as the real trial says."""
+    """Report binds declared by two units; as in the real trial, the running unit keeps the bind."""
     holders: dict[Resource, UnitId] = {}
     return tuple(
         Problem(f"{bind} is taken by {holders[bind]}", unit=each.unit)
@@ -118,7 +118,7 @@ def taken_binds(
 
 
 def shown(each: Section) -> str:
-    """`NAME: FORM` of a service, or the text of another unit."""
+    """Return `NAME: FORM` for a service, or the text of another unit."""
     if each.unit.kind is not UnitKind.SERVICE:
         return each.text
     return f"{each.unit.name}: {each.text.splitlines()[1].strip(' #')}"
@@ -303,7 +303,7 @@ def test_a_template_that_breaks_unchanged_services_is_blamed_itself() -> None:
 
 
 def test_a_template_that_breaks_every_service_does_not_withhold_a_new_one() -> None:
-    """HAProxy names the new service as well, whose own declaration is good."""
+    """HAProxy also names the new service, although its own declaration is valid."""
     old, new = Section(TEMPLATES, "old"), Section(TEMPLATES, "new", declaration="new")
     running = {**by_unit(section("blog")), TEMPLATES: old}
     good = by_unit(section("blog"), section("shop"))

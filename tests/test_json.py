@@ -1,4 +1,4 @@
-"""What contrib/json.rst says of every document is what the commands really print, all of it."""
+"""The documents described in contrib/json.rst match what the commands print, completely."""
 
 from __future__ import annotations
 
@@ -55,11 +55,11 @@ backend blog
   server-template pod 5 blog.default.svc.cluster.local:80 check resolvers cluster init-addr none
 """
 _WITHOUT = {"render", "run", "demo", "completion", "man"}
-"""Commands whose output is no document: text that something else reads, or a story."""
+"""Commands whose output is not a document: input for other programs, or a narrative."""
 
 
 def tables() -> dict[str, dict[str, str]]:
-    """By section, the type of each field."""
+    """Return the type of each field, by section."""
     found = {}
     for title, body in re.findall(
         r"^(\S.*)\n-+\n\n((?:.*\n)*?)(?=\S.*\n---|\Z)", DOCUMENTED, re.MULTILINE
@@ -71,7 +71,7 @@ def tables() -> dict[str, dict[str, str]]:
 
 
 def expanded(title: str) -> dict[str, str]:
-    """The fields of a section, with those of what it refers to."""
+    """Return the fields of a section, including those of the sections it refers to."""
     found = {}
     for path, kind in TABLES[title].items():
         shared = kind.removesuffix(" or null")
@@ -87,12 +87,12 @@ TABLES = tables()
 
 
 def prefixes(path: str) -> Iterator[str]:
-    """The paths of what `path` is in: of `a.b[].c`, they are `a`, `a.b` and `a.b[]`."""
+    """Return the paths of all containers of `path`: for `a.b[].c`, `a`, `a.b` and `a.b[]`."""
     return (path[: found.start()] for found in re.finditer(r"\.|\[\]", path))
 
 
 def parts(value: Any, path: str) -> Iterator[tuple[str, Any]]:
-    """Every value below `value` with its path, as contrib/json.rst writes it."""
+    """Yield every value below `value` with its path, in the notation of contrib/json.rst."""
     if isinstance(value, dict):
         for key, item in value.items():
             name = "NAME" if path == "services" else key
@@ -106,7 +106,7 @@ def parts(value: Any, path: str) -> Iterator[tuple[str, Any]]:
 
 
 def fits(value: Any, kind: str) -> bool:
-    """True if `value` is of a documented type."""
+    """Return whether `value` has the documented type."""
     if value is None:
         return kind.endswith(" or null")
     name = kind.removesuffix(" or null")
@@ -115,7 +115,7 @@ def fits(value: Any, kind: str) -> bool:
 
 
 class Seen:
-    """What was printed so far: every document fits what is documented, and lacks nothing."""
+    """The documents printed so far: each matches its documentation and is complete."""
 
     def __init__(self) -> None:
         self.paths: dict[str, set[str]] = {}
@@ -135,7 +135,7 @@ class Seen:
         return document
 
     def complete(self, fields: dict[str, str], document: dict[str, Any], title: str) -> None:
-        """No object lacks a key that is documented for it."""
+        """Check that no object lacks a documented key."""
 
         def look(value: Any, path: str) -> None:
             if isinstance(value, list):
@@ -212,7 +212,7 @@ def test_documents_are_as_documented(
         return seen.take(title or command, json.loads(done.stdout))
 
     frontend.write()
-    # Nothing runs yet.
+    # Nothing is running yet.
     take("status")
     take("explain", "shop")
     take("diff")
@@ -230,7 +230,7 @@ def test_documents_are_as_documented(
     assert take("explain", "svc/default/first", title="explain svc/NAMESPACE/NAME")["services"]
     take("certificates", "list")
     take("doctor")
-    # Something is drained, declared anew, wrong, and outside of the cluster.
+    # Cover pods drained, declared anew, invalid, and outside of the cluster.
     pod = frontend.pods["shop"].addresses[0]
     assert take("drain", "shop", pod)["pod"] == pod
     frontend.until(lambda: frontend.status()["services"][0]["drained"])
@@ -267,7 +267,7 @@ def test_documents_are_as_documented(
     assert take("resume")["was_held"]
     assert take("resume")["was_held"] is None
     frontend.until(lambda: frontend.ready() and not frontend.status()["held"])
-    # haproxy.cfg is exchanged by hand.
+    # haproxy.cfg is replaced by hand.
     ours = frontend.haproxy_cfg.read_text()
     frontend.haproxy_cfg.write_text("listen site\n    bind 127.0.0.1:1\n")
     frontend.until(lambda: frontend.status()["take_over"])
@@ -296,9 +296,9 @@ def test_documents_are_as_documented(
         for title in TABLES
         if title in seen.paths
     }
-    # Containers that were empty all the time: what could stand in them is documented with others.
+    # These containers are always empty here; their possible contents are documented elsewhere.
     excused = {"problems[]", "withheld[]", "api.held[]"}
-    # `explain` of a service has these.
+    # `explain` of a service covers these fields.
     missing["explain svc/NAMESPACE/NAME"] = []
     left = {
         title: [path for path in paths if not any(path.startswith(e) for e in excused)]

@@ -1,4 +1,4 @@
-"""A certificate that becomes bad costs neither its service nor anybody else."""
+"""A certificate that becomes invalid affects neither its service nor any other."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def frontend(either_binary: str) -> Iterator[Frontend]:
 
 
 def certificate(path: Path, name: str) -> None:
-    """Write a new key and a certificate for `name` that it signed itself."""
+    """Write a new key and a self-signed certificate for `name`."""
     key = path.with_suffix(".key")
     subprocess.run(
         ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1",
@@ -36,7 +36,7 @@ def certificate(path: Path, name: str) -> None:
 
 
 def seen(frontend: Frontend, port: int) -> bytes:
-    """The certificate that is shown on `port`; a request through it must be answered."""
+    """Return the certificate served on `port`; a request through it must be answered."""
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     connection = http.client.HTTPSConnection(frontend.host, port, timeout=10, context=context)
@@ -72,12 +72,12 @@ def test_a_certificate_that_is_broken_later_costs_nothing(frontend: Frontend) ->
     copies = frontend.directory / "state" / "kept"
     assert copies.stat().st_mode & 0o777 == 0o700
     assert {copy.stat().st_mode & 0o777 for copy in copies.iterdir()} == {0o600}
-    # Another start of everything, with the certificate still missing.
+    # Restart everything while the certificate is still missing.
     frontend.stop_daemon()
     frontend.end_haproxy()
     frontend.start()
     assert frontend.until(lambda: seen(frontend, 8443)) == shown
-    # Once there is one again, it is taken by itself.
+    # A new certificate is picked up without further action.
     certificate(pem, "new.example")
     frontend.until(lambda: not frontend.status()["withheld"], 70)
     assert seen(frontend, 8443) != shown
@@ -88,7 +88,7 @@ def named(text: str) -> list[NamedFile]:
 
 
 def copied(text: str, state: str, kept: dict[str, str]) -> list[str]:
-    """The words of `text` that are copies, as names in the directory of copies."""
+    """Return the words of `text` that are copies, as names in the directory of copies."""
     found = kept_files.with_copies(text, state, kept)
     return [word.removeprefix(f"{state}/kept/") for word in found.split() if "/kept/" in word]
 
@@ -111,7 +111,7 @@ def test_copies_that_nothing_names_any_more_are_forgotten(tmp_path: Path) -> Non
     assert [copy.read_text() for copy in copies] == ["1", "2"]
     kept_files.forget(state, kept_files.keep(state, named(f"    bind :1 ssl crt {one}")))
     assert len(list((tmp_path / "state" / "kept").iterdir())) == 1
-    # What is not there does not stand for anything.
+    # A copy that does not exist replaces nothing.
     assert copied(text, state, kept) == []
 
 

@@ -1,4 +1,4 @@
-"""`fc-frontend kubeconfig`: what it makes in the cluster and in the file, and what it refuses."""
+"""`fc-frontend kubeconfig`: what it creates in the cluster and the file, and what it refuses."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ MADE = ("secrets", "serviceaccounts", "rolebindings", "clusterrolebindings")
 REQUESTS = "certificatesigningrequests"
 
 
-# What is asked for
+# Arguments
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ def test_other_users_are_accepted(name: str) -> None:
         ("view", ("a/b",)),
         ("view", ("",)),
         ("view", tuple(f"n{number}" for number in range(51))),
-        # ServiceAccounts there may do more than the role says.
+        # ServiceAccounts in this namespace may have more rights than the role.
         ("edit", ("kube-system",)),
         ("own-role", ("shop", "kube-system")),
         ("view", (NAMESPACE,)),
@@ -159,7 +159,7 @@ def test_what_is_deleted_is_what_was_made() -> None:
             made = [f"{path}/{quoted(item)}" for path, item in grants.bindings(grant)]
             if kind is GrantKind.TOKEN:
                 made.append(f"{grants.ACCOUNTS}/{grant.id}")
-            # The record is last, so that revoking can be repeated.
+            # The record is deleted last, so that revoking can be repeated.
             assert grants.made_for(record) == [*made, f"{grants.RECORDS}/{grant.id}"]
 
 
@@ -218,7 +218,7 @@ NAMES = ("kubernetes", "10.0.0.5", "127.0.0.1", "FD00:0:0:0:0:0:0:1")
     [
         ("https://10.0.0.5:6443", None, ("https://10.0.0.5:6443", None)),
         ("https://10.0.0.5:6443", "https://kubernetes", ("https://kubernetes", None)),
-        # The certificate does not have the new address: it is verified by the caller's.
+        # The certificate lacks the new address: it is verified against the caller's address.
         (
             "https://10.0.0.5:6443",
             "https://198.51.100.2:6443",
@@ -277,7 +277,7 @@ def cluster(tmp_path: Path, certificates: Certificates) -> Iterator[AccessCluste
 
 
 def asked(kubeconfig: Path, path: str) -> ApiReply:
-    """What the API server answers the holder of a kubeconfig."""
+    """Return the API server's reply to a request with a kubeconfig."""
 
     async def ask() -> ApiReply:
         async with ApiClient(lambda: read_kubeconfig(str(kubeconfig))).connect() as api:
@@ -291,7 +291,7 @@ ELSEWHERE = "/api/v1/namespaces/kube-system/services"
 
 
 def left(cluster: AccessCluster) -> list[str]:
-    """The names of all that was made for kubeconfigs and is still there."""
+    """Return the names of all remaining objects that were created for kubeconfigs."""
     return [name for resource in (*MADE, REQUESTS) for name in cluster.names(resource)]
 
 
@@ -371,7 +371,7 @@ def test_the_output_is_the_kubeconfig_alone_if_that_is_asked_for(cluster: Access
     document = yaml.safe_load(done.stdout)
     (entry,) = document["clusters"]
     assert entry["cluster"]["server"] == "https://198.51.100.2:6443"
-    # The certificate of the server has no such address.
+    # The server's certificate does not contain this address.
     assert entry["cluster"]["tls-server-name"] == "127.0.0.1"
     assert document["users"][0]["user"]["token"] not in done.stderr
     assert "role view in default" in done.stderr
@@ -400,11 +400,11 @@ def test_an_existing_file_stays_and_nothing_is_made(cluster: AccessCluster) -> N
     assert not cluster.api.requests
 
 
-# What fails
+# Failures
 
 
 def make(cluster: AccessCluster, grant: Grant, save: issue.Save | None = None) -> Issued:
-    """What is issued, in this process."""
+    """Issue a kubeconfig in this process and return it."""
     path = str(cluster.kubeconfig)
     work = issue.make(lambda: read_kubeconfig(path), grant, None, save or (lambda *_: None))
     return asyncio.run(work)[0]
@@ -592,7 +592,7 @@ def test_revoking_can_be_repeated_after_a_failure(cluster: AccessCluster) -> Non
     cluster.api.denied = {("delete", "serviceaccounts")}
     done = cluster.run("revoke", "alice")
     assert done.returncode == 1
-    # Its rights went first.
+    # The rights were removed first.
     assert asked(path, SERVICES).status == 403
     cluster.api.denied = set()
     assert cluster.run("revoke", "alice").returncode == 0
@@ -604,7 +604,7 @@ def test_revoking_can_be_repeated_after_a_failure(cluster: AccessCluster) -> Non
 
 def test_what_is_left_of_kubeconfigs_that_ended_is_removed(cluster: AccessCluster) -> None:
     def ended(ago: int, user: str) -> None:
-        """A kubeconfig that ended so many seconds ago."""
+        """Create a kubeconfig that expired `ago` seconds ago."""
         make(cluster, replace(GRANT, user=user, id=f"{user}-{ago}"))
         item = cluster.item("secrets", NAMESPACE, f"{user}-{ago}")
         notes = item["metadata"]["annotations"]

@@ -24,21 +24,21 @@ def cluster(tmp_path: Path, certificates: Certificates) -> Iterator[AccessCluste
 
 
 def said(kubectl: Path, kubeconfig: Path, *arguments: str) -> str:
-    """What kubectl prints; it must succeed."""
+    """Return kubectl's output; kubectl must succeed."""
     done = kubectl_with(kubectl, kubeconfig, *arguments)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
 def refused(kubectl: Path, kubeconfig: Path, *arguments: str) -> str:
-    """What kubectl complains of; it must fail."""
+    """Return kubectl's error output; kubectl must fail."""
     done = kubectl_with(kubectl, kubeconfig, *arguments)
     assert done.returncode != 0, done.stdout
     return done.stderr
 
 
 def account(directory: Path) -> str:
-    """A manifest of a ServiceAccount."""
+    """Write a manifest of a ServiceAccount; return its path."""
     path = directory / "account.yaml"
     path.write_text("{apiVersion: v1, kind: ServiceAccount, metadata: {name: more}}\n")
     return str(path)
@@ -50,7 +50,7 @@ def test_view_reads_its_namespace_and_nothing_else(
 ) -> None:
     path = cluster.made("alice", "-n", "shop", kind)
     assert said(kubectl, path, "config", "current-context").strip() == "alice"
-    # The namespace of the context is the one that was named.
+    # The context's namespace is the requested one.
     said(kubectl, path, "get", "serviceaccounts")
     assert "cannot list" in refused(kubectl, path, "get", "services", "-n", "default")
     assert "cannot create" in refused(kubectl, path, "create", "-f", account(cluster.directory))
@@ -77,7 +77,7 @@ def test_a_certificate_without_rights_is_still_a_name(
 
 
 def test_the_documented_command_works(cluster: AccessCluster, kubectl: Path) -> None:
-    """`kubernetes-make-kubeconfig > $USER-$HOST.kubeconfig`, and what the page says of it."""
+    """`kubernetes-make-kubeconfig > $USER-$HOST.kubeconfig` works as the page documents."""
     environ = {
         **os.environ,
         "PATH": f"{Path(sys.executable).parent}:{CONTRIB}:{os.environ['PATH']}",
@@ -106,7 +106,7 @@ def test_the_documented_command_works(cluster: AccessCluster, kubectl: Path) -> 
     assert token not in done.stderr
     for word in ("role cluster-admin in all namespaces", "after 24 hours", "revoke max-m"):
         assert word in done.stderr
-    # The caller's address is this machine's own, and is replaced; this one is for the test.
+    # The caller's address belongs to this machine and is replaced; use the test's address.
     kubectl_with(kubectl, path, "config", "set-cluster", "cluster", f"--server={cluster.server}")
     said(kubectl, path, "get", "namespaces")
     said(kubectl, path, "cluster-info")
@@ -117,7 +117,7 @@ def test_the_documented_command_works(cluster: AccessCluster, kubectl: Path) -> 
     assert "cannot list" in refused(kubectl, other, "get", "namespaces")
     listed = cluster.run("list").stdout
     assert listed.count("max-m-") == 2
-    # A user that is refused leaves no kubeconfig behind that looks like one.
+    # A refused user leaves no file that looks like a kubeconfig.
     done = shell("kubernetes-make-kubeconfig default > refused.kubeconfig")
     assert done.returncode == 1
     assert "reserved by Kubernetes" in done.stderr
@@ -129,7 +129,7 @@ def test_kubectl_applies_the_dashboard(cluster: AccessCluster, kubectl: Path) ->
     path = cluster.kubeconfig
     said(kubectl, path, "apply", "-f", manifest)
     assert cluster.names("deployments") == cluster.names("networkpolicies") == ["headlamp"]
-    # Its ServiceAccount reads nothing.
+    # Its ServiceAccount may read nothing.
     account = ("serviceaccounts", "headlamp", "headlamp")
     token = cluster.identities.token(account, {"spec": {}})["status"]["token"]
     cluster.write_kubeconfig({"token": token})

@@ -32,7 +32,7 @@ PATH = "/api/v1/services"
 
 
 def kubeconfig(directory: Path, cluster: dict[str, Any], user: dict[str, Any], **more: Any) -> str:
-    """A kubeconfig with the context `here`, and another context `there`."""
+    """Write a kubeconfig with the context `here` and another context `there`; return its path."""
     document = {
         "apiVersion": "v1",
         "kind": "Config",
@@ -55,7 +55,7 @@ def kubeconfig(directory: Path, cluster: dict[str, Any], user: dict[str, Any], *
 
 
 def program(directory: Path, status: dict[str, Any], version: str = V1) -> tuple[str, ...]:
-    """A credential plugin that prints `status`, and notes what it was given."""
+    """Write a credential plugin that prints `status` and records its input; return its command."""
     path = directory / "plugin.py"
     output = {"apiVersion": version, "kind": "ExecCredential", "status": status}
     path.write_text(
@@ -212,7 +212,7 @@ def test_a_plugin_that_is_not_installed_is_reported(tmp_path: Path) -> None:
 
 
 def reach(server: ApiServer, certificates: Certificates, **more: Any) -> ApiAccess:
-    """Access to `server`, whose certificate is verified."""
+    """Return access to `server`, with verification of its certificate."""
     ca = certificates.path("ca.crt").read_bytes()
     return ApiAccess(**{"host": "127.0.0.1", "port": server.port, "ca": ca, **more})
 
@@ -223,7 +223,7 @@ async def asked(access: ApiAccess, path: str = PATH) -> ApiReply:
 
 
 def failure(server: ApiServer, context: Any, made: Any) -> ApiFailure:
-    """How a request fails."""
+    """Return the failure of a request."""
 
     async def played() -> ApiFailure:
         async with server.serving(context):
@@ -356,7 +356,7 @@ def test_nobody_listens_or_the_answer_is_not_tls(certificates: Certificates) -> 
     server = ApiServer()
 
     async def plain(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """As HTTP servers answer what is no HTTP."""
+        """Reply as HTTP servers do to a request that is not HTTP."""
         writer.write(b"HTTP/1.0 400 Bad Request\r\n\r\nClient sent TLS.\n")
         writer.close()
 
@@ -381,7 +381,7 @@ def test_nobody_listens_or_the_answer_is_not_tls(certificates: Certificates) -> 
 
 @asynccontextmanager
 async def proxy(answer: bytes) -> Any:
-    """An HTTP proxy that answers CONNECT with `answer`; gives its port and what was asked."""
+    """Run an HTTP proxy that replies to CONNECT with `answer`; yield its port and the requests."""
     requests: list[str] = []
     tasks: set[asyncio.Task[None]] = set()
 

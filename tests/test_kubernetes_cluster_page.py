@@ -1,7 +1,8 @@
-"""contrib/kubernetes-cluster.rst: its settings are accepted, and its commands do what it says.
+"""contrib/kubernetes-cluster.rst: its settings are accepted, and its commands work as described.
 
-The commands run one after the other in one shell, with the real kubectl and dig, against a frontend
-with the tests' cluster.  What the page calls unchanged is the platform's own and not tested.
+The commands run in sequence in one shell, with the real kubectl and dig, against a frontend with
+the tests' cluster.  Parts marked as unchanged on the page belong to the platform and are not
+tested.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ def with_key(key: str) -> dict[str, Any]:
 
 
 def accepted(directory: Path, settings: dict[str, Any]) -> None:
-    """Fail if the settings have an error."""
+    """Fail if the settings contain an error."""
     path = directory / "config.yaml"
     cluster = {"nameservers": ["10.0.0.254:53"], **settings.get("cluster", {})}
     path.write_text(yaml.safe_dump({**settings, "cluster": cluster}))
@@ -66,7 +67,7 @@ def test_every_block_is_read() -> None:
         line.startswith("$ ") for block in blocks("console") for line in block.split("\n") if line
     )
     assert len(COMMANDS) == 20
-    # Each unchanged part of the platform ends.
+    # Each unchanged part of the platform has an end mark.
     marks = re.findall(r"^\.\. (unchanged|changed)$", PAGE, re.MULTILINE)
     assert marks == ["unchanged", "changed"] * (len(marks) // 2)
 
@@ -92,7 +93,7 @@ def test_its_access_to_the_api_is_accepted(tmp_path: Path) -> None:
 
 @pytest.fixture
 def frontend(either_binary: str, certificates: Certificates) -> Iterator[Balanced]:
-    """What the page is about: a cluster with nodes and Services, and a frontend that serves."""
+    """The setup that the page describes: a cluster with nodes and Services, and a frontend."""
     with Balanced(either_binary, certificates) as made:
         made.api.identities = Identities(made.api.objects, certificates, TOKEN)
         made.kube_node("node1", f"127.{made.octet}.150.1")
@@ -110,9 +111,9 @@ def frontend(either_binary: str, certificates: Certificates) -> Iterator[Balance
 
 
 def run_all(frontend: Balanced, kubectl: Path, directory: Path) -> list[tuple[int, str]]:
-    """Exit code and output of each command of the page.
+    """Return the exit code and output of each command of the page.
 
-    The host has the name `localhost`, so that it is where the API server is.
+    The host is named `localhost`, so that the API server is reachable under that name.
     """
     (directory / "contrib").symlink_to(ROOT / "contrib")
     host, port = frontend.dns.address
@@ -152,7 +153,7 @@ def test_the_commands_do_what_the_page_says(
     frontend: Balanced, kubectl: Path, tmp_path: Path
 ) -> None:
     ran = dict(zip(COMMANDS, run_all(frontend, kubectl, tmp_path), strict=True))
-    # `doctor` finds that this is no VM of the platform; the others succeed.
+    # `doctor` may fail, as this is not a VM of the platform; all others succeed.
     failed = {command: result for command, result in ran.items() if result[0]}
     assert set(failed) <= {"fc-frontend doctor"}, failed
 
@@ -181,7 +182,7 @@ def test_the_commands_do_what_the_page_says(
     assert "ingress" in said("fc-frontend resolve")
     assert said("fc-frontend check").startswith("good: ")
     assert "ingress" in said("fc-frontend explain ingress")
-    # Kubernetes publishes a Service, at an address of the pool.
+    # Kubernetes publishes a Service at an address of the pool.
     assert "web" in said("kubectl get service")
     pod = frontend.pods["web"].pods[0].name
     frontend.until(lambda: frontend.ask_at(frontend.address(1)) == pod)
@@ -189,7 +190,7 @@ def test_the_commands_do_what_the_page_says(
     frontend.until(lambda: frontend.api.objects.now[key].get("status", {}).get("loadBalancer"))
     status = frontend.api.objects.now[key]["status"]
     assert status["loadBalancer"]["ingress"][0]["ip"] == frontend.address(1)
-    # No secret is in what was shown, but for the one that was asked for.
+    # The output contains no secret, except the one that was requested.
     for path in (alices, everybodys):
         for secret in secrets_in(path):
             assert all(secret not in text for _, text in ran.values())

@@ -1,4 +1,4 @@
-"""The copy of the API's objects: complete, current, and never emptied by a failure."""
+"""The copy of the API's objects is complete and current, and a failure never empties it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SLICES = ApiResource("/apis/discovery.k8s.io/v1/endpointslices", parse_slice)
 
 
 class NoWait(Backoff):
-    """Notes the waits, and waits for a hundredth of them."""
+    """A backoff that records the waits, and waits for a hundredth of them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ class Scene:
     changes_seen: Callable[[], object] = lambda: None
 
     def changed(self, changes: Sequence[ObjectChange[Slice]]) -> None:
-        """Keep what the reflector reports."""
+        """Record the changes that the reflector reports."""
         self.changes.extend(changes)
         self.changes_seen()
 
@@ -63,7 +63,7 @@ class Scene:
         }
 
     def put(self, name: str, *addresses: str) -> None:
-        """Make or change a slice."""
+        """Create or update a slice."""
         key = ("endpointslices", "shop", name)
         if key in self.objects.now:
             self.objects.update(key, item(name, *addresses))
@@ -78,7 +78,7 @@ class Scene:
         await until_in_loop(found)
 
     async def synced(self, **wanted: list[str]) -> None:
-        """Wait until the copy is `wanted`."""
+        """Wait until the copy equals `wanted`."""
         await self.until(lambda: self.addresses() == wanted)
 
 
@@ -290,7 +290,7 @@ def test_pages_that_expire_are_followed_by_a_list_in_one_piece(certificates: Cer
         for number in range(600):
             objects.create("endpointslices", item(f"s{number:04}", "10.1.0.1"))
         async with scene(certificates, objects=objects, streams_lists=False) as stage:
-            # The first request is the stream, which is refused; then the first page.
+            # The first request is for the stream and is refused; the first page follows.
             await stage.until(lambda: len(stage.server.requests) >= 2)
             stage.objects.create("endpointslices", item("new", "10.1.0.2"))
             stage.objects.forget()

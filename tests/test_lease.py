@@ -1,4 +1,4 @@
-"""One writer among several frontends, whatever their clocks say and however they end."""
+"""One writer among several frontends, regardless of their clocks and of how they end."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ KEY = ("leases", "fc-frontend", "class")
 
 
 class Clock:
-    """A monotonic clock that stands still by itself."""
+    """A monotonic clock that advances only when it is set."""
 
     def __init__(self, now: float = 1000.0) -> None:
         self.now = now
@@ -29,7 +29,7 @@ class Clock:
 
 
 class Frontends:
-    """Two of them, whose monotonic clocks have nothing in common, and their API server."""
+    """Two frontends with unrelated monotonic clocks, and their API server."""
 
     def __init__(self, server: ApiServer, connection: ApiConnection) -> None:
         self.server = server
@@ -104,7 +104,7 @@ def test_a_holder_that_is_killed_is_followed_once_the_lease_is_over(
 def test_a_holder_that_was_stopped_does_not_write_when_it_continues(
     certificates: Certificates,
 ) -> None:
-    """SIGSTOP: the monotonic clock goes on."""
+    """The monotonic clock advances while SIGSTOP is in effect."""
 
     async def scene(frontends: Frontends) -> None:
         assert await frontends.renew("a")
@@ -141,7 +141,7 @@ def test_of_two_that_are_too_late_one_is_first(certificates: Certificates) -> No
         server.objects.create("leases", expired)
         found = server.objects.get(KEY)
         assert await frontends.renew("a")
-        # What `b` has read is from before.
+        # `b` has read an outdated version.
         frontends.leases["b"] = Late("fc-frontend", "class", "b", frontends.clocks["b"], found)
         assert not await frontends.renew("b")
         assert frontends.held == ["a"]
@@ -171,7 +171,7 @@ def test_a_lease_that_is_released_is_taken_at_once(certificates: Certificates) -
         await frontends.leases["a"].release(frontends.connection)
         assert frontends.held == []
         assert await frontends.renew("b")
-        # Who does not have it has nothing to release.
+        # A frontend that does not hold the lease has nothing to release.
         await frontends.leases["a"].release(frontends.connection)
         assert frontends.spec["holderIdentity"] == "b"
 

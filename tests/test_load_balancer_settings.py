@@ -1,4 +1,4 @@
-"""`load_balancer:` in the settings: pools of addresses, and errors by field with the fix."""
+"""`load_balancer:` in the settings: pools of addresses, and errors by field with remedies."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Services of type LoadBalancer are served: a real API server's protocol, real HAProxy.
 
-Rows are those of the checklist for implementations of load balancers, by number.
+Row numbers refer to the checklist for load balancer implementations.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ class Balanced(ApiFrontend):
         }  # fmt: skip
 
     def address(self, number: int) -> str:
-        """An address of the pool."""
+        """Return an address of the pool."""
         return f"127.{self.octet}.201.{number}"
 
     def publish_pods(self, name: str, *ports: int) -> str:
-        """A pod for Service `name`, which is ready at its TCP ports; its name."""
+        """Publish a pod for Service `name`, ready at its TCP ports; return the name of the pod."""
         pods = self.scale(name, 1, publish=False)
         names = [f"tcp-{port}" for port in ports or (80,)]
         self.endpoints(name, dict.fromkeys(pods.addresses, READY), port_names=names)
         return pods.pods[0].name
 
     def ask_at(self, address: str, port: int = 80, source: str = "") -> str:
-        """The name of the pod that answers there; empty if nobody does."""
+        """Return the name of the pod that answers at the address; empty if none answers."""
         connection = http.client.HTTPConnection(
             address, port, timeout=10, source_address=(source, 0) if source else None
         )
@@ -53,13 +53,13 @@ class Balanced(ApiFrontend):
             connection.close()
 
     def section(self, unit: str) -> str:
-        """The text of a service in haproxy.cfg; empty if there is none."""
+        """Return the text of a service in haproxy.cfg; empty if there is none."""
         text = self.haproxy_cfg.read_text()
         _, found, rest = text.partition(f"\nlisten {unit} ")
         return rest.partition("\n# ")[0] if found else ""
 
     def warnings(self) -> list[str]:
-        """What the daemon's status says of Services."""
+        """Return the messages about Services in the daemon's status."""
         return [
             problem["message"]
             for problem in self.status()["problems"]
@@ -78,7 +78,7 @@ def test_a_service_gets_an_address_and_traffic_to_its_pods(frontend: Balanced) -
     pod = frontend.publish_pods("web")
     frontend.balanced_service("web")
     frontend.until(lambda: frontend.ask_at(frontend.address(1)) == pod)
-    # Row 2: another type withdraws the bind, and frees the address.
+    # Row 2: a change of the type withdraws the bind and frees the address.
     frontend.kube_service("web")
     frontend.until(lambda: not frontend.ask_at(frontend.address(1)))
     other = frontend.publish_pods("other")
@@ -164,7 +164,7 @@ def test_row_09_a_restart_changes_no_address_and_fails_no_request(frontend: Bala
     with Load(frontend.address(1), 80, clients=2) as load:
         frontend.until(lambda: load.tally().requests > 20)
         frontend.stop_daemon(signal.SIGKILL)
-        # What comes first by name, and pools without the addresses that are in use.
+        # Add a Service whose name sorts first, and a pool without the addresses in use.
         pods["a"] = frontend.publish_pods("a")
         frontend.balanced_service("a")
         pools = {"public": {"addresses": frontend.address(9), "default": True}}
@@ -193,7 +193,7 @@ def test_row_09_nothing_changes_while_the_api_is_away(frontend: Balanced) -> Non
     frontend.drop("more.json", {"more": frontend.service("web", 8080, binds=f"{frontend.host}:1")})
     frontend.until(lambda: frontend.running_hash() != before)
     assert frontend.ask_at(frontend.address(1)) == pod
-    # What was deleted meanwhile goes with the next complete list.
+    # A Service deleted meanwhile is removed with the next complete list.
     frontend.delete_service("web")
     frontend.start_api()
     frontend.until(lambda: not frontend.section("svc.default.web.80"))
@@ -206,7 +206,7 @@ def test_row_11_source_ranges_are_enforced_and_never_left_open(frontend: Balance
     frontend.balanced_service("web", loadBalancerSourceRanges=[f"127.{frontend.octet}.7.9/16"])
     frontend.until(lambda: frontend.ask_at(first, source=inside) == pod)
     assert frontend.ask_at(first, source="127.0.0.1") == ""
-    # Ranges that make no sense leave the former ones in force, and a new Service closed.
+    # Invalid ranges leave the previous ones in force, and a new Service closed.
     frontend.publish_pods("new")
     frontend.balanced_service("web", loadBalancerSourceRanges=["everybody"])
     frontend.balanced_service("new", loadBalancerSourceRanges=["0.0.0.0/0", "2001:db8::/129"])
@@ -266,7 +266,7 @@ def test_row_15_without_endpoints_the_address_stays(frontend: Balanced) -> None:
 
 @pytest.mark.extended
 def test_services_that_all_vanish_at_once_are_served_on_for_a_while(frontend: Balanced) -> None:
-    """As from an API server that lost its data; one alone is gone at once."""
+    """This happens if the API server loses its data; a single Service is removed at once."""
     frontend.settings["intervals"]["removal"] = "200ms"
     frontend.start()
     names = ("one", "two", "three")
@@ -291,10 +291,10 @@ def test_services_that_all_vanish_at_once_are_served_on_for_a_while(frontend: Ba
             )
         )
         assert "2 Services of type LoadBalancer" in frontend.run("status", check=False).stdout
-        # A restart changes nothing about that.
+        # A restart does not change this.
         frontend.stop_daemon()
         frontend.start()
-        # They come back, without a change of address.
+        # The Services return with the same addresses.
         for name in names[:2]:
             frontend.balanced_service(name)
         frontend.until(lambda: not frontend.status()["problems"])
@@ -302,7 +302,7 @@ def test_services_that_all_vanish_at_once_are_served_on_for_a_while(frontend: Ba
     for number in (1, 2):
         assert frontend.ask_at(frontend.address(number)) == pods[number - 1]
     frontend.call(lose())
-    # After 120 times `intervals.removal`, it is believed.
+    # After 120 times `intervals.removal`, the removal takes effect.
     frontend.until(lambda: not frontend.ask_at(frontend.address(1)), 90)
 
 
@@ -352,7 +352,7 @@ def test_commands_leave_services_of_the_cluster_as_they_run(frontend: Balanced) 
 
 
 def test_the_addresses_of_services_are_published_after_one_reload(frontend: Balanced) -> None:
-    """Services that are there before the daemon cost a start and one reload."""
+    """Services that exist before the daemon starts cost a start and at most one reload."""
     pods = [frontend.publish_pods(f"web{number}") for number in range(1, 6)]
     for number in range(1, 6):
         frontend.balanced_service(f"web{number}")

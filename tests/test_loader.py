@@ -1,4 +1,4 @@
-"""From files to values, and everything that is wrong with them, in one go."""
+"""From files to values, with all problems reported in one pass."""
 
 from __future__ import annotations
 
@@ -346,7 +346,7 @@ def test_names_that_are_no_dns_label_need_a_service(tmp_path: Path) -> None:
 def test_a_problem_of_each_of_many_services_is_located_in_a_moment(
     tmp_path: Path, suffix: str
 ) -> None:
-    """As in an outage of DNS.  Reading the file for each one took minutes."""
+    """An outage of DNS causes this.  Reading the file for each problem took minutes."""
     names = [f"s{number}" for number in range(2000)]
     text = json.dumps({"services": {name: {"pod_port": 80} for name in names}}, indent=1)
     declaration = declared(tmp_path, "", {f"many.{suffix}": text})

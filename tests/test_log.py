@@ -1,4 +1,4 @@
-"""Events are one line each, whatever their values hold."""
+"""Each event is one line, whatever its values contain."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ _CONTROLS = {"n": "\n", "r": "\r", "t": "\t"}
 
 
 def read_back(quoted: str) -> str:
-    """The value that was written as `quoted`, without its quotes."""
+    """Return the value that was written as `quoted`, without its quotes."""
 
     def unescaped(found: re.Match[str]) -> str:
         code = found["x"] or found["u"] or found["U"]
@@ -69,7 +69,7 @@ def read_back(quoted: str) -> str:
 
 @given(value=ANY_TEXT)
 def test_a_value_can_be_read_back(value: str) -> None:
-    """Quoted or bare, nothing after it can be taken for another field."""
+    """A value, quoted or bare, cannot be confused with a field that follows it."""
     line = render_event("seen", {"value": value, "last": 1})
     found = re.fullmatch(r'seen value=("(?:[^"\\]|\\.)*"|[^\s"=]+) last=1', line)
     assert found is not None, line

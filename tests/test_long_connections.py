@@ -1,4 +1,4 @@
-"""Long connections outlive reloads in the worker that they began in, for a bounded time."""
+"""Long connections outlive reloads in the worker they began in, for a limited time."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def frontend(either_binary: str) -> Iterator[Frontend]:
 
 
 async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Send back what comes; a request to upgrade is answered first (RFC 6455, 4.2.2)."""
+    """Send back all data; answer a request to upgrade first (RFC 6455, 4.2.2)."""
     with suppress(OSError):
         data = await reader.read(1000)
         if data.startswith(b"GET "):
@@ -68,13 +68,13 @@ async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> No
 
 
 def accept(key: bytes) -> bytes:
-    """What proves that a server understood the upgrade."""
+    """Return the value by which a server confirms the upgrade."""
     digest = hashlib.sha1(key + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11").digest()
     return base64.b64encode(digest)
 
 
 def connect(frontend: Frontend, port: int) -> socket.socket:
-    """A connection that echoes."""
+    """Return a connection that echoes."""
     connection = socket.create_connection((frontend.host, port), 30)
     if port == UPGRADE:
         key = base64.b64encode(os.urandom(16))
@@ -92,7 +92,7 @@ def connect(frontend: Frontend, port: int) -> socket.socket:
 
 
 def echoes(connection: socket.socket) -> bool:
-    """True if what is sent comes back; False once the connection has ended."""
+    """Return whether sent data is echoed; False once the connection has ended."""
     sent = os.urandom(100)
     got = b""
     with suppress(ConnectionError):
@@ -106,16 +106,16 @@ def echoes(connection: socket.socket) -> bool:
 
 
 def reload(frontend: Frontend, number: int) -> None:
-    """Reload by a change of another service."""
+    """Reload by changing another service."""
     port = 9001 + number
     frontend.drop("other.json", {"other": frontend.service("other", port)})
     frontend.until(lambda: takes(frontend.host, port))
 
 
 def connections_of_worker(frontend: Frontend) -> int:
-    """Connections that clients have to the worker that serves now."""
+    """Return the number of client connections to the current worker."""
     info = runtime.info(frontend.settings["haproxy"]["runtime_socket"])
-    return int(info["CurrConns"]) - 1  # ours, to ask this
+    return int(info["CurrConns"]) - 1  # this request's own connection
 
 
 def test_long_connections_outlive_reloads_and_are_told_of(frontend: Frontend) -> None:
@@ -124,12 +124,12 @@ def test_long_connections_outlive_reloads_and_are_told_of(frontend: Frontend) ->
     connections = []
     for number in range(3):
         connections += [connect(frontend, RAW), connect(frontend, UPGRADE)]
-        # The worker before may still accept for a moment: each is to have some.
+        # The previous worker may still accept for a moment; make sure that each worker has some.
         while connections_of_worker(frontend) < 2:
             connections.append(connect(frontend, RAW))
         reload(frontend, number)
         assert all(map(echoes, connections))
-    # Each worker has two of them.
+    # Each worker has at least two connections.
     frontend.until(lambda: frontend.metric("fc_frontend_old_workers") == 3)
     assert all(map(echoes, connections))
     for connection in connections:
@@ -151,7 +151,7 @@ def test_many_old_workers_are_all_counted(frontend: Frontend) -> None:
     children = psutil.Process(master).children
 
     def is_true() -> bool:
-        # A reload may come before a worker has got its connection.
+        # A reload may precede the worker's first connection.
         return frontend.metric("fc_frontend_old_workers") == len(children()) - 1 >= 10
 
     frontend.until(is_true)
@@ -173,7 +173,7 @@ def test_connections_to_a_pod_that_left_end_in_old_workers_where_that_is_asked_f
     reload(frontend, 0)
     first = f"127.{frontend.octet}.100.1"
     frontend.dns.set_service(KubernetesService("echo", endpoints=(second,)))
-    # The pod serves on, but is none of the service any more.
+    # The pod is still running, but no longer belongs to the service.
     frontend.until(lambda: not echoes(connections[RAW][0]))
     assert echoes(connections[UPGRADE][0]), "this service does not ask for it"
     frontend.until(lambda: frontend.events("sessions-ended"))
@@ -211,7 +211,7 @@ def test_old_connections_end_when_an_old_worker_is_to_end(frontend: Frontend) ->
 
 @pytest.mark.extended
 def test_connections_to_a_pod_that_left_end_in_replaced_workers_only(either_binary: str) -> None:
-    """Three workers have connections to the pod that leaves, and requests go on throughout."""
+    """Three workers have connections to the departing pod; requests continue throughout."""
     with serving(either_binary) as site:
         frontend = site.frontend
         first, leaving = frontend.pods["cart"].addresses
@@ -229,7 +229,7 @@ def test_connections_to_a_pod_that_left_end_in_replaced_workers_only(either_bina
             for _ in range(6):
                 connection = http.client.HTTPConnection(frontend.host, RAW, timeout=10)
                 connection.connect()
-                # One that has ended is not opened again.
+                # A connection that has ended is not reopened.
                 connection.auto_open = 0
                 connections[ask(connection)[0]].append(connection)
 

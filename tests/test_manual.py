@@ -1,4 +1,4 @@
-"""The manual pages are what --help says, and the programs that read such pages find no fault."""
+"""The manual pages match --help, and the programs that read such pages report no fault."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.test_cli import fc, help_of
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """All pages, as a package has them."""
+    """Write all pages, as in a package, and return their directory."""
     directory = tmp_path_factory.mktemp("man") / "man1"
     assert fc("man", "--output", str(directory), SOURCE_DATE_EPOCH="86400").returncode == 0
     return directory
@@ -30,7 +30,7 @@ def program(name: str, package: str) -> str:
 
 
 def said(*argv: str) -> str:
-    """What a program prints and complains of."""
+    """Return a program's standard output and standard error."""
     done = subprocess.run(
         argv,
         stdin=subprocess.DEVNULL,
@@ -45,8 +45,8 @@ def said(*argv: str) -> str:
 
 
 def shown(page: Path) -> str:
-    """The page as a reader sees it."""
-    # Bold and underlined letters are struck over.
+    """Return the page as displayed to a reader."""
+    # Bold and underlined letters are overstruck.
     return re.sub(".\b", "", said(program("mandoc", "mandoc"), "-T", "utf8", str(page)))
 
 
@@ -61,7 +61,7 @@ def test_groff_and_mandoc_find_no_fault(directory: Path) -> None:
     groff, mandoc = program("groff", "groff-base"), program("mandoc", "mandoc")
     for page in directory.iterdir():
         assert said(mandoc, "-T", "lint", "-W", "style", str(page)) == ""
-        # What `man --warnings` runs.
+        # `man --warnings` runs this.
         assert said(groff, "-man", "-T", "utf8", "-ww", "-z", str(page)) == ""
 
 
@@ -76,7 +76,7 @@ def test_a_fault_would_be_found(tmp_path: Path) -> None:
 
 @pytest.mark.extended
 def test_pages_say_what_help_says(directory: Path) -> None:
-    """Word by word, apart from how lines are broken."""
+    """The words are the same; only line breaks differ."""
 
     def words(text: str) -> str:
         return re.sub(r"[\s`]+", " ", text)

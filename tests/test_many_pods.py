@@ -1,4 +1,4 @@
-"""Services with more pods than an answer of cluster DNS carries, over the runtime API."""
+"""Services with more pods than fit in an answer of cluster DNS, over the runtime API."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ def frontend(either_binary: str) -> Iterator[Frontend]:
 
 
 class Everywhere(asyncio.Protocol):
-    """A HTTP server on all loopback addresses, which answers with the one that was asked.
+    """An HTTP server on all loopback addresses, which answers with the requested address.
 
-    Thousands of pods that are real to HAProxy, without thousands of listeners.
+    HAProxy sees thousands of real pods, without thousands of listeners.
     """
 
     connections: ClassVar[set[asyncio.Transport]] = set()
@@ -56,7 +56,7 @@ class Everywhere(asyncio.Protocol):
 
 @pytest.fixture
 def everywhere(frontend: Frontend) -> Iterator[int]:
-    """The port of `Everywhere`."""
+    """Start `Everywhere` and yield its port."""
     port = free_port("0.0.0.0")
 
     async def start() -> asyncio.Server:
@@ -87,7 +87,7 @@ def publish(frontend: Frontend, pods: tuple[str, ...], port: int) -> None:
 
 
 def routed(frontend: Frontend) -> set[str]:
-    """The addresses that HAProxy sends requests to."""
+    """Return the addresses that HAProxy sends requests to."""
     servers = runtime.servers(frontend.settings["haproxy"]["runtime_socket"])
     return {
         server.address or ""
@@ -119,19 +119,19 @@ def test_more_pods_than_an_answer_carries_all_get_traffic(
         asked = set(frontend.answers(8080, 200))
         assert len(asked) > 150
         assert asked <= set(pods)
-        # Another reload, for another reason, loses none of them.
+        # A reload for another reason loses none of them.
         frontend.drop("more.json", {"more": frontend.service("more", 8081, pod_port=80)})
         frontend.until(lambda: len(frontend.status()["services"]) == 2 and frontend.ready())
         assert routed(frontend) == set(pods)
         assert not load.stop().failures
     assert frontend.metric("fc_frontend_reloads_total", result="ok") <= 4
-    # A complete answer is proof again: the rest leaves, without a reload.
+    # A complete answer is authoritative again: the other pods are removed without a reload.
     before = frontend.metric("fc_frontend_reloads_total")
     publish(frontend, pods[100:200], everywhere)
     frontend.until(lambda: routed(frontend) == set(pods[100:200]))
     assert set(frontend.answers(8080, 100)) <= set(pods[100:200])
     assert frontend.metric("fc_frontend_reloads_total") == before
-    # The next reload takes them back to HAProxy's own resolver.
+    # The next reload returns the service to HAProxy's own resolver.
     (frontend.services_d / "more.json").unlink()
     frontend.until(lambda: frontend.status()["services"][0]["addresses_by"] == "resolver")
     frontend.until(lambda: routed(frontend) == set(pods[100:200]))
@@ -212,7 +212,7 @@ def test_haproxy_started_by_itself_has_the_pods_that_we_assigned(
     frontend.call(frontend.dns.start())
 
 
-# The assignment itself
+# Assignment
 
 
 def slot(number: int, address: str | None = None, port: int = 80, **fields: int) -> ServerState:

@@ -1,4 +1,4 @@
-"""Incremental work gives the same as working all out anew, whichever objects are given."""
+"""Incremental work gives the same result as computing everything anew, for any objects."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_it_is_the_same_as_all_anew(rounds: list[dict[str, list[int]]]) -> None:
     memo: Memo[int] = Memo()
     for sources in rounds:
         found = {
-            # Equal, and never the same object.
+            # Equal, but never the same object.
             name: memo.of(name, (copy.copy(source),), partial(sum, source))
             for name, source in sources.items()
         }
@@ -50,7 +50,7 @@ def test_what_fails_is_computed_again() -> None:
 
 
 def test_a_service_that_moved_to_another_file_is_planned_with_that_file() -> None:
-    """The file takes no part in comparisons of specs."""
+    """Comparisons of specs ignore the file."""
     spec = ServiceSpec(
         name="shop",
         service="shop",

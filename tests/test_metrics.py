@@ -1,4 +1,4 @@
-"""Metrics: the contract's names, and labels that come and go with the services."""
+"""Metrics: the documented names, and labels that appear and disappear with the services."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_reloads_checks_and_hashes() -> None:
 
 
 def test_what_stays_is_not_set_again_and_all_is_as_if_it_were() -> None:
-    """The same objects are the same samples; a change in any of them shows."""
+    """The same objects produce the same samples; a change in any of them is visible."""
     one, two = planned("a", "b"), planned("a", "b", "c")
     few, many = {"a": answer(3), "b": answer(3)}, {"a": answer(3), "b": answer(12), "c": answer(0)}
     metrics = Metrics()
@@ -114,7 +114,7 @@ def test_what_stays_is_not_set_again_and_all_is_as_if_it_were() -> None:
 
 
 def services(metrics: Metrics) -> dict[tuple[str, ...], float]:
-    """Samples of services, but for the age of answers."""
+    """Return the samples of services, except the age of answers."""
     return {
         key: value
         for key, value in samples(metrics).items()

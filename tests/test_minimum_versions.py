@@ -1,4 +1,4 @@
-"""The oldest version of each dependency that pyproject.toml accepts is enough."""
+"""The oldest version of each dependency that pyproject.toml accepts is sufficient."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ EXAMPLES = ROOT / "contrib" / "examples"
 
 
 def minimums() -> list[str]:
-    """Each dependency in its oldest version, as pip takes it."""
+    """Return each dependency in its oldest version, as an argument of pip."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     found = []
     for requirement in project["dependencies"]:

@@ -1,6 +1,6 @@
-"""Random histories of edits, DNS and faults, compared with a plain model of who must be routable.
+"""Random histories of edits, DNS answers and faults, compared with a model of the routable pods.
 
-Real daemon, real HAProxy, real pods.  `FC_FRONTEND_HISTORIES` gives the number of histories for
+The daemon, HAProxy and the pods are real.  `FC_FRONTEND_HISTORIES` sets the number of histories for
 longer runs.
 """
 
@@ -32,7 +32,7 @@ names = st.sampled_from(NAMES)
 
 
 class Histories(RuleBasedStateMachine):
-    """What was done so far, and who must answer for each service."""
+    """The actions so far, and the pods that must answer for each service."""
 
     binary: ClassVar[str]
 
@@ -40,11 +40,11 @@ class Histories(RuleBasedStateMachine):
         super().__init__()
         self.frontend = Frontend(self.binary)
         self.declared: dict[str, str] = {}
-        """Service → fine or broken."""
+        """The state of each declared service, "fine" or "broken"."""
         self.in_force: set[str] = set()
         self.pods: dict[str, set[str]] = {name: set() for name in NAMES}
         self.known: dict[str, set[str]] = {name: set() for name in NAMES}
-        """What cluster DNS said when it last answered."""
+        """The last answer of cluster DNS for each service."""
         self.dns_answers = True
 
     @initialize()
@@ -65,11 +65,11 @@ class Histories(RuleBasedStateMachine):
         self.declared[name] = "fine"
         if name not in self.in_force:
             self.in_force.add(name)
-            # Of a new service nothing is known while DNS is away.
+            # While DNS is down, the pods of a new service are unknown.
             self.known[name] = set(self.pods[name]) if self.dns_answers else set()
 
     def settle(self) -> None:
-        """Wait until the model is right, and see that it stays so."""
+        """Wait until HAProxy and the daemon match the model, and check that they still do."""
 
         expected = {name: self.expected(name) for name in NAMES}
         broken = {name for name, state in self.declared.items() if state == "broken"}
@@ -88,7 +88,7 @@ class Histories(RuleBasedStateMachine):
         assert now() == (expected, broken)
 
     def expected(self, name: str) -> set[str] | None:
-        """The pods that must answer; None if nobody listens."""
+        """Return the pods that must answer; None if nothing listens."""
         if name not in self.in_force:
             return None
         return self.pods[name] & self.known[name]
@@ -100,7 +100,7 @@ class Histories(RuleBasedStateMachine):
             return None
         return {"" if "503" in answer else answer for answer in answers} - {""}
 
-    # What operators do
+    # Actions of operators
 
     @rule(name=names, slots=st.sampled_from(["auto", 5, 12]), check=st.booleans())
     def edit(self, name: str, slots: object, check: bool) -> None:
@@ -127,7 +127,7 @@ class Histories(RuleBasedStateMachine):
         self.declared[name] = "broken"
         self.settle()
 
-    # What the cluster does
+    # Events in the cluster
 
     @rule(name=names, count=st.integers(0, 4))
     def scale(self, name: str, count: int) -> None:
@@ -151,7 +151,7 @@ class Histories(RuleBasedStateMachine):
         self.known = {name: set(pods) for name, pods in self.pods.items()}
         self.settle()
 
-    # What happens to us
+    # Events on this host
 
     @rule(number=st.sampled_from([signal.SIGKILL, signal.SIGTERM]))
     def restart(self, number: int) -> None:

@@ -1,4 +1,4 @@
-"""Names that two units define: the unit that came later is to blame."""
+"""If two units define the same name, the unit that was added later is reported."""
 
 from __future__ import annotations
 

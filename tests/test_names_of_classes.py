@@ -1,4 +1,4 @@
-"""One class, one name: a reader who meets a name knows what it is."""
+"""Each class name is used for one class only."""
 
 from __future__ import annotations
 

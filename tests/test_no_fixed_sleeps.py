@@ -1,6 +1,6 @@
-"""Tests wait for what they wait for: a pause of a fixed length is too short on a busy machine.
+"""Tests wait for conditions: a pause of fixed length is too short on a busy machine.
 
-Reads what `sleep(...)` is called with; `sleep(0)` only gives the event loop a turn.  Benchmarks may
+Reads the argument of each `sleep(...)`; `sleep(0)` only yields to the event loop.  Benchmarks may
 sleep, and so may the programs in strings that tests start.
 """
 
@@ -30,11 +30,11 @@ ALLOWED = {
         "writes files at an even pace"
     ),
 }
-"""File and function that may pause, with the reason."""
+"""The functions that may pause, by file, with the reason."""
 
 
 def pauses(tree: ast.AST, function: str = "") -> Iterator[tuple[str, int]]:
-    """The function and line of each call of `sleep` that lasts for some time."""
+    """Yield the function and line of each call of `sleep` with a nonzero duration."""
     for node in ast.iter_child_nodes(tree):
         inner = function
         match node:

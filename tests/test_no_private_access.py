@@ -1,4 +1,4 @@
-"""Tests use what the product offers: no test reaches into what begins with an underscore."""
+"""Tests use public interfaces only: no test accesses names that begin with an underscore."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ PRIVATE = re.compile(r"_[A-Za-z]\w*")
 PATCHED = re.compile(r"fc_frontend(\.\w+)*\._[A-Za-z]\w*")
 OURS = ("self", "cls")
 NAMED_TUPLES = ("_replace", "_asdict", "_fields")
-"""What every named tuple offers: the underscore keeps these apart from fields."""
+"""The attributes of every named tuple; the underscore distinguishes them from fields."""
 
 
 def private(tree: ast.AST) -> Iterator[tuple[int, str]]:

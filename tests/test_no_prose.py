@@ -1,6 +1,6 @@
-"""No code decides on words that are written for people: it has `cause`, an enum or a flag instead.
+"""No code branches on text written for people: it uses `cause`, an enum or a flag instead.
 
-What HAProxy writes is parsed in `fc_frontend.haproxy`, from values that have none of these names.
+HAProxy's output is parsed in `fc_frontend.haproxy`, from values that have none of these names.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import fc_frontend
 
 PACKAGE = Path(fc_frontend.__file__).parent
 PROSE = frozenset("message remedy effect reason said error evidence".split())
-"""Attributes whose values are sentences, or parts of some."""
+"""Attributes whose values are sentences or parts of sentences."""
 STRING_TESTS = frozenset(
     "startswith endswith find rfind index rindex count partition rpartition removeprefix "
     "removesuffix isdigit isupper islower casefold".split()
@@ -24,7 +24,7 @@ MATCHES = frozenset("match search fullmatch findall finditer sub subn split".spl
 
 
 def decisions(source: str) -> Iterator[tuple[int, str]]:
-    """The line and text of each expression that looks into a sentence."""
+    """Yield the line and text of each expression that inspects a sentence."""
     for scope in ast.walk(ast.parse(source)):
         if isinstance(scope, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
             names = frozenset(sentences_in(scope))
@@ -34,7 +34,7 @@ def decisions(source: str) -> Iterator[tuple[int, str]]:
 
 
 def sentences_in(scope: ast.AST) -> Iterator[str]:
-    """The local names that are given a sentence."""
+    """Yield the local names that are assigned a sentence."""
     for node in ast.walk(scope):
         if isinstance(node, ast.Assign) and len(node.targets) == 1:
             target = node.targets[0]
@@ -47,7 +47,7 @@ def sentences_in(scope: ast.AST) -> Iterator[str]:
 
 
 def is_sentence(node: ast.AST, names: frozenset[str]) -> bool:
-    """True for an attribute such as `problem.message`, and for what is made of one."""
+    """Return whether `node` is an attribute such as `problem.message`, or is derived from one."""
     match node:
         case ast.Attribute(attr=attribute):
             return attribute in PROSE
@@ -65,7 +65,7 @@ def is_sentence(node: ast.AST, names: frozenset[str]) -> bool:
 
 
 def looks_into(node: ast.AST, names: frozenset[str]) -> bool:
-    """True if `node` tests a sentence; that two sentences are equal may be asked."""
+    """Return whether `node` inspects a sentence; comparing two sentences is allowed."""
     match node:
         case ast.Compare(left=left, ops=ops, comparators=comparators):
             sides = [left, *comparators]

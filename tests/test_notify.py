@@ -1,4 +1,4 @@
-"""What systemd is told, over real datagram sockets."""
+"""Notifications to systemd, over real datagram sockets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What operators read in difficult moments is true, names the cause first and says it once."""
+"""Messages for operators are correct, name the cause first and do not repeat it."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_explain_does_not_call_a_service_ok_whose_haproxy_it_may_not_ask(
     print_explanation(explain(Facts(name="shop", spec=SPEC, worker_problem=hidden)), "ok")
     said = capsys.readouterr().out
     assert "HAProxy does not answer" not in said
-    # Neither the state "ok" nor a bad step: it is not known.
+    # Neither the state "ok" nor a failed step: the state is unknown.
     assert "\nunknown: shop: the socket: Permission denied\n" in said
 
 

@@ -1,4 +1,4 @@
-"""The wheel has all that it needs, and starting a command imports no more than it needs."""
+"""The wheel is complete, and starting a command imports only what the command needs."""
 
 from __future__ import annotations
 

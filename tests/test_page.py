@@ -1,4 +1,4 @@
-"""The page and the pages of services: what they say, to whom, and what they cost."""
+"""The overview and the service pages: their contents, access to them, and their cost."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>"
 
 
 class Read(HTMLParser):
-    """What a browser would find in a page."""
+    """The elements and words that a browser would find in a page."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -98,7 +98,7 @@ def made(
     api: ApiState | None = None,
     host: str = "edge0",
 ) -> Board:
-    """A board as the daemon finds it."""
+    """Return a board as the daemon builds it."""
     of = counts or {one.name: Counts(up=one.pods or 0) for one in services}
     daemon = Daemon(
         version="1",
@@ -138,7 +138,7 @@ def read(of: Board, text: str = "", page: int = 1) -> Read:
     return Read(render.overview_page(of, render.Asked(text, page)).decode())
 
 
-# What it says
+# Contents
 
 
 def test_services_that_need_somebody_come_first() -> None:
@@ -202,7 +202,7 @@ def test_rates_are_between_two_looks_at_one_worker() -> None:
     found, seconds = rates(now, before)
     assert seconds == 5.0
     assert found["a"] == Rates(requests=10.0, errors=4.0, sessions=7)
-    # Where somebody cleared the counters, and of what was not there before, there is no rate.
+    # There is no rate for cleared counters and for services that were not there before.
     assert found["b"] == Rates(requests=1.0, errors=None, sessions=0)
     assert found["c"] == Rates(requests=2.0, errors=None, sessions=0)
     for other in (None, replace(before, pid=2), replace(before, pid=None), replace(before, at=105)):
@@ -276,7 +276,7 @@ def test_the_bar_shows_servers_in_slots(
         assert found == parts
 
 
-# Thousands
+# Thousands of services
 
 
 def many(count: int) -> Board:
@@ -366,7 +366,7 @@ def test_only_what_stands_in_the_page_itself_is_taken_by_browsers() -> None:
         assert f"{tag}-src 'sha256-{base64.b64encode(digest).decode()}'" in policy
     assert "default-src 'none'" in policy
     assert "unsafe" not in policy
-    # A style attribute would be refused by it.
+    # The policy would refuse a style attribute.
     assert not [1 for _, attributes in page.tags if "style" in attributes]
     for _, attributes in page.tags:
         for name in ("href", "src", "action"):
@@ -376,7 +376,7 @@ def test_only_what_stands_in_the_page_itself_is_taken_by_browsers() -> None:
 
 
 def luminance(color: str) -> float:
-    """Relative luminance (WCAG 2.1, 1.4.3)."""
+    """Return the relative luminance (WCAG 2.1, 1.4.3)."""
     parts = [int(color[at : at + 2], 16) / 255 for at in (1, 3, 5)]
     red, green, blue = (
         part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts
@@ -440,7 +440,7 @@ def test_the_pages_of_a_real_frontend(either_binary: str) -> None:
             assert words in page.text, words
         assert "hunter2" not in body
 
-        # 503s are errors; their rate takes two looks at the same worker.
+        # 503s are errors; their rate takes two samples of the same worker.
         def failing() -> bool:
             frontend.ask(10001)
             text = Read(get(frontend, "/")[2]).text
@@ -488,7 +488,7 @@ def test_a_daemon_that_could_read_nothing_says_why(either_binary: str) -> None:
 
 
 def looks(frontend: Frontend) -> int:
-    """How often pages have looked at cluster DNS."""
+    """Return how often pages have queried cluster DNS."""
     return sum(
         number
         for (name, _, _), number in frontend.dns.queries.items()
@@ -503,7 +503,7 @@ def test_all_who_look_at_once_share_one_look() -> None:
         frontend.start()
 
         before = looks(frontend)
-        # A look that takes a second: all come while it is under way.
+        # The query takes a second, so all requests arrive while it is in progress.
         frontend.dns.fault_for["svc.cluster.local"] = Fault.SILENT
         with ThreadPoolExecutor(20) as pool:
             pages = list(pool.map(lambda _: get(frontend, "/"), range(20)))
@@ -513,7 +513,7 @@ def test_all_who_look_at_once_share_one_look() -> None:
 
 
 def test_what_was_found_is_kept_no_longer_than_it_is_shown() -> None:
-    """Of thousands of services, one look is tens of megabytes."""
+    """For thousands of services, one board takes tens of megabytes."""
     kind = f"{Board.__module__}.{Board.__qualname__}"
     with Frontend(binary_of("2.8-wheel")) as frontend:
         frontend.scale("shop", 2)
@@ -523,7 +523,7 @@ def test_what_was_found_is_kept_no_longer_than_it_is_shown() -> None:
         frontend.start()
 
         def kept() -> int:
-            """How many are kept, just after two pages were shown; 0 if that was long ago."""
+            """Show two pages and return the number of boards kept; 0 if they have expired."""
             assert frontend.get("/")[0] == frontend.get("/services/shop")[0] == 200
             return types(path)[kind]
 

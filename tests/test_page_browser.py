@@ -1,4 +1,4 @@
-"""The pages in a real browser: Chromium, with nothing but this listener to talk to."""
+"""The pages in a real browser: Chromium, with access to this listener only."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ T = TypeVar("T")
 HOSTILE = "<script>document.title='owned'</script>"
 PHONE = 360
 SITES: dict[str, dict[str, Any]] = {"valid": {}, "soon": {"days": 5}, "late": {"ended": True}}
-"""Host → how its certificate is issued."""
+"""How the certificate of each host is issued."""
 SITES_BY_END = ("late", "soon", "valid")
 PATHS = {
     "overview": "/",
@@ -42,7 +42,7 @@ PATHS = {
 
 @pytest.fixture(scope="module")
 def frontend(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Frontend]:
-    """Services that are well, empty, degraded, withheld, enough for a filter, and some sites."""
+    """Healthy, empty, degraded and withheld services, enough for a filter, and some sites."""
     binary = bundled_binary()
     assert binary is not None
     authority = Authority(tmp_path_factory.mktemp("authority"))
@@ -90,7 +90,7 @@ Opens = Callable[..., webdriver.Chrome]
 
 @pytest.fixture
 def opens(frontend: Frontend, chromium: webdriver.Chrome) -> Iterator[Opens]:
-    """Opens a page, in a scheme, on a screen; all is as before afterwards."""
+    """Yield a function that opens a page with a scheme and screen; reset the browser afterwards."""
 
     def opened(
         path: str, *, scheme: str = "light", width: int = 1200, scripts: bool = True
@@ -116,22 +116,22 @@ def text(browser: webdriver.Chrome) -> str:
 
 
 def logged(browser: webdriver.Chrome, of: str) -> list[str]:
-    """What was logged since the last call."""
+    """Return the messages logged since the last call."""
     return [entry["message"] for entry in browser.get_log(of)]  # type: ignore[no-untyped-call]
 
 
 def complaints(browser: webdriver.Chrome) -> list[str]:
-    """What the browser found wrong with a page, but for its status 404."""
+    """Return the browser's complaints about a page, except its status 404."""
     return [said for said in logged(browser, "browser") if "status of 404" not in said]
 
 
 def focused(browser: webdriver.Chrome, act: Callable[[WebElement], T]) -> T:
-    """What the element that has the focus says or does."""
+    """Return the result of `act` on the element that has the focus."""
     return found(lambda: browser.switch_to.active_element, act)
 
 
 def found(find: Callable[[], WebElement], act: Callable[[WebElement], T]) -> T:
-    """What an element says or does; it is looked up again if the page was renewed meanwhile."""
+    """Return the result of `act` on an element; look it up again if the page was renewed."""
     for _ in range(4):
         with contextlib.suppress(StaleElementReferenceException):
             return act(find())
@@ -188,7 +188,7 @@ def test_keys_are_enough(opens: Opens) -> None:
     browser = opens("/")
     browser.find_element(By.TAG_NAME, "body").send_keys(Keys.TAB)
     assert focused(browser, lambda one: one.accessible_name) == "Skip to the content"
-    # It is to be seen while it has the focus.
+    # The link must be visible while it has the focus.
     until(lambda: focused(browser, lambda one: one.rect["y"]) >= 0)
     focused(browser, lambda one: one.send_keys(Keys.ENTER))
     until(lambda: focused(browser, lambda one: one.get_attribute("id")) == "content")
@@ -221,7 +221,7 @@ def test_nothing_is_asked_of_anybody_else(opens: Opens, frontend: Frontend) -> N
         if event["method"] == "Network.requestWillBeSent"
     ]
     origin = f"http://{frontend.host}:9484/"
-    # A slow machine may see the first page ask for itself again.
+    # On a slow machine, the first page may request itself again.
     told = dict.fromkeys(url for url in asked if not url.startswith("data:"))
     assert [origin, f"{origin}services/shop"] == list(told)
 
@@ -238,7 +238,7 @@ def test_what_others_wrote_is_never_executed(opens: Opens) -> None:
         assert words in text(browser), path
         assert len(browser.find_elements(By.TAG_NAME, "script")) == 1
         assert not complaints(browser)
-    # Nor would it be if it got into the page: the policy knows only our own script.
+    # An injected script is not executed either: the policy allows only fc-frontend's own script.
     browser.execute_script(
         """
         const one = document.createElement("script");
@@ -254,7 +254,7 @@ def test_all_is_there_without_scripts(opens: Opens) -> None:
     browser = opens("/", scripts=False)
     assert "▲ degraded" in text(browser)
     assert "withheld" in text(browser)
-    # Chromium gives what is inside of noscript as elements only where scripts are off.
+    # Chromium exposes the contents of noscript as elements only if scripts are disabled.
     assert browser.find_elements(By.CSS_SELECTOR, "noscript > meta[http-equiv=refresh]")
 
 

@@ -1,4 +1,4 @@
-"""TLS that is passed to some services and terminated for others, on one address."""
+"""TLS that is passed through to some services and terminated for others, on one address."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 
 
 async def received(connection: socket.socket, count: int) -> bytes:
-    """So many bytes, or fewer at the end."""
+    """Return `count` bytes, or fewer at the end of the connection."""
     data = b""
     loop = asyncio.get_running_loop()
     while len(data) < count and (more := await loop.sock_recv(connection, count - len(data))):
@@ -39,7 +39,7 @@ async def received(connection: socket.socket, count: int) -> bytes:
 
 
 async def serve_tls(server: socket.socket, context: ssl.SSLContext) -> None:
-    """Serve as a pod that expects a PROXY header of version 2, and tells whom it saw."""
+    """Serve as a pod that expects a PROXY header of version 2 and returns the client's address."""
     loop = asyncio.get_running_loop()
 
     async def answer(connection: socket.socket) -> None:
@@ -76,7 +76,7 @@ async def begin(server: socket.socket, context: ssl.SSLContext) -> asyncio.Task[
 
 @pytest.fixture
 def frontend(either_binary: str, authority: Authority) -> Iterator[Frontend]:
-    """Frontend `web` terminates TLS for shop, and passes that for mail on."""
+    """Frontend `web` terminates TLS for shop, and passes TLS for mail through."""
     with Frontend(either_binary) as made, ExitStack() as stack:
         (made.directory / "live").mkdir()
         put(made, authority.issue("*.example.org"))
@@ -112,7 +112,7 @@ def frontend(either_binary: str, authority: Authority) -> Iterator[Frontend]:
 
 
 def asked(frontend: Frontend, sni: str, host: str = "", source: str = "") -> tuple[int, bytes, str]:
-    """Status, body and the serial number of the certificate; raises OSError."""
+    """Return the status, the body and a hash of the certificate; raise OSError on failure."""
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     came_from = (source, 0) if source else None
@@ -129,7 +129,7 @@ def asked(frontend: Frontend, sni: str, host: str = "", source: str = "") -> tup
 
 
 def whom(frontend: Frontend, sni: str) -> str:
-    """The service whose pod answers a client that asks for `sni`."""
+    """Return the service whose pod answers a client that requests `sni`."""
     return "mail" if json.loads(asked(frontend, sni)[1])["pod"] == "mail" else "shop"
 
 
@@ -137,25 +137,25 @@ def test_names_decide_who_terminates_tls(frontend: Frontend) -> None:
     frontend.until(lambda: whom(frontend, MAIL) == "mail" and whom(frontend, SHOP) == "shop")
     assert whom(frontend, MAIL.upper()) == "mail"
     assert asked(frontend, MAIL)[2] != asked(frontend, SHOP)[2]
-    # Pods and fc-frontend's own part see the client.
+    # Pods, and fc-frontend's own part, see the client's address.
     source = f"127.{frontend.octet}.77.7"
     assert json.loads(asked(frontend, MAIL, source=source)[1])["client"] == source
     shown = asked(frontend, SHOP, source=source)[1].decode().lower()
     assert source in shown
     assert "https" in shown
-    # A client without a name is refused as on any frontend without a default certificate.
+    # A client without SNI is refused, as on any frontend without a default certificate.
     with pytest.raises(OSError, match=r"(?i)unrecognized.name"):
         asked(frontend, "")
-    # The connection for another name has no route for this one.
+    # A connection for one name has no route for another.
     assert asked(frontend, SHOP, MAIL)[0] == 421
     assert asked(frontend, "none.example.org")[0] == 404
-    # Nobody else may connect to the socket between the two parts.
+    # No other user may connect to the socket between the two parts.
     path = Path(frontend.settings["haproxy"]["runtime_socket"]).parent / "fc-frontend-web.sock"
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     told = frontend.run("explain", f"https://{MAIL}:{PORT}/").stdout
     assert "TLS passed to service mail" in told
     assert not frontend.status()["withheld"]
-    # What is passed through needs no certificate here.
+    # Passed-through TLS needs no certificate here.
     assert MAIL not in str(frontend.status()["problems"])
 
 
@@ -191,7 +191,7 @@ def test_both_serve_through_reloads_and_renewals(frontend: Frontend, authority: 
     certificate = asked(frontend, SHOP)[2]
     put(frontend, authority.issue("*.example.org"))
     frontend.until(lambda: asked(frontend, SHOP)[2] != certificate)
-    # A route by SNI that is added to a running service takes no reload.
+    # Adding an SNI route to a running service takes no reload.
     reloads = len(frontend.events("config-reloaded"))
     frontend.settings["services"]["mail"]["sni"] = [MAIL, "imap.example.org"]
     frontend.write()

@@ -1,4 +1,4 @@
-"""What is said while it takes long, how much is said, and in which colours: on real terminals."""
+"""Progress, verbosity and colours of the commands, on real terminals."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BAD = GOOD + "  bad: {pod_port: 99999}\n"
 
 
 def on_terminal(*arguments: str, columns: int = 80, stdout: int | None = None, **env: str) -> str:
-    """All that a command writes to a terminal."""
+    """Return everything that a command writes to a terminal."""
     environ = {k: v for k, v in os.environ.items() if k not in OF_THE_TERMINAL}
     argv = [sys.executable, "-m", "fc_frontend", *arguments]
     with Terminal(argv, {**environ, **env}, columns=columns, stdout=stdout) as terminal:
@@ -29,7 +29,7 @@ def on_terminal(*arguments: str, columns: int = 80, stdout: int | None = None, *
 
 @pytest.fixture
 def silent() -> Iterator[Frontend]:
-    """A cluster DNS that does not answer, so that each question takes seconds."""
+    """A frontend whose cluster DNS does not answer, so that each query takes seconds."""
     with Frontend(binary_of("2.6-debian")) as made:
         made.settings["services"]["shop"] = made.service("shop", 8080)
         made.write()
@@ -38,7 +38,7 @@ def silent() -> Iterator[Frontend]:
 
 
 def left_standing(text: str) -> str:
-    """What a reader still sees of what was written to a terminal."""
+    """Return the part of the output that is still visible on the terminal."""
     lines = text.replace("\r\n", "\n").split("\n")
     return "\n".join(line.rpartition("\r\x1b[K")[2] for line in lines)
 
@@ -48,7 +48,7 @@ def test_a_line_appears_after_a_second_and_is_gone_at_the_end(silent: Frontend) 
     seen = on_terminal("resolve", "-c", path)
     assert "asking about 1 service (1 s)" in seen
     assert "asking about" not in left_standing(seen)
-    # However narrow the terminal is, the line does not wrap.
+    # The line does not wrap, however narrow the terminal is.
     narrow = on_terminal("resolve", "-c", path, columns=20)
     drawn = [part for part in narrow.split("\r\x1b[K") if "asking" in part]
     assert drawn
@@ -59,7 +59,7 @@ def test_no_line_for_who_does_not_want_it(silent: Frontend) -> None:
     path = str(silent.config)
     assert "asking" not in on_terminal("resolve", "-q", "-c", path)
     assert "asking" not in on_terminal("resolve", "-c", path, TERM="dumb")
-    # Standard error is no terminal.
+    # Standard error is not a terminal.
     assert "asking" not in silent.run("resolve", check=False).stderr
 
 
@@ -109,7 +109,7 @@ def test_quiet_prints_only_problems(tmp_path: Path) -> None:
     bad = fc("check", "-q", "-c", config(tmp_path, BAD))
     assert bad.returncode == 1
     assert "99999" in bad.stderr
-    # What was asked for is printed.
+    # Requested output is printed.
     assert "lb_service_port" in text
     assert "listen" in fc("render", "-q", "-c", str(_written(tmp_path, text))).stdout
     both = fc("-q", "check", "-v", "-c", path)
@@ -154,7 +154,7 @@ def test_the_daemons_volume() -> None:
         with Terminal(argv, environ) as terminal:
             frontend.until(frontend.ready)
             terminal.type("\x03")
-            # HAProxy keeps serving, and has the terminal still.
+            # HAProxy keeps serving and still has the terminal.
             assert terminal.process.wait(30) == 0
             terminal.until("^C")
         assert "Loading success" in terminal.text
@@ -173,9 +173,9 @@ def test_colours_are_for_terminals_and_never_the_only_sign(tmp_path: Path) -> No
         assert "\x1b" not in plain
         assert "refused: " in plain
         assert ": error: " in plain
-    # An empty value is none (no-color.org).
+    # An empty value counts as unset (no-color.org).
     assert "\x1b[31m" in on_terminal("check", "-c", path, NO_COLOR="")
-    # Without its colours, the text is the same.
+    # The text is the same without colours.
     stripped = coloured
     for code in ("\x1b[31m", "\x1b[33m", "\x1b[1m", "\x1b[0m"):
         stripped = stripped.replace(code, "")

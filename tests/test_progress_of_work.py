@@ -1,4 +1,4 @@
-"""A daemon that is stuck is not taken for one that works."""
+"""A stuck daemon is not mistaken for a working one."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_work_without_progress_is_stuck() -> None:
         assert str(progress.stuck(10)) == "the step has made no progress for 11 s"
         progress.advance(Work.STEP)
         assert progress.stuck(10) is None
-        # What is not done now cannot be stuck.
+        # Work that is not in progress cannot be stuck.
         progress.advance(Work.LOOK)
         now = 30
         assert progress.stuck(10) == Stuck(Work.SWEEP, 20)
@@ -88,7 +88,7 @@ def test_a_state_directory_that_does_not_answer_turns_readiness_red(
             assert frontend.ask(8080) == "shop-1"
             frontend.drop("new.json", {"new": frontend.service("shop", 8081)})
             assert not alive()
-        # Once it answers again, everything goes on.
+        # Once the state directory answers again, all work continues.
         frontend.until(frontend.ready)
         frontend.until(lambda: frontend.ask(8081) == "shop-1")
         assert frontend.get("/healthz")[0] == 200

@@ -1,7 +1,7 @@
 """Every command in the README does what the README says, on a machine like the README's.
 
 The frontend VM is a network namespace with a mount namespace: addresses, paths and ports are the
-README's own, and the host is not touched.
+same as in the README, and the host is not changed.
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ def test_the_readme_is_short_and_has_the_commands_that_are_run_here() -> None:
 def test_the_demo_command_works_in_a_fresh_checkout(tmp_path: Path) -> None:
     checkout = fresh_checkout(tmp_path)
     environ = {k: v for k, v in os.environ.items() if k not in ("VIRTUAL_ENV", "FC_FRONTEND_VENV")}
-    # A machine without HAProxy on PATH: the embedded one must do.
+    # A machine without HAProxy on PATH: the embedded one must be enough.
     environ["PATH"] = ":".join(
         part for part in environ["PATH"].split(":") if not (Path(part) / "haproxy").exists()
     )
-    # An ordinary user: without a capability, whoever runs the tests.
+    # An ordinary user without capabilities, whoever runs the tests.
     user = ["unshare", "--user", "--map-user=1000"]
     done = subprocess.run(
         [*user, "/bin/sh", *commands("$")[0].split()[1:]],
@@ -76,7 +76,7 @@ def test_the_demo_command_works_in_a_fresh_checkout(tmp_path: Path) -> None:
 
 @pytest.mark.extended
 def test_the_commands_that_the_demo_suggests() -> None:
-    """They work, and SIGHUP ends all that the demo started."""
+    """The suggested commands work, and SIGHUP ends everything that the demo started."""
     argv = [
         *("unshare", "--user", "--map-user=1000"),
         *(sys.executable, "-m", "fc_frontend", "demo", "--keep"),
@@ -92,7 +92,7 @@ def test_the_commands_that_the_demo_suggests() -> None:
         text = "\n".join(told)
         offered = dict(re.findall(r"^([a-z0-9 ]+): +(\S.*)$", text, re.MULTILINE))
         for name in ("how all is", "one service", "no new traffic", "traffic again", "scale to 20"):
-            # An ordinary user of the same number: the sockets are his.
+            # An ordinary user with the same number, who owns the sockets.
             inside = ["nsenter", "--user", "--preserve-credentials", "-t", str(demo.pid)]
             command = [*inside, "/bin/sh", "-c", offered[name]]
             done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
@@ -115,7 +115,7 @@ def test_the_commands_that_the_demo_suggests() -> None:
 
 
 def fresh_checkout(tmp_path: Path) -> Path:
-    """The files that git knows, or will know, as a checkout has them."""
+    """Copy all tracked files, and untracked ones that are not ignored, as in a checkout."""
     listed = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT,
@@ -132,7 +132,7 @@ def fresh_checkout(tmp_path: Path) -> Path:
 
 
 def test_the_first_service_on_a_frontend_vm(tmp_path: Path) -> None:
-    """The root commands of the README, in namespaces of their own."""
+    """The root commands of the README, in separate namespaces."""
     every = commands("#")
     software, rest = every[:3], every[3:]
     assert software[0].startswith("apt-get ")
@@ -179,7 +179,7 @@ def test_the_readmes_service_is_the_example() -> None:
 def test_the_example_of_each_situation_is_good(
     path: Path, either_binary: str, tmp_path: Path
 ) -> None:
-    """HAProxy of both versions accepts it, and a newcomer reads it in a minute."""
+    """HAProxy of both versions accepts it, and a newcomer can read it in a minute."""
     program = Path(either_binary).parent
     (tmp_path / "dashboard.users").write_text(f"alice:{PASSWORD}\n")
     (tmp_path / "dashboard.groups").write_text("login: alice\n")

@@ -31,7 +31,7 @@ from tests.support.frontend import Frontend
 pytestmark = pytest.mark.extended
 
 HOST = "kubernetes"
-"""The name in the certificate."""
+"""The host name in the certificate."""
 PORT = 8443
 RELOADS = 4
 SECRET = "$2y$05$abcdefghijklmnopqrstuuOQiyCxlgf/oeuTqixKmWdcYUh4Hjl0a"
@@ -39,7 +39,7 @@ SECRET = "$2y$05$abcdefghijklmnopqrstuuOQiyCxlgf/oeuTqixKmWdcYUh4Hjl0a"
 
 @pytest.fixture
 def frontend(either_binary: str, certificates: Certificates) -> Iterator[Frontend]:
-    """Sites on one address with TLS: for plain requests, WebSockets and gRPC."""
+    """Run sites on one address with TLS: for plain requests, WebSockets and gRPC."""
     with Frontend(either_binary) as made, contextlib.ExitStack() as stack:
         pem = made.directory / "site.pem"
         parts = (certificates.path(f"server.{ending}") for ending in ("crt", "key"))
@@ -73,7 +73,7 @@ def frontend(either_binary: str, certificates: Certificates) -> Iterator[Fronten
 
 
 def reload(frontend: Frontend) -> None:
-    """Reload, by a change of the service `shop`."""
+    """Reload HAProxy by a change of the service `shop`."""
     before = frontend.reloads()
     shop = frontend.settings["services"]["shop"]
     shop["timeout"] = f"{int(shop.get('timeout', '60s')[:-1]) + 1}s"
@@ -88,7 +88,7 @@ def program(name: str, package: str) -> str:
 
 
 def through_reloads(frontend: Frontend, command: list[str]) -> str:
-    """What `command` prints, while HAProxy is reloaded again and again until it ends."""
+    """Return the output of `command`, and reload HAProxy repeatedly until the command ends."""
     with subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     ) as process:
@@ -124,7 +124,7 @@ def test_curl_loses_no_request(
 
 
 def test_h2load_loses_no_request(frontend: Frontend) -> None:
-    """Without a reload: h2load does not connect again after a GOAWAY."""
+    """Without a reload: h2load does not reconnect after a GOAWAY."""
     said = subprocess.run(
         [
             *(program("h2load", "nghttp2-client"), "--requests=2000", "--clients=8"),
@@ -154,7 +154,7 @@ def test_wrk_loses_no_request(frontend: Frontend) -> None:
 
 
 class Numbers:
-    """Messages for a stream, until it is to end."""
+    """Messages for a stream, sent on demand until the stream is to end."""
 
     def __init__(self) -> None:
         self._sent = 0
@@ -172,7 +172,7 @@ class Numbers:
         return b"%d" % self._sent
 
     def send(self) -> bytes:
-        """Let the next message go out; what it is."""
+        """Release the next message, and return it."""
         self._next.release()
         return b"%d" % (self._sent + 1)
 
@@ -278,7 +278,7 @@ def test_chromium_logs_in_and_stays_on_its_pod_through_reloads(
         return str(chromium.find_element(By.TAG_NAME, "body").text)
 
     def fetched(path: str) -> dict[str, Any]:
-        """What the pod got of a request that a script of the page sends."""
+        """Send a request from a script of the page, and return it as the pod received it."""
         found: dict[str, Any] = chromium.execute_async_script(
             "const done = arguments[arguments.length - 1];"
             "fetch(location.origin + arguments[0])"
@@ -298,6 +298,6 @@ def test_chromium_logs_in_and_stays_on_its_pod_through_reloads(
             assert got["pod"] == pod
             assert got["path"] == path
             assert not {"authorization", "cookie"} & got["headers"].keys()
-    # A password that does not count any more is asked for again.
+    # A password that is no longer valid is requested again.
     users.write_text(f"bob:{SECRET}\n")
     until(lambda: '"pod"' not in shown(f"http://{place}/"))

@@ -1,4 +1,4 @@
-"""Removing what others refer to, with requests throughout: nothing that serves loses it."""
+"""Removing what others refer to, under load: a definition in use is not lost."""
 
 from __future__ import annotations
 
@@ -48,18 +48,18 @@ KINDS: dict[str, tuple[str, str]] = {
     ),
     "defaults": (
         "defaults NAME\n mode http\n timeout connect 5s\n timeout client 30s\n timeout server 30s\n"
-        # As fc-frontend's own defaults have it: no idle connection is closed under a request.
+        # As in fc-frontend's own defaults: no idle connection is closed under a request.
         " option idle-close-on-response",
         "default_backend shop",
     ),
     "state": (
         "backend NAME\n mode http\n server a POD:8080",
-        # Not to deny requests: in a replaced worker of HAProxy 2.6, nbsrv() is 0 (measured with
-        # a hand-written configuration), and kept connections would get 403 from it.
+        # No denial based on nbsrv(): it is 0 in a replaced worker of HAProxy 2.6 (measured with
+        # a hand-written configuration), and kept connections would get 403.
         "http-request set-header X-Up %[nbsrv(NAME)]\n default_backend shop",
     ),
 }
-"""What one fragment defines, and what the frontend of another one has because of it."""
+"""The definition in one fragment, and the lines with which the other's frontend refers to it."""
 PORTS = {kind: 8100 + number for number, kind in enumerate(KINDS)}
 
 
@@ -78,7 +78,7 @@ def user(frontend: Frontend, kind: str) -> str:
 
 
 def withheld(frontend: Frontend) -> dict[str, str]:
-    """The problem of each withheld unit, by its name."""
+    """Return the problem of each withheld unit, by its name."""
     return {h["name"]: h["problems"][0]["message"] for h in frontend.status()["withheld"]}
 
 
@@ -94,7 +94,7 @@ def test_what_is_used_is_not_removed_however_it_is_used(either_binary: str) -> N
         page.chmod(0o644)
         frontend.directory.chmod(0o755)
         for kind in KINDS:
-            # A parent comes first, wherever its file is.
+            # A parent precedes its users, wherever its file is.
             frontend.drop(f"def-{kind}.cfg", definition(frontend, kind))
             frontend.drop(f"use-{kind}.cfg", user(frontend, kind))
         frontend.start()
@@ -113,7 +113,7 @@ def test_what_is_used_is_not_removed_however_it_is_used(either_binary: str) -> N
         frontend.until(
             lambda: withheld(frontend).keys() == {f"def-{kind}" for kind in KINDS}, PATIENCE
         )
-        # The next daemon finds the same.
+        # The next daemon reaches the same result.
         frontend.stop_daemon()
         frontend.start()
         frontend.until(
@@ -121,10 +121,10 @@ def test_what_is_used_is_not_removed_however_it_is_used(either_binary: str) -> N
         )
         assert frontend.run("check", check=False).returncode in (0, 1)
         assert show_proc(master_socket, patience=10).reloads == reloads
-        # Another change goes through meanwhile.
+        # Another change is deployed meanwhile.
         frontend.drop("more.json", {"more": frontend.service("shop", 8090)})
         frontend.until(lambda: frontend.ask(8090).startswith("shop-"), PATIENCE)
-        # With their users, all of them go.
+        # Once their users are gone, all of them are removed.
         for load in loads.values():
             assert not load.stop().failures
         for kind in KINDS:
@@ -157,6 +157,6 @@ def test_a_certificate_that_is_removed_or_renamed_costs_nothing(
         frontend.drop("more.json", {"more": frontend.service("shop", 8090)})
         frontend.until(lambda: frontend.ask(8090).startswith("shop-"), PATIENCE)
         assert not load.stop().failures
-        # HAProxy starts again without it, from the copy of what it ran with.
+        # HAProxy restarts without the file, from the copy that it ran with.
         frontend.end_haproxy()
         frontend.until(lambda: frontend.ask(8095).startswith("shop-"), PATIENCE)

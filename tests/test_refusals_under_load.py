@@ -1,4 +1,4 @@
-"""Refusals for which HAProxy names no unit cost only the unit at fault; requests throughout."""
+"""Refusals in which HAProxy names no unit affect only the unit at fault, under load."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.extended
 
 @contextlib.contextmanager
 def loaded(frontend: Frontend, global_extra: Sequence[str] = (), **haproxy: str) -> Iterator[Site]:
-    """A site under load in a frontend that was prepared."""
+    """Run a site under load in a prepared frontend."""
     site = Site(frontend)
     if global_extra:
         frontend.settings["haproxy"]["global_extra"] = list(global_extra)
@@ -36,7 +36,7 @@ def loaded(frontend: Frontend, global_extra: Sequence[str] = (), **haproxy: str)
 
 
 def limit_descriptors(frontend: Frontend, number: int) -> None:
-    """Let the daemon, and its HAProxy, have this many file descriptors and no way to more."""
+    """Limit the daemon and its HAProxy to this many file descriptors, hard limit included."""
     capability = ("setpriv", "--bounding-set=-sys_resource") if os.geteuid() == 0 else ()
     frontend.launcher = (*capability, "prlimit", f"--nofile={number}:{number}")
 
@@ -54,7 +54,7 @@ def failed_reloads(site: Site) -> float:
 def test_slots_beyond_the_descriptors_cost_only_their_service(
     either_binary: str, connections: int
 ) -> None:
-    """Up to the limit each number of slots reloads: below 100, `maxconn` counts as 100."""
+    """Each number of slots up to the limit reloads: below 100, `maxconn` counts as 100."""
     with Frontend(either_binary) as frontend:
         limit_descriptors(frontend, 2 * max(connections, 100) + 200)
         with loaded(frontend, (f"maxconn {connections}", "nbthread 1")) as site:
@@ -65,7 +65,7 @@ def test_slots_beyond_the_descriptors_cost_only_their_service(
             extra_is_served(site)
             site.file("fresh").unlink()
             site.until_well()
-            # Towards the limit, and past it.
+            # Up to the limit, and past it.
             slots = 30
             while not site.held():
                 slots += 10
@@ -80,7 +80,7 @@ def test_slots_beyond_the_descriptors_cost_only_their_service(
             assert slots > 40
             site.until_held({("service", "cart"): KEPT})
             site.still_serve()
-            # The next daemon finds the same.
+            # The next daemon reaches the same result.
             frontend.stop_daemon()
             frontend.start()
             site.until_held({("service", "cart"): KEPT})
@@ -90,7 +90,7 @@ def test_slots_beyond_the_descriptors_cost_only_their_service(
 
 
 def slow_check(frontend: Frontend) -> None:
-    """Let `haproxy -c` never end for a text with `HANGS`."""
+    """Install a HAProxy whose `-c` never ends for a text with `HANGS`."""
     program = frontend.directory / "haproxy-slow"
     program.write_text(
         f"""#!/bin/sh
@@ -141,7 +141,7 @@ def test_what_looks_like_our_marks_in_a_fragment_confuses_nothing(either_binary:
         frontend.until(lambda: frontend.ask(8095) == "shop-1")
         site.is_mended()
         assert frontend.running_hash() != digest
-        # A line that would begin another unit's section is refused, and only its fragment.
+        # A line that would begin another unit's section is refused, and only with its fragment.
         site.put(fragment.name, by_hand(site, f"{MARK.strip()} service cart", " # nothing"))
         site.declare("docs", SERVICES["docs"], slots=12)
         site.until_held({("file", str(fragment)): KEPT})
@@ -171,7 +171,7 @@ def test_a_template_whose_bind_another_process_holds_costs_only_templates(
             assert f"process {os.getpid()}" in problems["templates", ""][0]["message"]
             extra_is_served(site)
             site.still_serve()
-        # Nothing changes in the files: the daemon tries again by itself.
+        # No file changes: the daemon retries by itself.
         site.until_well()
         frontend.until(lambda: frontend.get("/", 8099)[0] == 503)
         (site.templates / "defaults.cfg.j2").unlink()
@@ -180,7 +180,7 @@ def test_a_template_whose_bind_another_process_holds_costs_only_templates(
 
 
 def test_a_template_that_breaks_every_service_withholds_no_new_one(either_binary: str) -> None:
-    """HAProxy names the new service as well, whose own declaration is good."""
+    """HAProxy also names the new service, although its own declaration is valid."""
     with Frontend(either_binary) as frontend, loaded(frontend) as site:
         template = (TEMPLATES / "service.cfg.j2").read_text()
         put(site.templates / "service.cfg.j2", f"{template}\n    nonsense here\n")

@@ -1,4 +1,4 @@
-"""Regular expressions mean the same in every Python that is supported, and end in time."""
+"""Regular expressions mean the same in every supported Python, and end in bounded time."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PACKAGE = Path(fc_frontend.__file__).parent
 
 
 def test_no_pattern_has_possessive_quantifiers_or_atomic_groups() -> None:
-    """Before Python 3.11.5, `fullmatch` accepts what they do not match (CPython issue 106052)."""
+    """Before Python 3.11.5, `fullmatch` accepts too much with them (CPython issue 106052)."""
     found = [
         f"{path.name}:{node.lineno}: {node.value}"
         for path in sorted(PACKAGE.rglob("*.py"))
@@ -29,7 +29,7 @@ def test_no_pattern_has_possessive_quantifiers_or_atomic_groups() -> None:
 
 
 def is_possessive(text: str) -> bool:
-    """True for regular expressions, and parts of them, with such a quantifier or group."""
+    """Return whether a regular expression, or part of one, has such a quantifier or group."""
     text = re.sub(r"\\.|\[[^\]]*\]", "C", text)
     return " " not in text and re.search(r"[*+?}]\+|\(\?>", text) is not None
 
@@ -45,7 +45,7 @@ def test_an_open_quote_is_refused_wherever_it_is() -> None:
 
 
 def test_long_lines_take_no_time_that_grows_faster_than_they_do() -> None:
-    """With nested repetitions, these would take longer than the universe is old."""
+    """With nested repetitions, these matches would take longer than the age of the universe."""
     for piece in ("a", "a ", "'a'", '"a" ', "a'b'", "'' "):
         line = piece * 20_000 + "'"
         assert re.fullmatch(QUOTED_WORDS, line) is None

@@ -1,6 +1,6 @@
-"""Reloads and scaling cost no request: the short form of the benches `reloads` and `scaling`.
+"""Reloads and scaling fail no request: the short form of the benchmarks `reloads` and `scaling`.
 
-A bind that another process holds is in test_end_to_end.py.
+A bind that another process holds is covered by test_end_to_end.py.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from tests.support.load import Clients
 
 SERVICES = 200
 ENOUGH = 20
-"""Failed requests that are no chance."""
+"""The number of failed requests that rules out chance."""
 
 
 def test_reloads_cost_no_request_whatever_dns_does(either_binary: str) -> None:
@@ -39,7 +39,7 @@ def test_reloads_cost_no_request_whatever_dns_does(either_binary: str) -> None:
 
 
 def answered_with_5xx(plain: PlainHaproxy) -> int:
-    """The requests to the HTTP service that HAProxy answered with 5xx since its last reload."""
+    """Return the number of 5xx answers of the HTTP service since HAProxy's last reload."""
     rows = runtime.statistics(plain.haproxy.runtime_socket, "shop")
     return sum(int(row["hrsp_5xx"]) for row in rows if row["svname"] == "FRONTEND")
 
@@ -53,7 +53,7 @@ def test_the_same_clients_see_what_plain_haproxy_loses() -> None:
             fail_dns(frontend, "down")
             plain.reload(0)
             frontend.until(lambda: frontend.ask(HTTP).endswith("503"))
-            # HAProxy sees no more of them than the clients.
+            # HAProxy counts no more of them than the clients.
             frontend.until(lambda: answered_with_5xx(plain) > 2 * ENOUGH)
             loaded = clients.end()
         assert loaded.failures["status 503 on a new connection"] > ENOUGH
@@ -74,7 +74,7 @@ def test_pods_that_come_and_go_cost_no_request(either_binary: str) -> None:
                     changed = publish(frontend, pods.pods)
                     assert until_all_are_asked(pods, changed) is not None
                 before = requests(pods.pods)
-                # Few would be uneven by chance.
+                # A small number of requests would be uneven by chance.
                 enough = sum(before) + max(1000, 25 * count)
                 frontend.until(lambda: sum(requests(pods.pods)) >= enough)  # noqa: B023
                 got = [now - then for now, then in zip(requests(pods.pods), before, strict=True)]
@@ -85,7 +85,7 @@ def test_pods_that_come_and_go_cost_no_request(either_binary: str) -> None:
 
 
 def leave(frontend: Frontend, leaving: tuple[Pod, ...], *, publish_of: tuple[Pod, ...]) -> None:
-    """Take pods out of DNS, and wait until HAProxy does not know them any more."""
+    """Remove pods from DNS, and wait until HAProxy no longer has them."""
     publish(frontend, publish_of)
     addresses = {pod.address[0] for pod in leaving}
     socket = frontend.settings["haproxy"]["runtime_socket"]

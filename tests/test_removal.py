@@ -1,4 +1,4 @@
-"""Services that are gone from the files: when that is believed, and how an operator confirms it."""
+"""Services that are gone from the files: when they are removed, and how an operator confirms it."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_an_empty_directory_is_believed_after_ten_minutes() -> None:
 
 @pytest.fixture
 def frontend(either_binary: str) -> Iterator[Frontend]:
-    """Two services, and removals that wait for two seconds."""
+    """Run two services, with a removal interval of two seconds."""
     with Frontend(either_binary) as made:
         made.settings["intervals"]["removal"] = "2s"
         del made.settings["services"]
@@ -84,7 +84,7 @@ def test_a_file_that_comes_back_was_never_removed(frontend: Frontend) -> None:
 
 
 def test_a_renamed_service_does_not_wait(frontend: Frontend) -> None:
-    """What another service takes over is replaced, not removed."""
+    """A service whose bind another service takes over is replaced, not removed."""
     frontend.settings["intervals"]["removal"] = "1h"
     frontend.write()
     frontend.start()
@@ -185,7 +185,7 @@ def test_strict_deploys_all_or_nothing(frontend: Frontend) -> None:
 
 
 def test_what_haproxy_refuses_as_it_runs_can_be_dropped(frontend: Frontend) -> None:
-    """A fragment that runs names a file which is gone: nothing else can be deployed."""
+    """A running fragment names a file that is gone: nothing else can be deployed."""
     hosts = frontend.directory / "hosts.lst"
     hosts.write_text("example.org\n")
     frontend.drop(

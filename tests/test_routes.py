@@ -1,4 +1,4 @@
-"""Routing by host and path: a plain model of Ingress, and what real HAProxy decides."""
+"""Routing by host and path: a plain model of Ingress, and the decisions of a real HAProxy."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ Table = dict[str, tuple[tuple[str, ...], tuple[Path, ...]]]
 
 
 def decided(table: Table, host: str | None, path: str) -> str | None:
-    """The service for a request, as Ingress has it; written without a look at the maps."""
+    """Return the service for a request by the rules of Ingress, independently of the maps."""
     plain = None if host is None else host.partition(":")[0].lower().rstrip(".")
     if plain == "[":
         plain = None
@@ -177,7 +177,7 @@ HOSTILE_HOSTS = [
 
 
 def generated(chance: random.Random) -> Table:
-    """A table in which each route has one service."""
+    """Return a table in which each route has one service."""
     table: Table = {}
     seen: set[RouteEntry] = set()
     for number in range(chance.randint(1, 8)):
@@ -194,7 +194,7 @@ def generated(chance: random.Random) -> Table:
 
 
 def configuration(directory: File, tables: list[Table]) -> str:
-    """Each table as a frontend on a socket, and services that answer with their names."""
+    """Return each table as a frontend on a socket, with services that answer with their names."""
     (directory / "fc-frontend-maps").mkdir(exist_ok=True)
     text = "defaults\n    mode http\n    timeout client 10s\n    timeout server 10s\n"
     text += "    timeout connect 10s\n    option http-keep-alive\n"
@@ -219,7 +219,7 @@ def configuration(directory: File, tables: list[Table]) -> str:
 
 
 def asked(connection: socket.socket, host: str | None, target: str) -> tuple[int, str | None, bool]:
-    """The status, the service that answered, and whether the connection stays open."""
+    """Return the status, the service that answered, and whether the connection stays open."""
     header = "" if host is None else f"Host: {host}\r\n"
     version = "1.0" if host is None else "1.1"
     data = f"GET {target} HTTP/{version}\r\n{header}\r\n".encode()
@@ -305,7 +305,7 @@ def test_haproxy_decides_in_10_000_tables_as_the_model(haproxy: RealHaproxy) -> 
 
 
 def client_hello(name: str | None) -> bytes:
-    """The first bytes of a TLS client that asks for `name`."""
+    """Return the first bytes of a TLS client that asks for `name`."""
     context = ssl.create_default_context()
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
@@ -318,7 +318,7 @@ def client_hello(name: str | None) -> bytes:
 
 @contextlib.contextmanager
 def answering(name: str) -> Iterator[int]:
-    """The port of a server that sends `name` to whoever sends something."""
+    """Run a server that sends `name` to each client that sends something, and yield its port."""
 
     class Answer(socketserver.BaseRequestHandler):
         def handle(self) -> None:
@@ -356,7 +356,7 @@ def test_haproxy_passes_tls_on_by_sni(haproxy: RealHaproxy) -> None:
         )
 
         def passed_on(*pieces: bytes) -> str:
-            """Who answers a connection; empty if it is closed."""
+            """Return the name of the service that answers a connection; empty if it is closed."""
             with opened(directory / "tls.sock") as connection:
                 for piece in pieces:
                     connection.sendall(piece)

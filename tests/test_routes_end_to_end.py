@@ -1,4 +1,4 @@
-"""Many sites on one address, through the real daemon, DNS and HAProxy."""
+"""Many sites on one address, with the real daemon, DNS and HAProxy."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def frontend(either_binary: str) -> Iterator[Frontend]:
 
 
 def routed(frontend: Frontend, name: str, **fields: Any) -> None:
-    """Declare a service of frontend `web` whose pods are those of `name`."""
+    """Declare a service of frontend `web` with the pods of `name`."""
     frontend.settings["services"][name] = {
         "frontend": "web",
         "pod_port": 8080,
@@ -33,7 +33,7 @@ def routed(frontend: Frontend, name: str, **fields: Any) -> None:
 
 
 def asked(frontend: Frontend, host: str, path: str = "/") -> str | int:
-    """The name of the service whose pod answers, or the status if that is not 200."""
+    """Return the name of the service whose pod answers, or the status if that is not 200."""
     connection = http.client.HTTPConnection(frontend.host, 8080, timeout=10)
     try:
         connection.request("GET", path, headers={"Host": host})
@@ -67,7 +67,7 @@ def test_sites_share_an_address_and_come_and_go(frontend: Frontend) -> None:
     assert document["route"]["route"] == "web shop.example.org/api"
     text = frontend.run("explain", "http://no.where:8080/", check=False).stdout
     assert "404" in text
-    # What passes through a service counts for it, though clients are at the frontend.
+    # Traffic through a service counts for it, although clients connect to the frontend.
     passed = traffic(frontend.settings["haproxy"]["runtime_socket"], backends=True)
     assert passed["api"].requests
     assert passed["web"].requests > passed["api"].requests
@@ -99,7 +99,7 @@ def test_routes_of_services_that_run_change_without_a_reload(frontend: Frontend)
     frontend.start()
     frontend.until(lambda: asked(frontend, "old.example.org") == "shop")
     reloads = frontend.metric("fc_frontend_reloads_total")
-    # One more, one less, one that goes from one service to another.
+    # One route added, one removed, one moved from one service to another.
     hostile = ["/a;b", "/it's", "/$HOME", "/%23", "/*", "/a,b"]
     routed(frontend, "shop", hosts=["new.example.org", "api.example.org"])
     routed(frontend, "api", hosts=["shop.example.org"], paths=[*hostile, {"exact": "/x"}])
@@ -110,7 +110,7 @@ def test_routes_of_services_that_run_change_without_a_reload(frontend: Frontend)
     assert asked(frontend, "shop.example.org") == 404
     assert [asked(frontend, "shop.example.org", path) for path in hostile] == ["api"] * 6
     assert asked(frontend, "shop.example.org", "/x") == "api"
-    # Many at once: the map is exchanged as a whole.
+    # Many at once: the map is replaced as a whole.
     many = [f"host{number}.example.org" for number in range(900)]
     routed(frontend, "shop", hosts=many)
     frontend.write()
@@ -119,7 +119,7 @@ def test_routes_of_services_that_run_change_without_a_reload(frontend: Frontend)
     assert asked(frontend, "new.example.org") == 404
     frontend.until(lambda: len(frontend.events("config-routed")) == 2)
     assert frontend.metric("fc_frontend_reloads_total") == reloads
-    # The next worker has them as well.
+    # The next worker has the routes as well.
     routed(frontend, "more", hosts=["more.example.org"], service="api")
     frontend.write()
     frontend.until(lambda: asked(frontend, "more.example.org") == "api")
@@ -191,7 +191,7 @@ def test_a_client_that_asks_too_often_is_refused_for_a_while(frontend: Frontend)
     assert answers[0] == "shop"
     assert answers[-1] == 429
     assert asked(frontend, "b.org") == "shop"
-    # Refused requests count as well: the client has to pause.
+    # Refused requests count as well, so the client has to pause.
     path = frontend.settings["haproxy"]["runtime_socket"]
     frontend.until(lambda: not re.search(r"rate\(2000\)=[^0]", command(path, "show table shop")))
     assert asked(frontend, "a.org") == "shop"

@@ -131,11 +131,11 @@ def test_a_file_system_that_does_not_answer_is_given_up(
         assert safe_files.read(str(tmp_path / "link"), 100) == b"x"
         for number in range(2 * MAX_STUCK):
             assert fault(mount / str(number)) is FileFault.SLOW
-        # One thread waits for the whole file system, and local files need none.
+        # One thread waits for the whole file system; local files need no thread.
         assert safe_files.threads_stuck() == 1
         assert len(set(threading.enumerate()) - before) <= 1
         assert safe_files.read_listed(str(good), 100, directory)[0] == b"x"
-    # Threads that were left behind come back, and count no longer.
+    # Threads left behind return, and no longer count.
     until(lambda: not safe_files.threads_stuck())
     assert safe_files.read(str(tmp_path / "link"), 100) == b"x"
 

@@ -1,4 +1,4 @@
-"""Slots follow the pods, storms end in few reloads, what HAProxy cannot hold is refused first."""
+"""Slots follow the pods, storms cause few reloads, and excess demand is refused in advance."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_many_pods_in_one_step_take_one_reload(
         pods = frontend.scale("shop", count)
         frontend.until(lambda: servers_with_address(frontend, "shop") == count)
         assert not load.stop().failures
-    # HAProxy has the pods a moment before the daemon has counted its reload.
+    # HAProxy has the pods shortly before the daemon has counted its reload.
     frontend.until(lambda: frontend.metric("fc_frontend_reloads_total", reason="slots") == 1)
     assert frontend.metric("fc_frontend_reloads_total") == 2
     assert frontend.metric("fc_frontend_service_slots_short") == 0
@@ -74,14 +74,14 @@ def test_five_hundred_files_in_a_second_take_three_reloads_at_most(frontend: Fro
         frontend.drop(f"{name}.json", {name: frontend.service(name, 10000 + number)})
         time.sleep(max(0.0, started + number / 500 - time.monotonic()))
     frontend.until(lambda: len(frontend.status()["services"]) == 500 and frontend.ready())
-    # The first one is HAProxy's start; three are due if all this takes no more than 4 s.
+    # The first reload is HAProxy's start; three are due if all this takes no more than 4 s.
     took = time.monotonic() - started
     assert frontend.metric("fc_frontend_reloads_total") - 1 <= max(3, 1 + took / 2)
 
 
 @pytest.mark.extended
 def test_cluster_dns_is_asked_three_times_a_second_for_a_service(frontend: Frontend) -> None:
-    """HAProxy once over each transport, and fc-frontend once, every `intervals.resolve`."""
+    """HAProxy asks once over each transport, and fc-frontend once, every `intervals.resolve`."""
     frontend.settings["intervals"]["resolve"] = "1s"
     frontend.scale("shop", 3)
     frontend.settings["services"]["shop"] = frontend.service("shop", 8080)
@@ -115,7 +115,7 @@ def test_changes_without_effect_cause_no_reload(frontend: Frontend) -> None:
     text = (frontend.services_d / "a.yaml").read_text()
 
     def until_read(name: str) -> None:
-        """What is read later has no effect either: a new file at fault."""
+        """Add an invalid file, and wait until it is reported: earlier changes are read by then."""
         frontend.drop(f"{name}.json", "{")
         frontend.until(lambda: name in str(frontend.status()["withheld"]))
 

@@ -1,4 +1,4 @@
-"""The server state file: what it says, and what HAProxy makes of it."""
+"""The server state file: its content, and its effect on HAProxy."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def test_a_changed_port_is_written() -> None:
     down = running("pod1", "10.1.0.1", operational=0)
     fields = server_state(planned(resolution, spec), resolution, [down]).splitlines()[1].split()
     assert fields[18] == "9090"
-    # That the other port was down says nothing of this one.
+    # That the other port was down is no evidence for this one.
     assert fields[5] == "2"
 
 

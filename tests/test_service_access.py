@@ -1,4 +1,4 @@
-"""`allow` and `session_affinity` of services: who is served, and by which pod."""
+"""`allow` and `session_affinity` of services: which clients are served, and by which pod."""
 
 from __future__ import annotations
 

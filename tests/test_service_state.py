@@ -1,4 +1,4 @@
-"""The state of a service: one function, and the same word in every output."""
+"""The state of a service: computed by one function, and the same in every output."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ WELL = Counts(up=3, free=7)
 
 
 def view(**fields: Any) -> ServiceView:
-    """A service that is well, but for `fields`."""
+    """Return a healthy service with `fields` changed."""
     return ServiceView(**{"haproxy": RUNNING, "counts": WELL, "endpoints": 3, **fields})
 
 
@@ -62,7 +62,7 @@ def test_the_first_state_that_applies_counts(seen: ServiceView, state: ServiceSt
 
 @pytest.fixture
 def frontend(either_binary: str) -> Iterator[Frontend]:
-    """A service of three pods that are held for a second where DNS denies them."""
+    """Run a service with three pods, which are held for a second after DNS drops them."""
     with Frontend(either_binary) as made:
         made.scale("shop", 3)
         made.settings["services"]["shop"] = made.service("shop", 8080)
@@ -73,7 +73,7 @@ def frontend(either_binary: str) -> Iterator[Frontend]:
 
 
 def shown(frontend: Frontend) -> dict[str, str]:
-    """The state of `shop` in every output, by output."""
+    """Return the state of `shop` in every output, by output."""
     document = json.loads(frontend.run("status", "--json", check=False).stdout)
     table = frontend.run("status", check=False).stdout.splitlines()
     wide = frontend.run("status", "-o", "wide", check=False).stdout.splitlines()

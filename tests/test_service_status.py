@@ -1,6 +1,6 @@
-"""The status of Services of type LoadBalancer: after the bind is confirmed, by one frontend.
+"""The status of Services of type LoadBalancer: set after the bind is confirmed, by one frontend.
 
-Rows are those of the checklist for implementations of load balancers, by number.
+Row numbers refer to the checklist for implementations of load balancers.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def test_row_03_the_address_has_the_mode_of_a_proxy() -> None:
     assert found.differs_from(REQUEST)
     done = replace(REQUEST, ingress=found.ingress, condition=found.condition)
     assert not found.differs_from(done)
-    # An old server dropped the mode.
+    # An old API server dropped the mode.
     dropped = replace(done, ingress=(IngressAddress(str(V4), ""),))
     assert found.differs_from(dropped)
     assert not found.differs_from(dropped, with_mode=False)
@@ -65,10 +65,10 @@ def test_row_03_the_address_has_the_mode_of_a_proxy() -> None:
 def test_row_04_nothing_is_said_before_the_bind_is_confirmed() -> None:
     found = desired_status(REQUEST, ONE, frozenset(), {})
     assert not found.differs_from(REQUEST)
-    # What is there stays while HAProxy is away, or another frontend serves it.
+    # An existing status is kept while HAProxy is away, or another frontend serves the address.
     served = replace(REQUEST, ingress=(PROXY,), condition=SERVED)
     assert not desired_status(served, ONE, frozenset(), {}).differs_from(served)
-    # So does an address that this host does not have, or that another process here has.
+    # The same holds if the address is not on this host, or another process here has it.
     elsewhere = assigned(AssignedAddress(V4), gap=AddressGap.NOT_ON_HOST)
     assert not desired_status(served, elsewhere, frozenset(), {}).differs_from(served)
     assert not desired_status(served, ONE, frozenset(), {443: "in use"}).differs_from(served)
@@ -125,7 +125,7 @@ def ingress(frontend: Balanced, name: str = "web") -> list[Json]:
 
 
 def condition(frontend: Balanced, name: str = "web") -> tuple[str, str]:
-    """Status and reason of our condition."""
+    """Return status and reason of fc-frontend's own condition."""
     for each in status(frontend, name).get("conditions", ()):
         if each["type"] == "fc-frontend.io/Served":
             assert each["message"]
@@ -147,12 +147,12 @@ def test_rows_03_04_17_and_18_a_service_is_told_its_address(frontend: Balanced) 
     pod = frontend.publish_pods("web")
     frontend.balanced_service("web")
     frontend.until(lambda: ingress(frontend))
-    # The bind was there before.
+    # The bind was confirmed before.
     assert frontend.ask_at(frontend.address(1)) == pod
     assert ingress(frontend) == [{"ip": frontend.address(1), "ipMode": "Proxy"}]
     assert condition(frontend) == ("True", "Served")
     frontend.until(lambda: events(frontend) == ["IPAllocated", "EnsuredLoadBalancer"])
-    # Row 2: of another type, it has no status and no condition any more.
+    # Row 2: after a change of type, the status and the condition are removed.
     item = frontend.api.objects.now["services", "default", "web"]
     patch = {"spec": {**item["spec"], "type": "ClusterIP"}}
 
@@ -204,7 +204,7 @@ async def patched(frontend: Balanced, change: Json, name: str = "web") -> None:
 
 
 def doctor(frontend: Balanced) -> dict[str, str]:
-    """What `doctor` says of the API, by check."""
+    """Return `doctor`'s findings, by check."""
     document = json.loads(frontend.run("doctor", "--json", check=False).stdout)
     found = document["findings"]
     return {
@@ -249,7 +249,7 @@ def test_a_status_that_others_wipe_is_written_again_and_reported(frontend: Balan
         frontend.call(patched(frontend, {"status": {"loadBalancer": {"ingress": None}}}))
     frontend.until(lambda: ingress(frontend))
     frontend.until(lambda: frontend.events("service-status-overwritten"))
-    # Nothing happened as far as users are concerned.
+    # The overwritten status is not an event for users.
     assert events(frontend).count("EnsuredLoadBalancer") == 1
 
 
@@ -306,7 +306,7 @@ def test_row_20_two_frontends_have_one_writer(
         frontend.balanced_service("web")
         frontend.until(lambda: condition(frontend)[0] == "True")
         assert holder() == first
-        # It leaves in good order: the other one may write at once.
+        # An orderly exit releases the Lease: the other one may write at once.
         frontend.stop_daemon()
         second.until(lambda: holder() not in ("", first))
         # Here it cannot bind the address, which the first one's HAProxy still serves.
@@ -320,7 +320,7 @@ def test_row_20_two_frontends_have_one_writer(
 def test_row_02_settings_that_no_longer_want_a_service_withdraw_its_status(
     frontend: Balanced,
 ) -> None:
-    """Of Services that got their address here; a status of others is never touched."""
+    """Only Services that got their address here are affected; the status of others is kept."""
     balancer = frontend.settings["load_balancer"]
     balancer["default"] = True
     frontend.start()
@@ -344,7 +344,7 @@ def test_row_02_settings_that_no_longer_want_a_service_withdraw_its_status(
     assert condition(frontend) == ("", "")
     assert ingress(frontend, "foreign") == other["ingress"]
     frontend.until(lambda: frontend.status()["load_balancers"] is None)
-    # The Lease is free for others.
+    # The Lease is released.
     frontend.until(
         lambda: (
             not [
@@ -358,7 +358,7 @@ def test_row_02_settings_that_no_longer_want_a_service_withdraw_its_status(
 
 @contextlib.contextmanager
 def beside(frontend: Balanced, certificates: Certificates, binary: str) -> Iterator[Balanced]:
-    """Another frontend of the same cluster and with the same pool."""
+    """Run another frontend of the same cluster with the same pool."""
     with Balanced(binary, certificates) as second:
         second.settings["cluster"] = {**frontend.settings["cluster"]}
         second.settings["load_balancer"] = frontend.settings["load_balancer"]
@@ -366,7 +366,7 @@ def beside(frontend: Balanced, certificates: Certificates, binary: str) -> Itera
 
 
 def written_addresses(frontend: Balanced, name: str) -> list[list[str]]:
-    """The addresses in the status of a Service, one after the other, as they were written."""
+    """Return the addresses in the status of a Service, in the order in which they were written."""
     key = ("services", "default", name)
     found: list[list[str]] = []
     for event in list(frontend.api.objects.events):
@@ -383,7 +383,7 @@ def written_addresses(frontend: Balanced, name: str) -> list[list[str]]:
 def test_row_20_nothing_alternates_when_the_writer_changes(
     frontend: Balanced, certificates: Certificates, either_binary: str, way: str
 ) -> None:
-    """The first frontend is stopped and continued, is killed, or has a clock of another time."""
+    """The first frontend is stopped and continued, is killed, or has a fast clock."""
 
     def holder() -> str:
         leases = [i for key, i in list(frontend.api.objects.now.items()) if key[0] == "leases"]
@@ -400,7 +400,7 @@ def test_row_20_nothing_alternates_when_the_writer_changes(
         second.start()
         assert frontend.daemon is not None
         if way == "fast clock":
-            # Renewals, which the second one sees three hours in the future.
+            # Renewals that appear to the second frontend as three hours in the future.
             renewed = set()
 
             def is_renewed() -> bool:
@@ -417,7 +417,7 @@ def test_row_20_nothing_alternates_when_the_writer_changes(
         else:
             frontend.daemon.send_signal(signal.SIGSTOP if way == "stopped" else signal.SIGKILL)
             second.until(lambda: holder() not in ("", first), 60)
-            # The first one's HAProxy has the address of `web`; this one is new.
+            # The first frontend's HAProxy has the address of `web`; this address is new.
             frontend.balanced_service("more")
             second.until(lambda: condition(frontend, "more") == ("True", "Served"))
             if way == "stopped":
@@ -426,7 +426,7 @@ def test_row_20_nothing_alternates_when_the_writer_changes(
                 frontend.daemon.wait()
                 frontend.start()
             now = holder()
-            # It takes part again, and has seen the new Service.
+            # It participates again, and has seen the new Service.
             frontend.until(lambda: frontend.status()["load_balancers"]["holder"] == now)
             frontend.until(lambda: len(frontend.status()["load_balancers"]["services"]) == 2)
             assert holder() == now

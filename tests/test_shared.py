@@ -1,4 +1,4 @@
-"""Answers that are computed once for everybody who asks meanwhile."""
+"""Results that are computed once for all callers that ask meanwhile."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What sites need: logins, cookies, redirects, rewritten paths, a page for 503."""
+"""Features for sites: logins, cookies, redirects, rewritten paths, a page for 503."""
 
 from __future__ import annotations
 
@@ -281,7 +281,7 @@ def test_a_faulty_file_of_users_keeps_those_that_run(declare: Path) -> None:
     users.unlink()
     found = prepared(declare / "config.yaml", running(before))
     assert "cannot be read" in fault(found).message
-    # A service that is new is left out, and others are not affected.
+    # A new service is left out, and others are not affected.
     found = prepared(declare / "config.yaml")
     assert "backend blog " in (found.config.text if found.config else "")
     assert "backend shop " not in (found.config.text if found.config else "")
@@ -351,7 +351,7 @@ def test_services_have_lists_of_allowed_addresses_of_their_own(
     maps = maps_in("/etc/haproxy/haproxy.cfg", text)
     lists = {path.rpartition("/")[2]: maps[path] for path in maps if path.endswith(".acl")}
     assert lists == {"admin.allow.acl": "10.0.0.0/8\n", "raw.allow.acl": "::1/128\n"}
-    # Applications may take another path for /admin.
+    # Applications may treat another path as /admin.
     frontend = text[text.index("frontend web ") : text.index("# fc-frontend unit: service")]
     assert "deny_status 400 if { path -m reg" in frontend
     services["raw"] = {"pod_port": 81, "allow": []}
@@ -404,7 +404,7 @@ HOSTILE_TAILS = ["//evil.example", "/\\evil.example", "/../x", "/./x", "/%2f/x",
 
 
 def expected(path: str, query: str, *, is_rewritten: bool) -> tuple[int, str]:
-    """The status with the location, or with the path that a pod gets."""
+    """Return the status, and the location or the path that a pod receives."""
     rest = f"?{query}" if query else ""
     if is_rewritten and is_ambiguous(path):
         return 400, ""
@@ -515,7 +515,7 @@ def test_a_cookie_follows_a_pod_through_slots_that_are_set_at_runtime(
     assert "disabled init-addr last" in text
     maps.write(found.plan.settings, text.encode())
     haproxy.start(text)
-    # The daemon's sign of life, without which the standby would serve.
+    # The daemon's heartbeat, without which the standby would serve.
     command(haproxy.runtime_socket, "set table fc-alive-10s key daemon data.gpc0 1")
 
     def put_pod(slot: int, address: str) -> None:
@@ -524,7 +524,7 @@ def test_a_cookie_follows_a_pod_through_slots_that_are_set_at_runtime(
         command(haproxy.runtime_socket, f"set server {name} state ready")
 
     def asked(cookie: str = "") -> tuple[str, str]:
-        """The pod that answers, and the cookie that the client has then."""
+        """Return the pod that answers, and the client's cookie afterwards."""
         with socket.socket(socket.AF_UNIX) as connection:
             connection.settimeout(20)
             connection.connect(bind.removeprefix("unix@"))
@@ -551,7 +551,7 @@ def test_a_cookie_follows_a_pod_through_slots_that_are_set_at_runtime(
         assert len(set(clients.values())) == 3
         for pod, cookie in clients.items():
             assert {asked(cookie) for _ in range(5)} == {(pod, cookie)}
-        # Another pod in the first slot, whose former pod comes back in the last one.
+        # Another pod in the first slot; its former pod returns in the last one.
         put_pod(1, addresses[3])
         put_pod(4, addresses[0])
         for pod, cookie in clients.items():

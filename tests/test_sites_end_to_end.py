@@ -1,4 +1,4 @@
-"""Sites with passwords, cookies, redirects and allowed addresses, through the real daemon."""
+"""Sites with passwords, cookies, redirects and allowed addresses, with the real daemon."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ APR1 = "$apr1$abcdefgh$KrvJ5OF9M4lG2hG8yBc3s0"
 
 
 class Answer(NamedTuple):
-    """What a client got; `content` is what the pod got."""
+    """An answer to a client; `content` is the request as the pod received it."""
 
     status: int
     headers: http.client.HTTPMessage
@@ -35,7 +35,7 @@ class Answer(NamedTuple):
 
 @pytest.fixture
 def frontend(either_binary: str) -> Iterator[Frontend]:
-    """A frontend with three pods that echo requests."""
+    """Run a frontend with three pods that echo requests."""
     with Frontend(either_binary) as made, ExitStack() as stack:
         made.settings["frontends"] = {"web": {"binds": f"{made.host}:8080"}}
         addresses = tuple(f"127.{made.octet}.120.{number}" for number in (1, 2, 3))
@@ -79,19 +79,19 @@ def test_users_of_a_file_may_log_in_and_its_changes_are_reloads(frontend: Fronte
     assert {each.status for each in refused} == {401}
     assert 'realm="a shop"' in refused[0].headers["WWW-Authenticate"]
     assert get(frontend, "/a/../b", login="alice:secret").status == 400
-    # Hashes are for HAProxy alone.
+    # Only HAProxy may see the hashes.
     assert not stat.S_IMODE(frontend.haproxy_cfg.stat().st_mode) & 0o007
     assert SECRET not in frontend.log_text()
     assert SECRET not in frontend.run("diff", check=False).stdout
     assert b"secret" not in frontend.get("/status.json")[1]
-    # A change is a reload, with the file as its reason.
+    # A change causes a reload, with the file as its reason.
     before = frontend.reloads()
     groups.write_text("staff: bob\n")
     frontend.until(lambda: get(frontend, login="bob:secret").status == 200)
     assert get(frontend, login="alice:secret").status == 401
     frontend.until(lambda: frontend.reloads() == before + 1)
     frontend.until(lambda: f"file-changed {groups}" in frontend.log_text())
-    # What HAProxy cannot check is refused, and the last good users stay.
+    # A hash that HAProxy cannot check is refused, and the last good users are kept.
     users.write_text(f"bob:{APR1}\n")
     frontend.until(lambda: "htpasswd -B" in frontend.log_text())
     assert get(frontend, login="bob:secret").status == 200
@@ -120,12 +120,12 @@ def test_a_client_stays_with_its_pod_through_scaling_and_reloads(frontend: Front
 
     def followed() -> dict[str, str]:
         answers = {cookie: get(frontend, Cookie=cookie) for cookie in clients}
-        # The application does not see the cookie.
+        # The application does not receive the cookie.
         assert not any("cookie" in each.content["headers"] for each in answers.values())
         return {cookie: each.content["pod"] for cookie, each in answers.items()}
 
     assert followed() == clients
-    # Another service of the same host has another cookie.
+    # Another service on the same host sets another cookie.
     other = get(frontend, "/other").headers["Set-Cookie"].partition(";")[0]
     both = {cookie: get(frontend, Cookie=f"{other}; {cookie}") for cookie in clients}
     assert {cookie: each.content["pod"] for cookie, each in both.items()} == clients
@@ -133,7 +133,7 @@ def test_a_client_stays_with_its_pod_through_scaling_and_reloads(frontend: Front
     declare(frontend, sticky=True, timeout="9s")
     frontend.until(lambda: frontend.reloads() > before)
     assert followed() == clients
-    # A pod that is gone takes its clients along; the others stay where they are.
+    # Only the clients of a removed pod move; the others keep their pods.
     gone, *stay = sorted(clients.items(), key=lambda each: each[1])
     frontend.publish("shop", tuple(pod for _, pod in stay))
     frontend.until(lambda: get(frontend, Cookie=gone[0]).content["pod"] != gone[1])
@@ -197,20 +197,20 @@ def test_allowed_addresses_change_without_a_reload(frontend: Frontend) -> None:
     path = frontend.directory / "fc-frontend-maps" / "web.allow.acl"
     assert path.read_text().splitlines() == ["127.0.0.0/8", *many[:9]]
     assert frontend.run("apply").stdout.startswith("good: nothing to do")
-    # What others change in the worker is put right.
+    # Outside changes in the worker are repaired.
     socket = frontend.settings["haproxy"]["runtime_socket"]
     command(socket, f"clear acl {path}")
     assert get(frontend).status == 403
     frontend.run("apply")
     assert get(frontend).status == 200
-    # A service has a list of its own.
+    # A service has its own list.
     declare(frontend, allow=["192.0.2.0/24"])
     frontend.until(lambda: get(frontend).status == 403)
     before = frontend.reloads()
     declare(frontend, allow=["127.0.0.1"])
     frontend.until(lambda: get(frontend).status == 200)
     assert frontend.reloads() == before
-    # The next worker has them as well, and a rollback brings former ones back.
+    # The next worker has the lists as well, and a rollback restores former ones.
     declare(frontend, timeout="9s", allow=["127.0.0.1"])
     frontend.until(lambda: frontend.reloads() > before)
     assert get(frontend).status == 200

@@ -1,4 +1,4 @@
-"""What follows from EndpointSlices for a service: its answer, its standby, and mass emptying."""
+"""The effect of EndpointSlices on a service: its answer, its standby, and mass emptying."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def made(*conditions: Condition, number: int = 8080) -> Slice:
 
 
 def text_of(planned: Plan) -> str:
-    """The section of its only service."""
+    """Return the section of the only service."""
     config = render(planned, packaged_templates())
     return config.section_text("shop")
 
@@ -256,13 +256,13 @@ def test_a_service_that_comes_back_is_held_no_longer() -> None:
 
 
 def test_a_daemon_that_has_just_started_holds_what_the_last_one_had() -> None:
-    """While most are empty, a restart must not take the pods that still serve."""
+    """While most services are empty, a restart must not remove the pods that still serve."""
     stored = {n: replace(a, freshness=Freshness.STALE) for n, a in full("a", "b", "c").items()}
     emptying = MassEmptying(0.5)
     answers = emptying.looked({**empty("a", "b"), **full("c")}, stored, 5.0)
     assert all(answer.endpoints for answer in answers.values())
     assert emptying.held == {"a", "b"}
-    # Its bound holds for what is kept: it does not begin anew.
+    # The time limit applies to the stored answers: it does not start again.
     late = 5.0 + MASS_HELD + 1
     assert not emptying.looked(empty("a"), answers, late)["a"].endpoints
     assert not emptying.looked(empty("a"), answers, late + 1)["a"].endpoints
@@ -275,6 +275,6 @@ def test_services_that_are_not_declared_any_more_are_forgotten_once_they_are_not
     assert emptying.held == {"a", "b", "c"}
     emptying.keep(["a"], 2.0 + MASS_HELD)
     assert emptying.held == {"a"}
-    # Of "a" alone, as "d" is not declared, nothing is most.
+    # "a" alone is no majority, as "d" is not declared.
     emptying.looked(full("a"), {}, 3.0 + MASS_HELD)
     assert not emptying.looked(empty("a"), {}, 4.0 + MASS_HELD)["a"].endpoints

@@ -1,4 +1,4 @@
-"""Servers from EndpointSlices: which endpoints get traffic, by which port, and why none do."""
+"""Servers from EndpointSlices: which endpoints get traffic, on which port, and why none do."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ STARTING = {"ready": False, "serving": False, "terminating": False}
 
 
 def pod(address: str, conditions: Any = None, name: str | None = None) -> dict[str, Any]:
-    """An endpoint as the API has it."""
+    """Return an endpoint as in the API."""
     entry: dict[str, Any] = {"addresses": [address], "conditions": conditions}
     if name is not None:
         entry["targetRef"] = {"kind": "Pod", "namespace": "shop", "name": name}
@@ -55,7 +55,7 @@ def made(
     family: str = "IPv4",
     name: str = "web-1",
 ) -> Slice:
-    """The slice that is made of an object of the API."""
+    """Return the slice that is parsed from an object of the API."""
     found = parse_slice(
         {
             "metadata": {

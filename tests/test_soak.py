@@ -1,7 +1,7 @@
-"""Services and pods come, change and go, and the daemon holds no more than before.
+"""Services and pods are added, changed and removed, and the daemon holds no more than before.
 
-The short form of `python -m tests.bench soak`, which takes an hour and tells of slow growth; this
-tells of what is left behind at each turn.
+The short form of `python -m tests.bench soak`, which takes an hour and finds slow growth; this test
+finds what is left behind at each turn.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from tests.support.frontend import Frontend
 SERVICES = 4
 TURNS = 14
 WARM = 11
-"""Turns after which caches are full; each one later would leave something behind."""
+"""Turns after which caches are full; a leak shows in the growth of each later turn."""
 EXACT = ("tasks", "threads", "descriptors", "metrics", "workers", "master")
 LEFTOVERS = 2500
-"""Pieces of memory, of 100,000s that a turn makes: what one turn left behind would be seen."""
+"""Memory blocks, of the 100,000s that a turn allocates: a leak of one turn would exceed this."""
 
 
 @pytest.mark.extended
@@ -37,7 +37,7 @@ def test_nothing_is_left_behind_by_changes() -> None:
     assert last.workers == 1
     assert last.blocks - first.blocks <= LEFTOVERS
     assert last.rss - first.rss <= 2000
-    # The state directory has a history, of 50 deployments at most, and few other files.
+    # The state directory contains a history of at most 50 deployments, and few other files.
     assert last.files <= 2 * 50 + 10
 
 

@@ -18,7 +18,7 @@ EXITS = {"ok": 0, "warning": 1, "critical": 1, "unknown": 3}
 
 
 def status(frontend: Frontend) -> dict[str, Any]:
-    """What `status --json` says."""
+    """Return the output of `status --json`."""
     done = frontend.run("status", "--json", check=False)
     document: dict[str, Any] = json.loads(done.stdout)
     assert done.returncode == EXITS[document["status"]]
@@ -31,7 +31,7 @@ def status(frontend: Frontend) -> dict[str, Any]:
 
 
 def until(frontend: Frontend, level: str, said: str) -> dict[str, Any]:
-    """The status, once it is of `level` and a finding of that level has `said`."""
+    """Return the status once it is of `level` and a finding of that level contains `said`."""
 
     def found() -> dict[str, Any] | None:
         document = status(frontend)
@@ -150,7 +150,7 @@ def test_what_is_critical(frontend: Frontend) -> None:
     frontend.until(lambda: status(frontend)["status"] == "ok")
     frontend.drop("few.json", {"few": frontend.service("shop", 8081, slots=2)})
     until(frontend, "warning", "few: 3 pods in 2 slots: 1 pod gets no traffic")
-    # A new service stays as it is: there is no earlier version to go back to.
+    # A new service is kept as it is: there is no earlier version to return to.
     frontend.drop("dead.json", {"dead": frontend.service("shop", 8082, pod_port=9)})
     document = until(frontend, "critical", "dead: 3 pods, and no server up (3 down)")
     finding = next(f for f in document["findings"] if f["subject"] == "dead")

@@ -12,7 +12,7 @@ from fc_frontend.errors import Problem
 from fc_frontend.text import is_printable, json_text, one_line, printable, whole_number
 
 TEXTS = st.text(st.characters(exclude_categories=()), max_size=50)
-"""Any code points, surrogates too."""
+"""Any code points, including surrogates."""
 
 
 @given(TEXTS)

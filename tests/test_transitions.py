@@ -1,4 +1,4 @@
-"""What the daemon makes of what it sees, and what is logged of each change of its state."""
+"""The daemon's conclusions from its observations, and the log of each change of its state."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def test_what_is_amiss(
 
 
 def server(address: str | None) -> ServerState:
-    """A server of shop of which nothing but its address is known."""
+    """Return a server of shop with nothing known but its address."""
     return ServerState(
         "shop",
         "pod1",

@@ -1,7 +1,7 @@
-"""Changes of real files are seen by real inotify, whichever way they are made.
+"""Changes of real files are detected by real inotify, however they are made.
 
-Events of one directory come in order: where nothing must be called back, a later change is, and
-nothing was called back before it.
+Events of one directory arrive in order.  Where no callback may follow, the test makes a later
+change and waits for its callback: none may precede it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from tests.conftest import PATIENCE, until
 
 
 class Observed(FileWatch):
-    """A watch of which a test can tell whether an event has come."""
+    """A watch that counts the events that have arrived."""
 
     def __init__(
         self, loop: asyncio.AbstractEventLoop, on_change: Callable[[Changes], None]
@@ -38,9 +38,9 @@ class Observed(FileWatch):
 
 
 class Watched:
-    """A watch in the running loop, and what it called back.
+    """A watch in the running loop, and the record of its callbacks.
 
-    Next to each path it watches `later` as well, which is changed after all else (`has_all`).
+    Next to each path it also watches `later`, which is changed after everything else (`has_all`).
     """
 
     def __init__(self, files: Iterable[Path] = (), directories: Iterable[Path] = ()) -> None:
@@ -70,12 +70,12 @@ class Watched:
         self._called.set()
 
     async def sees(self, path: Path) -> None:
-        """Wait for `path` to be called back, and then until all events about it have come."""
+        """Wait for a callback for `path`, and then until all events about it have arrived."""
         await self.until(lambda: str(path) in self.paths)
         await self.settled()
 
     async def until(self, holds: Callable[[], bool]) -> None:
-        """Wait until what was called back is as it should be."""
+        """Wait until a condition on the callbacks holds."""
         async with asyncio.timeout(PATIENCE):
             while not holds():
                 self._called.clear()
@@ -86,7 +86,7 @@ class Watched:
         return {path for call in self.calls for path in call}
 
     async def has_all(self) -> None:
-        """Wait until all events of changes that were made have come: a later one has."""
+        """Wait for all events of the changes made so far, by the event of a later one."""
         changed = {path for path in self._later if path.parent.is_dir()}
         self._seen_later.clear()
         for path in changed:
@@ -97,7 +97,7 @@ class Watched:
         await self.until(lambda: {str(path) for path in changed} <= self._seen_later)
 
     async def settled(self) -> None:
-        """Forget what was called back, once nothing more of it is to come."""
+        """Clear the recorded callbacks once no more of them can arrive."""
         await self.has_all()
         self.calls.clear()
 
@@ -107,7 +107,7 @@ class Watched:
 
 
 def replace(path: Path, text: str, temporary: str) -> None:
-    """Write `path` as careful programs do."""
+    """Write `path` by way of a temporary file and a rename."""
     new = path.parent / temporary
     new.write_text(text)
     new.rename(path)
@@ -119,13 +119,13 @@ def make(directories: Iterable[Path]) -> None:
 
 
 def swap(link: Path, target: str) -> None:
-    """Let a link lead elsewhere in one step, as NixOS does."""
+    """Change the target of a link atomically, as NixOS does."""
     new = link.parent / f"{link.name}.tmp"
     new.symlink_to(target)
     new.rename(link)
 
 
-# What changes in a file or directory
+# Changes in a file or directory
 
 
 def rewritten(path: Path) -> None:
@@ -345,7 +345,7 @@ def test_neighbours_are_no_change(tmp_path: Path) -> None:
     asyncio.run(scenario())
 
 
-# Paths that come and go
+# Paths that appear and disappear
 
 
 def test_a_directory_may_come_later_and_go_and_come_again(tmp_path: Path) -> None:
@@ -365,7 +365,7 @@ def test_a_directory_may_come_later_and_go_and_come_again(tmp_path: Path) -> Non
 
 
 def test_a_directory_that_is_replaced_at_once_is_watched_again(tmp_path: Path) -> None:
-    """File systems give the number of an inode to the next one: it tells nothing."""
+    """File systems reuse the number of an inode for the next one: it identifies nothing."""
     services = tmp_path / "services.d"
     services.mkdir()
 
@@ -526,7 +526,7 @@ def test_what_a_linked_directory_leads_to_is_watched(tmp_path: Path) -> None:
 
 
 def test_what_linked_files_in_a_directory_lead_to_is_watched(tmp_path: Path) -> None:
-    """Kubernetes' own volumes are like this: `web.yaml` → `..data/web.yaml`, `..data` → `..1`."""
+    """Kubernetes volumes have this form: `web.yaml` → `..data/web.yaml`, `..data` → `..1`."""
     volume = tmp_path / "services.d"
     for number in ("1", "2"):
         (volume / f"..{number}").mkdir(parents=True)
@@ -602,7 +602,7 @@ def test_nothing_is_called_back_after_stop(tmp_path: Path) -> None:
             await watched.sees(tmp_path)
             before = watched.watch.events
             (tmp_path / "web.yaml").write_text("b")
-            # The event came into the loop, but the loop has no turn yet.
+            # The event is queued in the loop, but the loop has not run yet.
             until(lambda: watched.watch.events > before)
             watched.watch.stop()
             async with Watched(directories=[tmp_path]) as another:
@@ -681,7 +681,7 @@ async def main():
 
 
 def said_in_child(directory: Path, code: str) -> list[str]:
-    """What a watch says in a process that has less rights or fewer descriptors."""
+    """Return the output of a watch in a process that has fewer rights or descriptors."""
     done = subprocess.run(
         [sys.executable, "-c", f"{UNPRIVILEGED}\n{textwrap.dedent(code)}", str(directory)],
         capture_output=True,
@@ -748,7 +748,7 @@ def test_a_lack_of_descriptors_is_a_problem(short_directory: Path) -> None:
     assert all("cannot be watched" in line and "max_user_instances" in line for line in said)
 
 
-# Many
+# Many paths
 
 
 def test_each_of_many_changes_is_seen(tmp_path: Path) -> None:

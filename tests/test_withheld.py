@@ -1,4 +1,4 @@
-"""Changes against what HAProxy runs: commands agree, and what is withheld runs on unchanged."""
+"""Changes compared with the running configuration: commands agree, and withheld units run on."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NONSENSE = "nonsense here"
 
 @pytest.fixture
 def frontend(either_binary: str) -> Iterator[Frontend]:
-    """A frontend without a daemon, where `apply` deployed the services shop and cart."""
+    """Run a frontend without a daemon, where `apply` deployed the services shop and cart."""
     with Frontend(either_binary) as made:
         made.scale("shop", 2)
         made.write()
@@ -28,18 +28,18 @@ def frontend(either_binary: str) -> Iterator[Frontend]:
 
 
 def document(frontend: Frontend, *command: str) -> dict[str, Any]:
-    """What a command prints as JSON."""
+    """Return the JSON output of a command."""
     found: dict[str, Any] = json.loads(frontend.run(*command, "--json", check=False).stdout)
     return found
 
 
 def withheld(found: dict[str, Any]) -> dict[tuple[str, str], bool]:
-    """What is withheld, and whether it is kept, by kind and name."""
+    """Return the withheld units, and whether each is kept, by kind and name."""
     return {(each["kind"], each["name"]): each["is_kept"] for each in found["withheld"]}
 
 
 def section(frontend: Frontend, name: str) -> str:
-    """The section of a service in haproxy.cfg."""
+    """Return the section of a service in haproxy.cfg."""
     _, _, rest = frontend.haproxy_cfg.read_text().partition(f"# fc-frontend unit: service {name}\n")
     return rest.partition("# fc-frontend unit: ")[0]
 
@@ -83,7 +83,7 @@ def test_what_is_withheld_never_causes_a_reload(frontend: Frontend) -> None:
 def test_a_withheld_service_keeps_its_text_whatever_changes_around_it(
     frontend: Frontend, is_known: bool
 ) -> None:
-    """Also where only haproxy.cfg shows what runs, as after the state directory was lost."""
+    """Also if only haproxy.cfg shows the running configuration, as without a state directory."""
     before = section(frontend, "shop")
     if not is_known:
         (frontend.directory / "state" / "running.json").unlink()
@@ -143,7 +143,7 @@ def test_what_something_running_refers_to_is_not_removed(frontend: Frontend) -> 
     (held,) = found["withheld"]
     assert "still used by fragment edge" in held["problems"][0]["message"]
     assert frontend.running_hash() == before
-    # Together with the last use of it, it goes.
+    # It is removed together with its last use.
     frontend.drop("edge.cfg", edge.replace("  use_backend cart if { src 127.0.0.99 }\n", ""))
     found = document(frontend, "apply")
     assert (found["outcome"], withheld(found)) == ("reloaded", {})

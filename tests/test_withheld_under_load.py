@@ -1,7 +1,7 @@
-"""One unit's fault costs only that unit: with the real daemon, HAProxy and requests.
+"""One unit's fault affects only that unit: with the real daemon, HAProxy and requests.
 
-In all cases three services are under load and no request may fail; in the same batch of files as
-the fault another service comes, and must be served.
+In all cases three services are under load and no request may fail.  A further service is added in
+the same batch of files as the fault, and must be served.
 """
 
 from __future__ import annotations
@@ -43,18 +43,18 @@ def every_sites() -> Iterator[dict[str, Sites]]:
 
 @pytest.fixture
 def site(every_sites: dict[str, Sites], request: pytest.FixtureRequest) -> Iterator[Site]:
-    """A site under load, as it was made: what a case adds has to be gone at its end."""
+    """A site under load, as first made; each case must remove everything that it adds."""
     with every_sites[getattr(request, "param", "2.6-debian")].lent() as made:
         yield made
 
 
 def fields(site: Site, name: str, **more: object) -> None:
-    """Declare a service with fields that are at fault."""
+    """Declare a service with invalid fields."""
     site.declare(name, SERVICES.get(name, 8099), **more)
 
 
 def unreadable(make: Callable[[Path], object]) -> Break:
-    """The service's file is none: `make` puts something else in its place."""
+    """Return a break that replaces the service's file by what `make` creates."""
 
     def breaks(site: Site, name: str) -> None:
         path = site.file(name)
@@ -111,7 +111,7 @@ BREAKS: dict[str, tuple[str, Break, str]] = {
 
 
 def broken(site: Site, kind: str, name: str) -> tuple[str, str]:
-    """Break a service in one of the ways of `BREAKS`; the unit that is at fault."""
+    """Break a service in one of the ways of `BREAKS`, and return the unit at fault."""
     unit_kind, breaks, _ = BREAKS[kind]
     if kind == "taken-bind":
         fields(site, name, binds=f"{site.frontend.host}:8082")
@@ -121,7 +121,7 @@ def broken(site: Site, kind: str, name: str) -> tuple[str, str]:
 
 
 def mend(site: Site, name: str) -> None:
-    """Declare the service as it should be, or take it away if it is not one of `SERVICES`."""
+    """Restore the declaration of a service, or remove it if it is not one of `SERVICES`."""
     (site.frontend.services_d / f"zz-{name}.yaml").unlink(missing_ok=True)
     path = site.file(name)
     if path.is_dir() and not path.is_symlink():
@@ -135,14 +135,14 @@ def mend(site: Site, name: str) -> None:
 
 
 def while_held(site: Site, said: str, units: Mapping[tuple[str, str], str]) -> None:
-    """What must hold while units are withheld and a service came in the same batch."""
+    """Check the invariants while units are withheld and a service was added in the same batch."""
     frontend = site.frontend
     for problems in site.until_held(units).values():
         assert said in json.dumps(problems, ensure_ascii=False)
         assert {problem["severity"] for problem in problems} == {"error"}
     extra, port = EXTRA
     frontend.until(lambda: frontend.ask(port) == f"{extra}-1")
-    # HAProxy serves a little before the daemon has seen the reload end.
+    # HAProxy serves shortly before the daemon has seen the end of the reload.
     frontend.until(lambda: frontend.metric("fc_frontend_config_in_sync") == 1)
     assert frontend.metric("fc_frontend_withheld") == len(units)
     for unit_kind, count in Counter(unit_kind for unit_kind, _ in units).items():
@@ -150,7 +150,7 @@ def while_held(site: Site, said: str, units: Mapping[tuple[str, str], str]) -> N
     assert frontend.metric("fc_frontend_config_problems", severity="error") >= 1
     site.file_is_good()
     if KEPT in units.values():
-        # It takes a while, and does not know what was good before.
+        # The command is slow, and does not know the last good form.
         check = frontend.run("check", "--strict", check=False)
         assert check.returncode == 1, check.stdout + check.stderr
         assert check.stderr.startswith("refused: ")
@@ -158,12 +158,12 @@ def while_held(site: Site, said: str, units: Mapping[tuple[str, str], str]) -> N
 
 
 def counted(site: Site) -> Counter[str]:
-    """How often units were withheld and deployed again, as logged."""
+    """Return how often the log reports units as withheld and as deployed again."""
     return Counter({name: len(site.frontend.events(name)) for name in EVENTS})
 
 
 def after(site: Site, before: Counter[str], units: int = 1) -> None:
-    """What must hold once everything is mended: left by itself, each said once."""
+    """Check that all is restored without a leftover, and that each event was logged once."""
     site.without_extra()
     site.is_mended()
     logged = [line for name in EVENTS for line in site.frontend.events(name)]
@@ -183,7 +183,7 @@ EXTENDED = {
     "too-large",
     "not-utf-8",
 }
-"""Only in the extended tier: reading files and isolation are tested without a daemon as well."""
+"""Only in the extended tier: reading files and isolation are also tested without a daemon."""
 
 
 @pytest.mark.parametrize(
@@ -214,7 +214,7 @@ def test_a_service_at_fault_goes_on_as_it_was_and_a_new_one_is_left_out(
 
 
 def fragment(site: Site, *lines: str) -> str:
-    """A fragment's text: a section of its own on port 8095, before the pods of shop."""
+    """Return a fragment: a separate section on port 8095, before the pods of shop."""
     pod = site.frontend.pods["shop"].addresses[0]
     own = [
         "listen by-hand",
@@ -263,7 +263,7 @@ def test_a_fragment_at_fault_goes_on_as_it_was_or_is_left_out(
     after(site, before)
     site.frontend.until(lambda: site.frontend.ask(8095) == "shop-1")
     path.unlink()
-    # Only then is it out of the last good forms as well.
+    # Only then is it removed from the last good forms as well.
     site.frontend.until(lambda: site.frontend.ask(8095) != "shop-1")
     site.is_mended()
 
@@ -370,7 +370,7 @@ def test_a_settings_file_that_cannot_be_read_goes_back_to_the_last_good(
     if kind == "directory":
         path.mkdir()
     site.declare(*EXTRA)
-    # The file declared no service: nothing of it goes on but the settings.
+    # The file declared no service: only its settings are kept.
     while_held(site, str(path), {SETTINGS: KEPT, ("file", str(path)): LEFT_OUT})
     if kind == "directory":
         path.rmdir()
@@ -378,7 +378,7 @@ def test_a_settings_file_that_cannot_be_read_goes_back_to_the_last_good(
     after(site, before, 2)
 
 
-# What only a trial shows
+# Faults that only a trial reveals
 
 
 @pytest.mark.parametrize("name", ["cart", "fresh"])
@@ -397,7 +397,7 @@ def test_a_bind_that_another_process_holds_costs_only_its_service(site: Site, na
         assert f"{site.frontend.host}:8099 is in use by" in problem["message"]
         assert f"process {os.getpid()}" in problem["message"]
         site.still_serve()
-    # Nothing is mended in the files: the daemon tries again by itself.
+    # No file is fixed: the daemon retries by itself.
     site.frontend.until(lambda: not site.held())
     site.frontend.until(lambda: site.frontend.ask(8099).startswith("cart-") or name == "fresh")
     assert site.frontend.metric("fc_frontend_reloads_total", result="failed") == reloads
@@ -405,11 +405,11 @@ def test_a_bind_that_another_process_holds_costs_only_its_service(site: Site, na
     after(site, before)
 
 
-# Which of many it is
+# Finding the one at fault among many
 
 
 def bad_fragment(frontend: Frontend, number: int) -> str:
-    """A fragment whose fault HAProxy names by nothing that is declared."""
+    """Return a fragment for whose fault HAProxy names nothing that is declared."""
     return (
         f"frontend unheard-of-{number}\n  mode http\n  bind {frontend.host}:{10400 + number}\n"
         "  default_backend nowhere\n"
@@ -420,7 +420,7 @@ JUDGED = "haproxy -c was run"
 
 
 def noting(frontend: Frontend) -> str:
-    """A program that is HAProxy, and notes each check in the daemon's log."""
+    """Return a program that runs HAProxy, and notes each check in the daemon's log."""
     program = frontend.directory / "haproxy-noting"
     program.write_text(
         f"""#!/bin/sh
@@ -436,7 +436,7 @@ exec {frontend.binary} "$@"
 def test_what_haproxy_does_not_name_is_found_among_30_in_few_checks(
     either_binary: str, bad: int
 ) -> None:
-    """Services and fragments that come at once, some of them refused without a telling word."""
+    """Services and fragments are added at once; HAProxy refuses some without naming them."""
     with Frontend(either_binary) as frontend:
         frontend.settings["haproxy"]["binary"] = noting(frontend)
         site = Site(frontend)
@@ -458,11 +458,11 @@ def test_what_haproxy_does_not_name_is_found_among_30_in_few_checks(
             frontend.services_d.rename(frontend.directory / "before")
             batch.rename(frontend.services_d)
             site.until_held({("fragment", name): LEFT_OUT for name in names})
-            # Before it is tried once more, a second later.
+            # Up to the reload: a second later, the refused ones are retried.
             needed, _, _ = frontend.log_text()[before:].partition(" config-reloaded ")
             for port in new.values():
                 frontend.until(lambda port=port: frontend.ask(port) == "extra-1")
-            # The refused one, for each culprit as many as a bisection takes, and what is deployed.
+            # The refused text, one bisection per culprit, and the deployed text.
             assert 0 < needed.count(JUDGED) <= bad * (1 + math.ceil(math.log2(30)) + 1) + 1
             site.file_is_good()
 
@@ -479,7 +479,7 @@ def test_several_at_fault_among_30_cost_only_themselves(either_binary: str) -> N
             held[broken(site, kind, f"n{number:02}")] = KEPT
         site.declare("last", 10199, service="extra")
         site.until_held(held)
-        # All go on, those at fault in their last good form.
+        # All continue, those at fault in their last good form.
         for port in [*range(10100, 10127), 10199]:
             frontend.until(lambda port=port: frontend.ask(port) == "extra-1")
         site.still_serve()
@@ -489,7 +489,7 @@ def test_several_at_fault_among_30_cost_only_themselves(either_binary: str) -> N
         site.is_mended()
 
 
-# Across the end of everything
+# Across restarts of daemon and HAProxy
 
 
 @pytest.mark.parametrize(
@@ -522,7 +522,7 @@ def test_the_last_good_form_survives_the_end_of_daemon_and_haproxy(kind: str) ->
         site.until_held(units)
         assert frontend.running_hash() == hash_before
         site.all_serve()
-        # And again, with nothing but the files on disk changed meanwhile.
+        # The same again, with only the files on disk changed meanwhile.
         frontend.stop_daemon(signal.SIGKILL)
         site.declare(*EXTRA)
         frontend.start()

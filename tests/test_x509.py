@@ -1,4 +1,4 @@
-"""When a certificate ends, beside what openssl says."""
+"""The end of a certificate's validity, compared with openssl's output."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs benchmarks by name and prints one table each."""
+"""Run benchmarks by name and print one table for each."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NAMES = (
     "certificates", "load_balancers",
 )  # fmt: skip
 LONG = ("soak",)
-"""Run only by name."""
+"""Run only if named."""
 
 
 def main() -> None:
@@ -53,7 +53,7 @@ def main() -> None:
 
 
 def options_of(given: argparse.Namespace) -> Options:
-    """What was given, and for the rest the defaults, or those of the short form."""
+    """Return the given options, completed by the defaults or those of the short form."""
     short = Options(
         quick=True,
         reloads=8,

@@ -1,7 +1,7 @@
-"""What a large cluster's API costs the daemon: memory after the first sync, CPU an event.
+"""The daemon's cost with a large cluster's API: memory after the first sync, CPU per event.
 
 5,000 EndpointSlices with 100,000 endpoints, 100 services declared; 100 events a second, half of
-them about declared services.  Beside it, 100 services with their own slices only.
+them about declared services.  For comparison, 100 services with their own slices only.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ EVENTS_A_SECOND = 100
 
 
 def rows(options: Options) -> list[dict[str, object]]:
-    """A row for each number of slices."""
+    """Return a row for each number of slices."""
     numbers = (DECLARED, 1000) if options.quick else (DECLARED, 5000)
     seconds = options.seconds_or(10.0, quick=3.0)
     with tempfile.TemporaryDirectory() as directory:
@@ -75,7 +75,7 @@ def _states(frontend: ApiFrontend, number: int, count: int) -> dict[str, dict[st
 
 
 def _events(frontend: ApiFrontend, names: list[str], seconds: float) -> int:
-    """Change slices at a steady rate; the number of changes."""
+    """Change slices at a steady rate; return the number of changes."""
     count = int(seconds * EVENTS_A_SECOND)
     began = time.monotonic()
     for number in range(count):

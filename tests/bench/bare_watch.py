@@ -1,8 +1,8 @@
-"""The least that can be done: watch one slice, and send `set server`.  A process of its own.
+"""The minimal solution: watch one slice, and send `set server`.  A process of its own.
 
-    python -m tests.bench.bare_watch SERVER CA TOKEN SERVICE SOCKET SLOTS
+python -m tests.bench.bare_watch SERVER CA TOKEN SERVICE SOCKET SLOTS
 
-It knows nothing of HAProxy's state, of failures, and of other services.
+It ignores HAProxy's state, failures, and other services.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Certificates renewed while clients connect, by the number of certificates of a frontend.
+"""Certificate renewal while clients connect, by the number of certificates of a frontend.
 
-From the rename of a renewed certificate until a client is served it, through the real daemon, with
-handshakes of others meanwhile; and how long `check`, `certificates sync` and a start of HAProxy
-take.  No renewal may cost a reload, a check of HAProxy or a handshake.
+Measures the time from the rename of a renewed certificate until a client receives it, through the
+real daemon, while others perform handshakes; and the time that `check`, `certificates sync` and a
+start of HAProxy take.  No renewal may cause a reload, a check of HAProxy or a failed handshake.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ _PAUSE = 0.1
 
 
 def rows(options: Options) -> list[dict[str, object]]:
-    """A row for each HAProxy and number of certificates."""
+    """Return a row for each HAProxy and number of certificates."""
     swaps = 10 if options.quick else 50
     sizes = options.services_or((1, 1000, 5000), quick=(1, 200))
     return [_row(version, count, swaps) for version in options.versions for count in sizes]
 
 
 class Issuer:
-    """Issues certificates quickly: there are thousands."""
+    """An authority that issues certificates quickly: there are thousands."""
 
     def __init__(self) -> None:
         self._key = ec.generate_private_key(ec.SECP256R1())
@@ -63,7 +63,7 @@ class Issuer:
         )
 
     def issue(self, host: str) -> tuple[str, bytes]:
-        """Serial number as clients see it, and the combined PEM."""
+        """Return the serial number in the form that clients see, and the combined PEM."""
         key = ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "site")])
         names = x509.SubjectAlternativeName([x509.DNSName(host)])
@@ -108,7 +108,7 @@ def _row(version: str, count: int, swaps: int) -> dict[str, object]:
         context = ssl.create_default_context(cafile=str(root))
         frontend.until(lambda: _serial(frontend, context))
         started = time.monotonic() - began
-        # The daemon has looked at everything once.
+        # The daemon has read all certificates once.
         frontend.until(lambda: len(frontend.status()["certificates"]) == count)
         reloads, checks = _counted(frontend)
         seconds, outcome = _renew(frontend, issuer, live, context, swaps)
@@ -133,7 +133,7 @@ def _row(version: str, count: int, swaps: int) -> dict[str, object]:
 
 
 def _counted(frontend: Frontend) -> tuple[int, int]:
-    """Reloads and checks of HAProxy so far."""
+    """Return the reloads and checks of HAProxy so far."""
     seen = frontend.metrics()
     return int(seen.sum("fc_frontend_reloads_total")), int(seen.sum("fc_frontend_checks_total"))
 
@@ -145,7 +145,7 @@ def _seconds(frontend: Frontend, *command: str) -> float:
 
 
 def _serial(frontend: Frontend, context: ssl.SSLContext) -> str:
-    """The serial number that a client which verifies the certificate is served."""
+    """Return the serial number of the certificate that a verifying client receives."""
     with (
         socket.create_connection((frontend.host, PORT), 10) as connection,
         context.wrap_socket(connection, server_hostname="host0.test") as tls,
@@ -158,7 +158,7 @@ def _serial(frontend: Frontend, context: ssl.SSLContext) -> str:
 def _renew(
     frontend: Frontend, issuer: Issuer, live: Path, context: ssl.SSLContext, swaps: int
 ) -> tuple[list[float], Counter[str]]:
-    """Renew one certificate again and again; seconds until each is served, and handshakes."""
+    """Renew one certificate repeatedly; return the seconds of each renewal, and the handshakes."""
     outcome: Counter[str] = Counter()
     is_over = threading.Event()
 

@@ -1,6 +1,6 @@
-"""From files to text: all of it, and what one service's change costs among thousands.
+"""From files to text: the whole configuration, and the change of one service among thousands.
 
-Beside it stands what HAProxy itself takes to read the same configuration: `haproxy -c`.
+The baseline is the time that HAProxy itself takes to read the same configuration: `haproxy -c`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ PODS = 5
 
 
 def rows(options: Options) -> list[dict[str, object]]:
-    """A row a number of services."""
+    """Return a row for each number of services."""
     rounds = 3 if options.quick else 15
     counts = options.services_or(COUNTS, quick=COUNTS[:2])
     return [measure(options.versions[0], count, rounds) for count in counts]
@@ -38,7 +38,7 @@ def measure(version: str, count: int, rounds: int) -> dict[str, object]:
         one_file = median(rounds, lambda: load(one_yaml(directory / "one", count)))
         settings = many_files(directory / "many", count)
         reading = median(3, lambda: read(settings))
-        # What was written just now is read again in any case.
+        # Files that were just written are read again in any case.
         time.sleep(2.1)
         sources = read(settings)
         again = median(rounds, lambda: read(settings, sources))
@@ -66,7 +66,7 @@ def measure(version: str, count: int, rounds: int) -> dict[str, object]:
 def change(
     settings: str, sources: Sources, answers: dict[str, Answer], turn: int
 ) -> tuple[float, int]:
-    """Seconds from a changed file to the text, and the number of lines that are others in it."""
+    """Return the seconds from a changed file to the text, and the number of changed lines."""
     memo = ProposalMemo()
     before = propose(sources, Base(), answers, {}, no_check, memo=memo)
     base = base_of(before, before.declaration.raw, is_running=True)
@@ -104,7 +104,7 @@ def judge(version: str, directory: Path, prepared: Prepared) -> None:
 
 
 def median(rounds: int, work: Callable[[], Any]) -> float:
-    """Seconds."""
+    """Return the median time of `work`, in seconds."""
     took = []
     for _ in range(rounds):
         began = time.perf_counter()
@@ -114,7 +114,7 @@ def median(rounds: int, work: Callable[[], Any]) -> float:
 
 
 def shown(seconds: float) -> float:
-    """Milliseconds."""
+    """Return milliseconds."""
     return round(seconds * 1000, 1)
 
 

@@ -1,10 +1,10 @@
-"""From a change in DNS to the first request that a new pod serves, and to a removed one's last.
+"""From a change in DNS to the first request to a new pod, and to the last one to a removed pod.
 
 fc-frontend and plain HAProxy with the platform documentation's configuration follow the same DNS
 server, one contender at a time, each with all services; a few of the services, the lanes, change
-concurrently and are asked without pause while they do.  `limit` is what a client that asks DNS
-every second cannot beat: even odds from 0 to 1 s, and a round trip.  All services but the lanes are
-unchecked, as checks of thousands of pods would be what is measured.
+concurrently and receive requests continuously.  `limit` is the best possible result of a client
+that queries DNS every second: a uniform distribution from 0 to 1 s, and a round trip.  All services
+but the lanes are unchecked, as checks of thousands of pods would dominate the measurement.
 """
 
 from __future__ import annotations
@@ -29,25 +29,25 @@ from tests.support.many import FIRST_PORT, many_services
 
 LANES = 6
 POOL = 8
-"""Addresses of a lane, which are used in turn."""
+"""Addresses of a lane, used in turn."""
 PAUSE = 0.01
 QUIET = 2.5
-"""Seconds after which a pod that gets no request is taken to get none any more."""
+"""Seconds without a request after which a pod counts as unused."""
 PATIENCE = 20.0
 INTERVAL = 1.0
-"""HAProxy's and fc-frontend's time between two questions to DNS."""
+"""Seconds between two DNS queries of HAProxy and of fc-frontend."""
 HOLD = 60
 OURS, PLAIN = "fc-frontend", "plain HAProxy"
 
 
 @dataclass(slots=True)
 class Seen:
-    """What the lanes of one contender saw, in seconds after each change."""
+    """Observations on the lanes of one contender, in seconds after each change."""
 
     first: list[float] = field(default_factory=list)
     last: list[float] = field(default_factory=list)
     change: list[float] = field(default_factory=list)
-    """How long the DNS server took for each change."""
+    """The time that the DNS server took for each change."""
     never: int = 0
     failed: int = 0
     asked: int = 0
@@ -55,7 +55,7 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class Lane:
-    """A service, or a part of one, whose pods come and go, and the addresses that they have."""
+    """A service, or a part of one, with changing pods, and the pods' addresses."""
 
     service: str
     host: str
@@ -66,14 +66,14 @@ class Lane:
 
 @dataclass(slots=True)
 class Sighting:
-    """When a pod was first seen to have answered, and when it was last sent what it answered."""
+    """The time of a pod's first response, and of the last request that it answered."""
 
     first: float | None = None
     last: float = float("-inf")
 
 
 def rows(options: Options) -> list[dict[str, object]]:
-    """A row for each number of services, kind of change and contender."""
+    """Return a row for each number of services, kind of change and contender."""
     found = []
     for count in options.services_or((1, 100, 5000), quick=(1, 100)):
         seen = {}
@@ -91,7 +91,7 @@ def rows(options: Options) -> list[dict[str, object]]:
 def told(
     count: int, change: str, contender: str, took: list[float], seen: Seen, load: float
 ) -> dict[str, object]:
-    """A row: the distribution of one kind of change."""
+    """Return a row: the distribution of one kind of change."""
     return {
         "services": count,
         "change": change,
@@ -112,13 +112,13 @@ def told(
 
 
 def quantile(values: list[float], share: float) -> float:
-    """The value below which this share lies; not a number if there is none."""
+    """Return the value below which this share lies; NaN if there are no values."""
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else float("nan")
 
 
 def measure(version: str, count: int, contender: str, cycles: int) -> Seen:
-    """Let pods come and go `cycles` times with one contender."""
+    """Add and remove pods `cycles` times with one contender."""
     binary = binary_of(version)
     with many_services(binary, count) as (frontend, knot):
         lanes = made_lanes(frontend, count)
@@ -130,7 +130,7 @@ def measure(version: str, count: int, contender: str, cycles: int) -> Seen:
 
 
 def made_lanes(frontend: Frontend, count: int) -> list[Lane]:
-    """Services that are spread over all; where there are few, lanes share one."""
+    """Return lanes spread over all services; with few services, several lanes share one."""
     base = f"127.{frontend.octet}.110"
     number = min(LANES, count)
     lanes = []
@@ -150,7 +150,7 @@ def made_lanes(frontend: Frontend, count: int) -> list[Lane]:
 
 @contextlib.contextmanager
 def pods_of(lanes: list[Lane], frontend: Frontend) -> Iterator[None]:
-    """The lanes' pods: one HAProxy that tells on which address it was asked."""
+    """Run the lanes' pods: one HAProxy that returns the destination address of each request."""
     directory = frontend.directory / "pods"
     directory.mkdir()
     pod = RealHaproxy(frontend.binary, directory)
@@ -166,7 +166,7 @@ def pods_of(lanes: list[Lane], frontend: Frontend) -> Iterator[None]:
 
 @contextlib.contextmanager
 def serving(frontend: Frontend, contender: str, count: int, lanes: list[Lane]) -> Iterator[None]:
-    """One of the contenders, with all services."""
+    """Run one of the contenders, with all services."""
     if contender == OURS:
         if count > LANES:
             checked = {int(lane.service[1:]) for lane in lanes}
@@ -187,7 +187,7 @@ def serving(frontend: Frontend, contender: str, count: int, lanes: list[Lane]) -
 
 
 def redeclare(frontend: Frontend, number: int, count: int) -> None:
-    """Let one service be checked, in a file that holds the others as before."""
+    """Enable checks of one service, in a file that otherwise keeps its content."""
     file = next(
         path
         for path in frontend.services_d.iterdir()
@@ -199,7 +199,7 @@ def redeclare(frontend: Frontend, number: int, count: int) -> None:
 
 
 def documented(frontend: Frontend, plain: RealHaproxy, count: int, checked: set[str]) -> str:
-    """The documentation's configuration for all services."""
+    """Return the documentation's configuration for all services."""
     host, port = frontend.settings["cluster"]["nameservers"][0].split(":")
     lines = [
         "global",
@@ -228,7 +228,7 @@ def documented(frontend: Frontend, plain: RealHaproxy, count: int, checked: set[
 
 
 async def follow(lanes: list[Lane], knot: Knot, cycles: int) -> Seen:
-    """Change the lanes, each on its own, until `cycles` pods have come and gone."""
+    """Change each lane independently, until `cycles` pods have been added and removed."""
     watch = Watch(knot)
     left = iter(range(cycles))
 
@@ -241,7 +241,7 @@ async def follow(lanes: list[Lane], knot: Knot, cycles: int) -> Seen:
 
 
 class Watch:
-    """What is in DNS, and which pods answer."""
+    """The addresses in DNS, and the pods that respond."""
 
     def __init__(self, knot: Knot) -> None:
         self.seen = Seen()
@@ -250,8 +250,8 @@ class Watch:
         self._sightings: dict[str, Sighting] = {}
 
     async def cycle(self, lane: Lane, pod: str) -> None:
-        """One pod comes, and goes again."""
-        # Changes come at any time, not at a fixed one after HAProxy's last look.
+        """Add one pod, and remove it again."""
+        # Changes happen at random times, not at a fixed one after HAProxy's last query.
         await asyncio.sleep(random.random() * INTERVAL)
         sighting = self._sightings[pod] = Sighting()
         self._extra.setdefault(lane.service, set()).add(pod)
@@ -273,7 +273,7 @@ class Watch:
         self.seen.last.append(max(0.0, sighting.last - changed))
 
     async def _publish(self, lane: Lane) -> float:
-        """Let DNS name the pods that there are; when it does."""
+        """Set the lane's pods in DNS; return the time of the change."""
         began = time.monotonic()
         extra = sorted(self._extra[lane.service])
         changed = await self._knot.change(lane.service, [lane.stays, *extra])
@@ -293,7 +293,7 @@ class Watch:
 
 
 async def asked(lane: Lane) -> str | None:
-    """The pod that answers a request over a new connection, None if that failed."""
+    """Send a request over a new connection; return the pod that responds, None on failure."""
     with contextlib.suppress(OSError, TimeoutError):
         async with asyncio.timeout(10):
             reader, writer = await asyncio.open_connection(lane.host, lane.port)

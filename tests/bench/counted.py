@@ -1,17 +1,18 @@
-"""Counts the work that the daemon does for a fixed script of changes, and compares it.
+"""Count the daemon's work for a fixed script of changes, and compare it with expectations.
 
 `python -m tests.bench.counted` runs the script with the real daemon, HAProxy and DNS, and prints
-what differs from `expectations.json`; `--write` makes what was counted the expectation.  Work is
-counted from within (`census`) and at cluster DNS, not timed, so that a busy machine counts the
-same.  HAProxy asks another server with the same content.
+the differences to `expectations.json`; `--write` makes the counts the expectation.  Work is counted
+from within (`census`) and at cluster DNS, not timed, so that a busy machine counts the same.
+HAProxy queries another DNS server with the same content.
 
-Exact are: services rendered, programs executed, reloads, writes of haproxy.cfg and of the history,
-and the questions of a sweep: the least of some sweeps, as on a busy machine an answer may come too
-late, and be asked for once more.  Bytes may differ by a tenth, as ids and paths do.  Ceilings are:
-service files read, as what was written in the last two seconds is read again by every look at all
-files; and what timers decide, as when answers and the servers' state are kept, summed over the
-script.  Where a timer brings further turns (a retry of what was not taken, files that are touched
-one after the other), work counts for each of the reconciler's turns.
+These counts are exact: services rendered, programs executed, reloads, writes of haproxy.cfg and of
+the history, and the queries of a sweep.  The latter is the minimum of several sweeps, as on a busy
+machine a response may arrive too late, and the query is repeated.  Bytes may differ by a tenth, as
+ids and paths do.  These counts are upper limits: service files read, as each scan of all files
+reads those written in the last two seconds again; and work that depends on timers, such as saving
+answers and the servers' state, summed over the script.  Where a timer causes further turns (a retry
+of a rejected change, files that are touched one after the other), work is counted for each of the
+reconciler's turns.
 """
 
 from __future__ import annotations
@@ -40,14 +41,14 @@ REMEDY = "if this is meant: python -m tests.bench.counted --write, and commit ex
 SERVICES = 50
 FIRST_PORT = 10000
 GRAIN = 2.2
-"""Seconds after which a file that changes again has another time for certain."""
+"""Seconds after which a file that changes again certainly has a different modification time."""
 QUIET_SWEEPS = 5
 IDLE_SWEEPS = 12
 LAUNCHER = (sys.executable, "-m", "tests.support.census")
 BYTES = 0.1
-"""Share by which bytes may differ."""
+"""The share by which bytes may differ."""
 RUNS = 3
-"""Of the script, for expectations to be written."""
+"""The number of runs of the script when expectations are written."""
 MANY = 500
 MANY_SWEPT = "400ms"
 """From a hundred services on, sweeps are spared while cluster DNS does not change."""
@@ -59,29 +60,29 @@ REFUSED = "one that HAProxy refuses, by turn"
 BROKEN = "break a file, by turn"
 MENDED = "mend the file, by turn"
 RETRIED = (REFUSED, BROKEN, MENDED)
-"""What is not taken is tried again by a timer, with all that was written in the last seconds."""
+"""A timer retries a rejected change, and rereads all files written in the last seconds."""
 READ_AGAIN = 10
-"""Service files of a turn, at most; all that there are would be more."""
+"""Service files that a turn may read in addition; fewer than all."""
 BY_TURN = (*RETRIED, MANY_TOUCHED)
 WHOLE = "whole script, at most"
 ROOM = 1.5
-"""Of what timers decide, times as much as was counted."""
+"""The factor by which work that depends on timers may exceed the count."""
 
 Counts = dict[str, int]
 Counted = dict[str, Counts]
-"""What was counted, by step."""
+"""The counts by step."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Before:
-    """All counts at a step's begin."""
+    """All counts at the beginning of a step."""
 
     census: Census
     reloads: int
 
 
 class Script:
-    """The fixed script of changes; `counted` has what was counted in each step."""
+    """The fixed script of changes; `counted` contains the counts of each step."""
 
     def __init__(self, frontend: Frontend, *, services: int, resolve: str) -> None:
         self.frontend = frontend
@@ -92,7 +93,7 @@ class Script:
         frontend.launcher = LAUNCHER
         self._socket = str(frontend.directory / "census.sock")
         frontend.environ = {VARIABLE: self._socket}
-        # A look at all files that comes by time would read those again that were just written.
+        # A scan of all files by timer would read recently written files again.
         frontend.settings["intervals"] = {"resolve": resolve, "reload": 0, "rescan": "1h"}
         self._resolver = ClusterDns(address=f"127.{frontend.octet}.255.54")
 
@@ -103,7 +104,7 @@ class Script:
             self._write(number)
             self._pods(number, 3)
         written = time.monotonic()
-        # A file that was written just now is read again in any case.
+        # Files that were just written are read again in any case.
         self.frontend.until(lambda: time.monotonic() > written + GRAIN)
         return self
 
@@ -113,9 +114,9 @@ class Script:
         self.frontend.call(self._resolver.stop())
 
     def run_many(self) -> None:
-        """What many services cost; sweeps are spared."""
+        """Run the steps with many services, where sweeps are spared."""
         self.start(f"{MANY} services: start")
-        # Not before two seconds after the serial's last change.
+        # Sweeps are spared no earlier than two seconds after the last change of the serial.
         began = time.monotonic()
         self.step(MANY_IDLE, lambda: None, lambda: self._spares() or time.monotonic() > began + 30)
         self.step(f"{MANY} services: touch one", lambda: os.utime(self._file(1)), self._stepped())
@@ -125,10 +126,10 @@ class Script:
         )
 
     def run(self) -> None:
-        """All steps, one after the other."""
+        """Run all steps, one after the other."""
         self.start("start")
         self.step(IDLE, lambda: None, self._swept(IDLE_SWEEPS))
-        # Where pods were found, plans are others than those before the first answer.
+        # Once pods are found, the plan differs from the one before the first answer.
         self.step("touch a file", lambda: os.utime(self._file(1)), self._stepped())
         self.step("touch it again", lambda: os.utime(self._file(1)), self._stepped())
         self.step("change a comment", lambda: self._write(2, comment="new"), self._stepped())
@@ -164,11 +165,11 @@ class Script:
     # Steps
 
     def start(self, name: str) -> None:
-        """Start the daemon; a new one has counted nothing yet."""
+        """Start the daemon; a new one starts counting at zero."""
         self.frontend.start()
         asked = self._settle()
         counts = work(None, self._now())
-        # With many, some sweeps may be spared already.
+        # With many services, some sweeps may already be spared.
         self.counted[name] = (
             counts if self.services == MANY else {"queries a sweep": asked, **counts}
         )
@@ -180,7 +181,7 @@ class Script:
         seen: Callable[[], bool],
         then: tuple[Callable[[], object], Callable[[], bool]] | None = None,
     ) -> None:
-        """Make a change, wait until the daemon has seen it and all is quiet, and count.
+        """Make a change, wait until the daemon has processed it and is idle, and count.
 
         With `then`, a second change belongs to the step.
         """
@@ -199,9 +200,9 @@ class Script:
         self.counted[name] = counts
 
     def _settle(self) -> int:
-        """Wait until the reconciler has had nothing to do for some sweeps; what one of them asks.
+        """Wait until the reconciler was idle for some sweeps; return the queries of a sweep.
 
-        That is the least: a question is sent again if its answer does not come soon.
+        The minimum is returned: a query is repeated if its response is late.
         """
         turns = -1
         looks: list[tuple[int, int]] = []
@@ -229,7 +230,7 @@ class Script:
         )
 
     def _stepped(self) -> Callable[[], bool]:
-        """True once the reconciler has had another turn than those until now."""
+        """Return a condition: whether the reconciler has had another turn since now."""
         return lambda: self._census().calls["steps"] > self._steps
 
     def _swept(self, count: int) -> Callable[[], bool]:
@@ -265,7 +266,7 @@ class Script:
         new.rename(self._file(number))
 
     def _pods(self, number: int, count: int) -> None:
-        """Have DNS name this many pods; they do not run."""
+        """Set this number of pods in DNS; they do not run."""
         network, first = f"127.{self.frontend.octet}.{number % 100}", 1 + number // 100 * 40
         service = KubernetesService(
             f"s{number}",
@@ -284,7 +285,7 @@ class Script:
             os.utime(self._file(number))
 
     def _divert_haproxy(self) -> None:
-        """Have HAProxy ask a DNS server of its own: the daemon's questions are what is counted."""
+        """Let HAProxy query another DNS server, so that only the daemon's queries are counted."""
         templates = self.frontend.directory / "templates"
         templates.mkdir()
         usual = packaged_templates()["resolvers.cfg.j2"]
@@ -306,7 +307,7 @@ class Script:
         return census(self._socket)
 
     def _asked(self) -> int:
-        """Questions that the daemon has sent to cluster DNS so far."""
+        """Return the number of queries that the daemon has sent to cluster DNS so far."""
 
         async def asked() -> int:
             return self.frontend.dns.queries.total()
@@ -327,11 +328,11 @@ class Script:
 
 
 def work(before: Before | None, after: Before, *, by_turn: bool = False) -> Counts:
-    """What was done between the two."""
+    """Return the work done between two counts."""
     then, now = before.census if before else None, after.census
 
     def more(name: str) -> Counts:
-        """The counts of this kind that rose, and by how much."""
+        """Return the counts of this kind that increased, and the increase."""
         old = getattr(then, name) if then else {}
         return {
             key: rise
@@ -367,7 +368,7 @@ def work(before: Before | None, after: Before, *, by_turn: bool = False) -> Coun
 
 
 def differences(expected: Counted, counted: Counted) -> list[tuple[str, str, str, str]]:
-    """Step, what, expected, counted: all that is not as expected; empty if all is."""
+    """Return step, count, expected and counted value for all differences."""
     return [
         (step, what, shown(wanted.get(what)), shown(seen.get(what)))
         for step in [*expected, *(step for step in counted if step not in expected)]
@@ -378,7 +379,7 @@ def differences(expected: Counted, counted: Counted) -> list[tuple[str, str, str
 
 
 def agrees(step: str, what: str, expected: int | None, counted: int | None) -> bool:
-    """True if a count is as expected."""
+    """Return whether a count is as expected."""
     if step == WHOLE:
         return (counted or 0) <= (expected or 0) * ROOM
     if expected is None or counted is None:
@@ -397,7 +398,7 @@ def shown(count: int | None) -> str:
 
 
 def report(found: Sequence[tuple[str, str, str, str]]) -> str:
-    """A table of differences, and what to do."""
+    """Return a table of differences, and the remedy."""
     lines = [("step", "count", "expected", "counted"), *found]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     table = [
@@ -408,7 +409,7 @@ def report(found: Sequence[tuple[str, str, str, str]]) -> str:
 
 
 def expectations() -> Counted:
-    """What is committed."""
+    """Return the committed expectations."""
     found: Counted = json.loads(EXPECTATIONS.read_text())
     return found
 
@@ -428,9 +429,9 @@ def count(version: str) -> Counted:
 
 
 def ceilings(runs: Sequence[Counted]) -> Counted:
-    """What holds for all runs; where it may, the most of them.
+    """Return expectations that hold for all runs, with the maximum where counts may differ.
 
-    Raises ValueError if runs differ in what must not.
+    Raises ValueError if runs differ in counts that must be equal.
     """
     first = runs[0]
     found: Counted = {}

@@ -1,9 +1,9 @@
-"""Ask a frontend without pause; a process of its own.
+"""Send requests to a frontend continuously; a process of its own.
 
-    python -m tests.bench.endpoint_load HOST PORT CLIENTS FILE
+python -m tests.bench.endpoint_load HOST PORT CLIENTS FILE
 
-Writes a line for each request into FILE: when its answer came, on the monotonic clock, and the
-pod that answered or `failed`.  Ends when its standard input does.
+Writes a line for each request into FILE: the time of the response, on the monotonic clock, and the
+pod that responded or `failed`.  Ends when standard input is closed.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ async def client(host: str, port: int, file: TextIO) -> None:
 
 
 async def request(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, host: str) -> str:
-    """The pod that answered; `failed` for any status but 200."""
+    """Return the pod that responded; `failed` for any status but 200."""
     writer.write(f"GET / HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
     head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
     headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in head)}

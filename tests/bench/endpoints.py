@@ -1,7 +1,7 @@
 """From a change in the API to the first, or last, request that a pod answers.
 
-Beside it, in the same HAProxy under the same load, the barest script that does the same, and
-HAProxy's own resolver with cluster DNS.
+The baselines, in the same HAProxy under the same load, are a minimal script with the same purpose,
+and HAProxy's own resolver with cluster DNS.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _LONGEST = 10.0
 
 
 def rows(options: Options) -> list[dict[str, object]]:
-    """Rows for each version and number of services."""
+    """Return rows for each version and number of services."""
     found: list[dict[str, object]] = []
     changes = 20 if options.quick else options.changes
     with tempfile.TemporaryDirectory() as directory:
@@ -42,7 +42,7 @@ def rows(options: Options) -> list[dict[str, object]]:
 def measure(
     version: str, services: int, changes: int, certificates: Certificates
 ) -> list[dict[str, object]]:
-    """The daemon, then the bare script with the same HAProxy, then cluster DNS."""
+    """Measure the daemon, then the bare script with the same HAProxy, then cluster DNS."""
     found = []
     with ApiFrontend(binary_of(version), certificates) as frontend:
         frontend.settings["intervals"] = {"resolve": "1s"}
@@ -84,7 +84,7 @@ def _published(frontend: ApiFrontend, name: str, states: dict[str, dict[str, boo
 
 
 def _declare(frontend: ApiFrontend, services: int) -> None:
-    """`shop`, and others with the same pods, which are neither checked nor asked."""
+    """Declare `shop`, and other services with the same pods, without checks and requests."""
     pods = frontend.pods["shop"]
     frontend.kube_service("shop")
     frontend.ready_endpoints("shop", pods.addresses)
@@ -122,7 +122,7 @@ def _bare_script(frontend: ApiFrontend) -> Iterator[None]:
 
 
 class Series:
-    """A pod that comes and goes, and when its first and last answers came, in seconds."""
+    """A pod that is added and removed; seconds from each change to its first or last response."""
 
     def __init__(self, frontend: ApiFrontend, changes: int) -> None:
         self._frontend = frontend
@@ -184,7 +184,7 @@ class Series:
             process.wait(10)
 
     def _wait(self, path: Path, name: str, since: float, *, is_there: bool) -> None:
-        """Until the pod answers; or until it has not for a while, as others have."""
+        """Wait until the pod responds; or until it has not responded for a while."""
         quiet = 0.05 if is_there else 0.1
         deadline = time.monotonic() + _LONGEST
         with path.open() as file:
@@ -204,7 +204,7 @@ class Series:
         time.sleep(quiet)
 
     def row(self, version: str, services: int, who: str) -> dict[str, object]:
-        """One row of the table."""
+        """Return one row of the table."""
         return {
             "HAProxy": version,
             "services": services,

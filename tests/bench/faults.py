@@ -1,10 +1,10 @@
-"""Faults under load, with fc-frontend and with the documentation's plain configuration beside it.
+"""Faults under load, with fc-frontend and with the documentation's plain configuration.
 
-Both have a cluster and some 100 requests/s of their own at the same time, and suffer the same.
-Plain HAProxy's operator has a script that asks `haproxy -c` before it installs and reloads.  A
-service that is added in a scenario is asked from 5 s after the change on, by a fifth as many.
-`failing s` is the time from the first request that failed to the last.  Restarts of HAProxy close
-its listeners for a moment, whoever orders them.
+Both run at the same time, each with a cluster and some 100 requests/s of its own, and are exposed
+to the same faults.  The operator of plain HAProxy has a script that runs `haproxy -c` before it
+installs and reloads.  A service that is added in a scenario receives requests from 5 s after the
+change on, at a fifth of the rate.  `failing s` is the time from the first failed request to the
+last.  Restarts of HAProxy close its listeners for a moment in either case.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ PODS = 4
 CLIENTS, ADDED_CLIENTS, PAUSE = 20, 4, 0.2
 ADDED, MOVED, SECURE = 8090, 8091, 8443
 OUTAGE, SHORT_OUTAGE = 45.0, 36.0
-"""Seconds; plain HAProxy gives its servers up after 32."""
+"""Seconds; plain HAProxy gives up its servers after 32."""
 TIME_TO_COME = 5.0
-"""Seconds after which an added service is expected to be there."""
+"""Seconds after which an added service is expected to respond."""
 AFTER = 3.0
 NAMES = ("shop.default.svc.cluster.local", "*.shop.default.svc.cluster.local")
 EDGE = (
@@ -63,14 +63,14 @@ BAD_SNIPPET = "listen bad\n  bind 127.0.0.1:8095\n  no-such-keyword\n"
 
 
 class Ours(FcFrontend):
-    """fc-frontend with the times and slots that it has by default."""
+    """fc-frontend with its default intervals and slots."""
 
     def __init__(self, frontend: Frontend) -> None:
         super().__init__(frontend)
         self.haproxy = RealHaproxy(frontend.binary, frontend.directory)
 
     def begin(self, *, secure: Path | None, supervise: bool) -> None:
-        """Serve `shop`; a HAProxy that is not supervised has been started before."""
+        """Serve `shop`; a HAProxy that is not supervised is started first."""
         frontend = self.frontend
         frontend.settings["intervals"] = {}
         frontend.settings["haproxy"]["supervise"] = supervise
@@ -84,7 +84,7 @@ class Ours(FcFrontend):
         frontend.until(lambda: frontend.ask(HTTP).startswith("shop-"))
 
     def add(self, *, bad_snippet: bool = False, taken: bool = False) -> None:
-        """Declare `added`, and with it what nobody can serve; returns at once."""
+        """Declare `added`, and optionally a unit that cannot be served; return at once."""
         if bad_snippet:
             self.frontend.drop("bad.cfg", BAD_SNIPPET)
         if taken:
@@ -92,20 +92,20 @@ class Ours(FcFrontend):
         self._declare("added", ADDED)
 
     def by_hand(self) -> None:
-        """Add the section that plain HAProxy has for `added`, as a fragment."""
+        """Add, as a fragment, the section that plain HAProxy has for `added`."""
         self.frontend.drop("by-hand.cfg", by_hand(self.frontend))
 
     def refer(self) -> None:
-        """Add a frontend that uses `shop`, and `used`, which it may use."""
+        """Add a frontend that uses `shop` by default, and `used` for some requests."""
         self._declare("used", MOVED)
         self.frontend.drop("edge.cfg", EDGE.format(host=self.frontend.host))
 
     def remove_used(self) -> None:
-        """Remove what the frontend refers to."""
+        """Remove the backend `used`, to which the frontend refers."""
         (self.frontend.services_d / "used.json").unlink()
 
     def move(self, port: int) -> None:
-        """Let `added` have another port."""
+        """Change the port of `added`."""
         self._declare("added", port)
 
     def mistake(self) -> None:
@@ -117,11 +117,11 @@ class Ours(FcFrontend):
         self.frontend.drop(f"{name}.json", {name: declared})
 
     def master(self) -> int:
-        """The process number of HAProxy's master."""
+        """Return the process ID of HAProxy's master."""
         return show_proc(self.frontend.settings["haproxy"]["master_socket"], patience=5).master
 
     def suspend(self, number: int) -> None:
-        """Send the daemon a signal after which it does nothing."""
+        """Send the daemon a signal that stops it."""
         if number == signal.SIGKILL:
             self.frontend.stop_daemon(number)
         else:
@@ -129,7 +129,7 @@ class Ours(FcFrontend):
             self.frontend.daemon.send_signal(number)
 
     def resume(self) -> None:
-        """Let the daemon go on, or start it again."""
+        """Continue the daemon, or start it again."""
         if self.frontend.daemon:
             self.frontend.daemon.send_signal(signal.SIGCONT)
         else:
@@ -137,21 +137,21 @@ class Ours(FcFrontend):
 
 
 class Theirs(PlainHaproxy):
-    """The documentation's configuration, and a script that an operator may have."""
+    """The documentation's configuration, and a script that an operator may use."""
 
     def __init__(self, frontend: Frontend) -> None:
         super().__init__(frontend)
         self._sections: list[str] = []
 
     def begin(self, *, secure: Path | None, supervise: bool) -> None:
-        """Serve `shop`; nobody supervises HAProxy in either case."""
+        """Serve `shop`; HAProxy is not supervised in either case."""
         del supervise
         if secure:
             self._sections.append(self._section("secure", SECURE, f" ssl crt {secure}"))
         self.start()
 
     def add(self, *, bad_snippet: bool = False, taken: bool = False) -> None:
-        """Judge a configuration with `added`; install it and reload, unless it is refused."""
+        """Check a configuration with `added`; install it and reload, unless it is rejected."""
         if bad_snippet:
             self._sections.append(BAD_SNIPPET)
         if taken:
@@ -165,18 +165,18 @@ class Theirs(PlainHaproxy):
         self._deploy()
 
     def refer(self) -> None:
-        """Add a frontend that uses `shop`, and `used`, which it may use."""
+        """Add a frontend that uses `shop` by default, and `used` for some requests."""
         self._sections.append(EDGE.format(host=self.frontend.host))
         self._sections.append(self._section("used", MOVED))
         self._deploy()
 
     def remove_used(self) -> None:
-        """Remove what the frontend refers to."""
+        """Remove the backend `used`, to which the frontend refers."""
         del self._sections[-1]
         self._deploy()
 
     def move(self, port: int) -> None:
-        """Let `added` have another port."""
+        """Change the port of `added`."""
         self._sections[:] = [self._section("added", port)]
         self._deploy()
 
@@ -196,14 +196,14 @@ class Theirs(PlainHaproxy):
                 reload_by_master(self.haproxy.master_socket, self.version, 60)
 
     def master(self) -> int:
-        """The process number of HAProxy's master."""
+        """Return the process ID of HAProxy's master."""
         return show_proc(self.haproxy.master_socket, patience=5).master
 
     def suspend(self, number: int) -> None:
-        """There is no daemon that could fail."""
+        """Do nothing: there is no daemon that could fail."""
 
     def resume(self) -> None:
-        """There is no daemon."""
+        """Do nothing: there is no daemon."""
 
     def text(self, toggled: int) -> str:
         return super().text(toggled) + "".join(self._sections)
@@ -213,7 +213,7 @@ class Theirs(PlainHaproxy):
 
 
 def by_hand(frontend: Frontend, name: str = "added", port: int = ADDED, options: str = "") -> str:
-    """The section of a service as the documentation shows it."""
+    """Return the section of a service as in the documentation."""
     return (
         f"listen {name}\n  bind {frontend.host}:{port}{options}\n"
         f"  server-template pod {SLOTS} *.shop.default.svc.cluster.local:8080 check "
@@ -222,7 +222,7 @@ def by_hand(frontend: Frontend, name: str = "added", port: int = ADDED, options:
 
 
 class Stage:
-    """One contender in one scenario, and what can be done to it."""
+    """One contender in one scenario, and the actions on it."""
 
     def __init__(self, contender: Ours | Theirs, options: Options) -> None:
         self.contender = contender
@@ -235,7 +235,7 @@ class Stage:
 
     @contextlib.contextmanager
     def loaded(self) -> Iterator[None]:
-        """Under load; `came` holds what came of it in the end."""
+        """Run under load; afterwards `came` contains the results."""
         half = CLIENTS // 2
         with (
             Clients(self.frontend.host, http=HTTP, keep=half, new=half, pause=PAUSE) as crowd,
@@ -249,28 +249,28 @@ class Stage:
                 self.came.append(self._added.end())
 
     def phase(self, name: str) -> None:
-        """Take note of when this begins."""
+        """Record the beginning of a phase."""
         self.phases.append((time.monotonic(), name))
 
     def wait(self, seconds: float, name: str) -> None:
-        """Let the load go on, in a phase of its own."""
+        """Wait under load, in a phase of its own."""
         self.phase(name)
         time.sleep(seconds)
 
     def dns(self, fault: Fault) -> None:
-        """Let cluster DNS fail in this way from now on."""
+        """Set the fault of cluster DNS from now on."""
         self.phase(f"DNS: {fault.value}")
         self.frontend.dns.fault = fault
 
     def reload(self) -> None:
-        """A change that needs a reload."""
+        """Make a change that needs a reload."""
         self.phase("a change")
         before = self.contender.reloads()
         self.contender.add()
         self.frontend.until(lambda: self.contender.reloads() > before)
 
     def add(self, **faults: bool) -> None:
-        """Add a service together with a fault, and ask it for 10 s from when it must be there."""
+        """Add a service together with a fault; after `TIME_TO_COME`, send it requests for 10 s."""
         self.phase("the change")
         self.contender.add(**faults)
         time.sleep(TIME_TO_COME)
@@ -278,14 +278,14 @@ class Stage:
         time.sleep(10)
 
     def ask_added(self, port: int = ADDED) -> None:
-        """Ask the added service, too, from now on."""
+        """Send requests to the added service, too, from now on."""
         self.phase("the added service is asked")
         half = ADDED_CLIENTS // 2
         added = Clients(self.frontend.host, http=port, keep=half, new=half, pause=PAUSE, now=True)
         self._added = self._stack.enter_context(added)
 
     def publish(self, *addresses: str) -> None:
-        """Let cluster DNS name these for `shop`."""
+        """Set the addresses of `shop` in cluster DNS."""
         service = KubernetesService("shop", ports={"http": 8080}, endpoints=addresses)
 
         async def publish() -> None:
@@ -295,7 +295,7 @@ class Stage:
         self.frontend.call(publish())
 
     def replace_pods(self) -> None:
-        """As a rollout does: others in DNS, and the former ones end 5 s later."""
+        """Replace all pods, as in a rollout: DNS changes, and the former pods end 5 s later."""
         pods = self.frontend.scale("shop", 2 * PODS, publish=False)
         former = pods.pods[:PODS]
         self.publish(*pods.addresses[PODS:])
@@ -306,7 +306,7 @@ class Stage:
 
 
 def dns_fails(fault: Fault, *, reload: bool = False) -> Callable[[Stage], None]:
-    """All of cluster DNS fails for some time, with a reload meanwhile."""
+    """Return a scenario: all of cluster DNS fails for some time, optionally with a reload."""
 
     def play(stage: Stage) -> None:
         stage.dns(fault)
@@ -322,7 +322,7 @@ def dns_fails(fault: Fault, *, reload: bool = False) -> Callable[[Stage], None]:
 
 
 def nxdomain(stage: Stage) -> None:
-    """What cluster DNS answers for a service none of whose pods is ready."""
+    """Let cluster DNS respond as for a service without ready pods."""
     stage.phase("NXDOMAIN")
     stage.frontend.dns.fault_for.update(dict.fromkeys(NAMES, Fault.NXDOMAIN))
     stage.wait(5, "the outage")
@@ -359,7 +359,7 @@ def renewed_certificate(stage: Stage) -> None:
 
 
 def mistake_after_a_move(stage: Stage) -> None:
-    """A service gets another port, and its file is broken 3 s later."""
+    """Change a service's port, and break its file 3 s later."""
     stage.contender.add()
     time.sleep(TIME_TO_COME)
     stage.phase("the port changes")
@@ -372,7 +372,7 @@ def mistake_after_a_move(stage: Stage) -> None:
 
 
 def removed_backend(stage: Stage) -> None:
-    """What a hand-written frontend refers to is removed; then a service is added."""
+    """Remove the backend that a hand-written frontend refers to; then add a service."""
     stage.contender.refer()
     time.sleep(TIME_TO_COME)
     stage.phase("what it refers to is removed")
@@ -382,7 +382,7 @@ def removed_backend(stage: Stage) -> None:
 
 
 def reloads_of_a_fragment(stage: Stage) -> None:
-    """A section by hand, over six reloads with a DNS that takes 0.1 s."""
+    """Use a hand-written section over six reloads, with a DNS delay of 0.1 s."""
     stage.contender.by_hand()
     time.sleep(TIME_TO_COME)
     stage.ask_added()
@@ -404,7 +404,7 @@ def taken_bind(stage: Stage) -> None:
 
 
 def daemon_ends(number: int) -> Callable[[Stage], None]:
-    """fc-frontend does nothing for 20 s, in which all pods are replaced."""
+    """Return a scenario: fc-frontend is stopped while all pods are replaced."""
 
     def play(stage: Stage) -> None:
         stage.phase(signal.Signals(number).name)
@@ -420,7 +420,7 @@ def daemon_ends(number: int) -> Callable[[Stage], None]:
 
 
 def reload_by_hand(delay: float, times: int = 5) -> Callable[[Stage], None]:
-    """As `systemctl reload haproxy`, several times, with a DNS that takes `delay` seconds."""
+    """Return a scenario: `systemctl reload haproxy` several times, with a DNS delay in seconds."""
 
     def play(stage: Stage) -> None:
         stage.frontend.dns.delay = delay
@@ -434,7 +434,7 @@ def reload_by_hand(delay: float, times: int = 5) -> Callable[[Stage], None]:
 
 
 def edited_file(stage: Stage) -> None:
-    """Somebody breaks haproxy.cfg with an editor, and HAProxy is restarted 5 s later."""
+    """Break haproxy.cfg as with an editor, and restart HAProxy 5 s later."""
     with Path(stage.contender.haproxy.config_file).open("a") as file:
         file.write("lisen mistyped\n")
     stage.wait(5, "the file is edited")
@@ -447,7 +447,7 @@ def edited_file(stage: Stage) -> None:
 
 
 def one_pod_too_many(stage: Stage) -> None:
-    """One more than the documentation's example has slots."""
+    """Run one pod more than the documentation's example has slots."""
     pods = stage.frontend.scale("shop", SLOTS + 1)
     stage.wait(10, f"{SLOTS + 1} pods")
     before = [pod.requests for pod in pods.pods]
@@ -457,7 +457,7 @@ def one_pod_too_many(stage: Stage) -> None:
 
 
 def foreign_address(stage: Stage) -> None:
-    """DNS names, beside the pods, a host outside of the pod network that answers 404."""
+    """Add to DNS a host outside of the pod network, which returns 404."""
     frontend = stage.frontend
     requests = 0
 
@@ -495,9 +495,9 @@ class Scenario:
     name: str
     play: Callable[[Stage], None]
     secure: bool = False
-    """With a service that has a certificate."""
+    """Whether there is a service with a certificate."""
     supervise: bool = True
-    """fc-frontend starts HAProxy; else it is there already."""
+    """Whether fc-frontend starts HAProxy; otherwise it is already running."""
 
 
 SCENARIOS = (
@@ -525,14 +525,14 @@ SCENARIOS = (
 
 
 def rows(options: Options) -> list[dict[str, object]]:
-    """A row for each HAProxy and fault."""
+    """Return a row for each HAProxy and fault."""
     return [
         row(version, scenario, options) for version in options.versions for scenario in SCENARIOS
     ]
 
 
 def row(version: str, scenario: Scenario, options: Options) -> dict[str, object]:
-    """Both contenders, at the same time."""
+    """Return a row: run both contenders at the same time."""
     print(f"{version}, {scenario.name}", file=sys.stderr, flush=True)
     with ThreadPoolExecutor(2) as pool:
         ours, theirs = (
@@ -551,7 +551,7 @@ def row(version: str, scenario: Scenario, options: Options) -> dict[str, object]
 def measure(
     kind: type[Ours | Theirs], version: str, scenario: Scenario, options: Options
 ) -> dict[str, object]:
-    """What came of the requests to one contender."""
+    """Return the results of the requests to one contender."""
     with cluster(binary_of(version)) as frontend:
         frontend.scale("shop", PODS)
         contender = kind(frontend)
@@ -574,13 +574,13 @@ def measure(
 
 
 def failing(came: list[Loaded]) -> str:
-    """Seconds from the first request that failed to the last."""
+    """Return the seconds from the first failed request to the last."""
     times = [at for loaded in came for at, _ in loaded.failed_at]
     return f"{max(times) - min(times):.1f}" if times else ""
 
 
 def certificate(path: Path) -> None:
-    """Write a key and a certificate that it signed itself."""
+    """Write a key and a self-signed certificate."""
     key = path.with_suffix(".key")
     subprocess.run(
         ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1",
@@ -591,12 +591,12 @@ def certificate(path: Path) -> None:
 
 
 def served_certificate(frontend: Frontend) -> str:
-    """The certificate that clients get over TLS, as PEM."""
+    """Return the certificate that clients receive over TLS, as PEM."""
     return ssl.get_server_certificate((frontend.host, SECURE), timeout=10)
 
 
 def secure_answers(frontend: Frontend) -> bool:
-    """True if a request over TLS is answered."""
+    """Return whether a request over TLS succeeds."""
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     connection = http.client.HTTPSConnection(frontend.host, SECURE, timeout=10, context=context)

@@ -1,7 +1,7 @@
-"""The daemon's memory, and its CPU while nothing changes, as ratios to HAProxy's worker beside it.
+"""The daemon's memory, and its CPU while nothing changes, as ratios to HAProxy's worker.
 
-Services have three to five pods each and are asked about every second, by both.  Cluster DNS is a
-process of its own.  RSS counts pages that processes share for each of them, PSS its part of them.
+Services have three to five pods each and are queried every second, by both.  Cluster DNS is a
+process of its own.  RSS counts shared pages in full for each process, PSS its share of them.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from tests.conftest import binary_of
 from tests.support.many import cpu, many_services, memory, worker
 
 AIMS = {100: (60, 1.0), 5000: (120, 10.0)}
-"""Most MB, and most percent of a core, by number of services."""
+"""Maximum MB, and maximum percent of a core, by number of services."""
 SETTLING = 10.0
 
 
 def rows(options: Options) -> list[dict[str, object]]:
-    """A row a number of services."""
+    """Return a row for each number of services."""
     seconds = options.seconds_or(60.0, quick=15.0)
     counts = options.services_or((100, 1000, 5000), quick=(100, 1000))
     return [measure(options.versions[0], count, seconds) for count in counts]

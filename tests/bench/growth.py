@@ -1,12 +1,12 @@
 """How cost grows with the number of services, and HAProxy's own share of it.
 
-Each figure of fc-frontend's includes what HAProxy does in it; the column `of it HAProxy` is what
-HAProxy takes alone for the same file: `haproxy -c`, and a reload, asked for by a bare command on
-the master socket.  Checks and applies are commands, from their start to their end.  A change of one
-service is its bind's port, from the file to the new port's first connection, debounce (200 ms)
-included.  Sweeps are the second and following ones.  What this machine does not let HAProxy do, as
-opening more listeners than it may have file descriptors, is left empty, and why is in the last
-column.
+Each figure of fc-frontend includes HAProxy's part in it; the column `of it HAProxy` is the time of
+HAProxy alone for the same file: `haproxy -c`, and a reload, triggered by a bare command on the
+master socket.  Checks and applies are commands, measured from start to end.  The change of one
+service is a change of its bind's port, measured from the file to the first connection to the new
+port, debounce (200 ms) included.  Sweeps are the second and following ones.  Figures that this
+machine does not permit, such as more listeners than HAProxy may have file descriptors, are left
+empty, with the reason in the last column.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from tests.support.many import (
 
 COUNTS = (10, 100, 1000, 5000, 20000)
 RESERVE = 500
-"""File descriptors that HAProxy needs for other things than listeners."""
+"""File descriptors that HAProxy needs in addition to listeners."""
 CURVES = {
     "check": "check s",
     "apply": "apply s",
@@ -55,7 +55,7 @@ WIDTH, HEIGHT = 60, 18
 
 
 def rows(options: Options) -> list[dict[str, object]]:
-    """A row a number of services."""
+    """Return a row for each number of services."""
     found = []
     rounds = 2 if options.quick else 5
     for count in options.services_or(COUNTS, quick=COUNTS[:3]):
@@ -67,7 +67,7 @@ def rows(options: Options) -> list[dict[str, object]]:
 
 
 def measure(version: str, count: int, rounds: int) -> dict[str, object]:
-    """All figures for one number of services."""
+    """Return all figures for one number of services."""
     binary = binary_of(version)
     load = os.getloadavg()[0]
     with many_services(binary, count) as (frontend, _):
@@ -116,21 +116,21 @@ def measure(version: str, count: int, rounds: int) -> dict[str, object]:
 
 
 def shown(value: object) -> object:
-    """Three significant digits."""
+    """Round to three significant digits."""
     if isinstance(value, float):
         return round(value, max(0, 2 - math.floor(math.log10(abs(value))))) if value else 0.0
     return "" if value is None else value
 
 
 def median_run(runs: Sequence[Ran]) -> Ran:
-    """The run of median wall time."""
+    """Return the run of median wall time."""
     return sorted(runs, key=lambda run: run.wall)[len(runs) // 2]
 
 
 def applied(
     frontend: Frontend, apply: Sequence[str], count: int, rounds: int, judge: float
 ) -> Mapping[str, object]:
-    """What apply and the daemon take, with a HAProxy that the bench started."""
+    """Measure apply and the daemon, with a HAProxy that the benchmark started."""
     haproxy = RealHaproxy(frontend.binary, frontend.directory)
     frontend.settings["haproxy"]["supervise"] = False
     frontend.settings["intervals"]["reload"] = 0
@@ -171,9 +171,9 @@ def applied(
 
 
 def change(frontend: Frontend, pid: int, count: int, turn: int, idle: float) -> tuple[float, float]:
-    """Change a service's port and wait for it: seconds, and the daemon's CPU time.
+    """Change a service's port and wait for it; return the seconds and the daemon's CPU time.
 
-    `idle` is the share of a core that the daemon takes anyway, which does not count.
+    `idle` is the share of a core that the idle daemon uses, which is subtracted.
     """
     port = FIRST_PORT + count + 1 + turn
     names = range(min(count, EACH_FILE))
@@ -184,7 +184,7 @@ def change(frontend: Frontend, pid: int, count: int, turn: int, idle: float) -> 
         time.sleep(0.005)
     took = time.monotonic() - written
     frontend.until(frontend.ready, 60)
-    # What follows the reload belongs to it.
+    # The daemon's work after the reload belongs to the change.
     time.sleep(0.5)
     used = cpu(pid) - before - idle * (time.monotonic() - written)
     time.sleep(2)
@@ -192,14 +192,14 @@ def change(frontend: Frontend, pid: int, count: int, turn: int, idle: float) -> 
 
 
 def plot(rows: Sequence[Mapping[str, object]]) -> str:
-    """Both axes logarithmic: seconds, and MB, by number of services."""
+    """Plot seconds, and MB, by number of services, with logarithmic axes."""
     return "\n\n".join(
         chart(rows, curves, unit) for curves, unit in ((CURVES, "s"), (MEMORY_CURVES, "MB"))
     )
 
 
 def chart(rows: Sequence[Mapping[str, object]], curves: Mapping[str, str], unit: str) -> str:
-    """Lines of text: a mark a figure, a letter a curve; `*` where two meet."""
+    """Return a chart as text: a letter for each curve; `*` where two meet."""
     marks = "abcdefgh"
     points = [
         (mark, math.log10(x), math.log10(y))
@@ -232,11 +232,11 @@ def chart(rows: Sequence[Mapping[str, object]], curves: Mapping[str, str], unit:
 
 
 def bounds(values: Sequence[float]) -> tuple[int, int]:
-    """The whole powers of ten around."""
+    """Return the exponents of the powers of ten that enclose the values, given as logarithms."""
     low, high = math.floor(min(values)), math.ceil(max(values))
     return low, max(high, low + 1)
 
 
 def scale(low: int, high: int, size: int) -> Callable[[float], int]:
-    """What gives a value's place on an axis."""
+    """Return a function that maps a value to its place on an axis."""
     return lambda value: round((value - low) / (high - low) * size)

@@ -1,7 +1,7 @@
 """Services of type LoadBalancer: from creation to status and first request; many; a restart.
 
-The first row of a number of Services is the time for one more, beside `haproxy -c` of the same text
-and a reload with it, which it cannot be faster than.
+The first row of each number of Services is the time for one more.  Its baseline, a lower bound, is
+`haproxy -c` of the same text and a reload with it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _PATIENCE = 300.0
 
 
 def rows(options: Options) -> list[dict[str, object]]:
-    """Rows for each version and number of Services."""
+    """Return rows for each version and number of Services."""
     found: list[dict[str, object]] = []
     numbers = options.services_or((1, 500), quick=(1, 100))
     with tempfile.TemporaryDirectory() as directory:
@@ -43,7 +43,7 @@ def rows(options: Options) -> list[dict[str, object]]:
 def measure(
     version: str, services: int, options: Options, certificates: Certificates
 ) -> list[dict[str, object]]:
-    """All of them at once, a restart, and one more at a time."""
+    """Measure all of them at once, a restart, and one more at a time."""
     with ApiFrontend(binary_of(version), certificates) as frontend:
         pool = {"addresses": f"127.{frontend.octet}.208.0/22", "default": True}
         frontend.settings["load_balancer"] = {"pools": {"public": pool}}
@@ -76,7 +76,7 @@ def measure(
         frontend.until(lambda: frontend.metric("fc_frontend_load_balancer_leader") == 1)
         told, served, floors = [], [], []
         for number in range(3 if options.quick else 10):
-            # Outside of `intervals.reload`, which is 2 s.
+            # Longer than `intervals.reload`, which is 2 s.
             time.sleep(2.5)
             name = f"more{number}"
             created = create(name)
@@ -132,7 +132,7 @@ def measure(
 
 
 def _address(frontend: ApiFrontend, name: str) -> str:
-    """The address in the status of a Service."""
+    """Return the address in the status of a Service."""
     status = frontend.api.objects.now["services", "default", name]["status"]
     ingress = status.get("loadBalancer", {}).get("ingress") or [{"ip": ""}]
     return str(ingress[0]["ip"])
@@ -156,7 +156,7 @@ def _time(since: float, is_done: Callable[[], object]) -> float:
 
 
 def _floor(frontend: ApiFrontend) -> float:
-    """Seconds of `haproxy -c` of the installed text, and of a reload with it."""
+    """Return the seconds of `haproxy -c` of the installed text and of a reload with it."""
     haproxy = frontend.settings["haproxy"]
     began = time.monotonic()
     subprocess.run(

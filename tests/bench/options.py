@@ -1,4 +1,4 @@
-"""What the command line says of all benches."""
+"""Command line options of all benchmarks."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tests.conftest import BINARIES
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """How much is measured; a bench takes what it needs of this."""
+    """The extent of measurements; each benchmark uses the options that apply to it."""
 
     quick: bool = False
     versions: tuple[str, ...] = tuple(BINARIES)
@@ -17,18 +17,18 @@ class Options:
     clients: int = 200
     services: tuple[int, ...] = (1, 1000)
     seconds: float = 300.0
-    """The longest time under load of one scenario."""
+    """The maximum time under load of one scenario."""
     given_services: tuple[int, ...] | None = None
     given_seconds: float | None = None
     changes: int = 200
-    """Changes in DNS of a scenario."""
+    """The number of DNS changes of a scenario."""
     minutes: float = 60.0
-    """How long the soak takes."""
+    """The duration of the soak."""
 
     def services_or(self, usual: tuple[int, ...], *, quick: tuple[int, ...]) -> tuple[int, ...]:
-        """The numbers of services that were given, else a bench's own."""
+        """Return the given numbers of services, or the benchmark's defaults."""
         return self.given_services or (quick if self.quick else usual)
 
     def seconds_or(self, usual: float, *, quick: float) -> float:
-        """The time that was given, else a bench's own."""
+        """Return the given time, or the benchmark's default."""
         return self.given_seconds or (quick if self.quick else usual)

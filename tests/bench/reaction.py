@@ -1,6 +1,6 @@
-"""From a service file that is written to the first request that the new service answers.
+"""From the write of a service file to the first request that the new service answers.
 
-Beside it stands `haproxy -c` of the same configuration, which is a part of it.
+The baseline is `haproxy -c` of the same configuration, which is a part of it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from tests.support.frontend import Frontend
 
 
 def rows(options: Options) -> list[dict[str, object]]:
-    """A row a HAProxy version."""
+    """Return a row for each HAProxy version."""
     return [measure(version, 10 if options.quick else 50) for version in BINARIES]
 
 

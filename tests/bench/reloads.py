@@ -1,11 +1,11 @@
 """Reloads under load, beside plain HAProxy with the platform documentation's configuration.
 
 Clients keep their connections, open new ones, or hold long ones over TCP.  Each reload is caused by
-a real change: fc-frontend goes its whole way from a file, plain HAProxy is told through its master
+a real change: fc-frontend starts from a changed file, plain HAProxy is reloaded through its master
 socket, as often and at the same pace.  `pace` is the mean time from one reload to the next; where
-0.3 s do not suffice, they follow each other as fast as it goes.  `gap` is the longest time in which
-nobody was answered, `slowest` the longest wait for one answer; `clients' lag` tells how long the
-machine held up the clients themselves.
+0.3 s do not suffice, they follow each other as fast as possible.  `gap` is the longest time without
+a response to any client, `slowest` the longest wait for one response; `clients' lag` shows how long
+the machine delayed the clients themselves.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ TAKEN = "bind taken"
 
 
 def rows(options: Options) -> list[dict[str, object]]:
-    """A row for each HAProxy, number of services, state of DNS and contender."""
+    """Return a row for each HAProxy, number of services, state of DNS and contender."""
     found = []
     for version in options.versions:
         for services in options.services:
@@ -43,7 +43,7 @@ def rows(options: Options) -> list[dict[str, object]]:
                 ours = measure(
                     FcFrontend, version, services, state, options, options.reloads, PERIOD
                 )
-                # Plain HAProxy gets as many, at the same pace.
+                # Plain HAProxy is reloaded as often, at the same pace.
                 made, pace = ours["reloads"], ours["pace s"]
                 assert isinstance(made, int)
                 assert isinstance(pace, float)
@@ -61,7 +61,7 @@ def measure(
     count: int,
     pace: float,
 ) -> dict[str, object]:
-    """Requests sent and failed while HAProxy is reloaded `count` times, one each `pace` seconds."""
+    """Count requests sent and failed during `count` reloads, one each `pace` seconds."""
     scenario = f"{version}, {kind.name}, {services} services, {state}"
     print(scenario, file=sys.stderr, flush=True)
     with cluster(binary_of(version), services) as frontend:
@@ -125,7 +125,7 @@ def repeat(
     deadline: float,
     phases: list[tuple[float, str]],
 ) -> None:
-    """Reload again and again; `phases` gets when."""
+    """Reload repeatedly; add the time of each change and reload to `phases`."""
     for number in range(count):
         started = time.monotonic()
         if started > deadline:
@@ -137,6 +137,6 @@ def repeat(
 
 
 def fail_dns(frontend: Frontend, state: str) -> None:
-    """Bring cluster DNS into one of the states."""
+    """Set the state of cluster DNS."""
     frontend.dns.delay = 2.0 if state == "2 s late" else 0.0
     frontend.dns.fault = Fault.SILENT if state == "down" else Fault.NONE

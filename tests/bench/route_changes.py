@@ -1,7 +1,7 @@
 """From a changed file to the first request for its new route, by the number of services.
 
-A service gets one host more, in its file, while a client asks for it all the time.  No route may
-cost a reload or a check of HAProxy.
+A service's file adds one more host, for which a client sends requests continuously.  No route may
+cause a reload or a check of HAProxy.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _LONGEST = 30.0
 
 
 def rows(options: Options) -> list[dict[str, object]]:
-    """A row for each HAProxy and number of services."""
+    """Return a row for each HAProxy and number of services."""
     changes = 10 if options.quick else 50
     sizes = options.services_or((1, 100, 1000), quick=(1, 100))
     return [_row(version, count, changes) for version in options.versions for count in sizes]

@@ -1,8 +1,8 @@
-"""CPU of HAProxy for a request, by the number of hosts on a frontend.
+"""HAProxy's CPU time per request, by the number of hosts on a frontend.
 
-The frontend's own rules, asked for the last host and for a wildcard, beside a frontend with one
-backend and beside an ACL with `use_backend` for each host.  Services answer by themselves, so that
-routing is most of what is measured; in microseconds of the worker's CPU.
+The frontend's own rules, with requests for the last host and for a wildcard, are compared to a
+frontend with one backend and to an ACL with `use_backend` for each host.  Services respond by
+themselves, so that routing is most of what is measured; in microseconds of the worker's CPU.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from tests.bench.options import Options
 from tests.conftest import HASH, RealHaproxy, binary_of
 
 _ACLS = 1000
-"""With more hosts, a configuration of ACLs takes too long to load."""
+"""The maximum number of hosts for ACLs; a larger configuration takes too long to load."""
 
 
 def rows(options: Options) -> list[dict[str, object]]:
-    """A row for each HAProxy and number of hosts."""
+    """Return a row for each HAProxy and number of hosts."""
     requests = 2000 if options.quick else 20_000
     sizes = options.services_or((10, 1000, 10_000), quick=(10, 1000))
     return [_row(version, hosts, requests) for version in options.versions for hosts in sizes]
@@ -98,7 +98,7 @@ def _configuration(haproxy: RealHaproxy, hosts: int) -> str:
 
 
 def _cpu(haproxy: RealHaproxy, frontend: str, host: str, requests: int) -> float:
-    """Microseconds of the worker's CPU for one request."""
+    """Return the microseconds of the worker's CPU for one request."""
     worker = haproxy.processes().worker
     assert worker is not None
     process = psutil.Process(worker)

@@ -1,10 +1,11 @@
-"""Pods that come and go under load, beside plain HAProxy with the documentation's 20 slots.
+"""Scaling of pods under load, beside plain HAProxy with the documentation's 20 slots.
 
-Pods that leave are taken out of DNS 5 s before they stop.  `settled` is the time from the change in
-DNS until each pod has got a request, or until those that leave get none any more.  Shares are
-counted by the pods from 3 s after the change on, over at least 100 requests for each pod: 1.00 is
-an even share.  Were requests dealt out at random, 100 each would spread by ±10 % (one standard
-deviation), and the extremes of 300 pods by some ±28 %; within ±20 % is therefore no chance.
+Pods that leave are removed from DNS 5 s before they stop.  `settled` is the time from the change in
+DNS until each pod has received a request, or until the last request to a pod that leaves.  Shares
+are counted by the pods from 3 s after the change on, over at least 100 requests for each pod: 1.00
+is an even share.  If requests were distributed at random, 100 each would spread by ±10 % (one
+standard deviation), and the extremes of 300 pods by some ±28 %; a result within ±20 % is therefore
+no coincidence.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ LONGEST = 180.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """What one step showed.  `began` is of the monotonic clock."""
+    """The results of one step.  `began` is of the monotonic clock."""
 
     began: float
     before: int
@@ -48,7 +49,7 @@ class Step:
 
 
 def rows(options: Options) -> list[dict[str, object]]:
-    """A row for each HAProxy, contender and step."""
+    """Return a row for each HAProxy, contender and step."""
     found = []
     for version in options.versions:
         for contender, balance in (
@@ -63,7 +64,7 @@ def rows(options: Options) -> list[dict[str, object]]:
 def measure(
     version: str, contender: str, balance: str, options: Options
 ) -> list[dict[str, object]]:
-    """A row a step."""
+    """Return a row for each step."""
     scenario = f"{version}, {contender}, {balance}"
     print(scenario, file=sys.stderr, flush=True)
     counts = SHORT_STEPS if options.quick else STEPS
@@ -102,7 +103,7 @@ def measure(
 
 
 def start_ours(frontend: Frontend, balance: str) -> Callable[[], int]:
-    """The daemon with its own times and number of slots; returns what counts reloads."""
+    """Start the daemon with default intervals and slots; return a function that counts reloads."""
     frontend.settings["intervals"] = {}
     frontend.settings["services"]["shop"] = frontend.service("shop", HTTP, balance=balance)
     frontend.start()
@@ -111,7 +112,7 @@ def start_ours(frontend: Frontend, balance: str) -> Callable[[], int]:
 
 
 def start_plain(frontend: Frontend, balance: str) -> Callable[[], int]:
-    """The documentation's configuration, which balances by leastconn."""
+    """Start the documentation's configuration, which balances by leastconn."""
     assert balance == "leastconn"
     plain = PlainHaproxy(frontend)
     plain.start()
@@ -119,7 +120,7 @@ def start_plain(frontend: Frontend, balance: str) -> Callable[[], int]:
 
 
 def step(frontend: Frontend, pods: PodSet, count: int, reloads: Callable[[], int]) -> Step:
-    """Scale to `count` pods and see where the requests go."""
+    """Scale to `count` pods and record the distribution of requests."""
     before, reloaded = len(pods.pods), reloads()
     began = time.monotonic()
     if count > before:
@@ -151,12 +152,12 @@ def step(frontend: Frontend, pods: PodSet, count: int, reloads: Callable[[], int
 
 
 def requests(pods: tuple[Pod, ...]) -> list[int]:
-    """How many each pod has received."""
+    """Return the number of requests that each pod has received."""
     return [pod.requests for pod in pods]
 
 
 def publish(frontend: Frontend, pods: tuple[Pod, ...]) -> float:
-    """Let cluster DNS name these; when it does."""
+    """Set the pods in cluster DNS; return the time of the change."""
     endpoints = tuple(pod.address[0] for pod in pods)
 
     async def change() -> float:
@@ -169,7 +170,7 @@ def publish(frontend: Frontend, pods: tuple[Pod, ...]) -> float:
 
 
 def until_all_are_asked(pods: PodSet, since: float) -> float | None:
-    """Seconds from `since` until each has got a request; None if that took too long."""
+    """Return the seconds from `since` until each pod has received a request; None on timeout."""
     before = {pod: pod.requests for pod in pods.pods}
     missing = list(pods.pods)
     while missing := [pod for pod in missing if pod.requests == before[pod]]:
@@ -180,7 +181,7 @@ def until_all_are_asked(pods: PodSet, since: float) -> float | None:
 
 
 def until_none_is_asked(leaving: tuple[Pod, ...], since: float) -> float:
-    """Seconds from `since` until they got their last request, within the time that they have."""
+    """Return the seconds from `since` to the last request, within the time before the pods stop."""
     last, seen = since, sum(requests(leaving))
     while time.monotonic() < since + LEAVING:
         time.sleep(0.01)

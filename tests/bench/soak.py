@@ -1,14 +1,13 @@
-"""Whether anything grows while services and pods come, change and go: an hour of churn, or less.
+"""Whether anything grows while services and pods change, for an hour or less.
 
-One turn adds services of new names, with pods; changes a port; lets pods come and go within the
-slots and beyond; breaks a service in two ways and mends it; sends SIGHUP; has cluster DNS fail;
-asks for the pages, and breaks connections off; and removes what it added.  After each turn all is
-as it was before, and once nothing is under way any more, the daemon is measured: each figure is
-the least of some looks, as what it does every second takes a descriptor or a task for a moment.
-The verdict is by the second half of the turns: half the way is for caches to fill, and for the
-history to have the fifty entries that it keeps.  A figure grows if the slope over that half (the
-median of the slopes between any two looks) makes it more than `BOUNDS` allow; quarters are medians.
-`--minutes` or `--seconds` shorten it.
+One turn adds services with new names and pods; changes a port; scales pods within the slots and
+beyond; breaks a service in two ways and fixes it; sends SIGHUP; lets cluster DNS fail; requests the
+pages, and aborts connections; and removes what it added.  After each turn the state is as before,
+and once the daemon is idle, it is measured: each figure is the minimum of several looks, as the
+work of every second takes a descriptor or a task for a moment.  The verdict depends on the second
+half of the turns: in the first half caches fill, and the history reaches the fifty entries that it
+keeps.  A figure grows if its increase over that half, by the median of the slopes between any two
+looks, exceeds `BOUNDS`; quarters are medians.  `--minutes` or `--seconds` shorten the run.
 """
 
 from __future__ import annotations
@@ -43,46 +42,46 @@ CHANGED_PORTS = 30000
 ADDRESSES = 200
 LOOKS = 8
 PAUSE = 0.05
-"""Seconds between looks: what comes and goes with a sweep is not there at each."""
+"""Seconds between looks: temporary objects of a sweep do not exist at each of them."""
 QUIET_SWEEPS = 4
 MOST_POINTS = 400
-"""Of a slope: as many are taken, evenly, from all."""
+"""The maximum number of points of a slope, sampled evenly."""
 SHOWN = 12
 LAUNCHER = (sys.executable, "-m", "tests.support.census")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Look:
-    """What the daemon holds at the end of a turn, and what is around it."""
+    """The daemon's resources at the end of a turn, and those of HAProxy and the state directory."""
 
     turn: int
     seconds: float
     rss: int
-    """kB, as `uss`."""
+    """In kB, like `uss`."""
     uss: int
     blocks: int
     tasks: int
     threads: int
     descriptors: int
     metrics: int
-    """Lines on the page of metrics."""
+    """Lines on the metrics page."""
     files: int
-    """In the state directory, at all depths."""
+    """Files in the state directory, at all depths."""
     kilobytes: float
-    """Of those."""
+    """The size of these files."""
     workers: int
-    """HAProxy's, old ones too."""
+    """HAProxy's workers, including old ones."""
     master: int
-    """Descriptors of HAProxy's master."""
+    """File descriptors of HAProxy's master."""
 
 
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """A figure grows if its slope makes it more than this over the half that is judged."""
+    """The maximum increase over the second half; a figure that exceeds it grows."""
 
     least: float
     share: float = 0.0
-    """Of what it is."""
+    """The maximum increase as a share of the value."""
 
 
 BOUNDS = {
@@ -101,7 +100,7 @@ BOUNDS = {
 
 
 class Churn:
-    """A frontend whose services and pods change, and looks at its daemon."""
+    """A frontend with changing services and pods, and looks at its daemon."""
 
     def __init__(self, frontend: Frontend, services: int = SERVICES) -> None:
         self.frontend = frontend
@@ -116,7 +115,7 @@ class Churn:
         }  # fmt: skip
 
     def start(self) -> None:
-        """Start the daemon with all services that stay."""
+        """Start the daemon with all permanent services."""
         for number in range(self.services):
             self._declare(number)
             self._pods(f"s{number}", 3)
@@ -124,7 +123,7 @@ class Churn:
         self._began = time.monotonic()
 
     def turn(self, number: int) -> None:
-        """Change everything once, and undo it."""
+        """Make each kind of change once, and undo it."""
         one, other = number % self.services, (number * 7 + 3) % self.services
         if one == other:
             other = (other + 1) % self.services
@@ -162,7 +161,7 @@ class Churn:
         )
 
     def look(self, number: int) -> Look:
-        """Measure, once nothing is under way."""
+        """Measure once the daemon is idle."""
         self.quiet()
         assert self.frontend.daemon is not None
         process = psutil.Process(self.frontend.daemon.pid)
@@ -194,7 +193,10 @@ class Churn:
         return look
 
     def quiet(self) -> None:
-        """Wait until HAProxy has what is declared, and nothing has been due for some sweeps."""
+        """Wait until HAProxy runs the declared configuration and the daemon is idle.
+
+        Idle means that the reconciler has had no turn for some sweeps.
+        """
         since = self._census()
 
         def is_quiet() -> bool:
@@ -208,7 +210,7 @@ class Churn:
         self.frontend.until(is_quiet, 120)
 
     def types(self) -> dict[str, int]:
-        """Objects by type; the daemon must be quiet."""
+        """Return the number of objects by type; the daemon must be idle."""
         return types(self._socket)
 
     # Changes
@@ -226,7 +228,7 @@ class Churn:
         new.rename(self._file(name))
 
     def _pods(self, name: str, count: int) -> None:
-        """Have DNS name this many pods, others each time; they do not run."""
+        """Set this number of pods in DNS, with other addresses each time; they do not run."""
         octet, first = self.frontend.octet, int(time.monotonic() * 10)
         addresses = (
             f"127.{octet}.{1 + n // 20}.{1 + n % 20}"
@@ -258,7 +260,7 @@ class Churn:
             self.frontend.until(lambda then=sweeps: self._census().calls["sweeps"] > then + 1, 60)
 
     def _ask(self, number: int) -> None:
-        """Ask for all pages, also that of a service of this turn alone, and hang up midway."""
+        """Request all pages, including that of a service of this turn, and abort connections."""
         of_services = (f"/services/n{number}", "/services/s0", "/services/nobody")
         for path in ("/", *of_services, "/status.json", "/metrics", "/healthz", "/nothing-here"):
             self.frontend.get(path)
@@ -273,13 +275,13 @@ class Churn:
         assert self.frontend.daemon is not None
         self.frontend.daemon.send_signal(signal.SIGHUP)
 
-    # What is seen
+    # Observation
 
     def _census(self) -> Census:
         return census(self._socket)
 
     def _after(self, change: Callable[[], None], found: Callable[[], bool]) -> None:
-        """Make a change, and wait until the daemon has had a turn since, and says so."""
+        """Make a change, and wait until the daemon has had a turn since and `found` is true."""
         steps = self._census().calls["steps"]
         change()
         self.frontend.until(lambda: self._census().calls["steps"] > steps and found(), 120)
@@ -304,7 +306,7 @@ class Churn:
 
 
 def rows(options: Options) -> list[dict[str, object]]:
-    """A row a figure."""
+    """Return a row for each figure."""
     seconds = options.given_seconds or options.minutes * 60
     services = options.services_or((SERVICES,), quick=(SERVICES // 2,))[0]
     with Frontend(binary_of(options.versions[0])) as frontend:
@@ -327,7 +329,7 @@ def rows(options: Options) -> list[dict[str, object]]:
 
 
 def judged(looks: Sequence[Look]) -> list[dict[str, object]]:
-    """What became of each figure, and whether it grows."""
+    """Return the course of each figure, and whether it grows."""
     half, quarter = looks[len(looks) // 2 :], max(1, len(looks) // 4)
     minutes = (half[-1].seconds - half[0].seconds) / 60
     found = []
@@ -354,7 +356,7 @@ def judged(looks: Sequence[Look]) -> list[dict[str, object]]:
 
 
 def slope(values: Sequence[float]) -> float:
-    """The median of the slopes between any two: a few that are off do not move it (Theil, Sen)."""
+    """Return the median of the slopes between any two points (Theil–Sen), robust to outliers."""
     step = max(1, len(values) // MOST_POINTS)
     points = list(enumerate(values))[::step]
     slopes = [(b - a) / (y - x) for (x, a), (y, b) in combinations(points, 2)]

@@ -1,6 +1,6 @@
-"""Commands that answer at once, as ratios to `python3 -c pass` and `haproxy -c`.
+"""Commands that respond at once, as ratios to `python3 -c pass` and `haproxy -c`.
 
-Medians of interleaved runs, with byte code warmed up, of an installed console script.
+Medians of interleaved runs of an installed console script, with cached bytecode.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tests.conftest import binary_of
 
 
 def rows(options: Options) -> list[dict[str, object]]:
-    """A row a command: median in milliseconds and ratios."""
+    """Return a row for each command: median in milliseconds, and ratios."""
     with tempfile.TemporaryDirectory(prefix="fcb-") as name:
         directory = Path(name)
         script = directory / "fc-frontend"
@@ -77,7 +77,7 @@ def rows(options: Options) -> list[dict[str, object]]:
 
 
 def declaration(binary: str) -> dict[str, object]:
-    """Ten services, and a HAProxy that is not needed to run."""
+    """Return settings with ten services, and a HAProxy that need not run."""
     return {
         "cluster": {"nameservers": ["10.0.0.254:53"]},
         "haproxy": {"binary": binary, "log": None},

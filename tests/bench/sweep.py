@@ -1,7 +1,7 @@
-"""What a question to cluster DNS costs, beside dnspython, against an authoritative server (Knot).
+"""The cost of a query to cluster DNS, beside dnspython, against an authoritative server (Knot).
 
-Names have five addresses each.  `first` finds out what each service is, `steady` is each sweep
-after that.  CPU is that of the asking process alone, without the server's.
+Names have five addresses each.  `first` is the sweep that determines the kind of each service,
+`steady` is each sweep after that.  CPU is that of the querying process alone, without the server's.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ AT_ONCE = 64
 
 
 def rows(options: Options) -> list[dict[str, object]]:
-    """A row a number of names."""
+    """Return a row for each number of names."""
     rounds = 5 if options.quick else 20
     counts = options.services_or(COUNTS, quick=COUNTS[:2])
     found = []
     for count in counts:
         with TemporaryDirectory(prefix="fcb-") as name, knot(Path(name), count) as server:
-            # In a process of its own: what others left behind would be measured as well.
+            # In a process of its own: leftovers of earlier work would be measured as well.
             arguments = map(str, (server.address[1], count, rounds))
             done = subprocess.run(
                 [sys.executable, "-m", "tests.bench.sweep", *arguments],
@@ -64,7 +64,7 @@ def addresses(number: int) -> list[str]:
 
 
 async def measure(port: int, count: int, rounds: int) -> dict[str, object]:
-    """All figures for one number of names."""
+    """Return all figures for one number of names."""
     specs = [
         ServiceSpec(
             name=f"s{n}",
@@ -114,7 +114,7 @@ async def measure(port: int, count: int, rounds: int) -> dict[str, object]:
 
 
 async def by_dnspython(port: int, names: list[str]) -> None:
-    """Its own resolver, as many questions at once as it is fast with."""
+    """Resolve names with dnspython's own resolver, at the concurrency where it is fastest."""
     resolver = dns.asyncresolver.Resolver(configure=False)
     resolver.nameservers = ["127.0.0.1"]
     resolver.port = port
@@ -128,7 +128,7 @@ async def by_dnspython(port: int, names: list[str]) -> None:
 
 
 async def timed(work: Callable[[], Coroutine[Any, Any, None]]) -> tuple[float, float]:
-    """Wall time and CPU time, in seconds."""
+    """Return wall time and CPU time, in seconds."""
     wall, cpu = time.perf_counter(), time.process_time()
     await work()
     return time.perf_counter() - wall, time.process_time() - cpu

@@ -1,7 +1,7 @@
-"""Asks cluster DNS about all services as the daemon does, and prints what each sweep took.
+"""Query cluster DNS for all services as the daemon does, and print the cost of each sweep.
 
 `python -m tests.bench.sweeps SETTINGS_FILE SWEEPS`, in a process of its own: JSON, a list of wall
-time and CPU time in seconds.  The first sweep finds out what each service is.
+time and CPU time in seconds.  The first sweep determines the kind of each service.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from fc_frontend.plan.model import Answer, Freshness
 
 
 async def sweeps(settings_file: str, count: int) -> list[tuple[float, float]]:
-    """What each of `count` sweeps took."""
+    """Return the wall time and CPU time of each of `count` sweeps."""
     declaration = load(settings_file)
     settings = declaration.settings
     client = DnsClient(settings.cluster.nameservers)

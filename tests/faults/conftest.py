@@ -12,6 +12,6 @@ from tests.faults.site import Site, serving
 
 @pytest.fixture
 def site() -> Iterator[Site]:
-    """A site of its own, under load until the test ends."""
+    """A separate site, under load until the test ends."""
     with serving(binary_of("2.6-debian")) as made:
         yield made

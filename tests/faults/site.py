@@ -1,4 +1,4 @@
-"""Three services under load before, during and after a fault: what must never lose a request."""
+"""Three services under load before, during and after a fault: no fault may lose a request."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from tests.support.frontend import Frontend
 
 SERVICES = {"cart": 8081, "docs": 8082, "shop": 8083}
 EXTRA = ("extra", 8090)
-"""Another service, to be declared in the same batch as a fault."""
+"""An additional service, declared in the same batch as a fault."""
 Name = tuple[str, str]
-"""A unit whose change is withheld: kind and name."""
+"""A unit with a withheld change: kind and name."""
 _ENOUGH = 8
-"""Answers of each service that show that it serves."""
+"""The number of answers after which a service counts as serving."""
 
 
 class Site:
-    """A frontend whose services `SERVICES`, one file each, are under load."""
+    """A frontend with `SERVICES`, one file each, under load."""
 
     def __init__(self, frontend: Frontend) -> None:
         self.frontend = frontend
@@ -37,11 +37,11 @@ class Site:
     # Files
 
     def file(self, name: str) -> Path:
-        """The file of service `name`."""
+        """Return the file of service `name`."""
         return self.frontend.services_d / f"{name}.yaml"
 
     def declare(self, name: str, port: int, **fields: Any) -> None:
-        """Write the file of a service, whole at once, as a deployment tool does."""
+        """Write the file of a service atomically, as a deployment tool does."""
         text = json.dumps({"services": {name: self.frontend.service(name, port, **fields)}})
         self.put(f"{name}.yaml", text)
 
@@ -65,7 +65,7 @@ class Site:
         self.all_serve()
 
     def shrink(self, name: str, count: int) -> PodSet:
-        """Take pods away as Kubernetes does: out of DNS first, and ended when they get no more."""
+        """Remove pods as Kubernetes does: from DNS first, then end those that get no requests."""
         frontend = self.frontend
         leaving = set(frontend.pods[name].addresses[count:])
         frontend.publish(name, frontend.pods[name].addresses[:count])
@@ -77,14 +77,14 @@ class Site:
         return frontend.pods[name]
 
     def all_serve(self) -> None:
-        """Wait until all pods of all services answer, and nobody else."""
+        """Wait until exactly the pods of all services answer."""
         for name, port in SERVICES.items():
             pods = self.frontend.pods[name]
             self.frontend.until(lambda port=port, pods=pods: self.frontend.serves(port, pods))
 
     @contextlib.contextmanager
     def loaded(self) -> Iterator[None]:
-        """Under load; in the end each service has answered, and no request has failed."""
+        """Run under load; check that each service answers and no request fails."""
         with contextlib.ExitStack() as stack:
             for name, port in SERVICES.items():
                 load = Load(self.frontend.host, port, clients=2, interval=0.05)
@@ -94,10 +94,10 @@ class Site:
             self.still_serve()
         self.none_failed()
 
-    # What must hold
+    # Invariants
 
     def still_serve(self) -> None:
-        """Each service answers more requests from now on, by its own pods; none has failed."""
+        """Wait until each service has answered more requests, by its own pods; none may fail."""
         before = {name: load.tally() for name, load in self.loads.items()}
 
         def answered() -> bool:
@@ -110,7 +110,7 @@ class Site:
         self.none_failed()
 
     def none_failed(self) -> None:
-        """No request has failed so far, and each was answered by a pod of its service."""
+        """Assert that no request has failed, and that each was answered by a pod of its service."""
         for name, load in self.loads.items():
             tally = load.tally()
             assert not tally.failures, (name, tally.failures[:5], self.frontend.log_text()[-5000:])
@@ -118,23 +118,23 @@ class Site:
             assert not strangers, (name, strangers)
 
     def answered_by(self, name: str) -> set[str]:
-        """The pods that have answered for a service since this was last asked."""
+        """Return the pods that have answered for a service since the last call."""
         now = self.loads[name].tally()
         before = self._seen.get(name, Tally())
         self._seen[name] = now
         return set(now.since(before).pods)
 
     def held(self) -> dict[Name, dict[str, Any]]:
-        """What is withheld, by kind and name."""
+        """Return the withheld changes, by kind and name."""
         listed = self.frontend.status()["withheld"]
         return {(held["kind"], held["name"]): held for held in listed}
 
     def until_held(
         self, units: Mapping[tuple[str, str], str]
     ) -> dict[tuple[str, str], list[dict[str, Any]]]:
-        """Wait until these units, and no others, are withheld; the problems of each.
+        """Wait until exactly these units are withheld, and return the problems of each.
 
-        `units` are kind and name, each with what happens meanwhile.
+        `units` maps kind and name to the effect of the withheld change.
         """
 
         def found() -> dict[tuple[str, str], list[dict[str, Any]]] | None:
@@ -149,18 +149,18 @@ class Site:
         return problems
 
     def without_extra(self) -> None:
-        """Take the service `EXTRA` away, and wait until that is seen."""
+        """Remove the service `EXTRA`, and wait until the daemon has noticed."""
         name = EXTRA[0]
         self.file(name).unlink(missing_ok=True)
         services = self.frontend.status
         self.frontend.until(lambda: name not in {s["name"] for s in services()["services"]})
 
     def until_well(self) -> None:
-        """Wait until nothing is withheld and HAProxy has what is declared."""
+        """Wait until nothing is withheld and HAProxy runs the declared configuration."""
         self.frontend.until(lambda: not self.held() and self.frontend.ready())
 
     def is_clean(self, settings: bytes) -> bool:
-        """True if nothing of a case is left: no file, no withheld change, no other settings."""
+        """Return whether nothing of a case is left: no file, withheld unit or other settings."""
         frontend = self.frontend
         try:
             return (
@@ -176,21 +176,21 @@ class Site:
             return False
 
     def file_is_good(self) -> None:
-        """HAProxy accepts the file on disk as it stands."""
+        """Assert that HAProxy accepts the present file on disk."""
         frontend = self.frontend
         argv = [frontend.binary, "-c", "-f", str(frontend.haproxy_cfg)]
         done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=60)
         assert done.returncode == 0, done.stderr
 
     def is_mended(self) -> None:
-        """Everything is as declared again: the daemon by its own word, HAProxy by its file."""
+        """Wait until the declared configuration is restored, in the daemon's status and on disk."""
         self.until_well()
         self.file_is_good()
         self.still_serve()
 
 
 class Sites:
-    """One site for many cases, as long as each leaves it as it found it; a context manager."""
+    """One site for many cases, as long as each leaves it unchanged; a context manager."""
 
     def __init__(self, make: Callable[[], contextlib.AbstractContextManager[Site]]) -> None:
         self._make = make
@@ -205,7 +205,7 @@ class Sites:
 
     @contextlib.contextmanager
     def lent(self) -> Iterator[Site]:
-        """The site; one that a case has left in disorder is ended, and made anew for the next."""
+        """Yield the site; end it if the case leaves it changed: the next case gets a new one."""
         if self._site is None:
             self._context = self._make()
             self._site = self._context.__enter__()
@@ -223,7 +223,7 @@ class Sites:
 
 
 def put(path: Path, content: str | bytes) -> None:
-    """Write a file whole at once."""
+    """Write a file atomically."""
     new = path.with_name(f".{path.name}.{threading.get_ident()}")
     new.write_bytes(content if isinstance(content, bytes) else content.encode())
     new.rename(path)
@@ -231,7 +231,7 @@ def put(path: Path, content: str | bytes) -> None:
 
 @contextlib.contextmanager
 def serving(binary: str, **haproxy: Any) -> Iterator[Site]:
-    """A site that serves under load."""
+    """Run a site that serves under load."""
     with Frontend(binary) as frontend:
         site = Site(frontend)
         site.start(**haproxy)

@@ -1,7 +1,7 @@
-"""Faults of the Kubernetes API: each is reported, none costs a request or empties anything.
+"""Faults of the Kubernetes API: each is reported, none loses a request or empties a service.
 
-The log line, the metric, `status` and the service's own entry are looked at while a fault lasts.
-HAProxy takes no part in it, so one version is enough.
+The log line, the metric, `status` and the service's own entry are checked during a fault.
+HAProxy is not involved, so one version is enough.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.extended
 
 PORT = 8080
 LONG = 90.0
-"""Seconds within which a failure is noticed, and a watch is open again after it."""
+"""Seconds within which a failure is noticed, and a watch is reopened after it."""
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def status(frontend: ApiFrontend) -> dict[str, Any]:
 
 
 def assert_reported(frontend: ApiFrontend, words: str) -> None:
-    """The fault is in the log, in metrics, in `status` and in the service's own entry."""
+    """Assert that log, metrics, `status` and the service's own entry report the fault."""
     frontend.until(lambda: frontend.metric("fc_frontend_api_watching") == 0, LONG)
     frontend.until(lambda: any(words in line for line in frontend.events("api-not-watched")), LONG)
     frontend.until(lambda: words in (frontend.status()["api"]["failure"] or ""), LONG)
@@ -69,7 +69,7 @@ def assert_reported(frontend: ApiFrontend, words: str) -> None:
 
 
 def assert_followed_again(frontend: ApiFrontend) -> None:
-    """The watch is open again, which the log says, and changes are followed."""
+    """Assert that the watch is open again, with a log line, and that changes are followed."""
     frontend.until(lambda: frontend.metric("fc_frontend_api_watching") == 1, LONG)
     frontend.until(lambda: frontend.events("api-watched"))
     frontend.until(lambda: frontend.status()["api"]["failure"] is None)
@@ -114,7 +114,7 @@ def test_a_server_that_answers_nothing_sensible(frontend: ApiFrontend, name: str
     ],
 )
 def test_refusals_that_pass(frontend: ApiFrontend, code: int, reason: str, kind: str) -> None:
-    """They are counted, and followed by another try: nobody has to be told of each."""
+    """They are counted and retried, but not reported one by one."""
     start(frontend)
     with Load(frontend.host, PORT, clients=2) as load:
         before = failures(frontend, kind)
@@ -131,7 +131,7 @@ def test_refusals_that_pass(frontend: ApiFrontend, code: int, reason: str, kind:
 
 
 def test_a_version_that_has_expired_is_listed_again(frontend: ApiFrontend) -> None:
-    """410 as an event of a watch: what was compacted meanwhile is not missed."""
+    """410 as an event of a watch: changes that were compacted meanwhile are not missed."""
     start(frontend)
 
     async def compact() -> None:
@@ -152,7 +152,7 @@ def test_a_version_that_has_expired_is_listed_again(frontend: ApiFrontend) -> No
 
 
 def assert_followed_again_quietly(frontend: ApiFrontend) -> None:
-    """As `assert_followed_again`, for what is over before it has to be told."""
+    """Do as `assert_followed_again`, for a fault that ends before it has to be reported."""
     pods = frontend.scale("shop", 4, publish=False)
     frontend.ready_endpoints("shop", pods.addresses)
     frontend.until(lambda: frontend.serves(PORT, pods))
@@ -211,7 +211,7 @@ def test_a_servers_certificate_that_is_not_good(
 
 @pytest.mark.parametrize("ahead", [-40 * 86400.0, 40 * 86400.0])
 def test_a_clock_of_another_month(frontend: ApiFrontend, ahead: float) -> None:
-    """Changes are followed; credentials have expired or not by the clock that there is."""
+    """Changes are followed; whether credentials have expired is judged by this clock."""
     frontend.environ |= wrong_clock(ahead)
     frontend.write_kubeconfig(token_until(int(time.time()) + 20 * 86400))
     start(frontend)
@@ -228,7 +228,7 @@ def test_a_clock_of_another_month(frontend: ApiFrontend, ahead: float) -> None:
 
 
 def test_a_connection_that_is_half_open_for_minutes(frontend: ApiFrontend) -> None:
-    """No packet comes any more, and no end of the connection: bookmarks are missing."""
+    """No packets arrive any more, and the connection does not end: bookmarks are missing."""
     frontend.api.bookmark_seconds = 10.0
     start(frontend)
     with Load(frontend.host, PORT, clients=2, interval=0.05) as load:

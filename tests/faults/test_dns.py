@@ -1,4 +1,4 @@
-"""Whatever cluster DNS does, services go on with the pods that they have, and follow it after."""
+"""Whatever cluster DNS does, services keep their pods, and follow it again afterwards."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ def until_states(site: Site, **wanted: str) -> None:
 
 @pytest.fixture(scope="module", autouse=True)
 def long_outage() -> Iterator[tuple[Site, float]]:
-    """A site that is without cluster DNS during all tests here, and when it was last reloaded.
+    """A site without cluster DNS during all tests of this module, and the time of its last reload.
 
-    Whatever HAProxy holds, it holds from its start on.
+    The holds of a HAProxy process begin with its start.
     """
     with serving(binary_of("2.6-debian")) as made:
         made.frontend.dns.fault = Fault.SILENT
@@ -58,7 +58,7 @@ ALL_OK = dict.fromkeys(SERVICES, "ok")
 
 
 def follows_again(site: Site) -> None:
-    """DNS is believed again: pods that came and went are followed, without a reload."""
+    """Assert that DNS is followed again: pods appear and disappear without a reload."""
     until_states(site, **ALL_OK)
     reloads = site.frontend.metric("fc_frontend_reloads_total")
     pods = site.frontend.scale("cart", 4)
@@ -68,7 +68,7 @@ def follows_again(site: Site) -> None:
 
 
 def reloads_meanwhile(site: Site) -> None:
-    """A reload in the middle of the fault: the new worker has all pods at once."""
+    """Reload in the middle of the fault: the new worker has all pods at once."""
     reloads = site.frontend.metric("fc_frontend_reloads_total")
     site.declare(*EXTRA)
     site.frontend.until(
@@ -108,7 +108,7 @@ def test_an_outage_of_one_name_is_no_outage_of_others(site: Site) -> None:
     for name in ("cart", "docs"):
         site.frontend.dns.fault_for[f"{name}.{_ZONE}"] = Fault.SERVFAIL
     until_states(site, cart="stale", docs="stale", shop="ok")
-    # What can be followed is followed.
+    # The name that still resolves is followed.
     pods = site.frontend.scale("shop", 4)
     site.frontend.until(lambda: site.frontend.serves(SERVICES["shop"], pods))
     reloads_meanwhile(site)
@@ -132,7 +132,7 @@ def test_pods_that_come_while_cluster_dns_is_silent_are_used_when_it_is_back(sit
 
 @contextlib.contextmanager
 def second_nameserver(frontend: Frontend) -> Iterator[ClusterDns]:
-    """Another cluster DNS that knows the same pods as the frontend's own."""
+    """Run a second cluster DNS with the same pods as the frontend's own."""
     second = ClusterDns(address=f"127.{frontend.octet}.255.54")
     frontend.call(second.start())
     host, port = second.address
@@ -168,7 +168,7 @@ def test_one_of_two_nameservers_is_enough(fault: Fault, is_first: bool) -> None:
             server.fault = fault
             place = "{}:{}".format(*server.address)
             if is_first:
-                # The one that is asked first is found out, and asked no more for a while.
+                # The preferred nameserver is found to fail, and is skipped for a while.
                 frontend.until(
                     lambda: sum(
                         frontend.metric("fc_frontend_dns_queries_total", nameserver=place, rcode=r)
@@ -176,7 +176,7 @@ def test_one_of_two_nameservers_is_enough(fault: Fault, is_first: bool) -> None:
                     )
                 )
             until_states(site, **ALL_OK)
-            # Followed as if nothing were.
+            # Changes are followed as usual.
             pods = frontend.scale("cart", 4)
             frontend.until(lambda: frontend.serves(SERVICES["cart"], pods))
             reloads_meanwhile(site)
@@ -187,14 +187,15 @@ def test_one_of_two_nameservers_is_enough(fault: Fault, is_first: bool) -> None:
             follows_again(site)
 
 
-# Answers that are none
+# Invalid answers
 
 
 class Liar:
     """A nameserver in front of the real one that changes its answers as a test decides.
 
-    UDP is answered by `respond`, given query and true answer, with datagrams to send; the second
-    value of each says whether it comes from another address.  TCP is passed on, or refused.
+    `respond` is called with each UDP query and the true answer, and returns the datagrams to send;
+    the second value of each is whether it is sent from another address.  TCP is forwarded, or
+    refused.
     """
 
     def __init__(self, frontend: Frontend) -> None:
@@ -242,9 +243,9 @@ FORGED = "192.0.2.66"
 
 
 def forged(query: bytes, address: str) -> dns.message.Message:
-    """An answer that looks right, with an address that is no pod's."""
+    """Return an answer that looks valid, with an address that belongs to no pod."""
     asked = dns.message.from_wire(query)
-    # Without EDNS, so that what is cut off is cut off the address.
+    # Without EDNS, so that truncation cuts into the address.
     asked.use_edns(False)
     answer = dns.message.make_response(asked)
     name = asked.question[0].name
@@ -298,7 +299,7 @@ def _names(lies: tuple[Lie | None, ...]) -> str:
 
 @pytest.fixture(scope="module")
 def lied_to() -> Iterator[tuple[Site, Liar]]:
-    """A site whose only nameserver may lie; its pod network would allow what it lies."""
+    """A site whose only nameserver may lie; its pod network includes the forged addresses."""
     with Frontend(binary_of("2.6-debian")) as frontend, Liar(frontend) as liar:
         frontend.settings["cluster"]["nameservers"] = [liar.address]
         frontend.settings["cluster"]["pod_network"] = [
@@ -315,7 +316,7 @@ def lied_to() -> Iterator[tuple[Site, Liar]]:
 def test_a_forged_or_malformed_answer_moves_no_request(
     lied_to: tuple[Site, Liar], lies: tuple[Lie | None, ...]
 ) -> None:
-    """Instead of the true answer it is a failure; before the true one, it is nothing at all."""
+    """In place of the true answer it is a failure; before the true answer, it is ignored."""
     site, liar = lied_to
     before = liar.lies
 
@@ -363,13 +364,13 @@ def test_addresses_outside_of_the_pod_networks_are_kept_out_and_said(site: Site)
 
 
 def _addresses(site: Site) -> set[Any]:
-    """The addresses of servers that HAProxy would send requests to."""
+    """Return the addresses of the servers to which HAProxy sends requests."""
     servers = runtime.servers(site.frontend.settings["haproxy"]["runtime_socket"])
     return {server.address for server in servers if server.up}
 
 
 def test_the_time_that_cluster_dns_takes_is_nobodys_loss(site: Site) -> None:
-    """Answers after a second: nothing fails, and they are still followed."""
+    """Slow answers: no request fails, and changes are still followed."""
     site.frontend.dns.delay = 0.4
     pods = site.frontend.scale("cart", 4)
     site.frontend.until(lambda: site.frontend.serves(SERVICES["cart"], pods))
@@ -379,7 +380,7 @@ def test_the_time_that_cluster_dns_takes_is_nobodys_loss(site: Site) -> None:
 
 
 def test_the_end_and_return_of_the_nameserver_itself(site: Site) -> None:
-    """Its host answers with ICMP, then it is back at its address."""
+    """The nameserver's host answers with ICMP, then the nameserver is back at its address."""
     frontend = site.frontend
 
     async def end() -> None:
@@ -402,7 +403,7 @@ def test_the_end_and_return_of_the_nameserver_itself(site: Site) -> None:
 def test_an_outage_longer_than_haproxy_itself_endures_costs_nothing(
     long_outage: tuple[Site, float],
 ) -> None:
-    """The last test here: most of the time has passed with the others."""
+    """The last test of the module: most of the time has passed during the others."""
     site, began = long_outage
     site.frontend.until(lambda: time.monotonic() - began > PLAIN_HAPROXY_LOSES_AFTER + 8)
     site.all_serve()
@@ -448,7 +449,7 @@ def test_pods_that_only_one_nameserver_has_are_served_where_slots_are_filled_her
     """The first nameserver lags 20 s behind, and all pods are replaced meanwhile."""
     with Frontend(either_binary) as frontend, second_nameserver(frontend) as second:
         old = frontend.scale("shop", 3)
-        # HAProxy's resolver would take this address: so fc-frontend fills the slots.
+        # HAProxy's resolver would accept this address, so fc-frontend fills the slots.
         outside = "192.0.2.1"
         frontend.settings["services"]["shop"] = frontend.service("shop", 8080)
         named = KubernetesService("shop", ports={"http": 8080})
@@ -462,7 +463,7 @@ def test_pods_that_only_one_nameserver_has_are_served_where_slots_are_filled_her
             second.set_service(replace(named, endpoints=(*new.addresses, outside)))
             frontend.until(lambda: load.tally().pods.keys() >= {"next-1", "next-2", "next-3"})
             before = load.tally()
-            # As Kubernetes ends pods: what is being answered is answered.
+            # Pods end as in Kubernetes: requests in progress are still answered.
             frontend.call(old.scale(0, grace=0.5))
             frontend.until(lambda: load.tally().since(before).requests > 1000)
             assert len(load.tally().since(before).failures) <= 4

@@ -25,7 +25,7 @@ from tests.faults.site import EXTRA, SERVICES, Site, Sites, put
 from tests.support.frontend import Frontend
 
 MOUNTED = "mounted"
-"""The directory in which a file system of its own can be full or read-only."""
+"""The mount point of a separate file system that can be full or read-only."""
 
 
 @contextlib.contextmanager
@@ -35,7 +35,7 @@ def own_site(
     binary: str | None = None,
     **haproxy: Any,
 ) -> Iterator[Site]:
-    """A site under load whose daemon, and with it HAProxy, is started by `launcher`."""
+    """Run a site under load whose daemon, and with it HAProxy, is started by `launcher`."""
     with Frontend(binary or binary_of("2.6-debian")) as frontend:
         frontend.launcher = launcher
         prepare(frontend)
@@ -46,7 +46,7 @@ def own_site(
 
 
 def shell(script: str, *arguments: str, flags: str = "--mount") -> tuple[str, ...]:
-    """A launcher that runs `script` in namespaces of its own first, with `arguments` as $1…"""
+    """Return a launcher that runs `script` in new namespaces first, with `arguments` as $1…"""
     count = len(arguments)
     return (
         *("unshare", *flags.split(), "/bin/sh", "-euc", f'{script}; shift {count}; exec "$@"'),
@@ -71,7 +71,7 @@ def daemon(site: Site) -> subprocess.Popen[bytes]:
 
 
 def until_said(site: Site, event: str, words: str) -> None:
-    """Wait until an event with these words was logged; the daemon is alive and tells the same."""
+    """Wait until an event with these words is logged; the daemon must be alive and healthy."""
     site.frontend.until(lambda: any(words in line for line in site.frontend.events(event)))
     assert daemon(site).poll() is None
     assert site.frontend.get("/healthz")[0] == 200
@@ -82,7 +82,7 @@ def until_said(site: Site, event: str, words: str) -> None:
 
 @contextlib.contextmanager
 def on_own_disk(what: str) -> Iterator[Site]:
-    """A site whose daemon has `what`, config or state, on a file system of 256 KiB."""
+    """Run a site whose config or state, by `what`, is on a file system of 256 KiB."""
 
     def prepare(frontend: Frontend) -> None:
         mounted = frontend.directory / MOUNTED
@@ -99,7 +99,7 @@ def on_own_disk(what: str) -> Iterator[Site]:
 
 
 def inside(site: Site, path: str | Path) -> Path:
-    """The path as the daemon sees it."""
+    """Return the path of a file in the daemon's mount namespace."""
     return Path(f"/proc/{daemon(site).pid}/root{path}")
 
 
@@ -110,7 +110,7 @@ def remount(site: Site, how: str) -> None:
 
 
 def fill(directory: Path) -> Path:
-    """A file that takes all room."""
+    """Fill the file system with one file, and return its path."""
     path = directory / "filler"
     with pytest.raises(OSError, match="No space left"), path.open("wb", buffering=0) as file:
         while True:
@@ -149,7 +149,7 @@ def test_a_disk_that_takes_nothing_more(what: str, fault: str) -> None:
         site.declare(*EXTRA)
         until_said(site, "reload-failed", "No space" if fault == "full" else "Read-only")
         nothing_half_done(site, text, running)
-        # Pods are followed all the same: HAProxy does that by itself.
+        # Pods are still followed: HAProxy does that by itself.
         pods = frontend.scale("cart", 4)
         frontend.until(lambda: frontend.serves(SERVICES["cart"], pods))
         site.still_serve()
@@ -181,11 +181,11 @@ def test_a_state_directory_that_cannot_be_made(what: str) -> None:
         site.is_mended()
 
 
-# HAProxy's program
+# The HAProxy binary
 
 
 class Wrapped:
-    """A program in HAProxy's place that is HAProxy, until its `mode` says otherwise."""
+    """A wrapper that runs the real HAProxy, unless its `mode` selects a fault."""
 
     def __init__(self, directory: Path, real: str) -> None:
         self.path = directory / "haproxy-wrapped"
@@ -245,7 +245,7 @@ def wrapped(wrapped_sites: Sites) -> Iterator[tuple[Site, Wrapped]]:
             "not-executable", "reload-failed", "may not be executed", marks=pytest.mark.extended
         ),
         ("no-program", "reload-failed", "cannot be started"),
-        # A check that exceeds its limits is a verdict; here, nothing that changed is to blame.
+        # A check that exceeds its limits counts as refused; here, no changed unit is to blame.
         ("hang", "config-refused", "did not end within"),
         ("kill", "config-refused", "was killed by SIGKILL"),
     ],
@@ -315,7 +315,7 @@ def sites() -> Iterator[Sites]:
 
 @pytest.fixture
 def site(sites: Sites) -> Iterator[Site]:
-    """A site for all cases here that leave it as it was."""
+    """A site for all cases of this module that leave it unchanged."""
     with sites.lent() as made:
         yield made
         made.without_extra()
@@ -328,7 +328,7 @@ GARBAGE = b"\xff\0garbage;\n" * 100
 
 
 class Impostor:
-    """What listens in the place of HAProxy's socket, and answers `answer`, or never."""
+    """A listener in place of HAProxy's socket that answers `answer`, or never."""
 
     def __init__(self, path: Path, answer: bytes | None) -> None:
         self._answer = answer
@@ -382,7 +382,7 @@ def test_a_master_socket_that_does_not_work(site: Site, answer: str) -> None:
 
 @pytest.mark.parametrize("answer", ["silent", "garbage"])
 def test_a_runtime_socket_that_does_not_work(site: Site, answer: str) -> None:
-    """Without proof that HAProxy has a configuration, none is believed to be there."""
+    """Without proof that HAProxy runs a configuration, the daemon is not ready."""
     frontend = site.frontend
     path = frontend.directory / "admin.sock"
     aside = path.with_name("aside")
@@ -404,7 +404,7 @@ def test_a_haproxy_that_crashes_is_started_again_whatever_cluster_dns_does(victi
     with Frontend(binary_of("2.6-debian")) as frontend:
         site = Site(frontend)
         site.start()
-        # Known of DNS is what was there when it ended.
+        # After the crash, only the pods of the last DNS answers are known.
         host, port = frontend.dns.address
         frontend.call(frontend.dns.stop())
         processes = show_proc(str(frontend.directory / "master.sock"))
@@ -456,7 +456,7 @@ def test_services_stay_while_their_directory_is_gone(site: Site) -> None:
     site.until_held({("file", str(frontend.services_d)): "the last good version keeps running"})
     site.still_serve()
     assert frontend.running_hash() == running
-    # It is left alone by a restart, too.
+    # A restart keeps the running configuration, too.
     frontend.stop_daemon(signal.SIGKILL)
     frontend.start()
     site.until_held({("file", str(frontend.services_d)): "the last good version keeps running"})
@@ -496,7 +496,7 @@ def test_a_daemon_without_file_descriptors(site: Site) -> None:
     ["max_inotify_instances", pytest.param("max_inotify_watches", marks=pytest.mark.extended)],
 )
 def test_without_inotify_changes_are_seen_at_the_rescan(limit: str) -> None:
-    """The limit is the user namespace's own (user_namespaces(7), /proc/sys/user)."""
+    """The limit is that of the user namespace (user_namespaces(7), /proc/sys/user)."""
     launcher = shell(
         f'echo "$1" > /proc/sys/user/{limit}', "0", flags="--user --map-root-user --keep-caps"
     )
@@ -546,7 +546,7 @@ def test_a_daemon_that_is_ended_in_a_reload_leaves_nothing_half_done(
 
 
 def test_a_start_after_the_monotonic_clock_went_back_keeps_what_is_held() -> None:
-    """As after a reboot: what was stored is no younger or older than it is."""
+    """As after a reboot: the age of stored answers is computed correctly."""
     ahead = ("unshare", "--time", "--monotonic", "5000000", "--boottime", "5000000", "--fork")
     with own_site(*ahead, "--kill-child") as site:
         frontend = site.frontend

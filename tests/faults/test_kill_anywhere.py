@@ -1,6 +1,6 @@
-"""The daemon may be killed at any moment: what it left is good, and the next one goes on.
+"""The daemon may be killed at any moment: its files stay valid, and the next one continues.
 
-`FC_FRONTEND_KILLS` is how often it is killed in the extended tier, 30 times by default.
+`FC_FRONTEND_KILLS` is the number of kills in the extended tier, 30 by default.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from tests.support.frontend import Frontend
 FEW_KILLS = 6
 KILLS = int(os.environ.get("FC_FRONTEND_KILLS", "30"))
 LONGEST_LIFE = 0.6
-"""Seconds; a start takes some 0.5, so that it is killed before, in and after its first step."""
+"""Seconds; a start takes about 0.5, so that the kill hits before, in and after its first step."""
 PODS = 5
 _OTHERS = {f"other-{number}": 10100 + number for number in range(5)}
 
 
 class Unrest:
-    """Somebody who edits files, and a cluster that scales, at random and without end."""
+    """Random edits of files and changes of scale, until stopped."""
 
     def __init__(self, site: Site, rng: random.Random) -> None:
         self._site = site
@@ -49,7 +49,7 @@ class Unrest:
 
     @contextlib.contextmanager
     def going_on(self) -> Iterator[None]:
-        """Edits meanwhile."""
+        """Edit files during the context."""
         self._going.set()
         yield
         self._going.clear()
@@ -82,7 +82,7 @@ class Unrest:
             site.declare(name, _OTHERS[name], extra_config="nonsense here")
 
     def _publish(self, name: str, count: int) -> None:
-        """Cluster DNS names some of the pods; the others live on, as draining ones do."""
+        """Publish only some of the pods; the others keep running, as draining pods do."""
         frontend = self._site.frontend
         addresses = self._rng.sample(frontend.pods[name].addresses, count)
 
@@ -110,7 +110,7 @@ def test_the_daemon_may_be_killed_anywhere(kills: int) -> None:
                 site.file_is_good()
                 site.none_failed()
                 with unrest.going_on():
-                    # Half of the time it is killed again before it was ready once.
+                    # Every other time, it is killed again before it is ready.
                     frontend.start(wait=False)
                     if kill % 2:
                         continue
@@ -125,7 +125,7 @@ def test_the_daemon_may_be_killed_anywhere(kills: int) -> None:
                 on_disk = frontend.haproxy_cfg.read_text()
                 assert f"fc-frontend:{running}" in on_disk, (seed, kill)
                 site.file_is_good()
-            # At rest, everything is mended and followed.
+            # Once the edits stop, everything is repaired and followed.
             for name, port in SERVICES.items():
                 site.declare(name, port)
                 frontend.scale(name, PODS)

@@ -1,4 +1,4 @@
-"""Run a test's function as root: as we are, or in a user namespace of its own."""
+"""Run a test function as root, directly or in a separate user namespace."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 
 DAEMON = 4321
-"""The user and group of the daemon: nobody else's in a test."""
+"""The user and group of the daemon in tests; no other file has this owner."""
 
 _INSIDE = ["unshare", "--map-root-user", "--map-auto"]
 
 
 def as_root(function: Callable[[Path], None], directory: Path) -> None:
-    """Call a module's `function` with `directory`, and fail if it fails."""
+    """Call the module-level `function` with `directory` as root, and fail if it fails."""
     if os.geteuid() == 0:
         function(directory)
         return
@@ -34,7 +34,7 @@ def as_root(function: Callable[[Path], None], directory: Path) -> None:
 
 
 def again_as_root(request: pytest.FixtureRequest) -> bool:
-    """True if this test ran as root in a user namespace, because we are not root."""
+    """Return whether the test was run as root in a user namespace, as this user is not root."""
     if os.geteuid() == 0:
         return False
     done = subprocess.run(
@@ -50,9 +50,10 @@ def again_as_root(request: pytest.FixtureRequest) -> bool:
 
 
 def as_daemon() -> tuple[str, ...]:
-    """What to put before `python …` to run it as the daemon's user.
+    """Return the command prefix that runs `python …` as the daemon's user.
 
-    That user may start the same Python again, which it may not where this one is in root's home.
+    That user must be able to start the same Python again.  It cannot if this Python is in root's
+    home directory; the prefix then selects /usr/bin/python3.
     """
     user = ("setpriv", f"--reuid={DAEMON}", f"--regid={DAEMON}", "--clear-groups")
     again = "import subprocess, sys; subprocess.run([sys.executable, '-c', ''], check=True)"
@@ -64,6 +65,6 @@ def as_daemon() -> tuple[str, ...]:
 
 
 def given(path: Path, uid: int = DAEMON) -> Path:
-    """`path` itself, a link as such, belongs to `uid` from now on."""
+    """Change the owner of `path` to `uid`, without following a symbolic link, and return `path`."""
     os.chown(path, uid, uid, follow_symlinks=False)
     return path

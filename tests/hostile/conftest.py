@@ -1,4 +1,4 @@
-"""Which tests run for whom."""
+"""Select the tests to run by the user who runs them."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import pytest
 
 @pytest.fixture
 def users() -> None:
-    """For tests that make files of several users: as root only, in a user namespace or not."""
+    """Mark a test that creates files of several users: it runs as root, or in a user namespace."""
 
 
 @pytest.fixture
 def namespace_of_users() -> None:
-    """For tests that run others in a user namespace: for all but root."""
+    """Mark a test that runs other tests in a user namespace: it runs for all users but root."""
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what does not apply to the user who runs the tests."""
+    """Deselect the tests that do not apply to the user who runs them."""
     unwanted = "namespace_of_users" if os.geteuid() == 0 else "users"
     found = [item for item in items if unwanted in getattr(item, "fixturenames", ())]
     if found:

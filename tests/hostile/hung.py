@@ -1,4 +1,4 @@
-"""A file system that never answers, as a dead NFS server's does: FUSE without anybody behind it."""
+"""A file system that never answers, like that of a dead NFS server: FUSE without a daemon."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _MNT_DETACH = 2
 
 @contextlib.contextmanager
 def hung(directory: Path) -> Iterator[Path]:
-    """Mount it on `directory`; whoever waits for it gets an error in the end.  Takes root."""
+    """Mount the file system on `directory`; blocked calls fail at its unmount.  Requires root."""
     libc = ctypes.CDLL(None, use_errno=True)
     device = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
     try:

@@ -1,7 +1,7 @@
-"""HAProxy's own reading of lines, as the judge of fc_frontend.syntax.
+"""HAProxy's own parsing of lines, as the reference for fc_frontend.syntax.
 
-A pattern of an ACL is a word of the configuration, and `show acl` on the runtime socket shows it
-byte for byte: so one start of HAProxy tells the words of thousands of lines.
+A pattern of an ACL is a word of the configuration, and `show acl` on the runtime socket prints it
+byte for byte.  One start of HAProxy therefore reveals the words of thousands of lines.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ ENVIRONMENT = {"FC_A": "alpha", "FC_SP": " p  q\tr ", "FC_Q": "a'b\"c#d\\", "FC_
 """Variables that lines may use; FC_UNSET is not set."""
 PREFIX = "acl a{} str(x) -m str -- "
 _FRONTEND = 200
-"""ACLs in each frontend: HAProxy looks for names one by one."""
+"""The number of ACLs in each frontend: HAProxy searches names linearly."""
 _BATCH = 200
 _FATAL = 45
-"""HAProxy stops after 50 faults."""
+"""HAProxy stops after 50 errors."""
 _POINTER = re.compile(rb"0x[0-9a-f]+ ")
 SAID = {
     WordFlaw.QUOTE: "unmatched quote",
@@ -56,7 +56,7 @@ _PIECES = [
 
 
 def random_line(chance: random.Random) -> str:
-    """A line made of everything that has a meaning to HAProxy."""
+    """Return a line made of everything that has a meaning to HAProxy."""
     if chance.random() < 0.02:
         words = [chance.choice(("a", '"b c"', "'d'", "\\ ")) for _ in range(chance.randint(55, 62))]
         return " ".join(words) + chance.choice(("", " ", " # x", "\t", ' ""'))
@@ -70,7 +70,7 @@ def random_line(chance: random.Random) -> str:
 
 
 def disguised(word: str, chance: random.Random) -> str:
-    """Another way to write `word`, which HAProxy reads the same."""
+    """Return another spelling of `word` that HAProxy reads as the same word."""
     source = ""
     while word:
         length = chance.randint(1, len(word))
@@ -88,10 +88,10 @@ def disguised(word: str, chance: random.Random) -> str:
 
 
 def expanded(line: str, number: int, file: str, section: str, *, glues: bool) -> str:
-    """`line` with its variables replaced by quoted text that means the same.
+    """Return `line` with its variables replaced by quoted text that means the same.
 
-    If HAProxy `glues`, an unset variable at the end of a quoted word takes the blanks after the
-    quote along, and the next word with them (HAProxy 2.8 and later).
+    With `glues`, an unset variable at the end of a quoted word also consumes the blanks after the
+    quote, and so joins the next word (HAProxy 2.8 and later).
     """
     values = {**ENVIRONMENT, ".LINE": str(number), ".FILE": file, ".SECTION": section}
     result, at, quote = "", 0, ""
@@ -125,13 +125,13 @@ def _in_quotes(value: str, *, splits: bool) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A HAProxy that has read lines as ACLs."""
+    """A running HAProxy that has loaded lines as ACLs."""
 
     socket: str
     file: str
 
     def patterns(self, first: int, end: int) -> bytes:
-        """What it shows of the ACLs from `first` up to `end`, pointers replaced by `@ `."""
+        """Return the output for the ACLs from `first` up to `end`, pointers replaced by `@ `."""
         commands = ";".join(f"show acl #{index}" for index in range(first, end))
         answer = bytearray()
         with socket.socket(socket.AF_UNIX) as connection:
@@ -144,7 +144,7 @@ class Asked:
 
 
 def place_of(index: int, directory: Path) -> tuple[int, str, str]:
-    """The line's number, the file and the section of line `index`, as `reading` writes them."""
+    """Return the line number, file and section of line `index`, as `reading` writes them."""
     frontend, offset = divmod(index, _FRONTEND)
     number = 8 + frontend * (_FRONTEND + 1) + 2 + offset
     return number, f"{directory}/words.cfg", f"f{frontend}"
@@ -152,11 +152,12 @@ def place_of(index: int, directory: Path) -> tuple[int, str, str]:
 
 @contextmanager
 def reading(binary: str, lines: Sequence[str], directory: Path) -> Iterator[Asked]:
-    """A HAProxy that has read `lines`, each as patterns of an ACL of its own."""
+    """Run a HAProxy that has loaded each of `lines` as the patterns of a separate ACL."""
     text = [
         "global",
         f"  stats socket {directory}/words.sock mode 600 level admin",
-        # HAProxy 2.6 reads a longer line than ever before twice, and loses defaults of variables.
+        # HAProxy 2.6 parses a line that is longer than all lines before it twice, and then loses
+        # the defaults of variables.
         f"  setenv LONG {'x' * 60_000}",
         "defaults",
         "  timeout connect 1s",
@@ -169,7 +170,7 @@ def reading(binary: str, lines: Sequence[str], directory: Path) -> Iterator[Aske
             text.append(f"frontend f{index // _FRONTEND}")
         assert len(text) + 1 == place_of(index, directory)[0]
         text.append(PREFIX.format(index) + line)
-    # A frontend needs an address only to be used.
+    # A frontend needs an address only if it is used.
     text += ["frontend last", f"  bind unix@{directory}/last.sock", ""]
     file = directory / "words.cfg"
     file.write_bytes("\n".join(text).encode("utf-8", "surrogateescape"))
@@ -199,7 +200,7 @@ def reading(binary: str, lines: Sequence[str], directory: Path) -> Iterator[Aske
 
 
 def refusals(binary: str, lines: Sequence[str], directory: Path) -> list[str]:
-    """What HAProxy says of each of `lines` in a global section; empty where it says nothing."""
+    """Return HAProxy's message for each of `lines` in a global section; empty if there is none."""
     said: list[str] = []
     for start in range(0, len(lines), _FATAL):
         batch = lines[start : start + _FATAL]
@@ -213,7 +214,7 @@ def refusals(binary: str, lines: Sequence[str], directory: Path) -> list[str]:
 
 
 def checked(binary: str, text: str, directory: Path) -> str:
-    """What `haproxy -c` says of a text."""
+    """Return the output of `haproxy -c` for `text`."""
     file = directory / "checked.cfg"
     file.write_bytes(text.encode("utf-8", "surrogateescape"))
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""Where HAProxy listens because of a line, predicted and compared with the real HAProxy."""
+"""The addresses on which a line makes HAProxy listen: the prediction, and the real HAProxy."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ UNKNOWN = None
 
 
 def listeners(text: str) -> list[ListenEndpoint] | None:
-    """Where HAProxy listens by `text`, None if that is not known."""
+    """Return the endpoints on which HAProxy listens with `text`, or None if they are not known."""
     found, flaws = effective([read_listeners(text)], HOST)
     return None if flaws else [listener.endpoint for _, listener in found]
 
@@ -75,7 +75,7 @@ BINDS: list[tuple[str, list[str] | None]] = [
     ("rhttp@backend/server", []),
     ("", []),
     (f"unix@/{'x' * 94}", [f"unix@/{'x' * 94}"]),
-    # HAProxy accepts these, and only its start shows where it listens.
+    # HAProxy accepts these; only a start shows where it listens.
     ("localhost:80", UNKNOWN),
     ("127.0.0.01:80", UNKNOWN),
     ("'127.0.0.1:8000- +8002'", UNKNOWN),
@@ -231,14 +231,14 @@ def test_each_bind_option_of_haproxy_is_known_to_take_a_value_or_not(
 
 @dataclass(frozen=True)
 class Generated:
-    """A section with one line, and whether HAProxy may accept what we cannot know."""
+    """A section with one bind line, and whether HAProxy may accept what we cannot predict."""
 
     text: str
     unknowable: bool = False
 
 
 def generated(seed: int, count: int, directory: Path) -> Iterator[Generated]:
-    """Sections, each on ports and paths of its own."""
+    """Yield sections, each with its own ports and paths."""
     pick = random.Random(seed)
     for number in range(count):
         ports = [20000 + number * 10 + offset for offset in range(10)]
@@ -266,7 +266,7 @@ def generated(seed: int, count: int, directory: Path) -> Iterator[Generated]:
 
 
 def one_address(pick: random.Random, ports: list[int], path: str) -> tuple[str, bool]:
-    """An address, right or wrong, and whether it is a name or a variable."""
+    """Return a valid or invalid address, and whether HAProxy may accept what we cannot predict."""
     port = str(ports.pop())
     prefix = pick.choice(
         "ipv4@ ipv6@ ip@ tcp@ tcp4@ tcp6@ udp@ udp4@ udp6@ stream+ dgram+ quic4@ unix@ uxst@ "
@@ -313,11 +313,11 @@ def test_haproxy_listens_where_it_is_predicted_to(
     for section in sections:
         predicted = listeners(section.text)
         if section in refused:
-            # A disabled section opens nothing, right or wrong; QUIC is not compiled in.
+            # A disabled section opens nothing, valid or not; QUIC is not compiled in.
             excused = "disabled" in section.text or "quic4@" in section.text.replace("''", "")
             assert predicted is None or excused, f"HAProxy refuses, we do not: {section.text}"
         elif any(one.v6only and one.ipv4 for one in predicted or ()):
-            # An IPv4 address on a socket that takes none: Linux refuses to bind it.
+            # An IPv4 address on an IPv6-only socket: Linux refuses the bind.
             continue
         elif predicted is None:
             assert section.unknowable, f"we refuse, HAProxy does not: {section.text}"
@@ -330,7 +330,7 @@ def test_haproxy_listens_where_it_is_predicted_to(
 
 
 def written(sections: list[Generated], directory: Path) -> tuple[Path, list[int]]:
-    """A configuration of `sections`, and the first line of each."""
+    """Write a configuration of `sections`, and return its path and the first line of each."""
     lines = [HEAD.count("\n") + 1]
     for section in sections:
         lines.append(lines[-1] + section.text.count("\n"))
@@ -341,7 +341,10 @@ def written(sections: list[Generated], directory: Path) -> tuple[Path, list[int]
 
 
 def refused_by_haproxy(binary: str, sections: list[Generated], directory: Path) -> list[Generated]:
-    """The sections in which HAProxy's check finds an error.  It stops after some at a time."""
+    """Return the sections that HAProxy's check refuses.
+
+    The check stops after a number of errors, so it is repeated without the sections found so far.
+    """
     refused: list[Generated] = []
     while True:
         left = [section for section in sections if section not in refused]
@@ -367,7 +370,7 @@ def refused_by_haproxy(binary: str, sections: list[Generated], directory: Path) 
 
 
 def sockets_of(endpoint: ListenEndpoint) -> set[str]:
-    """What the kernel shows for an endpoint."""
+    """Return the sockets that the kernel lists for an endpoint."""
     if endpoint.family is Family.UNIX:
         return {f"{'dgram' if endpoint.is_datagram else 'stream'} {endpoint.host}"}
     if endpoint.family is Family.ABSTRACT:
@@ -381,7 +384,7 @@ def sockets_of(endpoint: ListenEndpoint) -> set[str]:
 
 
 def listening(binary: str, sections: list[Generated], directory: Path) -> set[str]:
-    """What a HAProxy listens on, in a network of its own where all ports are free."""
+    """Return the sockets of a HAProxy in its own network namespace, where all ports are free."""
     config, _ = written(sections, directory)
     log, socket = directory / "log", f"{directory}/admin.sock"
     user = [] if os.getuid() == 0 else ["--map-root-user"]
@@ -409,7 +412,7 @@ def listening(binary: str, sections: list[Generated], directory: Path) -> set[st
 
 
 def sockets_held(pid: int) -> set[str]:
-    """The listening and datagram sockets of a process, as the kernel names them."""
+    """Return the listening and datagram sockets of a process, as the kernel names them."""
     inodes = set()
     for descriptor in Path(f"/proc/{pid}/fd").iterdir():
         try:

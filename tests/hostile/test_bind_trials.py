@@ -1,4 +1,4 @@
-"""What keeps HAProxy from a listener is found before a reload, and HAProxy agrees."""
+"""Obstacles to a listener are found before a reload, and HAProxy agrees."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def obstacle(bind: str, rights: Rights | None = None) -> Obstacle | None:
 def starts(
     haproxy: RealHaproxy, bind: str, *, as_nobody: bool = False, section: str = "listen web"
 ) -> bool:
-    """True if HAProxy starts with a section that has this line."""
+    """Return whether HAProxy starts with a section that contains this line."""
     runtime = f"{haproxy.directory}/run/admin.sock"
     (haproxy.directory / "run").mkdir(exist_ok=True)
     (haproxy.directory / "run").chmod(0o777)
@@ -69,7 +69,7 @@ def starts(
 
 
 def unprivileged() -> Rights:
-    """The rights of nobody, or of this user if it is not root."""
+    """Return the credentials of nobody, or of this user if it is not root."""
     if os.geteuid() == 0:
         return Rights(NOBODY, (NOBODY,), 0)
     rights = rights_of(os.getpid())
@@ -79,7 +79,7 @@ def unprivileged() -> Rights:
 
 @contextmanager
 def bound(path: Path, kind: int) -> Iterator[socket.socket]:
-    """A socket of ours on a path, which nobody has connected to."""
+    """Bind a socket to a path, without any connection to it."""
     with socket.socket(socket.AF_UNIX, kind) as holder:
         holder.bind(str(path))
         if kind != socket.SOCK_DGRAM:
@@ -144,9 +144,9 @@ def test_a_datagram_port_that_another_process_has(haproxy: RealHaproxy, option: 
         line = f"dgram-bind {address}:{holder.getsockname()[1]}"
         (found,) = find_obstacles(endpoints(line, section), owned_by=frozenset())
         assert f"process {os.getpid()}" in found.message
-        # With the option, HAProxy would get in beside it, and take what it receives.
+        # With the option, HAProxy would bind the same port and receive the holder's datagrams.
         assert starts(haproxy, line, section=section) is bool(option)
-        # TCP is another matter.
+        # The TCP port of the same number is free.
         assert obstacle(line.split()[1]) is None
     assert not find_obstacles(endpoints(line, section), owned_by=frozenset())
     assert starts(haproxy, line, section=section)
@@ -161,10 +161,10 @@ def test_a_foreign_socket_of_any_kind_is_not_replaced(haproxy: RealHaproxy, kind
         found = obstacle(f"unix@{path}")
         assert found is not None
         assert "is in use by" in found.message
-        # Trying has disturbed nothing.
+        # The trial has not disturbed the socket.
         with pytest.raises(BlockingIOError):
             holder.accept() if kind != socket.SOCK_DGRAM else holder.recv(10)
-        # HAProxy would take its place.
+        # HAProxy would replace it.
         before = path.stat().st_ino
         assert starts(haproxy, f"bind unix@{path}")
         assert path.stat().st_ino != before

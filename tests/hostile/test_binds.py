@@ -1,7 +1,7 @@
-"""Binds of others, and binds that HAProxy cannot take, cost nobody but the unit that wants them.
+"""A bind that another process holds, or HAProxy cannot take, affects only the unit with the bind.
 
-With the real daemon, HAProxy and requests: three services are under load throughout, no request may
-fail, and none may be answered by a pod of another service.
+The tests use the real daemon and HAProxy.  Three services are under load throughout: no request
+may fail, and none may be answered by a pod of another service.
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ def every_sites() -> Iterator[dict[str, Sites]]:
 
 @pytest.fixture(params=BINARIES)
 def site(every_sites: dict[str, Sites], request: pytest.FixtureRequest) -> Iterator[Site]:
-    """A site under load; what a test adds has to be gone at its end."""
+    """A site under load; each test must remove everything that it adds."""
     with every_sites[request.param].lent() as made:
         yield made
 
 
 def raw(site: Site, name: str, line: str) -> None:
-    """A service of its own with a line in extra_config."""
+    """Return a separate service with a line in extra_config."""
     number = 8100 + len(list(site.frontend.services_d.iterdir()))
     site.declare(name, number, service="extra", extra_config=line)
 
 
 def fragment(site: Site, name: str, *lines: str) -> None:
-    """A fragment whose section answers by itself."""
+    """Return a fragment whose section answers without a server."""
     own = (f"frontend {name}", "  mode http", "  http-request return status 200")
     site.put(f"{name}.cfg", "\n".join((*own, *(f"  {line}" for line in lines))) + "\n")
 
@@ -113,14 +113,14 @@ def test_nobody_takes_a_part_of_anothers_traffic(site: Site) -> None:
         "f-peers": "is taken by service cart",
     }
     until_withheld(site, expected)
-    # The socket that controls HAProxy is still HAProxy's.
+    # The socket that controls HAProxy still belongs to HAProxy.
     assert runtime.info(f"{directory}/admin.sock")["Name"] == "HAProxy"
     until_well(site, *expected)
 
 
 @contextlib.contextmanager
 def held_by_others(site: Site) -> Iterator[dict[str, Any]]:
-    """Sockets that another process, this one, has on the frontend's host."""
+    """Hold sockets on the frontend's host in another process, the test itself."""
     host, directory = site.frontend.host, site.frontend.directory
     with contextlib.ExitStack() as stack:
         tcp = [stack.enter_context(socket.create_server((host, 0))) for _ in range(3)]
@@ -170,7 +170,7 @@ def test_what_haproxy_cannot_take_never_comes_to_a_reload(site: Site) -> None:
             "g-datagrams": held,
         }
         until_withheld(site, expected)
-        # What was sent to another process arrives there still.
+        # Datagrams for the other process still arrive there.
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as client:
             client.sendto(b"hello", f"{directory}/log")
         assert others["log"].recv(100) == b"hello"

@@ -1,6 +1,7 @@
-"""A bind that fails only at the reload costs one pause at most, and nobody but its unit.
+"""A bind that fails only at the reload causes at most one pause, and affects only its unit.
 
-HAProxy finds another network namespace under a name than fc-frontend, and misses the address there.
+HAProxy finds a different network namespace under a name than fc-frontend, and the address is
+missing there.
 """
 
 from __future__ import annotations
@@ -35,20 +36,20 @@ exec unshare --mount sh -c '
 
 
 def launcher() -> tuple[str, ...]:
-    """What gives a daemon, and the HAProxy that it starts, network namespaces to name."""
+    """Return the launcher that gives the daemon and its HAProxy named network namespaces."""
     user = () if os.geteuid() == 0 else ("--map-root-user",)
     return ("unshare", *user, "--mount", "/bin/sh", "-c", INSIDE, "sh")
 
 
 def entering(frontend: Frontend) -> tuple[str, ...]:
-    """What runs a command where the daemon runs."""
+    """Return the command prefix that enters the daemon's namespaces."""
     assert frontend.daemon is not None
     user = () if os.geteuid() == 0 else ("--user", "--preserve-credentials")
     return ("nsenter", "--target", str(frontend.daemon.pid), "--mount", *user)
 
 
 def inside(frontend: Frontend, *argv: str) -> subprocess.CompletedProcess[str]:
-    """Run a command where the daemon runs."""
+    """Run a command in the daemon's namespaces."""
     return subprocess.run(
         [*entering(frontend), *argv],
         stdin=subprocess.DEVNULL,
@@ -92,7 +93,7 @@ def test_a_bind_that_fails_only_at_the_reload(haproxy_binary: str, short_directo
             restarted(frontend)
             assert not load.tally().since(before).failures
             assert len(failures(frontend)) == 1
-            # Another text is another matter.
+            # A changed text is tried again.
             frontend.drop("other.cfg", fragment("now it is better"))
             frontend.until(lambda: len(failures(frontend)) == 2, PATIENCE)
             frontend.until(lambda: withheld(frontend) == {"other"} and frontend.ready(), PATIENCE)
@@ -113,14 +114,14 @@ def reloads(frontend: Frontend) -> int:
 
 
 def reloaded_by(frontend: Frontend, act: Callable[[], object]) -> None:
-    """Wait until HAProxy has reloaded because of something, and has what is declared."""
+    """Wait until HAProxy has reloaded after `act` and runs the declared configuration."""
     before = reloads(frontend)
     act()
     frontend.until(lambda: reloads(frontend) > before and frontend.ready(), PATIENCE)
 
 
 def not_again(frontend: Frontend, load: Load) -> None:
-    """Other changes, the same text, a signal and time do not bring the failed reload back."""
+    """Other changes, the same text, a signal and time do not repeat the failed reload."""
     for balance in ("roundrobin", "first"):
         service = frontend.service("extra", 8090, balance=balance)
         reloaded_by(frontend, partial(frontend.drop, "extra.json", {"extra": service}))
@@ -128,7 +129,7 @@ def not_again(frontend: Frontend, load: Load) -> None:
     checks = frontend.metric("fc_frontend_checks_total")
     assert frontend.daemon is not None
     frontend.daemon.send_signal(signal.SIGHUP)
-    # It has been given to HAProxy's check again several times since, and never to a reload.
+    # HAProxy's check has run several times since, but no reload.
     frontend.until(lambda: frontend.metric("fc_frontend_checks_total") >= checks + 2, PATIENCE)
     answered = load.tally().requests
     frontend.until(lambda: load.tally().requests > answered + 20, PATIENCE)
@@ -136,13 +137,13 @@ def not_again(frontend: Frontend, load: Load) -> None:
 
 
 def restarted(frontend: Frontend) -> None:
-    """Another daemon remembers it."""
+    """The next daemon remembers the failed reload."""
     with subprocess.Popen(
         [*entering(frontend), "cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as holder:
         assert holder.stdin is not None
         assert holder.stdout is not None
-        # Once it answers, it is in the namespaces.
+        # Once it answers, it has entered the namespaces.
         holder.stdin.write(b"\n")
         holder.stdin.flush()
         holder.stdout.readline()
@@ -155,7 +156,7 @@ def restarted(frontend: Frontend) -> None:
 
 
 def by_force(frontend: Frontend) -> None:
-    """What nobody can see has changed: only an operator knows that it may work now."""
+    """A change that cannot be detected: only an operator knows that the bind can now succeed."""
     apply = (sys.executable, "-m", "fc_frontend", "apply", "--config", str(frontend.config))
     done = inside(frontend, *apply)
     assert done.returncode == 1

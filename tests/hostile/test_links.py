@@ -1,4 +1,4 @@
-"""Whoever may write in the state directory, or beside haproxy.cfg, gains nothing by it from root.
+"""Write access to the state directory, or to haproxy.cfg's, gains no root privileges.
 
 The daemon's user plants links where root's `apply`, `rollback`, `status`… write and read.
 """
@@ -74,7 +74,7 @@ PLANTED: dict[str, Callable[[Path, Path], None]] = {
 
 
 def state_of(directory: Path) -> tuple[Path, Path]:
-    """A state directory of the daemon's user, and a file of root's that nobody else may read."""
+    """Return a state directory of the daemon's user, and a root file that nobody else may read."""
     state, root = directory / "state", directory / "root"
     (state / "history").mkdir(parents=True)
     given(state)
@@ -107,7 +107,7 @@ def every_writer_leaves_what_was_planted_alone(directory: Path) -> None:
             path = state / name
             plant(path, victim)
             given(path) if kind != "hard link" else None
-            # To be refused is as good: nothing that is not ours is changed.
+            # A refusal is fine too: no file outside the state directory changes.
             with contextlib.suppress(Unavailable):
                 write(state)
             assert is_untouched(victim), (name, kind)
@@ -156,7 +156,7 @@ def test_a_directory_that_is_a_planted_link_is_not_entered(tmp_path: Path) -> No
 
 
 def a_writer_races_with_links(directory: Path) -> None:
-    """The daemon's user exchanges `history` for a link again and again."""
+    """The daemon's user swaps `history` with a link repeatedly."""
     state, victim = state_of(directory)
     link = state / "link"
     link.symlink_to(victim.parent)
@@ -287,7 +287,7 @@ def root_writes_beside_a_planted_link(directory: Path) -> None:
     etc.chmod(0o775)
     config = etc / "haproxy.cfg"
     for owner in (DAEMON, 0):
-        # Who may write the directory may rename a link of root's as well.
+        # A user who can write to the directory can also rename root's links.
         config.symlink_to(victim)
         given(config, owner)
         for act in (lambda: install.install(str(config), "new"), lambda: files.read(str(config))):
@@ -305,7 +305,7 @@ def root_writes_beside_a_planted_link(directory: Path) -> None:
     assert (found.st_uid, found.st_gid) == (DAEMON, DAEMON)
     config.unlink()
     install.install(str(config), "new")
-    # The group of the directory is the daemon's.
+    # The directory's group is the daemon's.
     assert (config.stat().st_gid, stat.S_IMODE(config.stat().st_mode)) == (DAEMON, 0o640)
     assert is_untouched(victim)
 
@@ -365,7 +365,7 @@ def test_what_is_no_file_is_not_replaced(short_directory: Path, kind: str) -> No
         assert path.lstat().st_ino == before
 
 
-# The whole of it: the daemon is a user of its own, the operator is root
+# End to end: the daemon is a separate user, the operator is root
 
 
 def owned(frontend: Frontend) -> dict[str, int]:
@@ -386,7 +386,7 @@ def share_the_state(frontend: Frontend) -> None:
     frontend.launcher = as_daemon()
     frontend.scale("shop", 2)
     frontend.drop("shop.json", {"shop": frontend.service("shop", 8080)})
-    # As a package has it: what is declared is root's, the rest the daemon's.
+    # As packaged: root owns the declarations, the daemon everything else.
     state, etc = frontend.directory / "state", frontend.directory / "etc"
     frontend.haproxy_cfg = etc / "haproxy.cfg"
     places = {"config_file": "haproxy.cfg", "master_socket": "m", "runtime_socket": "r"}
@@ -398,7 +398,7 @@ def share_the_state(frontend: Frontend) -> None:
         given(path)
     frontend.start()
     frontend.until(lambda: frontend.serves(8080, frontend.pods["shop"]))
-    # Root changes everything that there is to change.
+    # Root makes every possible change.
     frontend.drop("more.json", {"more": frontend.service("shop", 8081)})
     frontend.run("apply")
     frontend.run("drain", "shop", frontend.pods["shop"].addresses[0])
@@ -408,12 +408,12 @@ def share_the_state(frontend: Frontend) -> None:
     frontend.run("apply", check=False)
     assert set(owned(frontend).values()) == {DAEMON}, owned(frontend)
     assert frontend.haproxy_cfg.stat().st_uid == DAEMON
-    # The daemon goes on with it.
+    # The daemon continues with the result.
     frontend.drop("third.json", {"third": frontend.service("shop", 8082)})
     frontend.until(lambda: frontend.serves(8082, frontend.pods["shop"]) and frontend.ready())
     frontend.stop_daemon()
     assert not frontend.events("state-not-saved") and not frontend.events("history-not-kept")
-    # And now its user is evil.
+    # From here on, the daemon's user is malicious.
     victim = frontend.directory.with_name(frontend.directory.name + ".root")
     victim.write_text(SECRET)
     victim.chmod(0o600)
@@ -426,7 +426,7 @@ def share_the_state(frontend: Frontend) -> None:
         refused.symlink_to(victim)
         given(refused)
         frontend.drop("fourth.json", {"fourth": frontend.service("shop", 8083)})
-        # HAProxy reads this one as root.
+        # HAProxy reads this file as root.
         refused_at_first = frontend.run("apply", check=False)
         assert refused_at_first.returncode == 1 and "a link of user" in refused_at_first.stderr
         (state / "server-state").unlink()

@@ -1,6 +1,6 @@
 """A mistake shortly after a good change falls back to that change, not to the form before it.
 
-All changes come within the 15 s in which the guard watches a changed service.
+All changes happen within the 15 s in which the guard watches a changed service.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ HTTP = "mode http\n  option idle-close-on-response"
 
 @pytest.fixture
 def site(either_binary: str) -> Iterator[Site]:
-    """Three services under load, in which no request may fail, and the service that is changed."""
+    """Three services under load, in which no request may fail, and the service to be changed."""
     with serving(either_binary) as made:
         made.declare(NAME, FIRST_PORT)
         made.frontend.until(lambda: serves(made, FIRST_PORT))
@@ -42,13 +42,13 @@ def on_disk(frontend: Frontend) -> RunningDeclarations:
 
 
 def binds(frontend: Frontend) -> str:
-    """The bind of the service in its last good form on disk."""
+    """Return the bind of the service in its last good form on disk."""
     return str(on_disk(frontend).services[NAME].value["binds"])
 
 
 @contextlib.contextmanager
 def moved(site: Site, port: int, former: int) -> Iterator[None]:
-    """Move the service to `port`, where no request may fail from then on."""
+    """Move the service to `port`; from then on, no request there may fail."""
     frontend = site.frontend
     site.declare(NAME, port)
     frontend.until(lambda: serves(site, port))
@@ -58,11 +58,11 @@ def moved(site: Site, port: int, former: int) -> Iterator[None]:
         frontend.until(lambda: load.tally().requests > before + 8)
         assert not load.stop().failures, frontend.log_text()[-5000:]
     assert not serves(site, former)
-    # HAProxy serves a little before the daemon has seen the reload end.
+    # HAProxy serves shortly before the daemon has seen the end of the reload.
     frontend.until(lambda: binds(frontend) == f"{frontend.host}:{port}")
 
 
-# What a mistake makes of the file of the service
+# Ways to break the service's file
 
 
 def half_written(site: Site) -> None:
@@ -99,7 +99,7 @@ def bad_template(site: Site) -> None:
 
 
 def mended(site: Site, settings: bytes) -> None:
-    """Undo any of the mistakes, but for the file of the service."""
+    """Undo any of the mistakes, except in the file of the service."""
     with contextlib.suppress(FileNotFoundError):
         (site.frontend.directory / "elsewhere").rename(site.frontend.services_d)
     if site.file(NAME).is_dir():
@@ -132,7 +132,7 @@ def test_a_mistake_falls_back_to_what_haproxy_runs(site: Site) -> None:
             frontend.until(site.held)
             site.still_serve()
         mended(site, settings)
-    # Killed as soon as a request is answered: the daemon may not have seen the reload end.
+    # Killed as soon as a request is answered: the daemon may not have seen the end of the reload.
     for mistake in (half_written, misspelt, without_directory):
         port = next(ports)
         site.declare(NAME, port)
@@ -166,7 +166,7 @@ def test_fragments_settings_templates_and_files_fall_back_to_what_haproxy_runs(
     def in_force(text: str) -> bool:
         return text in frontend.haproxy_cfg.read_text() and frontend.ready()
 
-    # Former forms of all, good changes of all, and a mistake in each.
+    # Former forms of all units, good changes of all, and a mistake in each.
     fragment(fragment_port)
     old, new = (frontend.directory / f"{name}.pem" for name in ("old", "new"))
     for pem in (old, new):
@@ -187,7 +187,7 @@ def test_fragments_settings_templates_and_files_fall_back_to_what_haproxy_runs(
         fragment(fragment_port + 2, "  nonsense here\n")
         defaults("nonsense here")
         frontend.until(lambda: {kind for kind, _ in site.held()} >= KINDS - {"service"})
-        # The bad certificate is seen at the next reload, which something else needs.
+        # The bad certificate is detected at the next reload, which another change causes.
         site.declare("more", fragment_port + 3, service=NAME)
         frontend.until(lambda: serves(site, fragment_port + 3))
         assert {kind for kind, _ in site.held()} == KINDS
@@ -198,7 +198,7 @@ def test_fragments_settings_templates_and_files_fall_back_to_what_haproxy_runs(
         assert not load.stop().failures
 
 
-# Evidence of the guard, whatever mistake there is meanwhile
+# Evidence of the guard, whatever other mistake is present
 
 
 def test_evidence_reverts_exactly_the_change_that_it_is_against(site: Site) -> None:
@@ -219,11 +219,11 @@ def test_evidence_reverts_exactly_the_change_that_it_is_against(site: Site) -> N
     half_written(site)
     until_reverted(1)
     with moved(site, good, bad):
-        # Without the mistake, it is the form that failed: it is not tried again.
+        # Without the mistake, the file holds the form that failed: it is not tried again.
         declare_bad()
         held = frontend.until(lambda: site.held().get(("service", NAME)))
         assert "failed its checks" in held["problems"][0]["message"]
-    # The same over the end of the daemon, and with two changes that both fail.
+    # The same across a restart of the daemon, and with two changes that both fail.
     site.declare(NAME, bad, pod_port=9, slots=12)
     frontend.until(lambda: binds(frontend).endswith(f":{bad}") and frontend.ready())
     site.declare(NAME, bad + 1, pod_port=9)

@@ -1,6 +1,7 @@
-"""Files that a configuration names: only regular ones, of bounded size, that everybody may see.
+"""Files that a configuration names: only regular, bounded files that everybody may read.
 
-HAProxy waits for pipes, reads devices without end, and as root serves what only root may read.
+HAProxy waits for pipes, reads devices without end, and as root serves files that only root may
+read.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from tests.conftest import BINARIES, RealHaproxy, binary_of, until
 from tests.faults.site import EXTRA, SERVICES, Site, Sites, serving
 from tests.hostile.hung import hung
 
-# What HAProxy opens
+# Files that HAProxy opens
 
 HEAD = "defaults\n  mode http\n  timeout client 5s\n  timeout server 5s\n  timeout connect 5s\n"
 IN_GLOBAL = """
@@ -125,7 +126,10 @@ def text_with(line: str, *, is_global: bool) -> str:
 
 @contextlib.contextmanager
 def opened_by_haproxy(binary: str, text: str, pipe: Path) -> Iterator[Callable[[], bool]]:
-    """Run `haproxy -c`; tells whether it has opened the pipe, in vain until somebody writes."""
+    """Run `haproxy -c`; yield a function that returns whether HAProxy waits to open the pipe.
+
+    HAProxy waits until a writer opens the pipe.
+    """
     config = pipe.with_name("haproxy.cfg")
     config.write_text(text)
     with subprocess.Popen(
@@ -162,7 +166,7 @@ def test_a_pipe_that_haproxy_would_wait_for_is_found(
         pipe, pem=pem, empty=short_directory / "empty", relative=str(pipe).removeprefix("/")
     )
     text = text_with(line, is_global=is_global)
-    # That it is opened at all: what HAProxy does not open need not be looked at.
+    # HAProxy does open it: a file that HAProxy never opens needs no examination.
     with opened_by_haproxy(haproxy_binary, text, pipe) as is_waiting:
         until(is_waiting)
     assert str(pipe) in [named.path for named in named_files(text)]
@@ -186,7 +190,7 @@ def test_what_haproxy_does_not_open_does_not_count(
     assert not list(named_files(text))
 
 
-# What is wrong with a file
+# Problems of files
 
 
 def problems(line: str, directory: Path, group: str | None = None) -> list[str]:
@@ -242,7 +246,7 @@ def test_files_in_lists_and_directories_and_beside_certificates(tmp_path: Path, 
         f"crt-list: {crt_list}, line 1: ca-file: {pipe} is not a regular file",
         f"config: {spoe}, line 4: -f: {pipe} is not a regular file",
     ]
-    # HAProxy passes over what is no file in a directory of certificates, but not of CAs.
+    # HAProxy skips non-regular files in a directory of certificates, but not in one of CAs.
     os.mkfifo(directory / "pipe.pem")
     (directory / "old").mkdir()
     (directory / "log.pem").symlink_to("/proc/kmsg")
@@ -314,11 +318,11 @@ def test_what_clients_can_see_must_be_for_everybody(tmp_path: Path, line: str) -
     (message,) = problems(line.format(shadow), elsewhere)
     assert f"{shadow} is " in message
     assert "secret" not in message
-    # By a link, too.
+    # Also through a link.
     (tmp_path / "link").symlink_to("shadow")
     assert problems(line.format(tmp_path / "link"), elsewhere)
     shadow.chmod(0o644)
-    # In a directory that is closed to others, but where haproxy.cfg is as well.
+    # In a directory that is closed to others, but contains haproxy.cfg as well.
     tmp_path.chmod(0o700)
     assert problems(line.format(shadow), tmp_path) == []
     assert problems(line.format(shadow), Path("/etc/haproxy"))
@@ -349,7 +353,7 @@ def test_a_file_that_haproxy_replaces_in_a_check_is_refused(haproxy: RealHaproxy
     assert [p.message for p in file_problems(Config(text, ""), Haproxy())] == [
         "backing-file: HAProxy replaces the file each time it checks a configuration"
     ]
-    # As it does.
+    # HAProxy does replace it.
     haproxy.write(text)
     subprocess.run([haproxy.binary, "-c", "-f", haproxy.config_file], check=False, timeout=30)
     assert precious.read_bytes() != b"precious"
@@ -363,7 +367,7 @@ def test_a_file_system_that_does_not_answer_is_not_waited_for(tmp_path: Path) ->
             f"-f: {mount}/list does not answer within 5 s"
         ]
         assert problems(f"acl a path -f {mount}/list", tmp_path)
-        # However many there are, others' files are examined.
+        # The number of such files does not keep others from being examined.
         many = "\n  ".join(f"acl a path -f {mount}/{number}" for number in range(40))
         good = tmp_path / "good"
         os.mkfifo(good)
@@ -388,7 +392,7 @@ def every_sites() -> Iterator[dict[str, Sites]]:
 
 @pytest.fixture(params=BINARIES)
 def site(every_sites: dict[str, Sites], request: pytest.FixtureRequest) -> Iterator[Site]:
-    """A site under load, as it was made: what a case adds has to be gone at its end."""
+    """A site under load, as first made; each case must remove everything that it adds."""
     with every_sites[request.param].lent() as made:
         yield made
 
@@ -397,13 +401,13 @@ PORT = 8100
 
 
 def listen(site: Site, *lines: str, number: int = 0) -> str:
-    """A fragment with a section of its own."""
+    """Return a fragment with a section of its own."""
     bind = f"bind {site.frontend.host}:{PORT + number}"
     return "\n  ".join([f"listen by-hand-{number}", "mode http", bind, *lines]) + "\n"
 
 
 def innocent_change_goes_through(site: Site) -> None:
-    """Another service comes in the same batch, and is served; the others never stop."""
+    """A service added in the same batch is served; the other services never stop."""
     name, port = EXTRA
     site.declare(name, port)
     site.frontend.until(lambda: site.frontend.ask(port) == f"{name}-1", timeout=60)
@@ -411,7 +415,7 @@ def innocent_change_goes_through(site: Site) -> None:
 
 
 def everything_shown(site: Site) -> str:
-    """Whatever is shown to anybody: log, status, pages, commands."""
+    """Return everything that is shown to users: log, status, pages, output of commands."""
     frontend = site.frontend
     pages = [frontend.get(path)[1].decode() for path in ("/", "/status.json", "/metrics")]
     pages += [frontend.get(f"/services/{name}")[1].decode() for name in (*SERVICES, "by-hand-0")]
@@ -496,7 +500,7 @@ def endless(site: Site, directory: Path) -> None:
 
 
 def mended(site: Site) -> None:
-    """Take back what `endless` did."""
+    """Undo the change of `endless`."""
     del site.frontend.settings["haproxy"]["global_extra"]
     site.frontend.write()
     tidied(site)
@@ -505,11 +509,11 @@ def mended(site: Site) -> None:
 def test_a_check_that_hangs_costs_only_the_change_that_makes_it_hang(
     site: Site, short_directory: Path
 ) -> None:
-    """Nothing tells in advance that a program never ends."""
+    """Whether a program ends cannot be detected in advance."""
     endless(site, short_directory)
     innocent_change_goes_through(site)
     site.until_held({("settings", ""): "the last good version keeps running"})
-    # It is tried again and again, and others do not wait for it.
+    # It is retried repeatedly, and other changes do not wait for it.
     site.declare("cart", SERVICES["cart"], extra_config="http-response set-header x new")
     text = site.frontend.haproxy_cfg.read_text
     site.frontend.until(lambda: "set-header x new" in text() and site.frontend.ready(), timeout=60)
@@ -559,7 +563,7 @@ LINKS = {
 
 
 def test_files_that_are_none_cost_only_themselves(site: Site, short_directory: Path) -> None:
-    """A pipe, links to devices, to what the kernel shows, to themselves, to a dead NFS server."""
+    """A pipe, and links to devices, kernel files, themselves and a dead NFS server."""
     directory = site.frontend.services_d
     mount = short_directory / "mount"
     mount.mkdir()
@@ -592,7 +596,7 @@ def test_the_settings_go_back_if_their_file_becomes_a_device(site: Site) -> None
 
 
 def tidied(site: Site) -> None:
-    """Remove what a case has added; everything is as before."""
+    """Remove everything that a case has added, and check that the site is as before."""
     for path in site.frontend.services_d.iterdir():
         if path.stem not in SERVICES:
             path.unlink()

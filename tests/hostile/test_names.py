@@ -1,4 +1,4 @@
-"""Names that deceive or break what prints them: every output stays whole, other services too."""
+"""Names that deceive readers or break output: all output stays intact, other services too."""
 
 from __future__ import annotations
 
@@ -52,14 +52,14 @@ def frontend() -> Iterator[Frontend]:
         for number, text in enumerate(HALVES):
             frontend.drop(f"half{number}.json", text)
         frontend.drop("names.json", {name: {"pod_port": 1, name: name} for name in NAMES})
-        # All of it costs nobody else anything.
+        # None of these files affects another service.
         frontend.drop("good.json", {"good": frontend.service("shop", 8082)})
         frontend.until(lambda: frontend.serves(8082, frontend.pods["shop"]))
         yield frontend
 
 
 def run(frontend: Frontend, *arguments: str, encoding: str = "utf-8") -> str:
-    """What a command prints, where the terminal's encoding is `encoding`."""
+    """Return the output of a command on a terminal with this encoding."""
     environ = {**os.environ, "PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"}
     done = subprocess.run(
         [sys.executable, "-m", "fc_frontend", *arguments, "--config", str(frontend.config)],
@@ -68,7 +68,7 @@ def run(frontend: Frontend, *arguments: str, encoding: str = "utf-8") -> str:
         check=False,
         env=environ,
     )
-    # click takes UTF-8 where the terminal seems to know ASCII only.
+    # click uses UTF-8 if the terminal appears to support only ASCII.
     out, err = (
         text.decode(encoding.replace("ascii", "utf-8")) for text in (done.stdout, done.stderr)
     )
@@ -78,7 +78,7 @@ def run(frontend: Frontend, *arguments: str, encoding: str = "utf-8") -> str:
 
 
 def lines(text: str) -> list[str]:
-    """The lines of an output, none of which can do anything but be read."""
+    """Return the lines of an output, and check that all of them are printable."""
     found = text.split("\n")
     assert all(map(is_printable, found)), [line for line in found if not is_printable(line)]
     return found
@@ -167,7 +167,7 @@ def test_metrics_and_pages_stay_well_formed(frontend: Frontend) -> None:
         page.feed(body.decode())
         page.close()
         assert not page.open
-        # Numbers are grouped by a narrow space.
+        # The pages group digits by a narrow space.
         lines("".join(page.text).replace("\u202f", " "))
 
 
@@ -206,7 +206,7 @@ def test_a_process_may_have_any_name(frontend: Frontend) -> None:
 
 
 def reported(frontend: Frontend, service: str) -> str:
-    """The problems of a service in the daemon's status."""
+    """Return the problems of a service in the daemon's status."""
     document = frontend.status()
     held = [problem for each in document["withheld"] for problem in each["problems"]]
     return " ".join(
@@ -217,14 +217,14 @@ def reported(frontend: Frontend, service: str) -> str:
 
 
 def whole(text: str) -> dict[str, Any]:
-    """A JSON document that has no half of a character in it."""
+    """Parse a JSON document, and check that it contains no lone surrogate."""
     document: dict[str, Any] = json.loads(text)
     json.dumps(document, ensure_ascii=False).encode()
     return document
 
 
 class Page(HTMLParser):
-    """Its text, and the elements that were not closed."""
+    """The text of a page, and its unclosed elements."""
 
     VOID = frozenset(("meta", "link", "input", "br", "hr", "img"))
 

@@ -1,4 +1,4 @@
-"""`untrusted.raw_lines: safe`: what is accepted is harmless, and HAProxy takes it."""
+"""`untrusted.raw_lines: safe`: accepted lines are harmless, and HAProxy accepts them."""
 
 from __future__ import annotations
 
@@ -309,11 +309,11 @@ def test_bind_options_that_reach_elsewhere_are_refused(options: str) -> None:
     assert refused_in_bind_options(options) is not None
 
 
-# What is accepted by us is accepted by HAProxy
+# HAProxy accepts every line that fc-frontend accepts
 
 
 def variants(items: tuple[Item, ...]) -> list[list[str]]:
-    """Lines that together have every word of a grammar, as lists of words."""
+    """Return lines, as lists of words, that together contain every word of a grammar."""
     if not items:
         return [[]]
     first, rest = items[0], variants(items[1:])
@@ -343,7 +343,7 @@ def arguments(kind: str) -> list[list[str]]:
 
 
 def call(name: str, pattern: re.Pattern[str]) -> str:
-    """A fetch or converter with arguments that it takes."""
+    """Return a fetch or converter with arguments that it accepts."""
     candidates = ("", "host", "txn.a", "true", "1", "1,.", "24", "0", ".")
     given = next(each for each in candidates if pattern.fullmatch(each))
     return f"{name}({given})" if given else name
@@ -385,7 +385,7 @@ def test_every_word_of_the_list_is_accepted_by_haproxy(haproxy_binary: str, tmp_
         assert refused_in_line(line) is None, line
         assert refused_in_server_options(server) is None, server
         assert refused_in_bind_options(bind) is None, bind
-        # HAProxy needs a port for some of the options.
+        # Some of the options require a bind with a port.
         text += [f"listen l{number}", f" bind 127.0.0.1:{20000 + number} {bind}"]
         text += [f" server a 127.0.0.1:9 {server}"]
         if re.match(r"http-request (sc-|track)|tcp-request \w+ track|stick (on|match|store)", line):
@@ -415,7 +415,7 @@ WORDS = st.sampled_from(
 
 
 def quoted(word: str, how: list[int]) -> str:
-    """The same word to HAProxy, with quotes around some of its letters."""
+    """Return a word that HAProxy reads as `word`, with quotes around some of its letters."""
     marks = itertools.cycle(how or [0])
     return "".join(
         letter if letter in "'\"" else (letter, f"'{letter}'", f'"{letter}"')[next(marks) % 3]

@@ -1,4 +1,4 @@
-"""No message shows what is in a file that is not a declaration, whichever way it is reached."""
+"""No message shows the content of a file that is not a declaration, however it is reached."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def site(every_sites: dict[str, Sites], request: pytest.FixtureRequest) -> Itera
 
 
 def everything_shown(site: Site) -> str:
-    """Whatever is shown to anybody: log, status, pages, commands."""
+    """Return everything that is shown to users: log, status, pages, output of commands."""
     frontend = site.frontend
     pages = [frontend.get(path)[1].decode() for path in ("/", "/status.json", "/metrics")]
     pages += [frontend.get(f"/services/{name}")[1].decode() for name in (*SERVICES, "x", "cfg-0")]
@@ -103,7 +103,7 @@ def test_links_to_files_that_are_no_declarations_show_nothing_of_them(
     site.frontend.until(lambda: len(site.held()) == len(bad))
     shown = everything_shown(site)
     assert SECRET not in shown, [line for line in shown.splitlines() if SECRET in line]
-    # Where it is wrong is shown, so that an honest user can correct it.
+    # The position of the error is shown, so that an honest user can correct it.
     for path in bad:
         assert str(path) in shown
     for path in bad:
@@ -141,7 +141,7 @@ def test_settings_and_templates_that_are_links_show_nothing_of_them(
 
 
 def test_lists_and_programs_show_nothing_of_themselves(site: Site, short_directory: Path) -> None:
-    """For everybody to read, but not for everybody who sees the page."""
+    """The file is readable by everybody, but not by everybody who sees the page."""
     path = short_directory / "list"
     path.write_text(f"{SECRET}\n'{SECRET}\n{SECRET} {SECRET}\n")
     path.chmod(0o644)

@@ -1,4 +1,4 @@
-"""Clients, services and files that take all they can get: the others are served all the same."""
+"""Clients, services and files that exhaust resources: the others are served all the same."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.support.frontend import Frontend
 CONNECTIONS = 1000
 PATHS = ("/healthz", "/readyz", "/metrics", "/status.json", "/")
 OPENINGS = (b"", b"GET /metrics HT", b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
-"""What a client may send before it falls silent."""
+"""The data that a client sends before it falls silent."""
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +82,7 @@ def test_a_file_that_is_rewritten_all_the_time_delays_no_other(frontend: Fronten
         for number in itertools.count():
             if ended.wait(0.001):
                 return
-            # Good, wrong in another way each time, and not even YAML.
+            # Valid, invalid in a new way each time, and not even YAML.
             fields = ("pod_port: 80", f"no_such_{number}: 1", "{")[number % 3]
             frontend.drop("busy.yaml", f"services: {{busy: {{{fields}, binds: []}}}}")
 
@@ -91,7 +91,7 @@ def test_a_file_that_is_rewritten_all_the_time_delays_no_other(frontend: Fronten
     try:
         frontend.drop("calm.json", {"calm": frontend.service("shop", 8084)})
         frontend.until(lambda: frontend.serves(8084, frontend.pods["shop"]))
-        # It takes part in the log with a share of its own.
+        # The file still gets its own share of the log.
         frontend.until(lambda: len(frontend.events("withheld")) >= 3)
     finally:
         ended.set()
@@ -106,7 +106,7 @@ def test_a_file_that_is_rewritten_all_the_time_delays_no_other(frontend: Fronten
 
 
 def names_of(service: KubernetesService) -> tuple[str, list[str]]:
-    """The SRV name of a service's port `http`, and its targets."""
+    """Return the SRV name of a service's port `http`, and its targets."""
     name = f"{service.name}.default.svc.cluster.local"
     targets = [f"{endpoint_label(address)}.{name}" for address in service.endpoints]
     return f"_http._tcp.{name}", targets
@@ -139,7 +139,7 @@ def test_a_service_with_silent_or_countless_names_delays_no_other(frontend: Fron
     for name in targets:
         del frontend.dns.fault_for[name]
     found = frontend.until(lambda: (evil := service(frontend, "evil"))["exceeded"] and evil)
-    # On a busy machine, even the lookups that are allowed take too long.
+    # On a busy machine, even the permitted lookups take too long.
     assert found["exceeded"] in ("queries", "seconds")
     assert found["endpoints"] == known
     problems = [p for p in frontend.status()["problems"] if p["service"] == "evil"]
@@ -164,13 +164,13 @@ def publish(frontend: Frontend, *services: KubernetesService) -> None:
 
 
 def service(frontend: Frontend, name: str) -> defaultdict[str, Any]:
-    """A service in the daemon's status, with no values while there is none."""
+    """Return a service of the daemon's status; without it, every value is empty."""
     found = (each for each in frontend.status()["services"] if each["name"] == name)
     return defaultdict(tuple, next(found, {}))
 
 
 def seen(frontend: Frontend, name: str) -> set[str]:
-    """The addresses of the pods that the daemon has learned of."""
+    """Return the addresses of the pods that the daemon has discovered."""
     return {endpoint.split()[0] for endpoint in service(frontend, name)["endpoints"]}
 
 

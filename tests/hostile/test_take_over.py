@@ -1,4 +1,4 @@
-"""A haproxy.cfg that fc-frontend did not write: replaced with consent only, and never lost."""
+"""A haproxy.cfg that fc-frontend did not write: replaced only with consent, and never lost."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ defaults
 HERE = OwnConfigs(lambda digest: digest == KNOWN, lambda: frozenset((("listen", "shop"),)))
 OUR_MARK = "# fc-frontend unit: service shop\n"
 
-# What a file is
+# Kinds of files
 
 FILES: dict[str, tuple[bytes | str | None, FileOrigin]] = {
     "missing": (None, FileOrigin.NONE),
@@ -188,7 +188,7 @@ def test_who_may_be_served_decides() -> None:
     for worker, allowed in (
         (none, free),
         (ours, free),
-        # Whose file was moved away, or who has more than one.
+        # The worker's file was moved away, or it has more than one.
         (others, {FileOrigin.OURS, FileOrigin.EDITED}),
     ):
         for origin, one in by_origin.items():
@@ -198,7 +198,7 @@ def test_who_may_be_served_decides() -> None:
             assert decide(one, worker, needed).allowed
             assert not needed or not decide(one, worker, ["0" * 64]).allowed
     unreadable = by_origin[FileOrigin.UNREADABLE]
-    # What HAProxy refuses serves nobody while HAProxy runs ours.
+    # A file that HAProxy refuses serves nothing while HAProxy runs fc-frontend's own.
     assert decide(unreadable, ours, (), is_refused=True).allowed
     assert not decide(unreadable, none, (), is_refused=True).allowed
     kept = {origin: decide(one, none, ()).kept for origin, one in by_origin.items()}
@@ -238,7 +238,7 @@ def render_with(haproxy: Haproxy) -> str:
     return render(plan, templates({})).text
 
 
-# What is kept
+# Kept texts
 
 
 @pytest.fixture
@@ -268,11 +268,11 @@ def install(settings: Settings, text: str = OURS) -> take_over.Replaced:
 
 
 def void(_: object) -> None:
-    """Nothing."""
+    """Do nothing."""
 
 
 def agree(settings: Settings) -> None:
-    """Somebody consents to replace haproxy.cfg as it is now."""
+    """Consent to the replacement of the present haproxy.cfg."""
     needed = take_over.present(settings).decision.needed
     Path(settings.state_directory).mkdir(exist_ok=True)
     consent.give(settings.state_directory, Consent(needed, "me"))
@@ -303,7 +303,7 @@ def test_nothing_is_overwritten_without_consent_and_consent_is_to_one_text(
     assert texts(settings) == {0: SITE}
     copy = Path(settings.state_directory) / "history" / "000000.cfg"
     assert stat.S_IMODE(copy.stat().st_mode) == 0o600
-    # Once only: who puts it back by hand is asked again.
+    # Consent applies once: if the file is put back by hand, it is required again.
     assert take_over.finish(settings, OURS.encode()) == ()
     put(settings, SITE, 0o600)
     with pytest.raises(NeedsConsent):
@@ -325,7 +325,8 @@ def test_each_text_that_is_overwritten_is_kept_once(settings: Settings) -> None:
     known = {entry.id: entry for entry in history.entries(state)}
     assert known[0].reasons == ("before fc-frontend",)
     assert [known[number].outcome for number in (0, 2, 3)] == ["foreign", "foreign", "edited"]
-    # Without a number, what served is gone back to: not a file without a proxy, nor an edit.
+    # Without a number, rollback chooses a text that has served: not a file without a proxy, nor
+    # an edit.
     assert choice((known[0], known[1]), digest, None, 0).id == 0
     assert choice(tuple(known.values()), None, None, None).id == 4
 
@@ -349,7 +350,7 @@ def test_entry_0_stays_whatever_comes(settings: Settings) -> None:
 def test_what_changes_meanwhile_is_judged_and_kept_again(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An editor saves between the look at the file and its replacement."""
+    """An editor saves between the inspection of the file and its replacement."""
     keep = history.keep
     later = [SITE.replace("site", "later")]
 
@@ -371,7 +372,7 @@ def test_what_changes_meanwhile_is_judged_and_kept_again(
     assert set(texts(settings).values()) == {
         SITE.replace("site", name) for name in ("site", "later", "latest")
     }
-    # Who never ends wins.
+    # A file that never stops changing is not replaced.
     put(settings, SITE)
     monkeypatch.setattr(history, "keep", lambda *_, **__: put(settings, os.urandom(9).hex()))
     with pytest.raises(Unavailable, match="changes all the time"):
@@ -387,7 +388,7 @@ def test_what_cannot_be_kept_is_not_overwritten(settings: Settings) -> None:
         with pytest.raises(Unavailable):
             install(always(settings))
         assert path.read_text() == text
-    # Our own text can be made anew.
+    # fc-frontend's own text can be rendered again.
     path = put(settings, OURS)
     install(settings, OURS + "\n")
     assert path.read_text() == OURS + "\n"
@@ -399,7 +400,7 @@ def test_what_was_ours_before_the_state_was_lost_can_be_gone_back_to(settings: S
     install(settings, other)
     assert texts(settings) == {1: OURS}
     assert history.entries(settings.state_directory)[0].has_served
-    # From another frontend, put here by hand: kept, but never gone back to by itself.
+    # A file from another frontend, put here by hand: kept, but never chosen by default.
     another = render_with(Haproxy(hard_stop_after=120.0))
     put(settings, another)
     install(settings, other)
@@ -481,7 +482,7 @@ def test_a_record_that_makes_no_sense_gives_no_consent(settings: Settings, recor
     with pytest.raises(NeedsConsent):
         install(settings)
     assert path.read_text() == SITE
-    # And is no obstacle to giving it.
+    # The file does not prevent new consent.
     agree(settings)
     install(settings)
 
@@ -547,7 +548,7 @@ backend pods
 
 
 def by_hand(frontend: Frontend, text: str) -> None:
-    """Somebody writes haproxy.cfg, and reloads HAProxy."""
+    """Write haproxy.cfg and reload HAProxy, as an administrator does."""
     frontend.haproxy_cfg.write_text(text)
     os.kill(show_proc(frontend.settings["haproxy"]["master_socket"]).master, signal.SIGUSR2)
 
@@ -578,7 +579,7 @@ def test_a_hand_written_site_serves_until_it_is_taken_over_and_again_after(
             done = frontend.run(*words, check=False)
             assert expected in (None, done.returncode), done
             assert "apply --take-over" in done.stdout + done.stderr, words
-        # It is tried again, and said once.
+        # The change is retried, but logged once.
         os.kill(frontend.daemon.pid if frontend.daemon else 0, signal.SIGHUP)
         frontend.drop("more.json", {"more": frontend.service("shop", 8081)})
         frontend.until(lambda: load.tally().requests > 100)
@@ -594,7 +595,7 @@ def test_a_hand_written_site_serves_until_it_is_taken_over_and_again_after(
     assert not (frontend.directory / "state" / consent.FILE).exists()
     first, *_ = json.loads(frontend.run("history", "--json").stdout)["entries"]
     assert (first["id"], first["outcome"], first["services"]) == (0, "foreign", 2)
-    # Back to it, byte for byte, and there it stays.
+    # Roll back to it, byte for byte; it is then kept.
     ours = frontend.running_hash()
     with Load(frontend.host, 8080, clients=2):
         assert "entry 0: reloaded" in frontend.run("rollback").stdout
@@ -618,12 +619,12 @@ def test_a_file_exchanged_by_hand_is_neither_lost_nor_overwritten(other_frontend
     frontend.start()
     frontend.until(lambda: frontend.serves(8080, frontend.pods["shop"]))
     ours, good = frontend.running_hash(), frontend.haproxy_cfg.read_text()
-    # An edit is put right, and kept.
+    # An edit is reverted, and kept in the history.
     edited = good.replace("balance leastconn", "balance roundrobin")
     frontend.haproxy_cfg.write_text(edited)
     frontend.until(lambda: frontend.haproxy_cfg.read_text() == good)
     assert (frontend.directory / "state/history/000002.cfg").read_text() == edited
-    # Another's file stays, and nobody is the worse for it.
+    # A foreign file is left in place, and does not affect traffic.
     live = site(frontend)
     frontend.haproxy_cfg.write_text(live)
     frontend.until(lambda: frontend.events("needs-consent"))
@@ -632,7 +633,7 @@ def test_a_file_exchanged_by_hand_is_neither_lost_nor_overwritten(other_frontend
     frontend.drop("more.json", {"more": frontend.service("shop", 8081)})
     frontend.until(lambda: frontend.get("/readyz")[0] == 503)
     assert frontend.serves(8080, frontend.pods["shop"])
-    # Loaded by hand, it serves.
+    # Once loaded by hand, it serves.
     by_hand(frontend, live)
     frontend.until(lambda: frontend.ask(8070).startswith("shop-"))
     assert frontend.run("apply", check=False).returncode == 1
@@ -650,7 +651,7 @@ def test_a_file_exchanged_by_hand_is_neither_lost_nor_overwritten(other_frontend
     frontend.until(lambda: frontend.ready() and frontend.serves(8081, frontend.pods["shop"]))
     assert frontend.events("config-replaced")
     assert texts(settings)[0] == live
-    # Without a file, HAProxy's memory has the only copy: moved away by hand, and loaded before.
+    # Loaded by hand, then moved away: the only copy is in HAProxy's memory.
     by_hand(frontend, live.replace("site", "moved"))
     frontend.until(lambda: frontend.running_hash() is None)
     frontend.stop_daemon()
@@ -663,7 +664,7 @@ def test_a_file_exchanged_by_hand_is_neither_lost_nor_overwritten(other_frontend
 
 
 def test_debians_file_needs_no_consent_and_comes_back_as_it_was(other_frontend: Frontend) -> None:
-    """HAProxy is ours to start: also with a file that has `daemon` and no socket of ours."""
+    """fc-frontend starts HAProxy even with a file that has `daemon` and no socket for it."""
     frontend = other_frontend
     stock = Path("/etc/haproxy/haproxy.cfg").read_text()
     assert look_at(stock.encode(), OwnConfigs()).origin is FileOrigin.BARE

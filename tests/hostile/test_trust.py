@@ -1,6 +1,6 @@
-"""Files in services.d gain no more than their owners have: real files, owners, links and mounts.
+"""Files in services.d have no more rights than their owners: real files, links and mounts.
 
-Most need files of several users.  For a user other than root they run in a user namespace.
+Most tests need files of several users.  For a user other than root, they run in a user namespace.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from fc_frontend.stored import save_running, stored_running
 from tests.support.prepared import newcomers, prepare, prepared, running, withheld
 
 MALLORY = 4242
-"""A user who is not trusted, and has no name on this host."""
+"""An untrusted user without a name on this host."""
 DEPLOY = 4343
 BASE = {"cluster": {"nameservers": ["127.0.0.1:9"]}}
 VALUES = {"shop": {"pod_port": 8080}}
@@ -76,7 +76,7 @@ class Site:
     def put(
         self, path: str, content: dict[str, Any] | str, uid: int = -1, mode: int = 0o644
     ) -> Path:
-        """A file below the root with services or a fragment."""
+        """Write a file below the root with services or a fragment."""
         file = self.root / path
         for parent in reversed(file.parents):
             parent.mkdir(exist_ok=True)
@@ -85,7 +85,7 @@ class Site:
         return file
 
     def link(self, path: str, target: str | Path, uid: int = -1) -> Path:
-        """A symbolic link of a user."""
+        """Create a symbolic link that belongs to a user."""
         link = self.root / path
         link.parent.mkdir(parents=True, exist_ok=True)
         link.symlink_to(target)
@@ -112,7 +112,7 @@ def level(declaration: Declaration, path: Path) -> tuple[str, str]:
 
 
 def is_accepted(site: Site, path: Path) -> None:
-    """Raw lines in the file are accepted."""
+    """Assert that raw lines in the file are accepted."""
     declaration = site.load()
     assert not errors_in(declaration.problems)
     assert level(declaration, path)[0] == "trusted", level(declaration, path)
@@ -120,7 +120,7 @@ def is_accepted(site: Site, path: Path) -> None:
 
 
 def is_refused(site: Site, path: Path, *said: str) -> Problem:
-    """Raw lines in the file are refused, for a reason that names the component."""
+    """Assert that raw lines in the file are refused, for a reason that names the path component."""
     declaration = site.load()
     (problem,) = errors_in(declaration.problems)
     assert not declaration.services
@@ -134,7 +134,7 @@ def is_refused(site: Site, path: Path, *said: str) -> Problem:
     return problem
 
 
-# What is accepted
+# Accepted files
 
 
 def test_a_file_that_only_its_owner_may_write_is_trusted(site: Site) -> None:
@@ -152,7 +152,7 @@ def test_links_into_the_nix_store_are_trusted(site: Site) -> None:
     site.link("etc/static", store / "xyz-system" / "etc")
     path = site.link("etc/services.d/shop.json", "../static/fc-frontend/shop.json")
     is_accepted(site, path)
-    # The store's optimiser makes hard links of equal files.
+    # The store's optimiser creates hard links of equal files.
     shutil.copy(store / "abc-etc" / "etc" / "fc-frontend" / "shop.json", store / "file.json")
     os.link(store / "file.json", store / "same.json")
     path.unlink()
@@ -193,7 +193,7 @@ def test_the_daemons_files_are_trusted_whoever_runs_the_command(site: Site) -> N
     is_refused(site, path, f"owned by user {DEPLOY}")
     own(state, DEPLOY, 0o750)
     is_accepted(site, path)
-    # Nobody makes himself the daemon's user by a state directory where everybody may make one.
+    # A state directory in a world-writable place does not make its owner the daemon's user.
     common = site.root / "tmp"
     common.mkdir()
     own(common, 0, 0o1777)
@@ -204,7 +204,7 @@ def test_the_daemons_files_are_trusted_whoever_runs_the_command(site: Site) -> N
     problems = errors_in(site.load().problems)
     assert [problem.field for problem in problems] == ["state_directory", "extra_config"]
     assert not site.load().services
-    # Nor by a link to one of his own.
+    # Nor does a link to a directory of that owner.
     shutil.rmtree(common / "state")
     (site.root / "home").mkdir()
     (site.root / "home" / "deploy").mkdir()
@@ -214,7 +214,7 @@ def test_the_daemons_files_are_trusted_whoever_runs_the_command(site: Site) -> N
 
 
 def in_mount_namespace(script: str, directory: Path) -> str:
-    """Run a shell script with mounts of its own, then print levels."""
+    """Run a shell script with private mounts, then print levels."""
     user = [] if os.geteuid() == 0 else ["--map-root-user"]
     done = subprocess.run(
         [
@@ -242,7 +242,7 @@ print("services", len(declaration.services))
 
 
 def test_a_config_map_is_trusted_where_it_is_mounted_read_only(site: Site) -> None:
-    """The kubelet's volumes: links by way of ..data, in a directory of mode 0777."""
+    """The kubelet's volumes: links through ..data, in a directory of mode 0777."""
     fill = """
         mount -t tmpfs -o mode=0777 volume etc/services.d
         mkdir etc/services.d/..2026_01_01 && cp shop.json etc/services.d/..2026_01_01/
@@ -259,7 +259,7 @@ def test_a_config_map_is_trusted_where_it_is_mounted_read_only(site: Site) -> No
 
 
 def test_a_read_only_view_of_a_writable_directory_is_not_trusted(site: Site) -> None:
-    """systemd's ProtectSystem=strict shows the daemon everything so."""
+    """systemd's ProtectSystem=strict gives the daemon such a view of all directories."""
     site.put("etc/services.d/shop.json", RAW)
     site.services_d.chmod(0o777)
     view = 'mount --bind "$PWD/etc" "$PWD/etc" && mount -o remount,bind,ro "$PWD/etc"'
@@ -285,14 +285,17 @@ def test_mounts_are_read_as_the_kernel_lists_them() -> None:
     assert mounts[1].root == "/srv/x y"
     assert not leads_to(mounts, disk, "/srv/x y/a")
     assert leads_to(parse(MOUNTS.replace("/ / ro", "/ / rw")), disk, "/srv/x y/a")
-    # Covered by another mount, the writable one does not lead there any more.
+    # Covered by another mount, the writable one no longer leads there.
     nix = "1 0 8:1 / / rw - ext4 d rw\n2 1 8:1 /nix/store /nix/store ro - ext4 d rw"
     assert not leads_to(parse(nix), disk, "/nix/store/abc")
     assert leads_to(parse(nix), disk, "/nix/var")
 
 
 def letsencrypt(site: Site) -> Path:
-    """certbot's links: live/NAME/chain.pem → ../../archive/NAME/chain1.pem; its path in live."""
+    """Create certbot's links, and return the path in live.
+
+    live/NAME/chain.pem → ../../archive/NAME/chain1.pem
+    """
     site.put("letsencrypt/archive/shop/chain1.pem", "no certificate")
     return site.link("letsencrypt/live/shop/chain.pem", "../../archive/shop/chain1.pem")
 
@@ -314,7 +317,7 @@ def test_certbots_links_are_trusted(site: Site) -> None:
     assert found.remedy == f"`chown -h root {path}`, or add {MALLORY} to trust.users"
 
 
-# What is refused
+# Refused files
 
 
 def world_writable_directory(site: Site) -> Path:
@@ -340,7 +343,7 @@ def writable_file(site: Site) -> Path:
 
 
 def posix_acl(site: Site) -> Path:
-    """The mask of an ACL shows in the bits of the group."""
+    """The mask of an ACL appears in the group bits."""
     path = site.put("etc/services.d/shop.json", RAW)
     # user::rw-, user:4242:rw-, group::r--, mask::rw-, other::r-- (acl(5), the kernel's form)
     entries = [(1, 6, -1), (2, 6, MALLORY), (4, 4, -1), (16, 6, -1), (32, 4, -1)]
@@ -366,7 +369,7 @@ def foreign_link_in_the_middle(site: Site) -> Path:
 
 
 def way_up_through_a_foreign_directory(site: Site) -> Path:
-    """`..` leads back, but its owner may put a link in the place of the directory."""
+    """`..` leads back, but the directory's owner may replace it with a link."""
     site.put("srv/shop.json", RAW)
     site.put("srv/mallory/x", "")
     own(site.root / "srv" / "mallory", MALLORY, 0o755)
@@ -374,7 +377,7 @@ def way_up_through_a_foreign_directory(site: Site) -> Path:
 
 
 def hard_link(site: Site) -> Path:
-    """A hard link of root's to a file of somebody else's."""
+    """A hard link that root created to a file of another user."""
     home = site.put("home/shop.json", RAW, MALLORY)
     path = site.services_d / "shop.json"
     os.link(home, path)
@@ -527,7 +530,7 @@ def test_fragments_and_templates_need_trusted_files(site: Site) -> None:
 @needs_users
 @pytest.mark.parametrize("how", ["owner", "mode", "directory"])
 def test_untrusted_settings_are_refused_whatever_they_say(site: Site, how: str) -> None:
-    """They name programs to run, and could name their own author as trusted."""
+    """The settings name programs to run, and could name their own author as trusted."""
     trap = site.root / "trap"
     trap.write_text(f"#!/bin/sh\ntouch {site.root}/sprung\n")
     trap.chmod(0o755)
@@ -567,7 +570,7 @@ def test_a_user_that_does_not_exist_is_a_warning(site: Site) -> None:
     assert "nobody-of-that-name" in problem.message
 
 
-# What commands say
+# Output of commands
 
 
 def fc(site: Site, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -601,7 +604,7 @@ def test_check_and_doctor_say_which_level_a_file_has_and_why(site: Site) -> None
     assert finding["result"] == "warning"
     assert finding["message"] == f"{path} may declare values only: {reason}"
     assert finding["remedy"].startswith(f"`chown root {path}`, or add {MALLORY} to trust.users")
-    # Whoever sets limits knows of such files.
+    # With limits in force, such files are expected.
     (known,) = judge_declaring(levels(site.load().verdicts), is_limited=True)
     assert (known.result, known.message) == (Result.OK, finding["message"])
     own(path, 0, 0o644)
@@ -609,12 +612,12 @@ def test_check_and_doctor_say_which_level_a_file_has_and_why(site: Site) -> None
     assert good.message == "2 declaring files, all trusted: only root may change it"
 
 
-# What an untrusted file may do to others
+# Effects of an untrusted file on others
 
 
 @needs_users
 def test_an_untrusted_file_cannot_take_a_name(site: Site) -> None:
-    """Whichever comes first, the trusted definition counts, and it alone is not at fault."""
+    """In either order, the trusted definition applies, and only the other one is at fault."""
     site.put("etc/services.d/m.json", RAW)
     for name in ("a.json", "z.json"):
         site.put(f"etc/services.d/{name}", {"shop": {"pod_port": 6666}}, MALLORY)
@@ -668,10 +671,10 @@ def test_an_untrusted_file_cannot_take_connections(
         return problem
 
     assert refused().service == "a"
-    # Nor from another untrusted file that was there before.
+    # Nor from an earlier untrusted file.
     own(path, DEPLOY, 0o644)
     assert refused().service == "z"
-    # Nor from raw text, whoever wrote that.
+    # Nor from raw text, whoever wrote it.
     path.unlink()
     site.put("etc/services.d/z.cfg", f"listen own\n  bind {trusted}\n  server a 127.0.0.1:9\n")
     assert refused().service == "a"
@@ -765,7 +768,7 @@ def test_an_untrusted_file_cannot_bring_back_what_a_trusted_one_withdrew(site: S
     assert not found.plan.services
     (held,) = found.withheld
     assert not held.is_kept
-    # The same mistake in a trusted file costs nothing: the last good form keeps running.
+    # The same mistake in a trusted file is harmless: the last good form keeps running.
     own(site.services_d / "bad.json", 0, 0o644)
     services = prepared(site.config, base).declaration.services
     assert [spec.extra_config for spec in services] == [("timeout client 5s",)]
@@ -782,7 +785,7 @@ def test_a_last_good_form_keeps_its_level(site: Site) -> None:
     found = prepared(site.config, base)
     assert [spec.extra_config for spec in found.declaration.services] == [("timeout client 5s",)]
     assert [held.is_kept for held in found.withheld] == [True]
-    # A form from an untrusted file gains nothing by being kept.
+    # A kept form of an untrusted file remains untrusted.
     path.write_text(json.dumps({"services": VALUES}))
     base = running(prepared(site.config))
     assert [raw.level for raw in base.declarations.services.values()] == [Level.UNTRUSTED]
@@ -792,7 +795,7 @@ def test_a_last_good_form_keeps_its_level(site: Site) -> None:
 
 @needs_users
 def test_a_state_directory_that_others_may_write_is_refused(site: Site) -> None:
-    """Its last good forms hold settings, and those name programs to run."""
+    """The last good forms in it contain settings, and those name programs to run."""
     state = site.root / "state"
     state.mkdir()
     site.put("etc/services.d/shop.json", RAW)
@@ -800,7 +803,7 @@ def test_a_state_directory_that_others_may_write_is_refused(site: Site) -> None:
     assert not declaration.problems
     save_running(declaration.settings, declaration.raw)
     assert stored_running(str(state)).services
-    # Nor is what it holds for a rollback.
+    # Its hold for a rollback is refused as well.
     held = hold.Hold(id=1, hash="0123456789abcdef", since=1.0, by="mallory")
     hold.save(str(state), held)
     assert hold.load(str(state)) == held
@@ -816,7 +819,7 @@ def test_a_state_directory_that_others_may_write_is_refused(site: Site) -> None:
 
 @needs_users
 def test_what_is_judged_is_what_is_read(site: Site) -> None:
-    """A link that is swapped all the time between root's file and one of somebody else's."""
+    """A link is swapped repeatedly between root's file and another user's file."""
     good, evil = ({**RAW["shop"], "extra_config": f"timeout client {n}s"} for n in (1, 2))
     site.put("srv/good.json", {"shop": good})
     site.put("srv/evil.json", {"shop": evil}, MALLORY)
@@ -846,7 +849,7 @@ def test_what_is_judged_is_what_is_read(site: Site) -> None:
 
 @needs_users
 def test_a_link_does_not_show_its_owner_what_he_may_not_read(site: Site) -> None:
-    """Else the words of error messages would: the daemon may read more than who made the link."""
+    """Error messages would quote the file: the daemon may read more than the link's owner."""
     secret = site.put("srv/secret.json", "{not json, and a secret", mode=0o600)
     path = site.link("etc/services.d/shop.json", secret, MALLORY)
     (problem,) = errors_in(site.load().problems)
@@ -860,7 +863,7 @@ def test_a_link_does_not_show_its_owner_what_he_may_not_read(site: Site) -> None
 
 
 def test_a_level_follows_owner_and_mode_without_a_change_of_the_text(site: Site) -> None:
-    """Also where nothing of the file itself changes, but a directory on the way."""
+    """The level also changes if only a directory on the path changes, and not the file itself."""
     target = site.put("srv/team/shop.json", RAW)
     site.link("etc/services.d/shop.json", target)
     site.put("etc/services.d/other.json", {"other": {"pod_port": 1}})

@@ -1,4 +1,4 @@
-"""The daemon, under load: an untrusted file costs nothing but its own services."""
+"""The daemon, under load: an untrusted file affects only its own services."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def site(either_binary: str) -> Iterator[Site]:
 
 
 def put(site: Site, name: str, content: str | dict[str, Any], uid: int = MALLORY) -> None:
-    """Write a file of a user into services.d, whole at once."""
+    """Write a file of a user into services.d atomically."""
     new = site.frontend.services_d / f".{name}.new"
     new.write_text(content if isinstance(content, str) else json.dumps({"services": content}))
     os.chown(new, uid, uid)
@@ -40,13 +40,13 @@ def test_an_untrusted_file_costs_only_its_own_service(site: Site) -> None:
     frontend = site.frontend
     host, services_d = frontend.host, frontend.services_d
 
-    # Values are accepted: the service serves, and goes on serving through all that follows.
+    # Values are accepted: the service serves, and continues to do so through all that follows.
     good = {NAME: frontend.service(NAME, PORT)}
     put(site, "mallory.json", good)
     frontend.until(lambda: frontend.ask(PORT) == f"{NAME}-1")
 
     def stays(expected: dict[tuple[str, str], str]) -> None:
-        """Nothing else is withheld, all services serve, and HAProxy has what is in force."""
+        """Wait until only these units are withheld, HAProxy is in sync and all services serve."""
         frontend.until(lambda: effects(site) == expected and frontend.ready())
         site.still_serve()
         assert frontend.ask(PORT) == f"{NAME}-1"
@@ -66,7 +66,7 @@ def test_an_untrusted_file_costs_only_its_own_service(site: Site) -> None:
     put(site, "mallory.json", good)
     stays({})
 
-    # A name, or the connections, of a trusted service: `a.json` comes first, and is refused.
+    # The name or bind of a trusted service: `a.json` sorts first, and is refused.
     shop = services_d / "shop.yaml"
     put(site, "a.json", {"shop": frontend.service(NAME, 8097)})
     stays({("duplicate", f"shop in {services_d}/a.json"): LEFT_OUT})
@@ -74,7 +74,7 @@ def test_an_untrusted_file_costs_only_its_own_service(site: Site) -> None:
     stays({("service", "a"): LEFT_OUT})
     put(site, "a.json", {"a": frontend.service(NAME, 0, binds=f"*:{SERVICES['docs']}")})
     stays({("service", "a"): LEFT_OUT})
-    # Nor can it keep the connections that it has from a trusted service that comes later.
+    # Nor can it keep a bind that a later trusted service declares.
     put(site, "a.json", {"a": frontend.service(NAME, 8095)})
     frontend.until(lambda: frontend.ask(8095) == f"{NAME}-1")
     site.declare("z", 8095, service="shop")
@@ -90,7 +90,7 @@ def test_an_untrusted_file_costs_only_its_own_service(site: Site) -> None:
     (services_d / "m.cfg").unlink()
     stays({})
 
-    # A trusted file with raw lines that falls into other hands keeps what was accepted.
+    # A trusted file with raw lines passes to another owner: the accepted lines are kept.
     site.declare("shop", SERVICES["shop"], extra_config="http-response set-header X-From root")
     frontend.until(lambda: "X-From root" in frontend.haproxy_cfg.read_text() and frontend.ready())
     os.chown(shop, MALLORY, MALLORY)
@@ -102,7 +102,7 @@ def test_an_untrusted_file_costs_only_its_own_service(site: Site) -> None:
     )
     stays({("service", "shop"): KEPT})
     assert "X-From root" in frontend.haproxy_cfg.read_text()
-    # Values of its new owner are accepted, and replace it.
+    # Values of the new owner are accepted, and replace them.
     put(site, "shop.yaml", {"shop": frontend.service("shop", SERVICES["shop"])})
     stays({})
     assert "X-From root" not in frontend.haproxy_cfg.read_text()

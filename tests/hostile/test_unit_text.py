@@ -1,6 +1,6 @@
-"""Text of one unit never begins, ends or conditions a section, whatever it holds.
+"""Text of one unit never begins, ends or conditions a section, whatever it contains.
 
-The texts here are ways to write such a line; everything runs against a real HAProxy.
+The texts here are ways to write such a line; all tests run against a real HAProxy.
 """
 
 from __future__ import annotations
@@ -139,14 +139,14 @@ GLOBAL = {
 
 
 def lua_file(path: Path) -> tuple[Path, Path]:
-    """A Lua file that leaves a mark when it is executed, and the mark."""
+    """Return a Lua file that creates a marker file when executed, and the path of the marker."""
     lua, marker = path / "evil.lua", path / "executed"
     lua.write_text(f'io.open("{marker}", "w"):close()\n')
     return lua, marker
 
 
 def filled(text: str, path: Path, number: int = 0) -> str:
-    """A text of the tables above for files in `path`."""
+    """Return a text of the tables above, filled in for files in `path`."""
     for name, value in {
         "lua": path / "evil.lua",
         "marker": path / "executed",
@@ -157,7 +157,7 @@ def filled(text: str, path: Path, number: int = 0) -> str:
 
 
 def problem_of(path: Path, settings: Mapping[str, Any], **service: Any) -> Problem:
-    """The only error of settings and a service."""
+    """Return the only error of the settings and a service."""
     content = {
         "cluster": {"nameservers": ["127.0.0.1:53"]},
         "haproxy": {"runtime_socket": f"{path}/admin.sock", **settings},
@@ -170,7 +170,7 @@ def problem_of(path: Path, settings: Mapping[str, Any], **service: Any) -> Probl
 
 
 def test_the_texts_are_what_they_are_for(haproxy_binary: str, short_directory: Path) -> None:
-    """HAProxy would execute the Lua file: the tables hold real attacks."""
+    """HAProxy would execute the Lua file: the tables contain real attacks."""
     _, marker = lua_file(short_directory)
     for name in ("quoted", "half-quoted", "mixed", "hex", "nul", "empty-quotes", "comment-after"):
         text = "listen shop\n  " + filled(BEGINS[name], short_directory)
@@ -300,7 +300,7 @@ def with_fragment(path: Path, text: str) -> Rendered:
 
 
 def test_check_as_root_executes_nothing(haproxy_binary: str) -> None:
-    """Every text in one directory: all are refused, each by its file."""
+    """All texts in one directory: each is refused, and reported with its file."""
     with Frontend(haproxy_binary) as frontend:
         _, marker = lua_file(frontend.directory)
         frontend.environ["FC_KEYWORD"] = "global"
@@ -351,7 +351,7 @@ def test_the_daemon_under_load(haproxy_binary: str) -> None:
 
         frontend.until(held)
         site.still_serve()
-        # A good change still goes through.
+        # A good change is still deployed.
         site.declare("docs", SERVICES["docs"], extra_config="http-response set-header x-new 1")
         frontend.until(lambda: "x-new" in frontend.haproxy_cfg.read_text() and frontend.ready())
         site.still_serve()
@@ -364,7 +364,7 @@ def test_the_daemon_under_load(haproxy_binary: str) -> None:
 
 
 def proxies(frontend: Frontend) -> set[str]:
-    """The proxies that HAProxy runs."""
+    """Return the names of the proxies that HAProxy runs."""
     from fc_frontend.haproxy import runtime
 
     socket = frontend.settings["haproxy"]["runtime_socket"]
@@ -373,17 +373,17 @@ def proxies(frontend: Frontend) -> set[str]:
 
 
 def usable_line(chance: random.Random, *keywords: str) -> str:
-    """A line that the loader accepts: one of `keywords` and random words."""
+    """Return a line that the loader accepts: one of `keywords`, then random words."""
     while True:
         line = f"{chance.choice(keywords)} {random_line(chance)}"
-        # HAProxy 2.6 refuses a variable's default in a line that is longer than those before.
+        # HAProxy 2.6 refuses a variable's default in a line that is longer than all lines before.
         has_default = "-d" in line or "-g" in line
         if line.isprintable() and not has_default and not any(raw_line_faults(line, Owner.SERVICE)):
             return line
 
 
 def good_line(chance: random.Random, number: int) -> str:
-    """A line that HAProxy accepts in a section, in any disguise."""
+    """Return a line that HAProxy accepts in a section, in a random spelling."""
     if chance.random() < 0.2:
         return f"\t{disguised('option', chance)} tcpka"
     return usable_line(chance, "#", f"{disguised('acl', chance)} a{number} str(x) -m str --")
@@ -418,7 +418,7 @@ def test_accepted_lines_stay_in_their_section(seed: int, haproxy_binary: str) ->
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_nonsense_is_blamed_on_its_own_unit(seed: int, haproxy_binary: str) -> None:
-    """Lines that only HAProxy can judge: what it says is about the service that has them."""
+    """Lines that only HAProxy can judge: its messages are assigned to the service that has them."""
     chance = random.Random(seed)
     services: dict[str, dict[str, Any]] = {}
     guilty = set()
@@ -495,7 +495,7 @@ def test_large_texts_are_judged_in_linear_time(piece: str) -> None:
         next(raw_line_faults(line, Owner.SERVICE))
 
 
-# What our own texts rely on
+# Assumptions of fc-frontend's own texts
 
 
 @pytest.mark.parametrize(
@@ -536,7 +536,7 @@ def test_the_hash_is_found_whatever_units_hold(line: str, where: str, tmp_path: 
 
 
 def rendered_with(path: Path, own: Mapping[str, str]) -> Config:
-    """A configuration with an operator's own templates."""
+    """Return a configuration with the operator's own templates."""
     (path / "config.json").write_text(
         json.dumps(
             {

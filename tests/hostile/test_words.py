@@ -24,7 +24,7 @@ from tests.hostile.real_words import (
 )
 
 AT_ONCE = 2000
-"""Lines for one start of HAProxy."""
+"""Lines per start of HAProxy."""
 NOT_IN_2 = frozenset("crt-store log-profile traces acme healthcheck".split())
 """Section keywords of HAProxy 3.x."""
 
@@ -33,7 +33,7 @@ NOT_IN_2 = frozenset("crt-store log-profile traces acme healthcheck".split())
 
 
 def glues(binary: str, path: Path) -> bool:
-    """True if an unset variable at the end of a quoted word takes the next word along."""
+    """Return whether an unset variable at the end of a quoted word joins the next word to it."""
     with reading(binary, ['a"$FC_UNSET" b'], path) as asked:
         return b"@ ab\n" in asked.patterns(0, 1)
 
@@ -75,7 +75,7 @@ def compare(binary: str, path: Path, count: int, seed: int, most_refused: int) -
         refusals(binary, [line for line, _ in refused[:most_refused]], path),
         strict=True,
     ):
-        # Of several flaws HAProxy names another one than too many words.
+        # For a line with several flaws including too many words, HAProxy may report another one.
         assert said if flaw is WordFlaw.TOO_MANY else SAID[flaw] in said, (seed, line, flaw, said)
 
 
@@ -102,7 +102,7 @@ def test_the_number_of_words(
 
 
 def observed(binary: str, line: str, path: Path) -> LineKind:
-    """What HAProxy takes a line for, by what it says of it and of the line after it."""
+    """Return how HAProxy classifies a line, judged by its messages for it and for the next line."""
     first = "global" if "cache" in read_line(line).keyword else "cache first"
     said = checked(binary, f"{first}\n{line}\nfcprobe\n", path)
     about: dict[int, str] = {}
@@ -160,7 +160,7 @@ def test_no_section_keyword_is_missing(haproxy_binary: str, short_directory: Pat
     """Every text in the program itself is tried as a section keyword."""
     words = set()
     for match in re.finditer(rb"[a-z0-9_-]{3,}(?=\0)", Path(haproxy_binary).read_bytes()):
-        # The linker keeps a text that ends like another one only once.
+        # The linker stores a text that ends another text only once.
         text = match[0].decode()
         words |= {text[-n:] for n in range(3, min(len(text), 18) + 1) if text[-n].isalpha()}
     words = {word for word in words if word not in SECTIONS}

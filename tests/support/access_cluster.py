@@ -1,4 +1,4 @@
-"""An API server with users and rights, in a thread of its own, for commands and for kubectl."""
+"""An API server with users and RBAC, in a thread of its own, for commands and for kubectl."""
 
 from __future__ import annotations
 
@@ -25,7 +25,10 @@ T = TypeVar("T")
 
 
 class AccessCluster:
-    """`kubeconfig` is an administrator's; commands run in `directory`."""
+    """An `ApiServer` with identities.
+
+    `kubeconfig` belongs to an administrator; commands run in `directory`.
+    """
 
     def __init__(self, directory: Path, certificates: Certificates) -> None:
         self.directory = directory
@@ -63,35 +66,35 @@ class AccessCluster:
         return f"https://127.0.0.1:{self.api.port}"
 
     def write_kubeconfig(self, user: Mapping[str, Any], **cluster: Any) -> None:
-        """The kubeconfig of who runs commands."""
+        """Write the kubeconfig of the user who runs commands."""
         document = kubeconfig_of(self.api.port, self.certificates, user, **cluster)
         self.kubeconfig.write_text(json.dumps(document))
 
     def run(self, *arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
-        """`fc-frontend kubeconfig`, which writes kubeconfigs for this server's own URL."""
+        """Run `fc-frontend kubeconfig`, which writes kubeconfigs for this server's own URL."""
         with contextlib.chdir(self.directory):
             return fc("kubeconfig", *arguments, **{"KUBECONFIG": str(self.kubeconfig), **environ})
 
     def made(self, *arguments: str) -> Path:
-        """The kubeconfig that a run with these arguments writes."""
+        """Return the kubeconfig that a run with these arguments writes."""
         path = self.directory / f"{len(list(self.directory.iterdir()))}.kubeconfig"
         done = self.run("--server", self.server, "--output", str(path), *arguments)
         assert done.returncode == 0, done.stderr
         return path
 
     def names(self, resource: str) -> list[str]:
-        """The names of all objects of a resource, but for the roles and namespaces of a cluster."""
+        """Return the sorted names of all objects of a resource."""
         return [name for kind, _, name in sorted(self.api.objects.now) if kind == resource]
 
     def item(self, resource: str, namespace: str, name: str) -> Json:
-        """An object as the server has it."""
+        """Return an object as stored in the server."""
         return self.api.objects.now[(resource, namespace, name)]
 
 
 def kubectl_with(
     kubectl: Path, kubeconfig: Path, *arguments: str
 ) -> subprocess.CompletedProcess[str]:
-    """What the real kubectl says with a kubeconfig."""
+    """Run the real kubectl with a kubeconfig."""
     home = kubeconfig.parent
     environ = {"PATH": os.environ["PATH"], "HOME": str(home), "KUBECONFIG": str(kubeconfig)}
     return subprocess.run(
@@ -100,7 +103,7 @@ def kubectl_with(
 
 
 def secrets_in(kubeconfig: Path) -> Iterator[str]:
-    """The token or key that a kubeconfig has."""
+    """Yield the token or key in a kubeconfig."""
     import yaml
 
     (entry,) = yaml.safe_load(kubeconfig.read_text())["users"]

@@ -24,7 +24,7 @@ TERMINATING = {"ready": False, "serving": True, "terminating": True}
 
 
 def token_until(seconds: int) -> str:
-    """A token as a ServiceAccount has, which says that it expires then, in Unix time."""
+    """Return a ServiceAccount token that expires at this Unix time."""
     parts = ({"alg": "RS256"}, {"exp": seconds})
     encoded = [base64.urlsafe_b64encode(json.dumps(part).encode()) for part in parts]
     return ".".join([*(part.decode().rstrip("=") for part in encoded), "c2lnbmF0dXJl"])
@@ -33,7 +33,7 @@ def token_until(seconds: int) -> str:
 def kubeconfig_of(
     port: int, certificates: Certificates, user: Mapping[str, Any], **cluster: Any
 ) -> Json:
-    """A kubeconfig for the API server on that port of 127.0.0.1."""
+    """Return a kubeconfig for the API server on that port of 127.0.0.1."""
     server = {
         "server": f"https://127.0.0.1:{port}",
         "certificate-authority-data": certificates.data("ca.crt"),
@@ -49,7 +49,7 @@ def kubeconfig_of(
 
 
 class ApiFrontend(Frontend):
-    """`api` is its cluster's API server, which `kubeconfig` reaches."""
+    """A frontend with `api`, the API server of its cluster, which `kubeconfig` reaches."""
 
     def __init__(self, binary: str, certificates: Certificates) -> None:
         super().__init__(binary)
@@ -61,7 +61,7 @@ class ApiFrontend(Frontend):
     def __enter__(self) -> Self:
         super().__enter__()
         self.start_api()
-        # One that load balancers do not use, as control-plane nodes are.
+        # Load balancers exclude this node, as they do control-plane nodes.
         self.kube_node("node1", "192.0.2.1", {NOT_BALANCED: ""})
         self.settings["cluster"]["api"] = {"kubeconfig": str(self.kubeconfig)}
         return self
@@ -71,7 +71,7 @@ class ApiFrontend(Frontend):
         super().__exit__(*exc)
 
     def start_api(self, certificate: str = "server") -> None:
-        """Serve the API, on the port of the last time."""
+        """Serve the API, on the same port as before."""
         self._api_stack = contextlib.AsyncExitStack()
         context = self.certificates.server_context(name=certificate)
         serving = self.api.serving(context, self.api.port)
@@ -79,11 +79,11 @@ class ApiFrontend(Frontend):
         self.write_kubeconfig()
 
     def stop_api(self) -> None:
-        """End the API server, with all connections."""
+        """Stop the API server and close all connections."""
         self.call(self._api_stack.aclose())
 
     def write_kubeconfig(self, token: str = TOKEN) -> None:
-        """The access of a ServiceAccount's token, the only one that the server takes."""
+        """Write a kubeconfig with a ServiceAccount's token, the only one the server accepts."""
         self.api.token = token
         document = kubeconfig_of(self.api.port, self.certificates, {"token": token})
         self.kubeconfig.write_text(json.dumps(document))
@@ -151,7 +151,7 @@ class ApiFrontend(Frontend):
         }
         known = self.api.objects.now.get(("services", "default", name))
         if known is not None and "status" in known:
-            # Who writes an object leaves its status alone.
+            # A client that writes an object does not change its status.
             item["status"] = known["status"]
         self._put("services", item)
 
@@ -179,7 +179,7 @@ class ApiFrontend(Frontend):
         self._put("nodes", item)
 
     def token_secret(self, namespace: str, name: str) -> None:
-        """A ServiceAccount's token, as the controller of Kubernetes writes it."""
+        """Create a ServiceAccount's token Secret, as the Kubernetes controller does."""
         data = {
             "token": base64.b64encode(TOKEN.encode()).decode(),
             "ca.crt": self.certificates.data("ca.crt"),
@@ -190,7 +190,7 @@ class ApiFrontend(Frontend):
         )
 
     async def break_connections(self) -> None:
-        """Reset all connections to the API server; in its loop."""
+        """Reset all connections to the API server, in its event loop."""
         self.api.kill()
 
     def endpoints(
@@ -202,7 +202,7 @@ class ApiFrontend(Frontend):
         port_names: Iterable[str] = ("http",),
         number: int = 1,
     ) -> float:
-        """Create or replace the EndpointSlice `number` of a Service; when it was done.
+        """Create or replace the EndpointSlice `number` of a Service; return the time of the change.
 
         `states` are the conditions of each address.
         """
@@ -227,7 +227,7 @@ class ApiFrontend(Frontend):
         return time.monotonic()
 
     def ready_endpoints(self, name: str, addresses: Iterable[str], *, port: int = 8080) -> float:
-        """All of `addresses` are ready, and there are no others; when it was done."""
+        """Make exactly `addresses` the ready endpoints; return the time of the change."""
         return self.endpoints(name, dict.fromkeys(addresses, READY), port=port)
 
     def _put(self, resource: str, item: Json) -> None:
@@ -243,7 +243,7 @@ class ApiFrontend(Frontend):
         self.call(put())
 
     def cluster_ip(self, name: str) -> tuple[str, PodSet]:
-        """A cluster IP for `name` on which something answers, as kube-proxy makes it."""
+        """Return a cluster IP that accepts connections, as with kube-proxy, and its pods."""
         address = f"127.{self.octet}.130.{len(self.pods) + 1}"
         behind = PodSet(f"{name}-vip", network=f"{address}/32", port=80)
         self.pods[f"{name}-vip"] = behind
@@ -251,7 +251,7 @@ class ApiFrontend(Frontend):
         return address, behind
 
     def slots(self, name: str) -> dict[str, tuple[str, int]]:
-        """Address and administrative state of each slot with a pod, as HAProxy has them."""
+        """Return address and administrative state of each slot with a pod, from HAProxy."""
         from fc_frontend.haproxy import runtime
 
         path = self.settings["haproxy"]["runtime_socket"]

@@ -1,8 +1,8 @@
-"""Who asks a small API server, and what RBAC lets him do: tokens, certificates, bindings.
+"""Authentication and RBAC of a small API server: tokens, certificates, bindings.
 
-As kube-apiserver 1.36 (tests/recorded): tokens of the TokenRequest API are checked against their
-ServiceAccount and the Secret to which they are bound, at each request; the real server keeps a good
-check for ten seconds.  CertificateSigningRequests are signed by the test's authority.
+Behaves like kube-apiserver 1.36 (tests/recorded): each request with a token of the TokenRequest API
+is checked against the ServiceAccount and the Secret to which the token is bound; the real server
+caches a successful check for ten seconds.  The test's authority signs CertificateSigningRequests.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ DEFAULT_ROLES: dict[str, list[Json]] = {
         }
     ],
 }
-"""Of the roles that each cluster has, what concerns resources of this server."""
+"""The rules of the default cluster roles that concern this server's resources."""
 
 
 @dataclass(frozen=True)
 class Identity:
-    """A user with groups; `who` of a SelfSubjectReview."""
+    """A user with groups, as in a SelfSubjectReview."""
 
     name: str
     groups: tuple[str, ...]
@@ -62,7 +62,7 @@ ANONYMOUS = Identity("system:anonymous", ("system:unauthenticated",))
 
 @dataclass
 class Identities:
-    """Authenticates and authorizes by `objects`; `admin_token` may do everything.
+    """Authentication and authorization by `objects`; `admin_token` may do everything.
 
     `longest_token` and `longest_certificate` are the server's limits, in seconds.  Without
     `signs`, approved requests get no certificate.
@@ -87,7 +87,10 @@ class Identities:
     # Authentication
 
     def identity(self, token: str | None, peer: Any) -> Identity:
-        """Who has the bearer token, or the TLS certificate `peer` of ssl.getpeercert.  401."""
+        """Return the identity of a bearer token, or of `peer`, as from ssl.getpeercert.
+
+        Raises a 401 error for an invalid token.
+        """
         if peer:
             subject = {name: value for ((name, value),) in peer["subject"]}
             groups = tuple(v for ((n, v),) in peer["subject"] if n == "organizationName")
@@ -126,7 +129,7 @@ class Identities:
     # Authorization
 
     def may(self, who: Identity, verb: str, resource: str, namespace: str) -> bool:
-        """True if RBAC allows it; `resource` may have a subresource."""
+        """Return whether RBAC allows the request; `resource` may include a subresource."""
         if ADMINS in who.groups:
             return True
         bindings = [
@@ -154,10 +157,10 @@ class Identities:
             for rule in (role or {}).get("rules", ())
         )
 
-    # What is issued
+    # Tokens and certificates
 
     def token(self, key: Key, request: Json) -> Json:
-        """The answer to a TokenRequest for the ServiceAccount `key`."""
+        """Return the response to a TokenRequest for the ServiceAccount `key`."""
         account = self.objects.get(key)
         seconds = request["spec"].get("expirationSeconds", 3600)
         if seconds < 600:
@@ -197,7 +200,10 @@ class Identities:
         }  # fmt: skip
 
     def check_request(self, item: Json, who: Identity) -> None:
-        """422 for a CertificateSigningRequest whose request is none; adds who asks."""
+        """Check a CertificateSigningRequest and add the requesting user.
+
+        Raises a 422 error if `spec.request` contains no certificate request.
+        """
         spec = item["spec"]
         data = base64.b64decode(spec["request"])
         if not data.startswith(b"-----BEGIN CERTIFICATE REQUEST-----"):
@@ -209,7 +215,7 @@ class Identities:
         item["status"] = {}
 
     def approve(self, key: Key, item: Json) -> Json:
-        """The request with its approval; the signer, another process, signs it a little later."""
+        """Store the approval of a request; a little later it is signed, as by another process."""
         current = self.objects.get(key)
         conditions = [
             {**each, "lastUpdateTime": _now(), "lastTransitionTime": _now()}
@@ -257,7 +263,7 @@ class Identities:
 
 
 def self_review(who: Identity) -> Json:
-    """The answer to a SelfSubjectReview."""
+    """Return the response to a SelfSubjectReview."""
     info: Json = {"username": who.name, "groups": list(who.groups)}
     if who.uid:
         info["uid"] = who.uid
@@ -270,7 +276,7 @@ def self_review(who: Identity) -> Json:
 
 
 def stamped(item: Json) -> Json:
-    """An object with what a server adds when it is created."""
+    """Return an object with the fields that a server adds on creation."""
     uid = "-".join(secrets.token_hex(size) for size in (4, 2, 2, 2, 6))
     added = {"uid": uid, "creationTimestamp": _now()}
     return {**item, "metadata": {**item["metadata"], **added}}

@@ -40,7 +40,7 @@ _WITHOUT_NAMESPACE = ("namespaces", "nodes", "clusterroles", "clusterrolebinding
 
 
 def described(path: str) -> Json | None:
-    """What clients such as kubectl ask first: the groups and resources that there are."""
+    """Return the discovery documents that clients such as kubectl request first."""
     match path.strip("/").split("/"):
         case ["api"]:
             return {"kind": "APIVersions", "versions": ["v1"]}
@@ -66,7 +66,7 @@ def _place(group: str, version: str) -> str:
 
 
 def _openapi(place: str) -> Json | None:
-    """What kubectl looks for before it leaves the validation of manifests to the server."""
+    """Return the OpenAPI document that kubectl needs before it relies on server-side validation."""
     paths = {}
     for name, (group, version, kind) in RESOURCES.items():
         if _place(group, version) == place:
@@ -110,7 +110,7 @@ def _resources(group: str, version: str) -> Json | None:
 
 
 class ApiError(Exception):
-    """An answer that is a Status, with HTTP status `code`."""
+    """A Status response with HTTP status `code`."""
 
     def __init__(self, code: int, reason: str, message: str, **more: Any) -> None:
         super().__init__(message)
@@ -130,19 +130,19 @@ class ApiError(Exception):
 
 @dataclass(frozen=True)
 class Event:
-    """A change: the object after it, and before it if there was one."""
+    """A change: the object before it, if it existed, and after it."""
 
     version: int
     key: Key
     before: Json | None
     after: Json | None
     last: Json
-    """What a DELETED event has: the last state, with the version of the deletion."""
+    """The object of a DELETED event: the last state, with the version of the deletion."""
 
 
 @dataclass
 class Objects:
-    """All objects, and the events since `oldest`, which is the oldest version to watch from."""
+    """All objects, and the events since `oldest`, the oldest version a watch can start from."""
 
     version: int = 100
     oldest: int = 100
@@ -151,7 +151,7 @@ class Objects:
     listeners: list[Callable[[], None]] = field(default_factory=list)
 
     def create(self, resource: str, item: Json) -> Json:
-        """409 if it exists."""
+        """Create an object.  Raises a 409 error if it exists."""
         namespace = item["metadata"].get("namespace", "")
         prefix = item["metadata"].get("generateName")
         if prefix and not item["metadata"].get("name"):
@@ -168,7 +168,7 @@ class Objects:
         return self._store(key, item)
 
     def update(self, key: Key, item: Json) -> Json:
-        """409 if `item` has a resourceVersion that is not the current one."""
+        """Replace an object.  Raises a 409 error if `item` has an outdated resourceVersion."""
         current = self.get(key)
         wanted = item["metadata"].get("resourceVersion")
         if wanted not in (None, current["metadata"]["resourceVersion"]):
@@ -185,9 +185,10 @@ class Objects:
         return self._store(key, item)
 
     def patch(self, key: Key, change: Json, subresource: str = "", manager: str = "") -> Json:
-        """A merge patch (RFC 7396).  A subresource changes only itself, and nothing else does.
+        """Apply a merge patch (RFC 7396).
 
-        `manager` becomes the one of `status.loadBalancer`, as long as that is not empty.
+        A patch of a subresource changes only the subresource; no other patch changes it.
+        `manager` becomes the field manager of `status.loadBalancer` unless that is empty.
         """
         current = self.get(key)
         merged: Json = _merged(current, change)
@@ -203,7 +204,7 @@ class Objects:
         return self.update(key, merged)
 
     def delete(self, key: Key) -> Json:
-        """404 if it is not there."""
+        """Delete an object.  Raises a 404 error if it does not exist."""
         before = self.get(key)
         del self.now[key]
         self.version += 1
@@ -213,7 +214,7 @@ class Objects:
         return before
 
     def get(self, key: Key) -> Json:
-        """404 if it is not there."""
+        """Return an object.  Raises a 404 error if it does not exist."""
         if key not in self.now:
             raise ApiError(
                 404,
@@ -224,14 +225,14 @@ class Objects:
         return self.now[key]
 
     def forget(self) -> None:
-        """Compact: no watch or list can begin at an older version than the current one."""
+        """Compact the history: no watch or list can start before the current version."""
         self.oldest = self.version
         self.events.clear()
 
     def restore(self, versions: int) -> None:
-        """Go back, as a restored etcd does: the current version is smaller than what clients have.
+        """Reset the version, as a restored etcd does: it is lower than the clients' versions.
 
-        Only the numbers go back; what the objects are stays.
+        Only the version numbers go back; the objects are kept.
         """
         self.version -= versions
         self.oldest = min(self.oldest, self.version)
@@ -253,7 +254,7 @@ class Objects:
 
 
 class Query:
-    """The parameters of a list or watch, checked as an API server does."""
+    """The parameters of a list or watch, validated as by a real API server."""
 
     def __init__(self, resource: str, namespace: str, text: str) -> None:
         given = {name: values[0] for name, values in parse_qs(text).items()}
@@ -288,7 +289,7 @@ class Query:
             )
 
     def has(self, key: Key, item: Json | None) -> bool:
-        """True if the object is one of those that are asked for."""
+        """Return whether the query selects the object."""
         if item is None or key[0] != self.resource or self.namespace not in ("", key[1]):
             return False
         labels = item["metadata"].get("labels") or {}
@@ -298,11 +299,11 @@ class Query:
         )
 
     def found(self, objects: Objects) -> list[tuple[Key, Json]]:
-        """All objects that are asked for, in order."""
+        """Return all selected objects, in order."""
         return [(key, item) for key, item in sorted(objects.now.items()) if self.has(key, item)]
 
     def page(self, objects: Objects) -> Json:
-        """The answer to a list."""
+        """Return the response to a list."""
         if self.version > objects.version:
             raise ApiError(
                 504,
@@ -346,7 +347,7 @@ class Query:
         }
 
     def changes(self, event: Event) -> Iterator[tuple[str, Json]]:
-        """What a watch is sent of a change: nothing, or an event's type and object."""
+        """Yield the type and object of the watch event for a change, if there is one."""
         had, has = self.has(event.key, event.before), self.has(event.key, event.after)
         if has:
             yield ("MODIFIED" if had else "ADDED"), typed(event.key[0], event.last)
@@ -358,7 +359,7 @@ _MICRO_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}(Z|[+-]\d\d:\d\d
 
 
 def check_times(resource: str, item: Json) -> None:
-    """422 for a Lease with times that are no MicroTime."""
+    """Raise a 422 error for a Lease with times that are not MicroTime values."""
     if resource != "leases":
         return
     for name in ("acquireTime", "renewTime"):
@@ -369,7 +370,7 @@ def check_times(resource: str, item: Json) -> None:
 
 
 def check_ingress(key: Key, item: Json) -> None:
-    """422 for the status of a Service whose addresses are none, or that can have none."""
+    """Raise a 422 error for the status of a Service with invalid or unexpected addresses."""
     ingress = item.get("status", {}).get("loadBalancer", {}).get("ingress") or []
     if key[0] != "services" or not ingress:
         return
@@ -391,7 +392,7 @@ def _invalid(key: Key, where: str, kind: str, message: str) -> ApiError:
 
 
 def invalid(of_kind: str, group: str, name: str, where: str, kind: str, message: str) -> ApiError:
-    """422 for the field `where` of an object; `message` says what is wrong with its value."""
+    """Return a 422 error for the field `where` of an object; `message` describes the problem."""
     cause = {"reason": f"FieldValue{kind}", "message": message, "field": where}
     qualified_kind = f"{of_kind}.{group}" if group else of_kind
     return ApiError(
@@ -408,13 +409,13 @@ def invalid(of_kind: str, group: str, name: str, where: str, kind: str, message:
 
 
 def typed(resource: str, item: Json) -> Json:
-    """The object with its kind, which a list leaves out and a watch has."""
+    """Return the object with its kind, which lists omit and watches include."""
     group, version, kind = RESOURCES[resource]
     return {"kind": kind, "apiVersion": f"{group}/{version}" if group else version, **item}
 
 
 def deleted(key: Key, item: Json) -> Json:
-    """The Status that answers a deletion."""
+    """Return the Status response to a deletion."""
     uid = item["metadata"].get("uid")
     details = {**_details(key[0], key[2]), **({"uid": uid} if uid else {})}
     return {
@@ -427,7 +428,7 @@ def deleted(key: Key, item: Json) -> Json:
 
 
 def bookmark(resource: str, version: int, *, is_end: bool = False) -> Json:
-    """The object of a BOOKMARK event."""
+    """Return the object of a BOOKMARK event."""
     metadata: Json = {"resourceVersion": str(version)}
     if is_end:
         metadata["annotations"] = {"k8s.io/initial-events-end": "true"}
@@ -435,12 +436,12 @@ def bookmark(resource: str, version: int, *, is_end: bool = False) -> Json:
 
 
 def expired(version: int, current: int) -> ApiError:
-    """What a watch is sent whose version is too old."""
+    """Return the error for a watch from a version that is too old."""
     return ApiError(410, "Expired", f"too old resource version: {version} ({current})")
 
 
 def qualified(resource: str) -> str:
-    """A resource as messages name it: with its API group."""
+    """Return the name of a resource with its API group, as used in messages."""
     group = RESOURCES[resource][0]
     return f"{resource}.{group}" if group else resource
 
@@ -458,7 +459,7 @@ def _without_version(item: Json) -> Json:
 
 
 def _managed(item: Json, manager: str) -> list[Json]:
-    """`metadata.managedFields` after `manager` has written the status."""
+    """Return `metadata.managedFields` after `manager` has written the status."""
     own = [m for m in item["metadata"].get("managedFields", ()) if "subresource" not in m]
     if not item["status"].get("loadBalancer", {}).get("ingress"):
         return own
@@ -516,7 +517,7 @@ def _position(token: str | None) -> tuple[Key | None, int]:
 
 
 def _selector(text: str) -> Mapping[str, tuple[str, ...]]:
-    """`a`, `a=b` and `a in (b,c)`, separated by commas; no values where the label just exists."""
+    """Parse `a`, `a=b` and `a in (b,c)`, separated by commas; `a` alone has no values."""
     wanted: dict[str, tuple[str, ...]] = {}
     while text:
         name, separator, rest = text.partition(" in (")

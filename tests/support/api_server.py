@@ -1,4 +1,4 @@
-"""A small Kubernetes API server on loopback, with faults.  Held against recorded answers."""
+"""A small Kubernetes API server on loopback, with faults, checked against recorded responses."""
 
 from __future__ import annotations
 
@@ -32,29 +32,29 @@ from tests.support.api_objects import (
 
 
 class Fault(Enum):
-    """What the server does to each new request."""
+    """The fault that applies to each new request."""
 
     KILL = auto()
-    """Closes the connection without an answer."""
+    """Close the connection without a response."""
     MUTE = auto()
-    """Never answers."""
+    """Never respond."""
     GARBAGE = auto()
-    """Answers something that is not HTTP."""
+    """Respond with something that is not HTTP."""
     BAD_EVENT = auto()
-    """A watch has a line that is not JSON; lists are good."""
+    """Send a line in a watch that is not JSON; lists are valid."""
     CUT = auto()
-    """Ends the connection in the middle of a body."""
+    """Close the connection in the middle of a body."""
 
 
 @dataclass
 class ApiServer:
-    """Serves `objects`.  Each of `errors` answers one of the next requests.
+    """A server for `objects`.  Each of `errors` is the response to one of the next requests.
 
-    `token` is the only one that is accepted; None accepts everybody.  With `identities`, these
-    decide on tokens, certificates and rights, and objects get a uid.  `user` may not use the verbs
-    and resources in `denied`, such as ("watch", "endpointslices").  `keeps_ip_mode` is False for a
-    server before 1.29, `streams_lists` for one before 1.32.  `bookmark_seconds` is the time between
-    bookmarks, `requests` the requests so far.
+    `token` is the only token that is accepted; with None, all clients are.  With `identities`,
+    these decide on tokens, certificates and rights, and objects get a uid.  `user` may not use the
+    verbs and resources in `denied`, such as ("watch", "endpointslices").  `keeps_ip_mode` is False
+    for a server before 1.29, `streams_lists` for one before 1.32.  `bookmark_seconds` is the time
+    between bookmarks, `requests` the requests so far.
     """
 
     objects: Objects = field(default_factory=Objects)
@@ -93,7 +93,7 @@ class ApiServer:
 
     @property
     def watches(self) -> int:
-        """Open connections."""
+        """The number of open connections."""
         return len(self._writers)
 
     def kill(self) -> None:
@@ -287,7 +287,7 @@ class ApiServer:
         return {**review, "metadata": {}, "spec": spec, "status": status}
 
     async def _watch(self, writer: asyncio.StreamWriter, query: Query) -> None:
-        """Events until the query's timeout, then an orderly end."""
+        """Send events until the query's timeout, then close the stream properly."""
         if query.initial and not self.streams_lists:
             raise ApiError(422, "Invalid", "resourceVersionMatch: Forbidden for watch")
         objects = self.objects
@@ -337,7 +337,7 @@ class ApiServer:
 
 
 def _parsed(path: str) -> tuple[str, str, str, str] | None:
-    """Resource, namespace, name and subresource of a path; None if it is none of the API."""
+    """Return resource, namespace, name and subresource of a path; None for an unknown path."""
     parts = [unquote(part) for part in path.strip("/").split("/")]
     match parts:
         case ["api", version, *rest]:

@@ -1,4 +1,4 @@
-"""Chromium, which may reach nothing but loopback addresses."""
+"""Chromium, restricted to loopback addresses."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ DRIVER = "/usr/bin/chromedriver"
 
 @contextlib.contextmanager
 def chromium_with(profile: Path, *arguments: str, logs: bool = False) -> Iterator[webdriver.Chrome]:
-    """A browser of its own, with a new profile in that directory; `logs` are for `get_log`."""
+    """Start a browser with a new profile in that directory; `logs` are for `get_log`."""
     for program, package in ((CHROMIUM, "chromium"), (DRIVER, "chromium-driver")):
         assert Path(program).exists(), f"apt install {package}"
     options = webdriver.ChromeOptions()
     options.binary_location = CHROMIUM
     for argument in (
         "--headless",
-        "--no-sandbox",  # it runs as root where tests do
+        "--no-sandbox",  # Chromium runs as root where the tests do.
         "--disable-gpu",
         "--disable-dev-shm-usage",
         "--disable-background-networking",

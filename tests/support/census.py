@@ -1,9 +1,10 @@
-"""Runs fc-frontend in this process, and counts from within what it does and holds.
+"""Run fc-frontend in this process, and count its work and its objects from within.
 
-`python -m tests.support.census PYTHON -m fc_frontend ARGUMENT…`, as a launcher is called.  A Unix
-socket, named by the environment's FC_CENSUS, answers each connection with JSON, which `census`
-reads: memory and tasks that live, and since the start what was written, executed and called.
-Python's own audit events are what is counted, so that nothing is missed and nothing is imitated.
+`python -m tests.support.census PYTHON -m fc_frontend ARGUMENT…`, called like a launcher.  A Unix
+socket, named by the environment variable FC_CENSUS, answers each connection with JSON, which
+`census` reads: current memory and tasks, and the files written, programs executed and functions
+called since the start.  Files and programs are counted by Python's own audit events, so that none
+is missed and nothing is imitated.
 """
 
 from __future__ import annotations
@@ -42,41 +43,42 @@ _TEMPORARY = re.compile(r"\.[0-9a-f]{12}\.tmp$")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Census:
-    """What a process holds (objects by type, tasks), and what it has done."""
+    """The objects and tasks that a process holds, and the work it has done."""
 
     blocks: int
-    """Pieces of memory that Python objects have."""
+    """The number of memory blocks allocated for Python objects."""
     tasks: int
     threads: int
-    """But for the event loop's pool, of which Python decides how many it has."""
+    """The number of threads without the event loop's pool, whose size Python decides."""
     calls: dict[str, int]
-    """Sweeps and steps count when they are through."""
+    """The number of calls, by name; sweeps and steps count when they are complete."""
     under_way: dict[str, int]
-    """Sweeps and steps that are not."""
+    """The number of sweeps and steps in progress."""
     templates: dict[str, int]
-    """Templates that were rendered, by name."""
+    """The number of times each template was rendered, by name."""
     executed: dict[str, int]
-    """Programs by name and first argument."""
+    """The number of times each program was executed, by name and first argument."""
     replaced: dict[str, list[int]]
-    """Files that were renamed into place, by path: how often, and how many bytes in all."""
+    """For each file renamed into place, by path: the number of times and the total bytes."""
     opened: dict[str, int]
-    """Other files that were opened for writing, by path."""
+    """The number of times each other file was opened for writing, by path."""
     read: dict[str, int]
-    """Files below the socket's directory that were opened for reading, by path.
+    """The number of times each file below the socket's directory was opened for reading, by path.
 
-    Paths are relative to that directory where they are below it, and have `#` for numbers.
+    Paths below that directory are relative to it; elsewhere and in its subdirectories, `#` replaces
+    numbers.
     """
 
 
 def census(path: str) -> Census:
-    """Ask a process that runs under this module."""
+    """Query a process that runs under this module."""
     return Census(**_ask(path, b"census"))
 
 
 def types(path: str) -> Counter[str]:
-    """Objects by type that were made since the daemon was ready.
+    """Return the number of objects by type created since the daemon became ready.
 
-    It must have nothing to do: a tuple that another thread is making cannot bear to be looked at.
+    The daemon must be idle: a tuple that another thread is building must not be inspected.
     """
     return Counter(_ask(path, b"types"))
 
@@ -95,18 +97,18 @@ def _ask(path: str, question: bytes) -> dict[str, Any]:
 
 
 def _whole(name: str | bytes, directory: int) -> str:
-    """The path of `name`, which may be relative to the descriptor of a directory."""
+    """Return the path of `name`, which may be relative to a directory's file descriptor."""
     path = os.fsdecode(name)
     return path if directory < 0 else str(Path(f"/proc/self/fd/{directory}").readlink() / path)
 
 
 def _confined(argv: list[str]) -> list[str]:
-    """The program that runs within limits, if `argv` is what sets these."""
+    """Return the command that runs within limits, if `argv` is the command that sets these."""
     return argv[argv.index(_CONFINE) + 5 :] if _CONFINE in argv else argv
 
 
 class _Counts:
-    """What was counted so far; audit events come from all threads."""
+    """The counts so far; audit events arrive from all threads."""
 
     def __init__(self, root: str) -> None:
         self.root = f"{root}/"
@@ -122,7 +124,10 @@ class _Counts:
         self._busy = threading.local()
 
     def audit(self, event: str, arguments: tuple[Any, ...]) -> None:
-        """The hook: must be quick, and must not raise, as that would end what is observed."""
+        """Handle an audit event.
+
+        Must be fast, and must not raise, as that would end the observed process.
+        """
         if event not in ("open", "os.rename", "subprocess.Popen"):
             return
         if getattr(self._busy, "here", False):
@@ -152,19 +157,19 @@ class _Counts:
 
     def _opened(self, path: str, flags: int) -> None:
         writes = flags & (os.O_WRONLY | os.O_RDWR)
-        # What is renamed into place counts as that.
+        # Files renamed into place are counted by the rename.
         if _TEMPORARY.search(path) or not (writes or path.startswith(self.root)):
             return
         with self.lock:
             (self.opened if writes else self.read)[self._name(path)] += 1
 
     def _name(self, path: str) -> str:
-        """Few names for many files, or counting would be what grows."""
+        """Map many files to few names; otherwise the counters themselves would grow."""
         below = path.removeprefix(self.root)
         return re.sub(r"\d+", "#", below) if below == path or "/" in below else below
 
     def counted(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """`function`, which counts its calls."""
+        """Wrap `function` to count its calls."""
 
         def call(*arguments: Any, **named: Any) -> Any:
             with self.lock:
@@ -174,7 +179,7 @@ class _Counts:
         return call
 
     def turning(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The coroutine function `function`, which counts those that are through."""
+        """Wrap the coroutine function `function` to count its completed calls."""
 
         async def turn(*arguments: Any, **named: Any) -> Any:
             self.loop = asyncio.get_running_loop()
@@ -190,7 +195,7 @@ class _Counts:
         return turn
 
     def printing(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """A template's method `function`, which counts by the template's name."""
+        """Wrap a template's method `function` to count its calls by the template's name."""
 
         def call(template: Any, *arguments: Any, **named: Any) -> Any:
             with self.lock:
@@ -200,7 +205,7 @@ class _Counts:
         return call
 
     def types(self) -> bytes:
-        """What lives after a collection, by type."""
+        """Return the number of live objects by type, after a garbage collection."""
         gc.collect()
         found = Counter(
             f"{type(each).__module__}.{type(each).__qualname__}" for each in gc.get_objects()
@@ -208,7 +213,7 @@ class _Counts:
         return json.dumps(found).encode()
 
     def answer(self) -> bytes:
-        """All counts, after a collection."""
+        """Return all counts, after a garbage collection."""
         gc.collect()
         tasks = len(asyncio.all_tasks(self.loop)) if self.loop else 0
         turns = dict.fromkeys(TURNS, 0)
@@ -238,7 +243,7 @@ def main() -> None:
         _replace(place, partial(counts.turning, name))
     _replace(TEMPLATES, counts.printing)
     listener = socket.socket(socket.AF_UNIX)
-    # A daemon that was here before has left it.
+    # A previous daemon may have left it.
     Path(path).unlink(missing_ok=True)
     listener.bind(path)
     listener.listen()
@@ -251,7 +256,7 @@ def main() -> None:
 def _replace(
     place: tuple[str, str], counted: Callable[[Callable[..., Any]], Callable[..., Any]]
 ) -> None:
-    """Have a module's function, or a class' method, counted."""
+    """Wrap a module's function, or a class's method, to count its calls."""
     module, path = place
     owner: Any = importlib.import_module(module)
     *outer, last = path.split(".")

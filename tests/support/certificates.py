@@ -12,7 +12,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Certificates:
-    """Two authorities, `ca` and `other`, and what `ca` has signed; all are PEM files."""
+    """Two authorities, `ca` and `other`, and the certificates signed by `ca`, as PEM files."""
 
     directory: Path
 
@@ -23,7 +23,7 @@ class Certificates:
         return base64.b64encode((self.directory / name).read_bytes()).decode()
 
     def server_context(self, *, asks: bool = False, name: str = "server") -> ssl.SSLContext:
-        """What a server uses; with `asks`, it demands a client certificate of `ca`."""
+        """Return a server's TLS context; with `asks`, it requires a client certificate of `ca`."""
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         context.load_cert_chain(self.path(f"{name}.crt"), self.path(f"{name}.key"))
         if asks:
@@ -33,7 +33,7 @@ class Certificates:
 
 
 def make_certificates(directory: Path) -> Certificates:
-    """Certificates for 127.0.0.1 and `kubernetes`; that of `expired` ended in 2020."""
+    """Create certificates for 127.0.0.1 and `kubernetes`; the `expired` one ended in 2020."""
     openssl = shutil.which("openssl")
     assert openssl, "apt install openssl"
 

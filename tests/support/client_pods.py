@@ -24,7 +24,7 @@ CALL = f"/{RPC_SERVICE}/Call"
 
 @contextlib.contextmanager
 def grpc_pod(address: str, port: int = 8080) -> Iterator[None]:
-    """A pod that echoes messages, in streams and single calls."""
+    """Run a pod that echoes messages, in streams and single calls."""
     handlers = {
         "Stream": grpc.stream_stream_rpc_method_handler(lambda messages, _context: messages),
         "Call": grpc.unary_unary_rpc_method_handler(lambda message, _context: message),
@@ -41,7 +41,7 @@ def grpc_pod(address: str, port: int = 8080) -> Iterator[None]:
 
 @contextlib.contextmanager
 def websocket_pod(address: str, port: int = 8080) -> Iterator[None]:
-    """A pod that echoes messages of WebSockets."""
+    """Run a pod that echoes WebSocket messages."""
 
     async def echo(connection: ServerConnection) -> None:
         async for message in connection:
@@ -63,9 +63,10 @@ DASHBOARD_COOKIE = "headlamp-auth-main.0=token; HttpOnly; Secure; SameSite=Stric
 
 @contextlib.contextmanager
 def dashboard_pod(address: str, port: int) -> Iterator[None]:
-    """A stand-in for a dashboard: its page and its WebSocket show the headers that arrived.
+    """Run a stand-in for a dashboard, whose page and WebSocket show the request's headers.
 
-    `/headers` has them as JSON.  As Headlamp does, it keeps a token in a cookie.
+    Any other path, such as `/headers`, returns them as JSON.  Like Headlamp, it keeps a token in a
+    cookie.
     """
 
     def page(_connection: ServerConnection, request: Request) -> Response | None:
@@ -95,7 +96,7 @@ def _shown(request: Request) -> str:
 
 @contextlib.contextmanager
 def _serving(server: Callable[[], AbstractAsyncContextManager[Any]]) -> Iterator[None]:
-    """Serve in a thread meanwhile."""
+    """Run a server in a thread for the duration of the block."""
     loop = asyncio.new_event_loop()
     started, ended = threading.Event(), asyncio.Event()
 

@@ -1,17 +1,17 @@
-"""A load generator in a process of its own, so that nothing else holds up its clients.
+"""A load generator in a process of its own, so that other work does not delay its clients.
 
-`python -m tests.support.clients HOST` with what argparse says below.  It prints `ready` when each
-client was answered once (`--now`: at once), counts from then on until standard input ends, and
-prints what came of it as JSON.  What counts:
+`python -m tests.support.clients HOST`, with the arguments that argparse defines below.  It prints
+`ready` once each client has received a response (`--now`: immediately), counts from then on until
+standard input ends, and prints the results as JSON.  Rules for counting:
 
-- Each request has one try; nothing is sent again.  A failure is: a connection that is refused,
-  reset or not made within 10 s; a status other than 200; a reset, an end or 10 s of silence before
-  the answer is complete, on a new connection and on a used one alike.
-- It is no failure if an answer says `Connection: close`, nor if the server had closed an idle
-  connection before the client turned to it: any client sees that and connects anew.  These are
-  counted as `closed`.  A request that crosses with such an end is a failure.
-- Long connections exchange data as often; half of them live for 2 to 20 s, half until the end.  An
-  end that neither side announced is a failure, also between two exchanges.
+- Each request is sent once and never retried.  Failures are: a connection that is refused, reset or
+  not established within 10 s; a status other than 200; a reset, an end of the connection or 10 s
+  of silence before the response is complete, on new and reused connections alike.
+- A response with `Connection: close` is not a failure, nor is an idle connection that the server
+  had closed before the client used it again: any client detects that and reconnects.  These are
+  counted as `closed`.  A request that crosses with such a close is a failure.
+- Long connections exchange data at the same rate; half of them last 2 to 20 s, half until the end.
+  A close that neither side announced is a failure, also between two exchanges.
 """
 
 from __future__ import annotations
@@ -28,28 +28,28 @@ from dataclasses import dataclass, field
 TIMEOUT = 10.0
 LOOK = 0.02
 MOST = 10_000
-"""Failures of which the time is kept."""
+"""The maximum number of failures whose time is kept."""
 
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
 class FailedError(Exception):
-    """A request or connection failed; the text says how."""
+    """A request or connection failed; the message describes how."""
 
 
 @dataclass(slots=True)
 class Count:
-    """What came of the requests.  Times are of the monotonic clock, which processes share."""
+    """The results of the requests.  Times are of the monotonic clock, which processes share."""
 
     requests: int = 0
     closed: int = 0
     failures: Counter[str] = field(default_factory=Counter)
     failed_at: list[tuple[float, str]] = field(default_factory=list)
     gap: float = 0.0
-    """The longest time in which nobody was answered."""
+    """The longest time without any response."""
     slowest: float = 0.0
     lag: float = 0.0
-    """The longest time for which this process was held up itself."""
+    """The longest delay of this process itself."""
     ended: bool = False
     _last: float = field(default_factory=time.monotonic)
 
@@ -62,7 +62,7 @@ class Count:
         self.requests += 1
 
     def ends(self) -> None:
-        """Nobody is to ask from now on."""
+        """Note that no requests follow."""
         self.ended = True
         self.gap = max(self.gap, time.monotonic() - self._last)
 
@@ -97,7 +97,7 @@ class Crowd:
         self.all_answered = asyncio.Event()
 
     async def web(self, port: int, keep: bool) -> None:
-        """Ask again and again, over one connection or each time over a new one."""
+        """Send requests repeatedly, over one connection or over a new one each time."""
         streams: Streams | None = None
         first = True
         await asyncio.sleep(random.random() * self.pause)
@@ -154,7 +154,7 @@ class Crowd:
                 streams[1].close()
 
     async def watch(self) -> None:
-        """Measure how late this process is itself."""
+        """Measure the delay of this process itself."""
         while not self.stop.is_set():
             before = time.monotonic()
             await asyncio.sleep(LOOK)
@@ -167,7 +167,7 @@ class Crowd:
 
 
 async def connect(host: str, port: int) -> Streams:
-    """A new connection."""
+    """Open a new connection."""
     try:
         async with asyncio.timeout(TIMEOUT):
             return await asyncio.open_connection(host, port)
@@ -178,7 +178,7 @@ async def connect(host: str, port: int) -> Streams:
 
 
 async def exchange(streams: Streams, keep: bool) -> bool:
-    """Ask for `/`; whether the connection may be used again.  Anything but 200 raises."""
+    """Request `/`; return whether the connection is reusable.  Raises for any status but 200."""
     reader, writer = streams
     connection = b"keep-alive" if keep else b"close"
     try:

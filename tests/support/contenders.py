@@ -1,7 +1,7 @@
-"""Who is measured: fc-frontend's daemon, and plain HAProxy as the platform documents it.
+"""The contenders of benchmarks: fc-frontend's daemon, and plain HAProxy as documented.
 
-Both have the same cluster, the same HAProxy and the same services, and are told to reload with one
-bind more each time.
+The plain one follows the platform documentation.  Both have the same cluster, the same HAProxy and
+the same services.  Each reload is caused by one more bind.
 """
 
 from __future__ import annotations
@@ -29,44 +29,45 @@ from tests.support.frontend import Frontend
 from tests.support.load import Loaded
 
 SLOTS = 20
-"""Those of the documentation's line."""
+"""The number of slots in the documentation's `server-template`."""
 OTHER_SLOTS = 10
-"""Fewer, as each takes a file descriptor: 1,000 × 20 are more than many a machine allows."""
+"""Fewer, as each takes a file descriptor: 1,000 × 20 exceed the limit of many machines."""
 HTTP, TCP, TOGGLED, TAKEN = 8080, 8081, 30000, 8099
 OTHERS = 10000
 CRASHED = re.compile(r"orker \(\d+\) exited with code 1[2-9]\d")
 
 
 class Contender(Protocol):
-    """Someone who makes HAProxy serve the services `shop`, `long` and others in the cluster."""
+    """A way to make HAProxy serve `shop`, `long` and other services of the cluster."""
 
     name: str
 
     def start(self) -> None:
-        """Serve; returns when requests are answered by pods."""
+        """Start serving; return when pods answer requests."""
 
     def reload(self, number: int) -> None:
-        """Let HAProxy have one more bind, which needs a reload; returns when it is taken."""
+        """Add one bind to HAProxy, which needs a reload; return when it accepts connections."""
 
     def take(self, seconds: float) -> None:
-        """Try to reload into a bind that somebody else holds, for some seconds after the try."""
+        """Try to add a bind that is in use; hold it for some seconds after the attempt."""
 
     def reloads(self) -> int:
-        """How many reloads HAProxy's master has made."""
+        """Return the number of reloads of HAProxy's master."""
 
     def crashes(self) -> int:
-        """How many workers have ended by a signal.
+        """Return the number of workers that were terminated by a signal.
 
-        Seen only at the very end of old ones, without loss: 2.6.12 by SIGSEGV in its deinit, 2.8.25
-        by SIGUSR1, when the next reload tells it once more to end.
+        Seen only at the very end of old workers, without loss: 2.6.12 by SIGSEGV in its deinit,
+        2.8.25 by SIGUSR1, when the next reload asks it again to end.
         """
 
 
 @contextlib.contextmanager
 def cluster(binary: str, services: int = 1) -> Iterator[Frontend]:
-    """A cluster with pods for `shop`, and for all other services a HAProxy that acts as their pod.
+    """Provide a cluster with pods for `shop`, and a HAProxy as the pod of all other services.
 
-    When it ends, no HAProxy is left: another one would get a part of the next one's connections.
+    At the end it waits until no HAProxy is left: a remaining one would receive a part of the next
+    one's connections.
     """
     frontend = Frontend(binary)
     frontend.dns = ClusterDns(address=f"127.{frontend.octet}.255.53", wildcards=True)
@@ -94,7 +95,7 @@ def cluster(binary: str, services: int = 1) -> Iterator[Frontend]:
 
 
 def _await_no_process_of(directory: Path) -> None:
-    """Wait until every process that has `directory` on its command line has ended."""
+    """Wait until every process with `directory` in its command line has ended."""
     until(
         lambda: (
             not any(
@@ -106,14 +107,14 @@ def _await_no_process_of(directory: Path) -> None:
 
 
 def takes(host: str, port: int) -> bool:
-    """True if somebody listens."""
+    """Return whether a server accepts connections."""
     with suppress(OSError), socket.create_connection((host, port), 1):
         return True
     return False
 
 
 class FcFrontend:
-    """The daemon, which follows files."""
+    """The daemon, configured by files."""
 
     name = "fc-frontend"
 
@@ -122,7 +123,7 @@ class FcFrontend:
         self.services = services
 
     def start(self) -> None:
-        """Reloads follow the files at once, unlike the default, which leaves 2 s between two."""
+        """Start the daemon without a pause between reloads; the default is at least 2 s."""
         frontend = self.frontend
         frontend.settings["intervals"] = {"resolve": "1s", "reload": 0, "debounce": "50ms"}
         declared = frontend.settings["services"]
@@ -163,7 +164,7 @@ class FcFrontend:
 
 
 class PlainHaproxy:
-    """The platform documentation's configuration, reloaded as systemd does."""
+    """The platform documentation's configuration, reloaded as by systemd."""
 
     name = "plain HAProxy"
 
@@ -197,7 +198,7 @@ class PlainHaproxy:
         return len(CRASHED.findall(self.haproxy.log.read_text(errors="replace")))
 
     def text(self, toggled: int) -> str:
-        """The documentation gives the `listen` with its `server-template`, and `balance`."""
+        """Return the configuration; `server-template` and `balance` are the documentation's."""
         host, port = self.frontend.dns.address
         lines = [
             "global",
@@ -232,7 +233,7 @@ class PlainHaproxy:
 def tell_failures(
     scenario: str, loaded: Loaded, phases: list[tuple[float, str]], frontend: Frontend
 ) -> None:
-    """On standard error, for each failure how long after the beginning of which phase it was."""
+    """Report each failure on standard error, with the time since its phase began."""
     if not loaded.failed:
         return
     print(f"{scenario}: {loaded.failed} failed", file=sys.stderr)

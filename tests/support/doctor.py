@@ -1,4 +1,4 @@
-"""What the tests of `doctor` share."""
+"""Helpers shared by the tests of `doctor`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SECRET = "the-token-that-nobody-may-see"
 
 
 def result_of(findings: tuple[Finding, ...], check: str) -> str:
-    """The result of the one check whose name has `check` in it."""
+    """Return the result of the only check whose name contains `check`."""
     found = [finding for finding in findings if check in finding.check]
     assert len(found) == 1, findings
     return found[0].result.value
@@ -32,7 +32,7 @@ def said(findings: tuple[Finding, ...]) -> str:
 
 
 def doctor(frontend: Frontend, *arguments: str) -> tuple[int, dict[str, dict[str, str]]]:
-    """Exit code and the findings by check; several of the same check are joined."""
+    """Return the exit code and the findings by check; several of the same check are joined."""
     done = frontend.run("doctor", "--format", "json", *arguments, check=False)
     assert not done.stderr, done.stderr
     found: dict[str, dict[str, str]] = {}

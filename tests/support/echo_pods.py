@@ -1,4 +1,4 @@
-"""Pods that answer with the request that they got, for what a frontend changes on the way."""
+"""Pods that echo the request, to show what a frontend changes in it."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 class EchoPod(ThreadingHTTPServer):
-    """One pod.  It answers with JSON: its own address, and the request's path and headers."""
+    """A pod that responds with JSON: its own address, and the request's path and headers."""
 
     daemon_threads = True
 
     def handle_error(self, *_arguments: object) -> None:
-        """Health checks end their connections with a reset."""
+        """Ignore errors: health checks end their connections with a reset."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -40,7 +40,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 @contextlib.contextmanager
 def echo_pod(address: str, port: int = 8080) -> Iterator[EchoPod]:
-    """A pod that serves meanwhile."""
+    """Run a pod for the duration of the block."""
     with EchoPod((address, port), _Handler) as pod:
         thread = threading.Thread(target=pod.serve_forever, args=(0.01,), daemon=True)
         thread.start()

@@ -1,7 +1,7 @@
 """A whole frontend on loopback for end-to-end tests: cluster DNS, pods, files and the real daemon.
 
-Nothing is imitated: the daemon is a process, HAProxy is HAProxy, DNS goes over sockets.  Each one
-has a /16 of loopback of its own, so that tests do not meet.
+Nothing is imitated: the daemon is a process, HAProxy is real, and DNS uses sockets.  Each frontend
+has its own /16 of loopback, so that tests do not interfere.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ _STATS_PORT = 8000
 
 
 def _network() -> tuple[int, socket.socket]:
-    """The second octet of a loopback network that nobody uses, and what keeps it so."""
+    """Return the second octet of an unused loopback network, and the socket that reserves it."""
     for octet in random.sample(range(129, 250), 121):
         reservation = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         try:
             reservation.bind((f"127.{octet}.255.254", _RESERVED_PORT))
-            # A test that was killed may have left its HAProxy.
+            # A killed test may have left its HAProxy running.
             for port in (_LISTEN_PORT, _STATS_PORT):
                 socket.create_server((f"127.{octet}.200.1", port)).close()
         except OSError:
@@ -60,7 +60,7 @@ def _network() -> tuple[int, socket.socket]:
 
 
 def patiently(found: Callable[[], T], timeout: float = PATIENCE) -> T:
-    """What `found` returns once that is true; until then it may fail as what comes up does."""
+    """Wait until `found` returns something true, and return it; ignore errors of a startup."""
 
     def safely() -> T | None:
         with contextlib.suppress(OSError, http.client.HTTPException, ValueError):
@@ -74,18 +74,18 @@ def patiently(found: Callable[[], T], timeout: float = PATIENCE) -> T:
 
 @dataclass(frozen=True, slots=True)
 class Metrics:
-    """What /metrics said; the daemon computes it once a second."""
+    """The samples of /metrics, which the daemon computes once a second."""
 
     samples: list[Sample]
 
     def sum(self, name: str, **labels: str) -> float:
-        """The sum of a metric's samples that have these labels."""
+        """Return the sum of a metric's samples with these labels."""
         found = (s for s in self.samples if s.name == name and labels.items() <= s.labels.items())
         return sum(sample.value for sample in found)
 
 
 def wrong_clock(ahead: float) -> dict[str, str]:
-    """The environment of a process whose wall clock is `ahead` seconds ahead."""
+    """Return the environment of a process whose wall clock is `ahead` seconds ahead."""
     path = Path(__file__).with_name("wrong_clock")
     others = os.environ.get("PYTHONPATH", "")
     return {"PYTHONPATH": f"{path}:{path.parent.parent.parent}:{others}", "CLOCK_AHEAD": str(ahead)}
@@ -124,7 +124,7 @@ class Frontend:
         }
         self.environ: dict[str, str] = {}
         self.launcher: tuple[str, ...] = ()
-        """What executes the daemon, as `unshare --mount` does."""
+        """The command that executes the daemon, such as `unshare --mount`."""
         self.pods: dict[str, PodSet] = {}
         self.daemon: subprocess.Popen[bytes] | None = None
         self.external: RealHaproxy | None = None
@@ -161,7 +161,7 @@ class Frontend:
     # The cluster
 
     def scale(self, name: str, count: int, *, publish: bool = True) -> PodSet:
-        """Let service `name` have `count` pods, and let DNS know."""
+        """Scale service `name` to `count` pods, and update DNS."""
         if name not in self.pods:
             network = f"127.{self.octet}.{len(self.pods) * 8}.0/21"
             self.pods[name] = PodSet(name, network=network, port=8080)
@@ -174,7 +174,7 @@ class Frontend:
         return pods
 
     def publish(self, name: str, addresses: tuple[str, ...]) -> None:
-        """Let DNS list these addresses for service `name`."""
+        """Set the addresses of service `name` in DNS."""
 
         async def publish() -> None:
             self.dns.set_service(
@@ -186,7 +186,7 @@ class Frontend:
     # Files
 
     def service(self, name: str, port: int, **fields: Any) -> dict[str, Any]:
-        """A declaration of a HTTP service on `port` of the frontend's address."""
+        """Return the declaration of an HTTP service on `port` of the frontend's address."""
         defaults: dict[str, Any] = {
             "mode": "http",
             "pod_port": 8080,
@@ -198,13 +198,13 @@ class Frontend:
     def write(self) -> None:
         """Write the settings file, as an editor does."""
         new = self.directory / ".config.json.new"
-        # Removals do not wait, unless a test says so.
+        # Removals are not delayed, unless a test sets it so.
         intervals = {"removal": 0, **self.settings.get("intervals", {})}
         new.write_text(json.dumps({**self.settings, "intervals": intervals}, indent=1))
         new.rename(self.config)
 
     def drop(self, name: str, text: str | dict[str, Any]) -> float:
-        """Write a file into services.d; the time when it was there."""
+        """Write a file into services.d; return the time when it existed."""
         content = text if isinstance(text, str) else json.dumps({"services": text})
         (self.services_d / name).write_text(content)
         return time.monotonic()
@@ -212,7 +212,7 @@ class Frontend:
     # Processes
 
     def run(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        """Run a command of fc-frontend to its end."""
+        """Run a command of fc-frontend to completion."""
         done = subprocess.run(
             [sys.executable, "-m", "fc_frontend", *arguments, "--config", str(self.config)],
             stdin=subprocess.DEVNULL,
@@ -227,7 +227,7 @@ class Frontend:
         return done
 
     def start(self, *, wait: bool = True) -> subprocess.Popen[bytes]:
-        """Start the daemon, and wait until HAProxy has what is declared."""
+        """Start the daemon, and wait until HAProxy runs the declared configuration."""
         assert self.daemon is None or self.daemon.poll() is not None, "one is running"
         if not self.config.exists():
             self.write()
@@ -247,7 +247,7 @@ class Frontend:
         return self.daemon
 
     def stop_daemon(self, number: int = signal.SIGTERM) -> int | None:
-        """End the daemon with a signal; its exit code."""
+        """Stop the daemon with a signal; return its exit code."""
         if self.daemon is None:
             return None
         if self.daemon.poll() is None:
@@ -257,17 +257,17 @@ class Frontend:
         return code
 
     def end_haproxy(self) -> None:
-        """End the HAProxy that a daemon left serving."""
+        """Kill the HAProxy that a daemon left running."""
         with contextlib.suppress(Unavailable, ProcessLookupError):
             master = show_proc(self.settings["haproxy"]["master_socket"], 2.0)
             for pid in master.pids:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
 
-    # What is seen from outside
+    # Observation from outside
 
     def until(self, found: Any, timeout: float = PATIENCE) -> Any:
-        """What `found` returns once it is true; shows the daemon's log if it never is."""
+        """Return the result of `found` once it is true; on timeout, show the daemon's log."""
 
         try:
             return patiently(found, timeout)
@@ -275,15 +275,15 @@ class Frontend:
             raise AssertionError(self.log_text()[-5000:]) from None
 
     def log_text(self) -> str:
-        """All that the daemon and its HAProxy have logged."""
+        """Return the log of the daemon and its HAProxy."""
         return self.log.read_text(errors="replace") if self.log.exists() else ""
 
     def events(self, name: str) -> list[str]:
-        """The logged lines of one event."""
+        """Return the log lines of one event."""
         return [line for line in self.log_text().splitlines() if f" {name} " in f"{line} "]
 
     def get(self, path: str, port: int = 9484) -> tuple[int, bytes]:
-        """Status and body from one of the frontend's listeners."""
+        """Return status and body from one of the frontend's listeners."""
         connection = http.client.HTTPConnection(self.host, port, timeout=10)
         try:
             connection.request("GET", path)
@@ -293,27 +293,27 @@ class Frontend:
             connection.close()
 
     def ready(self) -> bool:
-        """True if the daemon says that HAProxy has what is declared."""
+        """Return whether the daemon reports that HAProxy runs the declared configuration."""
         return self.get("/readyz")[0] == 200
 
     def status(self) -> dict[str, Any]:
-        """The daemon's /status.json."""
+        """Return the daemon's /status.json."""
         document: dict[str, Any] = json.loads(self.get("/status.json")[1])
         return document
 
     def metrics(self) -> Metrics:
-        """All metrics at one moment."""
+        """Return all metrics at one moment."""
         from prometheus_client.parser import text_string_to_metric_families
 
         families = text_string_to_metric_families(self.get("/metrics")[1].decode())
         return Metrics([sample for family in families for sample in family.samples])
 
     def metric(self, name: str, **labels: str) -> float:
-        """The sum of a metric's samples that have these labels."""
+        """Return the sum of a metric's samples with these labels."""
         return self.metrics().sum(name, **labels)
 
     def ask(self, port: int) -> str:
-        """The name of the pod that answers on `port`, or what failed."""
+        """Return the name of the pod that responds on `port`, or the failure."""
         connection = http.client.HTTPConnection(self.host, port, timeout=10)
         try:
             pod, failure = ask(connection)
@@ -322,19 +322,19 @@ class Frontend:
         return failure or pod
 
     def answers(self, port: int, count: int = 30) -> Counter[str]:
-        """Who answers `count` requests."""
+        """Return the number of responses of each pod to `count` requests."""
         return Counter(self.ask(port) for _ in range(count))
 
     def serves(self, port: int, pods: PodSet) -> bool:
-        """True if all of `pods` answer on `port`, and nobody else."""
+        """Return whether all of `pods` respond on `port`, and no others."""
         return set(self.answers(port, 6 * len(pods.pods))) == {pod.name for pod in pods.pods}
 
     def reloads(self) -> int:
-        """How often HAProxy's master was reloaded."""
+        """Return the number of reloads of HAProxy's master."""
         return show_proc(self.settings["haproxy"]["master_socket"], patience=PATIENCE).reloads
 
     def running_hash(self) -> str | None:
-        """The hash of the configuration that HAProxy's worker has."""
+        """Return the hash of the configuration that HAProxy's worker runs."""
         haproxy = self.settings["haproxy"]
         return observe(
             Haproxy(

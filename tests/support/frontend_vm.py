@@ -1,11 +1,11 @@
 """A frontend VM for tests/test_readme.py, made of namespaces: runs the README's root commands.
 
-    unshare --mount --pid --fork python tests/support/frontend_vm.py setup COMMAND... -- COMMAND...
+unshare --mount --pid --fork python tests/support/frontend_vm.py setup COMMAND... -- COMMAND...
 
-The first commands set up software and see the host's network; the others run in a network
+The first commands install software and use the host's network; the others run in a network
 namespace with the README's addresses, a cluster DNS at 10.0.0.254, pods in 10.1.0.0/16 and Debian's
-HAProxy, started as its unit starts it.  What is written to /etc, /opt, /run and /var/lib goes to
-memory and is gone with the namespace.
+HAProxy, started like its systemd unit.  Writes to /etc, /opt, /run and /var/lib are kept in memory
+and are lost with the namespace.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def run(*argv: str) -> None:
 def shell(command: str) -> None:
     print(f"# {command}", flush=True)
     done = subprocess.run(["/bin/sh", "-c", command], check=False, timeout=240)
-    # `diff` ends with 1 if there is something to deploy.
+    # `diff` exits with 1 if there are changes to deploy.
     assert done.returncode == int(command.endswith(" diff")), f"{command}: {done.returncode}"
 
 
@@ -71,7 +71,7 @@ def get(host: str, port: int, path: str) -> http.client.HTTPResponse:
 
 
 def served(address: str) -> str:
-    """Who answers on port 443 of `address`, asked until somebody does."""
+    """Return the pod that responds on port 443 of `address`; retry until one does."""
     return str(until(lambda: get(address, 443, "/").headers["X-Pod"]))
 
 
@@ -89,7 +89,7 @@ async def serve(commands: list[str]) -> None:
 
 
 def operate(commands: list[str]) -> None:
-    """What the operator does, with Debian's HAProxy running."""
+    """Run the operator's commands while Debian's HAProxy is running."""
     Path("/run/haproxy").mkdir(exist_ok=True)
     haproxy = subprocess.Popen(HAPROXY)
     try:

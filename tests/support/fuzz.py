@@ -1,7 +1,7 @@
-"""`python -m tests.support.fuzz --count N`: all fuzz targets, with N inputs in all.
+"""`python -m tests.support.fuzz --count N`: run all fuzz targets, with N inputs in total.
 
-A line for each target tells its inputs and seconds.  Targets whose inputs take long have fewer.
-The first failure ends the run, and shows the seed and the input.
+One line for each target shows its number of inputs and its seconds.  Targets with slow inputs get
+fewer.  The first failure ends the run, and shows the seed and the input.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import sys
 import pytest
 
 WEIGHTS = 6.4
-"""Inputs of all targets for each that a target gets that is neither costly nor cheap."""
+"""The total number of inputs of all targets, for each input of a target of ordinary cost."""
 
 
 def main() -> int:
-    """Run the targets; pytest's exit code."""
+    """Run the targets; return pytest's exit code."""
     parser = argparse.ArgumentParser(prog="python -m tests.support.fuzz", description=__doc__)
     parser.add_argument("--count", type=int, default=10_000, help="inputs in all [default: 10000]")
     parser.add_argument("--seed", type=int, default=1, help="of the random numbers [default: 1]")

@@ -1,4 +1,4 @@
-"""The import as users run it, and the platform documentation's configuration."""
+"""Run the import as users do, with the platform documentation's configuration."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ def command(*arguments: str, binary: str | None = None) -> subprocess.CompletedP
 
 
 def on_path(directory: Path, binary: str) -> str:
-    """A directory in which `haproxy` is the given one."""
+    """Return a directory in which `haproxy` is a link to the given binary."""
     (directory / "bin").mkdir()
     (directory / "bin" / "haproxy").symlink_to(binary)
     return str(directory / "bin")
 
 
 def text_for(new: Path, directory: Path) -> str:
-    """The haproxy.cfg of an import in `new` for a HAProxy in `directory`, which gets its maps."""
+    """Return the haproxy.cfg of an import in `new`, for a HAProxy in `directory` with its maps."""
     config = new / "config.yaml"
     settings = yaml.safe_load(config.read_text())
     settings["state_directory"] = f"{new}/state"

@@ -29,7 +29,7 @@ SETTINGS_FILE = "memory"
 
 
 def sources(settings: dict[str, Any], services: Mapping[str, Any]) -> Sources:
-    """What is declared by these values, all of it trusted."""
+    """Return these settings and services as sources, all of them trusted."""
     return Sources(
         settings_file=SETTINGS_FILE,
         directory="",
@@ -49,7 +49,7 @@ def sources(settings: dict[str, Any], services: Mapping[str, Any]) -> Sources:
 
 
 class KnownPods:
-    """A `PodDiscovery` that knows the addresses of pods, by Kubernetes Service."""
+    """A `PodDiscovery` with fixed addresses of pods, by Kubernetes Service."""
 
     def __init__(self, **pods: Sequence[str]) -> None:
         self.pods = dict(pods)
@@ -57,7 +57,7 @@ class KnownPods:
         self.balanced: LoadBalancers | None = None
 
     def answers(self, specs: Sequence[ServiceSpec], before: Resolution) -> dict[str, Answer]:
-        """An answer for each service that has pods."""
+        """Return an answer for each service that has pods."""
         return {
             spec.name: Answer(
                 kind=Kind.HEADLESS,

@@ -1,4 +1,4 @@
-"""Certificates that an authority issues for host names, with an intermediate one in between."""
+"""Certificates for host names, issued by an authority with an intermediate certificate."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Issued:
-    """A site's certificate; PEM texts."""
+    """The certificate of a site, as PEM texts."""
 
     leaf: bytes
     chain: bytes
-    """The certificate and the one that signed it."""
+    """The certificate, followed by its issuer's."""
     key: bytes
 
 
@@ -25,7 +25,7 @@ class Authority:
         self._directory = directory
         self._numbers = count(1)
         self.root_file = directory / "root.crt"
-        """What clients trust."""
+        """The root certificate, which clients trust."""
         extensions = "basicConstraints=critical,CA:TRUE\nkeyUsage=critical,keyCertSign,cRLSign\n"
         (directory / "ca.ext").write_text(extensions)
         self._openssl(
@@ -50,9 +50,9 @@ class Authority:
         extra: str = "",
         days: int = 90,
     ) -> Issued:
-        """A new certificate with a new key for `names`, none if they are empty.
+        """Issue a certificate with a new key for `names`, without names if they are empty.
 
-        `key` is rsa:BITS, ed25519 or a curve.  `extra` are more lines for openssl.
+        `key` is rsa:BITS, ed25519 or a curve.  `extra` contains further lines for openssl.
         """
         number = next(self._numbers)
         stem = f"site{number}"
@@ -77,7 +77,7 @@ class Authority:
                 "-extfile", f"{stem}.ext", "-out", f"{stem}.crt",
             )  # fmt: skip
             return
-        # openssl 3.0 gives a start only with `ca`.
+        # openssl 3.0 supports a start time only with `ca`.
         directory = self._directory
         (directory / "index.txt").write_text("")
         (directory / "serial").write_text(f"{0xDE0000 + number:X}\n")

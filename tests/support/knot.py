@@ -1,7 +1,8 @@
-"""A cluster DNS that keeps up with thousands of services: Debian's Knot on a loopback address.
+"""A cluster DNS fast enough for thousands of services: Debian's Knot on a loopback address.
 
-Our own `ClusterDns` is Python and would be what is measured.  Knot is taken from the system, or
-from Debian's packages unpacked into a cache: nothing is installed and no service is started.
+fc-frontend's own `ClusterDns` is Python, and would dominate the measurement.  Knot is taken from
+the system, or from Debian's packages unpacked into a cache: nothing is installed and no service is
+started.
 """
 
 from __future__ import annotations
@@ -64,8 +65,8 @@ _TRIES = 15
 class Knot:
     """A DNS server for `cluster.local`; use as a context manager.
 
-    A service's addresses are found at `NAME.default.svc`, as a headless service's in CoreDNS, and
-    at `*.NAME.default.svc`, as CoreDNS before 1.9 answered.
+    A service's addresses are served at `NAME.default.svc`, like those of a headless service in
+    CoreDNS, and at `*.NAME.default.svc`, as in CoreDNS before 1.9.
     """
 
     def __init__(self, host: str, directory: Path, *, port: int = 5300) -> None:
@@ -76,7 +77,7 @@ class Knot:
         self._endpoints: dict[str, tuple[str, ...]] = {}
 
     def fill(self, services: Mapping[str, tuple[str, ...]]) -> None:
-        """Say what the zone holds when the server starts."""
+        """Set the zone's content for the start of the server."""
         self._endpoints = dict(services)
 
     def __enter__(self) -> Self:
@@ -109,20 +110,20 @@ class Knot:
 
     @property
     def pid(self) -> int:
-        """Its process number."""
+        """The server's process ID."""
         assert self._process is not None
         return self._process.pid
 
     @property
     def endpoints(self) -> Mapping[str, tuple[str, ...]]:
-        """What the zone holds, by service."""
+        """The zone's content, by service."""
         return self._endpoints
 
     async def change(self, name: str, addresses: Iterable[str]) -> float:
-        """Let a service have these addresses; the monotonic time when the server says so.
+        """Set a service's addresses; return the monotonic time when the change took effect.
 
-        That is when a question is answered by them, or when the change is acknowledged: whichever
-        is earlier, as a busy server may be late with the one or the other.
+        That is when a query returns them, or when the change is acknowledged, whichever is earlier:
+        a busy server may delay either.
         """
         update = self._update(name, addresses)
         seen = asyncio.create_task(self._seen(name))
@@ -133,7 +134,7 @@ class Knot:
             seen.cancel()
 
     async def _acknowledged(self, update: dns.update.UpdateMessage) -> float:
-        # Not over TCP: HAProxy, which asks for thousands of services there too, fills its queue.
+        # Not over TCP: HAProxy queries thousands of services over it, too, and fills the queue.
         for left in reversed(range(_TRIES)):
             try:
                 response = await dns.asyncquery.udp(
@@ -148,7 +149,7 @@ class Knot:
         return acknowledged
 
     async def _seen(self, name: str) -> float:
-        """When a question is answered by the addresses that the service has now."""
+        """Wait until a query returns the service's current addresses; return the time."""
         query = dns.message.make_query(owners(name)[0], "A")
         wanted = set(self._endpoints[name])
         while True:
@@ -161,7 +162,7 @@ class Knot:
             await asyncio.sleep(0.002)
 
     def change_now(self, name: str, addresses: Iterable[str]) -> float:
-        """As `change`, for those who have no event loop."""
+        """Call `change` without an event loop."""
         return asyncio.run(self.change(name, addresses))
 
     def _update(self, name: str, addresses: Iterable[str]) -> dns.update.UpdateMessage:
@@ -191,15 +192,15 @@ class Knot:
 
 
 def owners(name: str) -> tuple[str, str]:
-    """The names under which a service's pods are found."""
+    """Return the names with a service's pods."""
     inner = f"{name}.default.svc.{ZONE}."
     return inner, f"*.{inner}"
 
 
 def program() -> tuple[str, dict[str, str]]:
-    """The server's path, and the environment that it needs.
+    """Return the server's path and the environment that it needs.
 
-    Raises RuntimeError, with what to do, where it cannot be had.
+    Raises RuntimeError, with a remedy, if the server is unavailable.
     """
     path = os.pathsep.join((os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"))
     found = shutil.which("knotd", path=path)

@@ -1,4 +1,4 @@
-"""The load generator as a context manager, for benches and tests."""
+"""The load generator as a context manager, for benchmarks and tests."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Self
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Loaded:
-    """What came of all requests; see `tests.support.clients` for what counts.  Times in seconds."""
+    """The results of all requests, as `tests.support.clients` counts them.  Times in seconds."""
 
     requests: int
     failed: int
@@ -24,14 +24,15 @@ class Loaded:
 
     @property
     def kinds(self) -> str:
-        """The failures by kind, for people."""
+        """Return the failures by kind, as text."""
         return ", ".join(f"{count}× {why}" for why, count in self.failures.items())
 
 
 class Clients:
-    """Clients in a process of their own, from the first answer to each of them until `end`.
+    """Clients in a process of their own, counting from the first response to each of them.
 
-    With `now` they count from their first request on, whether anybody answers or not.
+    They count until `end`.  With `now` they count from their first request on, whether it is
+    answered or not.
     """
 
     def __init__(
@@ -69,7 +70,7 @@ class Clients:
             self._process.communicate()
 
     def end(self) -> Loaded:
-        """Let each client end its request; what came of all."""
+        """Let each client finish its request; return the results."""
         assert self._process
         output, _ = self._process.communicate(timeout=60)
         return Loaded(**json.loads(output))

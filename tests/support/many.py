@@ -1,7 +1,8 @@
-"""A cluster of many services with a few pods each, and what is measured of processes in it.
+"""A cluster of many services with a few pods each, and measurements of its processes.
 
-Services are called `s0`, `s1`… and declared in files of a hundred each.  Their pods do not run, and
-HAProxy does not check them: 20,000 servers checked every two seconds would be what is measured.
+Services are named `s0`, `s1`… and declared in files of a hundred each.  Their pods do not run, and
+HAProxy does not check them: checks of 20,000 servers every two seconds would dominate the
+measurement.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ _TICK = os.sysconf("SC_CLK_TCK")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Memory:
-    """A process' memory in MB (10⁶ bytes): resident, its share of it, what it has alone."""
+    """A process's memory in MB (10⁶ bytes): resident, proportional and unique."""
 
     rss: float
     pss: float
@@ -39,7 +40,7 @@ class Memory:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ran:
-    """What a command took, with all that it started, in seconds."""
+    """The resources that a command and all its child processes used, in seconds."""
 
     wall: float
     cpu: float
@@ -49,9 +50,9 @@ class Ran:
 
 @contextlib.contextmanager
 def many_services(binary: str, count: int, **fields: Any) -> Iterator[tuple[Frontend, Knot]]:
-    """A frontend that is not started, with `count` services in its files and in DNS.
+    """Provide a frontend, not started, with `count` services in its files and in DNS.
 
-    `fields` go into each declaration.
+    `fields` are added to each declaration.
     """
     with Frontend(binary) as frontend:
         frontend.settings["intervals"] = {"resolve": "1s"}
@@ -73,9 +74,9 @@ def declare(
     changed: Mapping[int, int] | None = None,
     **fields: Any,
 ) -> float:
-    """Write one file with these services; the time when it was there.
+    """Write one file with these services; return the time when it existed.
 
-    `changed` gives some another port than their own.
+    `changed` maps numbers of services to a port other than their own.
     """
     services = {
         f"s{number}": frontend.service(
@@ -85,7 +86,7 @@ def declare(
         )
         for number in numbers
     }
-    # Renamed into place: nobody reads half a file.
+    # Renamed into place, so that nobody reads a partial file.
     new = frontend.directory / ".services.json.new"
     new.write_text(json.dumps({"services": services}, indent=1))
     new.rename(frontend.services_d / f"s{numbers[0]:05}.json")
@@ -93,31 +94,31 @@ def declare(
 
 
 def pods(frontend: Frontend, number: int) -> tuple[str, ...]:
-    """The addresses of a service's three to five pods; beyond 6,000 services share them."""
+    """Return the addresses of a service's three to five pods; beyond 6,000, services share them."""
     first = number * 4
     found = ((first + n) % _POD_ADDRESSES for n in range(3 + number % 3))
     return tuple(f"127.{frontend.octet}.{n // 250}.{1 + n % 250}" for n in found)
 
 
 def worker(frontend: Frontend) -> int:
-    """The process number of HAProxy's running worker."""
+    """Return the process ID of HAProxy's running worker."""
     return int(runtime.info(frontend.settings["haproxy"]["runtime_socket"])["Pid"])
 
 
 def memory(pid: int) -> Memory:
-    """What a process has of memory now."""
+    """Return the current memory of a process."""
     found = psutil.Process(pid).memory_full_info()
     return Memory(rss=found.rss / 1e6, pss=found.pss / 1e6, uss=found.uss / 1e6)
 
 
 def cpu(pid: int) -> float:
-    """User and system time of a process without its children, in seconds."""
+    """Return user and system time of a process without its children, in seconds."""
     fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
     return (int(fields[11]) + int(fields[12])) / _TICK
 
 
 def ran(argv: Sequence[str], log: Path) -> Ran:
-    """Run a command to its end; its output goes to `log`."""
+    """Run a command to completion; its output is written to `log`."""
     with log.open("wb") as out:
         started = time.perf_counter()
         process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=out, stderr=out)

@@ -1,4 +1,4 @@
-"""A DNS client for tests to ask with, and nameservers that a test scripts."""
+"""A DNS client for tests, and nameservers with scripted behavior."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from fc_frontend.plan.model import Nameserver, Transport
 P = ParamSpec("P")
 
 ANSWER_TIMEOUT = 10.0
-"""Seconds until a question is asked again: a busy host loses datagrams, and is slow to answer."""
+"""Seconds before a query is sent again: a busy host loses datagrams and responds slowly."""
 ZONE = "default.svc.cluster.local"
 WEB = f"web.{ZONE}"
 PODS = ("10.1.0.3", "10.1.0.4", "10.1.0.5", "fd00::3", "fd00::4")
@@ -38,7 +38,7 @@ SERVICE = KubernetesService("web", ports={"http": 8080}, endpoints=PODS)
 
 
 def in_loop(test: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, None]:
-    """The test as an ordinary function, in an event loop of its own."""
+    """Return the coroutine test as an ordinary function, run in its own event loop."""
 
     @functools.wraps(test)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
@@ -48,13 +48,13 @@ def in_loop(test: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, None]:
 
 
 def server(place: tuple[str, int], *transports: Transport, host: str | None = None) -> Nameserver:
-    """The nameserver at `place`, as settings would have it."""
+    """Return the nameserver at `place`, as from settings."""
     both = transports or (Transport.UDP, Transport.TCP)
     return Nameserver(ip_address(host or place[0]), place[1], both)
 
 
 class Asking:
-    """A client, what it observed, and a clock that stands still unless it is moved."""
+    """A client, the exchanges it observed, and a clock that stands still unless it is moved."""
 
     def __init__(
         self,
@@ -81,7 +81,7 @@ class Asking:
         return await self.client.ask(name, rdtype)
 
     def told(self) -> list[tuple[str, str, str]]:
-        """Nameserver, transport and code of each exchange since the last call."""
+        """Return nameserver, transport and code of each exchange since the last call."""
         said = [(e.nameserver, e.transport, e.rcode) for e in self.exchanges]
         self.exchanges.clear()
         return said
@@ -91,7 +91,7 @@ class Asking:
 async def asking(
     *servers: ClusterDns | Nameserver | tuple[str, int], **options: Any
 ) -> AsyncIterator[Asking]:
-    """A client of `servers`, closed in the end."""
+    """Provide a client of `servers`, closed at the end."""
     places = [s.address if isinstance(s, ClusterDns) else s for s in servers]
     known = [place if isinstance(place, Nameserver) else server(place) for place in places]
     asked = Asking(known, **options)
@@ -102,7 +102,7 @@ async def asking(
 
 
 def closed_place() -> tuple[str, int]:
-    """An address where nobody listens."""
+    """Return an address without a listener."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -113,12 +113,12 @@ def text(place: tuple[str, int]) -> str:
     return f"[{place[0]}]:{place[1]}" if ":" in place[0] else f"{place[0]}:{place[1]}"
 
 
-# Servers that do what the embedded one never would
+# Servers with behavior that the embedded one does not have
 
 
 @dataclass(frozen=True)
 class Query:
-    """A query as it came, and the two places from which it may be answered."""
+    """A query as received, and the two addresses from which it may be answered."""
 
     wire: bytes
     reply: Callable[[bytes], None]
@@ -129,7 +129,7 @@ class Query:
         return dns.message.from_wire(self.wire)
 
     def answered(self, *lines: str, rcode: dns.rcode.Rcode = dns.rcode.NOERROR) -> bytes:
-        """An answer with records as in a zone file."""
+        """Return a response with records in zone file syntax."""
         response = dns.message.make_response(self.message)
         response.set_rcode(rcode)
         for line in lines:
@@ -157,12 +157,12 @@ class _Udp(asyncio.DatagramProtocol):
 
 
 def void(_value: object) -> None:
-    """For what returns something that nobody needs."""
+    """Discard a value."""
 
 
 @contextlib.asynccontextmanager
 async def scripted(respond: Callable[[Query], None]) -> AsyncIterator[Nameserver]:
-    """A server for UDP alone whose every answer the test decides."""
+    """Run a UDP-only server whose every response the test decides."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as elsewhere:
         elsewhere.bind(("127.0.0.1", 0))
         transport, _ = await asyncio.get_running_loop().create_datagram_endpoint(
@@ -176,7 +176,7 @@ async def scripted(respond: Callable[[Query], None]) -> AsyncIterator[Nameserver
 
 @contextlib.asynccontextmanager
 async def scripted_tcp(respond: Callable[[bytes], bytes]) -> AsyncIterator[Nameserver]:
-    """A server for TCP alone: it sends what `respond` makes of a query, and closes."""
+    """Run a TCP-only server: it sends the result of `respond` for a query, and closes."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -195,10 +195,10 @@ async def scripted_tcp(respond: Callable[[bytes], bytes]) -> AsyncIterator[Names
 
 
 def damaged(wire: bytes, rng: random.Random) -> bytes:
-    """`wire` with some bytes changed, or cut, or with more after its end."""
+    """Return `wire` with some bytes changed, and possibly truncated or extended."""
     changed = bytearray(wire)
     for _ in range(rng.choice([0, 1, 1, 2, 4])):
-        # Half of them where it matters most: the header, and the records' own heads.
+        # Half of the changes affect the critical parts: the header and the records' heads.
         limit = 12 if rng.random() < 0.3 else len(changed)
         changed[rng.randrange(limit)] = rng.choice([0, 1, 0xFF, 0xC0, 0x0C, rng.randrange(256)])
     match rng.randrange(4):

@@ -1,4 +1,4 @@
-"""Objects that live in this process."""
+"""Live objects of this process."""
 
 from __future__ import annotations
 
@@ -6,6 +6,6 @@ import gc
 
 
 def count_of(kind: type) -> int:
-    """How many instances of a class live, of its subclasses included."""
+    """Return the number of live instances of a class, including its subclasses."""
     gc.collect()
     return sum(isinstance(each, kind) for each in gc.get_objects())

@@ -1,9 +1,9 @@
-"""Which connections from another host arrive, with the packet filter rules of a network namespace.
+"""Test which connections from another host pass the packet filter rules of a network namespace.
 
-    unshare --net python -m tests.support.outside '["nft", "-f", "rules"]' '[["198.51.100.2", 80]]'
+unshare --net python -m tests.support.outside '["nft", "-f", "rules"]' '[["198.51.100.2", 80]]'
 
-It makes the other host as a namespace of its own, gives this one the addresses, loads the rules by
-the command, listens on all ports, and prints which connections arrive, as a list of booleans.
+It creates the other host as a namespace of its own, gives this one the addresses, loads the rules
+with the command, listens on all ports, and prints which connections arrive, as a list of booleans.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 PATIENCE = "1.5"
-"""Seconds after which a connection counts as lost: a first packet is sent again after one."""
+"""Seconds before a connection counts as lost: a first packet is sent again after one second."""
 
 CLIENT = """
 import asyncio, json, sys
@@ -40,7 +40,7 @@ def ip(*words: str, inside: Iterable[str] = ()) -> None:
 
 
 def connect(addresses: Iterable[str], other: int) -> list[str]:
-    """Let process `other` reach `addresses` of ours; gives what runs a command beside it."""
+    """Let process `other` reach `addresses` here; return the command prefix that runs beside it."""
     ip("link", "set", "lo", "up")
     ip("link", "add", "eth0", "type", "veth", "peer", "name", "eth1")
     ip("link", "set", "eth1", "netns", str(other))

@@ -1,4 +1,4 @@
-"""What follows from files, without HAProxy: at a first deployment, or against what runs."""
+"""The result of files without HAProxy: at a first deployment, or compared to what is running."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from fc_frontend.render.render import render
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    """A declaration as it is rendered if nothing is withheld; without `config` if that fails."""
+    """A declaration rendered with nothing withheld; without `config` if rendering fails."""
 
     plan: Plan
     config: Config | None
@@ -29,7 +29,7 @@ class Rendered:
 
     @property
     def ok(self) -> bool:
-        """True if there are no errors."""
+        """Whether there are no errors."""
         return self.config is not None and not errors_in(self.problems)
 
 
@@ -41,7 +41,7 @@ def prepare(
     shrink: bool = False,
     memo: ProposalMemo | None = None,
 ) -> Rendered:
-    """Plan and render what is declared; all units are `newcomers` by default."""
+    """Plan and render the declaration; by default, all units are `newcomers`."""
     memo = memo or ProposalMemo()
     planned = plan(
         declaration.settings,
@@ -72,7 +72,7 @@ def prepare(
 
 
 def newcomers(declaration: Declaration, running: RunningDeclarations) -> frozenset[UnitId]:
-    """The units that are declared otherwise than they run."""
+    """Return the units whose declaration differs from the running one."""
     raw = declaration.raw
     found = {
         UnitId(kind, name)
@@ -91,7 +91,7 @@ def newcomers(declaration: Declaration, running: RunningDeclarations) -> frozens
 def prepared(
     sources: Sources | str | Path, running: RunningDeclarations | Base | None = None
 ) -> Prepared:
-    """What would be deployed, against what HAProxy runs, with no answers of cluster DNS."""
+    """Propose a deployment, given the running declarations, without answers of cluster DNS."""
     if not isinstance(sources, Sources):
         sources = read(str(sources))
     base = running if isinstance(running, Base) else Base()
@@ -101,10 +101,10 @@ def prepared(
 
 
 def running(found: Prepared) -> Base:
-    """The base of changes once HAProxy runs what was prepared."""
+    """Return the base of further changes once HAProxy runs the prepared configuration."""
     return base_of(found, found.declaration.raw, is_running=True)
 
 
 def withheld(found: Prepared) -> dict[str, tuple[Problem, ...]]:
-    """What is withheld, by unit."""
+    """Return the problems of withheld units, by unit."""
     return {str(each.unit): each.problems for each in found.withheld}

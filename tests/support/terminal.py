@@ -1,4 +1,4 @@
-"""A program on a real terminal: what it writes there is read, and keys are typed."""
+"""A program on a real terminal: its output is read, and keys are typed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from typing import Self
 
 
 class Terminal:
-    """`argv` on a terminal of its own; use as a context manager, which ends it.
+    """`argv` on a terminal of its own; use as a context manager, which ends the program.
 
     With `stdout`, only standard input and error are the terminal.
     """
@@ -45,7 +45,7 @@ class Terminal:
         )
         os.close(secondary)
         self.text = ""
-        # A character may come in two pieces.
+        # A character may arrive in two parts.
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def __enter__(self) -> Self:
@@ -53,7 +53,7 @@ class Terminal:
 
     def __exit__(self, *_exc: object) -> None:
         if self.process.poll() is None:
-            # Its session is its own, and nothing else is in it.
+            # The program has its own session, which contains nothing else.
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
@@ -64,7 +64,7 @@ class Terminal:
         os.write(self._primary, keys.encode())
 
     def until(self, words: str, timeout: float = 30.0) -> str:
-        """All that was written, once `words` are in what has come since the last call."""
+        """Wait until the output since the last call contains `words`; return all output."""
         start = len(self.text)
         deadline = time.monotonic() + timeout
         while words not in self.text[start:]:
@@ -73,7 +73,7 @@ class Terminal:
         return self.text
 
     def rest(self, timeout: float = 60.0) -> str:
-        """All that was written until the program ended."""
+        """Return all output once the program has ended."""
         deadline = time.monotonic() + timeout
         while self._more(0.1) is not None:
             assert time.monotonic() < deadline, self.text
@@ -81,7 +81,7 @@ class Terminal:
         return self.text
 
     def _more(self, seconds: float) -> int | None:
-        """Read what is there; None once the program has closed the terminal."""
+        """Read the available output; None once the program has closed the terminal."""
         if not select.select([self._primary], [], [], seconds)[0]:
             return 0
         try:

@@ -1,6 +1,6 @@
 """A wrong wall clock: with this directory on PYTHONPATH, CLOCK_AHEAD seconds are added.
 
-The kernel has namespaces for monotonic clocks alone, and these stay as they are.
+The kernel has namespaces for monotonic clocks only; these are not changed.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ Datetime = datetime.datetime
 
 
 class Ahead(Datetime):
-    """The real one, with another time."""
+    """The real class with a shifted time."""
 
     @classmethod
     def now(cls, tz: datetime.tzinfo | None = None) -> Ahead:
