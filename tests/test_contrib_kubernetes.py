@@ -129,7 +129,9 @@ def test_kubectl_applies_the_manifest_as_it_is_written(
         done = ran(frontend, kubectl, "kubectl", "apply", "-f", manifest)
         assert done.returncode == 0, done.stderr
     stored = []
-    for item in frontend.api.objects.now.values():
+    for key, item in frontend.api.objects.now.items():
+        if key[0] == "nodes":  # the cluster had them before
+            continue
         metadata = item["metadata"]
         annotations = metadata["annotations"]
         del annotations["kubectl.kubernetes.io/last-applied-configuration"]
