@@ -24,6 +24,7 @@ from fc_frontend.doctor.judge.iptables import parse_iptables
 from fc_frontend.doctor.judge.nftables import parse_nftables
 from fc_frontend.doctor.judge.packets import (
     Connection,
+    Hit,
     PacketFacts,
     Table,
     follow,
@@ -96,6 +97,66 @@ def test_rules_of_nftables(host: str, port: int, result: str, owner: str, remedy
     assert finding.result == result, finding
     assert owner in finding.message
     assert remedy in finding.remedy
+
+
+FIB = (
+    '{"match": {"op": "==", "left": {"fib": {"result": "type", "flags": "daddr"}}, '
+    '"right": "local"}}'
+)
+"""As newer versions of nft write it."""
+
+
+@pytest.mark.parametrize(
+    ("rules", "arrives"),
+    [
+        ("-s 127.0.0.0/8 -j ACCEPT\n-A PREROUTING -j DROP", False),
+        ("! -s 127.0.0.1/32 -p tcp -m tcp --dport 80 -j DROP", False),
+        ("-m mark --mark 0x200/0xf00 -j ACCEPT\n-A PREROUTING -j DROP", False),
+        ("-p tcp -m mark --mark 0xa67d0200 -j TPROXY --on-port 32166", True),
+        ("-j MARK --set-xmark 0x200/0xf00\n-A PREROUTING -m mark --mark 0x200/0xf00 -j DROP", None),
+        (
+            "-p tcp -m recent --set --name A --rsource -m tcp -j DNAT --to-destination 10.1.0.3",
+            False,
+        ),
+        ("-i br-ex -p tcp --dport 80 -j ACCEPT\n-A PREROUTING -j DROP", None),
+        ("-i br-0123456789ab -j ACCEPT\n-A PREROUTING -j DROP", False),
+    ],
+)
+def test_what_other_programs_write_for_iptables(rules: str, arrives: bool | None) -> None:
+    text = f"*nat\n:PREROUTING ACCEPT [0:0]\n-A PREROUTING {rules}\nCOMMIT\n"
+    hits = follow(Connection(ip_address(ADDRESS), 80), parse_iptables(text, 4))
+    assert arrival(hits) is arrives
+
+
+@pytest.mark.parametrize(
+    ("statements", "arrives"),
+    [
+        (f'{FIB}, {{"redirect": {{"port": 81}}}}', False),
+        ('{"dnat": {"addr": {"map": {"key": {"payload": {"protocol": "tcp", "field": "dport"}}, '
+         '"data": {"set": [[8080, "203.0.113.7"]]}}}}}', True),
+        ('{"vmap": {"key": {"payload": {"protocol": "tcp", "field": "dport"}}, '
+         '"data": {"set": [[22, {"accept": null}], ["*", {"drop": null}]]}}}', False),
+        ('{"set": {"op": "add", "elem": {"payload": {"protocol": "ip", "field": "saddr"}}, '
+         '"set": "@flood", "stmt": [{"limit": {"rate": 100}}]}}, {"drop": null}', None),
+        ('{"xt": {"type": "target", "name": "REJECT"}}', False),
+        ('{"match": {"op": "==", "left": {"payload": {"protocol": "tcp", "field": "dport"}}, '
+         '"right": {"prefix": {"addr": "10.0.0.0", "len": 8}}}}, {"drop": null}', True),
+    ],
+)  # fmt: skip
+def test_what_other_programs_write_for_nftables(statements: str, arrives: bool | None) -> None:
+    chain = {"family": "inet", "table": "nat", "name": "PREROUTING", "hook": "prerouting"}
+    rule = {"family": "inet", "table": "nat", "chain": "PREROUTING"}
+    expr = json.loads(f"[{statements}]")
+    text = json.dumps({"nftables": [{"chain": chain}, {"rule": {**rule, "expr": expr}}]})
+    tables = parse_nftables(text, with_iptables=False)
+    assert arrival(follow(Connection(ip_address(ADDRESS), 80), tables)) is arrives
+
+
+def arrival(hits: list[Hit]) -> bool | None:
+    """Whether the connection arrives; None if that depends on more than address and port."""
+    if any(hit.is_sure for hit in hits):
+        return False
+    return None if hits else True
 
 
 def test_datagrams_have_rules_of_their_own() -> None:

@@ -26,6 +26,14 @@ _TAKING = frozenset({"DNAT", "REDIRECT", "TPROXY"})
 _REFUSING = frozenset({"DROP", "REJECT"})
 _WORD = re.compile(r'"((?:[^"\\]|\\.)*)"|(\S+)')
 _LOCAL = "LOCAL"
+_ALWAYS = {
+    "--ctstatus": Applies.NO,
+    "--set": Applies.YES,
+    "--name": Applies.YES,
+    "--mask": Applies.YES,
+    "--rsource": Applies.YES,
+}
+"""Options with one result for a new connection; `--set` of `recent` records it, and matches."""
 
 _Test = Callable[[Connection], Applies]
 
@@ -57,16 +65,32 @@ def _words(line: str) -> list[str]:
 def _rule(words: Sequence[str], chains: Mapping[str, Chain]) -> PacketRule:
     tests: list[_Test] = []
     comment, action, target = "", Action.CONTINUE, ""
+    needs = marks = 0
     for negated, option, values in _options(words):
         value = values[0] if values else ""
         if option == "--comment":
             comment = value
         elif option in ("-j", "-g"):
             action, target = _action(option, value), value
+        elif option == "--mark" and not negated and _mark(value):
+            needs |= _mark(value)
+            tests.append(lambda _: Applies.MAYBE)
+        elif option == "--set-xmark":
+            marks = _mark(value)
         elif option not in ("-m", "--to-destination", "--to-ports", "--reject-with"):
             test = _test(option, value)
             tests.append(partial(_negated, test) if negated else test)
-    return PacketRule(partial(_effects, tuple(tests), action, target, chains), comment)
+    effects = partial(_effects, tuple(tests), action, target, chains, marks)
+    return PacketRule(effects, comment, needs)
+
+
+def _mark(text: str) -> int:
+    """Return the bits set in `value/mask`."""
+    value, _, mask = text.partition("/")
+    try:
+        return int(value, 0) & int(mask or "0xffffffff", 0)
+    except ValueError:
+        return 0
 
 
 def _options(words: Sequence[str]) -> Iterator[tuple[bool, str, list[str]]]:
@@ -102,6 +126,7 @@ def _effects(
     action: Action,
     target: str,
     chains: Mapping[str, Chain],
+    marks: int,
     connection: Connection,
 ) -> Sequence[RuleEffect]:
     is_sure = True
@@ -112,7 +137,8 @@ def _effects(
             case Applies.MAYBE:
                 is_sure = False
     if action is Action.JUMP and target not in chains:
-        return ()  # a target such as LOG or MARK, after which the chain continues
+        # A target such as LOG or MARK, after which the chain continues.
+        return (RuleEffect(Action.CONTINUE, marks=marks),)
     return (RuleEffect(action, target, is_sure),)
 
 
@@ -122,23 +148,25 @@ def _negated(test: _Test, connection: Connection) -> Applies:
 
 
 def _test(option: str, value: str) -> _Test:
+    if (always := _ALWAYS.get(option)) is not None:
+        return lambda _: always
     match option:
         case "-p":
             return lambda connection: _said(value in (connection.protocol, "all"))
+        case "-s" if (source := _network(value)) is not None and source.is_loopback:
+            return lambda _: Applies.NO
         case "-d":
             network = _network(value)
             if network is not None:
                 return lambda connection: _said(connection.address in network)
-        case "--dport" | "--dports" | "--ports" | "--destination-port":
+        case "--dport" | "--dports" | "--destination-port":
             ports = _ports(value)
-            if ports is not None and option != "--ports":
+            if ports is not None:
                 return lambda connection: _said(any(connection.port in each for each in ports))
         case "--dst-type":
             return lambda _: _said(_LOCAL in value.split(","))
         case "--src-type":
             return lambda _: Applies.NO if value == _LOCAL else Applies.MAYBE
-        case "--ctstatus":
-            return lambda _: Applies.NO
         case "--ctstate" | "--state":
             return lambda _: _said("NEW" in value.split(","))
         case "-i" if INSIDE.fullmatch(value):

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from ipaddress import ip_address, ip_network
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from typing import Any
 
 from fc_frontend.doctor.judge.packets import (
@@ -23,9 +23,8 @@ from fc_frontend.plan.untyped import as_list, as_mapping, as_text
 
 _VERSIONS = {"ip": (4,), "ip6": (6,), "inet": (4, 6)}
 _TAKING = frozenset({"dnat", "redirect", "tproxy"})
-_XT_TAKING = frozenset({"DNAT", "REDIRECT", "TPROXY"})
 _REFUSING = frozenset({"drop", "reject"})
-_LIMITS = frozenset({"limit", "quota", "ct count", "queue", "synproxy", "socket"})
+_LIMITS = frozenset({"limit", "meter", "quota", "ct count", "queue", "synproxy", "socket"})
 """Statements after which it is not certain that the rest of the rule is reached."""
 _IPTABLES = frozenset({"raw", "mangle", "nat", "filter", "security"})
 _UNKNOWN = object()
@@ -73,44 +72,63 @@ def parse_nftables(text: str, *, with_iptables: bool) -> tuple[Table, ...]:
         Table(name, found, frozenset(_VERSIONS[family]))
         for (family, name), found in chains.items()
         if family in _VERSIONS
-        and (with_iptables or name not in _IPTABLES or not _is_of_iptables(found))
+        and not (family != "inet" and not with_iptables and _is_of_iptables(name, found))
     )
 
 
-def _is_of_iptables(chains: Mapping[str, Chain]) -> bool:
+def _is_of_iptables(name: str, chains: Mapping[str, Chain]) -> bool:
     """Return whether the chains are those of iptables-nft, with the names of iptables."""
-    return all(chain.name.isupper() for chain in chains.values() if chain.hook)
+    return name in _IPTABLES and all(each.name.isupper() for each in chains.values() if each.hook)
 
 
 def _effects(
     statements: Sequence[dict[str, Any]], sets: Mapping[str, list[Any]], connection: Connection
 ) -> Sequence[RuleEffect]:
     is_sure = True
-    for statement in statements:
-        for name, value in statement.items():
-            if name == "match":
-                found = _match(as_mapping(value), sets, connection)
-                if found is Applies.NO:
-                    return ()
-                is_sure = is_sure and found is Applies.YES
-            elif name in _LIMITS:
-                is_sure = False
-            elif name == "xt":
-                kind = as_mapping(value)
-                if kind.get("type") == "match":
-                    is_sure = False
-                elif kind.get("name") in _XT_TAKING:
-                    return (RuleEffect(Action.TAKE, "", is_sure),)
-            elif name == "vmap":
-                vmap = as_mapping(value)
-                by = as_text(vmap.get("data")).removeprefix("@")
-                return tuple(
-                    replace(effect, is_sure=effect.is_sure and is_sure, by=by)
-                    for effect in _mapped(vmap, sets, connection)
-                )
-            elif (effect := _verdict(name, value, is_sure=is_sure)) is not None:
-                return (effect,)
+    for name, value in (item for statement in statements for item in statement.items()):
+        fields = as_mapping(value)
+        found = Applies.YES
+        if name == "match":
+            found = _match(fields, sets, connection)
+        elif name in _TAKING:
+            found = _in_maps(value, sets, connection)
+        elif _is_limit(name, fields):
+            found = Applies.MAYBE
+        if found is Applies.NO:
+            return ()
+        is_sure = is_sure and found is Applies.YES
+        if name == "vmap":
+            by = as_text(fields.get("data")).removeprefix("@")
+            return tuple(
+                replace(effect, is_sure=effect.is_sure and is_sure, by=by)
+                for effect in _mapped(fields, sets, connection)
+            )
+        if (effect := _verdict(name, value, is_sure=is_sure)) is not None:
+            return (effect,)
     return ()
+
+
+def _is_limit(name: str, fields: dict[str, Any]) -> bool:
+    """Return whether the rest of a rule is reached only now and then, or for some sources."""
+    is_counted_set = name == "set" and bool(fields.get("stmt"))
+    is_match_of_iptables = name == "xt" and fields.get("type") == "match"
+    return name in _LIMITS or is_counted_set or is_match_of_iptables
+
+
+def _in_maps(value: Any, sets: Mapping[str, list[Any]], connection: Connection) -> Applies:
+    """Return whether the maps from which `dnat` takes its target contain the connection."""
+    found = Applies.YES
+    for part in as_mapping(value).values():
+        lookup = as_mapping(as_mapping(part).get("map"))
+        key = lookup.get("key")
+        if lookup and not {"numgen", "jhash", "symhash"} & set(as_mapping(key)):
+            elements = _elements(lookup.get("data"), sets)
+            keys = [each[0] for each in elements if isinstance(each, list) and each]
+            each = _contains(_value(key, connection), keys)
+            if each is Applies.NO:
+                return each
+            found = each if each is Applies.MAYBE else found
+    return found
 
 
 def _verdict(name: str, value: Any, *, is_sure: bool) -> RuleEffect | None:
@@ -123,6 +141,9 @@ def _verdict(name: str, value: Any, *, is_sure: bool) -> RuleEffect | None:
     }
     if name in plain:
         return RuleEffect(plain[name], target, is_sure)
+    if name == "xt":
+        # A target of iptables, of which only the name is known.
+        name = str(as_mapping(value).get("name")).lower()
     if name in _TAKING:
         return RuleEffect(Action.TAKE, "", is_sure)
     return RuleEffect(Action.REFUSE, "", is_sure) if name in _REFUSING else None
@@ -188,6 +209,9 @@ def _value(left: Any, connection: Connection) -> Any:
             return "new"
         case {"ct": {"key": "status"}}:
             return "none"
+        # Newer versions write a single flag without a list.
+        case {"fib": {"result": "type", "flags": "daddr"}}:
+            return "local"
         case {"fib": {"result": "type", "flags": flags}} if "daddr" in as_list(flags):
             return "local"
     return _UNKNOWN
@@ -222,6 +246,9 @@ def _contains(value: Any, elements: Iterable[Any]) -> Applies:
 
 def _equals(value: Any, element: Any) -> Applies:
     """Return whether a value equals the element of a set, or is within it."""
+    if element == "*":
+        # The catch-all element, which is listed last.
+        return Applies.YES
     if value is None:
         return Applies.NO
     if isinstance(element, dict) and "elem" in element:  # one with a timeout or comment
@@ -246,6 +273,8 @@ def _is_within(value: Any, element: Any) -> bool:
         case {"range": [first, last]}:
             if isinstance(value, int):
                 return isinstance(first, int) and isinstance(last, int) and first <= value <= last
+            if not isinstance(value, IPv4Address | IPv6Address):
+                return False
             try:
                 low, high = ip_address(first), ip_address(last)
             except ValueError:
@@ -253,8 +282,10 @@ def _is_within(value: Any, element: Any) -> bool:
             same = low.version == high.version == value.version
             return same and int(low) <= int(value) <= int(high)
         case {"prefix": {"addr": str(address), "len": int(length)}}:
+            if not isinstance(value, IPv4Address | IPv6Address):
+                return False
             try:
                 return value in ip_network(f"{address}/{length}", strict=False)
-            except (ValueError, TypeError):
+            except ValueError:
                 return False
     return str(value) == str(element)

@@ -29,7 +29,7 @@ _SERVICE = re.compile(r"(?:(?:service|external)-[A-Z0-9]{8}-)?([a-z0-9.-]+/[a-z0
 """The Service in rules of kube-proxy: in comments of iptables, such as `default/web:http`, and in
 names of nftables' chains, such as `external-ULMVA6XW-default/web/tcp/http`."""
 _POLICY = "policy drop"
-INSIDE = re.compile(r"lo|(docker|br-|cni|podman|lxdbr|virbr)[A-Za-z0-9_.-]*\+?")
+INSIDE = re.compile(r"lo|(br-[0-9a-f]{12}|(docker|cni|podman|lxdbr|virbr)[A-Za-z0-9_.-]*\+?)")
 """Interfaces where no connection from outside arrives: `lo`, and bridges of containers."""
 IPVS_INTERFACE = "kube-ipvs0"
 """The interface to which kube-proxy adds the addresses of all Services in mode `ipvs`."""
@@ -80,6 +80,8 @@ class RuleEffect:
     is_sure: bool = True
     by: str = ""
     """The named map that contains the verdict."""
+    marks: int = 0
+    """The bits that it sets in the packet's mark."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +90,8 @@ class PacketRule:
 
     effects: Callable[[Connection], Sequence[RuleEffect]]
     comment: str = ""
+    needs_marks: int = 0
+    """The bits of the packet's mark without which it does not apply."""
 
 
 @dataclass(slots=True)
@@ -155,6 +159,8 @@ class _Way:
     hits: list[Hit]
     may_have_ended: bool = False
     """Set once a rule that may apply would have accepted the connection."""
+    marks: int = 0
+    """The bits that rules may have set in the packet's mark; it is 0 at first."""
 
     def through(
         self, chain: Chain, chains: tuple[str, ...], comments: tuple[str, ...], *, is_sure: bool
@@ -162,8 +168,11 @@ class _Way:
         """Return how a chain ends; `is_sure` is whether the connection certainly reaches it."""
         path = (*chains, chain.name)
         for rule in chain.rules:
+            if rule.needs_marks & ~self.marks:
+                continue
             said = (*comments, rule.comment) if rule.comment else comments
             for effect in rule.effects(self.connection):
+                self.marks |= effect.marks
                 applies = is_sure and effect.is_sure
                 way = (*path, effect.by) if effect.by else path
                 end = self._end_of(effect, way, said, is_sure=applies)
@@ -208,9 +217,11 @@ def follow(connection: Connection, tables: Iterable[Table]) -> list[Hit]:
         if chain.hook in _HOOKS
     ]
     hits: list[Hit] = []
+    marks = 0
     for _, _, table, chain in sorted(entered, key=lambda each: each[:2]):
-        way = _Way(connection, table, hits)
+        way = _Way(connection, table, hits, marks=marks)
         end = way.through(chain, (), (), is_sure=True)
+        marks = way.marks
         if end is _End.RETURNED and chain.refuses:
             is_sure = not way.may_have_ended
             hits.append(Hit(Action.REFUSE, table.name, (chain.name,), (_POLICY,), is_sure))
@@ -284,12 +295,14 @@ def _owner(hit: Hit, connection: Connection) -> tuple[str, str]:
             "the Service has this address as its own: give one of the two another address; k3s "
             "assigns node addresses unless it is started with --disable=servicelb,traefik"
         )
-    if any(name.startswith(("CNI-HOSTPORT", "CNI-DN-", "CNI-HOSTPORT-DNAT")) for name in names):
+    if any(name.startswith(("CNI-HOSTPORT", "CNI-DN-", "cni_hostport")) for name in names):
         return "a pod's hostPort", (
             "use another port, or remove the pod, such as one of k3s ServiceLB "
             "(svclb-…): `kubectl get pods -A | grep svclb`"
         )
-    if any(name.startswith("DOCKER") for name in names):
+    if any(name == "netavark" or name.startswith("NETAVARK") for name in names):
+        return "podman", f"stop the container that publishes port {connection.port}: `podman ps`"
+    if any(name.startswith(("DOCKER", "docker-bridges")) for name in names):
         return "Docker", f"stop the container that publishes port {connection.port}: `docker ps`"
     if hit.action is Action.REFUSE:
         rule = "the policy" if hit.comments == (_POLICY,) else "a rule"

@@ -75,22 +75,45 @@ def observe_packets(timeout: float) -> PacketFacts:
 def _tables(timeout: float) -> tuple[Table, ...]:
     """Return the tables of nftables and of both interfaces of iptables."""
     of_iptables: list[Table] = []
-    has_iptables_nft = True
+    has_all = True
     for version, name in ((4, "iptables"), (6, "ip6tables")):
-        if Path(_LEGACY_NAMES[version]).exists() and Path(_LEGACY_NAMES[version]).read_text():
-            save = _program(f"{name}-legacy-save") or _program(f"{name}-save")
-            of_iptables += parse_iptables(_output([_needed(save, "iptables")], timeout), version)
-        save = _program(f"{name}-nft-save")
-        has_iptables_nft = has_iptables_nft and save is not None
-        if save is not None:
+        if _has_legacy_tables(version):
+            save = _needed(_legacy_program(name, timeout), "iptables-legacy-save")
             of_iptables += parse_iptables(_output([save], timeout), version)
+        program = _program(f"{name}-nft-save")
+        output = _output([program], timeout) if program else ""
+        of_iptables += parse_iptables(output, version)
+        # Tables with rules that iptables cannot express are left out of its output.
+        has_all = has_all and program is not None and "is incompatible" not in output
     nft = _needed(_program("nft"), "nftables")
     rules = _output([nft, "--json", "list", "ruleset"], timeout)
     try:
-        native = parse_nftables(rules, with_iptables=not has_iptables_nft)
+        native = parse_nftables(rules, with_iptables=not has_all)
     except (ValueError, TypeError, RecursionError):
         raise Unavailable.of("`nft --json` writes no JSON", "upgrade nftables") from None
     return (*native, *of_iptables)
+
+
+def _has_legacy_tables(version: int) -> bool:
+    """Return whether the kernel's older interface has tables; `Unavailable` if this is hidden."""
+    try:
+        return bool(Path(_LEGACY_NAMES[version]).read_text())
+    except FileNotFoundError:
+        return False
+    except OSError as exc:
+        raise Unavailable.of(
+            f"{_LEGACY_NAMES[version]}: {exc.strerror}", "run `fc-frontend doctor` as root"
+        ) from None
+
+
+def _legacy_program(name: str, timeout: float) -> str | None:
+    """Return the program that lists the tables of the older interface; None if there is none."""
+    if (found := _program(f"{name}-legacy-save")) is not None:
+        return found
+    plain = _program(f"{name}-save")
+    if plain is None or "nf_tables" in _output([plain, "--version"], timeout):
+        return None
+    return plain
 
 
 def _program(name: str) -> str | None:
