@@ -19,6 +19,7 @@ from fc_frontend.haproxy import install
 from fc_frontend.model.memo import Memo
 from fc_frontend.model.units import UnitId
 from fc_frontend.plan.model import Answer, Freshness, Resolution, ServiceSpec, Settings
+from fc_frontend.plan.slices import is_of_api_servers
 
 ANSWERS_FILE = "answers.json"
 RUNNING_FILE = "running.json"
@@ -74,7 +75,13 @@ def save_answers(
 
 def question(spec: ServiceSpec) -> str:
     """Return the cluster DNS question of a service; answers to other questions are not used."""
-    return f"{spec.name} {spec.service}.{spec.namespace} {spec.target} {spec.port} {spec.discovery}"
+    asked = (
+        f"{spec.name} {spec.service}.{spec.namespace} {spec.target} {spec.port} {spec.discovery}"
+    )
+    if is_of_api_servers(spec):
+        # Their endpoints never include the service's own binds.
+        asked += f" {' '.join(map(str, spec.binds))}"
+    return asked
 
 
 def running_path(state_directory: str) -> str:

@@ -284,19 +284,25 @@ def test_services_that_all_vanish_at_once_are_served_on_for_a_while(frontend: Ba
                 frontend.api.objects.delete(("services", "default", name))
 
         frontend.call(lose())
-        frontend.until(
-            lambda: any(
-                problem["cause"] == "emptied" and "2 Services" in problem["message"]
+
+        def is_reported(count: str) -> bool:
+            return any(
+                problem["cause"] == "emptied" and count in problem["message"]
                 for problem in frontend.status()["problems"]
             )
-        )
+
+        frontend.until(lambda: is_reported("2 Services"))
         assert "2 Services of type LoadBalancer" in frontend.run("status", check=False).stdout
         # A restart does not change this.
         frontend.stop_daemon()
         frontend.start()
-        # The Services return with the same addresses.
-        for name in names[:2]:
-            frontend.balanced_service(name)
+        frontend.until(lambda: is_reported("2 Services"))
+        # The Services return one by one with the same addresses; the others wait meanwhile.
+        frontend.balanced_service("two")
+        frontend.until(lambda: is_reported("1 Service of type"))
+        for number in (1, 2):
+            assert frontend.ask_at(frontend.address(number)) == pods[number - 1]
+        frontend.balanced_service("one")
         frontend.until(lambda: not frontend.status()["problems"])
     assert not load.tally().failures
     for number in (1, 2):

@@ -379,6 +379,34 @@ def written_addresses(frontend: Balanced, name: str) -> list[list[str]]:
 
 
 @pytest.mark.extended
+def test_row_20_a_writer_that_loses_its_settings_leaves_the_statuses_to_another_frontend(
+    frontend: Balanced, certificates: Certificates, either_binary: str
+) -> None:
+    frontend.start()
+    frontend.balanced_service("web")
+    frontend.until(lambda: condition(frontend) == ("True", "Served"))
+    with beside(frontend, certificates, either_binary) as second:
+        second.start()
+        second.until(lambda: second.status()["load_balancers"]["holder"])
+        del frontend.settings["load_balancer"]
+        frontend.write()
+        second.until(lambda: second.status()["load_balancers"]["leader"], 60)
+        # The address is free on this host, and the second frontend serves it.
+        second.until(lambda: f"{frontend.address(1)}:80" in second.haproxy_cfg.read_text(), 60)
+        second.until(lambda: condition(frontend) == ("True", "Served"))
+        # More than two durations of the Lease later, nothing was withdrawn.
+        renewed = set()
+
+        def is_renewed() -> bool:
+            leases = [i for key, i in list(frontend.api.objects.now.items()) if key[0] == "leases"]
+            renewed.add(leases[0]["spec"]["renewTime"])
+            return len(renewed) > 8
+
+        second.until(is_renewed, 90)
+        assert written_addresses(frontend, "web") == [[], [frontend.address(1)]]
+
+
+@pytest.mark.extended
 @pytest.mark.parametrize("way", ["stopped", "killed", "fast clock"])
 def test_row_20_nothing_alternates_when_the_writer_changes(
     frontend: Balanced, certificates: Certificates, either_binary: str, way: str

@@ -14,9 +14,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from fc_frontend.balancer.assign import Assignment, LoadBalancers, assign
-from fc_frontend.balancer.declare import declarations, served_at
+from fc_frontend.balancer.declare import declarations, origin_of, served_at
 from fc_frontend.balancer.wording import problems_of
-from fc_frontend.config.cluster_source import cluster_raws
+from fc_frontend.config.cluster_source import cluster_raws, running_raws
 from fc_frontend.config.host import bindable_addresses
 from fc_frontend.config.loader import Sources
 from fc_frontend.config.running import RunningDeclarations
@@ -25,6 +25,7 @@ from fc_frontend.errors import Cause, Problem, Severity
 from fc_frontend.model.load_balancers import LoadBalancerRequest, LoadBalancerSettings
 from fc_frontend.plan.cluster_objects import ObjectKey
 from fc_frontend.plan.model import Settings
+from fc_frontend.plurals import counted
 
 _MIN_EMPTIED = 2
 """A single Service that is deleted is removed at once."""
@@ -38,6 +39,8 @@ class LoadBalancerSource:
         self._clock = clock
         self._believed_at: float | None = None
         """When an empty list of Services takes effect; None while it is not empty."""
+        self._believed: frozenset[ObjectKey] = frozenset()
+        """The Services whose loss has been accepted, until they are removed."""
         self.is_on = False
         """Whether `load_balancer` is set."""
         self._used: int | None = None
@@ -69,32 +72,49 @@ class LoadBalancerSource:
         known = LoadBalancers(known.version, dict(known.services))
         found = await asyncio.to_thread(self._applied, sources, balancer, known, running)
         self._used = known.version
-        return self._without_emptied(found, settings, running, known)
+        found = self._with_lost(found, settings, running, known)
+        is_same = found.cluster == sources.cluster
+        return sources if is_same and found.cluster_problems == sources.cluster_problems else found
 
-    def _without_emptied(
+    def _with_lost(
         self,
         sources: Sources,
         settings: Settings,
         running: RunningDeclarations,
         known: LoadBalancers,
     ) -> Sources:
-        """Return `sources` that keep Services as they run for a while after all have vanished."""
-        gone = served_at((form.file, form.value) for form in running.services.values())
-        if gone.keys() & known.services.keys() or self.services or len(gone) < _MIN_EMPTIED:
+        """Return `sources` that keep lost Services as they run, if all vanished at once.
+
+        This ends when all are back, or after `intervals.emptied`.
+        """
+        served = served_at((form.file, form.value) for form in running.services.values())
+        lost = served.keys() - known.services.keys()
+        if not lost or lost <= self._believed:
             self._believed_at = None
+            self._believed &= lost
+            return sources
+        if self._believed_at is None and (lost != served.keys() or len(lost) < _MIN_EMPTIED):
             return sources
         now, wait = self._clock(), settings.intervals.emptied
         if self._believed_at is None:
             self._believed_at = now + wait
         if now >= self._believed_at:
+            self._believed, self._believed_at = frozenset(lost), None
             return sources
+        files = {origin_of(key) for key in lost}
+        kept = {name: raw for name, raw in running_raws(running).items() if raw.file in files}
+        count = counted(len(lost), "Service")
         problem = Problem(
-            f"all {len(gone)} Services of type LoadBalancer are suddenly gone; they are served on",
-            f"see `kubectl get services -A`; the daemon believes it after {wait / 60:g} min",
+            f"{count} of type LoadBalancer vanished together with all others; the addresses stay",
+            f"see `kubectl get services -A`; the daemon accepts it after {wait / 60:g} min",
             severity=Severity.WARNING,
             cause=Cause.EMPTIED,
         )
-        return replace(sources, cluster=None, cluster_problems=(problem,))
+        return replace(
+            sources,
+            cluster={**kept, **(sources.cluster or {})},
+            cluster_problems=(*sources.cluster_problems, problem),
+        )
 
     def _applied(
         self,
@@ -116,6 +136,4 @@ class LoadBalancerSource:
         declared = declarations(services, assignments, running.services)
         cluster = cluster_raws(declared, sources.cluster)
         problems = problems_of(services, assignments)
-        if cluster == sources.cluster and problems == sources.cluster_problems:
-            return sources
         return replace(sources, cluster=cluster, cluster_problems=problems)

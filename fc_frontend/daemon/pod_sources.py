@@ -195,7 +195,9 @@ class PodSources:
         if watch is None or emptying is None:
             return {}
         answers = answers_from(watch, specs, settings.cluster, before)
-        return emptying.looked(answers, before, self._clock()) if watch.is_current else answers
+        # Also while the watches are not open or have just been opened again: the pods that the API
+        # listed last are kept, not an empty list that it returned first.
+        return emptying.looked(answers, before, self._clock()) if watch.is_synced else answers
 
     def _look_at(self, watch: ClusterWatch) -> None:
         self.state = self._state(watch)

@@ -30,7 +30,7 @@ from fc_frontend.errors import Unavailable
 from fc_frontend.kubernetes.client import ApiClient, ApiConnection
 from fc_frontend.kubernetes.cluster_watch import read_access
 from fc_frontend.kubernetes.failures import ApiFailure, FailureKind
-from fc_frontend.kubernetes.lease import LEASE_NAMESPACE, LeaseHolder
+from fc_frontend.kubernetes.lease import LEASE_NAMESPACE, LEASE_SECONDS, LeaseHolder
 from fc_frontend.kubernetes.service_status import (
     EventReason,
     Written,
@@ -121,6 +121,8 @@ class StatusWriter:
         self._waits = False
         self._former: LoadBalancerSettings | None = None
         """The last settings of the load balancer."""
+        self._left_at: float | None = None
+        """When the Lease was left because `load_balancer` was removed."""
         self._owned: set[ObjectKey] = set()
         """The Services that got their address here since the start."""
         self._bound: tuple[str, Mapping[str, frozenset[tuple[IpAddress, int]]]] | None = None
@@ -160,9 +162,12 @@ class StatusWriter:
         known = self._discovery.load_balancers
         if balancer is None:
             self._metrics.load_balancers(None)
-        former = balancer or (self._former if self._owned else None)
+        elif self._former is not None and self._former.class_name != balancer.class_name:
+            # The Lease of the former class is not held any more.
+            self._owned.clear()
+        former = balancer or self._former
         self._former = former
-        if former is None or api is None or known is None:
+        if former is None or api is None or known is None or not await self._may_write(balancer):
             await self.release()
             return
         try:
@@ -182,11 +187,29 @@ class StatusWriter:
                 return
             async with client.connect() as connection:
                 await self._write_all(connection, lease, due)
+            if balancer is None and not lease.is_held:
+                # Another frontend has taken over, and writes what it serves.
+                self._owned.clear()
         except ApiFailure as exc:
             self._note_failure(exc.message)
         except Unavailable as exc:
             self._note_failure(exc.problem.message)
         self._report()
+
+    async def _may_write(self, balancer: LoadBalancerSettings | None) -> bool:
+        """Return whether statuses are written: with `load_balancer`, or to withdraw the last ones.
+
+        After `load_balancer` is removed, the writer leaves the Lease to other frontends first.
+        """
+        if balancer is not None:
+            self._left_at = None
+            return True
+        if self._left_at is None:
+            if not self.is_leader:
+                self._owned.clear()
+            await self.release()
+            self._left_at = self._clock()
+        return bool(self._owned) and self._clock() >= self._left_at + 2 * LEASE_SECONDS
 
     async def _write_all(
         self,
@@ -291,12 +314,13 @@ class StatusWriter:
         base: Base,
     ) -> Iterator[tuple[ObjectKey, tuple[LoadBalancerRequest, ServiceStatus]]]:
         """Yield the Services whose status must be written: their request and desired status."""
-        bound = self._bound_by(base) if base.hash == state.running else {}
+        is_known = base.hash == state.running
+        bound = self._bound_by(base) if is_known else {}
         withheld = _withheld(state)
         now = self._clock()
         self._forget_all_but(services)
         for key, request in services.items():
-            status = self._desired(balancer, key, request, bound, withheld)
+            status = self._desired(balancer, key, request, bound, withheld, is_known=is_known)
             if status is None:
                 continue
             record = self._records.get(key)
@@ -340,14 +364,21 @@ class StatusWriter:
         request: LoadBalancerRequest,
         bound: Mapping[str, frozenset[tuple[IpAddress, int]]],
         withheld: Mapping[ObjectKey, Mapping[str, str]],
+        *,
+        is_known: bool,
     ) -> ServiceStatus | None:
         """Return the desired status of a Service; None if it is unknown or belongs to others."""
         if request.has_left:
             return NO_LOAD_BALANCER if _was_ours(balancer, request) else None
         if not (self._source.is_on and balancer.owns(request)):
-            # Another controller owns it; or it became foreign when the settings were changed.
-            is_left = key in self._owned and _was_ours(balancer, request)
-            return NO_LOAD_BALANCER if is_left else None
+            # It belongs to others; or it did not, until the settings were changed.
+            if key not in self._owned:
+                return None
+            if not _was_ours(balancer, request):
+                self._owned.discard(key)
+                return None
+            is_served = any(unit_name(key, port) in bound for port in request.served_ports)
+            return None if is_served or not is_known else NO_LOAD_BALANCER
         self._owned.add(key)
         assignment = self._source.assignments.get(key)
         if assignment is None:

@@ -15,7 +15,7 @@ import pytest
 
 from fc_frontend.demo.load import Load
 from tests.conftest import binary_of
-from tests.support.api_cluster import TOKEN, ApiFrontend, token_until
+from tests.support.api_cluster import NOT_READY, TOKEN, ApiFrontend, token_until
 from tests.support.api_objects import ApiError
 from tests.support.api_server import Fault
 from tests.support.certificates import Certificates
@@ -237,4 +237,35 @@ def test_a_connection_that_is_half_open_for_minutes(frontend: ApiFrontend) -> No
         frontend.until(lambda: failures(frontend, "silent") > before, 240)
         frontend.api.bookmark_seconds = 10.0
         assert_followed_again_quietly(frontend)
+    assert not load.tally().failures, frontend.log_text()[-4000:]
+
+
+def test_an_api_that_returns_without_any_ready_pod(frontend: ApiFrontend) -> None:
+    """The nodes cannot reach the API server: it comes back with all pods NotReady."""
+    names = ["shop", "more", "most"]
+    for number, name in enumerate(names[1:], 1):
+        pods = frontend.scale(name, 2, publish=False)
+        frontend.kube_service(name, cluster_ip=frontend.cluster_ip(name)[0])
+        frontend.ready_endpoints(name, pods.addresses)
+        frontend.settings["services"][name] = frontend.service(name, PORT + number)
+    start(frontend)
+    slots = frontend.slots("shop")
+    with Load(frontend.host, PORT, clients=2) as load:
+        frontend.stop_api()
+        frontend.until(lambda: frontend.metric("fc_frontend_api_watching") == 0, LONG)
+        for name in names:
+            frontend.endpoints(name, dict.fromkeys(frontend.pods[name].addresses, NOT_READY))
+        frontend.start_api()
+        frontend.until(lambda: frontend.metric("fc_frontend_api_held_services") == 3, LONG)
+        frontend.until(lambda: frontend.metric("fc_frontend_api_watching") == 1, LONG)
+        assert frontend.slots("shop") == slots
+        assert "pods-assigned" not in frontend.log_text().partition("api-not-watched")[2]
+        # The API fails during the hold, and all is well later.
+        frontend.stop_api()
+        frontend.until(lambda: frontend.metric("fc_frontend_api_watching") == 0, LONG)
+        assert frontend.slots("shop") == slots
+        frontend.start_api()
+        for name in names:
+            frontend.ready_endpoints(name, frontend.pods[name].addresses)
+        frontend.until(lambda: frontend.metric("fc_frontend_api_held_services") == 0, LONG)
     assert not load.tally().failures, frontend.log_text()[-4000:]
