@@ -67,6 +67,8 @@ class ApiFrontend(Frontend):
         return self
 
     def __exit__(self, *exc: object) -> None:
+        # Before the API server: a TLS handshake in progress would be left without an owner.
+        self.stop_daemon()
         self.stop_api()
         super().__exit__(*exc)
 
