@@ -464,7 +464,7 @@ def test_words_that_went_elsewhere_are_asked_for_again(haproxy: RealHaproxy) -> 
 
 def test_another_configuration_than_expected_is_ended(haproxy: RealHaproxy) -> None:
     with pytest.raises(Unavailable, match="does not have the expected configuration"):
-        start(haproxy, haproxy.configuration(hash_=NEXT), timeout=1)
+        start(haproxy, haproxy.configuration(hash_=NEXT), timeout=4)
     assert supervise.running(haproxy.master_socket) is None
     with pytest.raises(Unavailable):
         running_hash(haproxy.runtime_socket)
